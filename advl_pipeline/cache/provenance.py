@@ -19,7 +19,16 @@ IMPORTED = "import:"
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
     *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype"),
-    *("select_tokens", "mixed_precision", "text_style", "text_units", "shard_rows", "on_error", "weights"),
+    *(
+        "select_tokens",
+        "select_texts",
+        "mixed_precision",
+        "text_style",
+        "text_units",
+        "shard_rows",
+        "on_error",
+        "weights",
+    ),
     *("data_root", "shots", "seed", "ids"),
 )
 _UNSAID = {

@@ -76,6 +76,11 @@ class TeacherCache:
         return None if kept is None else float(kept["share"])
 
     @property
+    def keeps_some_texts(self) -> bool:
+        """Whether only some texts have their tokens stored."""
+        return "kept_texts" in (self.identity["teacher"].get("text") or {})
+
+    @property
     def identity_digest(self) -> str:
         """Hexadecimal SHA-256 of the identity."""
         return digest(self.identity)

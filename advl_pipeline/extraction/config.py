@@ -82,6 +82,14 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         maximum=1,
         rare=True,
     )
+    select_texts: float | None = option(
+        None,
+        help="Store only the tokens of some texts, chosen so that all words come up, which hold this share of the "
+        "words; of these texts those with a meaning. Elsewhere a word then has the mean of its stored features.",
+        above=0,
+        maximum=1,
+        rare=True,
+    )
     batch_size: int = option(32, help="Units per forward pass.", minimum=1, identity="beside")
     shard_rows: int = option(
         32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1, rare=True

@@ -291,4 +291,4 @@ def estimates_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset
 
 def _about_num_pieces(text: str, card: TeacherCard, config: ExtractConfig) -> int:
     pieces = min(len(word_spans(text)) * _PIECES_PER_WORD, card.max_length or float("inf"))
-    return max(1, round(pieces * (config.select_tokens or 1.0)))
+    return max(1, round(pieces * (config.select_tokens or config.select_texts or 1.0)))

@@ -37,6 +37,7 @@ def require_effect(config: ExtractConfig) -> None:
         "text_style": (bool(tasks & {"vcr-q2a", "vcr-qa2r"}), "the data are not in the format of vcr"),
         "text_units": (bool(tasks & MULTIPLE_CHOICE_TASKS) and config.modality != "image", "no choices are read"),
         "select_tokens": (config.modality != "image", "no text is read"),
+        "select_texts": (config.modality != "image", "no text is read"),
         "image_tokens": (config.modality != "text", "no picture is read"),
         "grid_side": (
             config.modality != "text" and config.image_tokens not in ("boxes", "none"),

@@ -101,7 +101,7 @@ def make_plan(
                 global_dim=source.tower.global_dim,
                 token_dim=source.tower.token_dim if source.has_tokens else None,
                 spans=source.modality == "text",
-                kept=source.modality == "text" and config.select_tokens is not None,
+                kept=source.modality == "text" and (config.select_tokens or config.select_texts) is not None,
             ),
             unit_ids_N16=source.unit_ids(),
             lengths_N=lengths[source.modality],

@@ -15,9 +15,10 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.teachers.covering_texts import CoveringTexts
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
 from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.text_units import SelectingTextTower, fit_split_prior, with_text_units
+from advl_pipeline.teachers.text_units import RarestWords, SelectingTextTower, fit_split_prior, with_text_units
 
 _TOKENISE_UNITS = 1024
 FORECAST_TEXTS = 20_000
@@ -168,7 +169,11 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     if teacher.text is not None and texts:
         tower = with_text_units(teacher.text, config.text_units, dataset)
         if config.select_tokens is not None:
-            tower = SelectingTextTower(tower, fit_split_prior(dataset), share=config.select_tokens)
+            rarest = RarestWords(prior=fit_split_prior(dataset), share=config.select_tokens)
+            tower = SelectingTextTower(tower, rarest)
+        if config.select_texts is not None:
+            covering = CoveringTexts.of_texts(dataset.text_units(), fit_split_prior(dataset), config.select_texts)
+            tower = SelectingTextTower(tower, covering)
         sources.append(TextSource(tower, texts))
     return sources
 
@@ -193,13 +198,19 @@ def units_to_encode(
             why="--text-units candidate has features of the candidate's words only",
             next_command="leave out --select-tokens, or --text-units candidate",
         )
+    if config.select_tokens is not None and config.select_texts is not None:
+        raise ConfigError(
+            "--select-tokens and --select-texts exclude each other.",
+            next_command="leave one of them out",
+        )
     modality = config.modality
     if modality != "both" and modality not in towers:
         raise ConfigError(f"Teacher {teacher!r} has no {modality} tower.", where="--modality")
     pictures = dataset.image_units() if "image" in towers and modality != "text" else ()
     texts = dataset.text_units() if "text" in towers and modality != "image" else ()
-    if config.select_tokens is not None and not texts:
-        raise ConfigError("There are no text tokens to select from.", where="--select-tokens")
+    selecting = {"--select-tokens": config.select_tokens, "--select-texts": config.select_texts}
+    if not texts and (given := [flag for flag, share in selecting.items() if share is not None]):
+        raise ConfigError("There are no text tokens to select from.", where=given[0])
     if not pictures and not texts:
         raise DatasetError(
             "There is nothing to extract.",

@@ -1,8 +1,8 @@
 """Towers over a text tower: what is read of an answer choice, and which of its tokens are kept.
 
 A teacher reads the candidate with its question, it alone, or each in turn. A text unit stays the whole text, by which
-it is looked up and to which all characters refer. A cache may hold only the tokens of the words with the highest
-prior (docs/method.md).
+it is looked up and to which all characters refer. A cache may hold only the tokens of some words, such as those with
+the highest prior (docs/method.md).
 Shapes: N texts, R readings of each, D teacher width, W words and M token rows of a text.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from advl_pipeline.cache.identity import digest
@@ -150,26 +151,53 @@ class SelectedUnit(PreparedUnit):
     full: PreparedUnit
 
 
-class SelectingTextTower:
-    """A text tower whose token rows are those of the words with the highest prior. Its global features are untouched.
-
-    Tokens that belong to no word, such as special ones, are not kept. A text has ceil(share * W) kept words.
-    """
-
-    def __init__(self, tower: TextTower, prior: WordPrior, *, share: float) -> None:
-        self._tower = tower
-        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
-        self._prior = prior
-        self._share = share
+class KeptWords(Protocol):
+    """Which words of a text have their tokens kept."""
 
     def describe(self) -> dict[str, Any]:
-        """As the tower, and which tokens are kept. The texts behind the prior are the dataset's, named elsewhere."""
+        """Return what is kept, for the identity of a cache. The texts that it depends on are the dataset's."""
+        ...
+
+    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
+        """Return the words of a text whose tokens are kept, ascending."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RarestWords:
+    """Keeps ceil(share * W) words of each text, those with the highest prior."""
+
+    prior: WordPrior
+    share: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is kept, for the identity of a cache."""
         kept = {
-            "share": self._share,
+            "share": self.share,
             "words": "highest IDF over the candidates of the split",
             "stop_words": digest(sorted(STOP_WORDS)),
         }
-        return {**self._tower.describe(), "kept_tokens": kept}
+        return {"kept_tokens": kept}
+
+    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
+        """Return the words of a text whose tokens are kept, ascending."""
+        return top_words(self.prior.of_text(unit.text), self.share)
+
+
+class SelectingTextTower:
+    """A text tower whose token rows are those of some words. Its global features are untouched.
+
+    Tokens that belong to no word, such as special ones, are not kept.
+    """
+
+    def __init__(self, tower: TextTower, keeps: KeptWords) -> None:
+        self._tower = tower
+        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
+        self._keeps = keeps
+
+    def describe(self) -> dict[str, Any]:
+        """As the tower, and which tokens are kept."""
+        return {**self._tower.describe(), **self._keeps.describe()}
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
         """As the tower, with the rows and spans of the kept tokens."""
@@ -193,8 +221,7 @@ class SelectingTextTower:
         if full.char_spans_M2 is None:
             raise ValueError("a text tower gives the characters of each token")
         word_of_token = assign_tokens_to_words(full.char_spans_M2, word_spans(unit.text))
-        words = top_words(self._prior.of_text(unit.text), self._share)
-        kept_M = np.flatnonzero(np.isin(word_of_token, words)).astype(np.int32)
+        kept_M = np.flatnonzero(np.isin(word_of_token, self._keeps.words(unit))).astype(np.int32)
         return SelectedUnit(
             inputs=full.inputs,
             num_tokens=len(kept_M),

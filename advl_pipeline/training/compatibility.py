@@ -137,6 +137,14 @@ def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettin
     if settings.pathway == "vision":
         return
     for cache in caches:
+        if cache.keeps_some_texts and settings.distance != "relational":
+            again = renew_command(cache.provenance["config"] | {"select_texts": None}, cache.path)
+            raise ConfigError(
+                f"This cache cannot serve the distance {settings.distance!r}.",
+                where=str(cache.path),
+                why="it holds the words of some texts only, and of these those with a meaning",
+                next_command=f"add --distance relational, or {again}",
+            )
         share = cache.kept_share
         if share is None:
             continue

@@ -6,7 +6,6 @@ Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_matrix
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
@@ -31,6 +29,7 @@ from advl_pipeline.distillation.signal import (
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets
+from advl_pipeline.training.word_rows import WordMeans, form_of, pool_rows_to_words
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +80,7 @@ class TeacherFeatures:
 
     `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
     are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
-    those of candidates, without what stands before them.
+    those of candidates, without what stands before them. `word_means` are what words of a text without rows have.
     """
 
     name: str
@@ -91,6 +90,7 @@ class TeacherFeatures:
     aligned: bool
     words_are_selected: bool = False
     reads_context: bool = True
+    word_means: WordMeans | None = None
 
     @property
     def sees_words(self) -> bool:
@@ -240,7 +240,7 @@ class SignalSource:
 
     def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         words = [text[start:end].lower() for start, end in word_spans(text)]
-        forms = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.int64)
+        forms = np.array([form_of(word) for word in words], dtype=np.int64)
         return forms, np.array([self.known.of_word(word) for word in words], dtype=np.float32)
 
     def _vision(
@@ -282,6 +282,8 @@ class SignalSource:
         raw_NWD, mask_NW = pool_rows_to_words(
             _floats(rows), word_of_token[is_token_NM], lengths, words.prior_NW.shape
         )
+        if teacher.word_means is not None:
+            mask_NW |= teacher.word_means.fill(raw_NWD, words.form_NW, words.word_mask_NW & ~mask_NW)
         return TextSignal(
             global_ND=global_ND,
             words_NWD=self._scaled(raw_NWD, store.token_mean, store.token_variance),
@@ -311,32 +313,6 @@ class SignalSource:
         if self.target_norm != "standardise":
             return values
         return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
-
-
-def pool_rows_to_words(
-    rows_MD: torch.Tensor, word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average the rows of each word, as `pool_to_words` does, of texts that lie one after another without padding.
-
-    Args:
-        rows_MD: float32 token rows.
-        word_M: the word of its text that each is of, -1 for none.
-        lengths_N: how many rows each text has.
-        shape: (N, W).
-
-    Returns:
-        (N, W, D) means, zeros where a word has no row, and (N, W) bool, whether it has one.
-    """
-    num_texts, num_words = shape
-    row_M = np.flatnonzero(word_M >= 0)
-    place_M = np.repeat(np.arange(num_texts), lengths_N)[row_M] * num_words + word_M[row_M]
-    belongs = csr_matrix(
-        (np.ones(len(row_M), np.float32), (place_M, row_M)), shape=(num_texts * num_words, len(word_M))
-    )
-    count_P = np.bincount(place_M, minlength=num_texts * num_words)
-    means_PD = belongs @ rows_MD.numpy()
-    means_PD /= np.maximum(count_P, 1).astype(np.float32)[:, None]
-    return torch.from_numpy(means_PD).view(num_texts, num_words, -1), torch.from_numpy(count_P > 0).view(*shape)
 
 
 def _floats(values: npt.NDArray[Any]) -> torch.Tensor:

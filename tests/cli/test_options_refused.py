@@ -30,7 +30,7 @@ OBEYED = {
 }
 """Options that act on any data, or are refused by the student that has no use of them."""
 REFUSED = {
-    ExtractConfig: "text_style text_units select_tokens image_tokens grid_side folds ray_tasks",
+    ExtractConfig: "text_style text_units select_tokens select_texts image_tokens grid_side folds ray_tasks",
     EvaluateConfig: "generate vqa_mode probe_on",
     PredictConfig: "generate",
 }

@@ -21,7 +21,13 @@ from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.teachers.text_units import SelectingTextTower, fit_split_prior, reads_of, with_text_units
+from advl_pipeline.teachers.text_units import (
+    RarestWords,
+    SelectingTextTower,
+    fit_split_prior,
+    reads_of,
+    with_text_units,
+)
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 from advl_pipeline.training.vision_signals import TeacherGrid
 
@@ -100,7 +106,9 @@ def live_teacher(
     if teacher.text is not None:
         text_tower = with_text_units(teacher.text, reads_of(identity["text"]), dataset)
         if cache.kept_share is not None:
-            text_tower = SelectingTextTower(text_tower, fit_split_prior(dataset), share=cache.kept_share)
+            text_tower = SelectingTextTower(
+                text_tower, RarestWords(prior=fit_split_prior(dataset), share=cache.kept_share)
+            )
         teacher = replace(teacher, text=text_tower)
     for modality, tower in (("image", teacher.image), ("text", teacher.text)):
         if tower is not None and identity[modality] is not None and tower.describe() != identity[modality]:

@@ -16,7 +16,8 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_u
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.students.interface import StudentBatch
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures, pool_rows_to_words
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures
+from advl_pipeline.training.word_rows import pool_rows_to_words
 
 TEXT = "a playful dog"
 PIECES = [(0, 1), (2, 6), (6, 9), (10, 13)]

@@ -1,0 +1,55 @@
+"""The greedy cover of words by texts against a loop that looks at every text each time."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from advl_pipeline.datasets.records import TextUnit
+from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.teachers.covering_texts import CoveringTexts, cover
+
+
+def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> list[int]:
+    wanted = share * sum(len(words) for words in words_of_texts) - 1e-6
+    left = [text for text, words in enumerate(words_of_texts) if words]
+    times: Counter[str] = Counter()
+    chosen: list[int] = []
+    while sum(len(words_of_texts[text]) for text in chosen) < wanted:
+        gains = {
+            text: sum(2.0 ** -times[word] for word in words_of_texts[text]) / len(words_of_texts[text])
+            for text in left
+        }
+        best = min(left, key=lambda text: (-gains[text], text))
+        chosen.append(best)
+        left.remove(best)
+        times.update(words_of_texts[best])
+    return chosen
+
+
+@pytest.mark.parametrize("share", [0.1, 0.28, 0.5, 1.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_cover_is_greedy(share: float, seed: int) -> None:
+    draw = random.Random(seed)
+    vocabulary = [f"w{number}" for number in range(12)]
+    texts = [draw.choices(vocabulary, k=draw.randrange(0, 6)) for _ in range(40)]
+    found = cover(texts, share)
+    assert found == cover_by_looking_at_all(texts, share)
+    assert sum(len(texts[text]) for text in found) >= share * sum(map(len, texts)) - 1e-6
+
+
+def test_every_word_comes_up_before_one_comes_up_often() -> None:
+    texts = [["a", "b"], ["a", "b"], ["a", "c"], ["d", "e"], ["a", "b"]]
+    assert cover(texts, 0.6) == [0, 3, 2]
+
+
+def test_kept_are_the_words_with_a_meaning_of_the_chosen_texts() -> None:
+    texts = ["the small heron", "the small heron", "a red kite", "is the otter"]
+    units = [TextUnit(unit_id=f"{number:032x}", text=text) for number, text in enumerate(texts)]
+    keeps = CoveringTexts.of_texts(units, fit_word_prior(texts), 0.6)
+    assert keeps.chosen == {units[0].unit_id, units[2].unit_id, units[3].unit_id}
+    assert keeps.words(units[0]).tolist() == [1, 2]
+    assert keeps.words(units[1]).tolist() == []
+    assert keeps.words(units[3]).tolist() == [2]

@@ -1,0 +1,101 @@
+"""Caches with the words of some texts: what others are filled with, and runs that read no more than is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_logs import losses
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.word_rows import WordMeans, form_of, word_means
+
+
+def extracted(corpus: Any, output: Path, share: float) -> Path:
+    made = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": corpus.data_root, "confidence": False}
+    run_extract(ExtractConfig(**made, output=output, select_texts=share))
+    return output
+
+
+@pytest.fixture(scope="module")
+def some(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return extracted(small_corpus, tmp_path_factory.mktemp("some") / "cache", 0.6)
+
+
+def test_means_are_over_the_texts_that_have_rows(some: Path, small_corpus: Any) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    texts = {unit.unit_id: unit.text for unit in dataset.text_units()}
+    store = open_cache(some).text
+    assert store is not None
+    lengths = store.token_lengths(list(texts))
+    assert 0 < (lengths == 0).mean() < 1
+    each: dict[int, list[np.ndarray[Any, Any]]] = {}
+    for unit, text in texts.items():
+        rows, _ = store.token_features([unit])
+        word_of_row = assign_tokens_to_words(store.char_spans([unit]), word_spans(text))
+        for number, (start, end) in enumerate(word_spans(text)):
+            own = np.asarray(rows, np.float32)[word_of_row == number]
+            word = text[start:end].lower()
+            assert not len(own) or not is_function_word(word)
+            if len(own):
+                each.setdefault(form_of(word), []).append(own.mean(0))
+    found = word_means(store, texts)
+    assert found.form_K.tolist() == sorted(each)
+    expected = np.stack([np.mean(each[form], axis=0) for form in sorted(each)])
+    np.testing.assert_allclose(found.mean_KD.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_missing_words_take_their_means_and_others_stay() -> None:
+    means = WordMeans(form_K=np.array([2, 5]), mean_KD=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    words_NWD = torch.full((1, 4, 2), 9.0)
+    missing_NW = torch.tensor([[False, True, True, True]])
+    found_NW = means.fill(words_NWD, torch.tensor([[5, 5, 7, 2]]), missing_NW)
+    assert found_NW.tolist() == [[False, True, False, True]]
+    assert words_NWD[0].tolist() == [[9.0, 9.0], [3.0, 4.0], [9.0, 9.0], [1.0, 2.0]]
+
+
+def test_a_run_reads_no_row_of_a_word_without_meaning(small_corpus: Any, known: Path, tmp_path: Path) -> None:
+    """The words of all texts, but for function words, marks and special tokens, are all that relations read."""
+    options = {"known_words": known, "answer_weight": 1.0, "target_norm": "none", "confidence": "none"}
+    all_texts = extracted(small_corpus, tmp_path / "cache", 1.0)
+    full, vision = small_corpus.caches
+    for name, cache in (("full", full), ("kept", all_texts)):
+        run_finetune(small_corpus.config(tmp_path / name, cache=(cache, vision), **options))
+    assert losses(tmp_path / "full") == losses(tmp_path / "kept")
+    stores = [open_cache(path).text for path in (full, all_texts)]
+    rows = [int(store.token_lengths(list(store.ids)).sum()) for store in stores if store is not None]
+    assert rows[1] < 0.6 * rows[0]
+
+
+def test_a_run_over_some_texts_still_learns_answers_and_places_words(
+    some: Path, small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 6, "confidence": "none"}
+    run_finetune(small_corpus.config(tmp_path / "run", cache=(some, small_corpus.caches[1]), **options))
+    logged = [one for one in losses(tmp_path / "run") if one["phase"] == "adapt"]
+    assert all(one["raw/text"] > 0 for one in logged)
+    assert len({round(one["raw/answers"], 4) for one in logged}) > 1
+
+
+def test_coordinates_need_all_words(some: Path, small_corpus: Any, tmp_path: Path) -> None:
+    config = small_corpus.config(tmp_path / "run", cache=(some,), distance="mse", confidence="none")
+    with pytest.raises(ConfigError, match="cannot serve the distance") as refused:
+        run_finetune(config)
+    assert "--distance relational" in str(refused.value.next_command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_texts_and_of_words_exclude_each_other(small_corpus: Any, tmp_path: Path) -> None:
+    made = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": small_corpus.data_root}
+    with pytest.raises(ConfigError, match="exclude each other"):
+        run_extract(ExtractConfig(**made, output=tmp_path / "cache", select_texts=0.3, select_tokens=0.3))
+    assert not (tmp_path / "cache").exists()
