@@ -1,0 +1,181 @@
+"""Projectors of visual states against loops, what they learn, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from run_logs import losses
+from safetensors.torch import load_file
+from torch import nn
+
+from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
+from advl_pipeline.distillation.settings import Projector
+from advl_pipeline.distillation.signal import VisionSignal
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.without_effect import without_effect
+
+N, R, H, D = 3, 4, 6, 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    num_sequences = N
+    visual_mask_NR = torch.ones(N, R) > 0
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def targets() -> VisionSignal:
+    mask_NR = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]) > 0
+    return VisionSignal(
+        global_BD=draw(N, D, seed=1), regions_BSD=draw(N, R, D, seed=2), region_mask_BS=mask_NR, shares_BSR=None
+    )
+
+
+def output(states_NRH: torch.Tensor, *layers: torch.Tensor) -> StudentOutput:
+    nothing = torch.zeros(N, 1, H)
+    return StudentOutput(
+        text_states_NLH=nothing, visual_states_NRH=states_NRH, pooled_NP=nothing[:, 0], visual_layers=layers
+    )
+
+
+def expected_loss(project: Any, states_NRH: torch.Tensor, signal: VisionSignal) -> torch.Tensor:
+    """Return (N,): the mean over the tokens that count of 1 - cos(LN(P(v)), LN(g)), written out."""
+
+    def normalised(value_D: torch.Tensor) -> torch.Tensor:
+        return (value_D - value_D.mean()) / torch.sqrt(value_D.var(unbiased=False) + 1e-5)
+
+    assert signal.regions_BSD is not None
+    assert signal.region_mask_BS is not None
+    found = []
+    for row in range(N):
+        each = []
+        for token in range(R):
+            if signal.region_mask_BS[row, token]:
+                a, b = normalised(project(states_NRH[row, token])), normalised(signal.regions_BSD[row, token])
+                each.append(1 - (a @ b) / (a.norm() * b.norm()))
+        found.append(torch.stack(each).mean())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", get_args(Projector))
+def test_image_tokens_follow_by_the_formula(kind: Projector) -> None:
+    torch.manual_seed(0)
+    projections, signal, batch = Projections(kind, region=(H, D)), targets(), Batch()
+    given: Any = batch
+    states = [draw(N, R, H, seed=number) for number in (5, 6, 7)]
+    layers = states[1:] if kind == "shared" else []
+    found_N = projected_vision(projections, output(states[0], *layers), given, signal, "regions", "cosine")
+    map_of = projections["region"]
+    project: Any = map_of
+    if kind == "batch-norm":
+        assert isinstance(map_of, nn.ModuleDict)
+        norm, mlp = nn.BatchNorm1d(H, track_running_stats=False), map_of["mlp"]
+        # The statistics are of the tokens that count, which the loop asks about one by one.
+        counted_XH = states[0][signal.region_mask_BS]
+        rows = {tuple(row.tolist()): value for row, value in zip(counted_XH, norm(counted_XH), strict=True)}
+        project = lambda state: mlp(rows[tuple(state.tolist())])  # noqa: E731
+    if kind == "shared":
+        expected_N = sum(expected_loss(project, one, signal) for one in layers) / len(layers)
+    else:
+        expected_N = expected_loss(project, states[0], signal)
+    torch.testing.assert_close(found_N, expected_N, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", get_args(Projector))
+def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> None:
+    torch.manual_seed(0)
+    projections = Projections(kind, image=(H, D), region=(H, D))
+    states_NRH, batch = draw(N, R, H, seed=5).requires_grad_(), Batch()
+    given: Any = batch
+    projected_vision(projections, output(states_NRH), given, targets(), "both", "cosine").sum().backward()
+    assert states_NRH.grad is not None
+    assert float(states_NRH.grad.abs().sum()) > 0
+    learned = [parameter.grad is not None for parameter in projections.parameters()]
+    assert not any(learned) if kind == "frozen" else all(learned)
+
+
+def test_token_norm_takes_no_part_of_what_does_not_count() -> None:
+    norm, states_NRH = TokenNorm(H), draw(N, R, H, seed=3)
+    mask_NR = targets().region_mask_BS
+    assert mask_NR is not None
+    changed_NRH = torch.where(mask_NR[..., None], states_NRH, 1e3)
+    torch.testing.assert_close(norm(states_NRH, mask_NR)[mask_NR], norm(changed_NRH, mask_NR)[mask_NR])
+
+
+FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}
+
+
+@pytest.mark.parametrize("kind", ["frozen", "batch-norm", "shared"])
+def test_at_weight_zero_a_run_is_plain_step_for_step(kind: str, small_corpus: Any, tmp_path: Path) -> None:
+    options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 3}
+    run_finetune(small_corpus.config(tmp_path / "zero", **options, **FIELD, projector=kind, distill_weight=0.0))
+    run_finetune(small_corpus.config(tmp_path / "plain", **options, method="plain", cache=()))
+    zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
+    assert all(torch.equal(value, plain[name]) for name, value in zero.items())
+
+
+def test_every_projector_gives_another_run(small_corpus: Any, tmp_path: Path) -> None:
+    found = []
+    for kind in get_args(Projector):
+        options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "distill_weight": 0.5}
+        run_finetune(small_corpus.config(tmp_path / kind, **options, **FIELD, projector=kind))
+        found.append([one["raw/vision"] for one in losses(tmp_path / kind)])
+    assert len({tuple(one) for one in found}) == len(found)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "shared"])
+def test_gradients_reach_the_image_tower(kind: str, small_corpus: Any, tmp_path: Path) -> None:
+    options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "clip_norm": 0.0, "weight_decay": 0.0}
+    run = tmp_path / "run"
+    run_finetune(small_corpus.config(run, **options, **FIELD, projector=kind, distill_weight=0.5))
+    run_finetune(small_corpus.config(tmp_path / "plain", **options, method="plain", cache=()))
+    taught, plain = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "plain"))
+    tower = [name for name in taught if "vision_model" in name]
+    assert any(not torch.equal(taught[name], plain[name]) for name in tower)
+
+
+def test_a_student_with_image_tokens_at_one_depth_shares_no_projector(small_corpus: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no projector can be shared") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", **FIELD, projector="shared"))
+    assert "--projector mlp" in refused.value.next_command
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distance": "relational"},
+        {"pathway": "text"},
+        {"method": "plain", "cache": ()},
+        {"distill_weight": 0.0},
+    ],
+    ids=["relations", "texts", "no teacher", "weight 0"],
+)
+def test_a_projector_that_projects_nothing_is_told(
+    changes: dict[str, Any], small_corpus: Any, tmp_path: Path
+) -> None:
+    config = small_corpus.config(tmp_path / "run", **{**FIELD, **changes}, projector="frozen")
+    assert "projector" in without_effect(config, resolve_method(config, num_steps=1))
+
+
+def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
+    student = build_student("smolvlm-tiny", overrides={"align_layer": 2})
+    student.give_layers()
+    from advl_pipeline.datasets.registry import open_dataset
+
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    with torch.no_grad():
+        found = student.eval().encode(student.collate([dataset[0]]))
+    # Of three layers: half is the second, three quarters too.
+    assert [torch.equal(one, found.visual_states_NRH) for one in found.visual_layers] == [True]
