@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Image
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.runs import names
+from advl_pipeline.students.agreement_score import agreement, said_tokens
 from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat import Chat
@@ -83,6 +84,12 @@ class GenerativeConfig(Configuration):
     instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
     max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
+    agreement: float = option(
+        0.0,
+        help="Temperature of the agreement between a candidate's words and the picture, which is added to its "
+        "likelihood per token (docs/method.md); 0 leaves it out.",
+        minimum=0,
+    )
 
 
 class GenerativeStudent(Student):
@@ -110,6 +117,7 @@ class GenerativeStudent(Student):
                 why=f"its language model has {num_layers}",
                 next_command=f"--align-layer {middle} is the middle one",
             )
+        self.deep_layers: tuple[int, ...] = ()
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed(1 + CACHED_BYTES // self.picture_bytes)
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -205,7 +213,7 @@ class GenerativeStudent(Student):
         ]
         self._require_room(max(len(row.token_ids) for row in rows))
         choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
-        return chat_batch(
+        batch = chat_batch(
             rows,
             pictures,
             num_candidates=tuple(len(example.candidates) for example in examples),
@@ -215,6 +223,11 @@ class GenerativeStudent(Student):
             length_normalised=self.config.length_normalised == "all"
             or (choice and self.config.length_normalised == "choices"),
         )
+        if self.config.agreement and examples[0].task in MULTIPLE_CHOICE_TASKS:
+            candidates = [candidate for example in examples for candidate in example.candidates]
+            batch.said_NL = said_tokens(candidates, batch.char_spans_NL2)
+            batch.spoken_of_NR = batch.visual_mask_NR.float()
+        return batch
 
     def with_answers(
         self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
@@ -250,7 +263,11 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        with self._kept_states(lambda states_BWH: states_BWH) as kept:
+        with ExitStack() as hooks:
+            kept, *deep = (
+                hooks.enter_context(self._kept_states(lambda states_BWH: states_BWH, layer))
+                for layer in (self.align_layer, *self.deep_layers)
+            )
             answered = self._answered(batch, mask_visual)
         # Later passes, of further answers, have the same states.
         states_BWH = kept[0]
@@ -259,6 +276,7 @@ class GenerativeStudent(Student):
             visual_states_NRH=of_sequences(states_BWH, batch, batch.visual_place_NR),
             pooled_NP=last_states(states_BWH, batch),
             answered=answered,
+            visual_layers=tuple(of_sequences(one[0], batch, batch.visual_place_NR) for one in deep),
         )
 
     def encode_pooled(
@@ -266,14 +284,33 @@ class GenerativeStudent(Student):
     ) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        with self._kept_states(lambda states_BWH: last_states(states_BWH, batch)) as kept:
+        with self._kept_states(lambda states_BWH: last_states(states_BWH, batch), self.align_layer) as kept:
             answered = self._answered(batch, mask_visual)
         none = kept[0].new_zeros(batch.num_sequences, 0, self.hidden_size)
         return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=kept[0], answered=answered)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
-        return self.encode(replace(batch, answers=()), mask_visual=True)
+        asked = replace(batch, answers=())
+        # The score of a candidate reads the same pass.
+        inputs = [batch.sequence_ids_NS, batch.pixels]
+        return self.once("unimodal", inputs, lambda: self.encode(asked, mask_visual=True))
+
+    def _agreement(self, batch: ChatBatch) -> torch.Tensor | None:
+        """Return (N, 1), what a candidate's words and the picture add to its score; None where nothing does."""
+        if batch.said_NL is None or batch.spoken_of_NR is None:
+            return None
+        apart = self.encode_unimodal(batch)
+        cosine_N = agreement(apart.text_states_NLH, batch.said_NL, apart.visual_states_NRH, batch.spoken_of_NR)
+        return cosine_N[:, None] / self.config.agreement
+
+    def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
+        assert isinstance(batch, ChatBatch)
+        return of_sequences(self.embed(batch, self.shown(batch), mask_visual=True), batch, batch.visual_place_NR)
+
+    def give_layers(self) -> None:
+        num_layers: int = self.decoder.config.num_hidden_layers
+        self.deep_layers = tuple(range((num_layers + 1) // 2, 3 * num_layers // 4 + 1))
 
     @torch.inference_mode()
     def generate(self, batch: StudentBatch) -> list[str]:
@@ -347,13 +384,12 @@ class GenerativeStudent(Student):
             )
 
     @contextmanager
-    def _kept_states(self, take: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-        """Keep what is taken of the aligned layer's states (B, W, H) in each pass inside, and of no other layer's."""
+    def _kept_states(self, take: Callable[[torch.Tensor], torch.Tensor], number: int) -> Iterator[list[torch.Tensor]]:
+        """Keep what is taken of the states (B, W, H) of layer `number`, from 1, in each pass inside."""
         kept: list[torch.Tensor] = []
         decoder = self.decoder
         # States of the last layer are those that the words are foretold from.
-        is_last = self.align_layer == len(decoder.layers)
-        layer = decoder.norm if is_last else decoder.layers[self.align_layer - 1]
+        layer = decoder.norm if number == len(decoder.layers) else decoder.layers[number - 1]
         handle = layer.register_forward_hook(lambda _layer, _inputs, states_BWH: kept.append(take(states_BWH)))
         try:
             yield kept
@@ -381,6 +417,7 @@ class GenerativeStudent(Student):
             log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
             num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
             length_normalised=batch.length_normalised,
+            agreement_NK=None if mask_visual else self._agreement(batch),
         )
 
     def _run(

@@ -3,7 +3,8 @@
 SmolVLM's modules, used otherwise in two places, because of its size and of the corpus. The tiles of a picture are the
 whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
-"object 3" is.
+"object 3" is. So that its score reads what pretraining aligned, as the heads of the other small students do, it
+also has the agreement of its words with the boxes that they tag (`students/agreement_score.py`).
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
 W tokens of an example's row, H width.
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from advl_data.scenes.students.agreement import place_of_tags, shares_of_tags
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.chat_batch import ChatBatch, Picture, packing
@@ -64,6 +66,7 @@ class ScenesSmolVlm(SmolVlm):
             "image_splitting": False,
             "align_layer": 1,
             "dropout": 0.1,
+            "agreement": 0.1,
         },
     }
 
@@ -83,7 +86,10 @@ class ScenesSmolVlm(SmolVlm):
         batch = dataclasses.replace(batch, box_index_NR=box_R.where(batch.visual_mask_NR, -1))
         # Padding is written to the template's first token, which names nothing either.
         nothing_NS = torch.full_like(batch.sequence_ids_NS, -1)
-        tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tagged_regions(batch, examples))
+        tag_NL = tagged_regions(batch, examples)
+        tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tag_NL)
+        if batch.spoken_of_NR is not None:
+            batch.spoken_of_NR = place_of_tags(shares_of_tags(tag_NL, batch.spoken_of_NR[..., None]), hidden=False)
         # Words that refer to different boxes differ, though they read alike.
         batch.packing = packing(
             batch.num_candidates,

@@ -1,0 +1,114 @@
+"""Agreement beside the likelihood: against a loop, in the scores of chat models, and off where nobody asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import is_function_word, word_spans
+from advl_pipeline.students.agreement_score import agreement, said_tokens
+from advl_pipeline.students.registry import build_student
+
+
+@pytest.fixture(scope="module")
+def examples(small_corpus: Any) -> list[Example]:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    return [dataset[index] for index in range(4)]
+
+
+def test_it_is_the_cosine_of_two_means() -> None:
+    draw = torch.Generator().manual_seed(0)
+    text_NLH, visual_NRH = torch.randn(2, 3, 4, generator=draw), torch.randn(2, 5, 4, generator=draw)
+    said_NL = torch.tensor([[True, False, True], [False, False, False]])
+    place_NR = torch.tensor([[0.0, 0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    found = agreement(text_NLH, said_NL, visual_NRH, place_NR)
+    said, shown = (text_NLH[0, 0] + text_NLH[0, 2]) / 2, (visual_NRH[0, 1] + visual_NRH[0, 2]) / 2
+    assert float(found[0]) == pytest.approx(float(said @ shown / (said.norm() * shown.norm())), rel=1e-5)
+    assert float(found[1]) == 0.0
+
+
+def test_said_are_the_words_of_the_answer_with_a_meaning() -> None:
+    candidates = [Candidate(text="what is it? the small heron", context_length=11), Candidate(text="it is the")]
+    spans = [[(0, 4), (5, 7), (12, 15), (16, 21), (22, 27), (0, 0)], [(0, 2), (3, 5), (6, 9), (0, 0), (0, 0), (0, 0)]]
+    found = said_tokens(candidates, torch.tensor(spans))
+    assert found.tolist() == [
+        [False, False, False, True, True, False],
+        [True, True, True, False, False, False],
+    ]
+
+
+def expected_agreement(student: Any, examples: list[Example]) -> list[float]:
+    batch = student.collate(examples)
+    with torch.no_grad():
+        apart = student.encode_unimodal(batch)
+    found = []
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    for row, candidate in enumerate(candidates):
+        spans = batch.char_spans_NL2[row].tolist()
+        words = [one for one in word_spans(candidate.text) if one[0] >= candidate.answer_start]
+        meant = [one for one in words if not is_function_word(candidate.text[slice(*one)].lower())]
+        tokens = [
+            t for t, (a, b) in enumerate(spans) if any(a < last and b > first for first, last in meant or words)
+        ]
+        boxes = [tag.box for tag in candidate.tags]
+        places = batch.visual_mask_NR[row].nonzero()[:, 0].tolist()
+        weights = [1.0] * len(places)
+        if boxes and student.places == "regions":
+            named = [box for box in boxes for _ in word_pieces(spans, candidate, box)]
+            weights = [float(named.count(int(batch.box_index_NR[row, place]))) for place in places]
+        said = apart.text_states_NLH[row, tokens].mean(0)
+        shown = sum(
+            weight * apart.visual_states_NRH[row, place] for weight, place in zip(weights, places, strict=True)
+        )
+        found.append(float(torch.cosine_similarity(said, shown / sum(weights), dim=0)))
+    return found
+
+
+def word_pieces(spans: list[list[int]], candidate: Candidate, box: int) -> list[int]:
+    tags = [tag for tag in candidate.tags if tag.box == box]
+    pieces = [t for t, (a, b) in enumerate(spans) if any(a < tag.end and b > tag.start for tag in tags)]
+    # Once for each box, however often its tag is listed.
+    return pieces[: max(1, len(pieces) // max(1, len(tags)))]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("scenes-smolvlm", {}), ("smolvlm-tiny", {"agreement": 0.1})], ids=["tags", "picture"]
+)
+def test_a_score_is_likelihood_and_agreement(name: str, overrides: dict[str, Any], examples: list[Example]) -> None:
+    torch.manual_seed(0)
+    student = build_student(name, overrides=overrides).eval()
+    with torch.no_grad():
+        output = student.encode(student.collate(examples))
+        pooled = student.encode_pooled(student.collate(examples))
+    assert output.answered is not None
+    assert pooled.answered is not None
+    answered = output.answered
+    likelihood_N = (answered.log_likelihood_NK / answered.num_tokens_NK)[:, 0]
+    expected_N = likelihood_N + torch.tensor(expected_agreement(student, examples)) / 0.1
+    torch.testing.assert_close(answered.scores[:, 0], expected_N, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pooled.answered.scores, answered.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_without_it_and_without_a_picture_a_score_is_the_likelihood(examples: list[Example]) -> None:
+    for name, hidden in (("smolvlm-tiny", False), ("scenes-smolvlm", True)):
+        student = build_student(name).eval()
+        with torch.no_grad():
+            answered = student.encode(student.collate(examples), mask_visual=hidden).answered
+        assert answered is not None
+        torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / answered.num_tokens_NK)
+
+
+def test_it_is_learned_through(examples: list[Example]) -> None:
+    student = build_student("scenes-smolvlm").train()
+    answered = student.encode(student.collate(examples)).answered
+    assert answered is not None
+    assert answered.agreement_NK is not None
+    answered.agreement_NK.sum().backward()
+    reached = {
+        name.split(".")[2] for name, one in student.named_parameters() if one.grad is not None and one.grad.any()
+    }
+    assert {"vision_model", "text_model"} <= reached
