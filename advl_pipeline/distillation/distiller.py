@@ -185,7 +185,9 @@ class Distiller(nn.Module):
             for name in self.teachers["vision"]:
                 widths = teachers[name]
                 self.vision[module_key(name)] = Projections(
-                    image=(hidden_size, widths.image_global), region=(hidden_size, widths.image_region)
+                    settings.projector,
+                    image=(hidden_size, widths.image_global),
+                    region=(hidden_size, widths.image_region),
                 )
             for name in self.teachers["text"]:
                 widths = teachers[name]

@@ -13,7 +13,8 @@ Pathway = Literal["both", "vision", "text"]
 TeacherBalance = Literal["equal", "fixed"]
 AdaptObjective = Literal["contrastive", "distil-only"]
 Selection = Literal["adaptive", "prior", "random", "all"]
-Weighting = Literal["ratio", "uniform"]
+Projector = Literal["linear", "mlp", "frozen", "batch-norm", "shared"]
+Weighting = Literal["ratio", "uniform", "oracle"]
 VisionTarget = Literal["image", "regions", "both"]
 """What is distilled of one vision teacher, once it is decided."""
 
@@ -74,6 +75,13 @@ class DistillationOptions(Configuration):
         "both places and picture. auto takes the places where student and cache have them, else the picture.",
         rare=True,
     )
+    projector: Projector = option(
+        "linear",
+        help="Of the other distances: the map from visual states of the student to features of the teacher. linear; "
+        "mlp, of three layers; frozen, such a one that stays random; batch-norm, two layers behind a normalisation; "
+        "shared, one mlp for the layers of a chat model from half to three quarters of its depth.",
+        rare=True,
+    )
     teacher_balance: TeacherBalance = option(
         "equal",
         help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
@@ -90,7 +98,10 @@ class DistillationOptions(Configuration):
         "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation.", rare=True
     )
     weighting: Weighting | None = option(
-        None, help="Adaptive Confidence-based Weighting: the weight of an instance.", rare=True
+        None,
+        help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control of studies, which "
+        "reads labels: 1 where the bridge is right, else 0, in both steps.",
+        rare=True,
     )
     weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False, rare=True)
     weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.", rare=True)
@@ -121,6 +132,12 @@ class AdaptTerms(Configuration):
         "the tagged regions (docs/method.md, the bridge). 0 leaves it out [default: 1 where that tells right from "
         "wrong on the labelled items, else 0; the run says which].",
         minimum=0,
+        rare=True,
+    )
+    answers_of: Literal["teacher", "student"] = option(
+        "teacher",
+        help="Whose likenesses of words say how a candidate is answered. student is a control, which needs no "
+        "teacher: the student's own likenesses, as it starts.",
         rare=True,
     )
 

@@ -48,13 +48,16 @@ def instance_weights(
     """Return (B,) weights in [0, weight_max], without gradient.
 
     Args:
-        kind: `ratio` c_T / c_S; `uniform` 1; each at most weight_max.
+        kind: `ratio` c_T / c_S; `uniform` 1; `oracle` c_T, which labels then give; each at most weight_max.
         teacher_B: c_T, probability that the teacher's probe gives the ground truth.
         student_B: c_S, the student's own; detached here.
         weight_max: upper bound.
     """
     teacher, student = teacher_B.detach(), student_B.detach()
-    weights = torch.ones_like(teacher) if kind == "uniform" else teacher / (student + EPSILON)
+    if kind == "ratio":
+        weights = teacher / (student + EPSILON)
+    else:
+        weights = torch.ones_like(teacher) if kind == "uniform" else teacher
     return weights.clamp(max=weight_max)
 
 

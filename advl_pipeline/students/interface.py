@@ -108,11 +108,13 @@ class Answered:
     """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
 
     K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
+    `agreement_NK` is added to their scores, which are then no pure likelihoods (`agreement_score.py`).
     """
 
     log_likelihood_NK: torch.Tensor
     num_tokens_NK: torch.Tensor
     length_normalised: bool
+    agreement_NK: torch.Tensor | None = None
 
     @property
     def scores(self) -> torch.Tensor:
@@ -120,6 +122,8 @@ class Answered:
         scores = self.log_likelihood_NK
         if self.length_normalised:
             scores = scores / self.num_tokens_NK.clamp(min=1)
+        if self.agreement_NK is not None:
+            scores = scores + self.agreement_NK
         return scores.masked_fill(self.num_tokens_NK == 0, -torch.inf)
 
 
@@ -160,7 +164,8 @@ class StudentOutput:
     `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
     serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
     student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
-    asked then. `unimodal` is of students whose heads look things up.
+    asked then. `unimodal` is of students whose heads look things up. `visual_layers` are visual states (N, R, H) at
+    several depths, of a student that was told to give them.
     """
 
     text_states_NLH: torch.Tensor
@@ -170,6 +175,7 @@ class StudentOutput:
     relevance_NL: torch.Tensor | None = None
     answered: Answered | None = None
     unimodal: UnimodalStates | None = None
+    visual_layers: tuple[torch.Tensor, ...] = ()
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
         """Return (N, K): a head's logits, or the scores of answers in words."""
@@ -376,6 +382,23 @@ class Student(nn.Module, ABC):
         returns their states; the others make a pass that hides the modalities from one another.
         """
         return self.encode(batch, mask_visual=True)
+
+    def give_layers(self) -> None:
+        """Give visual states at several depths from now on.
+
+        Raises:
+            ConfigError: the student has none.
+        """
+        raise ConfigError(
+            f"{self.name} gives its image tokens at one depth, so no projector can be shared.",
+            where="--projector shared",
+            why="a chat model has them in every layer",
+            next_command="--projector mlp, or a chat model such as smolvlm-256m",
+        )
+
+    def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
+        """Return (N, R, H): the picture's tokens before they meet the text."""
+        return self.encode_unimodal(batch).visual_states_NRH
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of what a `Perturbation` is added to: word embeddings, E, and raw visual features, F.

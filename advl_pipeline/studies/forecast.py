@@ -129,6 +129,8 @@ def describe_content(config: ExtractConfig) -> str:
     seeds = " and ".join(map(str, config.seed))
     questions = "all questions" if config.shots is None else f"{config.shots:,} questions of seed {seeds}"
     tokens = "all tokens" if share is None else f"the tokens of {share:.0%} of the words"
+    if config.select_texts is not None:
+        tokens = f"texts with {config.select_texts:.0%} of the words"
     return f"{questions}, {tokens}, {config.dtype}"
 
 
@@ -334,7 +336,9 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
             # The adapt step keeps its share: its steps cost something else.
             share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
             adapt_steps = max(1, round(MEASURED_STEPS * share))
-            run_finetune(with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run))
+            # The plan has refused what only a control may do.
+            short = with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run)
+            run_finetune(short, is_control=True)
             run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
             found.append(_pace(run, kind, source=MEASURED))
     return found

@@ -205,6 +205,13 @@ def _cell(
             for teacher in teachers
         ),
     )
+    if config.distill.weighting == "oracle" and variant.role != "control":
+        raise ConfigError(
+            f"{method} weighs by labels and is not marked as a control.",
+            where=study.source,
+            why="--weighting oracle reads the labels of all inputs that the adapt step sees",
+            next_command=f'role = "control" under [variants.{method}]',
+        )
     options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
     if (content := dataset_digests.get(trained_on(config))) is not None:
         options["dataset_digest"] = content

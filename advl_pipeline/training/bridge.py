@@ -1,7 +1,8 @@
 """The bridge: how a text teacher would answer, by way of what the student already names, without labels.
 
 docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it starts
-says which of them names the tagged region, the teacher which of them the candidate's own words are like.
+says which of them names the tagged region, the teacher which of them the candidate's own words are like. In a control
+the student says that, too: the same answers without what a teacher knows.
 Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D teacher width.
 """
 
@@ -21,18 +22,21 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.landmarks import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.signal import TextSignal, shared_words
+from advl_pipeline.distillation.signal import TextSignal, WordAlignment, shared_words
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import AnswerHead, Student, StudentOutput
+from advl_pipeline.students.interface import Student
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.landmark_search import StudentAtStart
+from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart
 from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 
 EXAMPLES_AT_ONCE = 32
+
+THE_STUDENT = "the student"
+"""Stands in a teacher's place where the student's own likenesses of words answer."""
 
 
 def bridge_scores(
@@ -59,6 +63,7 @@ class TeacherAnswers:
     shares: Mapping[str, torch.Tensor]
     why: str
     separation: Separation | None = None
+    whose: str = "the text teacher"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was found as plain JSON types."""
@@ -70,13 +75,13 @@ class TeacherAnswers:
         if self.separation is None:
             return []
         learned = "learns" if self.shares else "does not learn"
-        return [f"the adapt step {learned} how the text teacher would answer: {self.why}"]
+        return [f"the adapt step {learned} how {self.whose} would answer: {self.why}"]
 
 
 def find_answers(
     run: Run,
     start: StudentAtStart,
-    landmarks: Mapping[str, Landmarks],
+    found_landmarks: FoundLandmarks,
     inputs: Inputs,
     source: SignalSource | None,
     *,
@@ -87,37 +92,36 @@ def find_answers(
 
     Left to itself a run learns them where they tell right from wrong on its labelled items.
 
-    Args:
-        landmarks: of the text teachers.
-
     Raises:
-        ConfigError: answers are asked for (`--answer-weight`) and there is no bridge.
+        ConfigError: answers are asked for (`--answer-weight`, `--answers-of`) and there is no bridge.
     """
     if run.method.settings.answer_weight == 0:
         return None
     is_asked = run.config.adapt.answer_weight is not None
-    if why := _why_no_bridge(start, landmarks, inputs.adapt_dataset):
-        if is_asked:
-            raise _no_bridge("--answer-weight", why)
+    landmarks, whose = found_landmarks.words, "the text teacher"
+    if is_own := run.method.settings.answers_of == "student":
+        landmarks = {} if found_landmarks.own is None else {THE_STUDENT: found_landmarks.own}
+        whose = "the student by its own likenesses"
+    if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
+        if is_asked or is_own:
+            raise _no_bridge("--answer-weight" if is_asked else "--answers-of student", why)
         return TeacherAnswers(shares={}, why=why)
     assert source is not None
     labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source, device=device)
     found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
     if not is_asked and not found.is_above_chance:
-        return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found)
+        return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found, whose=whose)
     visited = inputs_visited(run.config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
     shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited, source, device=device)
-    return TeacherAnswers(shares=shares, why=str(found), separation=found)
+    return TeacherAnswers(shares=shares, why=str(found), separation=found, whose=whose)
 
 
-def _why_no_bridge(start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
+def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
     """Return what is missing, or nothing."""
-    if any(isinstance(head, AnswerHead) for head in start.heads.values()):
-        return "the student answers in words and has no head"
     if not set(dataset.tasks) <= set(MULTIPLE_CHOICE_TASKS):
         return "only multiple choice has a bridge"
     if not landmarks:
-        return "no known words of the student's pretraining are landmarks of a text teacher"
+        return "no known words of the student's pretraining are landmarks of a text teacher, or of its own"
     return ""
 
 
@@ -147,7 +151,7 @@ def bridge_confidence(
     Raises:
         ConfigError: there is no bridge.
     """
-    if why := _why_no_bridge(start, landmarks, dataset):
+    if why := _why_no_bridge(landmarks, dataset):
         raise _no_bridge("--confidence bridge", why)
     answers = bridge_answers(start, landmarks, dataset, positions, source, device=device)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
@@ -158,6 +162,39 @@ def bridge_confidence(
         probability_N[row] = float(share_C[example.label])
         outranked_N[row] = outranked_candidates(share_C[None].numpy(), np.array([example.label]))[0]
     return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
+
+
+def oracle(
+    start: StudentAtStart,
+    landmarks: Mapping[str, Landmarks],
+    dataset: Dataset,
+    positions: Sequence[int],
+    source: SignalSource,
+    *,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return example id -> 1 where the bridge is right by the label, else 0: weights that no method can have.
+
+    What these gain is the most that weights by confidence could.
+
+    Args:
+        positions: as `bridge_answers` takes them.
+
+    Raises:
+        ConfigError: there is no bridge, or an item has no label.
+    """
+    if why := _why_no_bridge(landmarks, dataset):
+        raise _no_bridge("--weighting oracle", why)
+    if unlabelled := [position for position in positions if dataset[position].label is None]:
+        raise ConfigError(
+            "Weights by labels need the label of every input of the adapt step.",
+            where="--weighting oracle",
+            why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
+            next_command="--adapt-on inputs, or subset, of a split with labels",
+        )
+    found = bridge_confidence(start, landmarks, dataset, positions, source, device=device)
+    ids = [dataset[position].example_id for position in positions]
+    return dict(zip(ids, (found.outranked_N == 1).astype(float).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -177,7 +214,7 @@ def bridge_answers(
 
     Args:
         start: left in the mode that it was in.
-        landmarks: of the text teachers.
+        landmarks: of the text teachers, or of `THE_STUDENT`.
         positions: of the items, of multiple choice.
     """
     tasks = dict.fromkeys(dataset[position].task for position in positions)
@@ -204,10 +241,14 @@ def _score(
 ) -> torch.Tensor:
     """Return (N,) scores of the candidates, 0 for those that say nothing."""
     assert batch.signal is not None
-    signal, settings = batch.signal.text[teacher], start.settings
-    assert signal.words_NWD is not None
+    words, settings = batch.signal.words, start.settings
+    assert words is not None
     states = start.states(batch.student)
-    said_NW = _said_words(examples, batch, signal, states)
+    words_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    own = TextSignal(global_ND=states.pooled_NP, words_NWD=words_NWH, word_mask_NW=seen_NW)
+    signal = own if teacher == THE_STUDENT else batch.signal.text[teacher]
+    assert signal.words_NWD is not None
+    said_NW = _said_words(examples, words, signal, seen_NW)
     place_NR = _places(start.student, examples, batch)
     speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
     region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
@@ -223,13 +264,9 @@ def _score(
 
 
 def _said_words(
-    examples: Sequence[Example], batch: TrainingBatch, one: TextSignal, states: StudentOutput
+    examples: Sequence[Example], words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor
 ) -> torch.Tensor:
     """Return (N, W) bool: the words of each candidate's own part that mean something, as both sides have them."""
-    assert batch.signal is not None
-    assert batch.signal.words is not None
-    words = batch.signal.words
-    _, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
     own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
     candidates = [candidate for example in examples for candidate in example.candidates]
     for row, candidate in enumerate(candidates):
@@ -243,11 +280,9 @@ def _places(student: Student, examples: Sequence[Example], batch: TrainingBatch)
     """Return (N, R): the mean place of the boxes that each candidate tags; 0 where it tags none that is seen."""
     box_index_NR = batch.student.box_index_NR
     place_NR = torch.zeros(box_index_NR.shape, dtype=torch.float32)
-    row = 0
-    for example in examples:
-        for candidate in example.candidates:
-            boxes = sorted({tag.box for tag in candidate.tags})
-            if boxes:
-                place_NR[row] = places_of_boxes(student, example, box_index_NR[row].cpu())[boxes].mean(0)
-            row += 1
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    of_sequences = places_of_boxes(student, examples, batch.student)
+    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
+        if boxes := sorted({tag.box for tag in candidate.tags}):
+            place_NR[row] = place_SR[boxes].mean(0)
     return place_NR.to(box_index_NR.device)

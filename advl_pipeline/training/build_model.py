@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -72,10 +73,19 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     The student as it is now is what the adapt step holds known words to.
     """
     settings, student = run.method.settings, start.student
+    if run.method.uses_teachers and settings.projector == "shared" and settings.distance != "relational":
+        student.give_layers()
     torch.manual_seed(run.config.seed + 2)
+    widths = teaching.source.widths() if teaching.source else {}
+    if start.teaches_itself:
+        width = student.hidden_size
+        widths = {
+            name: replace(one, image_global=one.image_global and width, image_region=one.image_region and width)
+            for name, one in widths.items()
+        }
     distiller = Distiller(
         settings,
-        teaching.source.widths() if teaching.source else {},
+        widths,
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
         vision_targets={choice.teacher: choice.target for choice in teaching.vision},
@@ -94,6 +104,7 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
         reference=copy.deepcopy(student).eval().requires_grad_(False) if anchors else None,
         answers=teaching.answers.shares if teaching.answers else None,
         remembered=StudentConfidence(labelled_ids) if weighs and run.config.student_confidence != "current" else None,
+        teaches_itself=start.teaches_itself,
     )
 
 

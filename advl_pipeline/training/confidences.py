@@ -25,10 +25,11 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.training.batches import collate_batch
-from advl_pipeline.training.bridge import bridge_confidence
+from advl_pipeline.training.bridge import bridge_confidence, oracle
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.landmark_search import StudentAtStart
+from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import score_task, student_confidence
@@ -90,6 +91,7 @@ def find_confidences(
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
     *,
+    num_processes: int,
     device: torch.device,
 ) -> tuple[tuple[CheckedConfidence, ...], Mapping[str, Mapping[str, float]]]:
     """Return what was found about each confidence, and those that weights follow: modality -> example id -> c_T.
@@ -102,6 +104,10 @@ def find_confidences(
         ConfigError: an estimator that these teachers or tasks do not allow.
     """
     config = run.config
+    if run.method.settings.weighting == "oracle":
+        visited = inputs_visited(config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
+        known = sorted({*inputs.labelled, *visited})
+        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known, source, device=device)}
     if run.method.settings.weighting == "uniform" or config.confidence == "none":
         return (), {}
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
@@ -117,6 +123,9 @@ def find_confidences(
             folds=config.confidence_folds,
             seed=config.seed,
         )
+    if config.teacher_control == "own-tokens":
+        # What a vision teacher is sure of is nothing that the student's own tokens say.
+        estimates = {name: one for name, one in estimates.items() if name == "text"}
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     checked = tuple(check_confidences(estimates, pictures, config.confidence_check))
     followed = {

@@ -195,7 +195,7 @@ class AdversarialOptions(Configuration):
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
-TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid"]
+TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid", "own-tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +249,9 @@ class TeacherOptions(DiskCacheOptions):
     teacher_control: TeacherControl = option(
         "none",
         help="Control: permute the teacher's features over units (shuffle). Or only move the cells of its grid "
-        "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid); a cache of `random:NAME` "
-        "is another one.",
+        "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid). Or take the student's own "
+        "visual tokens, before they meet the text, for a vision teacher's (own-tokens). A cache of `random:NAME` is "
+        "another one.",
         rare=True,
     )
 

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
+from advl_pipeline.distillation.own_tokens import with_own_tokens
 from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
@@ -86,6 +87,7 @@ class FinetuneModel(nn.Module):
         reference: Student | None = None,
         answers: Mapping[str, torch.Tensor] | None = None,
         remembered: StudentConfidence | None = None,
+        teaches_itself: bool = False,
     ) -> None:
         """Args:
         task_loss: of the finetune step.
@@ -93,6 +95,7 @@ class FinetuneModel(nn.Module):
         reference: the student as it was pretrained, which the adapt step holds known words to.
         answers: example id -> (C,) answers of a teacher that the adapt step learns to give.
         remembered: what the student's confidence was, where weights do not follow the current one.
+        teaches_itself: its own visual tokens stand in a vision teacher's place.
         """
         super().__init__()
         self.hide_picture = hide_picture
@@ -104,6 +107,7 @@ class FinetuneModel(nn.Module):
         self._reference = () if reference is None else (reference,)
         self.answers = answers or {}
         self.remembered = remembered
+        self.teaches_itself = teaches_itself
 
     def forward(
         self,
@@ -139,7 +143,8 @@ class FinetuneModel(nn.Module):
             if phase == "adapt":
                 terms = self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator, gather)
                 if self.answers:
-                    self._answer(terms, batch, targets, task, [self.answers[name] for name in example_ids])
+                    shares = [self.answers[name] for name in example_ids]
+                    self._answer(terms, batch, targets, task, shares, terms.weights.get("text"))
                 return terms
             return self._finetune(
                 batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids, gather
@@ -182,7 +187,13 @@ class FinetuneModel(nn.Module):
             for name, term in self.distilled(
                 batch, targets, signal, image_ids_B, None, apart, generator, gather, known=known
             ).items():
-                terms.weighted[name] = term.value_B.mean()
+                value_B = term.value_B
+                if self.distiller.settings.weighting == "oracle":
+                    weights_B = pathway_weights(
+                        self.distiller.settings, signal, name, torch.ones_like(value_B), generator=generator
+                    )
+                    terms.weights[name], value_B = weights_B, weights_B * value_B
+                terms.weighted[name] = value_B.mean()
                 terms.note(name, term)
         if reference is not None:
             assert apart is not None
@@ -202,13 +213,19 @@ class FinetuneModel(nn.Module):
         targets: TaskTargets,
         task: str,
         answers: Sequence[torch.Tensor],
+        weights_B: torch.Tensor | None,
     ) -> None:
-        """Add how far the student's answers are from a teacher's: cross-entropy, of each example's candidates."""
+        """Add how far the student's answers are from a teacher's: cross-entropy, of each example's candidates.
+
+        docs/method.md: L = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the student
+        compares candidates by: a head's logits or, of answers in words, their likelihood per token.
+        """
         output = self.encode(batch, need_relevance=False)
         scored = score_task(self.task_loss, self.heads[head_name(task)], output, batch.num_candidates, targets)
         share_BC = pad_sequence(list(answers), batch_first=True)
         log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
-        loss = -(share_BC * log_share_BC).sum(1).mean()
+        loss_B = -(share_BC * log_share_BC).sum(1)
+        loss = (loss_B if weights_B is None else weights_B * loss_B).mean()
         terms.weighted["answers"] = self.distiller.settings.answer_weight * loss
         terms.raw["answers"] = loss.detach()
 
@@ -309,6 +326,10 @@ class FinetuneModel(nn.Module):
                 fused = self.encode(batch, need_relevance=needs_relevance)
         states = apart if self._distils_apart(signal) else fused
         assert states is not None
+        if self.teaches_itself:
+            # After the passes that take gradients, whose layers below the fusion may be shared.
+            with torch.no_grad():
+                signal = with_own_tokens(signal, self.student.visual_tokens(batch), batch)
         return self.distiller.terms(
             states,
             batch,

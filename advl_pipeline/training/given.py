@@ -22,13 +22,24 @@ from advl_pipeline.training.recipes import AUTO, NONE
 from advl_pipeline.training.without_effect import without_effect
 
 
-def require_given(config: FinetuneConfig) -> None:
+def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
     """Refuse what can be refused without a model, in well under a second.
+
+    Args:
+        is_control: a study marks the run as a control.
 
     Raises:
         ConfigError: contradicting options, a name that does not exist, an output that holds something else, a cache
-            that is not there. DatasetError, CorruptCache, WeightsUnavailable: as they say.
+            that is not there, weights by labels outside of a control. DatasetError, CorruptCache, WeightsUnavailable:
+            as they say.
     """
+    if config.distill.weighting == "oracle" and not is_control:
+        raise ConfigError(
+            "Weights by labels are a control of studies, and no method.",
+            where="--weighting oracle",
+            why="it reads the labels of all inputs that the adapt step sees",
+            next_command="put advl-oracle among the methods of a study, or give --weighting ratio",
+        )
     resolve_method(config, num_steps=finetune_steps(config))
     trackers_named(config.log_with)
     require_student(config.student)

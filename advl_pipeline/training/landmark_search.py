@@ -16,9 +16,10 @@ from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.own_tokens import with_own_tokens
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import VisionSignal, shared_words, teachers_by_pathway
+from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
@@ -40,6 +41,14 @@ class StudentAtStart:
     heads: Mapping[str, nn.Module]
     settings: DistillationSettings
     hide_picture: bool = False
+    teaches_itself: bool = False
+    """Its own visual tokens stand in a vision teacher's place."""
+
+    def signal(self, batch: TrainingBatch) -> TeacherSignal | None:
+        """Return a batch's signal as the run hears it."""
+        if batch.signal is None or not self.teaches_itself:
+            return batch.signal
+        return with_own_tokens(batch.signal, self.student.visual_tokens(batch.student), batch.student)
 
     def states(self, batch: StudentBatch) -> StudentOutput:
         """Return the states that the run distils."""
@@ -61,10 +70,14 @@ class StudentAtStart:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLandmarks:
-    """Landmarks by teacher: known words of text teachers, named regions of vision teachers."""
+    """Landmarks by teacher: known words of text teachers, named regions of vision teachers.
+
+    `own` are the known words as the student alone sees them, with its states as features.
+    """
 
     words: Mapping[str, Landmarks] = field(default_factory=dict)
     regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
+    own: Landmarks | None = None
 
 
 @torch.no_grad()
@@ -82,7 +95,8 @@ def find_landmarks(
     settings, teachers = start.settings, teachers_by_pathway(start.settings, source.widths())
     if settings.distance != "relational" or settings.landmarks != "known" or not source.knows_words:
         return FoundLandmarks()
-    if not any(teachers.values()):
+    asks_itself = settings.answers_of == "student"
+    if not any(teachers.values()) and not asks_itself:
         return FoundLandmarks()
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
@@ -102,11 +116,12 @@ def find_landmarks(
             words = batch.signal.words
             assert words is not None
             with start.evaluating():
-                states = start.states(batch.student)
+                states, signal = start.states(batch.student), start.signal(batch)
+            assert signal is not None
             states_NWH, seen_NW = pool_to_words(
                 states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1]
             )
-            if regions:
+            if regions or asks_itself:
                 meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
                 words_seen.add(states_NWH, states_NWH, meant_NW, words)
             for name in teachers["text"]:
@@ -116,13 +131,14 @@ def find_landmarks(
                 node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
                 sums[name].add(states_NWH, one.words_NWD, node_NW, words)
             for name, rows in regions.items():
-                rows.add(states, batch, batch.signal.vision[name])
+                rows.add(states, batch, signal.vision[name])
     of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
     names = words_seen.landmarks()
     of_regions = {} if names is None else {name: one.landmarks(names.states_KH) for name, one in regions.items()}
     return FoundLandmarks(
         words={name: one for name, one in of_words.items() if one is not None},
         regions={name: one for name, one in of_regions.items() if one is not None},
+        own=names if asks_itself else None,
     )
 
 

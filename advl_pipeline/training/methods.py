@@ -72,12 +72,12 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             ),
         )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
-    if steps == "two" and not defaults["teachers"] and objective != "contrastive":
+    learns_answers = steps == "two" and (defaults["teachers"] or config.adapt.answers_of == "student")
+    if steps == "two" and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
-    learns_answers = steps == "two" and defaults["teachers"]
     if config.adapt.answer_weight and not learns_answers:
         raise ConfigError(
             "Nobody learns to answer as a teacher would here.",
@@ -89,9 +89,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     options = {name: value for name, value in option_values(config).items() if name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
     if config.adapt.answer_weight is None:
-        decided["answer_weight"] = float(
-            learns_answers and config.distill.pathway != "vision" and not config.hide_picture
-        )
+        has_words = config.distill.pathway != "vision" or config.adapt.answers_of == "student"
+        decided["answer_weight"] = float(learns_answers and has_words and not config.hide_picture)
     weights = teacher_weights(config.teacher_weight)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],

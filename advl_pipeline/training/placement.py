@@ -9,10 +9,11 @@ choices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -22,8 +23,8 @@ from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.signal import shared_words
-from advl_pipeline.students.interface import Student, StudentOutput
-from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.geometry import pooling
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 
@@ -103,11 +104,52 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (X, H), features (X, D), an int64 group and whether each is known."""
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The states of words, texts and regions of a sample, beside each teacher's features; lists of batches."""
+
+    words: Mapping[str, list[Nodes]]
+    texts: Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]
+    regions: Mapping[str, list[Nodes]]
+    teachers: tuple[str, ...]
+
+    def agreements(self) -> dict[str, dict[str, dict[str, float] | None]]:
+        """Return, by teacher, the agreement on `words`, on `texts` and on `regions`; None where there are too few."""
+        return {
+            name: {
+                "words": _as_numbers(_word_agreement(self.words.get(name, []))),
+                "texts": _as_numbers(_text_agreement(self.texts.get(name, []), self.words.get(name, []))),
+                "regions": _as_numbers(_region_agreement(self.regions.get(name, []))),
+            }
+            for name in self.teachers
+        }
+
+    def names(self) -> torch.Tensor | None:
+        """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""
+        words, regions = next(iter(self.words.values()), None), next(iter(self.regions.values()), None)
+        if not words or not regions:
+            return None
+        states_XH, _, form_X, known_X = (torch.cat(column).cpu() for column in zip(*words, strict=True))
+        if not bool(known_X.any()):
+            return None
+        known_KH, form_K = mean_by_group(states_XH[known_X].float(), form_X[known_X])
+        regions_XH = torch.cat([states for states, *_ in regions]).cpu().float()
+        cosine_XK = functional.normalize(regions_XH, dim=-1) @ functional.normalize(known_KH, dim=-1).T
+        return form_K[cosine_XK.argmax(1)]
+
+
 def read_placement(
     student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
 ) -> dict[str, dict[str, dict[str, float] | None]]:
-    """Return, by teacher, the agreement on `words`, on `texts` and on `regions`; None where there are too few.
+    """Return the agreements of `find_placement`."""
+    return find_placement(student, dataset, positions, source, device=device).agreements()
+
+
+@torch.inference_mode()
+def find_placement(
+    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+) -> Placement:
+    """Return how a student places words, texts and regions.
 
     Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
     left, all are both. A word's state is the mean over its occurrences. A text is asked about as the mean of its
@@ -142,14 +184,8 @@ def read_placement(
         for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device), most, generator):
             regions.setdefault(name, []).append(nodes)
     student.train(was_training)
-    return {
-        teacher.name: {
-            "words": _as_numbers(_word_agreement(words.get(teacher.name, []))),
-            "texts": _as_numbers(_text_agreement(texts.get(teacher.name, []), words.get(teacher.name, []))),
-            "regions": _as_numbers(_region_agreement(regions.get(teacher.name, []))),
-        }
-        for teacher in source.teachers
-    }
+    teachers = tuple(teacher.name for teacher in source.teachers)
+    return Placement(words=words, texts=texts, regions=regions, teachers=teachers)
 
 
 def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes, tuple[torch.Tensor, torch.Tensor]]]:
@@ -244,8 +280,20 @@ def _as_numbers(found: Agreement | None) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def places_of_boxes(student: Student, example: Example, box_index_R: torch.Tensor) -> torch.Tensor:
-    """Return (boxes, R): where each box lies among the visual tokens."""
-    if isinstance(student, PixelStudent):
-        return student.box_shares(example.image)
-    return (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
+def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:
+    """Return, of each sequence, (boxes, R) where each box lies among the visual tokens, on the CPU.
+
+    Of patches it says what share of a box each shows.
+    """
+    found = []
+    starts = [0, *np.cumsum(batch.num_candidates).tolist()]
+    for number, example in enumerate(examples):
+        if student.places == "patches" and batch.places_BR4 is not None:
+            edges = np.array([example.image.width, example.image.height] * 2, np.float32)
+            shares, _ = pooling(example.image.boxes_R4 / edges, batch.places_BR4[number].cpu().numpy())
+            place_SR = torch.from_numpy(shares)
+        else:
+            box_index_R = batch.box_index_NR[starts[number]].cpu()
+            place_SR = (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
+        found += [place_SR] * batch.num_candidates[number]
+    return found

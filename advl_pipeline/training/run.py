@@ -23,6 +23,7 @@ from advl_pipeline.folders import LOCK
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
@@ -32,7 +33,7 @@ from advl_pipeline.training.build_model import build_finetune_heads, build_finet
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.given import open_caches, require_given
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs, other_splits
@@ -40,7 +41,7 @@ from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples, order_inputs
-from advl_pipeline.training.placement import read_placement
+from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
@@ -61,11 +62,14 @@ class FinetuneResult:
     is_main: bool = True
 
 
-def run_finetune(config: FinetuneConfig) -> FinetuneResult:
+def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> FinetuneResult:
     """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
 
     Nothing is written into the output before everything is validated. A run that lies there goes on only with the
     options, the dataset and the caches that it was begun with.
+
+    Args:
+        is_control: a study marks this run as a control, which may read labels that a method may not.
 
     Raises:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
@@ -73,7 +77,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         WeightsUnavailable: as they say. InUse: another process writes into the run folder. Interrupted: stopped by a
         signal, after the step that it came in; the same call resumes.
     """
-    require_given(config)
+    require_given(config, is_control=is_control)
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
@@ -122,6 +126,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
         heads={name: head.to(device) for name, head in heads.items()},
         settings=run.method.settings,
         hide_picture=config.hide_picture,
+        teaches_itself=config.teacher_control == "own-tokens" and run.method.uses_teachers,
     )
     teaching = open_teaching(run, start, caches, inputs, accelerator)
     model = build_finetune_model(run, start, teaching, inputs)
@@ -197,7 +202,7 @@ def _train(
     readout = partial(
         _read_placement, model, inputs, teaching, enabled=method.num_adapt_steps > 0, device=accelerator.device
     )
-    before = readout() if resumed_phase == "adapt" else None
+    before = readout()
     if checkpoint:
         restore(checkpoint[2], model, None)
         if accelerator.scaler is not None:
@@ -239,20 +244,40 @@ def _train(
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
                 )
-            # Also where the run was stopped between its last adapt step and this.
-            if plan.phase == "adapt" and before and accelerator.is_main_process:
-                folder.write_json(names.READOUT, {"before": before, "after": readout()})
+            # Also where the run was stopped between its last step of a phase and this.
+            if before is not None and accelerator.is_main_process:
+                _write_readout(folder, plan.phase, before, readout())
     folder.close()
     return first_step
 
 
 def _read_placement(
     model: FinetuneModel, inputs: Inputs, teaching: Teaching, *, enabled: bool, device: torch.device
-) -> dict[str, Any]:
+) -> Placement | None:
     if teaching.judge is None or not enabled or not teaching.judge.teachers:
-        return {}
+        return None
     model.student.to(device)
-    return read_placement(model.student, inputs.dataset, inputs.seen, teaching.judge, device=device)
+    return find_placement(model.student, inputs.dataset, inputs.seen, teaching.judge, device=device)
+
+
+def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Placement | None) -> None:
+    """Write how the student places things as it starts, after the adapt step and at the end.
+
+    `names_kept` is the share of the regions that still have the known word as their nearest that they began with.
+    """
+    assert now is not None
+    began, has = before.names(), now.names()
+    kept = None if began is None or has is None else float((began == has).float().mean())
+    if phase == "adapt":
+        found = {"before": before.agreements(), "after": now.agreements(), "names_kept": {"after": kept}}
+    else:
+        found = read_json(folder.path / names.READOUT)
+        kept_before = found.get("names_kept", {})
+        found |= {"finetuned": now.agreements(), "names_kept": kept_before | {"finetuned": kept}}
+    folder.write_json(names.READOUT, found)
+    if kept is not None:
+        when = "the adapt step" if phase == "adapt" else "the finetune step"
+        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after {when}", file=sys.stderr)
 
 
 def _batch_maker(
@@ -291,7 +316,7 @@ def _batch_maker(
         student,
         source,
         order=order,
-        labelled=False,
+        labelled=run.method.settings.weighting == "oracle",
         labelled_ids=labelled_ids,
         other_ids=inputs.other_ids,
         num_workers=num_workers,

@@ -132,7 +132,7 @@ def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> Teac
     Raises:
         ConfigError: cells are to be moved, of a teacher that sees pictures and has no grid, or that no loss reads.
     """
-    if config.teacher_control == "none":
+    if config.teacher_control in ("none", "own-tokens"):
         return teacher
     if config.teacher_control == "shuffle":
         return shuffled_teacher(teacher, seed=config.seed)
@@ -169,4 +169,21 @@ def require_moved_cells(teachers: Sequence[TeacherFeatures], config: FinetuneCon
             where=f"--teacher-control {config.teacher_control}",
             why=f"the teachers are {', '.join(one.name for one in teachers)}",
             next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
+        )
+
+
+def require_vision_teacher(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
+    """Refuse a student that would teach itself where no vision teacher says of which places.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if config.teacher_control != "own-tokens":
+        return
+    if config.distill.pathway == "text" or not any(one.image for one in teachers):
+        raise ConfigError(
+            "The student's own tokens stand in for a vision teacher, and none is distilled.",
+            where="--teacher-control own-tokens",
+            why="--pathway text" if config.distill.pathway == "text" else "no cache is of a vision teacher",
+            next_command="add the --cache of a vision teacher, or leave out --teacher-control",
         )

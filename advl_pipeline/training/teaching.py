@@ -7,12 +7,13 @@ confidences and answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from accelerate import Accelerator
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
@@ -23,9 +24,10 @@ from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals import SignalSource, cached_teacher
-from advl_pipeline.training.teacher_controls import controlled_teacher, require_moved_cells
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.teacher_controls import controlled_teacher, require_moved_cells, require_vision_teacher
 from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
+from advl_pipeline.training.word_rows import word_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Teaching:
 def open_teaching(
     run: Run, start: StudentAtStart, caches: Sequence[TeacherCache], inputs: Inputs, accelerator: Accelerator
 ) -> Teaching:
-    """Open what a run learns from beside labels; nothing of it where neither teachers nor an anchor are asked for.
+    """Open what a run learns from beside labels; nothing of it where no teachers, anchor or answers are asked for.
 
     Args:
         start: the student that is taught, on its device; left in the mode that it was in.
@@ -65,7 +67,9 @@ def open_teaching(
     device, num_processes = accelerator.device, accelerator.num_processes
     if opened is None:
         return Teaching(
-            answers=find_answers(run, start, {}, inputs, None, num_processes=num_processes, device=device)
+            answers=find_answers(
+                run, start, FoundLandmarks(), inputs, None, num_processes=num_processes, device=device
+            )
         )
     source, judge = opened
     vision, source = choose_vision_targets(
@@ -74,8 +78,10 @@ def open_teaching(
     landmarks = find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source, device=device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
-        checked, followed = find_confidences(run, caches, inputs, source, start, landmarks.words, device=device)
-    answers = find_answers(run, start, landmarks.words, inputs, source, num_processes=num_processes, device=device)
+        checked, followed = find_confidences(
+            run, caches, inputs, source, start, landmarks.words, num_processes=num_processes, device=device
+        )
+    answers = find_answers(run, start, landmarks, inputs, source, num_processes=num_processes, device=device)
     return Teaching(
         source=source.with_teachers(source.teachers, followed),
         judge=judge,
@@ -101,7 +107,8 @@ def _open_sources(
     """
     config, method = run.config, run.method
     anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
-    if not method.uses_teachers and not anchors:
+    asks_itself = method.settings.answers_of == "student" and method.settings.answer_weight > 0
+    if not method.uses_teachers and not anchors and not asks_itself:
         return None
     by_split = cache_of_split(caches, inputs.splits)
     for split, of_split in zip(inputs.splits, by_split, strict=True):
@@ -116,23 +123,38 @@ def _open_sources(
     cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
     read = [[controlled_teacher(teacher, config) for teacher in of_split] for of_split in cached]
     require_moved_cells(read[0], config)
-    teachers = [
-        joined_teacher(of_teacher, as_read)
-        for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
-    ]
-    texts = (
-        candidate.text
+    require_vision_teacher(read[0], config)
+    candidates = [
+        candidate
         for index in sorted({*inputs.labelled, *inputs.adapt})
         for candidate in inputs.adapt_dataset[index].candidates
+    ]
+    some_texts = {cache.teacher_name for cache in caches if cache.keeps_some_texts}
+    teachers, judges = (
+        [_with_word_means(one, candidates) if one.name in some_texts else one for one in several]
+        for several in (
+            [
+                joined_teacher(of_teacher, as_read)
+                for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
+            ],
+            [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)],
+        )
     )
     source = SignalSource(
         teachers,
-        prior=fit_word_prior(texts),
+        prior=fit_word_prior(candidate.text for candidate in candidates),
         known=KnownWords(counts=_known_words(config)),
         target_norm=config.target_norm,
     )
-    judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
     return source, source.with_teachers(judges)
+
+
+def _with_word_means(teacher: TeacherFeatures, candidates: Sequence[Candidate]) -> TeacherFeatures:
+    """Return a teacher of which only some texts have rows; words of the others have their means."""
+    if teacher.text is None:
+        return teacher
+    texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
+    return replace(teacher, word_means=word_means(teacher.text, texts))
 
 
 def _known_words(config: StudentOptions) -> Mapping[str, int] | None:

@@ -26,11 +26,20 @@ _TWO_STEPS = _Need(is_met=lambda _, method: method.steps == "two", why="this run
 _RELATIONAL = _Need(
     is_met=lambda config, _: config.distill.distance == "relational", why="--distance is not relational"
 )
+_COORDINATES = _Need(
+    is_met=lambda config, _: config.distill.distance != "relational", why="--distance relational projects nothing"
+)
 _TEXT = _Need(is_met=lambda config, _: config.distill.pathway != "vision", why="--pathway vision distils no text")
 _VISION = _Need(is_met=lambda config, _: config.distill.pathway != "text", why="--pathway text distils no picture")
 _SELECTED = _Need(is_met=lambda _, method: method.settings.selection != "all", why="all words are kept")
 _ADAPTIVE = _Need(is_met=lambda _, method: method.settings.selection == "adaptive", why="--selection is not adaptive")
 _WEIGHTED = _Need(is_met=lambda _, method: method.settings.weighting != "uniform", why="all weights are 1")
+_STRENGTH = _Need(
+    is_met=lambda config, method: config.distill.distill_weight > 0 or method.steps == "two",
+    why="--distill-weight 0 distils nothing",
+)
+_RATIO = _Need(is_met=lambda _, method: method.settings.weighting == "ratio", why="--weighting is not ratio")
+_ANSWERS = _Need(is_met=lambda _, method: method.settings.answer_weight > 0, why="no answers are learned")
 _CONFIDENT = _Need(is_met=lambda config, _: config.confidence != "none", why="--confidence none weighs nothing")
 _PROBED = _Need(is_met=lambda config, _: config.confidence == "probe", why="--confidence fits no probe")
 _DRY = _Need(is_met=lambda config, _: config.forecast.dry_run, why="this is no --dry-run")
@@ -40,14 +49,14 @@ _REGIONS = _Need(is_met=lambda config, _: config.regions is not None, why="no --
 
 _WORDS_HELD = _Need(
     is_met=lambda config, method: (
-        (method.steps == "two" and config.adapt.anchor_weight > 0)
+        (method.steps == "two" and (config.adapt.anchor_weight > 0 or config.adapt.answers_of == "student"))
         or (method.uses_teachers and config.distill.distance == "relational" and config.distill.landmarks == "known")
     ),
     why="nothing here asks which words are known",
 )
 
 _TEXTS_TAUGHT = (_TEACHERS, _TEXT)
-_WEIGHS = (_TEACHERS, _WEIGHTED, _CONFIDENT)
+_WEIGHS = (_TEACHERS, _RATIO, _CONFIDENT)
 
 NEEDS: Mapping[str, tuple[_Need, ...]] = {
     **dict.fromkeys(
@@ -60,16 +69,18 @@ NEEDS: Mapping[str, tuple[_Need, ...]] = {
     "teacher_temperature": (_TEACHERS, _RELATIONAL),
     "known_words": (_WORDS_HELD,),
     "vision_target": (_TEACHERS, _VISION),
+    "projector": (_TEACHERS, _COORDINATES, _VISION, _STRENGTH),
     "candidates": _TEXTS_TAUGHT,
     "selection": _TEXTS_TAUGHT,
     "selection_rho": (*_TEXTS_TAUGHT, _SELECTED),
     "selection_alpha": (*_TEXTS_TAUGHT, _ADAPTIVE),
-    "confidence": (_TEACHERS, _WEIGHTED),
+    "confidence": (_TEACHERS, _RATIO),
     "confidence_folds": (*_WEIGHS, _PROBED),
     "confidence_check": _WEIGHS,
     "student_confidence": _WEIGHS,
     "weight_max": _WEIGHS,
-    "weight_shuffle": _WEIGHS,
+    "weight_shuffle": (_TEACHERS, _WEIGHTED, _CONFIDENT),
+    "answers_of": (_TWO_STEPS, _ANSWERS),
     **dict.fromkeys(
         "adapt_objective anchor_weight adapt_steps adapt_texts adapt_lr_scale adapt_on".split(), (_TWO_STEPS,)
     ),

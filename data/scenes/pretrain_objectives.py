@@ -46,9 +46,9 @@ def phrase_targets(student: Student, examples: Sequence[Example], batch: Student
     """Gather the phrases that name a box, from the captions' object tags."""
     captions, spans, places, wordings = [], [], [], []
     numbers: dict[str, int] = {}
-    for row, example in enumerate(examples):
+    of_boxes = places_of_boxes(student, examples, batch)
+    for row, (example, places_BR) in enumerate(zip(examples, of_boxes, strict=True)):
         (candidate,) = example.candidates
-        places_BR = places_of_boxes(student, example, batch.box_index_NR[row])
         for tag in candidate.tags:
             captions.append(row)
             spans.append((tag.start, tag.end))

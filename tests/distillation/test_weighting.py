@@ -31,6 +31,7 @@ def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float,
     rules = {
         "ratio": [min(top, t / (student + EPSILON)) for t in teacher],
         "uniform": [min(top, 1.0) for _ in teacher],
+        "oracle": [min(top, t) for t in teacher],
     }
     for kind, expected in rules.items():
         found = instance_weights(kind, teacher_B=c_t, student_B=c_s, weight_max=top)

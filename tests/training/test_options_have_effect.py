@@ -76,6 +76,7 @@ VALUES: dict[str, Any] = {
 BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"adversarial": "text"} for name in FIELDS if name.startswith("adversarial_")},
     **{name: {"regions": Path("regions.h5")} for name in ("ground_truth_regions", "region_naming", "region_split")},
+    "projector": {"distance": "cosine"},
     **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
 }
 """Option -> others without which it is refused."""

@@ -1,0 +1,39 @@
+"""A control: the student's own visual tokens, before they meet the text, in place of what a vision teacher says.
+
+Later layers of a student gain from predicting its own early visual tokens, which know nothing that it does not (PRe,
+arXiv 2603.20808: on general sets as much as from DINOv2). What a vision teacher is worth is its gain beside this one.
+Shapes: B examples, N sequences, R visual tokens, S regions, H student width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from advl_pipeline.distillation.pooling import first_sequences, masked_mean, pool_to_regions
+from advl_pipeline.distillation.signal import TeacherSignal
+from advl_pipeline.students.interface import StudentBatch
+
+
+def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: StudentBatch) -> TeacherSignal:
+    """Return the signal with the student's tokens as every vision teacher's features, of the same places.
+
+    Args:
+        visual_NRH: the student's visual tokens; no gradient goes to them.
+    """
+    first_B = first_sequences(batch.num_candidates, visual_NRH.device)
+    own_BRH = visual_NRH.detach()[first_B].float()
+    mask_BR = batch.visual_mask_NR[first_B]
+    mean_BH = masked_mean(own_BRH.transpose(1, 2).flatten(0, 1), mask_BR.repeat_interleave(own_BRH.shape[2], 0))
+    return replace(
+        signal,
+        vision={
+            name: replace(
+                one,
+                global_BD=mean_BH.view(len(own_BRH), -1),
+                regions_BSD=None if one.regions_BSD is None else pool_to_regions(own_BRH, one.shares_BSR)[0],
+            )
+            for name, one in signal.vision.items()
+        },
+    )
