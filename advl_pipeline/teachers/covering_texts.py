@@ -1,8 +1,7 @@
 """Caches with the rows of some texts, chosen so that all words come up about as often (docs/method.md, cover).
 
 Greedy over texts: t* = argmax_t of the mean, over the words j of t, of 2^(-n(j)), with n(j) how often word j was
-chosen, until the share rho of all words is chosen. It needs no student: of words with a meaning those count that are
-not in very many texts.
+chosen, until the share rho of all words is chosen. Words with a meaning count, known or not: it needs no student.
 Shapes: W words of a text.
 """
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.datasets.words import ROUNDING, STOP_WORDS, WordPrior, word_spans
+from advl_pipeline.datasets.words import ROUNDING, STOP_WORDS, is_function_word, word_spans
 
 
 def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[int]:
@@ -58,28 +57,28 @@ def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[in
 class CoveringTexts:
     """Keeps the words with a meaning of the texts that were chosen, and nothing of the others."""
 
-    prior: WordPrior
     share: float
     chosen: frozenset[str]
 
     @classmethod
-    def of_texts(cls, units: Iterable[TextUnit], prior: WordPrior, share: float) -> CoveringTexts:
+    def of_texts(cls, units: Iterable[TextUnit], share: float) -> CoveringTexts:
         """Choose among the texts of a split."""
         units = list(units)
         words = [
-            [unit.text[start:end].lower() for (start, end), value in zip(
-                word_spans(unit.text), prior.of_text(unit.text).tolist(), strict=True
-            ) if value > 0 and value >= prior.frequent_below]
+            [
+                word
+                for start, end in word_spans(unit.text)
+                if not is_function_word(word := unit.text[start:end].lower())
+            ]
             for unit in units
-        ]  # fmt: skip
-        return cls(prior=prior, share=share, chosen=frozenset(units[text].unit_id for text in cover(words, share)))
+        ]
+        return cls(share=share, chosen=frozenset(units[text].unit_id for text in cover(words, share)))
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept, for the identity of a cache."""
         kept = {
             "share": self.share,
-            "texts": "cover over words with a meaning, but those of a fiftieth of the texts",
-            "words": "with a meaning",
+            "texts": "greedy cover of the words with a meaning",
             "stop_words": digest(sorted(STOP_WORDS)),
         }
         return {"kept_texts": kept}
@@ -88,4 +87,5 @@ class CoveringTexts:
         """Return the words of a text whose tokens are kept, ascending."""
         if unit.unit_id not in self.chosen:
             return np.zeros(0, np.int64)
-        return np.flatnonzero(self.prior.of_text(unit.text) > 0)
+        words = [unit.text[start:end].lower() for start, end in word_spans(unit.text)]
+        return np.flatnonzero([not is_function_word(word) for word in words])

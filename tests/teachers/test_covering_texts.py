@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.teachers.covering_texts import CoveringTexts, cover
 
 
@@ -48,7 +47,7 @@ def test_every_word_comes_up_before_one_comes_up_often() -> None:
 def test_kept_are_the_words_with_a_meaning_of_the_chosen_texts() -> None:
     texts = ["the small heron", "the small heron", "a red kite", "is the otter"]
     units = [TextUnit(unit_id=f"{number:032x}", text=text) for number, text in enumerate(texts)]
-    keeps = CoveringTexts.of_texts(units, fit_word_prior(texts), 0.6)
+    keeps = CoveringTexts.of_texts(units, 0.6)
     assert keeps.chosen == {units[0].unit_id, units[2].unit_id, units[3].unit_id}
     assert keeps.words(units[0]).tolist() == [1, 2]
     assert keeps.words(units[1]).tolist() == []

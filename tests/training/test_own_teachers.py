@@ -150,7 +150,8 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
         assert ("vision" in settings["confidence"]) == (control == "none")
     for own, other in zip(logged["own-tokens"], logged["none"], strict=True):
         assert own["raw/vision"] != other["raw/vision"]
-    assert logged["own-tokens"][0]["raw/text"] == pytest.approx(logged["none"][0]["raw/text"], rel=1e-5)
+    if distance == "relational":  # Projections of another width draw others after them.
+        assert logged["own-tokens"][0]["raw/text"] == pytest.approx(logged["none"][0]["raw/text"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 SmolVLM's modules, used otherwise in two places, because of its size and of the corpus. The tiles of a picture are the
 whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
-"object 3" is. So that its score reads what pretraining aligned, as the heads of the other small students do, it
-also has the agreement of its words with the boxes that they tag (`students/agreement_score.py`).
+"object 3" is. Its score also has the agreement of a candidate's words with the boxes that its text tags, which the
+heads of the other small students read (`students/agreement_score.py`).
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
 W tokens of an example's row, H width.
