@@ -311,13 +311,12 @@ def answers_by_likeness(student: Student, dataset: Dataset, prior: WordPrior) ->
         content_NW = seen_NW & (words.prior_NW > 0)
         regions_NRH = functional.normalize(output.visual_states_NRH, dim=-1)
         cosine_NWR = functional.normalize(states_NWH, dim=-1) @ regions_NRH.transpose(1, 2)
-        row = 0
+        places, row = places_of_boxes(student, examples, batch), 0
         for example in examples:
             scores = []
             for candidate in example.candidates:
                 spans = word_spans(candidate.text)
-                places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
-                asked_R = referred(candidate, places_SR) & batch.visual_mask_NR[row]
+                asked_R = referred(candidate, places[row]) & batch.visual_mask_NR[row]
                 in_answer = torch.tensor([start >= candidate.answer_start for start, _ in spans])
                 kept_W = content_NW[row, : len(spans)] & in_answer
                 best_W = cosine_NWR[row, : len(spans)].masked_fill(~asked_R, -1.0).amax(1)

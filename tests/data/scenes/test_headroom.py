@@ -261,9 +261,10 @@ def test_a_context_refers_to_the_tokens_of_its_boxes(corpus: SmallCorpus, name: 
     student = build_student(name)
     examples = [dataset[index] for index in range(6)]
     batch, row, referring = student.collate(examples), 0, 0
+    places = places_of_boxes(student, examples, batch)
     for example in examples:
         for candidate in example.candidates:
-            places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
+            places_SR = places[row]
             asked_R = referred(candidate, places_SR)
             boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
             assert asked_R.equal((places_SR[boxes] > 0).any(0) if boxes else torch.ones_like(asked_R))
