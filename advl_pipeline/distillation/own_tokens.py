@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from advl_pipeline.distillation.pooling import first_sequences, masked_mean, pool_to_regions
+from advl_pipeline.distillation.pooling import masked_mean, pool_to_regions
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch
 
@@ -22,9 +22,8 @@ def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: Stud
     Args:
         visual_NRH: the student's visual tokens; no gradient goes to them.
     """
-    first_B = first_sequences(batch.num_candidates, visual_NRH.device)
-    own_BRH = visual_NRH.detach()[first_B].float()
-    mask_BR = batch.visual_mask_NR[first_B]
+    own_BRH = visual_NRH.detach()[batch.first_B].float()
+    mask_BR = batch.visual_mask_NR[batch.first_B]
     mean_BH = masked_mean(own_BRH.transpose(1, 2).flatten(0, 1), mask_BR.repeat_interleave(own_BRH.shape[2], 0))
     return replace(
         signal,

@@ -112,7 +112,7 @@ def test_own_answers_that_nobody_learns_change_nothing(
 
 @dataclass(frozen=True)
 class TwoPictures:
-    num_candidates = (2, 1)
+    first_B = torch.tensor([0, 2])
     visual_mask_NR = torch.tensor([[True, True, True], [True, True, True], [True, True, False]])
 
 
