@@ -23,7 +23,7 @@ from advl_pipeline.folders import LOCK
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
