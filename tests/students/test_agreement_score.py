@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.datasets.records import Candidate, Example, TextUnit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.students.agreement_score import agreement, said_tokens
@@ -32,7 +32,8 @@ def test_it_is_the_cosine_of_two_means() -> None:
 
 
 def test_said_are_the_words_of_the_answer_with_a_meaning() -> None:
-    candidates = [Candidate(text="what is it? the small heron", context_length=11), Candidate(text="it is the")]
+    asked, stated = (TextUnit(unit_id="0" * 32, text=text) for text in ("what is it? the small heron", "it is the"))
+    candidates = [Candidate(text_unit=asked, context_length=11), Candidate(text_unit=stated)]
     spans = [[(0, 4), (5, 7), (12, 15), (16, 21), (22, 27), (0, 0)], [(0, 2), (3, 5), (6, 9), (0, 0), (0, 0), (0, 0)]]
     found = said_tokens(candidates, torch.tensor(spans))
     assert found.tolist() == [
