@@ -12,12 +12,15 @@ from run_logs import losses
 from safetensors.torch import load_file
 from torch import nn
 
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.studies.config import read_study
+from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.without_effect import without_effect
@@ -172,10 +175,20 @@ def test_a_projector_that_projects_nothing_is_told(
 def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
     student = build_student("smolvlm-tiny", overrides={"align_layer": 2})
     student.give_layers()
-    from advl_pipeline.datasets.registry import open_dataset
-
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     with torch.no_grad():
         found = student.eval().encode(student.collate([dataset[0]]))
     # Of three layers: half is the second, three quarters too.
     assert [torch.equal(one, found.visual_states_NRH) for one in found.visual_layers] == [True]
+
+
+def test_the_recipes_of_the_field_are_a_study_that_plans(tmp_path: Path) -> None:
+    study = read_study(Path(__file__).parents[2] / "examples" / "generative.toml")
+    cells = {cell.method: cell for cell in build_plan(study, cells=tmp_path).cells}
+    projectors = {cell.finetune.distill.projector for name, cell in cells.items() if name.startswith("tokens-")}
+    assert projectors == set(get_args(Projector)) - {"linear"}
+    weights = [cell.finetune.distill.distill_weight for name, cell in cells.items() if name.startswith("tokens-")]
+    assert min(weights) >= 0.2
+    assert max(weights) <= 0.5
+    for cell in cells.values():
+        assert not without_effect(cell.finetune, resolve_method(cell.finetune, num_steps=1)) or not cell.teachers
