@@ -140,7 +140,8 @@ def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
 def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[FinetuneConfig] = []
 
-    def finetune(short: FinetuneConfig) -> None:
+    def finetune(short: FinetuneConfig, *, is_control: bool) -> None:
+        assert is_control  # Nothing of it is kept.
         ran.append(short)
         summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.optimisation.num_steps}
         (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
