@@ -3,14 +3,17 @@
 Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the step,
 the phase, and the digest of all of these.
 Randomness needs no state: every step seeds itself from (seed, step).
+A run writes them beside its loop: the loop waits while the state is copied, not while it is hashed and written.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,12 +36,72 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write the state after `step` optimiser steps of a phase; `scaler` is that of fp16's losses."""
+    _write(path, _state(model, optimizer, scaler), step=step, phase=phase)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run one after another on a thread, each whole or not at all.
+
+    A write that failed is raised by the next `save`, or where the context ends. That also waits for the last write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="advl-checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        step: int,
+        phase: str,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """Copy the state after `step` optimiser steps of a phase, and begin to write it.
+
+        Args:
+            scaler: of fp16's losses, None without.
+
+        Raises:
+            StorageError: the disk is full or failed when the state before this one was written.
+        """
+        self._wait()
+        state = _state(model, optimizer, scaler)
+        copied = {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+        self._writing = self._thread.submit(_write, self._path, copied, step=step, phase=phase)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> dict[str, torch.Tensor]:
     tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
     if scaler is not None:
         tensors |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
+    return tensors
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase: str) -> None:
     on_cpu = {key: value.detach().cpu() for key, value in tensors.items()}
     metadata = {"step": str(step), "phase": phase}
     save_tensors(path, on_cpu, metadata={**metadata, "digest": _digest(metadata, on_cpu)})

@@ -20,6 +20,7 @@ from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError, Interrupted
 from advl_pipeline.training import bridge, confidences
 from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
+from advl_pipeline.training.checkpoint import CheckpointWriter
 from advl_pipeline.training.run import run_finetune
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}
@@ -107,9 +108,7 @@ def test_a_resumed_run_finds_the_same_bridge(
 ) -> None:
     options = {"confidence": "bridge", "answer_weight": 1.0, "known_words": known, "checkpoint_every": 1}
     run_finetune(small_corpus.config(tmp_path / "whole", **options))
-    from advl_pipeline.training import loop
-
-    save, calls = loop.save_checkpoint, []
+    save, calls = CheckpointWriter.save, []
 
     def stop(*given: Any, **named: Any) -> None:
         save(*given, **named)
@@ -117,7 +116,7 @@ def test_a_resumed_run_finds_the_same_bridge(
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(CheckpointWriter, "save", stop)
     with pytest.raises(Interrupted):
         run_finetune(small_corpus.config(tmp_path / "stopped", **options))
     run_finetune(small_corpus.config(tmp_path / "stopped", **options))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from run_logs import losses, metrics
 
-from advl_pipeline.training import loop
+from advl_pipeline.training.checkpoint import CheckpointWriter
 from advl_pipeline.training.run import run_finetune
 
 
@@ -24,7 +24,7 @@ def test_an_interrupted_run_goes_on_with_the_same_confidences(
     config = small_corpus.config(tmp_path / "whole", num_steps=6, batch_size=16, adapt_steps=1, checkpoint_every=1)
     run_finetune(config)
     whole = losses(tmp_path / "whole")
-    save = loop.save_checkpoint
+    save = CheckpointWriter.save
 
     def stop(*arguments: Any, **settings: Any) -> None:
         save(*arguments, **settings)
@@ -33,7 +33,7 @@ def test_an_interrupted_run_goes_on_with_the_same_confidences(
             raise Interrupted
 
     stopped: set[tuple[str, int]] = set()
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(CheckpointWriter, "save", stop)
     cut = replace(config, output=tmp_path / "cut")
     for _ in range(2):
         with pytest.raises(Interrupted):
