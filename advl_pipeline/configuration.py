@@ -104,8 +104,9 @@ def option(
 ) -> Any:
     """Declare a field of a command's configuration: the help of its flag, and all that follows from an option.
 
-    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `X | None` and
-    `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and dataclasses.
+    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
+    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
+    dataclasses.
 
     Args:
         default: value when nobody gives one; without, the option is required.
@@ -474,7 +475,10 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
             return None
         if Url in arguments and isinstance(value, (str, Path)):
             return parse_location(value)
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        words = [argument for argument in arguments if typing.get_origin(argument) is Literal]
+        if any(value in typing.get_args(argument) for argument in words):
+            return value
+        (inner,) = [argument for argument in arguments if argument is not type(None) and argument not in words]
         return _coerce(value, inner, key=key, where=where)
     if origin is Literal:
         if value not in arguments:

@@ -258,6 +258,9 @@ def _click_type(hint: Any) -> tuple[Any, bool]:
     if origin in (Union, types.UnionType):
         if Url in arguments:
             return _PathOrUrl(), False
+        words = [word for argument in arguments for word in typing.get_args(argument)]
+        if words:
+            return _NumberOrWord(words), False
         return _click_type(arguments[0])
     if origin is tuple:
         return _click_type(arguments[0])[0], True
@@ -266,6 +269,17 @@ def _click_type(hint: Any) -> tuple[Any, bool]:
     if hint is Path:
         return _PathOnly(path_type=Path), False
     return hint, False
+
+
+class _NumberOrWord(click.types.IntParamType):
+    """A whole number, or one of a few words."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self.name = f"integer or {' or '.join(words)}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self._words else super().convert(value, param, ctx)
 
 
 class _PathOrUrl(click.types.StringParamType):

@@ -201,7 +201,8 @@ class ShardBuffer:
             )
 
     def _narrow(self, values_MD: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        if self._stored == "float32":
+        # What was computed on a GPU comes halved.
+        if self._stored == "float32" or values_MD.dtype == np.float16:
             return values_MD
         narrow, clipped = to_float16(values_MD)
         self.clipped += clipped

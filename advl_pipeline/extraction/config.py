@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Modality = Literal["both", "image", "text"]
 
+_USUAL_BATCH = 32
+
 _PICTURE_ROWS = 1 << 18
 """A shard of pictures: 100 MB at 384 pixels."""
 
@@ -90,7 +92,12 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         maximum=1,
         rare=True,
     )
-    batch_size: int = option(32, help="Units per forward pass.", minimum=1, identity="beside")
+    batch_size: int | Literal["auto"] = option(
+        _USUAL_BATCH,
+        help="Units per forward pass; auto tries which number this machine encodes fastest.",
+        minimum=1,
+        identity="beside",
+    )
     shard_rows: int = option(
         32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1, rare=True
     )
@@ -145,6 +152,11 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     def own_part(self) -> Part:
         """The part of the shards that this process encodes; raises `ConfigError` where `part` says none."""
         return WHOLE if self.part is None else parse_part(self.part)
+
+    @property
+    def units_per_pass(self) -> int:
+        """Units per forward pass; the usual number where none was tried."""
+        return _USUAL_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def stored_dtype(self) -> StoredDtype:

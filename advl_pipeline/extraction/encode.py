@@ -1,6 +1,7 @@
-"""The encode loop of one shard: batches made ready ahead, the forward pass, features written behind.
+"""The encode loop: batches made ready ahead, the forward pass, features written behind.
 
-Three kinds of thread: a few prepare, the caller's encodes, one writes. Between them at most a few batches wait.
+Three kinds of thread: some prepare, the caller's encodes, one writes. Between them at most a few batches wait.
+Batches are made ready beyond the end of a shard, which may hold fewer of them than there are threads.
 
 Which units share a forward pass is a pure function of the shard, so that a resumed run computes the same numbers.
 Units of one shard are sorted by length, so a batch holds units of like length and pads little. Batches never cross
@@ -10,9 +11,13 @@ shards, and long ones come first, so that too large a batch shows itself at once
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +27,11 @@ from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
-from advl_pipeline.teachers.interface import EncodedBatch
+from advl_pipeline.extraction.to_host import HostCopy
 
-_BATCHES_PREPARED_AHEAD = 3
+BATCHES_READY = 2
+"""Batches that lie ready beside those that are being made ready."""
+
 _TASKS_BEHIND = 4
 
 
@@ -64,63 +71,85 @@ class WriteBehind:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode_shard(
+def encode_shards(
     source: Source,
     writer: CacheWriter,
-    shard: int,
+    shards: Sequence[int],
     *,
     batch_size: int,
     skip_unreadable: bool,
-    prepare_pool: ThreadPoolExecutor,
+    num_workers: int,
     behind: WriteBehind,
     progress: Progress,
 ) -> None:
-    """Encode the units of one shard; its commit is queued as the last task of `behind`."""
+    """Encode the units of shards, one shard after another; the commit of each is queued as its last task of `behind`.
+
+    Args:
+        num_workers: threads that make batches ready.
+    """
     placement = writer.placement(source.modality)
-    buffer = writer.new_buffer(source.modality, shard)
-    batches = plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
-    for prepared in _prepare_ahead(source, batches, prepare_pool, progress, skip_unreadable=skip_unreadable):
-        encoded = None
-        if prepared.units:
-            with progress.stage("encode"):
-                encoded = source.tower.encode(prepared.prepared)
-        with progress.stage("write"):
-            behind.submit(_putting(buffer, prepared, encoded))
-        progress.advance(len(prepared.units) + len(prepared.unreadable))
-    with progress.stage("write"):
-        behind.submit(lambda: writer.commit_shard(source.modality, buffer))
+    plans = (
+        (shard, units)
+        for shard in shards
+        for units in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
+    )
+    before: HostCopy | None = None
+    with closing(
+        _prepare_ahead(source, plans, progress, num_workers=num_workers, skip_unreadable=skip_unreadable)
+    ) as stream:
+        for shard, batches in groupby(stream, key=itemgetter(0)):
+            buffer = writer.new_buffer(source.modality, shard)
+            for _, prepared in batches:
+                copy = None
+                if prepared.units:
+                    with progress.stage("encode"):
+                        copy = HostCopy(source.tower.encode(prepared.prepared), writer.plan.stored_dtype)
+                        # A device is given the next batch while it computes this one, and no more.
+                        if before is not None:
+                            before.wait()
+                        before = copy
+                with progress.stage("write"):
+                    behind.submit(_putting(buffer, prepared, copy))
+                progress.advance(len(prepared.units) + len(prepared.unreadable))
+            with progress.stage("write"):
+                behind.submit(partial(writer.commit_shard, source.modality, buffer))
 
 
 def _prepare_ahead(
     source: Source,
-    batches: Iterable[list[int]],
-    pool: ThreadPoolExecutor,
+    plans: Iterable[tuple[int, list[int]]],
     progress: Progress,
     *,
+    num_workers: int,
     skip_unreadable: bool,
-) -> Iterator[PreparedBatch]:
-    waiting: deque[Future[PreparedBatch]] = deque()
-    upcoming = iter(batches)
-    try:
-        while True:
-            while len(waiting) < _BATCHES_PREPARED_AHEAD and (units := next(upcoming, None)) is not None:
-                waiting.append(pool.submit(source.prepare, units, skip_unreadable=skip_unreadable))
-            if not waiting:
-                return
-            with progress.stage("read"):
-                prepared = waiting.popleft().result()
-            yield prepared
-    finally:
-        for future in waiting:
-            future.cancel()
+) -> Generator[tuple[int, PreparedBatch]]:
+    waiting: deque[tuple[int, Future[PreparedBatch]]] = deque()
+    upcoming = iter(plans)
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="advl-read") as pool:
+        try:
+            while True:
+                while len(waiting) < num_workers + BATCHES_READY and (plan := next(upcoming, None)) is not None:
+                    shard, units = plan
+                    waiting.append((shard, pool.submit(source.prepare, units, skip_unreadable=skip_unreadable)))
+                if not waiting:
+                    return
+                shard, future = waiting.popleft()
+                with progress.stage("read"):
+                    prepared = future.result()
+                yield shard, prepared
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
-def _putting(buffer: ShardBuffer, batch: PreparedBatch, encoded: EncodedBatch | None) -> Callable[[], None]:
+def _putting(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -> Callable[[], None]:
     def put() -> None:
         for position, reason in batch.unreadable.items():
             buffer.quarantine(position, reason)
-        if encoded is None:
+        if copy is None:
             return
+        encoded = copy.wait()
+        buffer.clipped += copy.clipped
         global_ND = encoded.global_ND.numpy()
         stats = {name: values.tolist() for name, values in encoded.stats.items()}
         for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):

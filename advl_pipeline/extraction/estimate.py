@@ -229,7 +229,7 @@ def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:
         if not prepared:
             continue
         begin = time.perf_counter()
-        source.tower.encode(prepared)
+        source.tower.encode(prepared).on_cpu()
         rates.append((time.perf_counter() - begin) / len(prepared))
     # The first forward pass also pays for warming up; the second tells more.
     return rates[-1] * sum(map(len, batches)) if rates else 0.0
@@ -283,7 +283,7 @@ def estimates_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset
             global_dim=global_dim,
             stored=config.stored_dtype,
             shard_rows=config.shard_rows,
-            batch_size=config.batch_size,
+            batch_size=config.units_per_pass,
         )
         for modality, counts, token_dim, global_dim in found
     )

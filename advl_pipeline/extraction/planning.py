@@ -138,7 +138,7 @@ def estimates_of(
             counts[source.modality],
             stored=config.stored_dtype,
             shard_rows=config.shard_rows,
-            batch_size=config.batch_size,
+            batch_size=config.units_per_pass,
             trial=trial,
         )
         for source in sources

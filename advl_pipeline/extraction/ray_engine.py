@@ -37,13 +37,13 @@ Result = TypeVar("Result")
 
 
 def run_on_ray(
-    work: Callable[[Part], Result], *, resource: str, num_tasks: int | None, watch: Callable[[], object]
+    work: Callable[[Part], Result], *, resource: str | None, num_tasks: int | None, watch: Callable[[], object]
 ) -> list[Result]:
     """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
 
     Args:
         work: of a task, given its part; it must be importable there.
-        resource: CPU or GPU, of which a task takes one.
+        resource: CPU or GPU, of which a task takes one; None for GPUs where the cluster has any.
         num_tasks: how many; None for one per CPU or GPU of the cluster.
         watch: called now and then while they run, in another thread.
 
@@ -96,12 +96,14 @@ def _open(ray: Any) -> None:
 def _drive(
     ray: Any,
     task: Callable[[Part], Any],
-    resource: str,
+    resource: str | None,
     num_tasks: int | None,
     watch: Callable[[], object],
     stop: threading.Event,
 ) -> list[Any]:
-    available = int(ray.cluster_resources().get(resource, 0))
+    held = ray.cluster_resources()
+    resource = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
+    available = int(held.get(resource, 0))
     if available < 1:
         raise ClusterError(f"The Ray cluster has no {resource}.", next_command="give another --device")
     remote = ray.remote(**{f"num_{resource.lower()}s": 1})(lambda part: task(part))

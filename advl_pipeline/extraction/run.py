@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,11 +22,12 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
-from advl_pipeline.compute import num_threads, resolved
+from advl_pipeline.compute import AUTO, num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, WeightsUnavailable
+from advl_pipeline.extraction.batch_size import with_batch_size
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
-from advl_pipeline.extraction.encode import WriteBehind, encode_shard
+from advl_pipeline.extraction.encode import WriteBehind, encode_shards
 from advl_pipeline.extraction.estimate import (
     Estimate,
     card_with_sizes,
@@ -101,11 +101,11 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         require_given(config, by_name=teacher is None)
         # Before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
-        config = resolved(as_begun(without_network(config)))
+        config = without_network(config)
         opener = open_inputs if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
             return extract_on_ray(config, opener)
-        return _extract_opened(config, opener)
+        return _extract_opened(resolved(as_begun(config)), opener)
 
 
 def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
@@ -159,13 +159,14 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     """As `run_extract`, in several tasks of a Ray cluster, each of which encodes a part.
 
     Args:
-        config: resolved; the output must be a folder that all nodes share, or a URL.
+        config: not resolved, since the driver may have another device than its tasks; the output must be a folder
+            that all nodes share, or a URL.
         opener: opens the teacher and the dataset in a task; must be importable there.
     """
     if config.part is not None:
         raise ConfigError("--part and --engine ray exclude each other.", why="Ray's tasks are given the parts")
     work = partial(_extract_part, replace(config, engine="local", ray_tasks=None), opener)
-    resource = "GPU" if config.device.startswith("cuda") else "CPU"
+    resource = {"cuda": "GPU", AUTO: None}.get(config.device.partition(":")[0], "CPU")
     with tqdm(desc="Ray tasks", unit="shard") as bar:
         watch = partial(_show_committed, bar, store_of(config))
         results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=watch)
@@ -179,7 +180,9 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
 
 
 def _extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> ExtractResult:
-    return _extract_opened(replace(config, part=str(part)), opener)
+    # A task sees the one GPU that it was given, whatever its number on the machine.
+    device = "cuda" if config.device.startswith("cuda") else config.device
+    return _extract_opened(resolved(as_begun(replace(config, part=str(part), device=device))), opener)
 
 
 def _show_committed(bar: Any, store: Store) -> None:
@@ -202,6 +205,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     config = resolved(as_begun(config))
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
+    config = with_batch_size(config, sources)
     estimates = estimates_of(config, sources, count_tokens(sources, forecast=True), trial=True)
     return (*estimates, *estimate_confidences(config, [source.modality for source in sources], dataset))
 
@@ -210,6 +214,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     """As `run_extract`, with a teacher and a dataset that are open already."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
+    config = with_batch_size(config, sources)
     store = store_of(config)
     store.require_place()
     if config.dry_run:
@@ -303,19 +308,16 @@ def _encode_shards(
     with ExitStack() as stack:
         stack.enter_context(progress)
         stack.callback(behind.close)
-        readers = min(num_threads(config.num_workers), source.prepare_threads)
-        pool = stack.enter_context(ThreadPoolExecutor(readers, thread_name_prefix="advl-read"))
-        for shard in shards:
-            encode_shard(
-                source,
-                writer,
-                shard,
-                batch_size=config.batch_size,
-                skip_unreadable=config.on_error == "skip",
-                prepare_pool=pool,
-                behind=behind,
-                progress=progress,
-            )
+        encode_shards(
+            source,
+            writer,
+            shards,
+            batch_size=config.units_per_pass,
+            skip_unreadable=config.on_error == "skip",
+            num_workers=min(num_threads(config.num_workers), source.prepare_threads),
+            behind=behind,
+            progress=progress,
+        )
         with progress.stage("write"):
             behind.drain()
     return wanted, progress.seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.pixels import crop_picture, fit_picture, normalise, read_picture, squash_picture
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
+from advl_pipeline.teachers.vision_backbone import VisionBackbone
 
 CONTEXT_MARGIN = 1 / 16
 """Context kept around a box, as a share of its longer edge, on every side."""
@@ -109,7 +110,8 @@ class PixelImageTower:
         most = max(backbone.grid_shape) if grid_side is None else grid_side
         self.grid_shape = (min(most, backbone.grid_shape[0]), min(most, backbone.grid_shape[1]))
         weights_TM, _ = pooling(grid_rectangles(*self.grid_shape), grid_rectangles(*backbone.grid_shape))
-        self._cells_TM = None if self.grid_shape == backbone.grid_shape else torch.from_numpy(weights_TM)
+        is_whole = self.grid_shape == backbone.grid_shape
+        self._cells_TM = None if is_whole else torch.from_numpy(weights_TM).to(backbone.device)
 
     @property
     def global_dim(self) -> int:
@@ -164,47 +166,53 @@ class PixelImageTower:
         margin (difference of the two largest probabilities) where the network has a classifier."""
         counts = [len(unit.inputs["pixels"]) for unit in units]
         starts = list(itertools.accumulate(counts, initial=0))[:-1]
-        features = self._forward(torch.cat([unit.inputs["pixels"] for unit in units]))
-        global_ND = features.global_ND[starts]
-        stats = {"norm": global_ND.norm(dim=1)}
-        if features.logits_NK is not None:
-            stats |= classifier_stats(features.logits_NK[starts])
-        return EncodedBatch(
-            global_ND=global_ND,
-            token_values=[self._tokens(features, unit, start) for unit, start in zip(units, starts, strict=True)],
-            stats=stats,
-        )
-
-    def _tokens(self, features: ImageFeatures, unit: PreparedUnit, start: int) -> torch.Tensor:
-        if self.image_tokens in ("boxes", "none"):
-            return features.global_ND[start + 1 : start + 1 + unit.num_tokens]
-        if self.image_tokens == "grid":
-            cells_MD = features.grid_NhwD[start].flatten(0, 1)
-            return cells_MD if self._cells_TM is None else self._cells_TM @ cells_MD
-        return roi_align_mean(features.grid_NhwD[start + 1], unit.inputs["boxes"])
-
-    def _forward(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
-        chunk = FORWARD_CHUNK.get(self.backbone.device.type, FORWARD_CHUNK_ELSEWHERE)
-        keep_grid = self.image_tokens in ("grid", "boxes-roi")
-        parts: list[ImageFeatures] = []
         with torch.inference_mode():
-            for chunk_NCHW in torch.split(pixels_NCHW, chunk):
-                on_device = chunk_NCHW.to(self.backbone.device, non_blocking=True)
-                found = self.backbone(normalise(on_device, self.backbone.settings))
-                parts.append(
-                    ImageFeatures(
-                        global_ND=found.global_ND.float().cpu(),
-                        # Left on the device and empty where no grid is asked for: it is large and would be copied.
-                        grid_NhwD=found.grid_NhwD.float().cpu() if keep_grid else found.grid_NhwD[:0].cpu(),
-                        logits_NK=None if found.logits_NK is None else found.logits_NK.float().cpu(),
-                    )
-                )
-        logits = [part.logits_NK for part in parts if part.logits_NK is not None]
-        return ImageFeatures(
-            global_ND=torch.cat([part.global_ND for part in parts]),
-            grid_NhwD=torch.cat([part.grid_NhwD for part in parts]),
-            logits_NK=torch.cat(logits) if logits else None,
-        )
+            found = self._forward(torch.cat([unit.inputs["pixels"] for unit in units]))
+            global_ND = found.global_PD[starts]
+            stats = {"norm": global_ND.norm(dim=1)}
+            if found.logits_PK is not None:
+                stats |= classifier_stats(found.logits_PK[starts])
+            tokens = [self._tokens(found, unit, start) for unit, start in zip(units, starts, strict=True)]
+        return EncodedBatch(global_ND=global_ND, token_values=tokens, stats=stats)
+
+    def _tokens(self, found: _Encoded, unit: PreparedUnit, start: int) -> torch.Tensor:
+        if self.image_tokens in ("boxes", "none"):
+            return found.global_PD[start + 1 : start + 1 + unit.num_tokens]
+        if self.image_tokens == "grid":
+            return found.cells[start]
+        grid_hwD = found.cells[start + 1].view(*self.backbone.grid_shape, -1)
+        return roi_align_mean(grid_hwD, unit.inputs["boxes"].to(grid_hwD.device))
+
+    def _forward(self, pixels_PCHW: torch.Tensor) -> _Encoded:
+        chunk = FORWARD_CHUNK.get(self.backbone.device.type, FORWARD_CHUNK_ELSEWHERE)
+        summaries: list[torch.Tensor] = []
+        cells: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        for chunk_PCHW in torch.split(pixels_PCHW, chunk):
+            on_device = chunk_PCHW.to(self.backbone.device, non_blocking=True)
+            features = self.backbone(normalise(on_device, self.backbone.settings))
+            summaries.append(features.global_ND.float())
+            if self.image_tokens in ("grid", "boxes-roi"):
+                cells += self._cells(features.grid_NhwD)
+            if features.logits_NK is not None:
+                logits.append(features.logits_NK.float())
+        return _Encoded(global_PD=torch.cat(summaries), cells=cells, logits_PK=torch.cat(logits) if logits else None)
+
+    def _cells(self, grid_PhwD: torch.Tensor) -> list[torch.Tensor]:
+        """Return the (T, D) cells of each picture; only those of a grid that is stored are averaged."""
+        cells_PMD = grid_PhwD.float().flatten(1, 2)
+        if self._cells_TM is None or self.image_tokens != "grid":
+            return list(cells_PMD)
+        return [self._cells_TM @ cells_MD for cells_MD in cells_PMD]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Encoded:
+    """What the network gave of P rows of pixels, float32: global (P, D), the cells of each, logits (P, K) or None."""
+
+    global_PD: torch.Tensor
+    cells: Sequence[torch.Tensor]
+    logits_PK: torch.Tensor | None
 
 
 def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:

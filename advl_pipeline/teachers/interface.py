@@ -33,7 +33,7 @@ class PreparedUnit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedBatch:
-    """Features of N units, in order, float32 on the CPU.
+    """Features of N units, in order, float32, on the device that they were computed on.
 
     `token_values` holds one (M, D) tensor per unit. `stats` holds one (N,) tensor per statistic, such as
     "entropy" and "margin" of the teacher's classifier.
@@ -42,6 +42,14 @@ class EncodedBatch:
     global_ND: torch.Tensor
     token_values: Sequence[torch.Tensor]
     stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def on_cpu(self) -> EncodedBatch:
+        """Return the features in memory."""
+        return EncodedBatch(
+            global_ND=self.global_ND.cpu(),
+            token_values=[values.cpu() for values in self.token_values],
+            stats={name: values.cpu() for name, values in self.stats.items()},
+        )
 
 
 class Tower(Protocol):

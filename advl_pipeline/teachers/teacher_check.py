@@ -99,9 +99,9 @@ def _try(
 ) -> TowerCheck:
     tower.encode(prepared)
     began = time.perf_counter()
-    together = tower.encode(prepared)
+    together = tower.encode(prepared).on_cpu()
     seconds = time.perf_counter() - began
-    alone = tower.encode(prepared[:1])
+    alone = tower.encode(prepared[:1]).on_cpu()
     values = [together.global_ND, *together.token_values]
     largest = max(float(value.abs().max()) for value in values if value.numel())
     differences = [(alone.global_ND[0] - together.global_ND[0]).abs().max()]

@@ -193,8 +193,8 @@ class WordPieceTextTower:
             for start in range(0, len(rows), FORWARD_CHUNK):
                 ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
                 found = self.backbone(ids_BL.to(self.backbone.device), mask_BL.to(self.backbone.device))
-                global_rows.extend(found.global_BD.float().cpu())
-                token_rows.extend(found.tokens_BLD.float().cpu())
+                global_rows.extend(found.global_BD.float())
+                token_rows.extend(found.tokens_BLD.float())
         return global_rows, token_rows
 
     def _pad(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,5 +210,6 @@ class WordPieceTextTower:
 def _weighted_mean(rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
     if len(plan) == 1:
         return rows[0]
-    owned_W = torch.tensor([float(window.keep_stop - window.keep_start) for window in plan])
+    owned = [float(window.keep_stop - window.keep_start) for window in plan]
+    owned_W = torch.tensor(owned, device=rows[0].device)
     return (torch.stack(list(rows)) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)

@@ -212,7 +212,8 @@ class SelectingTextTower:
         return EncodedBatch(
             global_ND=encoded.global_ND,
             token_values=[
-                rows[torch.from_numpy(unit.kept_M)] for rows, unit in zip(encoded.token_values, selected, strict=True)
+                rows[torch.from_numpy(unit.kept_M).to(rows.device)]
+                for rows, unit in zip(encoded.token_values, selected, strict=True)
             ],
             stats=encoded.stats,
         )

@@ -1,0 +1,152 @@
+"""Decoding keeps all threads at work, whatever a shard holds; features are halved as the writer halves them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract, tree_bytes
+
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.cache.quantise import to_float16
+from advl_pipeline.cache.store import read_json
+from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction import run as extraction_run
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import extract, run_extract, store_of
+from advl_pipeline.extraction.to_host import halved
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
+
+WORKERS, SECONDS = 16, 0.08
+
+
+class SlowPictures(TinyImageTower):
+    """Pictures that take their time to decode, as from a network disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.ended, self.slept = float("inf"), 0.0, 0.0
+        self._lock = threading.Lock()
+
+    def prepare(self, unit: ImageUnit) -> PreparedUnit:
+        began = time.perf_counter()
+        time.sleep(SECONDS)
+        ended = time.perf_counter()
+        with self._lock:
+            self.began, self.ended = min(self.began, began), max(self.ended, ended)
+            self.slept += ended - began
+        return super().prepare(unit)
+
+
+def test_all_threads_decode_though_a_shard_holds_few_batches(tmp_path: Path) -> None:
+    tower, dataset = SlowPictures(), TinyDataset(tmp_path / "data", num_images=320)
+    # A shard holds a dozen batches or so: fewer than there are threads.
+    config = tiny_config(tmp_path / "cache", batch_size=2, shard_rows=40, num_workers=WORKERS, modality="image")
+    extract(config, Teacher(name="tiny", image=tower), dataset)
+    at_work = tower.slept / (tower.ended - tower.began)
+    assert at_work > 0.8 * WORKERS, at_work
+
+
+def test_a_device_halves_features_as_the_writer_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(64, 32, generator=generator) * 10 ** torch.randint(-9, 7, (64, 1), generator=generator)
+    found, clipped = halved(values)
+    expected, also_clipped = to_float16(values.numpy())
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert int(clipped) == also_clipped > 0
+    # What is no number stays so, for the writer to refuse.
+    assert halved(torch.tensor([torch.inf, -torch.inf, torch.nan]))[0].isfinite().sum() == 0
+
+
+class LimitedTower(TinyTextTower):
+    """Takes as long for a batch as for a unit, and has memory for so many."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(delay=0.01)
+        self._most = most
+        self.sizes: list[int] = []
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        self.sizes.append(len(units))
+        if len(units) > self._most:
+            raise torch.OutOfMemoryError
+        return super().encode(units)
+
+
+def recorded_batch(config: ExtractConfig) -> Any:
+    return read_json(store_of(config), PROVENANCE_FILE)["config"]["batch_size"]
+
+
+def test_a_batch_size_is_tried_recorded_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, dataset = LimitedTower(70), TinyDataset(tmp_path / "data")
+    config = tiny_config(tmp_path / "cache", batch_size="auto", modality="text")
+    teacher = Teacher(name="tiny", text=tower)
+    monkeypatch.setattr(extraction_run, "encode_shards", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_extract_of(config, teacher, dataset, monkeypatch)
+    monkeypatch.undo()
+    # 128 did not fit, so 64 did; a quarter leaves room for longer texts.
+    assert max(tower.sizes) == 128
+    assert recorded_batch(config) == 32
+    tower.sizes.clear()
+    run_extract_of(config, teacher, dataset, monkeypatch)
+    assert max(tower.sizes) <= 32
+    tiny_extract(tmp_path / "data", tmp_path / "given", batch_size=32, modality="text", teacher={"towers": "text"})
+    found, given = tree_bytes(tmp_path / "cache"), tree_bytes(tmp_path / "given")
+    assert {name: found[name] for name in found if "provenance" not in name and "complete" not in name} == {
+        name: given[name] for name in given if "provenance" not in name and "complete" not in name
+    }
+
+
+def run_extract_of(
+    config: ExtractConfig, teacher: Teacher, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(extraction_run, "open_part", lambda _: dataset)
+        patched.setattr(extraction_run, "require_given", lambda *_, **__: None)
+        run_extract(config, teacher)
+
+
+def test_a_batch_size_is_a_number_or_auto(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size must be int"):
+        tiny_config(tmp_path / "cache", batch_size="many")
+
+
+@pytest.mark.parametrize(("device", "resource"), [("cuda:3", "GPU"), ("auto", None), ("cpu", "CPU")])
+def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
+    device: str, resource: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    class Started(Exception):
+        pass
+
+    def start(work: Any, **options: Any) -> Any:
+        given.append((work.args[0], options["resource"]))
+        raise Started
+
+    monkeypatch.setattr(extraction_run, "run_on_ray", start)
+    config = build_config(
+        ExtractConfig,
+        {
+            "teacher": "minilm-l6",
+            "dataset": "snli-ve",
+            "output": tmp_path / "cache",
+            "engine": "ray",
+            "device": device,
+        },
+    )
+    with pytest.raises(Started):
+        run_extract(config)
+    ((of_tasks, asked),) = given
+    assert asked == resource
+    assert of_tasks.device == device
+    assert of_tasks.mixed_precision == "auto"
