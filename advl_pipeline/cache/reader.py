@@ -255,6 +255,13 @@ class FeatureStore:
         positions_Q = self.positions(ids)
         return self._tokens.values(positions_Q), self._tokens.lengths(positions_Q)
 
+    def stored_tokens(
+        self, ids: Sequence[str]
+    ) -> tuple[Features, npt.NDArray[np.float32] | None, npt.NDArray[np.int32]]:
+        """As `token_features`, but of features stored as int8 the codes, with their scales, (M,), in the middle."""
+        positions_Q = self.positions(ids)
+        return *self._tokens.stored(positions_Q), self._tokens.lengths(positions_Q)
+
     def readable_positions(self, order_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Turn places in `ids` into positions in the store."""
         return order_Q if self._order_U is None else self._order_U[order_Q]

@@ -61,9 +61,14 @@ class TokenRows:
 
     def values(self, positions_Q: Positions) -> Rows:
         """Return the features of units one after another, (M, D); stored int8 codes come as float16."""
+        values_MD, scale_M = self.stored(positions_Q)
+        return values_MD if scale_M is None else from_int8(values_MD, scale_M)
+
+    def stored(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.float32] | None]:
+        """Return stored rows of units one after another, (M, D), and the scales of those that are codes, (M,)."""
         start_Q, length_Q = self.bounds(positions_Q)
-        values = self._joined("values", start_Q, length_Q)
-        return from_int8(values, self._joined("scales", start_Q, length_Q)) if "scales" in self.arrays else values
+        scale_M = self._joined("scales", start_Q, length_Q) if "scales" in self.arrays else None
+        return self._joined("values", start_Q, length_Q), scale_M
 
     def padded(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Return stored rows zero-padded to the longest unit, (Q, M, D)."""

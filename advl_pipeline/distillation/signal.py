@@ -6,14 +6,12 @@ Shapes: B examples, N sequences, S regions, R visual tokens of the student, W wo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 import torch
 
 from advl_pipeline.distillation.settings import DistillationSettings
-
-Record = TypeVar("Record")
+from advl_pipeline.tensor_records import moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +100,7 @@ class TeacherSignal:
 
     def to(self, device: torch.device) -> TeacherSignal:
         """Return the signal with every tensor on a device."""
-        return _move(self, device)
+        return moved(self, device)
 
 
 def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
@@ -119,19 +117,3 @@ def shared_words(words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor) -
     """Return (N, W) bool: the words that both the student, which has `seen_NW`, and the teacher have states of."""
     shared_NW = words.word_mask_NW & seen_NW
     return shared_NW if one.word_mask_NW is None else shared_NW & one.word_mask_NW
-
-
-def _move(record: Record, device: torch.device) -> Record:
-    changed: dict[str, Any] = {}
-    for item in fields(record):  # type: ignore[arg-type]
-        value = getattr(record, item.name)
-        if isinstance(value, torch.Tensor):
-            changed[item.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, Mapping):
-            changed[item.name] = {
-                key: entry.to(device) if isinstance(entry, torch.Tensor) else _move(entry, device)
-                for key, entry in value.items()
-            }
-        elif is_dataclass(value):
-            changed[item.name] = _move(value, device)
-    return replace(record, **changed)  # type: ignore[type-var]

@@ -15,9 +15,14 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.tensor_records import moved
 from advl_pipeline.training.batch_order import BatchOrder
+from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
 from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.stored_signals import StoredSignal
 from advl_pipeline.training.targets import TaskTargets, collate_targets
+
+CPU = torch.device("cpu")
 
 ANNOUNCE_AHEAD = 8
 """Optimiser steps whose examples are read, and whose units the kernel is told about, before they are needed."""
@@ -25,7 +30,7 @@ ANNOUNCE_AHEAD = 8
 
 @dataclass(kw_only=True)
 class TrainingBatch:
-    """One micro-batch.
+    """One micro-batch, on the device that computes it.
 
     `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
     of another split than the one that is trained on: pretraining may never have seen their like.
@@ -41,16 +46,30 @@ class TrainingBatch:
     anchored_B: torch.Tensor
     seconds_preparing: float = 0.0
 
+
+@dataclass(kw_only=True)
+class CollatedBatch:
+    """A micro-batch in memory, with its teachers' features as they are stored; fields as in `TrainingBatch`."""
+
+    example_ids: tuple[str, ...]
+    task: str
+    student: StudentBatch
+    targets: TaskTargets
+    stored: StoredSignal | None
+    image_ids_B: torch.Tensor
+    anchored_B: torch.Tensor
+    seconds_preparing: float = 0.0
+
     def to(self, device: torch.device) -> TrainingBatch:
-        """Return the batch with every tensor on a device."""
+        """Return the batch on a device, where targets are made of the features."""
         return TrainingBatch(
             example_ids=self.example_ids,
             task=self.task,
             student=self.student.to(device),
             targets=self.targets.to(device),
-            signal=None if self.signal is None else self.signal.to(device),
-            image_ids_B=self.image_ids_B.to(device),
-            anchored_B=self.anchored_B.to(device),
+            signal=None if self.stored is None else moved(self.stored, device).targets(),
+            image_ids_B=self.image_ids_B.to(device, non_blocking=True),
+            anchored_B=self.anchored_B.to(device, non_blocking=True),
             seconds_preparing=self.seconds_preparing,
         )
 
@@ -67,8 +86,9 @@ def training_batches(
     labelled_ids: frozenset[str] | None = None,
     other_ids: frozenset[str] = frozenset(),
     num_workers: int = 1,
-) -> Iterator[list[TrainingBatch]]:
-    """Yield, for each optimiser step, the micro-batches of this rank.
+    device: torch.device = CPU,
+) -> Iterator[SentBatches[TrainingBatch]]:
+    """Yield, for each optimiser step, the micro-batches of this rank, on their way to the device.
 
     What they hold does not depend on the number of threads.
 
@@ -82,19 +102,37 @@ def training_batches(
         labelled_ids: examples whose labels may be used, None for all.
         other_ids: examples of other splits than the one that is trained on.
         num_workers: threads that collate, each a step of its own.
+        device: that computes.
     """
 
-    def collate(step_parts: list[list[Example]]) -> list[TrainingBatch]:
-        return [
-            collate_batch(
-                examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
-            )
-            for examples in step_parts
-        ]
+    def collate(examples: list[Example]) -> CollatedBatch:
+        began = time.thread_time()
+        batch = collate_batch(
+            examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
+        )
+        batch.seconds_preparing = time.thread_time() - began
+        return batch
+
+    def collate_in_place(examples: list[Example]) -> TrainingBatch:
+        began = time.thread_time()
+        batch = collate(examples).to(device)
+        batch.seconds_preparing = time.thread_time() - began
+        return batch
 
     readers: list[Student | SignalSource] = [student] if source is None else [student, source]
     read = _read_ahead(dataset, indices, readers, steps, order)
-    yield from in_order(collate, read, num_workers=num_workers)
+    if device.type == "cpu":
+        # Targets are made by the threads, too.
+        made = in_order(lambda step: [collate_in_place(part) for part in step], read, num_workers=num_workers)
+        yield from (SentBatches(batches=batches) for batches in made)
+        return
+    can_pin = device.type == "cuda"
+    collated = in_order(
+        lambda step: [pinned(batch) if can_pin else batch for batch in map(collate, step)],
+        read,
+        num_workers=num_workers,
+    )
+    yield from send_ahead(collated, device)
 
 
 def _read_ahead(
@@ -134,29 +172,27 @@ def collate_batch(
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
     other_ids: frozenset[str] = frozenset(),
-) -> TrainingBatch:
+) -> CollatedBatch:
     """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
 
     Labels are used of `labelled_ids` alone, where given. Answers in words are laid out where all labels may be used:
     the adapt step scores none.
     """
-    began = time.thread_time()
     task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)
     targets = collate_targets(examples, len(names), labelled_ids=labelled_ids)
-    signal = None
+    stored = None
     if source is not None:
-        signal = source.signal(examples, batch, with_confidence=labelled, places=student.places)
+        stored = source.stored(examples, batch, with_confidence=labelled, places=student.places)
     if labelled_ids is None:
         wanted_BK = None if targets.scores_BK is None else targets.scores_BK > 0
         batch = student.with_answers(batch, task, names, wanted_BK)
-    return TrainingBatch(
+    return CollatedBatch(
         example_ids=tuple(example.example_id for example in examples),
         task=task,
         student=batch,
         targets=targets,
-        signal=signal,
+        stored=stored,
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
-        seconds_preparing=time.thread_time() - began,
     )

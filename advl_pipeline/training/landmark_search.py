@@ -21,6 +21,7 @@ from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions,
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.tensor_records import moved
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 
@@ -78,6 +79,10 @@ class FoundLandmarks:
     words: Mapping[str, Landmarks] = field(default_factory=dict)
     regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
     own: Landmarks | None = None
+
+    def to(self, device: torch.device) -> FoundLandmarks:
+        """Return them with every tensor on a device."""
+        return moved(self, device)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -21,15 +21,20 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_
 from advl_pipeline.distillation.signal import (
     TeacherSignal,
     TeacherWidths,
-    TextSignal,
-    VisionSignal,
     WordAlignment,
-    standardise,
 )
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.teachers.text_units import reads_of
+from advl_pipeline.training.stored_signals import (
+    Fillings,
+    Moments,
+    StoredRows,
+    StoredSignal,
+    StoredText,
+    StoredVision,
+)
 from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets
-from advl_pipeline.training.word_rows import WordMeans, form_of, pool_rows_to_words
+from advl_pipeline.training.word_rows import WordMeans, form_of, word_averages
 
 Array = npt.NDArray[Any]
 
@@ -200,7 +205,18 @@ class SignalSource:
         with_confidence: bool,
         places: PlaceKind | None = None,
     ) -> TeacherSignal:
-        """Return the teachers' signal on a batch.
+        """Return the teachers' signal on a batch, in memory; arguments and errors as of `stored`."""
+        return self.stored(examples, batch, with_confidence=with_confidence, places=places).targets()
+
+    def stored(
+        self,
+        examples: Sequence[Example],
+        batch: StudentBatch,
+        *,
+        with_confidence: bool,
+        places: PlaceKind | None = None,
+    ) -> StoredSignal:
+        """Return the teachers' features on a batch as they are stored, and what makes targets of them.
 
         Args:
             examples: of the batch, in order.
@@ -216,7 +232,7 @@ class SignalSource:
             modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
             for modality, values in (self.confidence.items() if with_confidence else ())
         }
-        return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
+        return StoredSignal(vision=vision, text=text, words=words, confidence=confidence)
 
     def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
         words = [word_spans(text) for text in texts]
@@ -245,76 +261,86 @@ class SignalSource:
 
     def _vision(
         self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
-    ) -> VisionSignal:
+    ) -> StoredVision:
         store = teacher.image
         assert store is not None
         ids = [example.image.unit_id for example in examples]
-        global_BD = self._global(store, ids)
+        whole = StoredVision(
+            global_BD=StoredRows(values_MD=_tensor(store.global_features(ids))),
+            global_moments=self._moments(store.global_mean, store.global_variance),
+        )
         lie_at = teacher.image_places
         if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
-            return VisionSignal(global_BD=global_BD)
-        rows, lengths = store.token_features(ids)
-        if lie_at == "boxes":
-            found = box_targets(_floats(rows), lengths, examples, batch, places=places)
-        else:
-            found = grid_targets(lie_at, _floats(rows), examples, batch)
-        return VisionSignal(
-            global_BD=global_BD,
-            regions_BSD=self._scaled(found.regions_BSD, store.token_mean, store.token_variance),
+            return whole
+        cells, lengths = _token_rows(store, ids)
+        found = (
+            box_targets(lengths, examples, batch, places=places)
+            if lie_at == "boxes"
+            else grid_targets(lie_at, examples, batch)
+        )
+        return replace(
+            whole,
+            cells_MD=cells,
+            averages=found.averages,
+            moments=self._moments(store.token_mean, store.token_variance),
             region_mask_BS=found.region_mask_BS,
             shares_BSR=found.shares_BSR,
         )
 
     def _text(
         self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment
-    ) -> TextSignal:
+    ) -> StoredText:
         store = teacher.text
         assert store is not None
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
-        global_ND = self._global(store, ids)
+        whole = StoredText(
+            global_ND=StoredRows(values_MD=_tensor(store.global_features(ids))),
+            global_moments=self._moments(store.global_mean, store.global_variance),
+        )
         if not store.has_tokens:
-            return TextSignal(global_ND=global_ND)
-        rows, lengths = store.token_features(ids)
+            return whole
+        tokens, lengths = _token_rows(store, ids)
         is_token_NM = np.arange(int(lengths.max())) < lengths[:, None]
         spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
         spans_NM2[is_token_NM] = store.char_spans(ids)
         word_of_token = align_tokens_to_words(spans_NM2, [word_spans(text) for text in texts])
-        raw_NWD, mask_NW = pool_rows_to_words(
-            _floats(rows), word_of_token[is_token_NM], lengths, words.prior_NW.shape
-        )
+        averages, mask_NW = word_averages(word_of_token[is_token_NM], lengths, tuple(words.prior_NW.shape))
+        fillings = None
         if teacher.word_means is not None:
-            mask_NW |= teacher.word_means.fill(raw_NWD, words.form_NW, words.word_mask_NW & ~mask_NW)
-        return TextSignal(
-            global_ND=global_ND,
-            words_NWD=self._scaled(raw_NWD, store.token_mean, store.token_variance),
+            filled_NW, mean_FD = teacher.word_means.of(words.form_NW, words.word_mask_NW & ~mask_NW)
+            mask_NW |= filled_NW
+            fillings = Fillings(place_F=torch.nonzero(filled_NW.flatten())[:, 0], mean_FD=mean_FD)
+        pictures = None
+        if teacher.sees_words:
+            assert teacher.image is not None
+            picture_ids = [example.image.unit_id for example in examples for _ in example.candidates]
+            pictures = StoredRows(values_MD=_tensor(teacher.image.global_features(picture_ids)))
+        return replace(
+            whole,
+            tokens_MD=tokens,
+            averages=averages,
+            fillings=fillings,
+            moments=self._moments(store.token_mean, store.token_variance),
             word_mask_NW=mask_NW,
-            relevance_NW=self._relevance(teacher, examples, raw_NWD),
+            picture_ND=pictures,
             is_selected=teacher.words_are_selected,
         )
 
-    def _relevance(
-        self, teacher: TeacherFeatures, examples: Sequence[Example], words_NWD: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Cosine of each word and the picture, where the teacher's two towers share a space; else None."""
-        if not teacher.sees_words:
-            return None
-        assert teacher.image is not None
-        ids = [example.image.unit_id for example in examples for _ in example.candidates]
-        image_ND = _floats(teacher.image.global_features(ids))
-        return torch.nn.functional.cosine_similarity(words_NWD, image_ND[:, None, :], dim=-1)
-
-    def _global(self, store: UnitFeatures, ids: Sequence[str]) -> torch.Tensor:
-        values = _floats(store.global_features(ids))
-        return self._scaled(values, store.global_mean, store.global_variance)
-
-    def _scaled(
-        self, values: torch.Tensor, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]
-    ) -> torch.Tensor:
+    def _moments(self, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]) -> Moments | None:
         if self.target_norm != "standardise":
-            return values
-        return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
+            return None
+        return Moments(mean_D=torch.from_numpy(np.array(mean)), variance_D=torch.from_numpy(np.array(variance)))
 
 
-def _floats(values: npt.NDArray[Any]) -> torch.Tensor:
-    # Torch widens half precision several times as fast as numpy; what maps a file cannot be handed to it as it is.
-    return torch.from_numpy(values if values.flags.writeable else values.copy()).float()
+def _token_rows(store: UnitFeatures, ids: Sequence[str]) -> tuple[StoredRows, npt.NDArray[np.int32]]:
+    """Return the rows of the units one after another, (M, D), and how many each has."""
+    if isinstance(store, FeatureStore):
+        values, scales, lengths = store.stored_tokens(ids)
+        return StoredRows(values_MD=_tensor(values), scale_M=None if scales is None else _tensor(scales)), lengths
+    values, lengths = store.token_features(ids)
+    return StoredRows(values_MD=_tensor(values)), lengths
+
+
+def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    # What maps a file cannot be handed to torch as it is.
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.geometry import Framing, grid_rectangles, pooling
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
+from advl_pipeline.training.stored_signals import Averages
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -52,38 +53,42 @@ class TeacherGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionTargets:
-    """Targets of regions and how the student sees these; fields as in `VisionSignal`."""
+    """What the targets of regions are averages of, and how the student sees these; masks as in `VisionSignal`."""
 
-    regions_BSD: torch.Tensor
+    averages: Averages
     region_mask_BS: torch.Tensor
     shares_BSR: torch.Tensor | None
 
 
-def grid_targets(
-    grid: TeacherGrid, rows_MD: torch.Tensor, examples: Sequence[Example], batch: StudentBatch
-) -> RegionTargets:
+def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentBatch) -> RegionTargets:
     """Average a teacher's cells to the student's visual tokens.
 
     Args:
-        rows_MD: float32, the cells of the examples' pictures, one picture after another.
+        grid: its cells are the rows, one picture after another.
         batch: the student's, with places.
     """
     assert batch.places_BR4 is not None
     places_BR4 = batch.places_BR4.cpu().numpy()
-    cells_BMD = rows_MD.numpy().reshape(len(examples), grid.rows * grid.columns, -1)
-    values_BRD = np.empty((*places_BR4.shape[:2], cells_BMD.shape[2]), np.float32)
     mask_BR = np.empty(places_BR4.shape[:2], np.bool_)
+    weights: list[csr_matrix] = []
     for row, example in enumerate(examples):
         picture = example.image
         weights_RM, mask_BR[row] = _pooling(grid, places_BR4[row].tobytes(), picture.width, picture.height)
-        values_BRD[row] = weights_RM @ cells_BMD[row]
-    return RegionTargets(
-        regions_BSD=torch.from_numpy(values_BRD), region_mask_BS=torch.from_numpy(mask_BR), shares_BSR=None
+        weights.append(weights_RM)
+    num_cells = grid.rows * grid.columns
+    num_before = np.cumsum([0, *(one.nnz for one in weights)])
+    averages = Averages(
+        shape=mask_BR.shape,
+        start_P1=_indices(
+            np.concatenate([[0], *(one.indptr[1:] + num_before[row] for row, one in enumerate(weights))])
+        ),
+        row_X=_indices(np.concatenate([one.indices + row * num_cells for row, one in enumerate(weights)])),
+        weight_X=torch.from_numpy(np.concatenate([one.data for one in weights])),
     )
+    return RegionTargets(averages=averages, region_mask_BS=torch.from_numpy(mask_BR), shares_BSR=None)
 
 
 def box_targets(
-    rows_MD: torch.Tensor,
     lengths_B: npt.NDArray[np.int32],
     examples: Sequence[Example],
     batch: StudentBatch,
@@ -93,13 +98,17 @@ def box_targets(
     """Return the teacher's boxes, and the student's tokens that stand for each or, of patches, that lie under it.
 
     Args:
-        rows_MD: float32, the boxes of the examples' pictures, one picture after another.
-        lengths_B: how many each picture has.
+        lengths_B: how many boxes each picture has, whose features are the rows, one picture after another.
         places: what the student's visual tokens are.
     """
-    regions_BSD = torch.nn.utils.rnn.pad_sequence(list(torch.split(rows_MD, lengths_B.tolist())), batch_first=True)
-    num_regions = regions_BSD.shape[1]
-    mask_BS = torch.arange(num_regions)[None, :] < torch.from_numpy(lengths_B.astype(np.int64))[:, None]
+    num_regions, num_rows = int(lengths_B.max()), int(lengths_B.sum())
+    has_row_BS = np.arange(num_regions) < lengths_B[:, None]
+    averages = Averages(
+        shape=has_row_BS.shape,
+        start_P1=_indices(np.concatenate([[0], np.cumsum(has_row_BS)])),
+        row_X=torch.arange(num_rows, dtype=torch.int32),
+        weight_X=torch.ones(num_rows),
+    )
     if places == "patches" and batch.places_BR4 is not None:
         shares_BSR = torch.zeros(len(examples), num_regions, batch.places_BR4.shape[1])
         for row, (example, places_R4) in enumerate(zip(examples, batch.places_BR4.numpy(), strict=True)):
@@ -110,7 +119,11 @@ def box_targets(
         first_B = torch.tensor((0, *batch.num_candidates[:-1])).cumsum(0)
         stands_BSR = batch.box_index_NR[first_B][:, None] == torch.arange(num_regions)[None, :, None]
         shares_BSR = stands_BSR / stands_BSR.sum(2, keepdim=True).clamp(min=1)
-    return RegionTargets(regions_BSD=regions_BSD, region_mask_BS=mask_BS, shares_BSR=shares_BSR)
+    return RegionTargets(averages=averages, region_mask_BS=torch.from_numpy(has_row_BS), shares_BSR=shares_BSR)
+
+
+def _indices(values_X: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
+    return torch.from_numpy(values_X.astype(np.int32))
 
 
 @lru_cache(maxsize=_POOLINGS_REMEMBERED)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_matrix
 
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
+from advl_pipeline.training.stored_signals import Averages
 
 TEXTS_AT_ONCE = 1024
 
@@ -37,30 +37,32 @@ def form_of(word: str) -> int:
     return zlib.crc32(word.encode())
 
 
-def pool_rows_to_words(
-    rows_MD: torch.Tensor, word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def word_averages(
+    word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
+) -> tuple[Averages, torch.Tensor]:
     """Average the rows of each word, as `pool_to_words` does, of texts that lie one after another without padding.
 
     Args:
-        rows_MD: float32 token rows.
-        word_M: the word of its text that each is of, -1 for none.
+        word_M: the word of its text that each row is of, -1 for none.
         lengths_N: how many rows each text has.
         shape: (N, W).
 
     Returns:
-        (N, W, D) means, zeros where a word has no row, and (N, W) bool, whether it has one.
+        The means, zeros where a word has no row, and (N, W) bool, whether it has one.
     """
     num_texts, num_words = shape
-    row_M = np.flatnonzero(word_M >= 0)
-    place_M = np.repeat(np.arange(num_texts), lengths_N)[row_M] * num_words + word_M[row_M]
-    belongs = csr_matrix(
-        (np.ones(len(row_M), np.float32), (place_M, row_M)), shape=(num_texts * num_words, len(word_M))
+    row_X = np.flatnonzero(word_M >= 0)
+    place_X = np.repeat(np.arange(num_texts), lengths_N)[row_X] * num_words + word_M[row_X]
+    count_P = np.bincount(place_X, minlength=num_texts * num_words)
+    averages = Averages(
+        shape=shape,
+        start_P1=torch.from_numpy(np.concatenate([[0], np.cumsum(count_P)]).astype(np.int32)),
+        # A word's rows in their order, as they would be added up one by one.
+        row_X=torch.from_numpy(row_X[np.argsort(place_X, kind="stable")].astype(np.int32)),
+        weight_X=torch.ones(len(row_X)),
+        count_P=torch.from_numpy(np.maximum(count_P, 1).astype(np.float32)),
     )
-    count_P = np.bincount(place_M, minlength=num_texts * num_words)
-    means_PD = belongs @ rows_MD.numpy()
-    means_PD /= np.maximum(count_P, 1).astype(np.float32)[:, None]
-    return torch.from_numpy(means_PD).view(num_texts, num_words, -1), torch.from_numpy(count_P > 0).view(*shape)
+    return averages, torch.from_numpy(count_P > 0).view(*shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +72,15 @@ class WordMeans:
     form_K: npt.NDArray[np.int64]
     mean_KD: torch.Tensor
 
-    def fill(self, words_NWD: torch.Tensor, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> torch.Tensor:
-        """Write the means of missing words into the features, in place; return (N, W) bool, which were found."""
+    def of(self, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (N, W) bool, which of the missing words have a mean, and these, (F, D), in order."""
         if not len(self.form_K):
-            return torch.zeros_like(missing_NW)
+            return torch.zeros_like(missing_NW), self.mean_KD
         asked_X = form_NW[missing_NW].numpy()
         place_X = np.searchsorted(self.form_K, asked_X).clip(max=len(self.form_K) - 1)
         found_X = torch.from_numpy(self.form_K[place_X] == asked_X)
         filled_NW = torch.zeros_like(missing_NW).masked_scatter(missing_NW, found_X)
-        words_NWD[filled_NW] = self.mean_KD[torch.from_numpy(place_X)[found_X]]
-        return filled_NW
+        return filled_NW, self.mean_KD[torch.from_numpy(place_X)[found_X]]
 
 
 def word_means(rows: RowsOfTexts, texts: Mapping[str, str]) -> WordMeans:
@@ -94,12 +95,10 @@ def word_means(rows: RowsOfTexts, texts: Mapping[str, str]) -> WordMeans:
         for place in np.flatnonzero(lengths).tolist():
             text, own = texts[part[place]], slice(int(starts[place]), int(starts[place + 1]))
             words = word_spans(text)
-            pooled_1WD, has_1W = pool_rows_to_words(
-                torch.from_numpy(np.array(values[own], dtype=np.float32)),
-                assign_tokens_to_words(spans_M2[own], words),
-                lengths[place : place + 1],
-                (1, len(words)),
+            averages, has_1W = word_averages(
+                assign_tokens_to_words(spans_M2[own], words), lengths[place : place + 1], (1, len(words))
             )
+            pooled_1WD = averages.of(torch.from_numpy(np.array(values[own], dtype=np.float32)))
             for number in torch.nonzero(has_1W[0])[:, 0].tolist():
                 form = form_of(text[slice(*words[number])].lower())
                 total, count = sums.get(form, (torch.zeros(pooled_1WD.shape[2]), 0))

@@ -49,7 +49,7 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     model = FinetuneModel(
         student, {"vcr": student.build_head("vcr", 1)}, distiller, task_loss="softmax-choice"
     ).eval()
-    batch = collate_batch(examples, dataset, student, source, labelled=False)
+    batch = collate_batch(examples, dataset, student, source, labelled=False).to(torch.device("cpu"))
     # The same question with its picture turned into its negative.
     negative = replace(batch.student, crops_BRP=255 - batch.student.crops_BRP)  # type: ignore[attr-defined,call-arg]
     found = [

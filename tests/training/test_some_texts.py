@@ -17,7 +17,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.word_rows import WordMeans, form_of, word_means
+from advl_pipeline.training.stored_signals import Fillings, StoredRows, StoredText
+from advl_pipeline.training.word_rows import WordMeans, form_of, word_averages, word_means
 
 
 def extracted(corpus: Any, output: Path, share: float) -> Path:
@@ -56,11 +57,21 @@ def test_means_are_over_the_texts_that_have_rows(some: Path, small_corpus: Any) 
 
 def test_missing_words_take_their_means_and_others_stay() -> None:
     means = WordMeans(form_K=np.array([2, 5]), mean_KD=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    words_NWD = torch.full((1, 4, 2), 9.0)
     missing_NW = torch.tensor([[False, True, True, True]])
-    found_NW = means.fill(words_NWD, torch.tensor([[5, 5, 7, 2]]), missing_NW)
+    found_NW, mean_FD = means.of(torch.tensor([[5, 5, 7, 2]]), missing_NW)
     assert found_NW.tolist() == [[False, True, False, True]]
-    assert words_NWD[0].tolist() == [[9.0, 9.0], [3.0, 4.0], [9.0, 9.0], [1.0, 2.0]]
+    # The first word alone has a row, of which it is the mean.
+    averages, _ = word_averages(np.array([0]), np.array([1], np.int32), (1, 4))
+    stored = StoredText(
+        global_ND=StoredRows(values_MD=torch.zeros(1, 2)),
+        global_moments=None,
+        tokens_MD=StoredRows(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16)),
+        averages=averages,
+        fillings=Fillings(place_F=torch.nonzero(found_NW.flatten())[:, 0], mean_FD=mean_FD),
+    )
+    words_NWD = stored.targets().words_NWD
+    assert words_NWD is not None
+    assert words_NWD[0].tolist() == [[9.0, 9.0], [3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
 
 
 def test_a_run_reads_no_row_of_a_word_without_meaning(small_corpus: Any, known: Path, tmp_path: Path) -> None:

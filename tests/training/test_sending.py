@@ -1,0 +1,159 @@
+"""Batches travel as they are stored, on a stream of their own; a reader waits for them, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+import torch
+from small_corpus import SmallCorpus
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.tensor_records import moved, with_tensors
+from advl_pipeline.training.batches import CollatedBatch, collate_batch
+from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
+from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.stored_signals import StoredSignal
+
+
+@pytest.fixture(scope="module")
+def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> CollatedBatch:
+    """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
+    codes = tmp_path_factory.mktemp("codes") / "minilm-l6"
+    run_extract(
+        ExtractConfig(
+            teacher="minilm-l6",
+            dataset="scenes-vcr",
+            data_root=small_corpus.data_root,
+            output=codes,
+            dtype="int8",
+            confidence=False,
+        )
+    )
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(4)]
+    prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
+    places = [next(path for path in small_corpus.caches if "efficientnet" in path.name), codes]
+    source = SignalSource([cached_teacher(open_cache(place)) for place in places], prior=prior)
+    return collate_batch(examples, dataset, build_student("scenes-small"), source, labelled=False)
+
+
+def test_rows_travel_as_they_are_stored(collated: CollatedBatch) -> None:
+    assert collated.stored is not None
+    (text,), (picture,) = collated.stored.text.values(), collated.stored.vision.values()
+    assert text.tokens_MD is not None
+    assert text.tokens_MD.values_MD.dtype == torch.int8
+    assert text.tokens_MD.scale_M is not None
+    assert picture.cells_MD is not None
+    assert picture.cells_MD.values_MD.dtype == picture.global_BD.values_MD.dtype == torch.float16
+    targets = collated.stored.targets()
+    sent, made = num_bytes(collated.stored), num_bytes(targets)
+    assert sent < made / 1.5, (sent, made)
+
+
+def num_bytes(record: Any) -> int:
+    found = []
+    with_tensors(record, lambda value: found.append(value.numel() * value.element_size()) or value)
+    return sum(found)
+
+
+class PosingTensor(torch.Tensor):
+    """Lies in memory and says that it is on a device, so that what a device would compute is computed here."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("meta")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_device_makes_the_same_targets(collated: CollatedBatch) -> None:
+    assert collated.stored is not None
+    here = collated.stored.targets()
+    there = with_tensors(collated.stored, lambda value: value.as_subclass(PosingTensor)).targets()
+    for kind in ("vision", "text"):
+        for name, one in getattr(here, kind).items():
+            other = getattr(there, kind)[name]
+            for item in fields(one):
+                value, found = getattr(one, item.name), getattr(other, item.name)
+                if isinstance(value, torch.Tensor):
+                    found = found.as_subclass(torch.Tensor)
+                    torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5, msg=f"{kind} {name} {item.name}")
+
+
+@dataclass
+class Parcel:
+    """A batch of one tensor that notes when it is sent."""
+
+    value: torch.Tensor
+    notes: list[str]
+
+    def to(self, device: torch.device) -> Parcel:
+        self.notes.append(f"sent {int(self.value)} to {device}")
+        return self
+
+
+def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device | None = None) -> None:
+            self.name = "of the model" if device is None else "of copies"
+
+        def wait_event(self, event: Event) -> None:
+            notes.append(f"stream {self.name} waits for {event.name}")
+
+    class Event:
+        name = "nothing"
+
+        def record(self, stream: Stream) -> None:
+            self.name = f"stream {stream.name}"
+            notes.append(f"recorded on {self.name}")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        notes.append(f"begin {stream.name}")
+        yield
+        notes.append(f"end {stream.name}")
+
+    model = Stream()
+    for name, stand_in in {
+        "Stream": Stream,
+        "Event": Event,
+        "stream": on,
+        "current_stream": lambda _: model,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    device = torch.device("cuda:1")
+    steps = send_ahead(([Parcel(torch.tensor(number), notes)] for number in range(2)), device)
+    first = next(steps)
+    assert notes == ["begin of copies", "sent 0 to cuda:1", "recorded on stream of copies", "end of copies"]
+    notes.clear()
+    assert isinstance(first, SentBatches)
+    assert first.received(device) == first.batches
+    assert notes == ["stream of the model waits for stream of copies"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: CollatedBatch) -> None:
+    assert collated.stored is not None
+    here, device = collated.stored.targets(), torch.device("cuda")
+    (sent,) = send_ahead([[pinned(collated)]], device)
+    (batch,) = sent.received(device)
+    assert batch.signal is not None
+    there = moved(batch.signal, torch.device("cpu"))
+    (text,), (also_text,) = here.text.values(), there.text.values()
+    torch.testing.assert_close(also_text.words_NWD, text.words_NWD, rtol=1e-4, atol=1e-4)
+    (picture,), (also_picture,) = here.vision.values(), there.vision.values()
+    torch.testing.assert_close(also_picture.regions_BSD, picture.regions_BSD, rtol=1e-4, atol=1e-4)
+    assert isinstance(collated.stored, StoredSignal)
