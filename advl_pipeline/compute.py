@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
@@ -128,3 +130,21 @@ def precision(device: torch.device, mixed_precision: MixedPrecision) -> Abstract
 
     dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=mixed_precision in ("fp16", "bf16"))
+
+
+@contextmanager
+def one_order(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, have torch add up in one order inside the block, and name on stderr what it cannot."""
+    if not wanted:
+        yield
+        return
+    import torch
+
+    # cuBLAS reads it when a process first uses it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -73,19 +73,24 @@ def batch_contrast(
         own_image_BE: what the right candidate's pass shows of the picture.
         num_candidates: of each example.
     """
-    starts_B = first_sequences(num_candidates, right_B.device)
-    counts = tuple(gather(torch.tensor(num_candidates, device=right_B.device)).tolist())
-    right_B = first_sequences(counts, right_B.device) + gather(right_B - starts_B)
-    image_ids_B = gather(image_ids_B)
+    places_B = right_B - first_sequences(num_candidates, right_B.device)
+    counts_B = torch.tensor(num_candidates, device=right_B.device)
+    is_known_B = torch.ones_like(right_B, dtype=torch.bool) if known_B is None else known_B
+    counts_B, places_B, image_ids_B, is_known_B, image_BE = gather(
+        counts_B, places_B, image_ids_B, is_known_B, own_image_BE
+    )
+    (text_NE,) = gather(text_NE)
+    counts = tuple(counts_B.tolist())
+    right_B = first_sequences(counts, right_B.device) + places_B
     example_N = example_of_sequence(counts, right_B.device)
     pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
     if known_B is not None:
         is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
-        pulled_BN = torch.where(gather(known_B)[:, None], pulled_BN, is_own_BN)
+        pulled_BN = torch.where(is_known_B[:, None], pulled_BN, is_own_BN)
     same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
     return image_text_contrast(
-        gather(own_image_BE),
-        gather(text_NE),
+        image_BE,
+        text_NE,
         pulled_BN,
         left_out_BN=same_picture_BN & ~pulled_BN,
         temperature=temperature,
@@ -124,15 +129,14 @@ def anchor_loss(
     visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
     if anchored_B is not None:
         visible_NR = visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
-    visual_XH = gather(states.visual_states_NRH[visible_NR])
-    return drift(
-        gather(states.text_states_NLH[shown_NL]),
-        gather(reference.text_states_NLH[shown_NL]),
-        gather(held_NL[shown_NL]),
-    ) + drift(
-        visual_XH,
-        gather(reference.visual_states_NRH[visible_NR]),
-        torch.ones(len(visual_XH), device=visual_XH.device),
+    visual_XH, visual_before_XH = gather(
+        states.visual_states_NRH[visible_NR], reference.visual_states_NRH[visible_NR]
+    )
+    text_XH, text_before_XH, held_X = gather(
+        states.text_states_NLH[shown_NL], reference.text_states_NLH[shown_NL], held_NL[shown_NL]
+    )
+    return drift(text_XH, text_before_XH, held_X) + drift(
+        visual_XH, visual_before_XH, torch.ones(len(visual_XH), device=visual_XH.device)
     )
 
 

@@ -13,7 +13,7 @@ Relations need the items of all processes that share a batch: the loss code gath
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -26,17 +26,22 @@ from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
-Gather = Callable[[torch.Tensor], torch.Tensor]
-"""Returns the rows of all processes that share a batch, in order, with gradients to the process that each is of.
 
-Gradients of what the processes compute of them are added up. The rows may be of another number in each process; their
-other axes, and the type of the values, are alike.
-"""
+class Gather(Protocol):
+    """Gives the rows of all processes that share a batch, in order, with gradients to the process that each is of.
+
+    Gradients of what the processes compute of them are added up. The rows may be of another number in each process;
+    their other axes, and the type of the values, are alike.
+    """
+
+    def __call__(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the rows of each of several tensors, which have as many rows as one another."""
+        ...
 
 
-def gather_alone(values_X: torch.Tensor) -> torch.Tensor:
+def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the rows of the one process that there is: its own."""
-    return values_X
+    return values
 
 
 MAX_RELATED = 1024
@@ -101,13 +106,15 @@ def relational_divergence(
     A node that is compared with nothing has divergence 0.
     """
 
-    def likenesses(values_X: torch.Tensor, temperature: float) -> torch.Tensor:
-        own = values_X if asked_X is None else values_X[asked_X]
-        return log_likenesses(own, gather(values_X), left_out_XY, temperature=temperature)
+    teacher_XD = teacher_XD.detach()
+    group_Y, teacher_YD, student_YH = gather(group_X, teacher_XD, student_XH)
 
-    left_out_XY = (group_X if asked_X is None else group_X[asked_X])[:, None] == gather(group_X)[None, :]
-    log_p_XY = likenesses(teacher_XD.detach(), teacher_temperature)
-    log_q_XY = likenesses(student_XH, student_temperature)
+    def asked(values_X: torch.Tensor) -> torch.Tensor:
+        return values_X if asked_X is None else values_X[asked_X]
+
+    left_out_XY = asked(group_X)[:, None] == group_Y[None, :]
+    log_p_XY = log_likenesses(asked(teacher_XD), teacher_YD, left_out_XY, temperature=teacher_temperature)
+    log_q_XY = log_likenesses(asked(student_XH), student_YH, left_out_XY, temperature=student_temperature)
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
@@ -194,7 +201,7 @@ def require_relations(node_NW: torch.Tensor, form_NW: torch.Tensor, name: str, g
     Raises:
         ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
     """
-    forms_X = gather(form_NW[node_NW])
+    (forms_X,) = gather(form_NW[node_NW])
     if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
         raise ConfigError(
             "A batch has fewer than two words with a meaning, so there is nothing to relate.",

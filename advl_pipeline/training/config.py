@@ -324,6 +324,13 @@ class RunOptions(Configuration):
     checkpoint_every: int = option(
         100, help="Optimiser steps between checkpoints.", minimum=1, identity="none", rare=True
     )
+    deterministic: bool = option(
+        False,
+        help="Have a GPU add up in one order wherever torch can, so that a resumed run is the same to the last bit; "
+        "slower. What torch cannot is named.",
+        identity="none",
+        rare=True,
+    )
     resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none", rare=True)
     log_with: str = option(
         "",

@@ -1,7 +1,8 @@
 """The loop over one step of the method (adapt or finetune): optimiser, schedule, log, checkpoint, resume.
 
-Every optimiser step seeds torch from (seed, phase, step), so that a resumed run computes what an uninterrupted one
-would have.
+Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws what an uninterrupted one would
+have. On a CPU it also computes the same to the bit. On a GPU many threads add up in any order, so that the last bits
+may differ; with `--deterministic` torch keeps to one order wherever it has such an operation.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.checkpoint import restore, save_checkpoint
+from advl_pipeline.training.checkpoint import CheckpointWriter, restore
 from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
 from advl_pipeline.training.finite import (
     StepPlace,
@@ -33,11 +34,16 @@ from advl_pipeline.training.finite import (
     require_finite_terms,
     require_finite_weights,
 )
+from advl_pipeline.training.gradient_sum import GradientSum
 from advl_pipeline.training.optimiser import build_optimizer, distillation_strength, rate_factor
-from advl_pipeline.training.process_group import add_gradients, align_parameters, gather_rows
+from advl_pipeline.training.process_group import align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.sending import SentBatches
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
+
+_READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
+"""Steps whose batches may lie ready; one more may wait for room."""
 
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
 
@@ -57,7 +63,7 @@ def run_phase(
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
-    make_batches: Callable[[range], Iterator[list[TrainingBatch]]],
+    make_batches: Callable[[range], Iterator[SentBatches[TrainingBatch]]],
     *,
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
@@ -76,18 +82,23 @@ def run_phase(
     wrapped, optimizer = _prepared(settings, plan.phase, model, accelerator, checkpoint)
     # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
     shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
-    gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
+    gather: Gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     peak = [group["lr"] for group in optimizer.param_groups]
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
+    # What lies ready takes the device's memory, where it is not the model's own.
+    limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     num_saved = plan.first_logged_step + start_step
     seconds_waited = seconds_saving = 0.0
     with (
         finishing() as is_asked_to_stop,
-        Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches,
+        CheckpointWriter(folder.checkpoint) as checkpoints,
+        GradientSum(wrapped.parameters(), accelerator) as gradients,
+        Prefetcher(lambda: make_batches(range(start_step, plan.num_steps)), limit=limit) as batches,
     ):
-        for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
+        for step, sent in zip(range(start_step, plan.num_steps), batches, strict=True):
+            micro_batches = sent.received(accelerator.device)
             step_began, processor_before = time.perf_counter(), time.thread_time()
             factor = rate_factor(settings, step, num_steps=plan.num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
@@ -102,12 +113,19 @@ def run_phase(
             logged_step = plan.first_logged_step + step
             place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
-                record = _optimiser_step(
-                    wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place, gather
+                record, stops = _optimiser_step(
+                    wrapped,
+                    optimizer,
+                    accelerator,
+                    micro_batches,
+                    settings,
+                    plan.phase,
+                    strength,
+                    place,
+                    gather,
+                    gradients,
+                    is_asked_to_stop,
                 )
-                # A signal may have come to one process alone: all of them stop after the same step.
-                asked = torch.tensor(float(is_asked_to_stop()), device=accelerator.device)
-                stops = bool(accelerator.reduce(asked))
                 saves = stops or step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
                 if saves:
                     require_finite_weights(model, place)
@@ -135,8 +153,7 @@ def run_phase(
                 saving_began = time.perf_counter()
                 folder.log(pending)
                 pending.clear()
-                save_checkpoint(
-                    folder.checkpoint,
+                checkpoints.save(
                     model,
                     optimizer.optimizer,
                     step=step + 1,
@@ -187,8 +204,10 @@ def _optimiser_step(
     strength: float,
     place: StepPlace,
     gather: Gather,
-) -> dict[str, Any]:
-    """Take one step; return its record, which counts what all processes took it over."""
+    gradients: GradientSum,
+    is_asked_to_stop: Callable[[], bool],
+) -> tuple[dict[str, Any], bool]:
+    """Take one step; return its record, which is of all processes, and whether they are to stop after it."""
     optimizer.zero_grad(set_to_none=True)
     own = [
         sum(len(batch.example_ids) for batch in micro_batches),
@@ -198,21 +217,28 @@ def _optimiser_step(
     num_examples, num_texts, num_cut = accelerator.reduce(torch.tensor(own, device=accelerator.device)).tolist()
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
     collected: list[LoggedTerms] = []
-    for batch in micro_batches:
-        moved = batch.to(accelerator.device)
+    for number, batch in enumerate(micro_batches, 1):
         share = len(batch.example_ids) / num_examples
         run_model = partial(
-            _run_model, wrapped, moved, phase=phase, strength=strength, generator=generator, gather=gather
+            _run_model, wrapped, batch, phase=phase, strength=strength, generator=generator, gather=gather
         )
 
-        def backward(loss: torch.Tensor, scale: float = share * settings.loss_scale, **options: bool) -> None:
-            accelerator.backward(loss * scale, **options)
+        def backward(
+            loss: torch.Tensor,
+            retain_graph: bool = False,
+            *,
+            scale: float = share * settings.loss_scale,
+            is_last: bool = number == len(micro_batches),
+        ) -> None:
+            if is_last and not retain_graph:
+                gradients.begin_last_pass()
+            accelerator.backward(loss * scale, retain_graph=retain_graph)
 
         if settings.adversarial is not None and phase == "finetune":
             student: Student = accelerator.unwrap_model(wrapped).student
             two_way = settings.task_loss == "two-way-choice"
             terms = adversarial_terms(
-                run_model, student, moved.student, settings.adversarial, is_two_way=two_way, backward=backward
+                run_model, student, batch.student, settings.adversarial, is_two_way=two_way, backward=backward
             )
             is_learned = True
         else:
@@ -225,9 +251,9 @@ def _optimiser_step(
     collected = gather_object(collected)
     require_finite_terms(collected, place)
     record = summarise(collected, num_examples) | {"num_texts": num_texts, "num_texts_cut": num_cut}
+    stops = gradients.finish(is_asked_to_stop())
     if not any(terms.is_learned for terms in collected):
-        return record
-    add_gradients(wrapped.parameters(), accelerator)
+        return record, stops
     if settings.clip_norm > 0:
         norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
         record["grad_norm"] = float(norm)
@@ -241,7 +267,7 @@ def _optimiser_step(
         for parameter in wrapped.parameters():
             nn.utils.clip_grad_norm_(parameter, settings.clip_each)
     optimizer.step()
-    return record
+    return record, stops
 
 
 def _run_model(

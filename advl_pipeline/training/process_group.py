@@ -1,30 +1,29 @@
-"""Several processes that train one model: they are started in step, share each step's batch and add up gradients.
+"""Several processes that train one model: they are started in step, begin alike and share each step's batch.
 
-Gradients are added up once in an optimiser step, after its last micro-batch. So parameters that a batch does not
-reach, several backward passes and micro-batches of unequal number need no special care, and two processes compute
-what one does on the same batch.
+What they add up of it is in `gradient_sum.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from math import prod
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
-from torch.distributed.nn.functional import all_gather
 
 from advl_pipeline.compute import MixedPrecision
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ClusterError, ConfigError, again
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another: while the first one estimates confidences, say."""
 
-CHUNK = 1 << 24
-"""Numbers that are added up at once: 64 MB in fp32."""
+Told = TypeVar("Told")
 
 _NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -60,23 +59,75 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     )
 
 
-def gather_rows(values_X: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes of the group, as `distillation.relational.Gather` says."""
-    own = torch.tensor([len(values_X)], device=values_X.device)
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Say it in words where another process of the group is gone.
+
+    Raises:
+        ClusterError: as said.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        is_of_group = isinstance(error, distributed.DistError) or "gloo" in said
+        if accelerator.num_processes == 1 or not is_of_group:
+            raise
+        raise ClusterError(
+            "Another process of this training ended, or cannot be reached.",
+            why=said,
+            next_command=again("mend what the other process says, then give the same command again: it resumes"),
+        ) from error
+
+
+def gather_rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the rows of all processes of the group, as `distillation.relational.Gather` says.
+
+    They travel together as bytes: one exchange of how many there are, one of the rows, and one of the gradients.
+    """
+    own = torch.tensor([len(values[0])], device=values[0].device)
     found = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(found, own)
-    counts = [int(count) for count in found]
-    padded = nn.functional.pad(
-        values_X.to(torch.uint8) if values_X.dtype == torch.bool else values_X,
-        (0, 0) * (values_X.dim() - 1) + (0, max(counts) - len(values_X)),
-    ).contiguous()
-    if values_X.requires_grad or (torch.is_grad_enabled() and values_X.is_floating_point()):
-        parts = all_gather(padded)  # type: ignore[no-untyped-call]
-    else:
-        parts = [torch.empty_like(padded) for _ in counts]
-        distributed.all_gather(parts, padded)
-    joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    return joined.to(values_X.dtype)
+    counts: list[int] = torch.cat(found).tolist()
+    gathered: tuple[torch.Tensor, ...] = _GatheredRows.apply(counts, *values)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatheredRows(torch.autograd.Function):
+    """The rows of all processes; a gradient is the sum of those that the processes have of a row.
+
+    The same exchanges on every backend: torch's own differentiable `all_gather` has one way for NCCL and another for
+    Gloo, so that what a test on CPUs sees would not be what GPUs do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, counts: list[int], *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = [value.detach().reshape(len(value), prod(value.shape[1:])).contiguous() for value in values]
+        as_bytes = [value.view(torch.uint8) for value in rows]
+        packed = nn.functional.pad(torch.cat(as_bytes, 1), (0, 0, 0, max(counts) - len(values[0])))
+        parts = [torch.empty_like(packed) for _ in counts]
+        distributed.all_gather(parts, packed)
+        joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        first = sum(counts[: distributed.get_rank()])
+        ctx.own = slice(first, first + len(values[0]))
+        return tuple(
+            part.contiguous().view(value.dtype).view(len(joined), *value.shape[1:])
+            for part, value in zip(
+                torch.split(joined, [value.shape[1] for value in as_bytes], 1), values, strict=True
+            )
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        found: list[torch.Tensor | None] = []
+        for gradient, is_needed in zip(gradients, ctx.needs_input_grad[1:], strict=True):
+            if is_needed:
+                total = gradient.clone(memory_format=torch.contiguous_format)
+                distributed.all_reduce(total)
+                found.append(total[ctx.own])
+            else:
+                found.append(None)
+        return None, *found
 
 
 def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
@@ -86,34 +137,14 @@ def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
             distributed.broadcast(value, src=0)
 
 
-@torch.no_grad()
-def add_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the processes' gradients in place; a parameter that no process reached keeps none."""
-    if accelerator.num_processes == 1:
-        return
-    trained = [value for value in parameters if value.requires_grad]
-    reached = torch.tensor(
-        [value.grad is not None for value in trained], dtype=torch.uint8, device=accelerator.device
-    )
-    distributed.all_reduce(reached, op=distributed.ReduceOp.MAX)
-    chunk: list[nn.Parameter] = []
-    for value, is_reached in zip(trained, reached.tolist(), strict=True):
-        if not is_reached:
-            continue
-        if value.grad is None:
-            value.grad = torch.zeros_like(value)
-        if chunk and (sum(map(torch.numel, chunk)) + value.numel() > CHUNK or chunk[0].dtype != value.dtype):
-            _add_chunk(chunk)
-            chunk = []
-        chunk.append(value)
-    if chunk:
-        _add_chunk(chunk)
+def told_by_first(find: Callable[[], Told], accelerator: Accelerator) -> Told:
+    """Return what the first process finds, on every process: computed by each, it might differ in the last bits.
 
-
-def _add_chunk(chunk: list[nn.Parameter]) -> None:
-    gradients = [value.grad for value in chunk if value.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(flat)
-    totals = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, total in zip(gradients, totals, strict=True):
-        gradient.copy_(total.view_as(gradient))
+    Args:
+        find: called by the first process alone; tensors of what it returns must be on the CPU.
+    """
+    found = [find() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        distributed.broadcast_object_list(found, src=0)
+    told: Told = found[0]  # type: ignore[assignment]
+    return told

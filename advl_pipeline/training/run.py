@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.compute import device_name, num_threads, resolved
+from advl_pipeline.compute import device_name, num_threads, one_order, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.folders import LOCK
@@ -42,10 +42,11 @@ from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import Placement, find_placement
-from advl_pipeline.training.process_group import start_processes
+from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
+from advl_pipeline.training.sending import SentBatches
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_pictures import use_stored_pictures
@@ -74,8 +75,9 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
     Raises:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
         folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
-        WeightsUnavailable: as they say. InUse: another process writes into the run folder. Interrupted: stopped by a
-        signal, after the step that it came in; the same call resumes.
+        WeightsUnavailable: as they say. ClusterError: another process of this training ended. InUse: another process
+        writes into the run folder. Interrupted: stopped by a signal, after the step that it came in; the same call
+        resumes.
     """
     require_given(config, is_control=is_control)
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
@@ -91,7 +93,9 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)
+    held.enter_context(one_order(config.deterministic))
     accelerator = start_processes(config.device, config.mixed_precision)
+    held.enter_context(together(accelerator))
     given_caches = open_caches(config)
     # A cache of a part of the split limits what is seen for every method, so that one compares with another.
     inputs = open_inputs(config, given_caches)
@@ -287,7 +291,7 @@ def _batch_maker(
     accelerator: Accelerator,
     inputs: Inputs,
     source: SignalSource | None,
-) -> Callable[[range], Iterator[list[TrainingBatch]]]:
+) -> Callable[[range], Iterator[SentBatches[TrainingBatch]]]:
     config = run.config
     rank, world_size = accelerator.process_index, accelerator.num_processes
     num_workers = num_threads(config.num_workers)
@@ -304,6 +308,7 @@ def _batch_maker(
             order=order,
             labelled=True,
             num_workers=num_workers,
+            device=accelerator.device,
         )
     order = order_inputs(config, inputs, rank=rank, world_size=world_size)
     ids = inputs.dataset.example_ids
@@ -320,4 +325,5 @@ def _batch_maker(
         labelled_ids=labelled_ids,
         other_ids=inputs.other_ids,
         num_workers=num_workers,
+        device=accelerator.device,
     )

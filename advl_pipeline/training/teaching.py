@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from accelerate import Accelerator
 
 from advl_pipeline.cache.reader import TeacherCache
@@ -23,6 +24,7 @@ from advl_pipeline.training.confidences import CheckedConfidence, find_confidenc
 from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
+from advl_pipeline.training.process_group import told_by_first
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.teacher_controls import controlled_teacher, require_moved_cells, require_vision_teacher
@@ -75,7 +77,12 @@ def open_teaching(
     vision, source = choose_vision_targets(
         run.method.settings, start.student, inputs.dataset, inputs.labelled, source
     )
-    landmarks = find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source, device=device)
+
+    def find() -> FoundLandmarks:
+        found = find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source, device=device)
+        return found.to(torch.device("cpu"))
+
+    landmarks = told_by_first(find, accelerator).to(device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         checked, followed = find_confidences(

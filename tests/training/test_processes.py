@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     assert " on 2 processes" in done.stderr
     assert done.stdout.count("run folder:") == 1
+    require_equal_runs(one, two)
+
+
+def require_equal_runs(one: Path, two: Path) -> None:
     for alone, shared in zip(logged(one), logged(two), strict=True):
         assert alone.keys() == shared.keys()
         assert alone["num_examples"] == shared["num_examples"]
@@ -95,6 +100,35 @@ def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> 
     expected, found = (load_file(run / "model.safetensors") for run in (one, two))
     moved = max(float((found[key] - value).abs().max()) for key, value in expected.items())
     assert moved < 2e-6, moved
+
+
+WATCHED = [*TORCHRUN[:-1], str(Path(__file__).parents[1] / "support" / "one_of_two.py")]
+
+
+def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
+    small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    changes = {**COMMON, "method": "advl", "known_words": known, "accumulate": 2, "adversarial": "both"}
+    changes |= {"student": "villa-tiny", "recipe": "none"}
+    one, two, watched = tmp_path / "one", tmp_path / "two", tmp_path / "watched.json"
+    run_finetune(small_corpus.config(one, **changes))
+    done = launch(command(small_corpus, two, **changes)[1:], launcher=[*WATCHED, str(watched), "--disturb"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    require_equal_runs(one, two)
+    steps = json.loads(watched.read_text())
+    assert all(step["others"] <= 4 for step in steps), steps
+    # The first step of each phase learns what is reached; all that follow send while they compute.
+    assert sum(step["early"] > 0 and step["early"] < step["gradients"] for step in steps) == 0, steps
+
+
+def test_one_process_that_fails_ends_the_other_in_seconds(small_corpus: Any, tmp_path: Path) -> None:
+    words = command(small_corpus, tmp_path / "run", **COMMON, method="advl")[1:]
+    began = time.monotonic()
+    done = launch(words, launcher=[*WATCHED, str(tmp_path / "watched.json"), "--raise"])
+    assert done.returncode != 0
+    assert "Unexpected error: ValueError: one of two" in done.stderr
+    assert "Another process of this training ended" in done.stderr, done.stderr[-3000:]
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow

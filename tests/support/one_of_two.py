@@ -1,0 +1,117 @@
+"""`advl` as one of two processes that train together, under watch; the first writes what each step exchanged.
+
+torchrun ... one_of_two.py WATCHED.json [--disturb | --raise] WORDS OF ADVL
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from advl_cli.main import main
+from advl_pipeline.training import gradient_sum, loop, process_group, teaching
+
+steps: list[dict[str, Any]] = []
+"""By step: exchanges of gradients, those of them inside a backward pass, of rows, and all others."""
+
+inside: list[str] = []
+
+
+def watch_exchanges() -> None:
+    """Count what processes exchange, under the name of whoever does it."""
+
+    def watched(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if steps:
+                kind = "gradients" if options.get("group") is not None and not inside else (inside or ["others"])[-1]
+                steps[-1][kind] += 1
+                is_early = kind == "gradients" and torch._C._current_graph_task_id() != -1
+                steps[-1]["early"] += int(is_early)
+            return exchange(*arguments, **options)
+
+        return call
+
+    for name in ("all_gather", "all_reduce", "broadcast"):
+        found = watched(getattr(distributed, name))
+        for module in (distributed, distributed_c10d):
+            setattr(module, name, found)
+
+    def under(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            inside.append(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                inside.pop()
+
+        return call
+
+    gather = distributed_c10d.all_gather_object
+    distributed.all_gather_object = under("others", gather)
+    loop.gather_rows = under("rows", process_group.gather_rows)
+    rows = process_group._GatheredRows
+    rows.backward = staticmethod(under("rows", rows.backward))  # type: ignore[method-assign]
+    take = loop._optimiser_step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        steps.append({"gradients": 0, "early": 0, "rows": 0, "others": 0})
+        return take(*arguments, **options)
+
+    loop._optimiser_step = step
+
+
+def disturb_landmarks() -> None:
+    """Let this process find others than the first one does."""
+    find = teaching.find_landmarks
+
+    def found(*arguments: Any, **options: Any) -> Any:
+        landmarks = find(*arguments, **options)
+        return dataclasses.replace(
+            landmarks,
+            words={
+                name: dataclasses.replace(one, features_KD=one.features_KD.flip(0))
+                for name, one in landmarks.words.items()
+            },
+        )
+
+    teaching.find_landmarks = found
+
+
+def raise_in_the_third_step() -> None:
+    """Fail in this process alone."""
+    run, calls = loop._run_model, []
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("one of two")
+        return run(*arguments, **options)
+
+    loop._run_model = fail
+
+
+if __name__ == "__main__":
+    import os
+
+    watched, *words = sys.argv[1:]
+    is_first = os.environ["RANK"] == "0"
+    # Several buckets of so small a model.
+    gradient_sum.BUCKET_NUMBERS = 1 << 16
+    watch_exchanges()
+    if words[0] == "--disturb" and not is_first:
+        disturb_landmarks()
+    if words[0] == "--raise" and not is_first:
+        raise_in_the_third_step()
+    try:
+        main(words[1:] if words[0].startswith("--") else words)
+    finally:
+        if is_first:
+            Path(watched).write_text(json.dumps(steps), encoding="utf-8")
