@@ -21,7 +21,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench bench-gpu chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -139,6 +139,9 @@ site: $(STAMP) ## Write the documentation as a site into build/site; a broken li
 
 bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, and write the page (half an hour)
 	$(BIN)/python -m benchmarks --markdown docs/performance.md
+
+bench-gpu: $(STAMP) ## Measure memory and speed of three teachers and three students on this machine's GPU, and write the page
+	$(BIN)/python -m benchmarks.gpu --markdown docs/performance.md
 
 chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, aim 100 outputs at foreign files; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos

@@ -8,11 +8,8 @@ With `--json`, sections may be run one by one: the file keeps what others have f
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import json
-import os
-import platform
 import tempfile
 import time
 import traceback
@@ -20,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import describe_machine
 from benchmarks.page import render, write_page
 from benchmarks.rows import Row, Section
 
@@ -63,7 +61,7 @@ def main() -> None:
 
 
 def _run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    machine, begin = _machine(quick=quick), time.perf_counter()
+    machine, begin = describe_machine(quick=quick), time.perf_counter()
     module, _, function = SECTIONS[name].partition(":")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -74,13 +72,6 @@ def _run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         traceback.print_exc()
         rows = [Row(name=f"section {name}", value=None, goal=0.0, detail=f"{type(error).__name__}: {error}")]
     return {"machine": machine, "seconds": time.perf_counter() - begin, "rows": list(map(asdict, rows))}
-
-
-def _machine(*, quick: bool) -> str:
-    return (
-        f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores, {platform.machine()}, Python "
-        f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} at its beginning, {'quick' if quick else 'full'}"
-    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+GPU_MARKS = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
 
 
 def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
@@ -25,13 +26,14 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def write_page(path: Path, table: str) -> None:
+def write_page(path: Path, table: str, *, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put the table between the marks of a page; raises `ValueError` where it has none."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks
+    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{path} has no place for the table ({BEGIN} ... {END})")
-    path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{path} has no place for the table ({first} ... {last})")
+    path.write_text(f"{before}{first}\n\n{table}\n\n{last}{after}", encoding="utf-8")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,153 @@
+"""`make bench-gpu`: what this machine's GPU gives: three teachers that encode, and three students taught by each.
+
+python -m benchmarks.gpu [--quick] [--device cuda:0] [--folder DIR] [--markdown docs/performance.md]
+
+Photos and questions are made up. Students have random weights at their real sizes, and so has the largest teacher:
+nothing is downloaded. Rows have no goals: they say what this GPU does, and how much of its memory that takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advl_pipeline.compute import device_name, open_device
+from advl_pipeline.configuration import build_config
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.runs.reader import read_log
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+from benchmarks.feed import build_questions
+from benchmarks.machine import describe_machine
+from benchmarks.page import GPU_MARKS, render, write_page
+from benchmarks.rows import Row
+
+TEACHERS = ("minilm-l6", "efficientnet-lite0", "random:timm:vit_large_patch14_clip_224")
+STUDENTS: Mapping[str, Mapping[str, Any]] = {
+    "uniter-base": {"student_option": ("vocab_size=30522",)},
+    "vilt": {},
+    "bridgetower": {"student_option": ("vocab_size=30522",)},
+}
+"""Of regions with features, of pixels in one stream, and of pixels in two towers; what each takes beside its name."""
+
+_OF_REGIONS = ("uniter", "villa", "vl-bert", "visualbert", "lxmert")
+
+
+def main() -> None:
+    """Measure, print, and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="Fewer photos and fewer steps.")
+    parser.add_argument("--device", default="cuda", help="Which GPU.")
+    parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
+    parser.add_argument("--markdown", type=Path, help="Also write the table into this page, between its marks.")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU here that torch can use, so there is nothing to measure and nothing was written.")
+    device = open_device(options.device)
+    machine, began = f"{device_name(str(device))}, {describe_machine(quick=options.quick)}", time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = measure_gpu(
+            options.folder or Path(temporary),
+            device,
+            num_photos=512 if options.quick else 4_096,
+            num_steps=30 if options.quick else 120,
+        )
+    for row in rows:
+        print(f"{row.name}: {row.found}; {row.detail}", flush=True)
+    if options.markdown:
+        seconds = time.perf_counter() - began
+        found = {"gpu": {"machine": machine, "seconds": seconds, "rows": list(map(asdict, rows))}}
+        write_page(options.markdown, render(found), marks=GPU_MARKS)
+
+
+def measure_gpu(
+    folder: Path,
+    device: torch.device,
+    *,
+    num_photos: int,
+    num_steps: int,
+    batch_size: int = 64,
+    teachers: Sequence[str] = TEACHERS,
+    students: Mapping[str, Mapping[str, Any]] = STUDENTS,
+) -> list[Row]:
+    """Encode the photos or the questions with each teacher, and finetune each student from each cache."""
+    data = build_questions(folder, num_photos)["short"]
+    rows, caches = [], {}
+    for number, teacher in enumerate(teachers):
+        caches[teacher] = folder / "caches" / str(number)
+        config = ExtractConfig(
+            teacher=teacher,
+            dataset=str(data),
+            output=caches[teacher],
+            batch_size="auto",
+            confidence=False,
+            device=str(device),
+        )
+        _forget_peak(device)
+        done = run_extract(config)
+        spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.stage_seconds.items())
+        rows.append(
+            Row(
+                name=f"{teacher}: units/s",
+                value=done.encoded_units / done.seconds,
+                detail=f"{_peak(device)}; waiting and encoding: {spent}",
+            )
+        )
+    for student, options in students.items():
+        for number, teacher in enumerate(teachers):
+            output = folder / "runs" / f"{student}-{number}"
+            regions = {"regions": folder / "regions" / "all"} if student.startswith(_OF_REGIONS) else {}
+            settings: dict[str, Any] = {
+                "dataset": str(data),
+                "student": student,
+                "tokenizer": "minilm-l6",
+                "cache": (caches[teacher],),
+                "output": output,
+                "method": "advl",
+                "batch_size": batch_size,
+                "num_steps": num_steps,
+                "adapt_steps": 2,
+                "confidence_folds": 2,
+                "confidence_check": "none",
+                "checkpoint_every": 10 * num_steps,
+                "device": str(device),
+            }
+            _forget_peak(device)
+            run_finetune(build_config(FinetuneConfig, settings, regions, dict(options)))
+            steps = [step for step in read_log(output) if step["phase"] == "finetune"][num_steps // 3 :]
+            seconds, waited = (
+                statistics.median(step[name] for step in steps) for name in ("seconds", "seconds_waited")
+            )
+            share = waited / (seconds + waited)
+            rows.append(
+                Row(
+                    name=f"{student}, taught by {teacher}: steps/s",
+                    value=1 / (seconds + waited),
+                    detail=f"{_peak(device)}; batches of {batch_size}; {share:.0%} of a step is waiting for data",
+                )
+            )
+    return rows
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "memory not told apart"
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
