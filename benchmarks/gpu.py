@@ -24,7 +24,7 @@ from advl_pipeline.compute import device_name, open_device
 from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.runs.reader import read_log
+from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 from benchmarks.feed import build_questions
@@ -151,3 +151,7 @@ def _peak(device: torch.device) -> str:
     if device.type != "cuda":
         return "memory not told apart"
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
+
+
+if __name__ == "__main__":
+    main()

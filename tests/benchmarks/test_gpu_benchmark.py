@@ -39,7 +39,7 @@ def test_every_student_and_teacher_has_a_row(tmp_path: Path) -> None:
         num_steps=6,
         batch_size=4,
         teachers=("minilm-l6", "efficientnet-lite0"),
-        students={"uniter-tiny": {}, "scenes-small": {"tokenizer": None}},
+        students={"uniter-tiny": {"student_option": ("feature_size=2048",)}, "scenes-small": {"tokenizer": None}},
     )
     assert len(rows) == 2 + 2 * 2
     assert all(row.value and row.detail for row in rows)
