@@ -151,15 +151,15 @@ def _two_teachers(folder: Path, rows: Path, dataset: Dataset) -> SignalSource:
     return SignalSource([cached_teacher(cache) for cache in caches], prior=fit_word_prior(texts))
 
 
-def write_questions(folder: Path) -> tuple[Path, Path]:
+def write_questions(folder: Path, num_photos: int = NUM_PHOTOS) -> tuple[Path, Path]:
     """Write photos, a question with one answer about each, and one with four long answers and region features."""
     words = np.random.default_rng(1)
     short, long = [], []
-    for number, photo in enumerate(write_photos(folder / "photos", NUM_PHOTOS, PHOTO)):
+    for number, photo in enumerate(write_photos(folder / "photos", num_photos, PHOTO)):
         short.append({"image": photo, "text": f"{sentence(words, 10)}.", "label": ("yes", "no")[number % 2]})
         choices = [sentence(words, 40) for _ in range(4)]
         long.append({"image": photo, "question": f"{sentence(words, 10)}?", "choices": choices, "label": 0})
-    _write_regions(folder / "regions" / "all", NUM_PHOTOS, np.random.default_rng(0))
+    _write_regions(folder / "regions" / "all", num_photos, np.random.default_rng(0))
     return write_rows(folder / "short.jsonl", short), write_rows(folder / "long.jsonl", long)
 
 

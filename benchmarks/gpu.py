@@ -27,7 +27,7 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from benchmarks.feed import build_questions
+from benchmarks.feed import write_questions
 from benchmarks.machine import describe_machine
 from benchmarks.page import GPU_MARKS, render, write_page
 from benchmarks.rows import Row
@@ -83,7 +83,7 @@ def measure_gpu(
     students: Mapping[str, Mapping[str, Any]] = STUDENTS,
 ) -> list[Row]:
     """Encode the photos or the questions with each teacher, and finetune each student from each cache."""
-    data = build_questions(folder, num_photos)["short"]
+    data, _ = write_questions(folder, num_photos)
     rows, caches = [], {}
     for number, teacher in enumerate(teachers):
         caches[teacher] = folder / "caches" / str(number)
