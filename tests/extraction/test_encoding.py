@@ -70,7 +70,7 @@ class LimitedTower(TinyTextTower):
     """Takes as long for a batch as for a unit, and has memory for so many."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(delay=0.01)
+        super().__init__(delay=0.05)
         self._most = most
         self.sizes: list[int] = []
 

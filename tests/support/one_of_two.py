@@ -23,6 +23,7 @@ steps: list[dict[str, Any]] = []
 """By step: exchanges of gradients, those of them inside a backward pass, of rows, and all others."""
 
 inside: list[str] = []
+in_step: list[bool] = []
 
 
 def watch_exchanges() -> None:
@@ -30,7 +31,7 @@ def watch_exchanges() -> None:
 
     def watched(exchange: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if steps:
+            if in_step:
                 kind = "gradients" if options.get("group") is not None and not inside else (inside or ["others"])[-1]
                 steps[-1][kind] += 1
                 is_early = kind == "gradients" and torch._C._current_graph_task_id() != -1
@@ -63,7 +64,11 @@ def watch_exchanges() -> None:
 
     def step(*arguments: Any, **options: Any) -> Any:
         steps.append({"gradients": 0, "early": 0, "rows": 0, "others": 0})
-        return take(*arguments, **options)
+        in_step.append(True)
+        try:
+            return take(*arguments, **options)
+        finally:
+            in_step.clear()
 
     loop._optimiser_step = step
 
