@@ -13,8 +13,8 @@ from advl_pipeline.students.registry import student_names
 DOCS = Path(__file__).parents[2] / "docs"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]+")
 OF_OTHER_TOOLS = set(
-    "--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --multi_gpu --num_processes --cpu --head --array --wrap "
-    "--gpus --no-python".split()
+    "--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --multi_gpu --num_processes --cpu --head --array "
+    "--wrap --gpus --no-python".split()
 )
 """Of torchrun, accelerate, Ray and Slurm."""
 OF_BENCHMARKS = {"--quick", "--only", "--markdown", "--json"}
