@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import ConfigError, leave_out, suggest_names
 from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
@@ -309,7 +309,7 @@ def refuse_ineffective(found: Mapping[str, str]) -> None:
             f"{' and '.join(flags)} would change nothing here.",
             where=flags[0],
             why="; ".join(dict.fromkeys(found.values())),
-            next_command=f"leave out {' and '.join(flags)}",
+            next_command=leave_out(*flags),
         )
 
 

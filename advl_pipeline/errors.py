@@ -14,13 +14,14 @@ from collections.abc import Iterable, Sequence
 class Advice(str):
     """What to type next: commands by their words, what is said of them, whether the user's own command follows.
 
-    `again` holds words to add to that command, and is None where it does not follow. As text an advice reads
-    `COMMAND && COMMAND   (NOTE)`, or as its note alone.
+    `again` holds words to add to that command, and is None where it does not follow; `left_out` are flags to take out
+    of it. As text an advice reads `COMMAND && COMMAND   (NOTE)`, or as its note alone.
     """
 
-    __slots__ = ("again", "commands", "note")
+    __slots__ = ("again", "commands", "left_out", "note")
     again: tuple[str, ...] | None
     commands: tuple[tuple[str, ...], ...]
+    left_out: tuple[str, ...]
     note: str
 
 
@@ -28,7 +29,7 @@ def advise(*commands: Sequence[str], note: str = "", again: Sequence[str] | None
     """Return an advice of commands, each given by its words."""
     shown = " && ".join(map(shlex.join, commands))
     advice = Advice(f"{shown}   ({note})" if shown and note else shown or note)
-    advice.commands = tuple(map(tuple, commands))
+    advice.commands, advice.left_out = tuple(map(tuple, commands)), ()
     advice.note, advice.again = note, None if again is None else tuple(again)
     return advice
 
@@ -36,6 +37,13 @@ def advise(*commands: Sequence[str], note: str = "", again: Sequence[str] | None
 def again(note: str, *added: str) -> Advice:
     """Return the advice to give the user's own command again, with some words added, once the note was followed."""
     return advise(note=note, again=added)
+
+
+def leave_out(*flags: str) -> Advice:
+    """Return the advice to give the user's own command again without some options."""
+    advice = again(f"leave out {' and '.join(flags)}")
+    advice.left_out = flags
+    return advice
 
 
 class AdvlError(Exception):

@@ -59,7 +59,10 @@ def next_command(error: AdvlError, group: click.Group, invocation: Invocation) -
     told = str(advise(*commands, note=advice.note))
     if advice.again is None:
         return told
-    own = Invocation(arguments=[*invocation.arguments, *advice.again]).command()
+    words = _without(advice.left_out, group, invocation.arguments)
+    if advice.left_out and words == list(invocation.arguments):
+        return told  # They stand in a file.
+    own = Invocation(arguments=[*words, *advice.again]).command()
     return f"{told}\n         {own}"
 
 
@@ -126,6 +129,23 @@ def _completed(command: Sequence[str], group: click.Group, given: Mapping[str, A
             del words[words.index(flag) : words.index(flag) + 2]
         words += [flag, str(given[name])]
     return words
+
+
+def _without(flags: Sequence[str], group: click.Group, arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command but for some options and what is given for them."""
+    command, _ = command_of(arguments, group)
+    options = [item for item in command.params if isinstance(item, click.Option)] if command is not None else []
+    dropped = {
+        name: item for item in options if set(item.opts) & set(flags) for name in (*item.opts, *item.secondary_opts)
+    }
+    kept, words = [], iter(arguments)
+    for word in words:
+        flag, has_value, _ = word.partition("=")
+        if flag not in dropped:
+            kept.append(word)
+        elif not dropped[flag].is_flag and not has_value:
+            next(words, None)
+    return kept
 
 
 def _usual_advice(error: AdvlError, group: click.Group, invocation: Invocation) -> Advice:

@@ -21,7 +21,7 @@ from torch import nn
 
 from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, leave_out
 from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.given import require_finished
 from advl_pipeline.prefetch import Prefetcher, in_order
@@ -93,7 +93,7 @@ class FinishedRun:
             ConfigError: the student does not answer in words, or the run hides pictures.
         """
         if self.hides_picture:
-            raise ConfigError("A run without pictures generates no answers.", next_command="leave out --generate")
+            raise ConfigError("A run without pictures generates no answers.", next_command=leave_out("--generate"))
         parts = _same_task_batches(examples, batch_size)
         with Prefetcher(lambda: in_order(self.student.collate, parts, num_workers=self.num_workers)) as batches:
             for batch in batches:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, leave_out
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
@@ -78,7 +78,7 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
                 f"{name} does not start.",
                 where="--log-with",
                 why=str(error).strip().partition("\n")[0] or type(error).__name__,
-                next_command="export WANDB_MODE=offline" if name == "wandb" else f"leave out --log-with {name}",
+                next_command="export WANDB_MODE=offline" if name == "wandb" else leave_out("--log-with"),
             ) from error
         opened.append(tracker)
     if ids:

@@ -27,7 +27,7 @@ from advl_pipeline.datasets.words import (
     top_words,
     word_spans,
 )
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, leave_out
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
 from advl_pipeline.teachers.open_options import TextUnits
 
@@ -116,7 +116,7 @@ def candidate_starts(reads: TextUnits, dataset: Dataset) -> dict[str, int]:
             f"No text of {dataset.name} has a question before a candidate.",
             where=f"--text-units {reads}",
             why="its teachers read one text per item",
-            next_command="leave out --text-units",
+            next_command=leave_out("--text-units"),
         )
     return starts
 

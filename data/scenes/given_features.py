@@ -27,7 +27,7 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import WordPrior
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.errors import ConfigError, advise, leave_out
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import load_student_weights, read_description
@@ -118,7 +118,7 @@ class GivenFeatures(Student):
     ) -> StudentOutput:
         assert isinstance(batch, GivenBatch)
         if perturbation is not None:
-            raise ConfigError(f"{self.name} is not finetuned adversarially.", next_command="leave out --adversarial")
+            raise ConfigError(f"{self.name} is not finetuned adversarially.", next_command=leave_out("--adversarial"))
         given = Perturbation(text_NLE=self._of_words(batch), visual_NRF=self._of_regions(batch))
         return self.inner.encode(
             batch.inner, perturbation=given, mask_visual=mask_visual, need_relevance=need_relevance

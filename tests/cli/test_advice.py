@@ -21,7 +21,7 @@ from advl_cli.main import group, main
 from advl_data.scenes.generator import build as scenes_build
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.errors import Advice, AdvlError, ConfigError, advise, again
+from advl_pipeline.errors import Advice, AdvlError, ConfigError, advise, again, leave_out
 from advl_pipeline.training import given as training_given
 
 ROOT = Path(__file__).parents[2]
@@ -141,10 +141,11 @@ def test_every_kind_of_error_says_what_where_why_and_what_next(
 
 
 def test_an_advice_comes_whole_out_of_another_process() -> None:
-    advice = advise(["advl", "cache", "verify", "a b"], note="first", again=["--no-resume"])
-    error = pickle.loads(pickle.dumps(ConfigError("It cannot be done.", next_command=advice)))
-    found = error.next_command
-    assert (found, found.commands, found.note, found.again) == (advice, advice.commands, "first", ("--no-resume",))
+    told = advise(["advl", "cache", "verify", "a b"], note="first", again=["--no-resume"])
+    for advice in (told, leave_out("--seed", "--shots")):
+        error = pickle.loads(pickle.dumps(ConfigError("It cannot be done.", next_command=advice)))
+        assert error.next_command == advice
+        assert all(getattr(error.next_command, name) == getattr(advice, name) for name in Advice.__slots__)
 
 
 def test_the_users_command_is_told_with_the_words_that_are_advised(
@@ -157,6 +158,25 @@ def test_the_users_command_is_told_with_the_words_that_are_advised(
     given = ["scenes", "build", "--seed", "1", "--data-root", "a b"]
     _, told = advl(*given, capsys=capsys)
     assert advised(told) == ["advl", *given, "--replace"]
+
+
+@pytest.mark.parametrize(
+    "given", [["--seed", "7", "--no-resume"], ["--seed=7", "--resume"], ["--no-resume", "--seed", "7"], []]
+)
+def test_the_users_command_is_told_without_the_options_that_are_to_be_left_out(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object) -> None:
+        raise ConfigError("It cannot be done.", next_command=leave_out("--seed", "--resume"))
+
+    monkeypatch.setattr(training_given, "require_given", fail)
+    before, after = ["finetune", "--dataset", "scenes-vcr"], ["--output", "runs/7", "--shots", "7"]
+    _, told = advl(*before, *given, *after, capsys=capsys)
+    assert "next:  leave out --seed and --resume" in told
+    if given:
+        assert advised(told) == ["advl", *before, *after]
+    else:
+        assert told.rstrip().endswith("leave out --seed and --resume")  # A file has them.
 
 
 @pytest.mark.parametrize(
