@@ -248,7 +248,7 @@ def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys
 
 
 def test_names_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = advl("datasets", "card", "mydata", capsys=capsys)
+    code, told = advl("datasets", "card", "qqqq", capsys=capsys)
     names = told.partition("known: ")[2].splitlines()[0].split(", ")
     assert code == 2
     assert len(names) == len(set(names)) > 5

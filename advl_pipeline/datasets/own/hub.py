@@ -244,8 +244,8 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
     said = obstacle or f"{type(error).__name__}: {error}".partition("\n")[0]
     page = f"https://huggingface.co/datasets/{name.path}"
     instead = card_instead_of(name.path)
-    revision = f" --revision {name.revision}" if name.revision else ""
-    fetch = f"hf download --repo-type dataset {name.path}{revision} --local-dir {root / name.path}"
+    revision = ["--revision", name.revision] if name.revision else []
+    fetch = ["hf", "download", "--repo-type", "dataset", name.path, *revision, "--local-dir", str(root / name.path)]
     advice: Mapping[str, tuple[str, str | Advice]] = {
         "gated dataset": (
             "its authors give it to those who accept their terms",
@@ -263,7 +263,7 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
         ),
         "": (
             said,
-            f"{fetch}   (where there is a network; or give rows in a .jsonl or .parquet file by --data)"
+            advise(fetch, note="where there is a network; or give rows in a .jsonl or .parquet file by --data")
             if obstacle
             else "look at the name and its configuration: hf:NAME:CONFIGURATION",
         ),
