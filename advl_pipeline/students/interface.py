@@ -18,10 +18,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise, leave_out
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -314,7 +311,7 @@ class Student(nn.Module, ABC):
         raise ConfigError(
             f"{self.name} generates no text.",
             why="it scores the answers that it was trained on",
-            next_command="leave out --generate",
+            next_command=leave_out("--generate"),
         )
 
     def require_inputs(self) -> None:
