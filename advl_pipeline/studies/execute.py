@@ -22,14 +22,14 @@ from advl_pipeline.studies.folder import given_values, studies_of
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 from advl_pipeline.training.resolved import NAMED_FILES, named_files
 
-CellExecutor = Callable[[Cell, StudyConfig], None]
+CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
 
 DatasetDigester = Callable[[str, str, Path | None], str]
 """Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
 
 
-def execute_cell(cell: Cell, study: StudyConfig) -> None:
+def execute_cell(cell: Cell) -> None:
     """Finetune and evaluate in this process; the student goes where no study that has the cell keeps it."""
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
@@ -42,7 +42,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
         run_finetune(cell.finetune, is_control=study.variant(cell.method).role == "control")
     if missing:
         run_evaluate(_asked_or_stored(cell, missing))
-    if not study.keep_weights and not any(keeps for _, keeps in studies_of(cell.run)):
+    if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):
         for file in _weights(cell.run):
             file.unlink(missing_ok=True)
 

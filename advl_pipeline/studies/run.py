@@ -18,7 +18,7 @@ from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
-from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study
+from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import (
     CellExecutor,
     DatasetDigester,
@@ -141,7 +141,7 @@ def _run_cells(
         # First what no other process runs, then what others ran: finished by now, or left behind.
         for waits in (False, True):
             others: list[Cell] = []
-            for cell, error in run_all(left, partial(_run_cell, config.study, execute, waits=waits)):
+            for cell, error in run_all(left, partial(_run_cell, execute, waits=waits)):
                 if error is None and not is_finished(cell) and not waits:
                     others.append(cell)
                     continue
@@ -155,7 +155,7 @@ def _run_cells(
             left = others
 
 
-def _run_cell(study: str, execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
+def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
     with ExitStack() as held:
         path = cell.run.parent / f".work/claims/cell-{cell.cell_id}"
         try:
@@ -164,7 +164,7 @@ def _run_cell(study: str, execute: CellExecutor, cell: Cell, *, waits: bool) -> 
             return
         # Another process may have finished the cell between our look at it and the lock.
         if not is_finished(cell):
-            execute(cell, load_study(study))
+            execute(cell)
 
 
 def _say_who(cell: Cell, holder: str) -> None:

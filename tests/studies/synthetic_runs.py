@@ -44,11 +44,11 @@ def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
     return (BASE.get(test_set, 50.0) + 4 * np.log2(shots / 100) + gain + wobble) / 100
 
 
-def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAINS) -> None:
+def execute(cell: Cell, *, gains: Mapping[str, float] = GAINS) -> None:
     """Write what finetuning and evaluation would."""
     train(cell)
     for test_set in cell.test_sets:
-        evaluate(cell, study, test_set, gains)
+        evaluate(cell, test_set, gains)
 
 
 def train(cell: Cell) -> None:
@@ -114,7 +114,7 @@ def readout(cell: Cell) -> dict[str, Any]:
     return document
 
 
-def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, float]) -> None:
+def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     """Write evaluation/<set>.json and .npz."""
     arrays: dict[str, Any] = {}
     items: dict[str, np.ndarray] = {}
@@ -210,20 +210,20 @@ def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **rep
     return path
 
 
-def fail_first_seed(cell: Cell, study: StudyConfig) -> None:
+def fail_first_seed(cell: Cell) -> None:
     """Fail as a cell does whose picture cannot be read, for the first seed."""
     if cell.seed == 0:
         raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
-    execute(cell, study)
+    execute(cell)
 
 
-def die(cell: Cell, study: StudyConfig) -> None:
+def die(cell: Cell) -> None:
     """End as a process does that the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def log_threads(cell: Cell, study: StudyConfig) -> None:
+def log_threads(cell: Cell) -> None:
     """Note the process and its threads beside the run."""
     cell.run.parent.mkdir(parents=True, exist_ok=True)
     (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-    execute(cell, study)
+    execute(cell)

@@ -26,7 +26,7 @@ def gathered(folder: Path, *, num_seeds: int = 8, gains: dict[str, float] | None
             output=folder / "study",
             caches=folder / "caches",
         ),
-        execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains or GAINS),
+        execute=lambda cell: synthetic_runs.execute(cell, gains=gains or GAINS),
         prepare=synthetic_runs.prepare,
         digest=synthetic_runs.digest,
     )

@@ -32,7 +32,7 @@ from advl_pipeline.evaluation.calibration import top_confidence
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.results import WeightBins
 from advl_pipeline.studies.claims import is_teacher_control
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
+from advl_pipeline.studies.config import StudyRunConfig, read_study
 from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
@@ -63,7 +63,7 @@ def run(
     )
     return run_study(
         config,
-        execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains),
+        execute=lambda cell: synthetic_runs.execute(cell, gains=gains),
         prepare=synthetic_runs.prepare,
         digest=synthetic_runs.digest,
     )
@@ -90,9 +90,9 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
     study = write_study_file(tmp_path, dataset=json.dumps(str(data)), tasks='["choice"]', extra=extra)
     trained = []
 
-    def execute(cell: Cell, study: StudyConfig) -> None:
+    def execute(cell: Cell) -> None:
         trained.append(cell.finetune.on_error)
-        synthetic_runs.execute(cell, study)
+        synthetic_runs.execute(cell)
 
     run_study(
         StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches"),
@@ -109,14 +109,14 @@ def test_a_trained_student_is_scored_and_not_trained_again(
 ) -> None:
     study = read_study(write_study_file(tmp_path, extra=f"keep_weights = {str(keeps).lower()}\n"))
     cell = build_plan(study, cells=tmp_path).cells[0]
-    synthetic_runs.execute(cell, study)
+    synthetic_runs.execute(cell)
     shutil.rmtree(cell.run / "evaluation")
     for name in (weights, "heads.safetensors"):
         (cell.run / name).touch()
     scored = []
     monkeypatch.setattr("advl_pipeline.training.run.run_finetune", pytest.fail)
     monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", lambda config: scored.append(config.on))
-    execute_cell(cell, study)
+    execute_cell(cell)
     assert scored == [cell.test_sets]
     assert (cell.run / weights).exists() == (cell.run / "heads.safetensors").exists() == keeps
 
@@ -253,7 +253,7 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
 
-    def refuse(cell: Cell, study: StudyConfig) -> None:
+    def refuse(cell: Cell) -> None:
         raise AssertionError(cell.title)
 
     assert (
@@ -283,9 +283,9 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
     ran: list[str] = []
 
-    def record(cell: Cell, study: StudyConfig) -> None:
+    def record(cell: Cell) -> None:
         ran.append(cell.cell_id)
-        synthetic_runs.execute(cell, study)
+        synthetic_runs.execute(cell)
 
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     assert forecast_study(config).num_left == 2
@@ -320,9 +320,9 @@ def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path
         study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
     )
 
-    def record(cell: Cell, study: StudyConfig) -> None:
+    def record(cell: Cell) -> None:
         ran.append((cell.seed, cell.method))
-        synthetic_runs.execute(cell, study)
+        synthetic_runs.execute(cell)
 
     run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
     assert {seed for seed, _ in ran} == {1}
@@ -330,10 +330,10 @@ def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path
 
 
 def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
-    def fail(cell: Cell, study: StudyConfig) -> None:
+    def fail(cell: Cell) -> None:
         if cell.method == "advl":
             raise DatasetError("A picture cannot be read.", where="scenes-1.png")
-        synthetic_runs.execute(cell, study)
+        synthetic_runs.execute(cell)
 
     path = str(write_study_file(tmp_path, num_seeds=1))
     config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches")
@@ -361,13 +361,13 @@ import synthetic_runs
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.run import run_study
 
-def execute(cell, study):
+def execute(cell):
     with open(sys.argv[3], "a") as log:
         log.write(f"{sys.argv[4]} {cell.cell_id}\\n")
     if sys.argv[4] == "victim":
         time.sleep(240)
     time.sleep(0.02)
-    synthetic_runs.execute(cell, study)
+    synthetic_runs.execute(cell)
 
 folder = Path(sys.argv[2])
 run_study(
@@ -602,9 +602,9 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
 def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -> None:
     scored: list[str] = []
 
-    def execute(cell: Cell, study: StudyConfig) -> None:
+    def execute(cell: Cell) -> None:
         scored.extend(missing_test_sets(cell))
-        synthetic_runs.execute(cell, study)
+        synthetic_runs.execute(cell)
 
     def study(extra: str) -> list[str]:
         scored.clear()
@@ -623,12 +623,12 @@ def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -
     assert study("[evaluation]\nprobe = ['none']\n") == []
 
 
-def loose_run(folder: Path, study: StudyConfig, cell: Cell, **options: Any) -> Path:
+def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
     """Write the run of a cell beside others, with other options, as if no study had asked for it."""
     teachers = options.pop("teachers", cell.teachers)
     finetune = with_options(cell.finetune, output=folder, **options)
     moved = replace(cell, teachers=teachers, finetune=finetune)
-    synthetic_runs.execute(moved, study)
+    synthetic_runs.execute(moved)
     (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")
     return folder
 
@@ -638,11 +638,11 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     runs = tmp_path / "runs"
     for seed in (0, 1):
-        loose_run(runs / f"plain-{seed}", study, cells["plain", seed])
-        loose_run(runs / f"blind-{seed}", study, cells["plain", seed], hide_picture=True)
-        loose_run(runs / f"advl-{seed}", study, cells["advl", seed])
-    loose_run(runs / "clip", study, cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
-    loose_run(runs / "longer", study, cells["advl", 1], num_steps=3000)
+        loose_run(runs / f"plain-{seed}", cells["plain", seed])
+        loose_run(runs / f"blind-{seed}", cells["plain", seed], hide_picture=True)
+        loose_run(runs / f"advl-{seed}", cells["advl", seed])
+    loose_run(runs / "clip", cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
+    loose_run(runs / "longer", cells["advl", 1], num_steps=3000)
     result = gather_runs(runs)
     seeds = result.cells.groupby("method")["seed"].apply(list).to_dict()
     known = "teachers efficientnet-lite0 and minilm-l6"
@@ -663,8 +663,8 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
 def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
-    loose_run(tmp_path / "mine" / "run", study, cells["plain", 0])
-    loose_run(tmp_path / "yours" / "run", study, cells["advl", 0])
+    loose_run(tmp_path / "mine" / "run", cells["plain", 0])
+    loose_run(tmp_path / "yours" / "run", cells["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
     assert result.folder == tmp_path
     assert list(result.cells["cell"]) == ["mine/run", "yours/run"]
@@ -678,15 +678,15 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path
     runs = tmp_path / "runs"
     random = ("random:efficientnet-lite0@1", "random:minilm-l6@1")
     for seed in (0, 1):
-        loose_run(runs / f"plain-{seed}", study, cells["plain", seed])
-        loose_run(runs / f"shuffled-{seed}", study, cells["advl", seed], teacher_control="shuffle")
+        loose_run(runs / f"plain-{seed}", cells["plain", seed])
+        loose_run(runs / f"shuffled-{seed}", cells["advl", seed], teacher_control="shuffle")
     result = gather_runs(runs)
     shuffled = result.study.variant(result.study.focus)
     assert (shuffled.label, shuffled.role) == ("ADVL, shuffled teacher", "control")
     for seed in (0, 1):
-        loose_run(runs / f"random-{seed}", study, cells["advl", seed], teachers=random)
-        loose_run(runs / f"true-{seed}", study, cells["advl", seed])
-        loose_run(runs / f"other-{seed}", study, cells["advl", seed], split="train-shift")
+        loose_run(runs / f"random-{seed}", cells["advl", seed], teachers=random)
+        loose_run(runs / f"true-{seed}", cells["advl", seed])
+        loose_run(runs / f"other-{seed}", cells["advl", seed], split="train-shift")
     study = gather_runs(runs).study
     labels = {study.variant(name).label: study.variant(name).role for name in study.methods}
     known = "teachers efficientnet-lite0 and minilm-l6"
@@ -733,7 +733,7 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
     (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
     for name, (method, options) in rows.items():
         of_method = replace(cell, method=method)
-        loose_run(tmp_path / "runs" / name, study, of_method, **{"method": method, **options})
+        loose_run(tmp_path / "runs" / name, of_method, **{"method": method, **options})
     found = gather_runs(tmp_path / "runs").study
     assert (found.baseline, found.focus) == (baseline, focus)
 
@@ -741,7 +741,7 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
 def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
-    run = loose_run(tmp_path / "runs" / "old", study, cell)
+    run = loose_run(tmp_path / "runs" / "old", cell)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
     gone |= {"live": False, "live_weights": []}
@@ -758,7 +758,7 @@ def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Pat
     study = read_study(write_study_file(tmp_path))
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     for seed in (0, 1):
-        run = loose_run(tmp_path / "runs" / f"advl-{seed}", study, cells["advl", seed])
+        run = loose_run(tmp_path / "runs" / f"advl-{seed}", cells["advl", seed])
     assert len(set(gather_runs(tmp_path / "runs").cells["method"])) == 1
     caches = json.loads((run / "caches.json").read_text())
     caches[0]["identity"]["teacher"]["image"] = {"parameters": "others"}
@@ -771,9 +771,9 @@ def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Pat
 def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     cell = build_plan(study, cells=tmp_path).cells[0]
-    run = loose_run(tmp_path / "runs" / "one", study, cell)
+    run = loose_run(tmp_path / "runs" / "one", cell)
     other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
-    synthetic_runs.evaluate(other, study, "mine", GAINS)
+    synthetic_runs.evaluate(other, "mine", GAINS)
     result = gather_runs(run)
     found = {(row.test_set, row.metric) for row in result.find("accuracy")}
     assert found == {("test", "q2a"), ("test-shift", "q2a"), ("mine", "choice")}
@@ -784,7 +784,7 @@ def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -
     cell = build_plan(study, cells=tmp_path).cells[0]
     sizes = {}
     for name, named in (("named", ("vcr-q2a", "vcr-qa2r")), ("all", ())):
-        run = loose_run(tmp_path / name, study, cell)
+        run = loose_run(tmp_path / name, cell)
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"task": named}))
         (sizes[name],) = {row.size for row in gather_runs(run).find("accuracy")}

@@ -54,7 +54,7 @@ class Machine:
         assert is_finished(config.run)
         self.scored.append((config.on, config.num_questions, config.probe))
         for name in config.on:
-            synthetic_runs.evaluate(self.cell(config.run), self.plan, name, GAINS)
+            synthetic_runs.evaluate(self.cell(config.run), name, GAINS)
             file = config.run / "evaluation" / f"{name}.json"
             document = read_json(file)
             if config.num_questions is not None:
