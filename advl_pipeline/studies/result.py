@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.table import Place, rows_of
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StudyResult:
     """Everything that was gathered.
 
@@ -67,7 +68,14 @@ class StudyResult:
 
     def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Any]:
         """Return the rows of a quantity, at a place and with columns as wanted."""
-        return rows_of(self.numbers, quantity=quantity, **(place._asdict() if place else {}), **wanted)
+        wanted |= place._asdict() if place else {}
+        rows = self._by_quantity.get(quantity, ())
+        return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
+
+    @cached_property
+    def _by_quantity(self) -> dict[str, list[Any]]:
+        """A page asks for hundreds of numbers."""
+        return {str(name): rows_of(part) for name, part in self.numbers.groupby("quantity", sort=False)}
 
     def one(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
         """Return the first such row, None where there is none."""

@@ -13,10 +13,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from advl_pipeline.configuration import command_words, config_to_dict
-from advl_pipeline.errors import InUse
+from advl_pipeline.datasets.roots import set_name
+from advl_pipeline.errors import AdvlError, ConfigError, InUse, again
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.process_lock import process_lock
+from advl_pipeline.runs import names
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import (
@@ -40,7 +43,6 @@ from advl_pipeline.studies.folder import (
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.scored_sets import require_same_test_sets
 from advl_pipeline.studies.workers import run_in_processes, run_in_turn
 
 
@@ -98,7 +100,7 @@ def run_study(
             dataset_digests=content,
         )
         draft = lay_out(recipes=readable)
-        require_same_test_sets(draft, config.data_root)
+        _require_same_test_sets(draft, config.data_root)
         record = StudyRecord(
             study=study,
             init_digests=digests,
@@ -118,6 +120,41 @@ def run_study(
                 write_extraction(folder, need, seconds)
         _run_cells(plan, config, execute, report_failure)
         return gather_study(folder)
+
+
+def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
+    """Compare each test set with what the first run that was scored on it saw.
+
+    Runs are compared among themselves where they are gathered. A set that cannot be opened here is not
+    looked at: a finished study can be shown anywhere.
+
+    Raises:
+        ConfigError: a set has changed, with the scores that are to be removed.
+    """
+    from advl_pipeline.datasets.registry import open_dataset
+
+    scored: dict[tuple[str, str], Path] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            path = names.evaluation_file(cell.run, test_set, ".json")
+            if path.exists() and names.is_finished(cell.run):
+                scored.setdefault((cell.finetune.dataset, test_set), path)
+    for (dataset, test_set), path in scored.items():
+        name, split = set_name(test_set, dataset)
+        then, style = read_json(path).get("content_digest"), read_config(path.parents[1]).get("text_style")
+        try:
+            opened = open_dataset(name, split=split, data_root=data_root, text_style=style)
+            now = opened.content_digest()
+        except AdvlError:
+            continue
+        if then is not None and then != now:
+            old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
+            raise ConfigError(
+                f"The test set {test_set} has changed since runs were scored on it.",
+                where=str(path),
+                why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand beside new ones",
+                next_command=again(f"rm {old}   (the old scores), then give the same command again"),
+            )
 
 
 def study_command(config: StudyRunConfig) -> str:
