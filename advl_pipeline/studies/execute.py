@@ -39,7 +39,7 @@ def execute_cell(cell: Cell) -> None:
         # The student was not kept: the same run gives the same one again.
         (cell.run / names.RESULT).unlink(missing_ok=True)
     if not names.is_finished(cell.run):
-        run_finetune(cell.finetune, is_control=study.variant(cell.method).role == "control")
+        run_finetune(cell.finetune, is_control=cell.is_control)
     if missing:
         run_evaluate(_asked_or_stored(cell, missing))
     if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):

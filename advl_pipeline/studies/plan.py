@@ -57,6 +57,7 @@ class Cell:
     run_name: str
     """The run folder, relative to the folder that all runs of a result lie in."""
     keeps_student: bool = False
+    is_control: bool = False
 
     @property
     def run(self) -> Path:
@@ -237,6 +238,7 @@ def _cell(
         evaluate=evaluate,
         run_name=f"{cells.name}/{cell_id}",
         keeps_student=study.keep_weights,
+        is_control=variant.role == "control",
     )
 
 

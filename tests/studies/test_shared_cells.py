@@ -43,7 +43,8 @@ class Machine:
         (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
         return cell
 
-    def finetune(self, config: FinetuneConfig) -> None:
+    def finetune(self, config: FinetuneConfig, *, is_control: bool) -> None:
+        assert not is_control
         self.trained += 1
         cell = self.cell(config.output)
         synthetic_runs.train(cell)
