@@ -82,6 +82,6 @@ def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "fl
         buffer = writer.new_buffer("text", shard)
         for unit in buffer.units:
             rows = next(units).astype(np.float32)
-            buffer.put(unit, global_D=rows[0], values_MD=rows, spans_M2=None, stats={})
+            buffer.put(unit, global_D=rows[0], values_MD=rows, stats={}, beside={})
         writer.commit_shard("text", buffer)
     writer.finalise()

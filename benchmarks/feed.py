@@ -1,4 +1,4 @@
-"""What phase 2 prepares without a model: photos decoded, pictures stored before, region features with two teachers.
+"""What phase 2 prepares without a model: photos decoded, pictures stored before, cached regions with two teachers.
 
 Rates are per second of processor time, which other jobs on the machine leave alone; the wall clock is beside them.
 Decoding, scaling, tokenising and copying leave Python's lock, so that workers add up until the cores are used.
@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lmdb
-import msgpack
 import numpy as np
 
 from advl_pipeline.cache.reader import open_cache
@@ -23,7 +21,8 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
+from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures
+from advl_pipeline.extraction.imported import run_import
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.students.interface import Student
@@ -32,6 +31,7 @@ from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
+from advl_pipeline.training.region_caches import use_region_caches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 from advl_pipeline.training.stored_pictures import StoredPictures
 from benchmarks.questions import sentence, write_photos, write_rows
@@ -63,8 +63,8 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     stored, of_stored = _feed(short, student, None, num_examples=num_examples)
     waits = _wait_share(short, student, num_steps=max(8, num_examples // BATCH))
 
-    seeing = {**overrides, "vocab_size": 30522, "regions": folder / "regions" / "all"}
-    regions = build_student("uniter-base", overrides=seeing)
+    regions = build_student("uniter-base", overrides={**overrides, "vocab_size": 30522})
+    use_region_caches(regions, [open_cache(import_regions(folder, long_rows))])
     source = _two_teachers(folder, long_rows, long)
     tokens = float(regions.collate([long[index] for index in range(8)]).token_mask_NL.sum()) / 8
     questions, of_questions = _feed(long, regions, source, num_examples=num_examples)
@@ -152,28 +152,25 @@ def _two_teachers(folder: Path, rows: Path, dataset: Dataset) -> SignalSource:
 
 
 def write_questions(folder: Path, num_photos: int = NUM_PHOTOS) -> tuple[Path, Path]:
-    """Write photos, a question with one answer about each, and one with four long answers and region features."""
+    """Write photos, a question with one answer about each, and one with four long answers."""
     words = np.random.default_rng(1)
     short, long = [], []
     for number, photo in enumerate(write_photos(folder / "photos", num_photos, PHOTO)):
         short.append({"image": photo, "text": f"{sentence(words, 10)}.", "label": ("yes", "no")[number % 2]})
         choices = [sentence(words, 40) for _ in range(4)]
         long.append({"image": photo, "question": f"{sentence(words, 10)}?", "choices": choices, "label": 0})
-    _write_regions(folder / "regions" / "all", num_photos, np.random.default_rng(0))
     return write_rows(folder / "short.jsonl", short), write_rows(folder / "long.jsonl", long)
 
 
-def _write_regions(folder: Path, num_photos: int, generator: np.random.Generator) -> None:
-    """Write 36 regions a photo as UNITER's LMDB holds them: shares of the photo, and features in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(folder), map_size=1 << 32) as environment, environment.begin(write=True) as transaction:
-        for number in range(num_photos):
-            corners = np.sort(generator.uniform(0, 1, (36, 2, 2)), axis=1).reshape(36, 4)
-            shares = np.concatenate([corners, corners[:, 2:] - corners[:, :2]], axis=1)
-            features = generator.standard_normal((36, 2048))
-            record = {
-                name: {b"nd": True, b"type": "<f2", b"kind": b"", b"shape": values.shape, b"data": half.tobytes()}
-                for name, values in (("norm_bb", shares), ("features", features))
-                for half in [values.astype(np.float16)]
-            }
-            transaction.put(f"{number}.npz".encode(), msgpack.packb(record))
+def import_regions(folder: Path, rows: Path, num_photos: int = NUM_PHOTOS) -> Path:
+    """Import 36 regions a photo, as UNITER's files hold them: shares of the photo, features in half precision."""
+    files, output = folder / "regions", folder / "regions-cache"
+    files.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for number in range(num_photos):
+        corners = np.sort(generator.uniform(0, 1, (36, 2, 2)), axis=1).reshape(36, 4)
+        shares = np.concatenate([corners, corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float16)
+        features = generator.standard_normal((36, 2048)).astype(np.float16)
+        np.savez(files / f"{number}.npz", norm_bb=shares, features=features)
+    run_import(ImportConfig(source=files, name="detector", dataset=str(rows), output=output))
+    return output

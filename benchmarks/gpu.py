@@ -27,7 +27,7 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from benchmarks.feed import write_questions
+from benchmarks.feed import import_regions, write_questions
 from benchmarks.machine import describe_machine
 from benchmarks.page import GPU_MARKS, render, write_page
 from benchmarks.rows import Row
@@ -84,6 +84,7 @@ def measure_gpu(
 ) -> list[Row]:
     """Encode the photos or the questions with each teacher, and finetune each student from each cache."""
     data, _ = write_questions(folder, num_photos)
+    of_detector = import_regions(folder, data, num_photos)
     rows, caches = [], {}
     for number, teacher in enumerate(teachers):
         caches[teacher] = folder / "caches" / str(number)
@@ -108,7 +109,7 @@ def measure_gpu(
     for student, options in students.items():
         for number, teacher in enumerate(teachers):
             output = folder / "runs" / f"{student}-{number}"
-            regions = {"regions": folder / "regions" / "all"} if student.startswith(_OF_REGIONS) else {}
+            regions = {"regions": of_detector} if student.startswith(_OF_REGIONS) else {}
             settings: dict[str, Any] = {
                 "dataset": str(data),
                 "student": student,

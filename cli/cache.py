@@ -179,16 +179,23 @@ def pull(config: PullConfig, as_json: bool) -> None:
 @config_options(ImportConfig, arguments=("source",))
 @json_option
 def import_(config: ImportConfig, as_json: bool) -> None:
-    """Make a cache from picture features that exist: an HDF5 file, or a folder of .npy or .pt files.
+    """Make a cache from features that exist: a detector's regions, or arrays that are filed under pictures.
+
+    Region students read their caches of regions with --regions. What is to be written is said first.
 
     \b
-    advl cache import region_features.h5 --name vinvl --dataset vqa-v2 --split train
+    advl cache import train36.tsv --name butd --dataset vqa-v2 --split train
+    advl cache import 'img_db/vcr_{split}' --ground-truth-regions 'img_db/vcr_gt_{split}' \\
+        --name butd --dataset vcr --split train
     """
     from advl_pipeline.extraction.imported import run_import
 
     result = run_import(config)
     if as_json:
         print_json(result)
+        return
+    if result.dry_run:
+        click.echo(f"would write {result.path}")
         return
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 

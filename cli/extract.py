@@ -117,7 +117,6 @@ def prepare(config: PrepareConfig, as_json: bool) -> None:
         config.student,
         config.student_option,
         dataset=config.dataset,
-        split=config.split,
         data_root=config.data_root,
     )
     extraction = of_pictures(config, size)

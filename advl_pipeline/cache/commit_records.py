@@ -37,7 +37,8 @@ _MAX_WIDTH = 2**20
 class ModalityRecord:
     """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans.
 
-    `kept`: only some of the teacher's token rows were stored, and which is recorded.
+    `kept`: only some of the teacher's token rows were stored, and which is recorded. `regions`: the rows are regions
+    of a picture, each with its box (`schema.REGION_COLUMNS`).
     """
 
     num_units: int
@@ -45,12 +46,13 @@ class ModalityRecord:
     token_dim: int | None
     spans: bool
     kept: bool = False
+    regions: bool = False
 
     def is_plausible(self) -> bool:
         """Whether a cache could have such a modality; asked before anything is sized by it."""
         widths = [self.global_dim] if self.token_dim is None else [self.global_dim, self.token_dim]
         sizes_are_sane = all(type(width) is int and 0 < width <= _MAX_WIDTH for width in widths)
-        flags_are_sane = type(self.spans) is bool and type(self.kept) is bool
+        flags_are_sane = all(type(flag) is bool for flag in (self.spans, self.kept, self.regions))
         return flags_are_sane and type(self.num_units) is int and 0 < self.num_units <= _MAX_UNITS and sizes_are_sane
 
 
@@ -158,7 +160,7 @@ def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
         # What was added to the format later is left out where it says nothing.
         content = {key: value for key, value in content.items() if value is not None}
         content["modalities"] = {
-            name: {key: value for key, value in asdict(shape).items() if key != "kept" or value}
+            name: {key: value for key, value in asdict(shape).items() if key not in ("kept", "regions") or value}
             for name, shape in record.modalities.items()
         }
     return seal(content)

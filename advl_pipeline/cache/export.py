@@ -74,6 +74,8 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
                 arrays["char_spans"] = store.char_spans(chosen)
             if store.has_kept:
                 arrays["token_kept"] = store.kept_tokens(chosen)
+            if store.has_regions:
+                arrays |= {f"token_{name}": rows for name, rows in store.regions(chosen).items()}
         yield chosen, arrays
 
 
@@ -166,10 +168,10 @@ def _to_parquet(cache: TeacherCache, output: Path) -> None:
             if "token_values" in arrays:
                 offsets = pa.array(np.concatenate([[0], np.cumsum(arrays["token_lengths"])]).astype(np.int32))
                 columns["tokens"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["token_values"]))
-                if "char_spans" in arrays:
-                    columns["char_spans"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["char_spans"]))
-                if "token_kept" in arrays:
-                    columns["token_kept"] = pa.ListArray.from_arrays(offsets, pa.array(arrays["token_kept"]))
+                for name, rows in arrays.items():
+                    if name not in ("global", "token_values", "token_lengths"):
+                        cells = _fixed_rows(pa, rows) if rows.ndim == 2 else pa.array(rows)
+                        columns[name] = pa.ListArray.from_arrays(offsets, cells)
             table = pa.table(columns).replace_schema_metadata({"identity": canonical_json(cache.identity).decode()})
             file = file or pq.ParquetWriter(path, table.schema)
             file.write_table(table)

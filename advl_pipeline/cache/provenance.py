@@ -16,7 +16,7 @@ PROVENANCE_FILE = "records/provenance.json"
 IMPORTED = "import:"
 """Begins the name of a teacher whose features were imported."""
 
-_IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
+_IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming region_split dtype data_root".split()
 _EXTRACT_OPTIONS = (
     *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype"),
     *(
@@ -87,7 +87,8 @@ def _command_words(config: Mapping[str, Any]) -> list[str]:
     is_import = str(config["teacher"]).startswith(IMPORTED)
     words = ["advl", "extract"]
     if is_import:
-        words = ["advl", "cache", "import", "SOURCE", "--name", str(config["teacher"]).removeprefix(IMPORTED)]
+        name = str(config["teacher"]).removeprefix(IMPORTED)
+        words = ["advl", "cache", "import", str(config.get("source", "SOURCE")), "--name", name]
     for key in _IMPORT_OPTIONS if is_import else _EXTRACT_OPTIONS:
         value = config.get(key)
         if value is not None and value != _UNSAID.get(key):

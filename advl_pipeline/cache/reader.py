@@ -206,6 +206,7 @@ class FeatureStore:
         self.has_tokens = bool(self._tokens.arrays)
         self.has_spans = "char_spans" in self._tokens.arrays
         self.has_kept = "kept" in self._tokens.arrays
+        self.has_regions = "boxes" in self._tokens.arrays
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
@@ -305,6 +306,21 @@ class FeatureStore:
         if not self.has_kept:
             raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._files.location))
         return self._tokens.collect("kept", self.positions(ids))
+
+    def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Return the rows of `token_features(ids)`, "values", and what stands beside them where they are regions.
+
+        `boxes` (M, 6) float32, `box_index` (M,) int32 and `confidence` (M,) float32 are as `schema.REGION_COLUMNS`
+        says. Of one unit all are views.
+
+        Raises:
+            ConfigError: the cache holds no regions.
+        """
+        if not self.has_regions:
+            raise ConfigError("This cache holds no regions of a detector.", where=str(self._files.location))
+        positions_Q = self.positions(ids)
+        beside = {name: self._tokens.collect(name, positions_Q) for name in schema.REGION_COLUMNS}
+        return {"values": self._tokens.values(positions_Q), **beside}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return how many token rows each unit has, (Q,), without touching the features."""

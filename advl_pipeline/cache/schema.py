@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from advl_pipeline.cache.commit_records import PlanRecord
 from advl_pipeline.cache.layout import ArraySpec, single_shard
 from advl_pipeline.cache.quantise import wide_dtype
@@ -11,6 +13,17 @@ TABLE_ROWS = 65536
 """Most units per shard file of `global`."""
 
 _TARGET_INNER_BYTES = 1 << 19
+
+REGION_COLUMNS: Mapping[str, tuple[tuple[int, ...], str]] = {
+    "boxes": ((6,), "float32"),
+    "box_index": ((), "int32"),
+    "confidence": ((), "float32"),
+}
+"""What stands beside the features of a region: array -> columns, dtype.
+
+`boxes` are x1, y1, x2, y2, width and height as shares of the picture. `box_index` is the row of the dataset's own
+boxes that a region stands for, -1 for a detected one. `confidence` is the detector's, -1 where it gave none.
+"""
 
 
 def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
@@ -34,6 +47,8 @@ def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, Arr
         columns["char_spans"] = ((2,), "int32")
     if shape.kept:
         columns["kept"] = ((), "int32")
+    if shape.regions:
+        columns |= REGION_COLUMNS
     inner = _inner_rows(shape.token_dim, plan.shard_rows, num_rows)
     return {
         name: ArraySpec(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.commit_records import ModalityRecord
+from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.quantise import (
     StoredDtype,
     clip_to_float16,
@@ -87,7 +88,15 @@ def staged_content(
 class ShardBuffer:
     """Rows of one shard; units arrive in any order, each exactly once."""
 
-    def __init__(self, *, placement: Placement, shard: int, shape: ModalityRecord, stored: StoredDtype) -> None:
+    def __init__(
+        self,
+        *,
+        placement: Placement,
+        shard: int,
+        shape: ModalityRecord,
+        stored: StoredDtype,
+        token_specs: Mapping[str, ArraySpec],
+    ) -> None:
         self.shard = shard
         self.units = placement.units_of(shard)
         self.clipped = 0
@@ -100,15 +109,9 @@ class ShardBuffer:
         rows = int(placement.rows_used_S[shard])
         wide = np.dtype(wide_dtype(stored))
         self._global_ND = np.zeros((len(self.units), shape.global_dim), wide)
-        self._tokens: dict[str, npt.NDArray[Any]] = {}
-        if shape.token_dim is not None:
-            self._tokens["values"] = np.zeros((rows, shape.token_dim), stored)
-            if stored == "int8":
-                self._tokens["scales"] = np.zeros(rows, np.float32)
-            if shape.spans:
-                self._tokens["char_spans"] = np.zeros((rows, 2), np.int32)
-            if shape.kept:
-                self._tokens["kept"] = np.zeros(rows, np.int32)
+        self._tokens: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros((rows, *spec.shape[1:]), spec.dtype) for name, spec in token_specs.items()
+        }
 
     def put(
         self,
@@ -116,11 +119,10 @@ class ShardBuffer:
         *,
         global_D: npt.NDArray[np.float32],
         values_MD: npt.NDArray[np.float32],
-        spans_M2: npt.NDArray[np.int32] | None,
         stats: Mapping[str, float],
-        kept_M: npt.NDArray[np.int32] | None = None,
+        beside: Mapping[str, npt.NDArray[Any]],
     ) -> None:
-        """Store one unit's features; `kept_M` says which of the teacher's tokens its rows are, where some were kept.
+        """Store one unit's features, and what stands beside each token row: array -> (M, ...), as the plan has them.
 
         Raises:
             AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
@@ -131,7 +133,7 @@ class ShardBuffer:
         for name, value in stats.items():
             self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value
         if "values" in self._tokens and len(values_MD):
-            self._put_tokens(unit, slot, values_MD, spans_M2, kept_M)
+            self._put_tokens(unit, slot, values_MD, beside)
         # Last: a unit that could not be stored leaves its shard unfilled.
         self._filled_N[slot] = True
 
@@ -140,8 +142,7 @@ class ShardBuffer:
         unit: int,
         slot: int,
         values_MD: npt.NDArray[np.float32],
-        spans_M2: npt.NDArray[np.int32] | None,
-        kept_M: npt.NDArray[np.int32] | None,
+        beside: Mapping[str, npt.NDArray[Any]],
     ) -> None:
         rows = slice(int(self._first_row_N[slot]), int(self._first_row_N[slot]) + len(values_MD))
         if self._stored == "int8":
@@ -150,14 +151,11 @@ class ShardBuffer:
             self._tokens["values"][rows], self._tokens["scales"][rows] = to_int8(in_range_MD)
         else:
             self._tokens["values"][rows] = values_MD if self._stored == "uint8" else self._narrow(values_MD)
-        if "char_spans" in self._tokens:
-            if spans_M2 is None or spans_M2.shape != (len(values_MD), 2):
-                raise AdvlError("The teacher gave no character span for each token.", where=f"unit {unit}")
-            self._tokens["char_spans"][rows] = spans_M2
-        if "kept" in self._tokens:
-            if kept_M is None or len(kept_M) != len(values_MD):
-                raise ValueError(f"which tokens of unit {unit} were kept must be said, one number per row")
-            self._tokens["kept"][rows] = kept_M
+        for name in self._tokens.keys() - {"values", "scales"}:
+            given, shape = beside.get(name), (len(values_MD), *self._tokens[name].shape[1:])
+            if given is None or given.shape != shape:
+                raise AdvlError(f"The teacher did not give {name} for each token.", where=f"unit {unit}")
+            self._tokens[name][rows] = given
 
     def quarantine(self, unit: int, reason: str) -> None:
         """Leave a unit's rows at zero and list it as unreadable."""
@@ -171,7 +169,7 @@ class ShardBuffer:
             raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
 
     def token_rows(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Return the rows of the token arrays: "values", "scales", "char_spans" or "kept"."""
+        """Return the rows of the token arrays: "values", "scales" and what stands beside them."""
         return self._tokens
 
     def staged(self) -> dict[str, npt.NDArray[Any]]:

@@ -21,7 +21,7 @@ Positions = npt.NDArray[np.int64]
 
 
 class TokenRows:
-    """Arrays with one row per token ("values", "scales", "char_spans", "kept"), none where there are no tokens."""
+    """Arrays with one row per token: "values", "scales", what stands beside them; none where there are no tokens."""
 
     def __init__(
         self,

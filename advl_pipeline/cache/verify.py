@@ -139,7 +139,10 @@ def is_bulk(name: str) -> bool:
     return "/c/" in name and array[0] in MODALITIES and array[-1] in _FEATURES
 
 
-_FEATURES = ("global", "tokens/values", "tokens/scales", "tokens/char_spans", "tokens/kept")
+_FEATURES = (
+    *("global", "tokens/values", "tokens/scales", "tokens/char_spans", "tokens/kept"),
+    *(f"tokens/{name}" for name in schema.REGION_COLUMNS),
+)
 
 
 def describe_findings(report: VerifyReport) -> CorruptCache:

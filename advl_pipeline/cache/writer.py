@@ -185,6 +185,7 @@ class CacheWriter:
             shard=shard,
             shape=self.plan.modalities[modality],
             stored=self.stored,
+            token_specs=self.token_specs(modality),
         )
 
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:

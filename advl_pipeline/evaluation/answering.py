@@ -22,7 +22,9 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import read_config, read_json
+from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 
@@ -101,6 +103,9 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
         WeightsUnavailable: the run is not finished.
     """
     finished = load_run(path, resolved(ComputeConfig(device=device, num_workers=1)))
+    trained_on = read_config(path)
+    splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
+    use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
     finished.student.cut_texts()
     heads = read_json(path / names.HEADS)
     if len(heads) != 1:

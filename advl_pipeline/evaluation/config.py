@@ -11,7 +11,7 @@ from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import ReplaceOptions
-from advl_pipeline.students.options import PictureOptions
+from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
@@ -22,16 +22,6 @@ class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
     """Which student answers, and what it is shown."""
 
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
-    regions: Path | None = option(
-        None,
-        help="Region features of the sets, where they lie elsewhere than the run's; {split} as in `advl finetune`.",
-    )
-    ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
-    region_split: str | None = option(
-        None,
-        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
-        "the run's option, else what the pictures of the split are filed under].",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +73,7 @@ class HardSubsetConfig(DataRootOptions, ReplaceOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(DataRootOptions, DeviceConfig):
+class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
     """Configuration of `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")

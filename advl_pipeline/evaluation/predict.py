@@ -22,14 +22,12 @@ from torch import nn
 from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError, leave_out
-from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.given import require_finished
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.heads import load_heads
-from advl_pipeline.training.student_options import student_options
 from advl_pipeline.training.targets import shape_logits
 
 View = Literal["shown", "swapped", "blanked", "removed"]
@@ -156,20 +154,6 @@ def load_run(
         hides_picture=bool(config.get("hide_picture", False)),
         num_workers=num_threads(compute.num_workers),
     )
-
-
-def options_for_split(
-    trained_on: Mapping[str, Any], given: AnswerOptions, *, dataset: str, split: str
-) -> dict[str, Any]:
-    """Return the student's settings for reading a split: the run's, and over them those of the command."""
-    changed = {
-        key: value
-        for key in ("regions", "ground_truth_regions", "region_split")
-        if (value := getattr(given, key)) is not None
-    }
-    # A tokenizer that was given lies beside the run's weights, wherever it came from.
-    found = student_options({**trained_on, **changed}, dataset=dataset, split=split)
-    return {key: value for key, value in found.items() if key != "tokenizer"}
 
 
 def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator[Sequence[Example]]:

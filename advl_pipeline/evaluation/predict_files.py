@@ -32,7 +32,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
-from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
+from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.evaluation.prediction_files import malformed, read_csv_rows, read_vqa_results, require_same_ids
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrix
 from advl_pipeline.outputs import require_outputs
@@ -205,8 +205,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
-    options = options_for_split(trained_on, config, dataset=name, split=split)
-    finished = load_run(config.run, config, overrides=options)
+    finished = load_run(config.run, config)
     finished.student.cut_texts()
     conditioning = "all" if is_vcr else None
     # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.

@@ -15,11 +15,15 @@ from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.evaluation.given import cache_data, require_readable
+from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.results import read_config
 from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.compatibility import check_caches, holds
+from advl_pipeline.training.given import open_region_caches
 from advl_pipeline.training.placement import read_placement
+from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 
 
@@ -55,6 +59,9 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
     dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
     check_caches(caches, dataset, data_root=data_root)
+    own = regions_of_run(read_config(config.student)) if is_finished(config.student) else []
+    regions = open_region_caches(config.regions or own, [(name, split)], data_root=data_root)
+    use_region_caches(student, regions)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
     device = open_device(config.device)

@@ -50,7 +50,6 @@ from advl_pipeline.evaluation.predict import (
     FinishedRun,
     View,
     load_run,
-    options_for_split,
     swapped_pictures,
 )
 from advl_pipeline.evaluation.question_match import question_namer
@@ -58,6 +57,8 @@ from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.results import moved_to, read_config
+from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
 from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 _TRUE_PICTURE = ""
@@ -93,15 +94,11 @@ def _evaluate(config: EvaluateConfig) -> EvaluateResult:
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))
-    finished: FinishedRun | None = None
-    loaded_with: dict[str, Any] = {}
+    finished = load_run(config.run, config)
+    finished.student.cut_texts()
     sets: dict[str, dict[str, Any]] = {}
     for name in config.on:
         dataset_name, split = set_name(name, trained_on["dataset"])
-        options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
-        if finished is None or options != loaded_with:
-            finished, loaded_with = load_run(config.run, config, overrides=options), options
-            finished.student.cut_texts()
         dataset = open_as_trained(
             config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
         )
@@ -395,7 +392,10 @@ def open_as_trained(
             error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
         raise
     _require_same_labels(opened, finished)
-    for line in use_stored_pictures(finished.student, config.pictures, [(dataset, split)]):
+    read = [(dataset, split)]
+    regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
+    stored = use_stored_pictures(finished.student, config.pictures, read)
+    for line in (*stored, *use_region_caches(finished.student, regions)):
         tqdm.write(line, file=sys.stderr)
     return opened
 

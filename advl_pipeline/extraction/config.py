@@ -213,6 +213,10 @@ class RecomputeOptions(Configuration):
 
     cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, where it was made from such.")
+    source: Path | None = option(None, help="Files that the features were imported from.")
+    ground_truth_regions: Path | None = option(
+        None, help="Region features of the dataset's own boxes, where such were imported."
+    )
     data_root: Path | None = option(
         None, help="Folder of the datasets, where it was made from other than the usual one."
     )
@@ -236,18 +240,49 @@ class VerifyConfig(RecomputeOptions):
     seed: int = option(0, help="Chooses the sampled units.", minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportedFiles(Configuration):
+    """Files that features are imported from, and how those of a detector name pictures."""
+
+    source: Path = option(
+        help="Region features of a detector: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; or "
+        "arrays named after the pictures: an HDF5 file, or a folder of .npy or .pt files. {split} in the path stands "
+        "for the split that the pictures are filed under, such as val, or val2014 for pictures of COCO."
+    )
+    ground_truth_regions: Path | None = option(
+        None, help="Region features of the dataset's own boxes, put first, likewise."
+    )
+    region_naming: Literal["stem", "number", "uniter"] | None = option(
+        None, help="How files of regions name pictures [default: the first way by which the first picture is found]."
+    )
+    region_split: str | None = option(
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "what the pictures of the split are filed under].",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportConfig(DataRootOptions):
+class ImportedExtraction(ExtractConfig, ImportedFiles):
+    """An extraction whose teacher's features exist already; its cache's record holds it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig(ImportedFiles, DataRootOptions):
     """Configuration of `advl cache import`."""
 
-    source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")
     name: str = option(help="Name for the teacher that the features came from.", such_as="vinvl")
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(
         None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].", output=Output(makes="cache")
     )
-    dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+    dtype: Literal["float16", "float32", "int8"] | None = option(
+        None,
+        help="How features are stored [default: regions as their files hold them, in float16 or float32; arrays in "
+        "float16].",
+    )
+    dry_run: bool = option(False, help="Only say what would be written, and the room there is.")
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:

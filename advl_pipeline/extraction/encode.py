@@ -153,13 +153,13 @@ def _putting(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -
         global_ND = encoded.global_ND.numpy()
         stats = {name: values.tolist() for name, values in encoded.stats.items()}
         for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):
+            beside = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
             buffer.put(
                 position,
                 global_D=global_ND[row],
                 values_MD=encoded.token_values[row].numpy(),
-                spans_M2=prepared.char_spans_M2,
-                kept_M=prepared.kept_M,
                 stats={name: values[row] for name, values in stats.items()},
+                beside={name: rows for name, rows in beside.items() if rows is not None},
             )
 
     return put

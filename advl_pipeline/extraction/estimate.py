@@ -79,6 +79,7 @@ def estimate(
         stored=stored,
         shard_rows=shard_rows,
         batch_size=batch_size,
+        regions=source.has_regions,
     )
     if not trial:
         return untimed
@@ -95,6 +96,7 @@ def estimate_untimed(
     stored: StoredDtype,
     shard_rows: int,
     batch_size: int,
+    regions: bool = False,
 ) -> Estimate:
     """Return the cost of extracting one modality but for its time, which needs no teacher.
 
@@ -106,10 +108,18 @@ def estimate_untimed(
         stored: stored dtype of token rows.
         shard_rows: token rows per shard.
         batch_size: units per forward pass.
+        regions: token rows are regions, beside which their boxes are stored.
     """
     placement = place(counts.lengths_N, shard_rows=shard_rows)
     num_bytes = stored_bytes(
-        modality, placement.num_rows, placement.num_units, stored, token_dim, global_dim, shard_rows=shard_rows
+        modality,
+        placement.num_rows,
+        placement.num_units,
+        stored,
+        token_dim,
+        global_dim,
+        shard_rows=shard_rows,
+        regions=regions,
     )
     return Estimate(
         modality=modality,
@@ -133,6 +143,7 @@ def stored_bytes(
     global_dim: int,
     *,
     shard_rows: int,
+    regions: bool = False,
 ) -> int:
     """Return the bytes of a modality's arrays, uncompressed, whole chunks and their metadata among them.
 
@@ -144,8 +155,11 @@ def stored_bytes(
         token_dim: None where there are no token features.
         global_dim: of a unit's global feature.
         shard_rows: token rows per shard.
+        regions: token rows are regions.
     """
-    shape = ModalityRecord(num_units=units, global_dim=global_dim, token_dim=token_dim, spans=modality == "text")
+    shape = ModalityRecord(
+        num_units=units, global_dim=global_dim, token_dim=token_dim, spans=modality == "text", regions=regions
+    )
     plan = PlanRecord(
         identity_sha256="", stored_dtype=stored, shard_rows=shard_rows, modalities={modality: shape}, files={}
     )
@@ -166,8 +180,10 @@ def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], datas
     Args:
         modalities: those to extract, each of which gets heads of its own.
     """
+    if not config.confidence:
+        return ()
     first = dataset[0]
-    if not config.confidence or (first.label is None and not first.soft_label):
+    if first.label is None and not first.soft_label:
         return ()
     choice = first.task in MULTIPLE_CHOICE_TASKS
     kind: Kind = "choice" if choice else "soft-labels" if head_name(first.task) == "vqa" else "classes"

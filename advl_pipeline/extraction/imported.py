@@ -1,27 +1,31 @@
-"""Features that people have already, taken into a cache: HDF5 files, or folders of `.npy` or `.pt` files.
+"""Features that people have already, taken into a cache: a detector's regions, and arrays filed under pictures.
 
-A picture's features are found by the name of its file, with or without extension, and with as many of its folders as
-features are filed under. Two-dimensional features are token rows, and their mean is the global feature;
-one-dimensional features are global.
+Regions are read by `extraction/regions`. Arrays lie in an HDF5 file, or in a folder of `.npy` or `.pt` files. They
+are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
+filed under. Two-dimensional arrays are token rows, and their mean is the global feature; others are global.
 
 Shapes: M token rows, D feature width.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from advl_pipeline.cache.provenance import IMPORTED
-from advl_pipeline.configuration import build_config
+from advl_pipeline.configuration import refuse_ineffective
+from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import (
@@ -29,13 +33,16 @@ from advl_pipeline.errors import (
     DatasetError,
     again,
 )
-from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, default_output
-from advl_pipeline.extraction.run import ExtractResult, extract
+from advl_pipeline.extraction.config import ImportConfig, ImportedExtraction, default_output, location_of
+from advl_pipeline.extraction.imported_tower import FoundFeatures, ImportedTower
+from advl_pipeline.extraction.regions.registry import RegionFiles, are_regions, found_features
+from advl_pipeline.extraction.run import ExtractResult, extract, store_of
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
+from advl_pipeline.teachers.interface import Teacher
 
 _SUFFIXES = (".npy", ".pt")
+_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 
 
 def _names_of(picture: Path) -> Iterator[str]:
@@ -118,62 +125,7 @@ class FeatureHdf5:
         return _checked(item[()], f"{self._path}:{name}")
 
 
-FeatureFiles = FeatureFolder | FeatureHdf5
-"""Where features lie, by the name of the picture."""
-
-
-class ImportedTower:
-    """An `ImageTower` whose features are looked up instead of computed."""
-
-    def __init__(self, files: FeatureFiles, units: Sequence[ImageUnit], *, where: str) -> None:
-        self._files = files
-        self._where = where
-        self._rows: dict[str, int] = {}
-        self._names = _names(files, units, where)
-        state = hashlib.sha256()
-        shapes: set[tuple[int, int]] = set()
-        for unit in units:
-            features = self._features(unit)
-            self._rows[unit.unit_id] = len(features) if features.ndim == 2 else 0
-            shapes.add((features.ndim, features.shape[-1]))
-            state.update(unit.unit_id.encode() + np.ascontiguousarray(features, "<f4").tobytes())
-        if len(shapes) != 1:
-            raise DatasetError("Features differ in width or in kind.", where=where, why=str(sorted(shapes)))
-        ((self._ndim, self.global_dim),) = shapes
-        self.token_dim = self.global_dim
-        self.are_boxes = self._ndim == 2 and all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
-        self._digest = state.hexdigest()
-
-    @property
-    def has_tokens(self) -> bool:
-        return self._ndim == 2
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "imported features",
-            "content_digest": self._digest,
-            "global": "mean of the rows" if self.has_tokens else "as given",
-        }
-
-    def num_tokens(self, unit: ImageUnit) -> int:
-        return self._rows[unit.unit_id]
-
-    def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        features = torch.from_numpy(np.atleast_2d(self._features(unit)))
-        return PreparedUnit(inputs={"features": features}, num_tokens=self._rows[unit.unit_id])
-
-    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        rows = [unit.inputs["features"] for unit in units]
-        return EncodedBatch(
-            global_ND=torch.stack([row_MD.mean(dim=0) for row_MD in rows]),
-            token_values=[row_MD[: unit.num_tokens] for row_MD, unit in zip(rows, units, strict=True)],
-        )
-
-    def _features(self, unit: ImageUnit) -> npt.NDArray[np.float32]:
-        return self._files.read(self._names[unit.unit_id])
-
-
-def _names(files: FeatureFiles, units: Sequence[ImageUnit], where: str) -> dict[str, str]:
+def _names(files: FeatureFolder | FeatureHdf5, units: Sequence[ImageUnit], where: str) -> dict[str, str]:
     """Return by unit the name that its features are filed under.
 
     Raises:
@@ -200,45 +152,80 @@ def run_import(config: ImportConfig) -> ExtractResult:
     """Write a cache from features that exist.
 
     Raises:
+        ConfigError: there is nothing to import, or an option that the files do not need.
         DatasetError: a picture has no features, or they cannot be read safely.
     """
-    from advl_pipeline.datasets.registry import open_dataset
+    from advl_pipeline.datasets.registry import open_splits
 
-    require_outputs(config, output=_output_of(config))
+    output = config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
+    require_outputs(config, output=output)
     with interruptible("The import", kept="every committed shard is kept"):
-        dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+        dataset = open_splits(config.dataset, split=config.split, data_root=config.data_root)
         return import_features(config, dataset)
 
 
 def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
-    """As `run_import`, with the dataset open."""
+    """As `run_import`, with the dataset open; what is to be written is said before."""
+    extraction = ImportedExtraction(
+        **{name: getattr(config, name) for name in ("source", *_OF_REGIONS)},
+        **{name: getattr(config, name) for name in ("dataset", "split", "data_root", "output")},
+        teacher=IMPORTED + config.name,
+        modality="image",
+        confidence=False,
+        num_workers=1,
+    )
     with ExitStack() as stack:
-        if config.source.is_dir():
-            files: FeatureFiles = FeatureFolder(config.source)
-        elif config.source.is_file():
-            files = FeatureHdf5(config.source, stack)
-        else:
-            raise ConfigError("There is nothing to import.", where=str(config.source))
-        tower = ImportedTower(files, dataset.image_units(), where=str(config.source))
-        tokens = ("boxes" if tower.are_boxes else "grid") if tower.has_tokens else "none"
-        settings = {
-            "teacher": IMPORTED + config.name,
-            "dataset": config.dataset,
-            "split": config.split,
-            "output": _output_of(config),
-            "modality": "image",
-            "image_tokens": tokens,
-            "dtype": config.dtype,
-            "confidence": False,
-            "num_workers": 1,
-            "data_root": config.data_root,
-        }
-        extraction = build_config(ExtractConfig, settings)
-        return extract(extraction, Teacher(name=extraction.teacher, image=tower), dataset)
+        tower = open_tower(extraction, dataset.image_units(), stack)
+        extraction = dataclasses.replace(
+            extraction,
+            image_tokens=("boxes" if tower.are_boxes or tower.has_regions else "grid")
+            if tower.has_tokens
+            else "none",
+            dtype=config.dtype or ("float16" if tower.fits_float16 or not tower.has_regions else "float32"),
+        )
+        teacher = Teacher(name=extraction.teacher, image=tower)
+        if config.dry_run or not store_of(extraction).list("records"):
+            planned = extract(dataclasses.replace(extraction, dry_run=True), teacher, dataset)
+            ((image,), free) = planned.estimates, planned.free_bytes or 0
+            tqdm.write(
+                f"{image.num_units:,} pictures, {image.num_token_rows:,} rows of {tower.global_dim} in "
+                f"{extraction.dtype}: {image.num_bytes / 1e9:.3f} GB for {location_of(extraction)}, where "
+                f"{free / 1e9:.1f} GB are free",
+                file=sys.stderr,
+            )
+            if config.dry_run:
+                return planned
+        return extract(extraction, teacher, dataset)
 
 
-def _output_of(config: ImportConfig) -> Path:
-    return config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
+def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: ExitStack) -> ImportedTower:
+    """Open the files that features are imported from, as the tower that gives the features of these pictures.
+
+    Args:
+        stack: closes the files.
+
+    Raises:
+        ConfigError: there is nothing to import, or an option that the files do not need.
+        DatasetError: a picture has no features, or they cannot be read safely.
+    """
+    where = str(config.source)
+    if not units:
+        raise DatasetError("The split has no pictures.", where=f"{config.dataset}, split {config.split}")
+    split = config.region_split or JOIN.join(picture_splits(config.dataset, config.split))
+    splits = split.split(JOIN)
+    if are_regions(config.source, splits[0]):
+        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0])
+        own = config.ground_truth_regions
+        detected = files(config.source, prefix="vcr_")
+        ground_truth = None if own is None else files(own, prefix="vcr_gt_", ground_truth=True)
+        return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
+    why = "the source holds arrays that are filed under pictures, and no regions of a detector"
+    refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
+    if not config.source.exists():
+        raise ConfigError("There is nothing to import.", where=where)
+    arrays = FeatureFolder(config.source) if config.source.is_dir() else FeatureHdf5(config.source, stack)
+    names = _names(arrays, units, where)
+    return ImportedTower(lambda unit: FoundFeatures(values=arrays.read(names[unit.unit_id])), units, where=where)
 
 
 def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:

@@ -102,6 +102,7 @@ def make_plan(
                 token_dim=source.tower.token_dim if source.has_tokens else None,
                 spans=source.modality == "text",
                 kept=source.modality == "text" and (config.select_tokens or config.select_texts) is not None,
+                regions=source.has_regions,
             ),
             unit_ids_N16=source.unit_ids(),
             lengths_N=lengths[source.modality],

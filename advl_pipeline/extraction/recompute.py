@@ -5,6 +5,7 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,13 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
-    from advl_pipeline.extraction.recorded import recorded_extraction
-    from advl_pipeline.extraction.run import open_inputs
+    from advl_pipeline.extraction.recorded import open_recorded, recorded_extraction
 
     settings = open_cache(config.cache).provenance["config"]
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
-    teacher, dataset = open_inputs(extraction)
-    return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
+    with ExitStack() as stack:
+        teacher, dataset = open_recorded(extraction, stack)
+        return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
 
 
 def recompute(

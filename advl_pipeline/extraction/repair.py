@@ -8,7 +8,7 @@ touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from advl_pipeline.cache.files import WORK_FOLDER, entry_of
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.provenance import IMPORTED, PROVENANCE_FILE, renew_command
+from advl_pipeline.cache.provenance import PROVENANCE_FILE, renew_command
 from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
@@ -39,8 +39,8 @@ from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.planned_identity import build_identity
 from advl_pipeline.extraction.planning import make_plan
-from advl_pipeline.extraction.recorded import recorded_extraction
-from advl_pipeline.extraction.run import extract_held, open_inputs, store_of
+from advl_pipeline.extraction.recorded import open_recorded, recorded_extraction
+from advl_pipeline.extraction.run import extract_held, store_of
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
@@ -70,20 +70,13 @@ def run_repair(config: RepairConfig) -> RepairResult:
         CorruptCache: the cache is still not sound afterwards.
         InUse: another process writes the cache.
     """
-    with interruptible("The repair", kept="every committed shard is kept"):
+    with interruptible("The repair", kept="every committed shard is kept"), ExitStack() as stack:
         store = open_store(config.cache)
         require_cache(store)
         require_own_records(store)
-        settings = recover_provenance(store)["config"]
-        if str(settings.get("teacher", "")).startswith(IMPORTED):
-            raise ConfigError(
-                "An imported cache has no teacher that could encode anything again.",
-                where=str(config.cache),
-                next_command=renew_command(settings, config.cache),
-            )
-        extraction = recorded_extraction(settings, config, command="cache repair")
+        extraction = recorded_extraction(recover_provenance(store)["config"], config, command="cache repair")
         extraction = resolved(replace(extraction, output=config.cache))
-        teacher, dataset = open_inputs(extraction)
+        teacher, dataset = open_recorded(extraction, stack)
         return repair(extraction, teacher, dataset)
 
 

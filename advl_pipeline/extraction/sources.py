@@ -15,6 +15,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.imported_tower import ImportedTower
 from advl_pipeline.teachers.covering_texts import CoveringTexts
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
 from advl_pipeline.teachers.open_options import ImageTokenKind
@@ -60,6 +61,11 @@ class Source(Protocol):
     @property
     def has_tokens(self) -> bool: ...
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether the token rows are regions, whose boxes the tower gives."""
+        ...
+
     def unit_ids(self) -> npt.NDArray[np.uint8]:
         """Return the (N, 16) ids of the units, in their order."""
         ...
@@ -82,6 +88,7 @@ class ImageSource:
     def __init__(self, tower: ImageTower, units: Sequence[ImageUnit], *, has_tokens: bool) -> None:
         self.tower = tower
         self.has_tokens = has_tokens
+        self.has_regions = isinstance(tower, ImportedTower) and tower.has_regions
         self._units = units
 
     def unit_ids(self) -> npt.NDArray[np.uint8]:
@@ -113,6 +120,7 @@ class TextSource:
     modality = "text"
     prepare_threads = 1  # Tokenizers of the Rust family refuse concurrent use.
     has_tokens = True
+    has_regions = False
 
     def __init__(self, tower: TextTower, units: Sequence[TextUnit]) -> None:
         self.tower = tower

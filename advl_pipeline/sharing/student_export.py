@@ -194,10 +194,8 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
 
 
 def _load(run: Path) -> FinishedRun:
-    config = read_config(run)
-    # Region features are of a split; whoever loads the folder brings their own.
-    options = {"regions": None, "ground_truth_regions": None} if config.get("regions") else None
-    finished = load_run(run, overrides=options)
+    # Regions of a detector come from a cache; whoever loads the folder brings their own.
+    finished = load_run(run, overrides={"regions": None} if read_config(run).get("regions") else None)
     if finished.hides_picture:
         raise ConfigError(
             "The run trained a student that was never shown a picture.",

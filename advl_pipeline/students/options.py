@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import read_tables
+
+PIXELS = Path("pixels")
+"""Stands where a cache of regions would: small crops, asked for by name."""
 
 DEFAULT_STUDENT: str = read_tables("defaults.toml").get("student", "")
 """The student that a run finetunes unless another is named: what a plug-in says, none without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions(Configuration):
-    """Where a student over pixels has its pictures from."""
+class RegionOptions(Configuration):
+    """Where a student has the regions of its pictures from."""
 
     title: ClassVar[str] = "Student"
+
+    regions: tuple[Location, ...] = option(
+        (),
+        help="Cache of a detector's regions, which `advl cache import` made, folder or URL; repeatable. {dataset} "
+        "and {split} in it stand for what is read [default: those of the run that is read]. The word pixels stands "
+        "for small crops through a random projection, which a student without --init sees unasked.",
+        identity="content",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(RegionOptions):
+    """Where a student has its pictures, or the regions of its pictures, from."""
 
     pictures: tuple[Location, ...] = option(
         (),
@@ -64,25 +80,6 @@ class StudentOptions(Configuration):
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
         "else the student's own].",
         identity="content",
-        rare=True,
-    )
-    regions: Path | None = option(
-        None,
-        help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files. "
-        "{split} in the path stands for the split that the pictures are filed under, such as val, or val2014 for "
-        "pictures of COCO. The word pixels stands for small crops through a random projection, which a student "
-        "without --init sees unasked.",
-    )
-    ground_truth_regions: Path | None = option(
-        None, help="Features of the dataset's own boxes, put first, likewise.", rare=True
-    )
-    region_naming: Literal["number", "stem", "uniter"] | None = option(
-        None, help="How those files name pictures [default: stem].", rare=True
-    )
-    region_split: str | None = option(
-        None,
-        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
-        "what the pictures of the split are filed under].",
         rare=True,
     )
     student_option: tuple[str, ...] = option(

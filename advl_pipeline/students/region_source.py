@@ -1,6 +1,6 @@
-"""Where a region student's features come from.
+"""Where a region student's features come from: crops of the picture, or what stands behind `RegionSource`.
 
-`pixels` needs no detector and no download: small crops of the whole picture and of each annotated box go through
+Crops need no detector and no download: small ones of the whole picture and of each annotated box go through
 one fixed random projection to the width that the student expects. That is a weak featuriser, meant for the built-in
 corpus and for tests; a published checkpoint has learned from detector features and needs those.
 
@@ -9,8 +9,9 @@ Shapes: R regions or boxes of a picture, S side of a square crop in pixels, F fe
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -74,31 +75,42 @@ CELL_SIZE = 8
 PROJECTION_SEED = 20_200_921
 
 
+WHOLE_POSITION_17 = np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Regions:
-    """Regions of one picture, float32.
+    """Regions of one picture.
 
-    `positions_R7` holds x1, y1, x2, y2, width, height and area as shares of the picture. `box_index_R` is the row of
-    `ImageUnit.boxes_R4` that a region stands for, or -1. `whole_first` says that region 0 is the whole picture.
+    `features_RF` are float32, or float16 as they are stored. `positions_R7` (float32) holds x1, y1, x2, y2, width,
+    height and area as shares of the picture. `box_index_R` is the row of `ImageUnit.boxes_R4` that a region stands
+    for, or -1. `whole_first` says that region 0 is the whole picture.
     """
 
-    features_RF: npt.NDArray[np.float32]
+    features_RF: npt.NDArray[np.float32] | npt.NDArray[np.float16]
     positions_R7: npt.NDArray[np.float32]
     box_index_R: npt.NDArray[np.int64]
     whole_first: bool
 
 
-class RegionSource(Protocol):
+class RegionSource(ABC):
     """Gives the regions of a picture, the same ones every time."""
 
     feature_size: int
 
+    @abstractmethod
     def regions(self, unit: ImageUnit) -> Regions:
         """Return the regions; raises `DatasetError` naming the picture when it cannot."""
         ...
 
+    def announce(self, units: Sequence[ImageUnit]) -> None:  # noqa: B027
+        """Hear which pictures are asked for soon."""
 
-class PixelRegions:
+    def begin_epoch(self) -> None:  # noqa: B027
+        """Hear that all pictures are asked for anew."""
+
+
+class PixelRegions(RegionSource):
     """The detector-free source: relu(W x / sqrt(P)) of P = 3 * 16 * 16 centred pixel values, W fixed and random."""
 
     def __init__(self, feature_size: int) -> None:
@@ -119,7 +131,7 @@ class PixelRegions:
         )
 
 
-class PixelGrid:
+class PixelGrid(RegionSource):
     """The same featuriser over the cells of a square grid, for students that see a grid instead of boxes."""
 
     def __init__(self, feature_size: int, side: int) -> None:
@@ -150,8 +162,8 @@ def with_whole_picture(regions: Regions) -> Regions:
     if regions.whole_first:
         return regions
     return Regions(
-        features_RF=np.concatenate([regions.features_RF.mean(0, keepdims=True), regions.features_RF]),
-        positions_R7=np.concatenate([np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32), regions.positions_R7]),
+        features_RF=np.concatenate([regions.features_RF.mean(0, np.float32, keepdims=True), regions.features_RF]),
+        positions_R7=np.concatenate([WHOLE_POSITION_17, regions.positions_R7]),
         box_index_R=np.concatenate([np.array([-1]), regions.box_index_R]),
         whole_first=True,
     )

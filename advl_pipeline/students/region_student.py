@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -16,13 +15,9 @@ import torch
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.detector_regions import open_detector_regions
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import TINY, TextBatch, TextStudent, TextStudentConfig
-
-PIXELS = Path("pixels")
-"""Stands where a path of features would: small crops, asked for by name."""
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
 
@@ -35,13 +30,9 @@ class RegionStudentConfig(TextStudentConfig):
     """Settings of every region student."""
 
     feature_size: int = option(2048, help="Width F of the region features.", minimum=1)
-    regions: Path | None = option(
-        None, help="Detector's features; without, or by the word pixels, small crops through a fixed projection."
-    )
-    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first.")
-    region_naming: Literal["number", "stem", "uniter"] = option("stem", help="How those files name pictures.")
-    region_split: str = option(
-        "", help="Split that the pictures are filed under, such as val or train2014; several are joined by +."
+    regions: Literal["pixels", "detector"] | None = option(
+        None,
+        help="What its regions are: small crops through a fixed projection, also where nobody says, or a detector's.",
     )
 
 
@@ -71,7 +62,7 @@ class RegionBatch(TextBatch):
 class RegionStudent(TextStudent):
     """Collates texts and regions; subclasses lay out the text and encode.
 
-    `regions` may be replaced after building, by a reader of detector features of the same width.
+    `regions` may be replaced after building. A student of a detector's regions has none until it is.
     """
 
     config: RegionStudentConfig
@@ -79,15 +70,30 @@ class RegionStudent(TextStudent):
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
-        self.regions: RegionSource = self._open_regions()
+        self.regions: RegionSource | None = None if config.regions == "detector" else self.pixel_regions()
 
     def pixel_regions(self) -> RegionSource:
         """Return the detector-free source."""
         return PixelRegions(self.config.feature_size)
 
     def regions_of(self, unit: ImageUnit) -> Regions:
-        """Return the regions that the student sees of a picture."""
-        return self.regions.regions(unit)
+        """Return the regions that the student sees of a picture; raises as `region_source` and the source do."""
+        return self.region_source().regions(unit)
+
+    def region_source(self) -> RegionSource:
+        """Return what gives the regions; raises `ConfigError` where they are a detector's and nothing does."""
+        if self.regions is None:
+            raise ConfigError(
+                f"{self.name} sees a detector's regions, and none are given.",
+                next_command="add --regions CACHE, which `advl cache import` makes of a detector's files",
+            )
+        return self.regions
+
+    def announce(self, examples: Sequence[Example]) -> None:
+        self.region_source().announce([example.image for example in examples])
+
+    def begin_epoch(self) -> None:
+        self.region_source().begin_epoch()
 
     def num_visual_of(self, unit: ImageUnit) -> int:
         return len(self.regions_of(unit).features_RF)
@@ -97,7 +103,7 @@ class RegionStudent(TextStudent):
         num_candidates = tuple(len(example.candidates) for example in examples)
         regions = [self.regions_of(example.image) for example in examples]
         num_regions = max(len(item.features_RF) for item in regions)
-        features = torch.zeros(len(examples), num_regions, self.config.feature_size)
+        features = torch.empty(len(examples), num_regions, self.config.feature_size)
         positions = torch.zeros(len(examples), num_regions, 7)
         mask_BR = torch.zeros(len(examples), num_regions, dtype=torch.bool)
         box_index_BR = torch.full((len(examples), num_regions), -1, dtype=torch.long)
@@ -105,6 +111,7 @@ class RegionStudent(TextStudent):
         for index, item in enumerate(regions):
             count = len(item.features_RF)
             features[index, :count] = torch.from_numpy(item.features_RF)
+            features[index, count:] = 0
             positions[index, :count] = torch.from_numpy(item.positions_R7)
             mask_BR[index, :count] = True
             box_index_BR[index, :count] = torch.from_numpy(item.box_index_R)
@@ -125,26 +132,7 @@ class RegionStudent(TextStudent):
         )
 
     def caveats(self) -> tuple[str, ...]:
-        return (PIXELS_CAVEAT,) if self.config.regions == PIXELS else ()
-
-    def _open_regions(self) -> RegionSource:
-        config = self.config
-        if config.regions in (None, PIXELS):
-            if config.ground_truth_regions is not None:
-                raise ConfigError(
-                    "Features of the dataset's own boxes come before a detector's, and there are none.",
-                    where=str(config.ground_truth_regions),
-                    next_command="add --regions FILE, or leave out --ground-truth-regions",
-                )
-            return self.pixel_regions()
-        assert config.regions is not None
-        return open_detector_regions(
-            config.regions,
-            ground_truth=config.ground_truth_regions,
-            naming=config.region_naming,
-            splits=config.region_split.split("+"),
-            feature_size=config.feature_size,
-        )
+        return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()
 
     def zero_perturbation(self, batch: RegionBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
         """Return the starting point of adversarial training, of the shapes that `encode` takes."""

@@ -20,6 +20,9 @@ from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_ad
 from advl_pipeline.students.weight_files import is_on_hub, located, making_command, weight_files, weights_digest
 from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
+_PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
+"""Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""
+
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
 
@@ -173,4 +176,7 @@ def load_student_weights(
                 where=str(folder / names.ADAPTER_WEIGHTS),
             )
 
-    return description["config"], load_updates if BASE in description else load
+    settings = {name: value for name, value in description["config"].items() if name not in _PLACES_OF_REGIONS}
+    if settings.get("regions") not in (None, "pixels"):
+        settings["regions"] = "detector"
+    return settings, load_updates if BASE in description else load

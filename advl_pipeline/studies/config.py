@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.configuration import Configuration, Output, build_config, config_to_dict, option, read_toml
@@ -29,6 +29,7 @@ from advl_pipeline.errors import (
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.locations import Location
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.options import DEFAULT_STUDENT
 from advl_pipeline.studies.variants import SET_BY_THE_STUDY, Variant, find_variant, variant_table
@@ -36,9 +37,6 @@ from advl_pipeline.training.config import FinetuneConfig
 
 _OF_EVALUATION = frozenset({"run", "on", "data_root"})
 """Options of an evaluation that a study's grid decides."""
-
-DATASET = "{dataset}"
-"""Stands for the dataset in a path of region features."""
 
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
@@ -55,14 +53,10 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
         None, help="Study folder [default: runs/studies/NAME].", output=Output(makes="study")
     )
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.", output=Output(makes="folders"))
-    regions: Path | None = option(
-        None,
-        help="Region features, as `advl finetune` takes them, {dataset} in the path standing for the dataset; the "
-        "study then trains the student that it names for them.",
-    )
-    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, likewise.")
-    region_naming: Literal["number", "stem", "uniter"] | None = option(
-        None, help="How those files name pictures [default: stem]."
+    regions: tuple[Location, ...] = option(
+        (),
+        help="Cache of a detector's regions, as `advl finetune` takes it; repeatable. The study then trains the "
+        "student that it names for them.",
     )
     init: Path | None = option(None, help="Pretrained student in place of the study's.")
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
@@ -122,7 +116,7 @@ class StudyConfig(Configuration):
     extraction: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     with_regions: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
-    """Keys of a setting that take effect where region features are given, such as a student that sees regions."""
+    """Keys of a setting that take effect where regions are given, such as a student that sees regions."""
     source: str = option("", help="File that the study was read from.")
 
     def variant(self, name: str) -> Variant:
@@ -167,10 +161,10 @@ def load_study(name_or_file: str) -> StudyConfig:
 
 
 def asked_study(config: StudyRunConfig) -> StudyConfig:
-    """Return the study of a command, with the region features, the device and the precision that it asks for.
+    """Return the study of a command, with the regions, the device and the precision that it asks for.
 
     Raises:
-        ConfigError: as `load_study`, or region features for a study that has no student for them.
+        ConfigError: as `load_study`, or regions for a study that has no student for them.
     """
     study = load_study(config.study)
     settings = tuple(_asked_setting(study, setting, config) for setting in study.settings)
@@ -187,18 +181,14 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
 
 
 def _asked_setting(study: StudyConfig, setting: Setting, config: StudyRunConfig) -> Setting:
-    if config.regions is None:
+    if not config.regions:
         return setting if config.init is None else dataclasses.replace(setting, init=config.init)
     if not study.with_regions:
         raise ConfigError(
-            "This study has no student that takes region features.",
+            "This study has no student that takes regions of a detector.",
             where=study.source,
             next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
         )
-    paths = {"regions": config.regions, "ground_truth_regions": config.ground_truth_regions}
-    features = {
-        key: str(path).replace(DATASET, setting.dataset) for key, path in paths.items() if path is not None
-    } | ({} if config.region_naming is None else {"region_naming": config.region_naming})
     changed = build_config(
         Setting, config_to_dict(setting), study.with_regions, where=f"{study.source} [with-regions]"
     )
@@ -206,22 +196,22 @@ def _asked_setting(study: StudyConfig, setting: Setting, config: StudyRunConfig)
         changed,
         metrics=setting.metrics,
         init=config.init or changed.init,
-        training={**changed.training, **features},
+        training={**changed.training, "regions": list(map(str, config.regions))},
     )
 
 
 def student_choice(config: StudyRunConfig) -> str:
-    """Return one line on which student a study trains, and why, where that depends on region features; else ""."""
+    """Return one line on which student a study trains, and why, where that depends on regions; else ""."""
     study = load_study(config.study)
     if not study.with_regions:
         return ""
     asked = asked_study(config).settings[0]
     other = study.with_regions.get("student", asked.student)
-    if config.regions is not None:
-        return f"student: {asked.student} from {asked.init}, on the region features in {config.regions}"
+    if config.regions:
+        return f"student: {asked.student} from {asked.init}, on the regions in {', '.join(map(str, config.regions))}"
     return (
-        f"student: {asked.student} from {asked.init}, which sees pixels, since no region features are given; "
-        f"--regions FILE --init CHECKPOINT takes {other}"
+        f"student: {asked.student} from {asked.init}, which sees pixels, since no regions of a detector are given; "
+        f"--regions CACHE --init CHECKPOINT takes {other}"
     )
 
 

@@ -20,6 +20,7 @@ from advl_pipeline.students.weight_files import is_on_hub, making_command, stude
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.folder import given_values, studies_of
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
+from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES, named_files
 
 CellExecutor = Callable[[Cell], None]
@@ -134,6 +135,23 @@ def init_digests(study: StudyConfig) -> dict[str, str]:
         if (digest := named_files({option: value})[option]) is not None
     }
     return {str(init): student_digest(init) for init in inits if not is_on_hub(init)} | named
+
+
+def region_digests(study: StudyConfig, data_root: Path | None, recipes: Mapping[str, Path]) -> dict[str, str]:
+    """Digest the caches of regions that the study's students see.
+
+    Args:
+        recipes: as `build_plan` takes them.
+
+    Raises:
+        ConfigError: a cache that is none, with the command that imports it. CorruptCache: it is damaged.
+    """
+    found: dict[str, str] = {}
+    for config in (cell.finetune for cell in build_plan(study, cells=Path(), recipes=recipes).cells):
+        if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
+            caches = open_region_caches(config.regions, splits_read(config), data_root=data_root)
+            found |= {str(cache.path): cache.identity_digest for cache in caches}
+    return found
 
 
 def dataset_digests(

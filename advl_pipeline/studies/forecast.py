@@ -25,7 +25,14 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study, shots_label
-from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
+from advl_pipeline.studies.execute import (
+    dataset_digests,
+    digest_dataset,
+    init_digests,
+    is_finished,
+    missing_inits,
+    region_digests,
+)
 from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
@@ -172,7 +179,7 @@ def forecast_study(
         cells=cells_folder(folder),
         caches=config.caches,
         data_root=config.data_root,
-        init_digests={} if absent else init_digests(study),
+        init_digests=({} if absent else init_digests(study)) | region_digests(study, config.data_root, recipes),
         dataset_digests=content,
         recipes=recipes,
     )

@@ -4,7 +4,7 @@ A cell is one finetuning run and its evaluations. Its id is a digest of everythi
 nothing else: all options and what stands for those that are not given, the recipe's numbers, the content of the
 training split and of the pretrained student, but not where these lie, no time, no position in the grid. Adding a
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
-same cell share its run. Region features, answer lists and tokenizers that an option names stand in it by their path.
+same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from advl_pipeline.locations import local_folder
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.given import region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.methods import takes_two_steps
 from advl_pipeline.training.resolved import NAMED_FILES, SCHEMA, recipe_identity, resolve_run, run_identity
@@ -255,8 +256,8 @@ def identity_options(
     Args:
         config: of the run; its caches stand in it by `teachers` and `extraction`.
         extraction: options of the extraction that are not left at their default.
-        digests: of the content of the pretrained student and of other files of it; without one the path stands for
-            it.
+        digests: of the content of the pretrained student, of other files of it and of caches of regions; without one
+            the path stands for it.
 
     Raises:
         ConfigError: options or recipe contradict each other.
@@ -275,6 +276,9 @@ def identity_options(
     described["init"] = digests.get(str(config.init), str(config.init)) if config.init else None
     named = {option: str(value) for option in NAMED_FILES if (value := getattr(config, option)) is not None}
     described |= {option: digests.get(str(Path(value)), value) for option, value in named.items()}
+    if config.regions:
+        places = map(str, region_places(config.regions, splits_read(config)))
+        described["regions"] = [digests.get(place, place) for place in places]
     if teachers:
         described["teachers"] = list(teachers)
         described["extraction"] = options_without(ExtractConfig, extraction, "beside", "none")

@@ -30,6 +30,7 @@ from advl_pipeline.studies.execute import (
     execute_cell,
     init_digests,
     is_finished,
+    region_digests,
 )
 from advl_pipeline.studies.folder import (
     StudyRecord,
@@ -87,7 +88,7 @@ def run_study(
         recipes, copies = read_recipes(folder, study)
         # Until the copies are written, a plan is read from the files that they are copies of.
         readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
-        digests = init_digests(study)
+        digests = init_digests(study) | region_digests(study, config.data_root, readable)
         known = recorded(folder)[1]
         content = dataset_digests(study, config.data_root, read_digest, recorded=known, recipes=readable)
         lay_out = partial(

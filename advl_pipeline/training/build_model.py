@@ -41,7 +41,7 @@ def build_finetune_student(run: Run) -> Student:
     """Build the student; the same seed gives the same one for every method."""
     config = run.config
     torch.manual_seed(config.seed)
-    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    options = student_options(config_to_dict(config))
     overrides = {**recipe_options(run.chosen, config.init), **options}
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if run.settings.adversarial is not None:
@@ -140,7 +140,7 @@ def student_bytes(config: FinetuneConfig) -> int:
     """
     if config.init is not None and (files := weight_files(config.init)):
         return sum(file.stat().st_size for file in files)
-    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    options = student_options(config_to_dict(config))
     with torch.device("meta"):
         student = build_student(config.student, overrides=options)
     return sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())

@@ -382,7 +382,13 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
     forecast: DryRunOptions = component(DryRunOptions)
 
 
-_GONE = {"relational_nodes": "both", "weight_normalise": "none", "live": False, "live_weights": []}
+_GONE: Mapping[str, Any] = {
+    "relational_nodes": "both",
+    "weight_normalise": "none",
+    "live": False,
+    "live_weights": [],
+    **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split")),
+}
 _GONE_OF_COORDINATES = ("projection_start", "target_check")
 """Options of 0.2: the values that every run now computes as, and those that only coordinate distances read."""
 
@@ -409,5 +415,10 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
                 why=f"{name} = {value!r} went with version 0.3",
                 next_command="leave this run out; it is evaluated as before",
             )
-    known = {name: value for name, value in stored.items() if name not in (*_GONE, *_GONE_OF_COORDINATES)}
+    # None says that nobody gave the option.
+    known = {
+        name: value
+        for name, value in stored.items()
+        if name not in (*_GONE, *_GONE_OF_COORDINATES) and value is not None
+    }
     return build_config(FinetuneConfig, known, changes, where=where)

@@ -105,12 +105,14 @@ def named_files(options: Mapping[str, Any]) -> dict[str, str | None]:
     return {name: digest(options[name]) for name, digest in NAMED_FILES.items() if options.get(name) is not None}
 
 
-def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> dict[str, Any]:
+def describe_run(
+    run: Run, inputs: Inputs, caches: Sequence[TeacherCache], region_caches: Sequence[TeacherCache]
+) -> dict[str, Any]:
     """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
 
     Caches, datasets, pretrained student, recipe and a list of labelled examples stand in it by their content, so that
-    they may move but not change; so do files that other options name, but for region features, which stand in it by
-    their path. The order of the caches counts: it chooses the initial projections.
+    they may move but not change; so do files that other options name. The order of the caches counts: it chooses the
+    initial projections.
 
     Raises:
         WeightsUnavailable: there is no pretrained student where the options say.
@@ -118,7 +120,12 @@ def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> di
     config, dataset = run.config, inputs.dataset
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
-    return {
+    beside: dict[str, Any] = {}
+    if config.ids is not None:
+        beside["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
+    if config.regions:
+        beside["regions"] = {str(number): dict(cache.identity) for number, cache in enumerate(region_caches, start=1)}
+    return beside | {
         "schema": SCHEMA,
         "options": options_without(FinetuneConfig, options, "content"),
         "recipe": recipe_identity(run.chosen),
@@ -128,4 +135,4 @@ def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> di
         "adapt_dataset": {str(number): other for number, other in enumerate(splits[1:], start=1)},
         "labels": {task: digest(list(dataset.label_names(task))) for task in dataset.tasks},
         "cache": {str(number): dict(cache.identity) for number, cache in enumerate(caches, start=1)},
-    } | ({} if config.ids is None else {"labelled": digest([dataset.example_ids[row] for row in inputs.labelled])})
+    }

@@ -34,9 +34,9 @@ from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
-from advl_pipeline.training.given import open_caches, require_given
+from advl_pipeline.training.given import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.initial_heads import HeadOrigin
-from advl_pipeline.training.inputs import Inputs, open_inputs, other_splits
+from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
@@ -44,6 +44,7 @@ from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.process_memory import forget_peak_memory
+from advl_pipeline.training.region_caches import use_region_caches
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
 from advl_pipeline.training.sending import SentBatches
@@ -97,6 +98,9 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
     given_caches = open_caches(config)
+    region_caches = open_region_caches(
+        config.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
+    )
     # A cache of a part of the split limits what is seen for every method, so that one compares with another.
     inputs = open_inputs(config, given_caches)
     caches = given_caches if uses_teachers else []
@@ -106,7 +110,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
         num_labelled=len(inputs.labelled),
         world_size=accelerator.num_processes,
     )
-    identity = describe_run(run, inputs, caches)
+    identity = describe_run(run, inputs, caches, region_caches)
     if config.resume:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
@@ -119,10 +123,11 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     stored = use_stored_pictures(
         student,
         config.pictures,
-        [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)],
+        splits_read(config),
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
+    stored += use_region_caches(student, region_caches, hash_all=config.verify_caches)
     heads, origins = build_finetune_heads(run, student, inputs)
     device = accelerator.device
     start = StudentAtStart(

@@ -134,9 +134,7 @@ def use_stored_pictures(
     ]
 
 
-def picture_size(
-    student: str | None, options: Sequence[str], *, dataset: str, split: str, data_root: Path | None
-) -> int:
+def picture_size(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
     """Return the side in pixels that a student squeezes pictures to, when it is finetuned with these options.
 
     Args:
@@ -152,7 +150,7 @@ def picture_size(
             next_command="add --student NAME, such as vilt, or --size PIXELS",
         )
     chosen = choose_recipe(student, head_name(tasks_of(dataset, data_root)[0]), "auto")
-    given = student_options({"student_option": list(options)}, dataset=dataset, split=split)
+    given = student_options({"student_option": list(options)})
     overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}
     with torch.device("meta"):
         built = build_student(student, overrides=overrides)

@@ -98,6 +98,6 @@ def require_meaningful_regions(student: Student, init: Path | None) -> None:
         f"{student.name} would see noise: small crops of the pictures through a random projection.",
         where=str(init),
         why="its weights learned from features of its own kind, and no --regions is given",
-        next_command="--regions FILE of such features; or a student that sees pixels, such as --student vilt; or "
+        next_command="--regions CACHE of such features; or a student that sees pixels, such as --student vilt; or "
         "--regions pixels for the crops all the same",
     )

@@ -1,4 +1,4 @@
-"""From the options of a run to the settings of its student: region features, tokenizer, what a recipe says of it."""
+"""From the options of a run to the settings of its student: kind of regions, tokenizer, what a recipe says of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import parse_toml
-from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.recipes import ChosenRecipe
 
 
-def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> dict[str, Any]:
-    """Return the settings that a run's options give its student, for reading a split.
+def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run's options give its student.
 
     Args:
         config: plain configuration of the run (`config_to_dict`, or what its folder holds).
 
     Raises:
-        ConfigError: a setting that is not KEY=VALUE, or no such split.
+        ConfigError: a setting that is not KEY=VALUE.
     """
     found: dict[str, Any] = {}
     for text in config.get("student_option") or ():
@@ -28,11 +28,11 @@ def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> d
         if not equals or not key:
             raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
         found[key.replace("-", "_")] = _parse(value)
-    for key in ("regions", "ground_truth_regions", "tokenizer", "region_naming", "align_layer"):
+    for key in ("tokenizer", "align_layer"):
         if config.get(key):
             found[key] = config[key]
-    if "regions" in found:
-        found["region_split"] = config.get("region_split") or "+".join(picture_splits(dataset, split))
+    if config.get("regions"):
+        found["regions"] = "pixels" if list(config["regions"]) == [str(PIXELS)] else "detector"
     return found
 
 

@@ -45,7 +45,6 @@ _PROBED = _Need(is_met=lambda config, _: config.confidence == "probe", why="--co
 _DRY = _Need(is_met=lambda config, _: config.forecast.dry_run, why="this is no --dry-run")
 _INIT = _Need(is_met=lambda config, _: config.init is not None, why="there are no pretrained weights (--init)")
 _UPDATES = _Need(is_met=lambda config, _: config.lora_rank != 0, why="--lora-rank 0 makes no low-rank updates")
-_REGIONS = _Need(is_met=lambda config, _: config.regions is not None, why="no --regions are given")
 
 _WORDS_HELD = _Need(
     is_met=lambda config, method: (
@@ -91,9 +90,6 @@ NEEDS: Mapping[str, tuple[_Need, ...]] = {
     "lora_rank": (_INIT,),
     "lora_alpha": (_INIT, _UPDATES),
     "lora_target": (_INIT, _UPDATES),
-    "ground_truth_regions": (_REGIONS,),
-    "region_naming": (_REGIONS,),
-    "region_split": (_REGIONS,),
 }
 """Option -> everything that it needs to have an effect."""
 

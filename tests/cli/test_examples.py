@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import h5py
 import numpy as np
 import pytest
 import torch
 from commands import exit_code
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 from own_rows import choice_row, write_json_lines
+from region_mirrors import write_butd_tsv
 from small_clip import save_small_clip
 from small_corpus import SmallCorpus
 from small_roberta import save_small_roberta
@@ -74,7 +74,8 @@ NEEDS: Mapping[str, str] = {
     "ORG/NAME": "the hub; tests/sharing/test_hub.py runs these against a stand-in",
     "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
     "...": "the rest of a command that stands elsewhere",
-    "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
+    "img_db/": "UNITER's published region features; tests/extraction/test_regions.py reads their format",
+    "caches/import-butd/": "a cache of those features",
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
     "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
@@ -213,9 +214,8 @@ def _write_mirrors(root: Path) -> None:
         write_vqa(root, split=split, count=count)
     for name in ("train", "dev", "test"):
         write_snli_ve(root, name=name, count=12)
-    with h5py.File("region_features.h5", "w") as file:
-        for path in sorted((root / "vqa-v2" / "train2014").iterdir()):
-            file[path.stem] = np.ones((2, 8), np.float32)
+    write_butd_tsv(Path("butd"), sorted((root / "vqa-v2" / "train2014").iterdir()))
+    shutil.move("butd/features.tsv", "train36.tsv")
 
 
 def _write_predictions() -> None:

@@ -7,6 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from own_rows import choice_row, write_json_lines, write_pictures
 
@@ -24,9 +25,8 @@ NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cac
 OBEYED = {
     ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
     "weights dry_run engine device mixed_precision part",
-    EvaluateConfig: "on num_questions probe pictures device mixed_precision batch_size regions ground_truth_regions "
-    "region_split",
-    PredictConfig: "on pictures device mixed_precision batch_size regions ground_truth_regions region_split",
+    EvaluateConfig: "on num_questions probe pictures device mixed_precision batch_size regions",
+    PredictConfig: "on pictures device mixed_precision batch_size regions",
 }
 """Options that act on any data, or are refused by the student that has no use of them."""
 REFUSED = {
@@ -43,6 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [choice_row(number, split="train" if number < 8 else "test") for number in range(12)]
     write_json_lines(tmp_path / "mine.jsonl", rows)
     write_pictures(tmp_path / "pictures")
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "any.npy", np.ones(3))
     run = tmp_path / "runs" / "old"
     run.mkdir(parents=True)
     config = FinetuneConfig(dataset="mine.jsonl", output=run, method="plain")
@@ -66,13 +68,13 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         (f"{FINETUNE} --label-order meter", "--label-order"),
         (f"{FINETUNE} --adapt-steps 7", "--adapt-steps"),
         (f"{FINETUNE} --selection-rho 0.5", "--selection-rho"),
-        (f"{FINETUNE} --region-split val", "--region-split"),
         (f"{FINETUNE} --step-ms 7", "--step-ms"),
         ("predict runs/old --generate", "--generate"),
         ("evaluate runs/old --generate", "--generate"),
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),
         ("evaluate runs/old --probe-on train", "--probe-on"),
         ("evaluate runs/old --probe none --probe-on test", "--probe-on"),
+        ("cache import features --data mine.jsonl --name mine --region-split val", "--region-split"),
         (f"{EXTRACT} --text-style r2c", "--text-style"),
         (f"{EXTRACT} --ray-tasks 2", "--ray-tasks"),
         (f"{EXTRACT} --no-confidence --folds 3", "--folds"),

@@ -1,8 +1,10 @@
-"""Region features of every format go through the command line into a region student, and give the same scores."""
+"""Region features of every format are imported and go into a region student, by commands, with the same scores."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,22 +30,37 @@ def pictures(root: Path, split: str) -> list[Path]:
     return sorted((root / "vqa-v2" / SPLITS[split]).glob("*.jpg"))
 
 
-def finetune(root: Path, run: Path, regions: Path, naming: str) -> list[Any]:
+def finetune(root: Path, run: Path, regions: Path | str) -> list[Any]:
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     return [
         *("finetune", "--dataset", "vqa-v2", "--data-root", root, "--answers", root / "answers.json"),
         *("--student", "uniter-tiny", "--recipe", "none", "--method", "plain", "--num-steps", 2, "--batch-size", 4),
-        *("--regions", regions, "--region-naming", naming, "--output", run),
+        *("--regions", regions, "--output", run),
+    ]
+
+
+def importing(root: Path, source: Path, output: Path, *more: Any, split: str = "train") -> list[Any]:
+    return [
+        *("cache", "import", source, "--name", "detector", "--dataset", "vqa-v2", "--data-root", root),
+        *("--split", split, "--output", output, *more),
     ]
 
 
 def scores_with(
     capsys: pytest.CaptureFixture[str], root: Path, folder: Path, name: str
 ) -> tuple[np.ndarray, Mapping[int, str]]:
-    write, naming = WRITERS[name]
-    paths = {split: write(folder / filed_under, pictures(root, split)) for split, filed_under in SPLITS.items()}
-    regions = Path(str(paths["train"]).replace(f"{folder}/train2014", f"{folder}/{{split}}"))
+    for split, filed_under in SPLITS.items():
+        source = WRITERS[name](folder / filed_under, pictures(root, split))
+        told = Path(str(source).replace(f"{folder}/{filed_under}", f"{folder}/{{split}}"))
+        code, _, err = advl(capsys, *importing(root, told, folder / "caches" / split, split=split))
+        assert code == 0, err
+        assert f"{len(pictures(root, split))} pictures, {3 * len(pictures(root, split))} rows of 24 in float32" in err
+        assert "are free" in err
+    # From now on nothing but the caches is read.
+    for filed_under in SPLITS.values():
+        shutil.rmtree(folder / filed_under)
     run = folder / "run"
-    code, _, err = advl(capsys, *finetune(root, run, regions, naming))
+    code, _, err = advl(capsys, *finetune(root, run, folder / "caches" / "{split}"))
     assert code == 0, err
     assert not Path("datasets").exists()
     assert not (folder / "{split}").exists()
@@ -61,7 +78,6 @@ def test_every_format_gives_the_same_scores(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     expected, answers = scores_with(capsys, root, tmp_path / "npz", "npz")
     assert expected.shape == (18, 4)
     assert len(answers) == 18
@@ -82,34 +98,140 @@ def test_every_format_gives_the_same_scores(
 def test_broken_features_are_named(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Mapping[str, np.ndarray], why: str
 ) -> None:
-    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     regions = write_npz(tmp_path / "regions", pictures(root, "train"))
     for picture in pictures(root, "train"):
         file = regions / f"{picture.stem}.npz"
         with np.load(file) as arrays:
             kept = dict(arrays)
         np.savez(file, allow_pickle=False, **(kept | dict(spoil)))
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions, "stem"))
+    code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
     assert code == 5
     assert str(regions) in err
     assert why in err
     assert "Traceback" not in err
+    assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("missing", [True, False])
 def test_a_picture_without_features_and_another_width_are_named(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: bool
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     found = pictures(root, "train")
-    regions = write_npz(tmp_path / "regions", found[:1] if missing else found)
-    if not missing:
-        for picture in found:
-            wide = np.concatenate([features_of(picture)] * 2, axis=1)
-            np.savez(regions / f"{picture.stem}.npz", features=wide, boxes=np.array([[0, 0, 9, 9]] * 3, np.float32))
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions, "stem"))
-    assert code == (5 if missing else 2)
-    assert ("A picture has no region features" if missing else "another width than the student expects") in err
+    code, _, err = advl(capsys, *importing(root, write_npz(tmp_path / "some", found[:1]), tmp_path / "cache"))
+    assert code == 5
+    assert "A picture has no region features" in err
+    assert not (tmp_path / "cache").exists()
+    regions = write_npz(tmp_path / "regions", found)
+    for picture in found:
+        wide = np.concatenate([features_of(picture)] * 2, axis=1)
+        np.savez(regions / f"{picture.stem}.npz", features=wide, boxes=np.array([[0, 0, 9, 9]] * 3, np.float32))
+    code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
+    assert code == 0, err
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
+    assert code == 2
+    assert "another width than the student expects" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["butd-tsv", "uniter-lmdb"])
+def test_raw_files_are_refused_with_the_command_that_imports_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = "{split}/features.tsv" if name == "butd-tsv" else "{split}"
+    WRITERS[name](Path("train2014"), pictures(root, "train"))
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", told))
+    assert code == 2
+    assert "Regions are read from a cache" in err
+    assert not (tmp_path / "run").exists()
+    (line,) = (line for line in err.splitlines() if "next:" in line)
+    advice, note = line.partition("next:")[2].split("   (then give ")
+    code, _, err = advl(capsys, *shlex.split(advice)[1:])
+    assert code == 0, err
+    regions = shlex.split(note.rstrip(")"))[1]
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions))
+    assert code == 0, err
+    # What is no cache of regions at all.
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "other", "nothing/{split}"))
+    assert code == 2
+    assert "there is nothing here" in err
+    code, _, err = advl(
+        capsys,
+        *finetune(root, tmp_path / "other", regions),
+        "--cache",
+        regions.format(dataset="vqa-v2", split="train"),
+        "--method",
+        "advl",
+    )
+    assert code == 2
+    assert "no teacher's features" in err
+
+
+def test_a_run_holds_its_regions_by_their_content(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
+    assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
+    assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))[0] == 0
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "moved"))[0] == 0
+    for picture in pictures(root, "train"):
+        file = regions / f"{picture.stem}.npz"
+        with np.load(file) as arrays:
+            kept = dict(arrays)
+        np.savez(file, allow_pickle=False, **(kept | {"features": kept["features"] + 1}))
+    assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
+    assert code == 3
+    assert "content_digest" in err
+
+
+def test_an_import_is_resumed_verified_and_repaired_from_its_files(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    regions, cache = write_npz(tmp_path / "regions", pictures(root, "train")), tmp_path / "cache"
+    words = importing(root, regions, cache)
+    assert advl(capsys, *words)[0] == 0
+    content = {path: path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+
+    def is_as_it_was() -> bool:
+        return content == {path: path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+
+    # As a kill leaves it that came after the plan.
+    for name in ("records/complete.json", "records/image-tables.json", "records/image-00000.json", "zarr.json"):
+        (cache / name).unlink()
+    (cache / "image" / "tokens" / "boxes" / "c" / "0" / "0").unlink()
+    code, out, err = advl(capsys, *words)
+    assert code == 0, err
+    assert is_as_it_was()
+
+    for array in ("values", "boxes", "box_index", "confidence"):
+        (file,) = (path for path in (cache / "image" / "tokens" / array / "c").rglob("*") if path.is_file())
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    code, _, err = advl(capsys, "cache", "verify", cache)
+    assert code == 4
+    assert err.count("its content changed") == 4
+    # No path of the record is opened, which may be of anyone.
+    code, _, err = advl(capsys, "cache", "repair", cache)
+    assert code == 2
+    assert f"--source {regions}" in err
+    (line,) = (line for line in err.splitlines() if "next:" in line)
+    code, out, err = advl(capsys, *shlex.split(line.partition("next:")[2])[1:])
+    assert code == 0, err
+    assert "every byte as it was" in out
+    assert is_as_it_was()
+    given = ("--recompute", 3, "--source", regions, "--data-root", root)
+    code, out, err = advl(capsys, "cache", "verify", cache, *given)
+    assert code == 0, err
+    assert "3 units computed again" in out
+
+
+def test_a_dry_run_says_what_would_be_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
+    code, out, err = advl(capsys, *importing(root, regions, tmp_path / "cache", "--dry-run"))
+    assert code == 0, err
+    assert f"would write {tmp_path / 'cache'}" in out
+    assert "rows of 24 in float32" in err
+    assert not (tmp_path / "cache").exists()
 
 
 def some_regions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +244,7 @@ def some_regions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command of docs/students.md: shifted sets show val's pictures, test-dev shows test2015's."""
+    """The commands of docs/students.md: shifted sets show val's pictures, test-dev shows test2015's."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         records = [vcr_record(number, split=split) for number in range(4)]
@@ -132,21 +254,30 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         own = {f"vcr_gt_{split}_{stem}": some_regions(4, seed) for seed, stem in enumerate(sorted(stems))}
         write_uniter_layout(Path("img_db"), f"vcr_{split}", found)
         write_uniter_layout(Path("img_db"), f"vcr_gt_{split}", own)
+        code, _, err = advl(
+            *(capsys, "cache", "import", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}"),
+            *("--name", "butd", "--dataset", "vcr", "--split", split),
+        )
+        assert code == 0, err
     shifted = [vcr_record(number, split="val") for number in range(2)]
     write_vcr(Path("datasets"), shifted, file="shortcut/rule_based/val_rule_singular.jsonl")
     common = ("--student", "uniter-tiny", "--recipe", "none", "--method", "plain", "--num-steps", 2)
     code, _, err = advl(
-        *(capsys, "finetune", "--dataset", "vcr", *common, "--batch-size", 2, "--region-naming", "uniter"),
-        *("--regions", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}", "--output", "run"),
+        *(capsys, "finetune", "--dataset", "vcr", *common, "--batch-size", 2, "--output", "run"),
+        *("--regions", "caches/import-butd/{dataset}/{split}"),
     )
     assert code == 0, err
     code, _, err = advl(capsys, "evaluate", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
     assert code == 0, err
+    assert err.count("regions: of 2 pictures, from caches/import-butd/vcr/val") == 2
 
     for split, filed_under in SPLITS.items():
         write_vqa(Path("datasets"), split=split, count=12)
         names = [f"coco_{path.stem[5:]}" for path in pictures(Path("datasets"), split)]
         write_uniter_layout(Path("img_db"), f"coco_{filed_under}", {name: some_regions(12, 0) for name in names})
+        words = ("--name", "butd", "--dataset", "vqa-v2", "--split", split)
+        code, _, err = advl(capsys, "cache", "import", "img_db/coco_{split}", *words)
+        assert code == 0, err
     official = Path("datasets/vqa-v2")
     (official / "minival.json").write_text(json.dumps([{"question_id": 2000000}, {"question_id": 2001001}]))
     test = official / "v2_OpenEnded_mscoco_test2015_questions.json"
@@ -154,28 +285,31 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
     Path("answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     code, _, err = advl(
         *(capsys, "finetune", "--dataset", "vqa-v2", *common, "--batch-size", 2, "--answers", "answers.json"),
-        *("--regions", "img_db/coco_{split}", "--region-naming", "uniter", "--output", "vqa"),
+        *("--regions", "caches/import-butd/{dataset}/{split}", "--output", "vqa"),
     )
     assert code == 0, err
+    usual = "caches/import-butd/vqa-v2"
     code, _, err = advl(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none")
+    assert code == 2
+    assert "advl cache import FILE --name regions --dataset vqa-v2 --split minival" in err
+    code, _, err = advl(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", "--regions", f"{usual}/val")
     assert code == 0, err
-    code, _, err = advl(capsys, "predict", "vqa", "--on", "test-dev")
+    code, _, err = advl(capsys, "predict", "vqa", "--on", "test-dev", "--regions", f"{usual}/test")
     assert code == 0, err
 
 
 def test_a_folder_that_holds_no_lmdb_or_several_is_named(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     folder = tmp_path / "coco_train2014"
     for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
         (folder / name).mkdir(parents=True)
     (folder / "nbb_th0.2_max100_min10.json").write_text("{}")
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", folder, "uniter"))
+    code, _, err = advl(capsys, *importing(root, folder, tmp_path / "cache"))
     assert code == 5
     assert "no region features in a known format" in err
     for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
         (folder / name / "data.mdb").touch()
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", folder, "uniter"))
+    code, _, err = advl(capsys, *importing(root, folder, tmp_path / "cache"))
     assert code == 5
     assert f"name one of them, such as {folder}/feat_numbb36" in err

@@ -140,7 +140,6 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     for name, stand_in in {
         "require_given": lambda *_: None,
         "read_config": lambda _: trained_on,
-        "options_for_split": lambda *_, **__: {},
         "load_run": lambda *_, **__: untrained(),
         "open_as_trained": opened,
         "score_matrix": lambda _, examples, __: np.array([[0.0] * len(item.candidates) for item in examples]),

@@ -25,8 +25,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.extraction import repair as repair_module
-from advl_pipeline.extraction import run as run_module
+from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
 from advl_pipeline.extraction.imported import import_features
 from advl_pipeline.extraction.recompute import recompute
@@ -82,7 +81,7 @@ def test_verify_with_the_teacher(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = [(tiny_teacher(), TinyDataset(pristine / "data"))]
-    monkeypatch.setattr(run_module, "open_inputs", lambda config: opened[0])
+    monkeypatch.setattr(recorded, "open_inputs", lambda config: opened[0])
     code, out, _ = advl(capsys, "cache", "verify", cache, "--recompute", 5, "--json")
     assert code == 0
     found = json.loads(out)
@@ -98,7 +97,7 @@ def test_verify_with_the_teacher(
 def test_repair(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair_module, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
+    monkeypatch.setattr(recorded, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
     assert "nothing to repair" in advl(capsys, "cache", "repair", cache)[1]
     (cache / "text/tokens/values/c/1/0").unlink()
     code, out, _ = advl(capsys, "cache", "repair", cache)
@@ -133,8 +132,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data")
 
-    monkeypatch.setattr(repair_module, "open_inputs", open_inputs)
-    monkeypatch.setattr(run_module, "open_inputs", open_inputs)
+    monkeypatch.setattr(recorded, "open_inputs", open_inputs)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")

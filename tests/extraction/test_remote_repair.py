@@ -19,6 +19,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter, staged_path
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
+from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.repair import RepairResult, repair, run_repair
@@ -196,7 +197,7 @@ def test_command(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data", **SMALL)
 
-    monkeypatch.setattr(repair_module, "open_inputs", open_inputs)
+    monkeypatch.setattr(recorded, "open_inputs", open_inputs)
     ObjectStore(url).delete("records/provenance.json")
     spoil(url, "text/global/c/0/0", flipped(expected["text/global/c/0/0"]))
     with pytest.raises(SystemExit) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +15,8 @@ from dataset_mirrors import vcr_record, write_vcr
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ImportConfig
+from advl_pipeline.extraction.imported import run_import
 from advl_pipeline.students.region_student import PIXELS_CAVEAT
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, student_choice
@@ -44,15 +47,20 @@ init = "{root}/uniter.pt"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VCR in its official layout, features of its pictures, and weights as they are published."""
+    """VCR in its official layout, caches of its pictures' regions, and weights as they are published."""
     folder = tmp_path_factory.mktemp("official data")
     for split in ("train", "val"):
         write_vcr(folder, [vcr_record(number, split=split) for number in range(8)], split=split)
-        (folder / "features" / split).mkdir(parents=True)
+        source = folder / "features" / split
+        source.mkdir(parents=True)
         for unit in open_dataset("vcr", split=split, data_root=folder).image_units():
             noise = np.random.default_rng(0).standard_normal((3, FEATURE_SIZE)).astype(np.float32)
             boxes = np.array([[0, 0, 9, 9]] * 3, np.float32)
-            np.savez(folder / "features" / split / f"{unit.path.stem}.npz", features=noise, boxes=boxes)
+            np.savez(source / f"{unit.path.stem}.npz", features=noise, boxes=boxes)
+        cache = folder / "caches" / "vcr" / split
+        run_import(
+            ImportConfig(source=source, name="detector", dataset="vcr", split=split, data_root=folder, output=cache)
+        )
     for name in ("bridgetower", "uniter"):
         torch.save(build_student(f"{name}-tiny").state_dict(), folder / f"{name}.pt")
     (folder / "mine.toml").write_text(MINE.format(root=folder), encoding="utf-8")
@@ -68,23 +76,23 @@ def test_the_shipped_study_says_which_student_it_takes_and_why(
     )
     assert code == 0, err
     assert "student: bridgetower from hf:BridgeTower/bridgetower-base, which sees pixels" in err
-    assert "since no region features are given" in err
+    assert "since no regions of a detector are given" in err
     assert "pretrained student missing" not in out
     assert "on one process on cpu (" in out or "on one process on cuda" in out
     code, out, err = advl(
         capsys,
         *("study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path),
-        *("--regions", "img_db/{dataset}_{split}", "--init", root / "uniter.pt"),
+        *("--regions", root / "caches" / "{dataset}" / "{split}", "--init", root / "uniter.pt"),
     )
     assert code == 0, err
-    assert f"student: uniter-base from {root}/uniter.pt, on the region features in img_db" in err
+    assert f"student: uniter-base from {root}/uniter.pt, on the regions in {root}/caches" in err
 
 
 @pytest.mark.parametrize("with_regions", [False, True])
 def test_the_study_runs_on_the_mirror_with_either(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_regions: bool
 ) -> None:
-    given = ["--regions", root / "features" / "{split}"] if with_regions else []
+    given = ["--regions", root / "caches" / "{dataset}" / "{split}"] if with_regions else []
     code, out, err = advl(
         capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study", *given
     )
@@ -98,13 +106,22 @@ def test_the_study_runs_on_the_mirror_with_either(
     assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
 
 
-def test_regions_go_to_each_setting_by_its_dataset_and_not_to_a_study_without_a_student_for_them() -> None:
-    asked = StudyRunConfig(study="full", regions=Path("db/{dataset}_{split}"), region_naming="uniter")
-    study = asked_study(asked)
-    assert [setting.training["regions"] for setting in study.settings] == [
-        f"db/{setting.dataset}_{{split}}" for setting in study.settings
-    ]
+def test_cells_hold_their_regions_by_content(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cache that moved makes no other cells, and raw files make none at all."""
+    words = ["study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study"]
+    shutil.copytree(root / "caches", tmp_path / "copy")
+    for place in (root / "caches", tmp_path / "copy"):
+        code, _, err = advl(capsys, *words, "--regions", place / "{dataset}" / "{split}")
+        assert code == 0, err
+        assert len(list((tmp_path / "cells").glob("*/run.json"))) == 1
+    code, _, err = advl(capsys, *words, "--regions", root / "features" / "{split}")
+    assert code == 2
+    assert f"advl cache import '{root}/features/{{split}}' --name regions --dataset vcr --split train" in err
+
+
+def test_regions_are_refused_by_a_study_without_a_student_for_them() -> None:
+    study = asked_study(StudyRunConfig(study="full", regions=(Path("caches/{dataset}/{split}"),)))
     assert {setting.student for setting in study.settings} == {"uniter-base"}
     assert student_choice(StudyRunConfig(study="demo")) == ""
-    with pytest.raises(ConfigError, match="no student that takes region features"):
-        asked_study(StudyRunConfig(study="demo", regions=Path("db")))
+    with pytest.raises(ConfigError, match="no student that takes regions"):
+        asked_study(StudyRunConfig(study="demo", regions=(Path("caches"),)))

@@ -65,11 +65,13 @@ def write_npz(folder: Path, pictures: Sequence[Path]) -> Path:
     return folder
 
 
-def write_vl_bert_json(folder: Path, pictures: Sequence[Path]) -> Path:
+def write_vl_bert_json(folder: Path, pictures: Sequence[Path], *, whole: bool = False) -> Path:
     folder.mkdir(parents=True)
     for path in pictures:
         record = {"image_w": SIZE[0], "image_h": SIZE[1], "num_boxes": NUM_REGIONS}
         record |= {"boxes": _b64(BOXES), "features": _b64(features_of(path))}
+        if whole:
+            record["image_box_feature"] = _b64(np.full(FEATURE_SIZE, 7, np.float32))
         (folder / f"{path.stem}.json").write_text(json.dumps(record))
     return folder
 
@@ -87,18 +89,16 @@ def write_uniter_lmdb_compressed(folder: Path, pictures: Sequence[Path]) -> Path
     return _lmdb(folder / "feat_th0.2_max100_min10_compressed", pictures, archive)
 
 
-Writer = Callable[[Path, Sequence[Path]], Path]
-
-WRITERS: Mapping[str, tuple[Writer, str]] = {
-    "npz": (write_npz, "stem"),
-    "butd-tsv": (write_butd_tsv, "number"),
-    "lxmert-tsv": (write_lxmert_tsv, "stem"),
-    "hdf5": (write_hdf5, "number"),
-    "vl-bert-json": (write_vl_bert_json, "stem"),
-    "uniter-lmdb": (write_uniter_lmdb, "uniter"),
-    "uniter-lmdb-compressed": (write_uniter_lmdb_compressed, "uniter"),
+WRITERS: Mapping[str, Callable[[Path, Sequence[Path]], Path]] = {
+    "npz": write_npz,
+    "butd-tsv": write_butd_tsv,
+    "lxmert-tsv": write_lxmert_tsv,
+    "hdf5": write_hdf5,
+    "vl-bert-json": write_vl_bert_json,
+    "uniter-lmdb": write_uniter_lmdb,
+    "uniter-lmdb-compressed": write_uniter_lmdb_compressed,
 }
-"""Format -> what writes it, and how it names pictures."""
+"""Format -> what writes it."""
 
 
 def write_uniter_layout(img_db: Path, name: str, regions: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -39,7 +39,7 @@ from advl_pipeline.datasets.records import (
     text_unit,
 )
 from advl_pipeline.errors import AdvlError, DatasetError
-from advl_pipeline.extraction import repair as extraction_repair
+from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.repair import repair
@@ -268,7 +268,7 @@ def run_command(arguments: Sequence[str], path: str, log: str) -> None:
     teacher = tiny_teacher(**settings.get("teacher", {}))
     dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
     with ExitStack() as stack:
-        for module in (extraction_run, extraction_repair):
+        for module in (extraction_run, recorded):
             stack.enter_context(patch.object(module, "open_inputs", lambda config: (teacher, dataset)))
         main(list(arguments))
 

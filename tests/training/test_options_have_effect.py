@@ -53,7 +53,6 @@ READ_AT = {
     "distill_weight": "training/loop.py",
     "distill_decay": "training/loop.py",
     "adapt_lr_scale": "training/loop.py",
-    "ground_truth_regions": "training/student_options.py",
 }
 """Options that are read where they act -> the module."""
 
@@ -69,13 +68,12 @@ VALUES: dict[str, Any] = {
     "recipe": "none",
     "warmup_fraction": 0.5,
     "split": "val",
-    "regions": Path("img_db/train"),
+    "regions": (Path("caches/import-butd/vcr/train"),),
 }
 
 
 BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"adversarial": "text"} for name in FIELDS if name.startswith("adversarial_")},
-    **{name: {"regions": Path("regions.h5")} for name in ("ground_truth_regions", "region_naming", "region_split")},
     "projector": {"distance": "cosine"},
     **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
 }
@@ -102,7 +100,7 @@ def another(field: dataclasses.Field[Any], hint: Any) -> Any:
 def fingerprint(config: FinetuneConfig, kind: str) -> list[Any]:
     """Return what is decided of a run before its data are opened."""
     run = resolve_run(config, kind=head_name(KINDS[kind][0]), num_labelled=1000)
-    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    options = student_options(config_to_dict(config))
     return [run.method, run.settings.to_dict(), options, config.reading, config.student]
 
 

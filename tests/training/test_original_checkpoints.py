@@ -17,8 +17,10 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.extraction.config import ImportConfig
+from advl_pipeline.extraction.imported import run_import
 from advl_pipeline.students.lxmert import Lxmert
-from advl_pipeline.students.region_student import PIXELS
+from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import run_finetune
@@ -46,15 +48,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def features(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of .npz files per split, as an extractor writes them."""
+    """A cache per split, imported from a folder of .npz files as an extractor writes them."""
     root = tmp_path_factory.mktemp("features")
     for split in ("train", "test"):
-        (root / split).mkdir()
+        source = root / "files" / split
+        source.mkdir(parents=True)
         dataset = open_dataset("scenes-vcr", split=split, data_root=small_corpus.data_root, tasks=("vcr-q2a",))
         for unit in dataset.image_units():
             count = len(unit.boxes_R4)
             noise = np.random.default_rng(count).standard_normal((count, FEATURE_SIZE)).astype(np.float32)
-            np.savez(root / split / f"{unit.path.stem}.npz", features=noise, boxes=unit.boxes_R4)
+            np.savez(source / f"{unit.path.stem}.npz", features=noise, boxes=unit.boxes_R4)
+        options = {"dataset": "scenes-vcr", "split": split, "data_root": small_corpus.data_root}
+        run_import(ImportConfig(source=source, name="detector", output=root / split, **options))
     return root
 
 
@@ -77,13 +82,12 @@ def test_one_command_from_files_to_evaluation(
             small_corpus,
             run,
             init=checkpoint,
-            regions=features / "{split}",
-            region_naming="stem",
+            regions=[features / "{split}"],
             tokenizer="minilm-l6",
         )
     )
     saved = json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]
-    assert (saved["regions"], saved["region_split"]) == (str(features / "{split}"), "train")
+    assert saved["regions"] == "detector"
     assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
     evaluate = {"run": run, "data_root": small_corpus.data_root, "probe": ()}
     document = run_evaluate(EvaluateConfig(on=("test",), **evaluate)).sets["test"]
@@ -91,8 +95,8 @@ def test_one_command_from_files_to_evaluation(
     scores = np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"]
     # The training pictures' features hold none of the test set's: they are looked up by the split that is read.
     with pytest.raises(DatasetError):
-        run_evaluate(EvaluateConfig(on=("test",), regions=features / "train", **evaluate))
-    run_evaluate(EvaluateConfig(on=("test",), regions=features / "test", **evaluate))
+        run_evaluate(EvaluateConfig(on=("test",), regions=(features / "train",), **evaluate))
+    run_evaluate(EvaluateConfig(on=("test",), regions=(features / "test",), **evaluate))
     np.testing.assert_array_equal(np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"], scores)
 
 
@@ -100,14 +104,16 @@ def test_prediction_builds_the_same_student_with_the_splits_features(
     small_corpus: Any, features: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = {"regions": features / "{split}", "student_option": ("num_layers=1",), "task": ()}
+    options = {"regions": [features / "{split}"], "student_option": ("num_layers=1",), "task": ()}
     run_finetune(settings(small_corpus, run, **options))
     result = run_predict(PredictConfig(run=run, on="test", data_root=small_corpus.data_root))
     assert result.num_items == 8
     rows = result.path.read_text(encoding="utf-8").splitlines()
     assert len(rows) == 9
     with pytest.raises(DatasetError):
-        run_predict(PredictConfig(run=run, on="test", data_root=small_corpus.data_root, regions=features / "train"))
+        run_predict(
+            PredictConfig(run=run, on="test", data_root=small_corpus.data_root, regions=(features / "train",))
+        )
 
 
 def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus: Any, tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus
 
 
 def test_real_features_and_crops_give_different_runs(small_corpus: Any, features: Path, tmp_path: Path) -> None:
-    for name, options in (("crops", {}), ("features", {"regions": features / "train"})):
+    for name, options in (("crops", {}), ("features", {"regions": [features / "train"]})):
         run_finetune(settings(small_corpus, tmp_path / name, **options))
     first, second = (
         load_file(tmp_path / name / "model.safetensors")["model.img_embeddings.img_linear.weight"]
@@ -144,12 +150,12 @@ def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
     small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)["model_state"]
-    kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint, regions=PIXELS)
+    kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint, regions=[PIXELS])
     torch.testing.assert_close(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-6, rtol=0)
-    asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, regions=PIXELS, fresh_heads=True)
+    asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, regions=[PIXELS], fresh_heads=True)
     assert not torch.allclose(asked["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-4)
     assert heads_of(tmp_path / "asked")["vcr"] == {"origin": "fresh", "why": "--fresh-heads"}
-    untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, regions=PIXELS, dataset="scenes-vqa", task=())
+    untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, regions=[PIXELS], dataset="scenes-vqa", task=())
     (vqa,) = heads_of(tmp_path / "vqa").values()
     assert vqa["origin"] == "fresh"
     assert "3.weight (file (3, " in vqa["why"]
@@ -158,7 +164,7 @@ def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
 def test_snli_ves_classes_must_have_the_checkpoints_order(
     small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
-    options = {"init": checkpoint, "regions": PIXELS, "dataset": "scenes-snli-ve", "task": ()}
+    options = {"init": checkpoint, "regions": [PIXELS], "dataset": "scenes-snli-ve", "task": ()}
     run_finetune(settings(small_corpus, tmp_path / "own", **options))
     assert heads_of(tmp_path / "own")["snli-ve"]["origin"] == "checkpoint"
     with pytest.raises(ConfigError, match="another order"):
@@ -179,7 +185,7 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
     names = tmp_path / "all_ans.json"
     names.write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in listed]))
     options = {"student": "lxmert-tiny", "init": tmp_path / "Epoch20_LXRT.pth", "dataset": "scenes-vqa", "task": ()}
-    options["regions"] = PIXELS
+    options["regions"] = [PIXELS]
     kept = untrained_head(small_corpus, tmp_path / "kept", head_answers=names, **options)
     assert heads_of(tmp_path / "kept")["vqa"] == {
         "origin": "checkpoint",
@@ -228,35 +234,36 @@ def test_adversarial_passes_teach_a_student_without_teachers(small_corpus: Any, 
     assert any(not late[name].equal(early[name]) for name in early)
 
 
-def test_options_of_the_student_are_read_for_the_split() -> None:
+def test_options_of_a_run_are_settings_of_its_student() -> None:
     options = {
-        "regions": "db/vcr_{split}",
-        "ground_truth_regions": "db/vcr_gt_{split}",
-        "region_naming": "uniter",
+        "regions": ["caches/import-butd/{dataset}/{split}"],
         "tokenizer": "folder",
         "student_option": ["num_layers=3", "overlong=cut"],
     }
-    assert student_options(options, dataset="vcr", split="val") == {
-        "num_layers": 3,
-        "overlong": "cut",
-        "regions": "db/vcr_{split}",
-        "ground_truth_regions": "db/vcr_gt_{split}",
-        "tokenizer": "folder",
-        "region_naming": "uniter",
-        "region_split": "val",
-    }
-    for dataset, split, filed_under in (
-        ("vcr", "rule-singular", "val"),
-        ("vqa-v2", "minival", "val2014"),
-        ("vqa-v2", "test-dev", "test2015"),
-        ("vqa-cp-v2", "val", "train2014+val2014"),
-        ("snli-ve", "test-hard", "test"),
-        ("scenes-vcr", "test-shift", "test-shift"),
-    ):
-        assert student_options(options, dataset=dataset, split=split)["region_split"] == filed_under
-    assert "region_split" not in student_options({}, dataset="vcr", split="val")
-    assert (
-        student_options({**options, "region_split": "train"}, dataset="vcr", split="val")["region_split"] == "train"
-    )
+    settings = {"num_layers": 3, "overlong": "cut", "regions": "detector", "tokenizer": "folder"}
+    assert student_options(options) == settings
+    assert student_options({"regions": ["pixels"]}) == {"regions": "pixels"}
+    assert student_options({"regions": []}) == {}
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        student_options({"student_option": ["num_layers"]}, dataset="vcr", split="val")
+        student_options({"student_option": ["num_layers"]})
+
+
+@pytest.mark.parametrize(("stored", "now"), [("img_db/{split}", "detector"), ("pixels", "pixels"), (None, None)])
+def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str | None, now: str | None) -> None:
+    """It stored where their files lay."""
+    save_student(tmp_path, build_student("uniter-tiny"), origin={})
+    description = json.loads((tmp_path / "student.json").read_text(encoding="utf-8"))
+    description["config"] |= {"regions": stored, "ground_truth_regions": None, "region_split": "train"}
+    description["config"]["region_naming"] = "uniter"
+    (tmp_path / "student.json").write_text(json.dumps(description), encoding="utf-8")
+    assert build_student("uniter-tiny", weights=tmp_path).config_dict()["regions"] == now
+
+
+def test_a_student_of_a_detectors_regions_is_never_shown_crops(
+    small_corpus: Any, features: Path, tmp_path: Path
+) -> None:
+    run_finetune(settings(small_corpus, tmp_path / "first", regions=[features / "train"]))
+    with pytest.raises(ConfigError, match="none are given"):
+        run_finetune(settings(small_corpus, tmp_path / "second", init=tmp_path / "first"))
+    assert not (tmp_path / "second").exists()
+    run_finetune(settings(small_corpus, tmp_path / "third", init=tmp_path / "first", regions=[features / "train"]))

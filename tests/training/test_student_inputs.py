@@ -45,7 +45,7 @@ def test_published_weights_are_not_trained_on_noise(
     code, _, err = advl(capsys, *finetune(root, tmp_path / "run", "uniter-tiny", "--init", weights, dataset=dataset))
     assert code == 2
     assert "would see noise" in err
-    for way_out in ("--regions FILE", "--student vilt", "--regions pixels"):
+    for way_out in ("--regions CACHE", "--student vilt", "--regions pixels"):
         assert way_out in err
     assert not (tmp_path / "run").exists()
 

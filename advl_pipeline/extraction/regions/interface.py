@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,7 @@ def make_regions(
         ("boxes", boxes_R4),
         ("sides of boxes", stated_sides_R2),
         ("confidences", confidence_R),
+        ("feature of the whole picture", whole_F),
     ):
         if array is not None and not np.isfinite(array).all():
             raise Malformed(f"its {what} hold a value that is not finite")
@@ -127,7 +128,7 @@ def make_regions(
         box_index_R=np.full(len(features_RF), -1, dtype=np.int64),
         stated_sides_R2=None if stated_sides_R2 is None else np.require(stated_sides_R2, np.float32, ["C", "W"]),
         confidence_R=confidence_R,
-        whole_F=whole_F,
+        whole_F=None if whole_F is None else np.require(whole_F, np.float32, ["C", "W"]),
     )
 
 
@@ -163,10 +164,12 @@ def positive(value: Any, what: str) -> int:
     return number
 
 
-Naming = Literal["number", "stem", "uniter"]
+Naming = Literal["stem", "number", "uniter"]
 """number  "9": the number that ends the file's name (BUTD's TSV and HDF5).
 stem    "COCO_val2014_000000000009": the file's name without its suffix (LXMERT's TSV, files per picture).
 uniter  "coco_val2014_000000000009", "flickr30k_000000000009", "vcr_val_<stem>", "vcr_gt_val_<stem>"."""
+
+NAMINGS: tuple[Naming, ...] = get_args(Naming)
 
 _LAST_NUMBER = re.compile(r"(\d+)$")
 _COCO = re.compile(r"COCO_(?P<subtype>[a-z]+\d{4})_(?P<number>\d{12})")

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.regions.interface import RegionFeatures
-from advl_pipeline.datasets.regions.per_picture import regions_of, regions_of_arrays
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.extraction.regions.interface import RegionFeatures
+from advl_pipeline.extraction.regions.per_picture import regions_of, regions_of_arrays
 
 _THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
 _FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")

@@ -16,11 +16,13 @@ import msgpack
 import numpy as np
 import pytest
 
+from advl_pipeline.datasets.cards import picture_splits
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.datasets.regions.index_pickle import read_number_dictionary
-from advl_pipeline.datasets.regions.interface import name_of
-from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.regions.index_pickle import read_number_dictionary
+from advl_pipeline.extraction.regions.interface import make_regions, name_of
+from advl_pipeline.extraction.regions.registry import PictureRegions, join_regions, open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZE = {"width": 640, "height": 480}
@@ -252,6 +254,33 @@ def test_damaged_lmdb_entries_are_named(tmp_path: Path, entry: Any, why: str) ->
     with pytest.raises(DatasetError) as caught:
         reader.read("a", **SIZE)
     assert why in caught.value.why
+
+
+def test_sides_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(Malformed, match="sides of boxes"):
+        make_regions(
+            features_RF=np.ones((1, 3), np.float32),
+            boxes_R4=np.zeros((1, 4), np.float32),
+            stated_sides_R2=np.array([[np.nan, 1]], np.float32),
+            size=(640, 480),
+        )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "filed_under"),
+    [
+        ("vcr", "rule-singular", "val"),
+        ("vqa-v2", "minival", "val2014"),
+        ("vqa-v2", "test-dev", "test2015"),
+        ("vqa-v2", "train+val", "train2014+val2014"),
+        ("vqa-cp-v2", "val", "train2014+val2014"),
+        ("snli-ve", "test-hard", "test"),
+        ("scenes-vcr", "test-shift", "test-shift"),
+        ("mine.jsonl", "val", "val"),
+    ],
+)
+def test_the_split_that_pictures_are_filed_under(dataset: str, split: str, filed_under: str) -> None:
+    assert "+".join(picture_splits(dataset, split)) == filed_under
 
 
 def test_a_truncated_npz_is_named(tmp_path: Path) -> None:

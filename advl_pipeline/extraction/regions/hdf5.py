@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.regions.index_pickle import read_number_dictionary
-from advl_pipeline.datasets.regions.interface import RegionFeatures, make_regions
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.extraction.regions.index_pickle import read_number_dictionary
+from advl_pipeline.extraction.regions.interface import RegionFeatures, make_regions
 
 SIZE_TOLERANCE = 1.5
 """Pixels by which a size that is computed back from float32 shares may be off."""

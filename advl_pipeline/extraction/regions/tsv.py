@@ -18,8 +18,8 @@ from advl_pipeline.datasets.arrow_file import open_index_file, record_batch
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.line_files import MappedLines, scan_lines
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.extraction.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 
 _BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 _LXMERT = (

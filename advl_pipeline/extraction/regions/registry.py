@@ -1,18 +1,27 @@
-"""Open a file or folder of region features by what it is, and ask it for the pictures of a dataset."""
+"""Open a detector's region features by what they are, and ask them for the pictures of a dataset.
+
+Shapes: R regions of a picture, F feature width.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.datasets.regions.interface import Naming, RegionFeatures, RegionReader, name_of
-from advl_pipeline.datasets.regions.per_picture import PerPictureRegions
-from advl_pipeline.datasets.regions.tsv import TsvRegions
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.datasets.roots import index_folder
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.imported_tower import FoundFeatures
+from advl_pipeline.extraction.regions.interface import NAMINGS, Naming, RegionFeatures, RegionReader, name_of
+from advl_pipeline.extraction.regions.per_picture import PerPictureRegions
+from advl_pipeline.extraction.regions.tsv import TsvRegions
 from advl_pipeline.packages import install_extra
+
+SPLIT = "{split}"
+"""Stands in a path for the split that the pictures are filed under."""
 
 
 class PictureRegions:
@@ -66,6 +75,89 @@ class PictureRegions:
         return name
 
 
+class RegionFiles:
+    """Files of regions, one or one per split of the pictures.
+
+    Args:
+        path: `{split}` in it stands for each split.
+        prefix: of UNITER's names of VCR's pictures, before the split.
+        splits: that the pictures are filed under, such as ["train2014", "val2014"].
+        naming: how the files name pictures; None for the first way by which `first` is found.
+        first: a picture.
+        ground_truth: they hold features of the dataset's own boxes.
+
+    Raises:
+        DatasetError: no such files, or `first` is not found.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prefix: str,
+        splits: Sequence[str],
+        naming: Naming | None,
+        first: ImageUnit,
+        ground_truth: bool = False,
+    ) -> None:
+        places = {split: Path(str(path).replace(SPLIT, split)) for split in splits}
+        readers = {
+            place: open_regions(place, index=index_folder(place.parent, place))
+            for place in dict.fromkeys(places.values())
+        }
+
+        def named(by: Naming) -> list[PictureRegions]:
+            return [
+                PictureRegions(readers[place], naming=by, vcr_prefix=f"{prefix}{split}_", ground_truth=ground_truth)
+                for split, place in places.items()
+            ]
+
+        found = naming or next((one for one in NAMINGS if _finds(named(one), first)), None)
+        if found is None:
+            raise DatasetError(
+                "A picture has no region features.",
+                where=str(path),
+                why=f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}",
+            )
+        self._files = named(found)
+
+    def regions(self, unit: ImageUnit) -> RegionFeatures:
+        """Read a picture from the file that holds it; where none does, the first one says what it misses."""
+        files = self._files
+        return next((file for file in files if len(files) == 1 or unit in file), files[0]).regions(unit)
+
+
+def _finds(files: Sequence[PictureRegions], unit: ImageUnit) -> bool:
+    try:
+        return any(unit in file for file in files)
+    except ConfigError:
+        return False  # The picture's name does not fit this way of naming.
+
+
+def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit: ImageUnit) -> FoundFeatures:
+    """Return a picture's regions as a cache stores them: of the dataset's own boxes first, as UNITER joins them.
+
+    Raises:
+        DatasetError: as the readers say, or the picture has no region at all.
+    """
+    found = detected.regions(unit)
+    if ground_truth is not None:
+        found = join_regions(ground_truth.regions(unit), found)
+    if not len(found.features_RF):
+        raise DatasetError("A picture has no region features.", where=str(unit.path), why="its entry has no region")
+    size = np.array([found.width, found.height] * 2, dtype=np.float32)
+    no_confidence = np.full(len(found.features_RF), -1, np.float32)
+    return FoundFeatures(
+        values=found.features_RF,
+        regions={
+            "boxes": np.concatenate([found.boxes_R4 / size, found.sides()], axis=1).astype(np.float32),
+            "box_index": found.box_index_R.astype(np.int32),
+            "confidence": no_confidence if found.confidence_R is None else found.confidence_R,
+        },
+        whole_D=found.whole_F,
+    )
+
+
 def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeatures:
     """Return the regions of both, as UNITER joins ground-truth and detected boxes of VCR.
 
@@ -91,6 +183,22 @@ def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeature
     )
 
 
+def are_regions(source: Path, split: str) -> bool:
+    """Tell whether a source of an import is a detector's region features, and not arrays without boxes."""
+    path = Path(str(source).replace(SPLIT, split))
+    if path.is_dir():
+        return not any(file.suffix in (".npy", ".pt") for file in path.rglob("*"))
+    if path.suffix not in (".h5", ".hdf5"):
+        return path.suffix == ".tsv"
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "image_features" in file
+    except OSError:
+        return False
+
+
 def open_regions(path: Path, *, index: Path) -> RegionReader:
     """Open region features.
 
@@ -105,12 +213,12 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
     if path.suffix == ".tsv":
         return TsvRegions(path, index=index)
     if path.suffix in (".h5", ".hdf5"):
-        from advl_pipeline.datasets.regions.hdf5 import Hdf5Regions
+        from advl_pipeline.extraction.regions.hdf5 import Hdf5Regions
 
         return Hdf5Regions(path, index=_index_beside(path))
     if (folder := _lmdb_folder(path)) is not None:
         try:
-            from advl_pipeline.datasets.regions.uniter_lmdb import UniterRegions
+            from advl_pipeline.extraction.regions.uniter_lmdb import UniterRegions
         except ImportError as error:
             raise DatasetError(
                 "Reading UNITER's LMDB needs packages that are not installed.",
@@ -126,7 +234,7 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
     raise DatasetError(
         "There are no region features in a known format.",
         where=str(path),
-        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz or .json files",
+        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json, .npy or .pt files",
     )
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.extraction.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 
 Parse = Callable[[Path, tuple[int, int]], RegionFeatures]
 
