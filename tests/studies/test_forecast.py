@@ -256,11 +256,3 @@ def test_a_cache_without_weights_is_sized_by_the_widths_of_its_teacher(
     assert [cache.num_bytes for cache in told.caches] == [18_000, 9_000]
     assert told.seconds_left is None
     assert "about 9 KB by the teacher's widths, time unknown: The weights of minilm-l6" in forecast_as_text(told)
-
-
-def test_what_stands_in_the_way_of_a_plan_is_said(tmp_path: Path) -> None:
-    told = forecast_study(config(tmp_path, write_study_file(tmp_path, num_seeds=1)))
-    assert (told.bytes_left, told.seconds_left) == (None, None)
-    text = forecast_as_text(told)
-    assert "caches not counted: 2" in text
-    assert "minilm-l6/scenes-vcr/train, size unknown: The built-in corpus has not been built." in text

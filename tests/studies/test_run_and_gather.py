@@ -453,12 +453,6 @@ def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> 
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_a_study_needs_a_worker(tmp_path: Path, workers: int) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        run_study(StudyRunConfig(study="demo", output=tmp_path, workers=workers))
-
-
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
     target = tmp_path / "moved"
     subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
