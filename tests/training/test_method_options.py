@@ -76,6 +76,10 @@ COVERED_ELSEWHERE = {
     ("teacher_control", "shuffle-cells"): "likewise",
     ("teacher_control", "shift-grid"): "likewise",
     ("teacher_control", "own-tokens"): "tests/training/test_own_teachers.py",
+    **{
+        ("projector", kind): "with a chat model: tests/distillation/test_projectors.py"
+        for kind in ("mlp", "frozen", "batch-norm", "shared")
+    },
     ("answers_of", "student"): "needs a record of pretraining: tests/training/test_own_teachers.py",
     ("weighting", "oracle"): "a control alone may: tests/training/test_oracle.py",
     ("landmarks", "all"): "needs a record of pretraining: tests/training/test_landmarks.py",
