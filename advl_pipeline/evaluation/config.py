@@ -69,7 +69,6 @@ class HardSubsetConfig(DataRootOptions, ReplaceOptions):
             begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "model": \{\n  "kind": "hypothesis-only ',
         ),
     )
-    penalty: float = option(1e-6, help="Strength of the squared norm of the model's weights.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

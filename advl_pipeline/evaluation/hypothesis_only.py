@@ -31,6 +31,9 @@ from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
 from advl_pipeline.outputs import require_outputs
 
 NUM_FEATURES = 1 << 18
+PENALTY = 1e-6
+"""Strength of the squared norm of the weights, relative to the mean loss: the same for all, or lists would differ."""
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -69,7 +72,7 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     require_outputs(config, output=path)
     train, split = _open(config, "train"), _open(config, config.split)
     texts, labels_N = train.texts_and_labels()
-    weights_DC = fit(texts, labels_N, num_classes=len(train.label_names("snli-ve")), penalty=config.penalty)
+    weights_DC = fit(texts, labels_N, num_classes=len(train.label_names("snli-ve")))
     texts, labels_N = split.texts_and_labels()
     called_N = np.asarray(hashed_words(texts) @ weights_DC).argmax(axis=1)
     hard = [pair_id for pair_id, wrong in zip(split.example_ids, called_N != labels_N, strict=True) if wrong]
@@ -78,7 +81,7 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     document = {
         "dataset": config.name,
         "split": config.split,
-        "model": {"kind": "hypothesis-only logistic regression", "penalty": config.penalty, "features": NUM_FEATURES},
+        "model": {"kind": "hypothesis-only logistic regression", "penalty": PENALTY, "features": NUM_FEATURES},
         "fitted_on": train.name + " train",
         "accuracy": accuracy,
         "pair_ids": hard,
@@ -100,13 +103,12 @@ def hashed_words(texts: Sequence[str]) -> sparse.csr_array:
     return sparse.csr_array((ones, np.array(columns), np.array(starts)), shape=(len(texts), NUM_FEATURES))
 
 
-def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: int, penalty: float) -> FloatArray:
+def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: int) -> FloatArray:
     """Fit logistic regression from zero.
 
     Args:
         labels_N: their classes.
         num_classes: C.
-        penalty: strength of the squared norm of the weights, relative to the mean loss.
 
     Returns:
         Weights (D, C), float64.
@@ -115,7 +117,7 @@ def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: i
         hashed_words(texts),
         of_classes(labels_N),
         num_examples=len(texts),
-        penalty=penalty,
+        penalty=PENALTY,
         start_XO=np.zeros((NUM_FEATURES, num_classes)),
         has_intercept=False,
     )

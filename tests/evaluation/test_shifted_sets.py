@@ -138,7 +138,7 @@ def test_an_unmade_list_says_how_to_make_it(tmp_path: Path) -> None:
 def test_the_model_learns_words_and_pairs() -> None:
     texts = ["a dog runs", "a cat sits", "dog a runs", "cat a sits"] * 5
     labels = np.array([0, 1, 1, 0] * 5)
-    weights = fit(texts, labels, num_classes=2, penalty=1e-6)
+    weights = fit(texts, labels, num_classes=2)
     called = np.asarray(hashed_words(texts) @ weights).argmax(axis=1)
     assert called.tolist() == labels.tolist()
 
