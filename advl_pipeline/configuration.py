@@ -478,7 +478,8 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
         words = [argument for argument in arguments if typing.get_origin(argument) is Literal]
         if any(value in typing.get_args(argument) for argument in words):
             return value
-        (inner,) = [argument for argument in arguments if argument is not type(None) and argument not in words]
+        others = [argument for argument in arguments if argument is not type(None) and argument not in words]
+        (inner,) = others or words
         return _coerce(value, inner, key=key, where=where)
     if origin is Literal:
         if value not in arguments:

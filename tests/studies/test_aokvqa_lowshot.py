@@ -28,7 +28,7 @@ name = "mine"
 student = "smolvlm-tiny"
 init = "{init}"
 teachers = ["efficientnet-lite0", "minilm-l6"]
-methods = ["plain", "plain-two-step", "advl", "advl-shuffled"]
+methods = ["plain", "plain-two-step", "advl", "advl-self", "advl-shuffled"]
 shots = [8]
 seeds = [0]
 at-shots = {{}}
@@ -91,13 +91,13 @@ def test_the_shipped_study_says_what_it_would_take(
     words = ("--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path)
     code, out, err = advl(capsys, "study", study, *words)
     assert code == 0, err
-    assert "fits: 35 cells" in out
+    assert "fits: 40 cells" in out
     for teacher in ("dinov2-b", "roberta-b", "random:dinov2-b", "random:roberta-b"):
         assert f"'{teacher}'" in out or f" {teacher}" in out
     assert "80 questions of seed 4, all tokens, float16" in out
     code, out, err = advl(capsys, "study", "aokvqa-lowshot", *words)
     assert code == 0, err
-    assert "aokvqa-lowshot: 70 cells" in out
+    assert "aokvqa-lowshot: 80 cells" in out
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_the_study_runs_on_the_twin(root: Path, tmp_path: Path, capsys: pytest.C
     code, _, err = advl(capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study")
     assert code == 0, err
     runs = [path.parent for path in (tmp_path / "cells").glob("*/run.json")]
-    assert len(runs) == 4
+    assert len(runs) == 5
     for run in runs:
         scored = {path.name for path in (run / "evaluation").glob("*.json")}
         assert scored >= {"val.json", "cv-bench--test.json", "pope--test.json", "whatsup--controlled-a.json"}
