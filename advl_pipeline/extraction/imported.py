@@ -214,7 +214,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     split = config.region_split or JOIN.join(picture_splits(config.dataset, config.split))
     splits = split.split(JOIN)
     if are_regions(config.source, splits[0]):
-        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0])
+        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
         own = config.ground_truth_regions
         detected = files(config.source, prefix="vcr_")
         ground_truth = None if own is None else files(own, prefix="vcr_gt_", ground_truth=True)

@@ -6,7 +6,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,12 +262,12 @@ def write_regions(root: Path, kind: str) -> tuple[Path, Path, str]:
 @fuzz
 @given(damage=damages())
 def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         opened, file, name = write_regions(root, kind)
         file.write_bytes(damage(file.read_bytes()))
         try:
-            found = open_regions(opened, index=root / "index").read(name, width=10, height=10)
+            found = open_regions(opened, stack).read(name, width=10, height=10)
         except DatasetError:
             return
         assert np.isfinite(found.features_RF).all()

@@ -7,7 +7,7 @@ the same content. Where `spatial_features` is there, boxes over their shares giv
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,34 @@ SIZE_TOLERANCE = 1.5
 
 
 class Hdf5Regions:
-    """Regions of an HDF5 file; it opens when first used, in any process.
+    """Regions of an HDF5 file.
 
     Args:
         index: file with picture number -> row, `.pkl` or `.json`.
+        stack: closes the file.
 
     Raises:
         DatasetError: a file is missing or malformed.
     """
 
-    def __init__(self, path: Path, *, index: Path) -> None:
+    def __init__(self, path: Path, *, index: Path, stack: ExitStack) -> None:
         self._path = path
         self._rows = read_number_dictionary(index) if index.suffix == ".pkl" else _read_json(index)
-        self._file: Any = None
+        try:
+            self._file: Any = stack.enter_context(h5py.File(path, "r"))
+        except OSError as error:
+            raise DatasetError("A file of region features cannot be read.", where=str(path), why=str(error)) from None
         for name in ("image_features", "image_bb"):
-            if name not in self._open():
+            if name not in self._file:
                 raise DatasetError("Region features are malformed.", where=str(path), why=f"no array {name!r}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.isdecimal() and int(name) in self._rows
 
-    def names(self) -> Iterable[str]:
-        return map(str, self._rows)
-
     def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
         if name not in self:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no row for {name}")
-        file, row = self._open(), self._rows[int(name)]
+        file, row = self._file, self._rows[int(name)]
         try:
             if "pos_boxes" in file:
                 start, end = (int(value) for value in file["pos_boxes"][row])
@@ -73,16 +71,6 @@ class Hdf5Regions:
             raise DatasetError(
                 "Region features are malformed.", where=str(self._path), why=f"picture {name}, row {row}: {error}"
             ) from None
-
-    def _open(self) -> Any:
-        if self._file is None:
-            try:
-                self._file = h5py.File(self._path, "r")
-            except OSError as error:
-                raise DatasetError(
-                    "A file of region features cannot be read.", where=str(self._path), why=str(error)
-                ) from None
-        return self._file
 
 
 def _read_json(path: Path) -> dict[int, int]:

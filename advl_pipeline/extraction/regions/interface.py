@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -56,10 +55,6 @@ class RegionReader(Protocol):
     """Region features by name of the picture, as its format names pictures."""
 
     def __contains__(self, name: object) -> bool: ...
-
-    def names(self) -> Iterable[str]:
-        """Names of the pictures in the file."""
-        ...
 
     def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
         """Read the regions of one picture.

@@ -8,7 +8,7 @@ optionally `image_w`, `image_h` and `image_box_feature`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,10 +44,6 @@ class PerPictureRegions:
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and is_safe_name(name) and (self._folder / f"{name}{self._suffix}").is_file()
-
-    def names(self) -> Iterable[str]:
-        files = sorted(self._folder.rglob(f"*{self._suffix}"))
-        return (file.relative_to(self._folder).as_posix().removesuffix(self._suffix) for file in files)
 
     def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
         if name not in self:

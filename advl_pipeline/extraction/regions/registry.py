@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.datasets.roots import index_folder
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.imported_tower import FoundFeatures
 from advl_pipeline.extraction.regions.interface import NAMINGS, Naming, RegionFeatures, RegionReader, name_of
@@ -84,6 +84,7 @@ class RegionFiles:
         splits: that the pictures are filed under, such as ["train2014", "val2014"].
         naming: how the files name pictures; None for the first way by which `first` is found.
         first: a picture.
+        stack: closes the files.
         ground_truth: they hold features of the dataset's own boxes.
 
     Raises:
@@ -98,13 +99,11 @@ class RegionFiles:
         splits: Sequence[str],
         naming: Naming | None,
         first: ImageUnit,
+        stack: ExitStack,
         ground_truth: bool = False,
     ) -> None:
         places = {split: Path(str(path).replace(SPLIT, split)) for split in splits}
-        readers = {
-            place: open_regions(place, index=index_folder(place.parent, place))
-            for place in dict.fromkeys(places.values())
-        }
+        readers = {place: open_regions(place, stack) for place in dict.fromkeys(places.values())}
 
         def named(by: Naming) -> list[PictureRegions]:
             return [
@@ -199,23 +198,23 @@ def are_regions(source: Path, split: str) -> bool:
         return False
 
 
-def open_regions(path: Path, *, index: Path) -> RegionReader:
+def open_regions(path: Path, stack: ExitStack) -> RegionReader:
     """Open region features.
 
     Args:
         path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.pkl` or `.json` beside it); folder with
             `data.mdb`, or in which one folder has it, as UNITER's lie; or folder of `.npz` or `.json` files.
-        index: folder for indices, such as `roots.index_folder` gives.
+        stack: closes the file.
 
     Raises:
         DatasetError: nothing of these is there.
     """
     if path.suffix == ".tsv":
-        return TsvRegions(path, index=index)
+        return TsvRegions(path)
     if path.suffix in (".h5", ".hdf5"):
         from advl_pipeline.extraction.regions.hdf5 import Hdf5Regions
 
-        return Hdf5Regions(path, index=_index_beside(path))
+        return Hdf5Regions(path, index=_index_beside(path), stack=stack)
     if (folder := _lmdb_folder(path)) is not None:
         try:
             from advl_pipeline.extraction.regions.uniter_lmdb import UniterRegions
@@ -226,7 +225,7 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
                 why=str(error),
                 next_command=install_extra("uniter"),
             ) from None
-        return UniterRegions(folder)
+        return UniterRegions(folder, stack)
     for suffix in (".npz", ".json"):
         # Counts beside UNITER's LMDB are no features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):

@@ -1,21 +1,14 @@
 """TSV of bottom-up attention (6 columns) and of LXMERT (10 columns), one picture per line, arrays in base64.
 
 BUTD: image_id, image_w, image_h, num_boxes, boxes, features. LXMERT: img_id, img_h, img_w, objects_id, objects_conf,
-attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigabytes: they are scanned once for the
-offsets of their lines, and a line is decoded when its picture is asked for.
+attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigabytes: they are scanned for the offsets
+of their lines, and a line is decoded when its picture is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from advl_pipeline.datasets.arrow_file import open_index_file, record_batch
-from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.line_files import MappedLines, scan_lines
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
@@ -40,44 +33,40 @@ _LAYOUTS = {len(_BUTD): _BUTD, len(_LXMERT): _LXMERT}
 class TsvRegions:
     """Regions of a TSV file.
 
-    Args:
-        index: folder for the index of line offsets.
-
     Raises:
         DatasetError: missing, a line of another number of columns, or a picture twice; the line is named.
     """
 
-    def __init__(self, path: Path, *, index: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        digests = FileDigests(path.parent, index)
         try:
-            digest = digests.facts(path.name).digest
-        except Malformed as error:
-            raise DatasetError("A file of region features cannot be read.", where=str(path), why=str(error)) from None
-        digests.flush()
-        self._table = open_index_file(index, {"index": "regions-tsv", "file": digest.hex()}, lambda: _scan(path))
-        self._rows = {name: row for row, name in enumerate(self._table.texts("name"))}
+            self._rows = _scan(path)
+        except OSError as error:
+            raise DatasetError(
+                "A file of region features cannot be read.",
+                where=str(path),
+                why=error.strerror or "it cannot be read",
+            ) from None
+        if not self._rows:
+            raise DatasetError("A file of region features cannot be read.", where=str(path), why="it has no lines")
         self._lines = MappedLines(path)
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
 
-    def names(self) -> Iterable[str]:
-        return self._rows.keys()
-
     def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
         if name not in self._rows:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no line for {name}")
-        row = self._rows[name]
-        data = self._lines.read(int(self._table.numbers("offset")[row]), int(self._table.numbers("length")[row]))
+        line, offset, length = self._rows[name]
         try:
-            return _parse(data, (width, height))
+            return _parse(self._lines.read(offset, length), (width, height))
         except Malformed as error:
-            where = f"{self._path}:{int(self._table.numbers('line')[row])}"
+            where = f"{self._path}:{line}"
             raise DatasetError("Region features are malformed.", where=where, why=f"{name}: {error}") from None
 
 
-def _scan(path: Path) -> Any:
+def _scan(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Return by picture the number, the offset and the length of its line."""
     rows: dict[str, tuple[int, int, int]] = {}
     for line in scan_lines(path):
         name = line.data.split(b"\t", 1)[0].decode("utf-8", "replace")
@@ -90,9 +79,7 @@ def _scan(path: Path) -> Any:
         if why:
             raise DatasetError("Region features are malformed.", where=f"{path}:{line.number}", why=why)
         rows[name] = (line.number, line.offset, len(line.data))
-    table = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3)
-    places = {name: np.ascontiguousarray(table[:, at]) for at, name in enumerate(("line", "offset", "length"))}
-    return record_batch({**places, "name": pa.array(rows, pa.large_string())})
+    return rows
 
 
 def _parse(data: bytes, size: tuple[int, int]) -> RegionFeatures:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import io
 import json
 import re
-import threading
-from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import lmdb
 import msgpack
@@ -39,42 +37,26 @@ class _ConfidenceRule(NamedTuple):
     most: int
 
 
-class _Environment:
-    """An open LMDB environment that can be shared and garbage-collected."""
+class UniterRegions:
+    """Regions of one LMDB folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: such as `img_db/coco_val2014/feat_th0.2_max100_min10`.
+        stack: closes it.
+
+    Raises:
+        DatasetError: it cannot be opened, or a sidecar that is malformed.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
         try:
-            self.handle: Any = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+            opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
         except lmdb.Error as error:
             raise DatasetError(
                 "The LMDB of region features cannot be opened.", where=str(folder), why=str(error)
             ) from None
-
-    def get(self, key: bytes) -> bytes | None:
-        with self.handle.begin(buffers=False) as transaction:
-            value: bytes | None = transaction.get(key)
-        return value
-
-
-# LMDB refuses to open one environment twice in a process, and VCR's two tasks read the same one.
-_OPEN: WeakValueDictionary[Path, _Environment] = WeakValueDictionary()
-_OPENING = threading.Lock()
-
-
-class UniterRegions:
-    """Regions of one LMDB folder; it opens when first used, in any process.
-
-    Args:
-        folder: such as `img_db/coco_val2014/feat_th0.2_max100_min10`.
-
-    Raises:
-        DatasetError: missing, or a sidecar that is malformed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not (folder / "data.mdb").is_file():
-            raise DatasetError("The LMDB of region features is missing.", where=str(folder / "data.mdb"))
-        self._folder = folder.resolve()
+        self._environment: Any = stack.enter_context(opened)
         self._rule: _ConfidenceRule | None = None
         self._counts: dict[str, int] = {}
         if named := _THRESHOLD.fullmatch(folder.name):
@@ -82,22 +64,12 @@ class UniterRegions:
             self._counts = _read_counts(folder.parent / f"nbb_{named['rule']}.json")
         fixed = _FIXED.fullmatch(folder.name)
         self._fixed = int(fixed["count"]) if fixed else None
-        self._environment: _Environment | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_environment": None}
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._open().get(f"{name}.npz".encode()) is not None
-
-    def names(self) -> Iterable[str]:
-        keys = self._open().get(b"__keys__")
-        if keys is None:
-            raise DatasetError("The LMDB has no list of its keys.", where=str(self._folder), why="no '__keys__'")
-        return (str(key).removesuffix(".npz") for key in json.loads(keys))
+        return isinstance(name, str) and self._get(name) is not None
 
     def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
-        value = self._open().get(f"{name}.npz".encode())
+        value = self._get(name)
         if value is None:
             raise DatasetError("A picture has no region features.", where=str(self._folder), why=f"no key {name}.npz")
         try:
@@ -123,14 +95,10 @@ class UniterRegions:
         above = int((regions.confidence_R > self._rule.threshold).sum())
         return min(max(above, self._rule.least), self._rule.most)
 
-    def _open(self) -> _Environment:
-        with _OPENING:
-            if self._environment is None:
-                shared = _OPEN.get(self._folder)
-                if shared is None:
-                    shared = _OPEN[self._folder] = _Environment(self._folder)
-                self._environment = shared
-            return self._environment
+    def _get(self, name: str) -> bytes | None:
+        with self._environment.begin() as transaction:
+            value: bytes | None = transaction.get(f"{name}.npz".encode())
+        return value
 
 
 def _first(regions: RegionFeatures, count: int) -> RegionFeatures:
