@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 AUTO = "auto"
 
+FIRST_WITH_TF32 = (8, 0)
+"""Compute capability of the first GPUs that multiply in TF32."""
+
 MOST_WORKERS = 8
 """Threads that prepare batches unless more are asked for: each holds a batch."""
 
@@ -42,7 +45,9 @@ class ComputeConfig(DeviceConfig):
     title: ClassVar[str] = "Machine"
 
     mixed_precision: MixedPrecision = option(
-        AUTO, help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32."
+        AUTO,
+        help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32. "
+        "Training and evaluating multiply fp32 in TF32 where a GPU has it.",
     )
     num_workers: int | None = option(
         None,
@@ -122,6 +127,20 @@ def device_name(name: str) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def allow_tf32(device: torch.device) -> bool:
+    """Let a GPU multiply matrices of fp32 with ten bits of their fractions, and return whether it does.
+
+    It does so in convolutions anyway, and products take a fraction of the time. What teachers compute for a cache is
+    left as it is, since caches are compared with what another machine computes.
+    """
+    import torch
+
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_WITH_TF32:
+        return False
+    torch.set_float32_matmul_precision("high")
+    return True
 
 
 def precision(device: torch.device, mixed_precision: MixedPrecision) -> AbstractContextManager[object]:

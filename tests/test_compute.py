@@ -12,7 +12,7 @@ import torch
 from advl_cli.main import main
 from advl_data.scenes.config import PretrainConfig
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.compute import ComputeConfig, open_device, resolved
+from advl_pipeline.compute import ComputeConfig, allow_tf32, open_device, resolved
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.extraction.config import ExtractConfig
@@ -106,3 +106,17 @@ def test_a_study_hands_both_options_on() -> None:
     given = asked_study(StudyRunConfig(study="demo", device="cpu", mixed_precision="bf16"))
     for table in (given.training, given.extraction, given.evaluation):
         assert (table["device"], table["mixed_precision"]) == ("cpu", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [("cuda:0", (8, 0), True), ("cuda:0", (7, 5), False), ("cpu", (9, 0), False), ("mps", (9, 0), False)],
+)
+def test_products_are_in_tf32_where_a_gpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int], expected: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    assert allow_tf32(torch.device(device)) is expected
+    assert asked == (["high"] if expected else [])

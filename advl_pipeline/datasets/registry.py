@@ -24,7 +24,11 @@ from advl_pipeline.datasets.vcr import Conditioning, open_vcr
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.vqa import VqaFiles, rows_kept, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
-from advl_pipeline.errors import ConfigError, advise, leave_out, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 
 
 def benchmark_of(name: str) -> Benchmark | None:
@@ -267,7 +271,7 @@ def _check_answer_list(name: str, benchmark: Benchmark | None, options: ReadOpti
             f"{name} has no published answer list.",
             where="--answer-list",
             why="only VQA v2 and its reshuffles have one",
-            next_command=leave_out("--answer-list"),
+            next_command="leave out --answer-list",
         )
     if options.answers is not None:
         raise ConfigError(

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.datasets.words import NO_WORD
-from advl_pipeline.distillation.pooling import example_of_sequence, first_sequences
 from advl_pipeline.distillation.relational import Gather
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
@@ -61,8 +60,8 @@ def batch_contrast(
     text_NE: torch.Tensor,
     right_B: torch.Tensor,
     image_ids_B: torch.Tensor,
+    batch: StudentBatch,
     *,
-    num_candidates: tuple[int, ...],
     known_B: torch.Tensor | None,
     temperature: torch.Tensor,
     gather: Gather,
@@ -71,21 +70,21 @@ def batch_contrast(
 
     Args:
         own_image_BE: what the right candidate's pass shows of the picture.
-        num_candidates: of each example.
+        batch: of this process.
     """
-    places_B = right_B - first_sequences(num_candidates, right_B.device)
-    counts_B = torch.tensor(num_candidates, device=right_B.device)
+    ones_N = torch.ones_like(batch.example_N)
+    counts_B = torch.zeros_like(batch.first_B).index_add(0, batch.example_N, ones_N)
     is_known_B = torch.ones_like(right_B, dtype=torch.bool) if known_B is None else known_B
     counts_B, places_B, image_ids_B, is_known_B, image_BE = gather(
-        counts_B, places_B, image_ids_B, is_known_B, own_image_BE
+        counts_B, right_B - batch.first_B, image_ids_B, is_known_B, own_image_BE
     )
     (text_NE,) = gather(text_NE)
-    counts = tuple(counts_B.tolist())
-    right_B = first_sequences(counts, right_B.device) + places_B
-    example_N = example_of_sequence(counts, right_B.device)
+    right_B = counts_B.cumsum(0) - counts_B + places_B
+    place_B = torch.arange(len(counts_B), device=right_B.device)
+    example_N = place_B.repeat_interleave(counts_B, output_size=len(text_NE))
     pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
     if known_B is not None:
-        is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
+        is_own_BN = example_N[None, :] == place_B[:, None]
         pulled_BN = torch.where(is_known_B[:, None], pulled_BN, is_own_BN)
     same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
     return image_text_contrast(
@@ -125,44 +124,43 @@ def anchor_loss(
     held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
     word_NL = words.word_of_token_NL
     held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
-    shown_NL = batch.token_mask_NL
     visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
     if anchored_B is not None:
-        visible_NR = visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
-    visual_XH, visual_before_XH = gather(
-        states.visual_states_NRH[visible_NR], reference.visual_states_NRH[visible_NR]
-    )
-    text_XH, text_before_XH, held_X = gather(
-        states.text_states_NLH[shown_NL], reference.text_states_NLH[shown_NL], held_NL[shown_NL]
-    )
-    return drift(text_XH, text_before_XH, held_X) + drift(
-        visual_XH, visual_before_XH, torch.ones(len(visual_XH), device=visual_XH.device)
+        visible_NR = visible_NR & anchored_B.index_select(0, batch.example_N)[:, None]
+
+    def held(own: torch.Tensor, pretrained: torch.Tensor, shown: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return drift(*gather(own.flatten(0, 1), pretrained.flatten(0, 1), weight.flatten(), shown.flatten()))
+
+    return held(states.text_states_NLH, reference.text_states_NLH, batch.token_mask_NL, held_NL) + held(
+        states.visual_states_NRH, reference.visual_states_NRH, visible_NR, torch.ones_like(visible_NR).float()
     )
 
 
-def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.Tensor) -> torch.Tensor:
+def drift(
+    states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.Tensor, shown_X: torch.Tensor
+) -> torch.Tensor:
     """Return a scalar: how far states have moved from where pretraining left them, in units of their variance.
 
     Args:
         reference_XH: those of the student as it was pretrained, on the same inputs.
         weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0, and so does
             a reference whose nodes are all alike: it has no unit to measure in.
+        shown_X: bool, the nodes that there are; the others are padding.
     """
-    if not len(states_XH):
-        return states_XH.sum()
-    reference = reference_XH.detach().float()
-    variance = reference.var(0, unbiased=False).mean()
+    reference, shown_X1 = reference_XH.detach().float(), shown_X.float()[:, None]
+    number = shown_X1.sum().clamp(min=1.0)
+    mean_H = (reference * shown_X1).sum(0) / number
+    variance = ((reference - mean_H).square() * shown_X1).sum(0).mean() / number
     # Of nodes that are alike, rounding leaves a variance in the last bits.
-    alike = variance <= torch.finfo(torch.float32).eps ** 2 * reference.square().mean()
+    alike = variance <= torch.finfo(torch.float32).eps ** 2 * (reference.square() * shown_X1).sum(0).mean() / number
     moved_X = (states_XH.float() - reference).square().mean(-1) / variance.masked_fill(alike, 1.0)
+    weight_X = weight_X * shown_X1[:, 0]
     return (moved_X * weight_X).sum().masked_fill(alike, 0.0) / weight_X.sum().clamp(min=1.0)
 
 
 def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], batch: StudentBatch) -> torch.Tensor:
     """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
-    placed_BR = torch.zeros_like(
-        batch.visual_mask_NR[first_sequences(batch.num_candidates, batch.visual_mask_NR.device)]
-    )
+    placed_BR = torch.zeros_like(batch.visual_mask_NR.index_select(0, batch.first_B))
     for name, known_BS in known.items():
         one = signal.vision[name]
         assert one.region_mask_BS is not None
@@ -170,4 +168,4 @@ def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], bat
         if one.shares_BSR is not None:
             unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
         placed_BR |= unplaced_BS
-    return placed_BR[example_of_sequence(batch.num_candidates, placed_BR.device)]
+    return placed_BR.index_select(0, batch.example_N)

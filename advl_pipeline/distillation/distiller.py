@@ -22,8 +22,6 @@ from advl_pipeline.distillation.landmarks import (
     unplaced_words,
 )
 from advl_pipeline.distillation.pooling import (
-    example_of_sequence,
-    first_sequences,
     image_state,
     masked_mean,
     mean_by_example,
@@ -42,10 +40,9 @@ from advl_pipeline.distillation.relational import (
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings, Pathway, TeacherBalance, VisionTarget
 from advl_pipeline.distillation.signal import (
+    Nodes,
     TeacherSignal,
     TeacherWidths,
-    TextSignal,
-    WordAlignment,
     shared_words,
     teachers_by_pathway,
 )
@@ -229,7 +226,7 @@ class Distiller(nn.Module):
             generator: of words and regions that are drawn.
             gather: of the processes that share the batch.
         """
-        example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
+        example_N = batch.example_N
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         if known is None:
@@ -271,11 +268,11 @@ class Distiller(nn.Module):
                 since what is said of another thing in the picture may be true as well.
         """
         return batch_contrast(
-            self.contrast_image(image_state(separate, batch)[right_B]),
+            self.contrast_image(image_state(separate, batch).index_select(0, right_B)),
             self.contrast_text(separate.pooled_NP),
             right_B,
             image_ids,
-            num_candidates=batch.num_candidates,
+            batch,
             known_B=known_B,
             temperature=self.log_temperature.exp().clamp(min=0.01),
             gather=gather,
@@ -288,11 +285,9 @@ class Distiller(nn.Module):
 
         Of a teacher that is not among them all regions are distilled.
         """
-        first_B = first_sequences(batch.num_candidates, states.visual_states_NRH.device)
+        states_BRH = states.visual_states_NRH.detach().index_select(0, batch.first_B)
         return {
-            name: landmarks.known(
-                pool_to_regions(states.visual_states_NRH[first_B].detach(), signal.vision[name].shares_BSR)[0]
-            )
+            name: landmarks.known(pool_to_regions(states_BRH, signal.vision[name].shares_BSR)[0])
             for name, landmarks in self.region_landmarks.items()
             if name in signal.vision
         }
@@ -326,7 +321,7 @@ class Distiller(nn.Module):
                     known_BS=known.get(name),
                     generator=generator,
                     gather=gather,
-                )[example_N]
+                ).index_select(0, example_N)
                 continue
             projections = self.vision[module_key(name)]
             assert isinstance(projections, Projections)
@@ -363,9 +358,11 @@ class Distiller(nn.Module):
                 # Function words are like everything and like nothing.
                 mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
-                    require_relations(mask_NW, words.form_NW, name, gather)
+                    nodes = one.nodes.meant if one.nodes else Nodes.of(mask_NW)
+                    require_relations(nodes, words, name, one.nodes.num_forms if one.nodes else None, gather)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
+                    nodes = one.nodes.unplaced if one.nodes else Nodes.of(mask_NW)
             elif one.words_NWD is None:
                 mask_NW = torch.zeros_like(mask_NW)
             selected_NW = select_words(
@@ -379,12 +376,16 @@ class Distiller(nn.Module):
                 counted_NW=counted_NW,
             )
             if self.settings.distance == "relational":
-                each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks, gather)
-                losses[name] = masked_mean(each_NW, selected_NW) + (
-                    related_texts(self.settings, words_NWH, one, mask_NW, words, gather)
-                    if landmarks is None
-                    else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
-                )
+                assert one.words_NWD is not None
+                if landmarks is None:
+                    each_NW = divergences(
+                        self.settings, words_NWH, one.words_NWD, nodes, words.form_NW, gather=gather
+                    )
+                    each_N = related_texts(self.settings, words_NWH, one, mask_NW, nodes, words, gather)
+                else:
+                    each_NW = placed_nodes(self.settings, words_NWH, one.words_NWD, nodes, landmarks)
+                    each_N = placed_texts(self.settings, words_NWH, one, mask_NW, nodes, landmarks)
+                losses[name] = masked_mean(each_NW, selected_NW) + each_N
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, Projections)
@@ -393,34 +394,10 @@ class Distiller(nn.Module):
                 )
         return losses, selected_NW
 
-    def _each_word(
-        self,
-        words_NWH: torch.Tensor,
-        one: TextSignal,
-        words: WordAlignment,
-        node_NW: torch.Tensor,
-        asked_NW: torch.Tensor,
-        landmarks: Landmarks | None,
-        gather: Gather,
-    ) -> torch.Tensor:
-        """Return (N, W): the divergence of the nodes that are asked for, 0 elsewhere."""
-        assert one.words_NWD is not None
-        if landmarks is None:
-            return divergences(
-                self.settings,
-                words_NWH,
-                one.words_NWD,
-                node_NW,
-                words.form_NW,
-                asked_NW=asked_NW,
-                gather=gather,
-            )
-        return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
-
     def _balanced(self, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))
         given = self.settings.teacher_weights
-        factor_K = losses_KB.new_tensor([given.get(name, 1.0) for name in losses_B])
+        factor_K = torch.stack([losses_KB.new_full((), given.get(name, 1.0)) for name in losses_B])
         return PathwayTerm(
             value_B=weighted_teachers(losses_KB, factor_K),
             raw_B=losses_KB.detach().mean(0),

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TextSignal, WordAlignment
+from advl_pipeline.distillation.signal import Nodes, TextSignal, WordAlignment
 
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
@@ -71,17 +71,20 @@ def region_landmarks(
     kept_N = counts_N >= _MIN_REGIONS
     if int(kept_N.sum()) < MIN_LANDMARKS:
         return None
+    device = states_XH.device
+    name_X, clear_X, counts_N, kept_N = (values.cpu() for values in (name_X, clear_X, counts_N, kept_N))
+    # On the host, since some devices have no double precision.
     states_KH, features_KD = (
-        torch.zeros(len(names_NH), values.shape[1], dtype=torch.float64, device=values.device).index_add_(
-            0, name_X[clear_X], values[clear_X].double()
+        torch.zeros(len(names_NH), values.shape[1], dtype=torch.float64).index_add_(
+            0, name_X[clear_X], values.cpu()[clear_X].double()
         )[kept_N]
         / counts_N[kept_N, None]
         for values in (states_XH, features_XD)
     )
     return RegionLandmarks(
-        states_KH=states_KH.float(),
-        features_KD=features_KD.float(),
-        mean_D=features_XD.double().mean(0).float(),
+        states_KH=states_KH.float().to(device),
+        features_KD=features_KD.float().to(device),
+        mean_D=features_XD.cpu().double().mean(0).float().to(device),
         names_NH=names_NH,
         margin=margin,
     )
@@ -94,9 +97,13 @@ def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.
 
 
 class LandmarkSums:
-    """Gathers `Landmarks` over batches: sums by word, in double precision so that their order does not matter."""
+    """Gathers `Landmarks` over batches: sums by word, in double precision so that their order does not matter.
+
+    They are kept on the host, since some devices have no double precision.
+    """
 
     def __init__(self) -> None:
+        self._device = torch.device("cpu")
         self._of_word: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
         self._all: torch.Tensor | float = 0.0
         self._num_all = 0
@@ -111,12 +118,14 @@ class LandmarkSums:
             node_NW: bool, words with a meaning that both sides have.
             words: which of them pretraining knew.
         """
+        self._device = states_NWH.device
+        known_NW = (node_NW & (words.known_NW >= KNOWN)).cpu()
+        states_NWH, features_NWD, node_NW = states_NWH.cpu(), features_NWD.cpu(), node_NW.cpu()
         self._all = self._all + features_NWD[node_NW].double().sum(0)
         self._num_all += int(node_NW.sum())
-        known_NW = node_NW & (words.known_NW >= KNOWN)
-        forms_G, place_X = torch.unique(words.form_NW[known_NW], return_inverse=True)
+        forms_G, place_X = torch.unique(words.form_NW.cpu()[known_NW], return_inverse=True)
         sums = [
-            torch.zeros(len(forms_G), values.shape[-1], dtype=torch.float64, device=values.device).index_add_(
+            torch.zeros(len(forms_G), values.shape[-1], dtype=torch.float64).index_add_(
                 0, place_X, values[known_NW].double()
             )
             for values in (states_NWH, features_NWD)
@@ -133,9 +142,9 @@ class LandmarkSums:
         rows = [self._of_word[form] for form in sorted(self._of_word)]
         assert isinstance(self._all, torch.Tensor)
         return Landmarks(
-            states_KH=torch.stack([state / count for state, _, count in rows]).float(),
-            features_KD=torch.stack([feature / count for _, feature, count in rows]).float(),
-            mean_D=(self._all / self._num_all).float(),
+            states_KH=torch.stack([state / count for state, _, count in rows]).float().to(self._device),
+            features_KD=torch.stack([feature / count for _, feature, count in rows]).float().to(self._device),
+            mean_D=(self._all / self._num_all).float().to(self._device),
         )
 
 
@@ -183,12 +192,12 @@ def placed_nodes(
     settings: DistillationSettings,
     states_NWH: torch.Tensor,
     features_NWD: torch.Tensor,
-    unplaced_NW: torch.Tensor,
+    nodes: Nodes,
     landmarks: Landmarks,
 ) -> torch.Tensor:
-    """Return (N, W): the divergence of each unplaced word of a text, or region of a picture, 0 elsewhere."""
-    each_X = _divergence(settings, states_NWH[unplaced_NW], features_NWD[unplaced_NW], landmarks)
-    return torch.zeros(unplaced_NW.shape, device=each_X.device).masked_scatter(unplaced_NW, each_X)
+    """Return (N, W): the divergence of each word of a text, or region of a picture, that is a node; 0 elsewhere."""
+    each_X = _divergence(settings, nodes.take(states_NWH), nodes.take(features_NWD), landmarks)
+    return nodes.spread(each_X, states_NWH.shape[:2])
 
 
 def placed_texts(
@@ -196,17 +205,20 @@ def placed_texts(
     words_NWH: torch.Tensor,
     one: TextSignal,
     unplaced_NW: torch.Tensor,
+    nodes: Nodes,
     landmarks: Landmarks,
 ) -> torch.Tensor:
     """Return (N,): the divergence of each text, as the mean of its unplaced words; 0 where it has none.
 
     What several words say together is told apart where each alone is not.
+
+    Args:
+        nodes: of `unplaced_NW`.
     """
     assert one.words_NWD is not None
-    has_N = unplaced_NW.any(1)
-    states_XH, features_XD = (mean_of_words(values, unplaced_NW) for values in (words_NWH, one.words_NWD))
-    each_X = _divergence(settings, states_XH, features_XD, landmarks)
-    return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
+    states_TH, features_TD = (mean_of_words(values, unplaced_NW, nodes) for values in (words_NWH, one.words_NWD))
+    each_T = _divergence(settings, states_TH, features_TD, landmarks)
+    return each_T.new_zeros(len(unplaced_NW)).index_copy(0, nodes.row_Y, each_T)
 
 
 def _divergence(
@@ -221,11 +233,16 @@ def _divergence(
     )
 
 
-def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor) -> torch.Tensor:
-    """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order."""
-    has_N = unplaced_NW.any(1)
-    share_TW = unplaced_NW[has_N] / unplaced_NW[has_N].sum(1, keepdim=True)
-    return torch.einsum("tw,twx->tx", share_TW, values_NWX[has_N])
+def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: Nodes | None = None) -> torch.Tensor:
+    """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order.
+
+    Args:
+        nodes: of `unplaced_NW` [default: they are found].
+    """
+    row_T = (nodes or Nodes.of(unplaced_NW)).row_Y
+    unplaced_TW = unplaced_NW.index_select(0, row_T)
+    share_TW = unplaced_TW / unplaced_TW.sum(1, keepdim=True)
+    return torch.einsum("tw,twx->tx", share_TW, values_NWX.index_select(0, row_T))
 
 
 def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:

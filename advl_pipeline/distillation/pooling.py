@@ -5,6 +5,9 @@ Shapes: B examples, N sequences, L tokens, R visual tokens, S regions, W words, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
@@ -59,15 +62,10 @@ def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:
     return (output.visual_states_NRH * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def example_of_sequence(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return (N,) int64: the example that each sequence belongs to."""
-    counts = torch.tensor(num_candidates, device=device)
-    return torch.repeat_interleave(torch.arange(len(num_candidates), device=device), counts)
-
-
-def first_sequences(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return (B,) int64: the first sequence of each example."""
-    return torch.tensor([0, *num_candidates[:-1]], device=device).cumsum(0)
+def first_sequences(num_candidates: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return (B,) int64: the first sequence of each example, as `StudentBatch.first_B`."""
+    counts = np.array(num_candidates)
+    return torch.from_numpy(np.cumsum(counts) - counts).to(device, non_blocking=True)
 
 
 def mean_by_example(

@@ -13,16 +13,17 @@ Relations need the items of all processes that share a batch: the loss code gath
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.landmarks import Landmarks, placed_nodes
-from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
+from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
-from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -51,13 +52,12 @@ MOST_REGIONS = 1 << 16
 """More than any picture has: a region's number and its picture's id make one number."""
 
 
-def some_of(mask_BS: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
-    """Return the mask with at most so many entries left, drawn at random."""
-    entry_X = mask_BS.flatten().nonzero()[:, 0]
-    if len(entry_X) <= most:
-        return mask_BS
-    kept_X = entry_X[torch.randperm(len(entry_X), generator=generator)[:most].to(entry_X.device)]
-    return torch.zeros_like(mask_BS).flatten().index_fill(0, kept_X, True).view_as(mask_BS)
+def some_of(place_X: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Return places in their order, at most so many, drawn at random."""
+    if len(place_X) <= most:
+        return place_X
+    kept_X = torch.randperm(len(place_X), generator=generator)[:most].sort().values
+    return place_X.index_select(0, kept_X.to(place_X.device, non_blocking=True))
 
 
 def log_likenesses(
@@ -90,17 +90,15 @@ def relational_divergence(
     *,
     student_temperature: float,
     teacher_temperature: float,
-    asked_X: torch.Tensor | None = None,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
-    """Return, of each node asked for, how far the student's likenesses to the others are from the teacher's, in nats.
+    """Return, of each node, how far the student's likenesses to the others are from the teacher's, in nats.
 
     Args:
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
-        asked_X: bool, the nodes whose divergence is returned, in order; None for all.
         gather: of the processes that share the batch.
 
     A node that is compared with nothing has divergence 0.
@@ -108,13 +106,9 @@ def relational_divergence(
 
     teacher_XD = teacher_XD.detach()
     group_Y, teacher_YD, student_YH = gather(group_X, teacher_XD, student_XH)
-
-    def asked(values_X: torch.Tensor) -> torch.Tensor:
-        return values_X if asked_X is None else values_X[asked_X]
-
-    left_out_XY = asked(group_X)[:, None] == group_Y[None, :]
-    log_p_XY = log_likenesses(asked(teacher_XD), teacher_YD, left_out_XY, temperature=teacher_temperature)
-    log_q_XY = log_likenesses(asked(student_XH), student_YH, left_out_XY, temperature=student_temperature)
+    left_out_XY = group_X[:, None] == group_Y[None, :]
+    log_p_XY = log_likenesses(teacher_XD, teacher_YD, left_out_XY, temperature=teacher_temperature)
+    log_q_XY = log_likenesses(student_XH, student_YH, left_out_XY, temperature=student_temperature)
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
@@ -138,29 +132,28 @@ def related_vision(
     The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same. Of
     more than `MAX_RELATED` regions so many are drawn: every one is compared with every other.
     """
-    first_B = first_sequences(batch.num_candidates, image_ids_B.device)
-    loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
+    loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
     if target in ("regions", "both") and one.regions_BSD is not None:
         assert one.region_mask_BS is not None
         num_regions = one.regions_BSD.shape[1]
-        regions_BSH, seen_BS = pool_to_regions(distilled.visual_states_NRH[first_B], one.shares_BSR)
+        states_BRH = distilled.visual_states_NRH.index_select(0, batch.first_B)
+        regions_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
         node_BS = seen_BS & one.region_mask_BS
+        nodes = one.seen or Nodes.of(node_BS)
         if landmarks is not None:
             assert known_BS is not None
             node_BS = node_BS & ~known_BS
-            each_BS = placed_nodes(settings, regions_BSH, one.regions_BSD, node_BS, landmarks)
+            each_BS = placed_nodes(settings, regions_BSH, one.regions_BSD, nodes, landmarks)
         else:
-            node_BS = some_of(node_BS, MAX_RELATED, generator)
+            nodes = replace(nodes, place_X=some_of(nodes.place_X, MAX_RELATED, generator))
             place_S = torch.arange(num_regions, device=image_ids_B.device)
             group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
-            each_BS = divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, gather=gather)
+            each_BS = divergences(settings, regions_BSH, one.regions_BSD, nodes, group_BS, gather=gather)
+            node_BS = torch.zeros_like(node_BS).flatten().index_fill(0, nodes.place_X, True).view_as(node_BS)
         loss_B = loss_B + masked_mean(each_BS, node_BS)
     if target in ("image", "both"):
-        image_B1H = image_state(distilled, batch)[first_B][:, None]
-        node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
-        loss_B = loss_B + divergences(
-            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None], gather=gather
-        ).squeeze(1)
+        image_BH = image_state(distilled, batch).index_select(0, batch.first_B)
+        loss_B = loss_B + _divergence(settings, image_BH, one.global_BD, image_ids_B, gather)
     return loss_B
 
 
@@ -168,45 +161,60 @@ def divergences(
     settings: DistillationSettings,
     states_NWH: torch.Tensor,
     features_NWD: torch.Tensor,
-    node_NW: torch.Tensor,
+    nodes: Nodes,
     group_NW: torch.Tensor,
     *,
-    asked_NW: torch.Tensor | None = None,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
-    """Return (N, W): the divergence of each node asked for among all nodes of the batch, 0 elsewhere.
+    """Return (N, W): the divergence of each node among all nodes of the batch, 0 elsewhere.
 
     Args:
-        node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
+        nodes: what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
-        asked_NW: bool, the nodes whose divergence is wanted; None for all.
         gather: of the processes that share the batch.
     """
-    asked_NW = node_NW if asked_NW is None else node_NW & asked_NW
-    each_X = relational_divergence(
-        states_NWH[node_NW],
-        features_NWD[node_NW],
-        group_NW[node_NW],
+    group_X = nodes.take(group_NW)
+    each_X = _divergence(settings, nodes.take(states_NWH), nodes.take(features_NWD), group_X, gather)
+    return nodes.spread(each_X, group_NW.shape)
+
+
+def _divergence(
+    settings: DistillationSettings,
+    states_XH: torch.Tensor,
+    features_XD: torch.Tensor,
+    group_X: torch.Tensor,
+    gather: Gather,
+) -> torch.Tensor:
+    return relational_divergence(
+        states_XH,
+        features_XD,
+        group_X,
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
-        asked_X=asked_NW[node_NW],
         gather=gather,
     )
-    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(asked_NW, each_X)
 
 
-def require_relations(node_NW: torch.Tensor, form_NW: torch.Tensor, name: str, gather: Gather = gather_alone) -> None:
+def require_relations(
+    nodes: Nodes, words: WordAlignment, name: str, num_forms: int | None = None, gather: Gather = gather_alone
+) -> None:
     """Refuse a batch whose words cannot be related.
+
+    Args:
+        num_forms: how many of this process' words differ [default: they are counted].
 
     Raises:
         ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
     """
-    (forms_X,) = gather(form_NW[node_NW])
-    if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
+    (forms_X,) = gather(nodes.take(words.form_NW))
+    if not torch.is_grad_enabled() or (num_forms is not None and num_forms > 1):
+        return
+    found = len(set(forms_X.tolist()))
+    if found < 2:
         raise ConfigError(
             "A batch has fewer than two words with a meaning, so there is nothing to relate.",
             where=name,
-            why=f"{len(node_NW)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
+            why=f"{len(words.form_NW)} texts hold {found} that student and teacher share",
             next_command="--batch-size with more examples to a micro-batch, or --distance mse",
         )
 
@@ -216,6 +224,7 @@ def related_texts(
     words_NWH: torch.Tensor,
     one: TextSignal,
     node_NW: torch.Tensor,
+    nodes: Nodes,
     words: WordAlignment,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
@@ -223,14 +232,18 @@ def related_texts(
 
     A text stands for the mean of its words, the more informative the more it counts: what several words say
     together is told apart where each alone is not. Texts of the same words are not compared.
+
+    Args:
+        nodes: of `node_NW`.
     """
     assert one.words_NWD is not None
     weight_NW = min_max_scale(words.prior_NW, node_NW)
     weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
     weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
-    states_N1H, features_N1D = (
-        torch.einsum("nw,nwd->nd", weight_NW, values)[:, None] for values in (words_NWH, one.words_NWD)
+    states_TH, features_TD = (
+        torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
+        for values in (words_NWH, one.words_NWD)
     )
-    same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
-    node_N1 = node_NW.any(1, keepdim=True)
-    return divergences(settings, states_N1H, features_N1D, node_N1, same_N1, gather=gather)[:, 0]
+    same_N = torch.where(node_NW, words.form_NW, 0).sum(1)
+    each_T = _divergence(settings, states_TH, features_TD, same_N.index_select(0, nodes.row_Y), gather)
+    return each_T.new_zeros(len(same_N)).index_copy(0, nodes.row_Y, each_T)

@@ -53,7 +53,7 @@ def select_words(
         return mask_NW
     prior = min_max_scale(prior_NW, mask_NW)
     if kind == "random":
-        score = torch.rand(mask_NW.shape, generator=generator).to(mask_NW.device)
+        score = torch.rand(mask_NW.shape, generator=generator).to(mask_NW.device, non_blocking=True)
     elif relevance_NW is None or kind == "prior":
         score = prior
     else:

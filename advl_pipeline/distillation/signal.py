@@ -34,18 +34,56 @@ def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, Tea
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Which entries of a mask (N, W) are set, int64: their places n * W + w, and the rows that have any.
+
+    They are found where a batch is collated. A device would make the host wait to be told how many there are.
+    """
+
+    place_X: torch.Tensor
+    row_Y: torch.Tensor
+
+    @classmethod
+    def of(cls, mask_NW: torch.Tensor) -> Nodes:
+        """Return those of a mask."""
+        return cls(
+            place_X=torch.nonzero(mask_NW.flatten())[:, 0], row_Y=torch.nonzero(mask_NW.flatten(1).any(1))[:, 0]
+        )
+
+    def take(self, values_NWD: torch.Tensor) -> torch.Tensor:
+        """Return (X, ...): the values of the entries."""
+        return values_NWD.flatten(0, 1).index_select(0, self.place_X)
+
+    def spread(self, each_X: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Undo `take`: (N, W), 0 elsewhere."""
+        return each_X.new_zeros(shape.numel()).index_copy(0, self.place_X, each_X).view(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordNodes:
+    """The words with a meaning that both sides have states of, how many of them are spelled differently, and which of
+    them a teacher places by landmarks."""
+
+    meant: Nodes
+    num_forms: int
+    unplaced: Nodes
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionSignal:
     """One vision teacher on the pictures of a batch; float32, standardised where so configured.
 
     Regions are boxes, or what the student's visual tokens stand for where the teacher gives a grid. `region_mask_BS`
     says which have a target. `shares_BSR` gives the share of each of the student's visual tokens in its state of a
     region, summing to 1, or to 0 for a region that it does not see; None: region s is its visual token s.
+    `seen` are the regions that have a target and that the student sees; None: they are found when they are needed.
     """
 
     global_BD: torch.Tensor
     regions_BSD: torch.Tensor | None = None
     region_mask_BS: torch.Tensor | None = None
     shares_BSR: torch.Tensor | None = None
+    seen: Nodes | None = None
 
     def of_sequences(self, example_N: torch.Tensor) -> VisionSignal:
         """Return the rows of each sequence's example."""
@@ -62,7 +100,8 @@ class TextSignal:
     """One text teacher on the sequences of a batch, pooled to words; float32, standardised where so configured.
 
     `relevance_NW` is the cosine of each word and the picture in an aligned pair of towers, None otherwise.
-    `is_selected`: the teacher's features hold only the words with the highest prior.
+    `is_selected`: the teacher's features hold only the words with the highest prior. `nodes` are the words that are
+    compared; None: they are found when they are needed.
     """
 
     global_ND: torch.Tensor
@@ -70,6 +109,7 @@ class TextSignal:
     word_mask_NW: torch.Tensor | None = None
     relevance_NW: torch.Tensor | None = None
     is_selected: bool = False
+    nodes: WordNodes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ def pathway_weights(
     )
     if settings.weight_shuffle:
         # A cycle: no instance keeps its own.
-        order_B = torch.randperm(len(weights_B), generator=generator).to(weights_B.device)
-        weights_B = weights_B.index_copy(0, order_B, weights_B[order_B.roll(1)])
+        order_B = torch.randperm(len(weights_B), generator=generator).to(weights_B.device, non_blocking=True)
+        weights_B = weights_B.index_copy(0, order_B, weights_B.index_select(0, order_B.roll(1)))
     return weights_B
 
 

@@ -19,7 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
+from advl_pipeline.compute import (
+    ComputeConfig,
+    MixedPrecision,
+    allow_tf32,
+    num_threads,
+    open_device,
+    precision,
+)
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError, leave_out
 from advl_pipeline.evaluation.given import require_finished
@@ -145,6 +152,7 @@ def load_run(
     student.require_inputs()  # Loads what threads that collate would each load at first.
     heads, label_names = load_heads(folder, student)
     target = open_device(compute.device)
+    allow_tf32(target)
     return FinishedRun(
         student=student.eval().to(target),
         heads=heads.eval().to(target),

@@ -444,9 +444,8 @@ class GenerativeStudent(Student):
         positions, picture = functional.pad(positions, more), functional.pad(picture, more)
         own = functional.pad(own, more, value=PADDING)
         place = torch.arange(own.shape[1], device=own.device)
-        allowed = (place[None, :] <= place[:, None]) & (
-            (own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None])
-        )
+        allowed = (own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None])
+        allowed = allowed & (place[None, :] <= place[:, None])
         if mask_visual:
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
         place_M = packing.row_M * own.shape[1] + packing.place_M

@@ -18,7 +18,10 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError, advise, leave_out
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -311,7 +314,7 @@ class Student(nn.Module, ABC):
         raise ConfigError(
             f"{self.name} generates no text.",
             why="it scores the answers that it was trained on",
-            next_command=leave_out("--generate"),
+            next_command="leave out --generate",
         )
 
     def require_inputs(self) -> None:

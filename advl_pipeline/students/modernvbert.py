@@ -17,6 +17,7 @@ from transformers import ModernVBertConfig as HfModernVBertConfig
 from transformers import ModernVBertModel
 
 from advl_pipeline.configuration import option
+from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -125,8 +126,15 @@ class ModernVBert(PixelStudent):
     def _run(
         self, x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        mask_NS = torch.cat([text_mask_NL[:, :1], visual_mask_NR, text_mask_NL[:, 1:]], dim=1)
-        states = self.model.text_model(inputs_embeds=x_NSH, attention_mask=mask_NS.long()).last_hidden_state
+        seen_N11S = torch.cat([text_mask_NL[:, :1], visual_mask_NR, text_mask_NL[:, 1:]], dim=1)[:, None, None, :]
+        place = torch.arange(x_NSH.shape[1], device=x_NSH.device)
+        near = (place[:, None] - place[None, :]).abs() <= self.model.text_model.config.sliding_window
+        # The model's own masks ask the device whether there is padding, and the host waits for the answer.
+        masks = {"full_attention": seen_N11S, "sliding_attention": seen_N11S & near}
+        dtype = compute_dtype(x_NSH)
+        states = self.model.text_model(
+            inputs_embeds=x_NSH, attention_mask={kind: additive_mask(seen, dtype) for kind, seen in masks.items()}
+        ).last_hidden_state
         end = 1 + visual_mask_NR.shape[1]
         return torch.cat([states[:, :1], states[:, end:]], dim=1), states[:, 1:end]
 

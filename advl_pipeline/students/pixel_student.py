@@ -29,6 +29,11 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
+def per_colour(pixels: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
+    """Return numbers of the colours as a tensor beside the pixels: a list would be copied there while all waits."""
+    return torch.stack([pixels.new_full((), value) for value in values])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelStudentConfig(TextStudentConfig):
     """Settings of every pixel student."""
@@ -47,10 +52,15 @@ class PixelBatch(TextBatch):
     blank_value: ClassVar[int] = 127
 
     pixels_B3SS: torch.Tensor
+    are_alike: bool = False
+    """Whether all pictures are one and the same, as their names say."""
 
     def without_picture(self) -> Self:
         """Return the batch with black pictures."""
-        return dataclasses.replace(self, pixels_B3SS=torch.zeros_like(self.pixels_B3SS))
+        return dataclasses.replace(self, pixels_B3SS=torch.zeros_like(self.pixels_B3SS), are_alike=True)
+
+    def blanked(self) -> Self:
+        return dataclasses.replace(super().blanked(), are_alike=True)
 
 
 class PixelStudent(TextStudent):
@@ -100,6 +110,7 @@ class PixelStudent(TextStudent):
             box_index_NR=torch.full((num_sequences, self.num_visual), -1),
             places_BR4=torch.from_numpy(self.token_places).expand(len(examples), -1, -1),
             pixels_B3SS=self.pictures.pictures([example.image for example in examples]),
+            are_alike=len({example.image.unit_id for example in examples}) == 1,
             num_cut=num_cut,
         )
 
@@ -112,8 +123,7 @@ class PixelStudent(TextStudent):
     def normalised(self, batch: PixelBatch) -> torch.Tensor:
         """Return (B, 3, S, S): pixels as the vision encoder takes them."""
         pixels = batch.pixels_B3SS.to(next(self.parameters()).dtype) / 255
-        mean = pixels.new_tensor(self.pixel_mean)[:, None, None]
-        std = pixels.new_tensor(self.pixel_std)[:, None, None]
+        mean, std = (per_colour(pixels, values)[:, None, None] for values in (self.pixel_mean, self.pixel_std))
         return (pixels - mean) / std
 
     def per_picture(
@@ -126,7 +136,7 @@ class PixelStudent(TextStudent):
         """
         pixels_B3SS = batch.pixels_B3SS
         # Elsewhere nothing hangs on what pictures show: a student that is exported or compiled is one program.
-        if self._shared is None or len(pixels_B3SS) < 2 or not (pixels_B3SS == pixels_B3SS[:1]).all():
+        if self._shared is None or len(pixels_B3SS) < 2 or not batch.are_alike:
             return compute(self.normalised(batch))
         found = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))
         rows = len(pixels_B3SS)

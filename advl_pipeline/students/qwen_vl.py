@@ -35,6 +35,7 @@ from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
 from advl_pipeline.students.interface import LoraSettings
+from advl_pipeline.students.pixel_student import per_colour
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
 CHAT_TEMPLATE = (
@@ -284,7 +285,7 @@ class QwenVl(GenerativeStudent):
         """Return the patches' values as the processor normalises them; a patch has one colour after the other."""
         pictures = self.processor.image_processor
         values_U3P = (pixels_UF.to(next(self.parameters()).dtype) * pictures.rescale_factor).unflatten(1, (3, -1))
-        mean, std = (values_U3P.new_tensor(value)[:, None] for value in (pictures.image_mean, pictures.image_std))
+        mean, std = (per_colour(values_U3P, value)[:, None] for value in (pictures.image_mean, pictures.image_std))
         normalised: torch.Tensor = (values_U3P - mean) / std
         return normalised.flatten(1)
 

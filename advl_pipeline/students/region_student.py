@@ -15,8 +15,10 @@ import torch
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.bert_parts import PADDING
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
+from advl_pipeline.students.single_stream import TokenGrid
 from advl_pipeline.students.text_student import TINY, TextBatch, TextStudent, TextStudentConfig
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
@@ -48,6 +50,12 @@ class RegionBatch(TextBatch):
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
     whole_first: bool
+    grid: TokenGrid | None = None
+    """Of text and regions, where the student computes no padding."""
+
+    def to(self, device: torch.device) -> Self:
+        self.grid = None if self.grid is None else self.grid.to(device)
+        return super().to(device)
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""
@@ -55,7 +63,7 @@ class RegionBatch(TextBatch):
         mask_NR[:, 0] = True
         features_BRF, positions_BR7 = map(torch.zeros_like, (self.features_BRF, self.positions_BR7))
         return dataclasses.replace(
-            self, visual_mask_NR=mask_NR, features_BRF=features_BRF, positions_BR7=positions_BR7
+            self, visual_mask_NR=mask_NR, features_BRF=features_BRF, positions_BR7=positions_BR7, grid=None
         )
 
 
@@ -119,9 +127,11 @@ class RegionStudent(TextStudent):
             places[index, first:count] = positions[index, first:count, :4]
         repeats = torch.tensor(num_candidates)
         visual_mask_NR = mask_BR.repeat_interleave(repeats, dim=0)
+        kinds_NS = self.kinds(text["token_mask_NL"], visual_mask_NR)
         return RegionBatch(
             num_candidates=num_candidates,
             **text,
+            grid=None if kinds_NS is None else TokenGrid(kinds_NS != PADDING),
             visual_mask_NR=visual_mask_NR,
             box_index_NR=box_index_BR.repeat_interleave(repeats, dim=0),
             places_BR4=places,
@@ -130,6 +140,10 @@ class RegionStudent(TextStudent):
             whole_first=all(item.whole_first for item in regions),
             num_cut=num_cut,
         )
+
+    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor | None:
+        """Return (N, S) of the layers, as `kinds_of` does, of a student that computes no padding; else None."""
+        return None
 
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()

@@ -10,6 +10,7 @@ the longest sequence, H width, A heads, D head width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +21,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from advl_pipeline.students.bert_parts import PADDING, attention_bias, attention_mass
+from advl_pipeline.students.bert_parts import PADDING, attention_bias, attention_mass, compute_dtype
 
 ATTENTION = "advl_one_row"
 """Name of the attention function in a configuration's `attn_implementation`."""
 
-COMPILE_REFUSAL = "its rows of real tokens have a new length in every batch, which torch.compile cannot trace through"
-"""Why students that run their layers here refuse `torch.compile`: the graph breaks before and after each of them."""
-
+COMPILED_WIDTH = 8
+"""Columns of which a compiled program computes a multiple, so that kernels need no other copy of the mask."""
 
 _SEQUENCES_AT_ONCE = 4
 """Of a grid on a CPU: the candidates of a question are of like length, and their attention stays in the cache."""
@@ -36,15 +36,26 @@ _SEQUENCES_AT_ONCE = 4
 class TokenGrid:
     """Where each of the T tokens lies, sequence by sequence and in order.
 
-    `column_T` (int64) is its place in the flattened (N, S) layout, `slot_T` that in the flattened (N, G) grid.
+    `column_T` (int64) is its place in the flattened (N, S) layout, `slot_T` that in the flattened (N, G) grid, and
+    `first_N` says which of the T tokens are the sequences' first. It is made where a batch is collated: a device
+    would make the host wait to be told how many tokens there are.
     """
 
     def __init__(self, visible_NS: torch.Tensor) -> None:
+        lengths_N = visible_NS.sum(1)
         self.num_sequences = visible_NS.shape[0]
-        self.size = int(visible_NS.sum(1).max())
+        self.size = int(lengths_N.max())
         self.column_T = visible_NS.flatten().nonzero()[:, 0]
         first_N1 = self.size * torch.arange(self.num_sequences, device=visible_NS.device)[:, None]
         self.slot_T = (first_N1 + visible_NS.cumsum(1) - 1).flatten()[self.column_T]
+        self.first_N = lengths_N.cumsum(0) - lengths_N
+
+    def to(self, device: torch.device) -> TokenGrid:
+        """Return the grid on a device."""
+        moved = copy.copy(self)
+        for name in ("column_T", "slot_T", "first_N"):
+            setattr(moved, name, getattr(self, name).to(device, non_blocking=True))
+        return moved
 
     def take(self, x_NSH: torch.Tensor) -> torch.Tensor:
         """Return (1, T, H): the tokens without padding."""
@@ -83,10 +94,15 @@ class Block:
     bias: torch.Tensor
 
 
-def blocks_of(kinds_NS: torch.Tensor, *, separate: bool, dtype: torch.dtype) -> list[Block]:
-    """Return the blocks of a batch, in order. There is one where starting many small kernels would cost more."""
-    size = _SEQUENCES_AT_ONCE if kinds_NS.device.type == "cpu" else len(kinds_NS)
-    grids = [(part, TokenGrid(part != PADDING)) for part in torch.split(kinds_NS, size)]
+def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype: torch.dtype) -> list[Block]:
+    """Return the blocks of a batch, in order. There is one where starting many small kernels would cost more.
+
+    Args:
+        whole: the grid of the batch.
+    """
+    grids = [(kinds_NS, whole)]
+    if kinds_NS.device.type == "cpu":
+        grids = [(part, TokenGrid(part != PADDING)) for part in torch.split(kinds_NS, _SEQUENCES_AT_ONCE)]
     return [
         Block(grid=grid, bias=attention_bias(grid.kinds(part), separate=separate, dtype=dtype))
         for part, grid in grids
@@ -155,6 +171,7 @@ def run_layers(
     kinds_NS: torch.Tensor,
     *,
     num_text: int,
+    grid: TokenGrid | None = None,
     separate: bool = False,
     need_relevance: bool = False,
     first_only: bool = False,
@@ -166,15 +183,18 @@ def run_layers(
         x_NSH: embeddings, text first.
         kinds_NS: as `kinds_of` returns them.
         num_text: L.
+        grid: of the tokens that are no padding [default: it is made of `kinds_NS`].
         separate: hide text and picture from one another.
         need_relevance: also return (N, L) of the last layer; else None.
         first_only: return the state of each sequence's first token alone, (N, 1, H); a program of all for any batch.
     """
-    if torch.compiler.is_exporting():
-        # A program for any batch cannot depend on how many tokens are real.
-        return _run_padded(layers, x_NSH, kinds_NS, separate=separate), None
-    grid = TokenGrid(kinds_NS != PADDING)
-    blocks = blocks_of(kinds_NS, separate=separate, dtype=x_NSH.dtype)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        # A program for any batch cannot depend on how many tokens are real: it computes padding, too.
+        return _run_padded(
+            layers, x_NSH, kinds_NS, num_text=num_text, separate=separate, need_relevance=need_relevance
+        )
+    grid = grid or TokenGrid(kinds_NS != PADDING)
+    blocks = blocks_of(kinds_NS, grid, separate=separate, dtype=compute_dtype(x_NSH))
     row_1TH = grid.take(x_NSH)
     *first, last = layers
     for layer in first:
@@ -193,7 +213,7 @@ def run_layers(
 def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Sequence[Block]) -> torch.Tensor:
     """Return (N, 1, H): what a `BertLayer` makes of each sequence's first token, by keys and values of all tokens."""
     attention = layer.attention.self
-    first_1NH = row_1TH[:, (grid.slot_T % grid.size == 0).nonzero()[:, 0]]
+    first_1NH = row_1TH.index_select(1, grid.first_N)
     query, key, value = (
         part.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         for part in (attention.query(first_1NH), attention.key(row_1TH), attention.value(row_1TH))
@@ -225,9 +245,24 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
 
 
 def _run_padded(
-    layers: Sequence[nn.Module], x_NSH: torch.Tensor, kinds_NS: torch.Tensor, *, separate: bool
-) -> torch.Tensor:
-    bias = attention_bias(kinds_NS, separate=separate, dtype=x_NSH.dtype)
-    for layer in layers:
+    layers: Sequence[nn.Module],
+    x_NSH: torch.Tensor,
+    kinds_NS: torch.Tensor,
+    *,
+    num_text: int,
+    separate: bool,
+    need_relevance: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    num_columns = kinds_NS.shape[1]
+    if not torch.compiler.is_exporting():
+        more = -num_columns % COMPILED_WIDTH
+        x_NSH = functional.pad(x_NSH, (0, 0, 0, more))
+        kinds_NS = functional.pad(kinds_NS, (0, more), value=PADDING)
+    bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
+    *first, last = layers
+    for layer in first:
         x_NSH = layer(x_NSH, bias)
-    return x_NSH * (kinds_NS != PADDING)[..., None]
+    attention: Any = last
+    relevance_NL = attention_mass(attention.attention.self, x_NSH, bias, num_text) if need_relevance else None
+    x_NSH = last(x_NSH, bias) * (kinds_NS != PADDING)[..., None]
+    return x_NSH[:, :num_columns], relevance_NL

@@ -31,6 +31,7 @@ from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
 from advl_pipeline.students.interface import LoraSettings
+from advl_pipeline.students.pixel_student import per_colour
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
 MAX_SPLITS = 6
@@ -200,10 +201,16 @@ class SmolVlm(GenerativeStudent):
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
         pictures, parts = self.processor.image_processor, self.model.model
         pixels_U3EE = batch.pixels.to(next(self.parameters()).dtype) * pictures.rescale_factor
-        mean = pixels_U3EE.new_tensor(pictures.image_mean)[:, None, None]
-        std = pixels_U3EE.new_tensor(pictures.image_std)[:, None, None]
-        patches = parts.vision_model(pixel_values=(pixels_U3EE - mean) / std).last_hidden_state
-        features: torch.Tensor = parts.connector(patches)
+        mean, std = (
+            per_colour(pixels_U3EE, values)[:, None, None] for values in (pictures.image_mean, pictures.image_std)
+        )
+        # Tiles have no padding. The encoder's own pass would look for some, which makes the host wait for the device.
+        encoder = parts.vision_model
+        side = pixels_U3EE.shape[-1] // encoder.patch_size
+        everywhere = torch.ones(len(pixels_U3EE), side, side, dtype=torch.bool, device=pixels_U3EE.device)
+        embedded = encoder.embeddings(pixel_values=(pixels_U3EE - mean) / std, patch_attention_mask=everywhere)
+        patches = encoder.encoder(inputs_embeds=embedded, attention_mask=None).last_hidden_state
+        features: torch.Tensor = parts.connector(encoder.post_layernorm(patches))
         return features.flatten(0, 1)[:, None]
 
 

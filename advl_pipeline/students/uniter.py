@@ -33,7 +33,7 @@ from advl_pipeline.students.region_student import (
     RegionStudent,
     RegionStudentConfig,
 )
-from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
+from advl_pipeline.students.single_stream import ATTENTION, run_layers
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, text_length
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
@@ -208,7 +208,7 @@ class Uniter(RegionStudent):
     """The student. State names are the original's behind `model.`."""
 
     config: UniterConfig
-    compile_refusal = COMPILE_REFUSAL
+    compile_refusal = ""
     config_class: ClassVar[type[UniterConfig]] = UniterConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uniter-base": {},
@@ -231,6 +231,9 @@ class Uniter(RegionStudent):
             num_types=config.num_types,
             feature_size=config.feature_size,
         )
+
+    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+        return kinds_of(text_mask_NL, visual_mask_NR)
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""
@@ -291,8 +294,9 @@ class Uniter(RegionStudent):
         x_NSH, relevance_NL = run_layers(
             self.fusion_layers,
             torch.cat([text_NLH, regions_NRH], dim=1),
-            kinds_of(batch.token_mask_NL, batch.visual_mask_NR),
+            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
             num_text=num_text,
+            grid=batch.grid,
             separate=mask_visual,
             need_relevance=need_relevance,
             first_only=first_only,

@@ -25,7 +25,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
+from advl_pipeline.students.single_stream import ATTENTION, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow, text_length
 from advl_pipeline.students.vl_bert import pool
 
@@ -86,7 +86,7 @@ class VisualBert(RegionStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: VisualBertConfig
-    compile_refusal = COMPILE_REFUSAL
+    compile_refusal = ""
     config_class: ClassVar[type[VisualBertConfig]] = VisualBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "visualbert": {},
@@ -140,6 +140,9 @@ class VisualBert(RegionStudent):
             alignment[row, region, : len(words)] = torch.tensor(words, dtype=torch.long)
         return VisualBertBatch(**vars(batch), alignment_NRA=alignment)
 
+    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+        return kinds_of(text_mask_NL, visual_mask_NR)
+
     def encode(
         self,
         batch: StudentBatch,
@@ -155,13 +158,13 @@ class VisualBert(RegionStudent):
         # Which words name a region is knowledge of the text, so it is hidden together with it.
         alignment = torch.full_like(batch.alignment_NRA, -1) if mask_visual else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)
-        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         num_text = batch.token_ids_NL.shape[1]
         x_NSH, relevance = run_layers(
             self.model.encoder.layer,
             x_NSH,
-            kinds,
+            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
             num_text=num_text,
+            grid=batch.grid,
             separate=mask_visual,
             need_relevance=need_relevance,
         )

@@ -34,7 +34,7 @@ from advl_pipeline.students.region_student import (
     RegionStudentConfig,
     tagged_regions,
 )
-from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
+from advl_pipeline.students.single_stream import ATTENTION, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow, longer_texts, text_length
 
 OBJECT_TYPE = 2
@@ -159,7 +159,7 @@ class VlBert(RegionStudent):
     """The student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
-    compile_refusal = COMPILE_REFUSAL
+    compile_refusal = ""
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vl-bert-base": {},
@@ -205,6 +205,10 @@ class VlBert(RegionStudent):
         batch = super().collate(examples)
         return VlBertBatch(**vars(batch), tags_NL=tagged_regions(batch, examples).clamp(min=0))
 
+    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+        # [END] belongs to the picture's side: it closes the list of objects.
+        return kinds_of(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
+
     def encode(
         self,
         batch: StudentBatch,
@@ -230,14 +234,12 @@ class VlBert(RegionStudent):
             torch.full_like(text_lengths_N, EMPTY_TEXT_LENGTH) if mask_visual else text_lengths_N,
         )
         num_text = batch.token_ids_NL.shape[1]
-        # [END] belongs to the picture's side: it closes the list of objects.
-        visible = nn.functional.pad(batch.visual_mask_NR, (0, 1), value=True)
-        kinds = kinds_of(batch.token_mask_NL, visible)
         x_NSH, relevance = run_layers(
             self.vlbert.encoder.layer,
             x_NSH,
-            kinds,
+            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
             num_text=num_text,
+            grid=batch.grid,
             separate=mask_visual,
             need_relevance=need_relevance,
         )

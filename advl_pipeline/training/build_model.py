@@ -13,7 +13,7 @@ from torch import nn
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.errors import ConfigError, leave_out
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lookup import LookupHead
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
@@ -127,9 +127,11 @@ def compile_student(student: Student) -> None:
     """
     if student.compile_refusal:
         raise ConfigError(
-            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command=leave_out("--compile")
+            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
         )
     student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
+    if type(student).encode_pooled is not Student.encode_pooled:
+        student.encode_pooled = torch.compile(student.encode_pooled, dynamic=True)  # type: ignore[method-assign]
 
 
 def student_bytes(config: FinetuneConfig) -> int:

@@ -167,8 +167,8 @@ class StudentConfidence(nn.Module):
 
     def look_up(self, example_ids: Sequence[str]) -> torch.Tensor:
         """Return (B,) the confidences that weigh a visit."""
-        rows_B = torch.tensor([self._row[name] for name in example_ids], device=self.value_M.device)
-        return self.value_M[rows_B]
+        rows_B = torch.tensor([self._row[name] for name in example_ids])
+        return self.value_M[rows_B.to(self.value_M.device, non_blocking=True)]
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
 from advl_pipeline.distillation.own_tokens import with_own_tokens
-from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
@@ -171,7 +170,7 @@ class FinetuneModel(nn.Module):
         apart = self.student.encode_unimodal(batch) if needs_apart else None
         if contrasts:
             assert apart is not None
-            right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+            right_B = right_sequences(targets, batch.first_B)
             contrast = self.distiller.contrast(
                 apart, batch, right_B, image_ids_B, known_B=targets.known_B, gather=gather
             )
@@ -289,7 +288,7 @@ class FinetuneModel(nn.Module):
             apart: the pass in which neither modality has seen the other, where there is one already.
             known: which regions the student as it was pretrained names clearly, in the adapt step.
         """
-        right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+        right_B = right_sequences(targets, batch.first_B)
         is_right_N = self._right_mask(batch, right_B, targets)
         return self.distillation_terms(
             batch,
@@ -358,7 +357,7 @@ class FinetuneModel(nn.Module):
     def _right_mask(batch: StudentBatch, right_B: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
         if not targets.is_choice:
             return torch.ones(batch.num_sequences, dtype=torch.bool, device=right_B.device)
-        example_N = example_of_sequence(batch.num_candidates, right_B.device)
+        example_N = batch.example_N
         is_right_N = right_B[example_N] == torch.arange(batch.num_sequences, device=right_B.device)
         # Which candidate of an unlabelled input is right is not known, so all of them count.
         return is_right_N if targets.known_B is None else is_right_N | ~targets.known_B[example_N]

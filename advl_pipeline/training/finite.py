@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from advl_pipeline.errors import (
@@ -65,7 +64,7 @@ def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None
 
 
 def require_finite_gradient(
-    norm: torch.Tensor,
+    norm: float,
     parameters: Iterable[tuple[str, nn.Parameter]],
     place: StepPlace,
     *,
@@ -81,10 +80,10 @@ def require_finite_gradient(
     Raises:
         NotFinite: as said.
     """
-    if bool(torch.isfinite(norm)) or (loss_scale is not None and loss_scale() >= _SMALLEST_LOSS_SCALE):
+    if math.isfinite(norm) or (loss_scale is not None and loss_scale() >= _SMALLEST_LOSS_SCALE):
         return
     bad = [name for name, value in parameters if value.grad is not None and not bool(value.grad.isfinite().all())]
-    raise place.error("the gradient", f"its norm is {float(norm)}, from {_list(bad) or 'the sum of finite ones'}")
+    raise place.error("the gradient", f"its norm is {norm}, from {_list(bad) or 'the sum of finite ones'}")
 
 
 def require_finite_weights(model: nn.Module, place: StepPlace) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.own_tokens import with_own_tokens
-from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
+from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
@@ -162,7 +162,7 @@ class _RegionRows:
         place_of = {picture: place for place, picture in reversed(list(enumerate(batch.image_ids_B.tolist())))}
         fresh = sorted(place for picture, place in place_of.items() if picture not in self._pictures)
         self._pictures.update(place_of)
-        first_F = first_sequences(batch.student.num_candidates, batch.image_ids_B.device)[fresh]
+        first_F = batch.student.first_B[fresh]
         shares_FSR = None if one.shares_BSR is None else one.shares_BSR[fresh]
         states_FSH, seen_FS = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
         node_FS = seen_FS & one.region_mask_BS[fresh]

@@ -35,12 +35,12 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.gradient_sum import GradientSum
-from advl_pipeline.training.optimiser import build_optimizer, distillation_strength, rate_factor
+from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
 from advl_pipeline.training.process_group import align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.sending import SentBatches
 from advl_pipeline.training.settings import TrainingSettings
-from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
+from advl_pipeline.training.step_log import StepNumbers, summarise
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 """Steps whose batches may lie ready; one more may wait for room."""
@@ -87,6 +87,7 @@ def run_phase(
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
+    taken: TakenStep | None = None
     # What lies ready takes the device's memory, where it is not the model's own.
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     num_saved = plan.first_logged_step + start_step
@@ -113,7 +114,8 @@ def run_phase(
             logged_step = plan.first_logged_step + step
             place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
-                record, stops = _optimiser_step(
+                before = taken
+                taken = _optimiser_step(
                     wrapped,
                     optimizer,
                     accelerator,
@@ -126,26 +128,31 @@ def run_phase(
                     gradients,
                     is_asked_to_stop,
                 )
+                # The device is at work on this step while the numbers of the one before are read.
+                if before is not None:
+                    pending.append(before.finish(model, accelerator))
+                stops = taken.stops
                 saves = stops or step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
+                taken.record |= {
+                    "step": logged_step,
+                    "phase": plan.phase,
+                    "learning_rate": settings.learning_rate * factor,
+                    "lambda": strength,
+                    "seconds": time.perf_counter() - step_began,
+                    "seconds_of_processor": time.thread_time() - processor_before,
+                    "seconds_waited": batches.seconds_waited - seconds_waited,
+                    "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
+                    "seconds_saving": seconds_saving,
+                }
                 if saves:
+                    pending.append(taken.finish(model, accelerator))
+                    taken = None
                     require_finite_weights(model, place)
             except NotFinite:
                 if accelerator.is_main_process:
                     folder.log(pending)
                 raise
-            record |= {
-                "step": logged_step,
-                "phase": plan.phase,
-                "learning_rate": settings.learning_rate * factor,
-                "lambda": strength,
-                "seconds": time.perf_counter() - step_began,
-                "seconds_of_processor": time.thread_time() - processor_before,
-                "seconds_waited": batches.seconds_waited - seconds_waited,
-                "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
-                "seconds_saving": seconds_saving,
-            }
             seconds_waited, seconds_saving = batches.seconds_waited, 0.0
-            pending.append(record)
             progress(1)
             if saves:
                 num_saved = logged_step + 1
@@ -194,6 +201,39 @@ def seed_step(seed: int, phase: Phase, step: int, rank: int) -> None:
     torch.manual_seed((mixed * 1009 + rank) % (1 << 63))
 
 
+@dataclass(kw_only=True)
+class TakenStep:
+    """An optimiser step that the device may still be at: its record but for what the device computes.
+
+    `stops` says whether all processes are to stop after it.
+    """
+
+    numbers: StepNumbers
+    num_examples: int
+    record: dict[str, Any]
+    clips: bool
+    place: StepPlace
+    stops: bool
+
+    def finish(self, model: FinetuneModel, accelerator: Accelerator) -> dict[str, Any]:
+        """Wait for the numbers and return the whole record.
+
+        Raises:
+            NotFinite: a term or the gradient, with the step that it was of.
+        """
+        terms, norm = self.numbers.read()
+        # All processes see the terms of all, so that all of them stop where one must.
+        collected = gather_object(terms)
+        require_finite_terms(collected, self.place)
+        record = summarise(collected, self.num_examples) | self.record
+        if any(one.is_learned for one in collected):
+            loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
+            require_finite_gradient(norm, model.named_parameters(), self.place, loss_scale=loss_scale)
+            if self.clips:
+                record["grad_norm"] = norm
+        return record
+
+
 def _optimiser_step(
     wrapped: nn.Module,
     optimizer: Any,
@@ -206,17 +246,19 @@ def _optimiser_step(
     gather: Gather,
     gradients: GradientSum,
     is_asked_to_stop: Callable[[], bool],
-) -> tuple[dict[str, Any], bool]:
-    """Take one step; return its record, which is of all processes, and whether they are to stop after it."""
+) -> TakenStep:
+    """Take one step; what it tells counts what all processes took it over."""
     optimizer.zero_grad(set_to_none=True)
-    own = [
+    counts = [
         sum(len(batch.example_ids) for batch in micro_batches),
         sum(batch.student.num_sequences for batch in micro_batches),
         sum(batch.student.num_cut for batch in micro_batches),
     ]
-    num_examples, num_texts, num_cut = accelerator.reduce(torch.tensor(own, device=accelerator.device)).tolist()
+    if accelerator.num_processes > 1:
+        counts = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
+    num_examples, num_texts, num_cut = counts
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
-    collected: list[LoggedTerms] = []
+    numbers = StepNumbers()
     for number, batch in enumerate(micro_batches, 1):
         share = len(batch.example_ids) / num_examples
         run_model = partial(
@@ -246,28 +288,30 @@ def _optimiser_step(
             is_learned = terms.has_gradient
             if is_learned:
                 backward(terms.total)
-        collected.append(log_terms(share, terms, is_learned=is_learned))
-    # All processes see the terms of all, so that all of them stop where one must.
-    collected = gather_object(collected)
-    require_finite_terms(collected, place)
-    record = summarise(collected, num_examples) | {"num_texts": num_texts, "num_texts_cut": num_cut}
+        numbers.add(share, terms, is_learned=is_learned)
     stops = gradients.finish(is_asked_to_stop())
-    if not any(terms.is_learned for terms in collected):
-        return record, stops
-    if settings.clip_norm > 0:
-        norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
-        record["grad_norm"] = float(norm)
-    else:
-        norm = nn.utils.get_total_norm(value.grad for value in wrapped.parameters() if value.grad is not None)
-    loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
-    require_finite_gradient(norm, accelerator.unwrap_model(wrapped).named_parameters(), place, loss_scale=loss_scale)
-    if settings.clip_each > 0:
-        if settings.clip_norm <= 0:
-            accelerator.unscale_gradients()
-        for parameter in wrapped.parameters():
-            nn.utils.clip_grad_norm_(parameter, settings.clip_each)
-    optimizer.step()
-    return record, stops
+    found = [value.grad for value in wrapped.parameters() if value.grad is not None]
+    norm = None
+    # Without any gradient, in no process, there is nothing to step along.
+    if found:
+        if settings.clip_norm > 0:
+            norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
+        else:
+            norm = nn.utils.get_total_norm(found)
+        if settings.clip_each > 0:
+            if settings.clip_norm <= 0:
+                accelerator.unscale_gradients()
+            clip_each(found, settings.clip_each)
+        optimizer.step()
+    numbers.send(norm)
+    return TakenStep(
+        numbers=numbers,
+        num_examples=num_examples,
+        record={"num_texts": num_texts, "num_texts_cut": num_cut},
+        clips=settings.clip_norm > 0,
+        place=place,
+        stops=stops,
+    )
 
 
 def _run_model(

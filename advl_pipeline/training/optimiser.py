@@ -151,6 +151,16 @@ class BertAdamW(BertMoments):
             torch._foreach_add_(parameters, parameters, alpha=-group["lr"] * group["weight_decay"])
 
 
+def clip_each(gradients: Tensors, most: float) -> None:
+    """Scale each gradient in place whose norm is above `most`, as `nn.utils.clip_grad_norm_` does of one."""
+    factors = torch._foreach_norm(gradients)
+    torch._foreach_add_(factors, 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, most)
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(gradients, factors)
+
+
 LONGEST_WARMUP = 0.1
 """Share of a budget that a warm-up counted in steps may take where its recipe counts epochs: our choice."""
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_words
-from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
+from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.geometry import pooling
@@ -216,12 +216,15 @@ def _regions(
     for name, one in batch.signal.vision.items():
         if one.regions_BSD is None or one.region_mask_BS is None:
             continue
-        first_B = first_sequences(batch.student.num_candidates, fresh_B.device)
-        states_BSH, seen_BS = pool_to_regions(output.visual_states_NRH[first_B], one.shares_BSR)
-        node_BS = some_of(seen_BS & one.region_mask_BS & fresh_B[:, None], most, generator)
-        picture_BS = batch.image_ids_B[:, None].expand_as(node_BS)
-        nodes = (states_BSH[node_BS], one.regions_BSD[node_BS], picture_BS[node_BS], node_BS[node_BS])
-        found.append((name, nodes))
+        states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
+        states_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
+        place_X = torch.nonzero((seen_BS & one.region_mask_BS & fresh_B[:, None]).flatten())[:, 0]
+        place_X = some_of(place_X, most, generator)
+        picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
+        states_XH, features_XD, picture_X = (
+            values.flatten(0, 1).index_select(0, place_X) for values in (states_BSH, one.regions_BSD, picture_BS)
+        )
+        found.append((name, (states_XH, features_XD, picture_X, torch.ones_like(picture_X, dtype=torch.bool))))
     return found
 
 

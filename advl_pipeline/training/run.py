@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.compute import device_name, num_threads, one_order, resolved
+from advl_pipeline.compute import allow_tf32, device_name, num_threads, one_order, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.folders import LOCK
@@ -97,6 +97,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     held.enter_context(one_order(config.deterministic))
     accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
+    multiplies_in_tf32 = allow_tf32(accelerator.device)
     given_caches = open_caches(config)
     region_caches = open_region_caches(
         config.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
@@ -159,10 +160,15 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
             config=config_to_dict(given),
             settings=run.settings.to_dict() | found,
             caches=[(str(cache.path), cache.identity) for cache in caches],
-            computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
+            computed_on={
+                "device": device_name(config.device),
+                "mixed_precision": config.mixed_precision,
+                "tf32": multiplies_in_tf32,
+            },
             resume=config.resume,
         )
-        _say(run.settings, origins, [step_line, *reads.lines(), *stored, *teaching.lines()])
+        precision = ["products of fp32 matrices are computed in TF32"] if multiplies_in_tf32 else []
+        _say(run.settings, origins, [step_line, *precision, *reads.lines(), *stored, *teaching.lines()])
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)

@@ -18,6 +18,7 @@ import torch
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
+from advl_pipeline.distillation.nodes import compared_words, seen_regions
 from advl_pipeline.distillation.signal import (
     TeacherSignal,
     TeacherWidths,
@@ -285,6 +286,7 @@ class SignalSource:
             moments=self._moments(store.token_mean, store.token_variance),
             region_mask_BS=found.region_mask_BS,
             shares_BSR=found.shares_BSR,
+            seen=seen_regions(found.region_mask_BS, found.shares_BSR),
         )
 
     def _text(
@@ -322,6 +324,7 @@ class SignalSource:
             fillings=fillings,
             moments=self._moments(store.token_mean, store.token_variance),
             word_mask_NW=mask_NW,
+            nodes=compared_words(words, mask_NW),
             picture_ND=pictures,
             is_selected=teacher.words_are_selected,
         )

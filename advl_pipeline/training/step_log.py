@@ -1,8 +1,12 @@
-"""What an optimiser step tells of itself: a record of metrics.jsonl, over all micro-batches and processes."""
+"""What an optimiser step tells of itself: a record of metrics.jsonl, over all micro-batches and processes.
+
+Its numbers leave the device in one piece, and are read when the next step is under way: whoever reads a number waits
+for everything that the device was asked to do before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -68,18 +72,71 @@ def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, PhaseTotal
     return found
 
 
-def log_terms(share: float, terms: LossTerms, *, is_learned: bool) -> LoggedTerms:
-    """Take the numbers out of a micro-batch's terms; `is_learned` says whether they gave gradients."""
-    return LoggedTerms(
-        share=share,
-        is_learned=is_learned,
-        weighted={name: float(value.detach()) for name, value in terms.weighted.items()},
-        raw={name: float(value.detach()) for name, value in terms.raw.items()},
-        balance={name: float(value) for name, value in terms.balance.items()},
-        weights={name: value.float().tolist() for name, value in terms.weights.items()},
-        confidence={name: value.float().tolist() for name, value in terms.confidence.items()},
-        num_correct=None if terms.num_correct is None else float(terms.num_correct),
-    )
+class StepNumbers:
+    """The numbers of the micro-batches of one optimiser step, on their way from the device."""
+
+    def __init__(self) -> None:
+        self._micro_batches: list[tuple[float, bool, dict[str, dict[str, int]], bool]] = []
+        self._values: list[torch.Tensor] = []
+        self._ready: Any = None
+
+    def add(self, share: float, terms: LossTerms, *, is_learned: bool) -> None:
+        """Add the terms of a micro-batch; `is_learned` says whether they gave gradients."""
+        kinds = {
+            "weighted": terms.weighted,
+            "raw": terms.raw,
+            "balance": terms.balance,
+            "weights": terms.weights,
+            "confidence": terms.confidence,
+        }
+        self._values += [value for of_kind in kinds.values() for value in of_kind.values()]
+        sizes = {kind: {name: value.numel() for name, value in found.items()} for kind, found in kinds.items()}
+        has_count = terms.num_correct is not None
+        if terms.num_correct is not None:
+            self._values.append(terms.num_correct)
+        self._micro_batches.append((share, is_learned, sizes, has_count))
+
+    def send(self, gradient_norm: torch.Tensor | None) -> None:
+        """Let the numbers leave the device, and the norm of the gradient with them."""
+        device = self._values[0].device
+        norm = torch.zeros((), device=device) if gradient_norm is None else gradient_norm
+        flat = torch.cat([value.detach().float().reshape(-1) for value in (*self._values, norm) if value.numel()])
+        self._values = [flat]
+        if device.type == "cuda" and torch.cuda.is_available():
+            host = torch.empty(flat.shape, pin_memory=True)
+            host.copy_(flat, non_blocking=True)
+            self._values, self._ready = [host], torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record()
+
+    def read(self) -> tuple[list[LoggedTerms], float]:
+        """Return the terms of the micro-batches and the norm of the gradient, 0 where there was none."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        numbers = iter(self._values[0].tolist())
+        found = []
+        for share, is_learned, sizes, has_count in self._micro_batches:
+            found.append(
+                LoggedTerms(
+                    share=share,
+                    is_learned=is_learned,
+                    # In the order in which they were added.
+                    weighted=_take_each(numbers, sizes["weighted"]),
+                    raw=_take_each(numbers, sizes["raw"]),
+                    balance=_take_each(numbers, sizes["balance"]),
+                    weights=_take(numbers, sizes["weights"]),
+                    confidence=_take(numbers, sizes["confidence"]),
+                    num_correct=next(numbers) if has_count else None,
+                )
+            )
+        return found, next(numbers)
+
+
+def _take_each(numbers: Iterator[float], sizes: Mapping[str, int]) -> dict[str, float]:
+    return {name: next(numbers) for name in sizes}
+
+
+def _take(numbers: Iterator[float], sizes: Mapping[str, int]) -> dict[str, list[float]]:
+    return {name: [next(numbers) for _ in range(size)] for name, size in sizes.items()}
 
 
 def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:

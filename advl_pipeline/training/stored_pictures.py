@@ -21,7 +21,10 @@ from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, advise, leave_out
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location
 from advl_pipeline.students.interface import Student
@@ -107,7 +110,7 @@ def use_stored_pictures(
             raise ConfigError(
                 f"{student.name} reads no squeezed pictures, so that stored ones are of no use to it.",
                 where=str(given[0]),
-                next_command=leave_out("--pictures"),
+                next_command="leave out --pictures",
             )
         return []
     size = student.config.image_size

@@ -17,10 +17,12 @@ from scipy.sparse import csr_matrix
 
 from advl_pipeline.cache.quantise import dequantise, from_int8
 from advl_pipeline.distillation.signal import (
+    Nodes,
     TeacherSignal,
     TextSignal,
     VisionSignal,
     WordAlignment,
+    WordNodes,
     standardise,
 )
 
@@ -102,6 +104,7 @@ class StoredVision:
     moments: Moments | None = None
     region_mask_BS: torch.Tensor | None = None
     shares_BSR: torch.Tensor | None = None
+    seen: Nodes | None = None
 
     def targets(self) -> VisionSignal:
         """Return what the loss sees."""
@@ -114,6 +117,7 @@ class StoredVision:
             regions_BSD=regions_BSD,
             region_mask_BS=self.region_mask_BS,
             shares_BSR=self.shares_BSR,
+            seen=self.seen,
         )
 
 
@@ -128,6 +132,7 @@ class StoredText:
     fillings: Fillings | None = None
     moments: Moments | None = None
     word_mask_NW: torch.Tensor | None = None
+    nodes: WordNodes | None = None
     picture_ND: StoredRows | None = None
     is_selected: bool = False
 
@@ -147,6 +152,7 @@ class StoredText:
             global_ND=_scaled(self.global_ND.widened(), self.global_moments),
             words_NWD=words_NWD,
             word_mask_NW=self.word_mask_NW,
+            nodes=self.nodes,
             relevance_NW=relevance_NW,
             is_selected=self.is_selected,
         )

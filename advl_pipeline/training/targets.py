@@ -38,9 +38,9 @@ class TaskTargets:
         """Return the targets on a device."""
         return TaskTargets(
             is_choice=self.is_choice,
-            label_B=None if self.label_B is None else self.label_B.to(device),
-            scores_BK=None if self.scores_BK is None else self.scores_BK.to(device),
-            known_B=None if self.known_B is None else self.known_B.to(device),
+            label_B=None if self.label_B is None else self.label_B.to(device, non_blocking=True),
+            scores_BK=None if self.scores_BK is None else self.scores_BK.to(device, non_blocking=True),
+            known_B=None if self.known_B is None else self.known_B.to(device, non_blocking=True),
         )
 
 
@@ -140,8 +140,8 @@ def score_task(
     if kind == "two-way-choice":
         two_way: torch.Tensor = head.two_way(output.pooled_NP)  # type: ignore[operator]
         assert targets.label_B is not None
-        right_N = torch.zeros(len(two_way), dtype=torch.bool, device=two_way.device)
-        right_N[right_sequences(targets, num_candidates)] = True
+        right_B = right_sequences(targets, first_sequences(num_candidates, two_way.device))
+        right_N = torch.zeros(len(two_way), dtype=torch.bool, device=two_way.device).index_fill(0, right_B, True)
         logits = shape_logits(two_way[:, 1:], num_candidates, True)
         return TaskScores(logits=logits, loss=two_way_choice(two_way, right_N), compared=two_way)
     logits = shape_logits(output.class_logits(head), num_candidates, targets.is_choice)
@@ -181,8 +181,8 @@ def answer_loss(answered: Answered, num_candidates: Sequence[int], targets: Task
         assert targets.label_B is not None
         share = functional.one_hot(targets.label_B, likelihood.shape[1]).to(likelihood.dtype)
     wanted = share > 0
-    num_words = (share * number)[wanted].sum()
-    return -(share * likelihood)[wanted].sum() / num_words.clamp(min=1.0)
+    num_words = (share * number.masked_fill(~wanted, 0.0)).sum()
+    return -(share * likelihood.masked_fill(~wanted, 0.0)).sum() / num_words.clamp(min=1.0)
 
 
 def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
@@ -203,11 +203,13 @@ def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTar
     return choice_confidence(logits, targets.label_B)
 
 
-def right_sequences(targets: TaskTargets, num_candidates: Sequence[int]) -> torch.Tensor:
-    """Return (B,) int64: the sequence of each example's right candidate; the only one outside multiple choice."""
-    device = torch.device("cpu") if targets.label_B is None else targets.label_B.device
-    starts = first_sequences(tuple(num_candidates), device)
-    return starts + targets.label_B if targets.is_choice and targets.label_B is not None else starts
+def right_sequences(targets: TaskTargets, first_B: torch.Tensor) -> torch.Tensor:
+    """Return (B,) int64: the sequence of each example's right candidate; the only one outside multiple choice.
+
+    Args:
+        first_B: the first sequence of each example.
+    """
+    return first_B + targets.label_B if targets.is_choice and targets.label_B is not None else first_B
 
 
 def soft_target_bce(logits_BK: torch.Tensor, scores_BK: torch.Tensor) -> torch.Tensor:
@@ -241,7 +243,10 @@ def sigmoid_choice(scores_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tens
     """
     present_BC = scores_BC > -torch.inf
     is_right_BC = functional.one_hot(label_B, scores_BC.shape[1]).to(scores_BC.dtype)
-    return functional.binary_cross_entropy_with_logits(scores_BC[present_BC], is_right_BC[present_BC])
+    each_BC = functional.binary_cross_entropy_with_logits(
+        scores_BC.masked_fill(~present_BC, 0.0), is_right_BC, reduction="none"
+    )
+    return (each_BC * present_BC).sum() / present_BC.sum()
 
 
 def softmax_choice(scores_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:

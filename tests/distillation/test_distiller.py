@@ -585,10 +585,12 @@ def test_a_grid_over_tokens_is_distilled_as_boxes_of_one_token_each(distance: st
 
 
 def test_no_more_regions_are_related_than_the_bound_and_none_that_has_no_target() -> None:
-    mask_BS = torch.rand(7, 90, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask_X = torch.rand(630, generator=torch.Generator().manual_seed(0)) < 0.6
+    place_X = torch.nonzero(mask_X)[:, 0]
     generator = torch.Generator().manual_seed(0)
-    kept_BS = some_of(mask_BS, 50, generator)
-    assert int(kept_BS.sum()) == 50
-    assert not bool((kept_BS & ~mask_BS).any())
-    assert not torch.equal(kept_BS, some_of(mask_BS, 50, generator)), "another draw in another step"
-    assert torch.equal(some_of(mask_BS, int(mask_BS.sum()), generator), mask_BS)
+    kept_X = some_of(place_X, 50, generator)
+    assert len(kept_X) == 50
+    assert bool((kept_X.diff() > 0).all()), "each once, in order"
+    assert bool(mask_X[kept_X].all())
+    assert not torch.equal(kept_X, some_of(place_X, 50, generator)), "another draw in another step"
+    assert torch.equal(some_of(place_X, len(place_X), generator), place_X)

@@ -130,16 +130,23 @@ def test_drift_counts_what_pretraining_knew_in_units_of_variance() -> None:
     moved[0] += 2.0
     variance = float(reference.var(0, unbiased=False).mean())
     weight = torch.zeros(40)
-    assert float(drift(moved, reference, weight)) == 0.0
+    shown = torch.ones(40, dtype=torch.bool)
+    assert float(drift(moved, reference, weight, shown)) == 0.0
     weight[:4] = 1.0
-    assert float(drift(moved, reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
-    assert float(drift(10 * moved, 10 * reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
+    assert float(drift(moved, reference, weight, shown)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
+    assert float(drift(10 * moved, 10 * reference, weight, shown)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
+    padded = [functional.pad(rows, (0, 0, 0, 9), value=7.0) for rows in (2 * moved, reference)]
+    padded[0][:40] = moved
+    expected = drift(moved, reference, weight, shown)
+    torch.testing.assert_close(
+        drift(*padded, functional.pad(weight, (0, 9), value=1.0), functional.pad(shown, (0, 9))), expected
+    )
 
 
 def test_drift_from_nodes_that_are_all_alike_is_no_term() -> None:
     reference = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)).expand(5, 6)
     states = (reference + 1e-3).detach().requires_grad_()
-    value = drift(states, reference, torch.ones(5))
+    value = drift(states, reference, torch.ones(5), torch.ones(5, dtype=torch.bool))
     value.backward()
     assert float(value.detach()) == 0.0
     assert states.grad is not None

@@ -29,7 +29,7 @@ from advl_pipeline.training.build_model import compile_student
 
 SMALL = [name for name in student_names() if name.endswith("-tiny") or name.startswith("scenes-")]
 
-COMPILED = ["clip-vil-tiny", "vilt-tiny"]
+COMPILED = ["clip-vil-tiny", "uniter-tiny", "villa-tiny", "vilt-tiny", "visualbert-tiny", "vl-bert-tiny"]
 """Students that are tested under torch.compile; tracing one takes about twenty seconds, so that not all are."""
 
 UNUSED = {
@@ -244,9 +244,11 @@ def test_a_compiled_student_computes_the_same(
     compile_student(compiled)
     assert "encode" in vars(compiled)
     for items in (examples, single):
-        (_, expected), (_, found) = encode(plain, items), encode(compiled, items)
+        (batch, expected), (_, found) = encode(plain, items), encode(compiled, items)
         close(found.pooled_NP, expected.pooled_NP)
         close(found.text_states_NLH, expected.text_states_NLH)
+        with torch.no_grad():
+            close(compiled.encode_pooled(batch).pooled_NP, expected.pooled_NP)
 
 
 def test_spans_line_up_with_the_text(student: Student, examples: list[Example], single: list[Example]) -> None:

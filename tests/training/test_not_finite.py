@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -102,14 +103,14 @@ def test_gradients_without_clipping_and_under_a_loss_scale(small_corpus: Any, tm
     model = nn.Linear(2, 1)
     model.weight.grad, model.bias.grad = torch.tensor([[1.0, torch.nan]]), torch.ones(1)
     place = StepPlace(config=small_corpus.config(tmp_path), step=3, phase="finetune", num_saved=0)
-    norm = torch.tensor(torch.nan)
+    norm = math.nan
     for scale in (None, lambda: 0.5):
         with pytest.raises(NotFinite, match="the gradient is not finite") as stopped:
             require_finite_gradient(norm, model.named_parameters(), place, loss_scale=scale)
         assert "from weight; there is no checkpoint" in stopped.value.why
     # The scaler skips the step and halves its scale.
     require_finite_gradient(norm, model.named_parameters(), place, loss_scale=lambda: 65536.0)
-    require_finite_gradient(torch.tensor(1.0), model.named_parameters(), place, loss_scale=None)
+    require_finite_gradient(1.0, model.named_parameters(), place, loss_scale=None)
     require_finite_weights(model, place)
 
 

@@ -21,9 +21,8 @@ from torch import nn
 
 from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, UnimodalStates
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
 from advl_pipeline.students.single_stream import run_layers
@@ -42,6 +41,7 @@ class TaggedRegionBatch(RegionBatch):
 class ScenesUniter(Uniter):
     """The student."""
 
+    compile_refusal = Student.compile_refusal
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-uniter": {
             "hidden_size": 96,
@@ -75,8 +75,9 @@ class ScenesUniter(Uniter):
         x_NSH, _ = run_layers(
             super().fusion_layers[:NUM_SEPARATE_LAYERS],
             torch.cat([text_NLH, regions_NRH], dim=1),
-            kinds_of(batch.token_mask_NL, batch.visual_mask_NR),
+            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
             num_text=num_text,
+            grid=batch.grid,
             separate=True,
         )
         return x_NSH[:, :num_text], x_NSH[:, num_text:]

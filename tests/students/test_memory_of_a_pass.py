@@ -1,0 +1,124 @@
+"""What a pass keeps for the backward pass, layer by layer, and the masks that attention gets, in half precision."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.lxmert.modeling_lxmert import LxmertLayer
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import build_student, student_names
+
+TINY = [name for name in student_names() if name.endswith("-tiny")]
+
+
+MOST_STATES = 48
+"""Bytes that a layer may keep, in states of its tokens in half precision."""
+
+MOST_HEADS = 16
+"""Widths of a head below this are no number of tokens."""
+
+
+class Saved:
+    """The bytes that each layer of a student keeps for the backward pass, in states of its tokens.
+
+    A mask that all layers share counts for the first alone.
+    """
+
+    def __init__(self, student: Student) -> None:
+        self._known = {value.untyped_storage().data_ptr() for value in student.parameters()}
+        self._inside: list[int] = []
+        self._bytes: dict[int, int] = {}
+        self._state_bytes: dict[int, int] = {}
+        # Storages that are let go would lend their places in memory to others.
+        self._kept: list[torch.Tensor] = []
+        self.squares: set[int] = set()
+        layers = [part for part in student.modules() if isinstance(part, GradientCheckpointingLayer | LxmertLayer)]
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
+            layer.register_forward_hook(self._leave)
+
+    def _enter(self, number: int, _: nn.Module, inputs: Any, options: Any) -> None:
+        self._inside.append(number)
+        states = next(value for value in (*inputs, *options.values()) if isinstance(value, torch.Tensor))
+        self._state_bytes[number] = 2 * states.numel()
+
+    def _leave(self, *_: Any) -> None:
+        self._inside.pop()
+
+    def pack(self, value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        self._kept.append(value)
+        if self._inside and value.dim() > 2 and value.shape[-1] == value.shape[-2] > MOST_HEADS:
+            self.squares.add(storage.data_ptr())
+        if self._inside and storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self._bytes[self._inside[-1]] = self._bytes.get(self._inside[-1], 0) + storage.nbytes()
+        return value
+
+    @property
+    def by_layer(self) -> list[float]:
+        return [number / self._state_bytes[layer] for layer, number in sorted(self._bytes.items())]
+
+
+class Masks(TorchDispatchMode):
+    """Looks at what softmaxes are given: rows of scores, or the mask of a fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_seen = 0
+        self.empty: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        rows = given.get("attn_mask", given.get("attn_bias"))
+        if name == "_softmax":
+            rows = given["self"]
+        if isinstance(rows, torch.Tensor):
+            self.num_seen += 1
+            seen = rows if rows.dtype == torch.bool else rows > -1e4
+            if not bool(seen.any(-1).all()):
+                self.empty.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def examples(small_corpus: Any) -> list[Example]:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    return [dataset[index] for index in range(4)]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_row_of_a_mask_is_empty_in_half_precision(name: str, examples: list[Example]) -> None:
+    student = build_student(name).eval()
+    batch = student.collate(examples)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Masks() as masks:
+        outputs = student.encode(batch), student.encode_unimodal(batch)
+    assert masks.num_seen
+    assert not masks.empty
+    assert all(bool(one.text_states_NLH.isfinite().all()) for one in outputs)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_layer_keeps_no_more_than_some_states_of_its_tokens(name: str, examples: list[Example]) -> None:
+    """In particular no mask of its own, and no attention of each token to each."""
+    student = build_student(name).eval()
+    batch = student.collate(examples)
+    for encode in (student.encode, student.encode_unimodal):
+        saved = Saved(student)
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda x: x):
+            encode(batch)
+        assert saved.by_layer
+        assert max(saved.by_layer) <= MOST_STATES, saved.by_layer
+        # On a CPU some students attend to four sequences at a time, each with a mask.
+        assert len(saved.squares) <= batch.num_sequences // 4, "each layer keeps what each token makes of each"

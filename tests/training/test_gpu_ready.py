@@ -1,0 +1,165 @@
+"""What a GPU would not forgive, shown without one: tensors of two devices, a host that waits, memory, many kernels.
+
+Runs go on a device that poses as `cuda:0` (`tests/support/posing.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from posing import Watch, posing
+
+from advl_data.scenes.config import PretrainConfig
+from advl_data.scenes.pretrain import run_pretrain
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.students.registry import student_names
+from advl_pipeline.training import batches, loop
+from advl_pipeline.training import run as run_module
+from advl_pipeline.training.gradient_sum import GradientSum
+from advl_pipeline.training.process_group import start_processes
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.sending import SentBatches
+from advl_pipeline.training.step_log import StepNumbers
+
+TINY = [name for name in student_names() if name.endswith("-tiny")]
+
+MOST_WAITS = 3
+"""Times that the host may wait for the device in a step: forward, backward, optimiser and log together."""
+
+MOST_OPERATIONS = 60
+"""Kernels of an optimiser step."""
+
+DOUBLES: frozenset[str] = frozenset()
+"""Who may use 64 bits on the device: nobody, since there are devices without."""
+
+
+@dataclass
+class Taken:
+    """What was taken down of a run: the waits of each step, by phase, and the operations of each optimiser step."""
+
+    waits: dict[str, list[Counter[str]]] = field(default_factory=dict)
+    num_operations: list[int] = field(default_factory=list)
+
+    def too_many(self) -> list[str]:
+        """Return who waited in steps of more than `MOST_WAITS`."""
+        steps = [waits for of_phase in self.waits.values() for waits in of_phase]
+        return [f"{number} x {who}" for waits in steps if waits.total() > MOST_WAITS for who, number in waits.items()]
+
+
+@contextmanager
+def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
+    """Take down what steps cost that are followed by another one: the last of a phase writes a checkpoint."""
+    taken = Taken()
+    step, finish, send = loop._optimiser_step, GradientSum.finish, StepNumbers.send
+    began: list[str] = []
+
+    def cut() -> None:
+        if began:
+            taken.waits.setdefault(began.pop(), []).append(Counter(watch.waits))
+
+    def watched_step(*args: Any) -> Any:
+        phase = args[5]
+        if began and began[0] != phase:
+            began.clear()
+        cut()
+        watch.clear()
+        began.append(phase)
+        return step(*args)
+
+    def watched_finish(*args: Any) -> bool:
+        stops = finish(*args)
+        watch.num_operations = 0
+        return stops
+
+    def watched_send(*args: Any) -> None:
+        taken.num_operations.append(watch.num_operations)
+        send(*args)
+
+    with (
+        mock.patch.object(loop, "_optimiser_step", watched_step),
+        mock.patch.object(GradientSum, "finish", watched_finish),
+        mock.patch.object(StepNumbers, "send", watched_send),
+        mock.patch.object(run_module, "start_processes", lambda _, precision: start_processes("cpu", precision)),
+        # Batches wait on the host for the thread whose device is posed.
+        mock.patch.object(batches, "pinned", lambda batch: batch),
+        mock.patch.object(batches, "send_ahead", _waiting),
+        mock.patch.object(SentBatches, "received", lambda sent, device: [one.to(device) for one in sent.batches]),
+    ):
+        yield taken
+
+
+def _waiting(steps: Iterable[Any], _: torch.device) -> Iterator[SentBatches[Any]]:
+    for step in steps:
+        yield SentBatches(batches=list(step))
+
+
+def small(corpus: Any, output: Path, **changes: Any) -> Any:
+    """Return a run of two adapt steps and three others, of which the third reads what the second logged."""
+    steps = {"num_steps": 3, "adapt_steps": 2, "batch_size": 2, "num_workers": 1, "confidence": "none"}
+    return corpus.config(output, **{**steps, **changes})
+
+
+def require_frugal(taken: Taken, watch: Watch) -> None:
+    assert len(taken.waits["finetune"]) == 2
+    assert not taken.too_many()
+    assert not set(watch.doubles) - DOUBLES
+    # The first step of a phase also makes the optimiser's state.
+    assert max(taken.num_operations[-2:]) <= MOST_OPERATIONS
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_student_is_trained_by_a_host_that_hardly_waits(name: str, small_corpus: Any, tmp_path: Path) -> None:
+    with posing() as watch, a_run_is_watched(watch) as taken:
+        run_finetune(small(small_corpus, tmp_path / "run", student=name))
+    require_frugal(taken, watch)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "landmarks, answers and confidences": {"student": "scenes-small", "confidence": "bridge", "answer_weight": 1.0},
+    "contrast": {"adapt_objective": "contrastive", "weight_shuffle": True, "confidence": "probe"},
+    "words that the student looks at": {"selection": "adaptive", "distill_layer": "fused"},
+    "words that are drawn": {"selection": "random", "method": "naive-kd"},
+    **{distance: {"distance": distance, "method": "naive-kd"} for distance in ("mse", "l1", "cosine", "smooth-l1")},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_way_to_learn_from_a_teacher_hardly_waits(
+    variant: str, small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    changes = {"student": "uniter-tiny", "batch_size": 4, **VARIANTS[variant]}
+    if changes["student"] == "scenes-small":
+        changes["known_words"] = known
+    with posing() as watch, a_run_is_watched(watch) as taken:
+        run_finetune(small(small_corpus, tmp_path / "run", **changes))
+    require_frugal(taken, watch)
+
+
+def test_pretraining_stays_on_one_device(small_corpus: Any, tmp_path: Path) -> None:
+    short = {"warmup_steps": 1, "joint_steps": 1, "batch_size": 4, "device": "cuda:0"}
+    with posing() as watch:
+        run_pretrain(PretrainConfig(data_root=small_corpus.data_root, output=tmp_path, **short))
+    assert not set(watch.doubles) - DOUBLES
+
+
+@pytest.mark.parametrize("name", ["uniter-tiny", "smolvlm-tiny", "qwen3-vl-tiny"])
+def test_evaluating_and_predicting_stay_on_one_device(name: str, small_corpus: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    is_vqa = name != "uniter-tiny"
+    task = {"dataset": "scenes-vqa" if is_vqa else "scenes-snli-ve", "task": ()}
+    run_finetune(small(small_corpus, run, student=name, method="plain", cache=(), num_steps=1, **task))
+    asked = {"run": run, "data_root": small_corpus.data_root, "device": "cuda:0", "generate": is_vqa}
+    with posing() as watch:
+        run_evaluate(EvaluateConfig(on=("val",), probe=("blanked", "removed"), **asked))
+        run_predict(PredictConfig(on="val", output=tmp_path / ("p.json" if is_vqa else "p.csv"), **asked))
+    assert not set(watch.doubles) - DOUBLES
