@@ -29,4 +29,5 @@ def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor])
 
 def moved(record: Record, device: torch.device) -> Record:
     """Return a record with every tensor on a device."""
-    return with_tensors(record, lambda value: value.to(device, non_blocking=True))
+    # A copy to the host that nobody waits for would be read before it is there.
+    return with_tensors(record, lambda value: value.to(device, non_blocking=device.type != "cpu"))

@@ -15,7 +15,7 @@ from transformers import BridgeTowerConfig as HfBridgeTowerConfig
 from transformers import BridgeTowerModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import norm_first_head, padding_bias
+from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -97,7 +97,7 @@ class BridgeTower(TwoStreams, PixelStudent):
         texts = self.once("text", (batch.token_ids_NL, batch.token_mask_NL), lambda: self._text_tower(batch))
         images = self.per_picture(batch, self._vision_tower)
         types = model.token_type_embeddings.weight
-        bias = padding_bias(batch.token_mask_NL, texts[0].dtype)
+        bias = padding_bias(batch.token_mask_NL, compute_dtype(texts[0]))
         text_NLH, image_NRH = texts[0], images[0]
         for index, (lower_NLH, lower_BRH) in enumerate(zip(texts, images, strict=True)):
             from_text = model._apply_text_transform(lower_NLH, index) + types[TEXT_STREAM]
@@ -121,7 +121,7 @@ class BridgeTower(TwoStreams, PixelStudent):
         """Return the text tower's states (N, L, H) for each cross-modal layer, lowest first."""
         tower = self.model.text_model
         text_NLH: torch.Tensor = tower.embeddings(input_ids=batch.token_ids_NL)
-        bias = padding_bias(batch.token_mask_NL, text_NLH.dtype)
+        bias = padding_bias(batch.token_mask_NL, compute_dtype(text_NLH))
         states = []
         for layer in tower.encoder.layer:
             text_NLH = layer(text_NLH, bias)

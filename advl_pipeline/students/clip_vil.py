@@ -22,6 +22,7 @@ from advl_pipeline.students.bert_parts import (
     attention_bias,
     attention_mass,
     bert_config,
+    compute_dtype,
     initialise_bert,
     kinds_of,
     widening_head,
@@ -138,7 +139,7 @@ class ClipVil(RegionStudent):
         text_NLH = self.model.embeddings(inputs_embeds=words_NLH, token_type_ids=batch.types_NL)
         x_NSH = torch.cat([text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)], dim=1)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
+        bias = attention_bias(kinds, separate=mask_visual, dtype=compute_dtype(x_NSH))
         num_text = text_NLH.shape[1]
         *first, last = self.model.encoder.layer
         for layer in first:

@@ -15,7 +15,7 @@ from transformers import LxmertConfig as HfLxmertConfig
 from transformers import LxmertModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import padding_bias, widening_head
+from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -93,7 +93,10 @@ class Lxmert(TwoStreams, RegionStudent):
         inputs = (batch.token_ids_NL, batch.types_NL, batch.token_mask_NL)
         text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta))
         visual_NRH = self._lower_regions(batch, delta)
-        biases = padding_bias(batch.token_mask_NL, text_NLH.dtype), padding_bias(batch.visual_mask_NR, text_NLH.dtype)
+        biases = (
+            padding_bias(batch.token_mask_NL, compute_dtype(text_NLH)),
+            padding_bias(batch.visual_mask_NR, compute_dtype(text_NLH)),
+        )
         for layer in self.model.encoder.x_layers:
             text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
         return StudentOutput(
@@ -107,7 +110,7 @@ class Lxmert(TwoStreams, RegionStudent):
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         text_NLH: torch.Tensor = self.model.embeddings(None, batch.types_NL, words_NLH)
         for layer in self.model.encoder.layer:
-            text_NLH = layer(text_NLH, padding_bias(batch.token_mask_NL, text_NLH.dtype))[0]
+            text_NLH = layer(text_NLH, padding_bias(batch.token_mask_NL, compute_dtype(text_NLH)))[0]
         return text_NLH
 
     def _lower_regions(self, batch: RegionBatch, delta: Perturbation) -> torch.Tensor:
@@ -115,7 +118,7 @@ class Lxmert(TwoStreams, RegionStudent):
         positions_NR4 = batch.per_sequence(batch.positions_BR7)[..., :4]
         visual_NRH: torch.Tensor = self.model.encoder.visn_fc(features_NRF, positions_NR4)
         for layer in self.model.encoder.r_layers:
-            visual_NRH = layer(visual_NRH, padding_bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
+            visual_NRH = layer(visual_NRH, padding_bias(batch.visual_mask_NR, compute_dtype(visual_NRH)))[0]
         return visual_NRH
 
 

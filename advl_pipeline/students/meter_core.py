@@ -19,7 +19,7 @@ from transformers import BridgeTowerTextConfig
 from transformers.models.bert.modeling_bert import BertPooler
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, padding_bias
+from advl_pipeline.students.bert_parts import bert_config, compute_dtype, initialise_bert, padding_bias
 
 TEXT_STREAM, IMAGE_STREAM = 0, 1
 
@@ -74,7 +74,7 @@ class CrossModalStack(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Return text states and image states after each layer, and the pooled pair (N, 2H), text first."""
         text, image = self.transform(text_NLD, image_NRE)
-        text_bias = padding_bias(text_mask_NL.bool(), text.dtype)
+        text_bias = padding_bias(text_mask_NL.bool(), compute_dtype(text))
         image_bias = image.new_zeros(image.shape[0], 1, 1, image.shape[1])
         texts, images = [], []
         for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):

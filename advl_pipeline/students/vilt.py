@@ -17,7 +17,7 @@ from transformers import ViltConfig as HfViltConfig
 from transformers import ViltModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import attention_bias, attention_mass, kinds_of, norm_first_head
+from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -90,7 +90,7 @@ class Vilt(PixelStudent):
         """Run the layers in which text and picture attend to one another."""
         x_NSH = torch.cat([text_NLH, image_NRH], dim=1)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
+        bias = attention_bias(kinds, separate=mask_visual, dtype=compute_dtype(x_NSH))
         num_text = text_NLH.shape[1]
         *first, last = self.fusion_layers
         for layer in first:

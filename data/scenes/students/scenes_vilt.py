@@ -24,7 +24,7 @@ from torch import nn
 from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.bert_parts import padding_bias
+from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
@@ -121,7 +121,7 @@ class ScenesVilt(Vilt):
 
     def _lower_text(self, batch: PixelBatch) -> torch.Tensor:
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
-        bias = padding_bias(batch.token_mask_NL, text_NLH.dtype)
+        bias = padding_bias(batch.token_mask_NL, compute_dtype(text_NLH))
         for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
             text_NLH = layer(text_NLH, bias)[0]
         return text_NLH

@@ -34,6 +34,7 @@ from advl_pipeline.students.bert_parts import (
     attention_bias,
     attention_mass,
     bert_config,
+    compute_dtype,
     initialise_bert,
     kinds_of,
     padding_bias,
@@ -234,7 +235,7 @@ class ScenesSmall(Student):
         tagged_NLH = text_NLH if mask_visual else text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
         x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
         kinds_NT = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds_NT, separate=mask_visual, dtype=x_NTH.dtype)
+        bias = attention_bias(kinds_NT, separate=mask_visual, dtype=compute_dtype(x_NTH))
         *first, last = self.encoder.layer[self.config.num_separate_layers :]
         for layer in first:
             x_NTH = layer(x_NTH, bias)
@@ -326,7 +327,7 @@ class ScenesSmall(Student):
 
     def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
         x_XTH: torch.Tensor = self.dropout(embedded_XTH)
-        bias = padding_bias(mask_XT, x_XTH.dtype)
+        bias = padding_bias(mask_XT, compute_dtype(x_XTH))
         for layer in self.encoder.layer[: self.config.num_separate_layers]:
             x_XTH = layer(x_XTH, bias)
         return x_XTH
