@@ -93,10 +93,8 @@ class Lxmert(TwoStreams, RegionStudent):
         inputs = (batch.token_ids_NL, batch.types_NL, batch.token_mask_NL)
         text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta))
         visual_NRH = self._lower_regions(batch, delta)
-        biases = (
-            padding_bias(batch.token_mask_NL, compute_dtype(text_NLH)),
-            padding_bias(batch.visual_mask_NR, compute_dtype(text_NLH)),
-        )
+        dtype = compute_dtype(text_NLH)
+        biases = padding_bias(batch.token_mask_NL, dtype), padding_bias(batch.visual_mask_NR, dtype)
         for layer in self.model.encoder.x_layers:
             text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
         return StudentOutput(

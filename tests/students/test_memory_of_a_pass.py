@@ -57,7 +57,7 @@ class Saved:
     def pack(self, value: torch.Tensor) -> torch.Tensor:
         storage = value.untyped_storage()
         self._kept.append(value)
-        if self._inside and value.dim() > 2 and value.shape[-1] == value.shape[-2] > MOST_HEADS:
+        if self._inside and value.dim() == 4 and value.shape[-1] == value.shape[-2] > MOST_HEADS:
             self.squares.add(storage.data_ptr())
         if self._inside and storage.data_ptr() not in self._known:
             self._known.add(storage.data_ptr())

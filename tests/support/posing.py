@@ -227,13 +227,7 @@ class _Functions(TorchFunctionMode):
                 known = {key: kwargs[key] for key in ("device", "dtype") if kwargs.get(key) is not None}
                 device, dtype, *_ = torch._C._nn._parse_to(*rest, **known)  # type: ignore[attr-defined]
         if device is None or (device.type == "cuda") == isinstance(value, Posing):
-            return (
-                value
-                if dtype is None
-                else value.to(dtype)
-                if not isinstance(value, Posing)
-                else self._cast(value, dtype)
-            )
+            return value if dtype is None else self._cast(value, dtype)
         if device.type == "cuda":
             elem = value.detach()
             return Posing(elem.to(dtype) if dtype not in (None, elem.dtype) else elem.clone())
