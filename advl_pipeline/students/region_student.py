@@ -14,7 +14,7 @@ import torch
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.bert_parts import PADDING
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
@@ -93,7 +93,10 @@ class RegionStudent(TextStudent):
         if self.regions is None:
             raise ConfigError(
                 f"{self.name} sees a detector's regions, and none are given.",
-                next_command="add --regions CACHE, which `advl cache import` makes of a detector's files",
+                next_command=advise(
+                    ["advl", "cache", "import", "--help"],
+                    note="makes a cache of a detector's files; then add --regions CACHE",
+                ),
             )
         return self.regions
 
