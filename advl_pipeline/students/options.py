@@ -36,6 +36,8 @@ class RegionOptions(Configuration):
 class PictureOptions(RegionOptions):
     """Where a student has its pictures, or the regions of its pictures, from."""
 
+    title: ClassVar[str] = "Student"
+
     pictures: tuple[Location, ...] = option(
         (),
         help="Pictures that `advl prepare` stored, folder or URL, in place of decoding them; repeatable [default: "

@@ -134,8 +134,7 @@ def open_region_caches(
                 "This cache holds no regions of a detector.",
                 where=str(place),
                 why=f"it holds features of {cache.teacher_name}",
-                next_command=f"give it as --cache {shlex.quote(str(place))}, or make one of regions by "
-                "`advl cache import`",
+                next_command=f"give it as --cache {shlex.quote(str(place))}",
             )
         found.append(cache)
     return found

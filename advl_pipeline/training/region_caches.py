@@ -13,7 +13,7 @@ import numpy as np
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.locations import Location, parse_location
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.region_source import WHOLE_POSITION_17, Regions, RegionSource
@@ -60,7 +60,10 @@ class CachedRegions(RegionSource):
             "A picture has no region features.",
             where=str(unit.path),
             why=f"it is not in {', '.join(str(cache.path) for cache in self._caches)}",
-            next_command="import those of its split by `advl cache import`, then add that cache by --regions",
+            next_command=advise(
+                "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split(),
+                note="of its split, then add --regions CACHE",
+            ),
         )
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
