@@ -30,7 +30,7 @@ MASKS = {
     "modernvbert-tiny": 2,
     **dict.fromkeys(("uniter-tiny", "villa-tiny", "visualbert-tiny", "vl-bert-tiny"), 4),
 }
-"""Masks of a pass, where they are more than one: of its two parts, or of the sequences that a CPU attends to at once."""
+"""Masks of a pass, where they are more: of its two parts, or of the few sequences that a CPU attends to at once."""
 
 STEP_BY_STEP = ("bridgetower-tiny", "meter-tiny", "vilt-tiny")
 """Their attention is transformers' own, whose layers keep what each token makes of each."""
