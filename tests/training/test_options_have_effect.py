@@ -34,6 +34,7 @@ BY_DESIGN = {
     **dict.fromkeys(("checkpoint_every", "resume", "log_with"), "what is kept on the way"),
     **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s"), "of the forecast"),
     "verify_caches": "how much is checked",
+    "deterministic": "in which order a GPU adds up",
     "dataset": "the data themselves",
 }
 """Options that change no number of a run."""
