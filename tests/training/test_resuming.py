@@ -149,7 +149,7 @@ def test_a_refused_command_leaves_its_output_alone(
         (["--tokenizer", tmp_path / "missing"], None),
         (["--student-option", "num_layer=3"], 2),
         (["--task-loss", "soft-target-bce"], 2),
-        (["--compile", "--student", "vl-bert-tiny"], None),
+        (["--compile", "--student", "lxmert-tiny"], None),
     ):
         code, said = advl(capsys, *given, *wrong)
         assert code not in (0, 1), said
