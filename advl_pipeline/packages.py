@@ -89,7 +89,9 @@ def install_extra(*extras: str, note: str = "") -> Advice:
     It asks no index for a name that anybody might take there: without a source that is known, the packages of the
     extras are named themselves.
     """
-    distribution = importlib.metadata.distribution(DISTRIBUTION)
+    # What building leaves in a checkout stands before what is installed, and knows no source.
+    known = list(importlib.metadata.distributions(name=DISTRIBUTION))
+    distribution = next((one for one in known if one.read_text("direct_url.json")), known[0])
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     url, names = _SECRET.sub("://", str(source.get("url", ""))), ",".join(extras)
     if url.startswith("file:"):
@@ -105,11 +107,14 @@ def install_extra(*extras: str, note: str = "") -> Advice:
             note=note,
         )
     required = [line.partition(";") for line in distribution.requires or ()]
-    asked = [
-        wanted.strip()
-        for wanted, _, condition in required
-        if any(re.search(rf"extra == ['\"]{extra}['\"]", condition) for extra in extras)
-    ]
+    asked: list[str] = []
+    left = list(extras)
+    for extra in left:
+        for wanted in (want.strip() for want, _, when in required if re.search(rf"extra == ['\"]{extra}['\"]", when)):
+            if own := re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", wanted):
+                left += own[1].split(",")
+            else:
+                asked.append(wanted)
     return advise(["pip", "install", *asked], note=note)
 
 

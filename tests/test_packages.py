@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ Name: advl-pipeline
 Version: 9
 Provides-Extra: hub
 Provides-Extra: uniter
+Provides-Extra: both
 Requires-Dist: numpy>=2
 Requires-Dist: datasets>=4; extra == "hub"
 Requires-Dist: lmdb>=1.4; extra == "uniter"
+Requires-Dist: advl-pipeline[hub,uniter]; extra == "both"
 """
 REPOSITORY = "https://example.org/advl.git"
 
@@ -49,7 +52,7 @@ def test_an_extra_comes_from_where_the_package_came(
     if source is not None:
         text = json.dumps(source).replace("{folder}", str(folder).replace(" ", "%20"))
         (info / "direct_url.json").write_text(text)
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "path", [str(folder)])
     assert shlex.split(install_extra("hub")) == [
         "pip",
         "install",
@@ -57,11 +60,23 @@ def test_an_extra_comes_from_where_the_package_came(
     ]
 
 
-def test_several_extras_without_a_source_are_the_packages_of_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("extras", [("hub", "uniter"), ("both",)])
+def test_extras_without_a_source_are_their_packages_and_never_our_name(
+    extras: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "advl_pipeline-9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(METADATA)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert shlex.split(install_extra(*extras)) == ["pip", "install", "datasets>=4", "lmdb>=1.4"]
+
+
+def test_what_building_leaves_in_a_checkout_is_not_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "advl_pipeline.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO").write_text(METADATA)
+    before = str(install_extra("hub"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert shlex.split(install_extra("hub", "uniter")) == ["pip", "install", "datasets>=4", "lmdb>=1.4"]
+    assert str(install_extra("hub")) == before

@@ -140,7 +140,8 @@ def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor,
         project(states).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
         for project, states in ((self_attention.query, x_NTH[:, :num_text]), (self_attention.key, x_NTH))
     )
-    scores = query @ key.transpose(-1, -2) / math.sqrt(head_size)
+    # Words are chosen by what is returned, so that it is summed in full precision where attention computes in half.
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(head_size)).float()
     weights = torch.softmax(scores + (bias[:, :, :num_text] if bias.shape[2] > 1 else bias), dim=-1)
     mass_NL: torch.Tensor = weights[..., num_text:].sum(-1).mean(1)
     return mass_NL
