@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -104,13 +104,15 @@ def test_summary_is_the_textbook_t_interval() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(20, 120))
+@example(1243, 20)
 def test_item_bootstrap_agrees_with_scipy(seed: int, count: int) -> None:
     difference_N = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], size=count)
     ours = s.hierarchical_bootstrap(difference_N[None], resamples=4000, resample_seeds=False)
     theirs = stats.bootstrap(
         (difference_N,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     ).confidence_interval
-    tolerance = 100 * 0.35 * float(stats.sem(difference_N)) + 1e-9
+    # Means of resamples lie on a grid of one item's step, and two draws of them may end on neighbouring points.
+    tolerance = 100 * max(0.35 * float(stats.sem(difference_N)), 1 / count) + 1e-9
     assert ours.low == pytest.approx(100 * theirs.low, abs=tolerance)
     assert ours.high == pytest.approx(100 * theirs.high, abs=tolerance)
 
