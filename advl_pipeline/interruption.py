@@ -100,6 +100,12 @@ def hold_back_for_good() -> None:
     _process.holds_back = True
 
 
+def ignore_for_good() -> None:
+    """Have this process, which has nothing left to do, ignore signals to its end."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _listen() -> None:
     _process.listens = True
     for number in _STOPPING:

@@ -41,10 +41,16 @@ def test_ctrl_c_while_a_command_starts_exits_with_130(module: str, tmp_path: Pat
     assert "next:" in done.stderr
 
 
-# What the interpreter does at its end takes seconds once torch is loaded.
+# What the interpreter does at its end takes seconds once torch is loaded: first what was registered, then modules go.
 _SLOW_TO_END = """
 import atexit, sys, time
-atexit.register(time.sleep, 2)
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)
+if sys.argv.pop(1) == "registered":
+    atexit.register(time.sleep, 2)
+else:
+    slow = Slow()
 sys.argv[0] = "advl"
 from advl_cli.__main__ import start
 start()
@@ -52,9 +58,12 @@ start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", ["registered", "modules"])
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["finetun"], 2)])
-def test_a_signal_after_the_outcome_leaves_the_exit_code(number: signal.Signals, words: list[str], code: int) -> None:
-    command = [sys.executable, "-c", _SLOW_TO_END, *words]
+def test_a_signal_after_the_outcome_leaves_the_exit_code(
+    number: signal.Signals, end: str, words: list[str], code: int
+) -> None:
+    command = [sys.executable, "-c", _SLOW_TO_END, end, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     process.stdout.readline()
