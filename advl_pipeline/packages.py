@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -107,15 +108,16 @@ def install_extra(*extras: str, note: str = "") -> Advice:
             note=note,
         )
     required = [line.partition(";") for line in distribution.requires or ()]
-    asked: list[str] = []
-    left = list(extras)
-    for extra in left:
-        for wanted in (want.strip() for want, _, when in required if re.search(rf"extra == ['\"]{extra}['\"]", when)):
-            if own := re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", wanted):
-                left += own[1].split(",")
-            else:
-                asked.append(wanted)
-    return advise(["pip", "install", *asked], note=note)
+
+    def packages_of(extra: str) -> list[str]:
+        found: list[str] = []
+        for wanted, _, condition in required:
+            if re.search(rf"extra == ['\"]{extra}['\"]", condition):
+                ours = re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", wanted.strip())
+                found += chain.from_iterable(map(packages_of, ours[1].split(","))) if ours else [wanted.strip()]
+        return found
+
+    return advise(["pip", "install", *chain.from_iterable(map(packages_of, extras))], note=note)
 
 
 DISTRIBUTION = "advl-pipeline"

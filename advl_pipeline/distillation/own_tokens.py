@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from advl_pipeline.distillation.pooling import masked_mean, pool_to_regions
+from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch
 
@@ -24,13 +24,13 @@ def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: Stud
     """
     own_BRH = visual_NRH.detach()[batch.first_B].float()
     mask_BR = batch.visual_mask_NR[batch.first_B]
-    mean_BH = masked_mean(own_BRH.transpose(1, 2).flatten(0, 1), mask_BR.repeat_interleave(own_BRH.shape[2], 0))
+    share_BR = mask_BR / mask_BR.sum(1, keepdim=True).clamp(min=1)
     return replace(
         signal,
         vision={
             name: replace(
                 one,
-                global_BD=mean_BH.view(len(own_BRH), -1),
+                global_BD=torch.einsum("br,brh->bh", share_BR, own_BRH),
                 regions_BSD=None if one.regions_BSD is None else pool_to_regions(own_BRH, one.shares_BSR)[0],
             )
             for name, one in signal.vision.items()

@@ -92,7 +92,8 @@ class Projections(nn.ModuleDict):
         """
         map_of = self[kind]
         if isinstance(map_of, nn.ModuleDict):
-            counted = torch.ones(states.shape[:-1], device=states.device) > 0 if mask_NX is None else mask_NX
+            every = states.new_ones(states.shape[:-1], dtype=torch.bool)
+            counted = every if mask_NX is None else mask_NX
             projected = map_of["mlp"](map_of["norm"](states, counted))
         else:
             projected = map_of(states)
