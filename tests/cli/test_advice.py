@@ -13,11 +13,12 @@ from pathlib import Path
 
 import click
 import pytest
+from commands import complaint
 from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus
 
 from advl_cli.advice import command_of
-from advl_cli.main import group, main
+from advl_cli.main import group
 from advl_data.scenes.generator import build as scenes_build
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
@@ -28,14 +29,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "advl_pipeline"
 SOURCES = sorted(file for folder in ("advl_pipeline", "data", "cli") for file in (ROOT / folder).rglob("*.py"))
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
-
-
-def advl(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a command in this process; return its exit code and what it said on stderr."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0), capsys.readouterr().err
 
 
 def advised(told: str) -> list[str]:
@@ -123,7 +116,7 @@ def test_every_kind_of_error_says_what_where_why_and_what_next(
 
     monkeypatch.setattr(training_given, "require_given", fail)
     given = ["finetune", "--dataset", "scenes-vcr", "--output", "runs/a b", "--cache", "caches/x"]
-    code, told = advl(*given, "--data-root", "/da ta", capsys=capsys)
+    code, told = complaint(capsys, *given, "--data-root", "/da ta")
     assert code == cls.exit_code
     assert told.startswith("error: It cannot be done.\n  where: runs/a b\n  why:   it was done before\n  next:  ")
     words = advised(told)
@@ -156,7 +149,7 @@ def test_the_users_command_is_told_with_the_words_that_are_advised(
 
     monkeypatch.setattr(scenes_build, "run_build_scenes", fail)
     given = ["scenes", "build", "--seed", "1", "--data-root", "a b"]
-    _, told = advl(*given, capsys=capsys)
+    _, told = complaint(capsys, *given)
     assert advised(told) == ["advl", *given, "--replace"]
 
 
@@ -171,7 +164,7 @@ def test_the_users_command_is_told_without_the_options_that_are_to_be_left_out(
 
     monkeypatch.setattr(training_given, "require_given", fail)
     before, after = ["finetune", "--dataset", "scenes-vcr"], ["--output", "runs/7", "--shots", "7"]
-    _, told = advl(*before, *given, *after, capsys=capsys)
+    _, told = complaint(capsys, *before, *given, *after)
     assert "next:  leave out --seed and --resume" in told
     if given:
         assert advised(told) == ["advl", *before, *after]
@@ -217,7 +210,7 @@ def test_the_users_command_is_told_without_the_options_that_are_to_be_left_out(
 def test_a_typo_is_put_right_in_the_command_that_was_typed(
     wrong: list[str], right: list[str] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = advl(*wrong, capsys=capsys)
+    code, told = complaint(capsys, *wrong)
     assert code == 2
     words = advised(told)
     require_parses(words)
@@ -228,7 +221,7 @@ def test_a_typo_of_a_task_is_put_right(
     small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--data-root", str(small_corpus.data_root), "--output", str(tmp_path / "run"), "--method", "plain"]
-    code, told = advl("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2", *given, capsys=capsys)
+    code, told = complaint(capsys, "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2", *given)
     assert code == 2
     assert advised(told) == ["advl", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a", *given]
 
@@ -241,14 +234,14 @@ def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys
     file = tmp_path / "run.toml"
     file.write_text(content)
     words = ["finetune", "--config", str(file), "--output", "runs/a"]
-    code, told = advl(*words, capsys=capsys)
+    code, told = complaint(capsys, *words)
     assert code == 2
     assert f"mend {file}" in told
     assert advised(told) == ["advl", *words]
 
 
 def test_names_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = advl("datasets", "card", "qqqq", capsys=capsys)
+    code, told = complaint(capsys, "datasets", "card", "qqqq")
     names = told.partition("known: ")[2].splitlines()[0].split(", ")
     assert code == 2
     assert len(names) == len(set(names)) > 5
@@ -269,7 +262,7 @@ def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
         "--output",
         tmp_path / "run",
     ]
-    code, told = advl(*words, "--data-root", small_corpus.data_root, capsys=capsys)
+    code, told = complaint(capsys, *words, "--data-root", small_corpus.data_root)
     assert code == 3, told
     told_words = advised(told)
     require_parses(told_words)
@@ -289,7 +282,7 @@ def test_an_unfinished_run_is_to_be_resumed(
     config = small_corpus.config(folder, seed=3, task=())
     (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
     for words in (["evaluate", folder], ["predict", folder]):
-        code, told = advl(*words, capsys=capsys)
+        code, told = complaint(capsys, *words)
         assert code == 6
         advice = advised(told)
         require_parses(advice)
@@ -307,20 +300,20 @@ def test_a_damaged_shard_is_repaired_by_name(
     damaged = bytearray(shard.read_bytes())
     damaged[-1] ^= 1
     shard.write_bytes(damaged)
-    code, told = advl("cache", "export", cache, "--output", tmp_path / "out.h5", capsys=capsys)
+    code, told = complaint(capsys, "cache", "export", cache, "--output", tmp_path / "out.h5")
     assert code == 4
     assert advised(told) == ["advl", "cache", "repair", str(cache)]
 
 
 def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = advl("finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl", capsys=capsys)
+    code, told = complaint(capsys, "finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl")
     assert code == 2
     assert "secret" not in told
 
 
 def test_a_missing_cache_is_extracted_from_where_the_data_lie(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--dataset", "scenes-vcr", "--output", "runs/a", "--data-root", "/da ta"]
-    code, told = advl("finetune", *given, capsys=capsys)
+    code, told = complaint(capsys, "finetune", *given)
     assert code == 2
     assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in told
     assert advised(told) == ["advl", "finetune", *given, "--cache", "caches/NAME/scenes-vcr/train"]
@@ -332,7 +325,7 @@ def test_a_folder_of_any_name_is_advised_as_it_is_typed(
 ) -> None:
     (tmp_path / name).mkdir()
     data = str(write_json_lines(tmp_path / name / "train.jsonl", [choice_row(0, split=...)]).parent)
-    told = advl("finetune", "--data", data, "--output", tmp_path / "run", "--data-root", data, capsys=capsys)[1]
+    told = complaint(capsys, "finetune", "--data", data, "--output", tmp_path / "run", "--data-root", data)[1]
     advice = told.partition("next:")[2]
     words = shlex.split(advice.strip().splitlines()[0].partition("   (")[0])
     assert words[:3] == ["advl", "extract", "--teacher"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from commands import exit_code
 
-from advl_cli.main import main
 from advl_pipeline import configuration
 from advl_pipeline.evaluation import given, predict_files, runner, scoring, shift
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -32,12 +32,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return found
 
 
-def advl(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
-
-
 @pytest.mark.parametrize(
     ("new", "earlier", "note"),
     [
@@ -54,16 +48,16 @@ def advl(*words: object) -> int:
 def test_the_form_of_an_earlier_release_means_the_same(
     new: list[str], earlier: list[str], note: str, asked: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    advl(*new)
+    exit_code(*new)
     assert "is now" not in capsys.readouterr().err
-    advl(*earlier)
+    exit_code(*earlier)
     assert note in capsys.readouterr().err
     assert len(asked) == 2
     assert asked[0] == asked[1]
 
 
 def test_a_form_given_in_both_ways_is_refused(asked: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    assert advl("evaluate", "a", "--run", "b") == 2
+    assert exit_code("evaluate", "a", "--run", "b") == 2
     assert "--run is an earlier name of RUN" in capsys.readouterr().err
     assert not asked
 
@@ -73,14 +67,14 @@ def test_a_file_of_options_may_hold_the_run_and_earlier_names(
 ) -> None:
     file = tmp_path / "evaluate.toml"
     file.write_text("run = 'runs/a'\nevaluate-on = 7\n")
-    advl("evaluate", "--config", file)
+    exit_code("evaluate", "--config", file)
     assert asked == [EvaluateConfig(run=Path("runs/a"), num_questions=7)]
     assert "evaluate-on is now num_questions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["evaluate"], ["predict"], ["score", "shift", "--on", "x"], ["report"]])
 def test_a_run_that_is_missing_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert advl(*words) == 2
+    assert exit_code(*words) == 2
     assert "'RUN" in capsys.readouterr().err
 
 
@@ -95,7 +89,7 @@ def test_a_run_that_is_missing_is_asked_for(words: list[str], capsys: pytest.Cap
 def test_an_option_that_is_missing_is_named_as_it_is_typed(
     words: list[str], what: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert advl(*words) == 2
+    assert exit_code(*words) == 2
     told = capsys.readouterr().err
     assert what in told
     assert why in told

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import complaint
 from small_corpus import SmallCorpus
 
-from advl_cli.main import main
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.estimate import require_room
@@ -22,17 +22,11 @@ FORBIDDEN = Path("/proc/self/none")
 """A folder that nobody can make, not even root."""
 
 
-def advl(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0), capsys.readouterr().err
-
-
 def test_finetune_into_a_folder_that_cannot_be_written(
     small_corpus: SmallCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--data-root", small_corpus.data_root]
-    code, told = advl(*words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN, capsys=capsys)
+    code, told = complaint(capsys, *words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN)
     assert code == 7, told
     assert str(FORBIDDEN) in told.partition("where:")[2]
     assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]

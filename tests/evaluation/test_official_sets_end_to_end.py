@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import printed
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp, write_vqa_vs
 
 from advl_cli.main import main
@@ -37,11 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     """Run a command that must succeed and return its JSON."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in (*arguments, "--json")])
-    printed = capsys.readouterr()
-    assert stopped.value.code == 0, printed.err
-    return json.loads(printed.out)
+    return json.loads(printed(capsys, *arguments, "--json")[0])
 
 
 CASES = [

@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
+from commands import completed
 
-from advl_cli.main import main
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students import text_rows
 from advl_pipeline.students.catalogue import families, family_of, list_students
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_student import TextStudent
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one invocation left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Advl = Callable[..., Outcome]
+Advl = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
-def advl(capsys: pytest.CaptureFixture[str]) -> Advl:
+def advl() -> Advl:
     """Run `advl students ...` in this process: importing torch once is enough."""
-
-    def run(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as stopped:
-            main(["students", *arguments])
-        printed = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return Outcome(returncode=stopped.value.code, stdout=printed.out, stderr=printed.err)
-
-    return run
+    return partial(completed, "students")
 
 
 def test_list_names_every_student_and_each_has_a_proof(advl: Advl) -> None:

@@ -23,8 +23,8 @@ def advl(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     """Return the exit code, and what was printed on stdout and on stderr."""
     capsys.readouterr()
     code = exit_code(*words)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    both = capsys.readouterr()
+    return code, both.out, both.err
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -33,13 +33,21 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, 
     return code, told
 
 
+def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
+    """Return what was printed on stdout and on stderr by a command that must end with this code, in words."""
+    found, out, told = advl(capsys, *words)
+    assert found == code, told
+    assert "Traceback" not in told
+    return out, told
+
+
 def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `advl` with these words in a folder as a process of its own would, without its start of five seconds."""
-    printed, told = io.StringIO(), io.StringIO()
+    out, told = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(folder or Path.cwd()),
-        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(told),
     ):
         code = exit_code(*words)
-    return subprocess.CompletedProcess(["advl", *map(str, words)], code, printed.getvalue(), told.getvalue())
+    return subprocess.CompletedProcess(["advl", *map(str, words)], code, out.getvalue(), told.getvalue())
