@@ -36,7 +36,6 @@ def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
             "A file could not be written.",
             where=str(path),
             why=f"{reason_of(error)}; what was finished before is intact",
-            next_command=again("make room or mend the disk, then give the same command again"),
         ) from error
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from advl_pipeline.errors import ConfigError, leave_out, suggest_names
+from advl_pipeline.errors import ConfigError, ineffective, suggest_names
 from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
@@ -304,13 +304,7 @@ def refuse_ineffective(found: Mapping[str, str]) -> None:
         ConfigError: as said.
     """
     if found:
-        flags = list(map(flag_of, found))
-        raise ConfigError(
-            f"{' and '.join(flags)} would change nothing here.",
-            where=flags[0],
-            why="; ".join(dict.fromkeys(found.values())),
-            next_command=leave_out(*flags),
-        )
+        raise ineffective(*map(flag_of, found), why="; ".join(dict.fromkeys(found.values())))
 
 
 def name_of(flag: str) -> str:

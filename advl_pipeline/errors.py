@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 
 class Advice(str):
@@ -53,10 +54,17 @@ class AdvlError(Exception):
         what: one sentence, what could not be done.
         where: the file, shard, sample, option or line at fault.
         why: what was found there.
-        next_command: an `Advice` with the command that gets the user further, or a short instruction without one.
+        next_command: an `Advice` with the command that gets the user further, or a short instruction without one;
+            needed only where the `usual` advice of the class is not enough.
     """
 
     exit_code = 1
+    usual: ClassVar[tuple[Advice, ...]] = (again("give the same command again"),)
+    """What the command line says next where an error says nothing: the first advice that can be completed.
+
+    A word in capitals stands for what the user gave for the option of that name. Where none can be completed it is
+    the help of the command.
+    """
 
     def __init__(self, what: str, *, where: str = "", why: str = "", next_command: str = "") -> None:
         super().__init__(what)
@@ -80,46 +88,69 @@ class ConfigError(AdvlError):
     """An option, a study file or a name that cannot be used."""
 
     exit_code = 2
+    usual = ()
+
+
+def ineffective(*flags: str, why: str) -> ConfigError:
+    """Return the refusal of options that would change nothing in what the command is asked for.
+
+    Args:
+        flags: the options.
+        why: a clause.
+    """
+    what = f"{' and '.join(flags)} would change nothing here."
+    return ConfigError(what, where=flags[0], why=why, next_command=leave_out(*flags))
 
 
 class IdentityMismatch(AdvlError):
     """A cache, a checkpoint or a run was made under other settings than the ones asked for."""
 
     exit_code = 3
+    usual = ()
 
 
 class CorruptCache(AdvlError):
     """A cache whose bytes are not what its records say."""
 
     exit_code = 4
+    usual = (advise(["advl", "cache", "verify", "CACHE"]),)
 
 
 class DatasetError(AdvlError):
     """A dataset that is missing, malformed or inconsistent."""
 
     exit_code = 5
+    usual = (
+        advise(["advl", "datasets", "check", "DATASET", "--split", "SPLIT"]),
+        advise(["advl", "datasets", "check", "DATASET"]),
+    )
 
 
 class WeightsUnavailable(AdvlError):
     """Weights of a teacher or student that are not on this machine and cannot be fetched."""
 
     exit_code = 6
+    usual = (advise(["advl", "teachers", "show", "TEACHER"]), advise(["advl", "students", "show", "STUDENT"]))
 
 
 class StorageError(AdvlError):
     """The disk is full or failed; what was committed before is intact and the same command resumes."""
 
     exit_code = 7
+    usual = (again("make room or mend the disk, then give the same command again: it resumes"),)
 
 
 class InUse(StorageError):
     """Another process is writing in this place; what it has written is intact."""
+
+    usual = (again("wait until it ends, or stop it, then give the same command again"),)
 
 
 class ClusterError(AdvlError):
     """A Ray cluster that cannot be reached, or whose workers keep dying; the same command resumes."""
 
     exit_code = 8
+    usual = (again("mend what the other process says, then give the same command again: it resumes"),)
 
 
 class NotFinite(AdvlError):
@@ -132,6 +163,7 @@ class Interrupted(AdvlError):
     """Stopped by a signal; the same command resumes."""
 
     exit_code = 130
+    usual = (again("give the same command again: it resumes"),)
 
 
 class Suggestion(str):

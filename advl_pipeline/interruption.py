@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from advl_pipeline.errors import Interrupted, again
+from advl_pipeline.errors import Interrupted
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,11 +52,7 @@ def interruptible(what: str, *, kept: str) -> Iterator[None]:
                 raise Stop
             yield
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"{what} was stopped by {_process.asked_by or 'Ctrl-C'}.",
-            why=kept,
-            next_command=again("give the same command again: it resumes"),
-        ) from None
+        raise Interrupted(f"{what} was stopped by {_process.asked_by or 'Ctrl-C'}.", why=kept) from None
     finally:
         if not _process.listens:
             _process.asked_by = ""

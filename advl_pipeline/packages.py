@@ -7,7 +7,8 @@ import importlib.util
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -118,6 +119,24 @@ def install_extra(*extras: str, note: str = "") -> Advice:
         return found
 
     return advise(["pip", "install", *chain.from_iterable(map(packages_of, extras))], note=note)
+
+
+@contextmanager
+def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
+    """Refuse, with what to install, where the imports in the block lack a package that an extra brings.
+
+    Args:
+        extras: of this package.
+        where: the option or the file that asks for it.
+
+    Raises:
+        ConfigError: as said.
+    """
+    try:
+        yield
+    except ImportError as error:
+        what = f"This needs the extra {' and '.join(extras)} of ADVL, which is not installed."
+        raise ConfigError(what, where=where, why=str(error), next_command=install_extra(*extras)) from None
 
 
 DISTRIBUTION = "advl-pipeline"

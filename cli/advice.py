@@ -13,18 +13,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import flag_of
-from advl_pipeline.errors import (
-    Advice,
-    AdvlError,
-    ConfigError,
-    CorruptCache,
-    DatasetError,
-    IdentityMismatch,
-    Suggestion,
-    WeightsUnavailable,
-    advise,
-    again,
-)
+from advl_pipeline.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again
 
 SAME_EVERYWHERE = frozenset(
     {"data_root", "text_style", "label_order", "on_error", "device", "disk_cache", "disk_cache_gb"}
@@ -149,29 +138,23 @@ def _without(flags: Sequence[str], group: click.Group, arguments: Sequence[str])
 
 
 def _usual_advice(error: AdvlError, group: click.Group, invocation: Invocation) -> Advice:
-    given = invocation.given
-    if isinstance(error, ConfigError):
-        file = re.sub(r" \[.*", "", error.where)
-        if Path(file).suffix == ".toml":
-            return again(f"mend {file}, then give the same command again")
-        return advise(_help_of(group, invocation))
-    dataset = given.get("dataset")
-    if isinstance(error, DatasetError) and dataset:
-        split = given.get("split")
-        return advise(["advl", "datasets", "check", str(dataset), *(["--split", str(split)] if split else [])])
-    if isinstance(error, CorruptCache):
-        told = given.get("cache", ())
-        caches = [str(cache) for cache in (told if isinstance(told, (tuple, list)) else (told,))]
-        for cache in caches:
-            if len(caches) == 1 or error.where.startswith(cache):
-                return advise(["advl", "cache", "verify", cache])
-    if isinstance(error, WeightsUnavailable):
-        for name, kind in (("teacher", "teachers"), ("student", "students")):
-            if given.get(name):
-                return advise(["advl", kind, "show", str(given[name])])
-    if isinstance(error, (DatasetError, IdentityMismatch, WeightsUnavailable, CorruptCache)):
-        return advise(_help_of(group, invocation))
-    return again("give the same command again")
+    """Return the advice of the error's class, with what the user gave for the words in capitals."""
+    file = re.sub(r" \[.*", "", error.where)
+    if isinstance(error, ConfigError) and Path(file).suffix == ".toml":
+        return again(f"mend {file}, then give the same command again")
+
+    def completed(word: str) -> str:
+        if not word.isupper():
+            return word
+        given = invocation.given.get(word.lower()) or ()
+        values = [str(value) for value in given] if isinstance(given, (tuple, list)) else [str(given)]
+        return next((value for value in values if len(values) == 1 or error.where.startswith(value)), "")
+
+    for advice in error.usual:
+        commands = [[completed(word) for word in command] for command in advice.commands]
+        if all(map(all, commands)):
+            return advise(*commands, note=advice.note, again=advice.again)
+    return advise(_help_of(group, invocation))
 
 
 def _corrected(invocation: Invocation, wrong: str, near: str) -> str:
