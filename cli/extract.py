@@ -15,6 +15,7 @@ from .flags import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 if TYPE_CHECKING:
+    from advl_pipeline.extraction.estimate import Payback
     from advl_pipeline.extraction.run import ExtractResult
 
 
@@ -71,6 +72,8 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             click.echo("time of encoding: not measured, the weights are not here; the teacher's card told the sizes")
             click.echo(f"  why:   {result.untimed.what}")
             click.echo(f"  next:  {remedy_of(result.untimed)}")
+        if result.payback is not None:
+            click.echo(when_it_pays(result.payback))
         room = "" if result.free_bytes is None else f"; {result.free_bytes / 1e9:.1f} GB are free there"
         click.echo(f"would write {result.path}{room}")
         return
@@ -88,6 +91,15 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     if result.shards_left:
         click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are missing yet")
     click.echo(f"cache: {result.path}")
+
+
+def when_it_pays(found: Payback) -> str:
+    """Return in words after how much training a cache is cheaper than its teacher in every step."""
+    pays = "never" if found.epochs is None else f"from epoch {found.epochs} on, over all student runs"
+    return (
+        f"a cache is cheaper than the teacher in every step: {pays}; once {found.once:.1f} s, then "
+        f"{found.cached:.2f} s an epoch at {found.bytes_per_second / 1e6:,.0f} MB/s, in place of {found.live:.1f} s"
+    )
 
 
 @click.command("prepare")

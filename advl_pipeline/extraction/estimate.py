@@ -1,13 +1,18 @@
-"""What an extraction will cost: bytes from the plan, time from two trial batches, room on the disk.
+"""What an extraction will cost, and when a cache pays: bytes from the plan, time from two trial batches, room and
+speed of the disk.
 
 Where the teacher's weights are not at hand, the sizes that its card states tell all but the time.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +46,12 @@ _PIECES_PER_WORD = 1.15
 
 _WORDED_TEXTS = 2_000
 
+_SAMPLED_EXAMPLES = 100
+"""Whose texts are counted, to learn how many an epoch reads."""
+
+_TRIED_BYTES = 32_000_000
+"""Written and read again to learn the speed of a disk."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
@@ -60,6 +71,30 @@ class Estimate:
     num_bytes: int
     padded_share: float
     seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiskSpeed:
+    """Bytes per second."""
+
+    reading: float
+    writing: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Payback:
+    """When a cache is cheaper than its teacher in every step; all times are in seconds.
+
+    Encoding and writing the cache takes `once`. An epoch then spends `cached` on reading it at `bytes_per_second`,
+    where it would spend `live` on the teacher. `epochs`, over all student runs, is how many it takes until the cache
+    is cheaper; None where it never is.
+    """
+
+    once: float
+    live: float
+    cached: float
+    bytes_per_second: float
+    epochs: int | None
 
 
 def estimate(
@@ -212,12 +247,53 @@ def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], datas
     )
 
 
+def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], disk: DiskSpeed) -> Payback:
+    """Return when a cache pays.
+
+    Args:
+        estimates: of modalities, with their seconds; those that `uses` does not name are passed over.
+        uses: modality -> how many of its units the examples of an epoch have, repeated ones counted: a teacher in
+            every step would encode so many.
+        disk: of the cache.
+    """
+    told = [(item, uses[item.modality] / item.num_units) for item in estimates if item.modality in uses]
+    once = sum((item.seconds or 0.0) + item.num_bytes / disk.writing for item, _ in told)
+    live = sum((item.seconds or 0.0) * often for item, often in told)
+    cached = sum(item.num_bytes * often for item, often in told) / disk.reading
+    epochs = math.floor(once / (live - cached)) + 1 if live > cached else None
+    return Payback(once=once, live=live, cached=cached, bytes_per_second=disk.reading, epochs=epochs)
+
+
+def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
+    """Return modality -> how many of its units all examples have, repeated ones counted; of texts about."""
+    places = np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLED_EXAMPLES)).astype(int)
+    texts = np.mean([len(dataset[place].candidates) for place in places.tolist()])
+    return {"image": len(dataset), "text": round(len(dataset) * float(texts))}
+
+
+def measure_disk(root: Path) -> DiskSpeed | None:
+    """Write and read a file without a name where a cache is to lie; None where nothing can be written."""
+    content = os.urandom(_TRIED_BYTES)
+    with suppress(OSError), tempfile.TemporaryFile(dir=_existing(root)) as file:
+        begin = time.perf_counter()
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        written = time.perf_counter()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        before = time.perf_counter()
+        file.read()
+        return DiskSpeed(
+            reading=_TRIED_BYTES / (time.perf_counter() - before), writing=_TRIED_BYTES / (written - begin)
+        )
+    return None
+
+
 def require_room(root: Path, num_bytes: int) -> int:
     """Return the free bytes where the cache goes; raises `StorageError` when it would not fit."""
-    folder = root
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_existing(root)).free
     if num_bytes + _SPARE_BYTES > free:
         raise StorageError(
             "There is not enough room for the cache.",
@@ -227,6 +303,13 @@ def require_room(root: Path, num_bytes: int) -> int:
             next_command="make room, or give another --output",
         )
     return free
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def _batches_of(placement: Placement, batch_size: int) -> list[list[int]]:

@@ -30,10 +30,14 @@ from advl_pipeline.extraction.config import ExtractConfig, location_of, without_
 from advl_pipeline.extraction.encode import WriteBehind, encode_shards
 from advl_pipeline.extraction.estimate import (
     Estimate,
+    Payback,
     card_with_sizes,
     estimate_confidences,
     estimates_by_card,
+    measure_disk,
+    payback,
     require_room,
+    uses_per_epoch,
 )
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
@@ -45,6 +49,7 @@ from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sourc
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.teachers.teacher_cards import TeacherCard
 
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
@@ -58,8 +63,9 @@ class ExtractResult:
     counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
     could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples,
     `skipped` what the dataset left out as malformed (`advl datasets check` lists it). `shards_left` counts shards of
-    other parts that are not committed yet; the cache is complete where there are none. `untimed` is why a dry run has
-    no time: the weights are not at hand, and the teacher's card told the sizes.
+    other parts that are not committed yet; the cache is complete where there are none. `payback` is of a dry run
+    of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not at hand, and
+    the teacher's card told the sizes.
     """
 
     path: Location
@@ -74,6 +80,7 @@ class ExtractResult:
     confidences: int = 0
     skipped: int = 0
     shards_left: int = 0
+    payback: Payback | None = None
     untimed: WeightsUnavailable | None = None
 
 
@@ -220,8 +227,16 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     if config.dry_run:
         plan = settle_plan(config, store, sources, identity)
         modalities = [source.modality for source in sources]
-        estimates = (*plan.estimates, *estimate_confidences(config, modalities, dataset))
-        return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
+        # Pictures that are only stored take the place of decoding, not of a teacher.
+        is_taught = not config.teacher.startswith(PICTURES)
+        disk = measure_disk(store.folder) if store.folder is not None and is_taught else None
+        return ExtractResult(
+            path=store.location,
+            dry_run=True,
+            estimates=(*plan.estimates, *estimate_confidences(config, modalities, dataset)),
+            free_bytes=plan.free_bytes,
+            payback=None if disk is None else payback(plan.estimates, uses_per_epoch(dataset), disk),
+        )
     with holding(store, config.own_part):
         return extract_held(config, store, sources, identity, dataset)
 
