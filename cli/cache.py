@@ -188,6 +188,9 @@ def import_(config: ImportConfig, as_json: bool) -> None:
     advl cache import 'img_db/vcr_{split}' --ground-truth-regions 'img_db/vcr_gt_{split}' \\
         --name butd --dataset vcr --split train
     """
+    from advl_pipeline.extraction.given import require_import
+
+    require_import(config)
     from advl_pipeline.extraction.imported import run_import
 
     result = run_import(config)

@@ -92,6 +92,9 @@ def report(config: ReportConfig, as_json: bool) -> None:
     advl report runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
+    from advl_pipeline.reporting.given import require_given
+
+    require_given(config)
     from advl_pipeline.reporting.report import run_report
 
     result = run_report(config)

@@ -79,11 +79,16 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
         split: of the dataset, or several that are joined by +.
 
     Raises:
-        ConfigError: as said. DatasetError: data of one's own that cannot be read.
+        ConfigError: as said. DatasetError: data of one's own that cannot be read, or a known dataset is not there.
     """
     _tasks_of(name, tasks_of(name, data_root), tasks)
-    for part in split.split(JOIN):
+    parts = split.split(JOIN)
+    for part in parts:
         _require_split(name, part, splits_of(name, data_root))
+    benchmark = benchmark_of(name)
+    if benchmark is not None and not benchmark.is_in(resolve_data_root(data_root)):
+        # It says itself what is to be done.
+        open_dataset(name, split=parts[0], data_root=data_root)
 
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:

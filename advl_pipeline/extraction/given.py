@@ -10,7 +10,8 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.datasets.registry import require_names, tasks_of
-from advl_pipeline.extraction.config import ExtractConfig, location_of
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.registry import require_teacher
@@ -67,3 +68,24 @@ def require_given(config: ExtractConfig, *, by_name: bool = True) -> None:
         require_teacher(config.teacher)
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     require_outputs(config, output=location_of(config))
+
+
+def require_import(config: ImportConfig) -> None:
+    """Refuse an import of nothing, or for a dataset that is not there, in well under a second.
+
+    Raises:
+        ConfigError, DatasetError: as said.
+    """
+    require_names(config.dataset, split=config.split, data_root=config.data_root)
+    if "{split}" not in str(config.source):
+        require_source(config)
+
+
+def require_source(config: ImportedFiles) -> None:
+    """Refuse features that are not where they are said to be; a path that holds {split} names several.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not config.source.exists():
+        raise ConfigError("There is nothing to import.", where=str(config.source))

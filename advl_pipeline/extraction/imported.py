@@ -28,12 +28,9 @@ from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    again,
-)
+from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.extraction.config import ImportConfig, ImportedExtraction, default_output, location_of
+from advl_pipeline.extraction.given import require_source
 from advl_pipeline.extraction.imported_tower import FoundFeatures, ImportedTower
 from advl_pipeline.extraction.regions.registry import RegionFiles, are_regions, found_features
 from advl_pipeline.extraction.run import ExtractResult, extract, store_of
@@ -221,8 +218,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
         return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
     why = "the source holds arrays that are filed under pictures, and no regions of a detector"
     refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
-    if not config.source.exists():
-        raise ConfigError("There is nothing to import.", where=where)
+    require_source(config)
     arrays = FeatureFolder(config.source) if config.source.is_dir() else FeatureHdf5(config.source, stack)
     names = _names(arrays, units, where)
     return ImportedTower(lambda unit: FoundFeatures(values=arrays.read(names[unit.unit_id])), units, where=where)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.parts import Part, holding, parse_part
+from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
@@ -227,8 +228,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     if config.dry_run:
         plan = settle_plan(config, store, sources, identity)
         modalities = [source.modality for source in sources]
-        # Pictures that are only stored take the place of decoding, not of a teacher.
-        is_taught = not config.teacher.startswith(PICTURES)
+        # Pictures that are only stored, and features that exist, have no teacher that could be in a step.
+        is_taught = not config.teacher.startswith((PICTURES, IMPORTED))
         disk = measure_disk(store.folder) if store.folder is not None and is_taught else None
         return ExtractResult(
             path=store.location,

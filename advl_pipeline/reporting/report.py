@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.reporting.answer import Answer, answers
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_items, as_json, as_latex, as_markdown
+from advl_pipeline.reporting.given import require_given
 from advl_pipeline.studies.claims import Verdict, judge_claims
-from advl_pipeline.studies.folder import STUDY_FILE
 from advl_pipeline.studies.gather import gather_runs, gather_study
 from advl_pipeline.studies.result import StudyResult
 
@@ -47,15 +46,8 @@ def run_report(config: ReportConfig) -> ReportResult:
         StorageError: the file cannot be written.
     """
     require_outputs(config)
-    studies = [folder for folder in config.run if (folder / STUDY_FILE).exists()]
-    if studies and len(config.run) > 1:
-        raise ConfigError(
-            "A study is reported by itself.",
-            where=str(studies[0]),
-            why=f"{len(config.run)} folders were given",
-            next_command=advise(["advl", "report", str(studies[0])]),
-        )
-    result = gather_study(studies[0]) if studies else gather_runs(*config.run)
+    study = require_given(config)
+    result = gather_study(study) if study else gather_runs(*config.run)
     ending, write = _WRITERS.get(config.to, ("html", partial(_page, config=config)))
     output = config.output or result.folder / f"report.{ending}"
     require_outputs(config, output=output)

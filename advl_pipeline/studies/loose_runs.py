@@ -75,14 +75,11 @@ class _Run:
         return sorted(self.evaluations, key=lambda name: (not self.evaluations[name].get("use_of_vision"), name))
 
 
-def lay_out_runs(*named: Path) -> Plan:
-    """Lay out runs, and all finished and evaluated runs that lie in folders.
-
-    Args:
-        named: run folders and folders of runs.
+def folders_of_runs(named: Sequence[Path]) -> list[Path]:
+    """Return the run folders among the named ones and in them.
 
     Raises:
-        ConfigError: one holds no run, or none was evaluated.
+        ConfigError: one is none and holds none.
     """
     folders: list[Path] = []
     for folder in named:
@@ -98,6 +95,19 @@ def lay_out_runs(*named: Path) -> Plan:
                 next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
             )
         folders += found
+    return folders
+
+
+def lay_out_runs(*named: Path) -> Plan:
+    """Lay out runs, and all finished and evaluated runs that lie in folders.
+
+    Args:
+        named: run folders and folders of runs.
+
+    Raises:
+        ConfigError: one holds no run, or none was evaluated.
+    """
+    folders = folders_of_runs(named)
     runs = [run for path in dict.fromkeys(folders) if (run := _read(path)) is not None]
     if not runs:
         raise ConfigError(
