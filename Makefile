@@ -72,12 +72,13 @@ scenes-inputs: $(STAMP)
 # Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
 STUDY_OPTIONS ?=
 
-# What it will take is said first, the first seed has a page of its own, and what is finished is never run again.
+# What it will take is said first, one seed of the smallest size has a page of its own, and what is finished is never run
+# again.
 # $(1) is the study and its options, $(2) its name.
 define in_sight
 $(ADVL) study $(1) --measure && \
 $(ADVL) study $(1) --first-seeds 1 && $(ADVL) report runs/studies/$(2) && \
-echo "One seed of each method is done, and its page is there. What the other seeds will take:" && \
+echo "One seed of each method is done, and its page is there. What the others will take:" && \
 $(ADVL) study $(1) --dry-run && \
 $(ADVL) study $(1) && $(ADVL) report runs/studies/$(2)
 endef

@@ -62,7 +62,7 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
     first_seeds: int | None = option(
         None,
-        help="Run no more than the first seeds of the study, so many; the same command without it runs the others.",
+        help="Run so many seeds of the first number of shots only; the same command without it runs the others.",
         minimum=1,
     )
     workers: int = option(

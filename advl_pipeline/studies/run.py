@@ -112,8 +112,11 @@ def run_study(
             cells={cell.cell_id: cell.title for cell in draft.cells},
         )
         write_study(folder, record, copies)
-        plan, seeds = lay_out(recipes=recipes), study.seeds[: config.first_seeds]
-        plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.seed in seeds))
+        plan = lay_out(recipes=recipes)
+        if config.first_seeds is not None:
+            seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
+            first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)
+            plan = replace(plan, cells=first)
         needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
         for need in (need for need in plan.caches if need.path in needed):
             seconds = prepare(need, study, config.data_root)

@@ -263,13 +263,13 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
 
 
-def test_the_first_seeds_are_run_alone_and_reported(tmp_path: Path) -> None:
+def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: Path) -> None:
     """Then the same command without the option runs what is left."""
     first = run(tmp_path, num_seeds=3, first_seeds=1)
-    assert {cell.seed for cell in rows_of(first.cells, state="finished")} == {0}
+    assert {(cell.seed, cell.shots) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
     assert set(first.cells["seed"]) == {0, 1, 2}
     whole = run(tmp_path, num_seeds=3)
-    assert first.num_finished * 3 == whole.num_finished == len(whole.cells)
+    assert first.num_finished * 3 * 2 == whole.num_finished == len(whole.cells)
 
 
 def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
