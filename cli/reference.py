@@ -70,7 +70,7 @@ def help_blocks(command: click.Command) -> Iterator[tuple[bool, str]]:
 
 def with_student_table(page: str) -> str:
     """Return a page with its table of students as `data/students.toml` has it."""
-    from advl_pipeline.students.catalogue import student_table
+    from advl_pipeline.students.registry import student_table
 
     before, _, rest = page.partition(TABLE_START)
     _, _, after = rest.partition(TABLE_END)

@@ -34,7 +34,7 @@ def list_(as_json: bool) -> None:
     \b
     advl students list
     """
-    from advl_pipeline.students.catalogue import list_students
+    from advl_pipeline.students.registry import list_students
 
     students = list_students()
     if as_json:
@@ -56,7 +56,7 @@ def show(name: str, tokenizer: str | None, as_json: bool) -> None:
     advl students show uniter-tiny
     advl students show meter-tiny --json
     """
-    from advl_pipeline.students.catalogue import show_student
+    from advl_pipeline.students.registry import show_student
     from advl_pipeline.training.recipes import published_recipes
 
     shown = show_student(name, tokenizer=tokenizer) | {"recipes": published_recipes(name)}
@@ -88,7 +88,7 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool
     advl students load-check uniter-base uniter-base.pt
     advl students load-check vilt vilt-b32-mlm/ --json
     """
-    from advl_pipeline.students.catalogue import check_checkpoint
+    from advl_pipeline.students.registry import check_checkpoint
 
     report = check_checkpoint(name, checkpoint, tokenizer=tokenizer)
     fills = not (report["missing"] or report["reinitialised"])

@@ -17,9 +17,9 @@ from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.evaluation.given import cache_data, require_readable
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_config
-from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
+from advl_pipeline.students.weight_files import known_words
 from advl_pipeline.training.compatibility import check_caches, holds
 from advl_pipeline.training.given import open_region_caches
 from advl_pipeline.training.placement import read_placement

@@ -20,9 +20,9 @@ from advl_pipeline.reporting.formats import as_markdown
 from advl_pipeline.reporting.run_view import scores_of
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_evaluation, read_json
-from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import families, family_of
 from advl_pipeline.studies.folder import studies_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.studies.table import rows_of

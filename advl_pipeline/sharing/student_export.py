@@ -39,7 +39,7 @@ from advl_pipeline.sharing.transformers_models import (
 )
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
+from advl_pipeline.students.text_student import Part, TextRow, TextTokenizer
 from advl_pipeline.tensor_files import save_tensors
 
 _FIRST, _SECOND = -1, -2

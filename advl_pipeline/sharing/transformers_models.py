@@ -21,11 +21,10 @@ from transformers import (
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bridgetower import bridgetower_config
-from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
-from advl_pipeline.students.registry import door_of
+from advl_pipeline.students.registry import door_of, family_of
 from advl_pipeline.students.vilt import vilt_config
 
 PICTURE_CALL = """\

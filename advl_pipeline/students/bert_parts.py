@@ -8,11 +8,15 @@ tokens first among them, A heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig
+from torch.nn import functional
+from transformers import AttentionInterface, BertConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 TEXT, VISUAL, PADDING = 0, 1, -1
 """Kinds of a position in a single-stream sequence."""
@@ -123,6 +127,13 @@ def norm_first_head(width: int, num_classes: int, *, hidden: int) -> nn.Sequenti
     return head
 
 
+def named_or_pooled(text_NLH: torch.Tensor, pool_index_N: torch.Tensor, pooler: nn.Module) -> torch.Tensor:
+    """Return (N, H): the raw state of the token that a row names, or the pooled first token where it names none."""
+    index = pool_index_N[:, None, None].expand(-1, 1, text_NLH.shape[-1])
+    named_NH = text_NLH.gather(1, index)[:, 0]
+    return torch.where((pool_index_N > 0)[:, None], named_NH, pooler(text_NLH).to(named_NH.dtype))
+
+
 @torch.no_grad()
 def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor, num_text: int) -> torch.Tensor:
     """Return (N, L): attention from each text token to the visual tokens, averaged over heads, detached.
@@ -145,3 +156,251 @@ def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor,
     weights = torch.softmax(scores + (bias[:, :, :num_text] if bias.shape[2] > 1 else bias), dim=-1)
     mass_NL: torch.Tensor = weights[..., num_text:].sum(-1).mean(1)
     return mass_NL
+
+
+ATTENTION = "advl_one_row"
+"""Name of the attention function in a configuration's `attn_implementation`."""
+
+COMPILED_WIDTH = 8
+"""Columns of which a compiled program computes a multiple, so that kernels need no other copy of the mask."""
+
+_SEQUENCES_AT_ONCE = 4
+"""Of a grid on a CPU: the candidates of a question are of like length, and their attention stays in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGrid:
+    """Where each of the T tokens lies, sequence by sequence and in order.
+
+    `column_T` (int64) is its place in the flattened (N, S) layout, `slot_T` that in the flattened (N, G) grid, and
+    `first_N` says which of the T tokens are the sequences' first. It is made where a batch is collated: a device
+    would make the host wait to be told how many tokens there are.
+    """
+
+    num_sequences: int
+    size: int
+    column_T: torch.Tensor
+    slot_T: torch.Tensor
+    first_N: torch.Tensor
+
+    @classmethod
+    def of_kinds(cls, kinds_NS: torch.Tensor) -> TokenGrid:
+        """Lay out the positions that are no padding."""
+        visible_NS = kinds_NS != PADDING
+        lengths_N = visible_NS.sum(1)
+        size = int(lengths_N.max())
+        column_T = visible_NS.flatten().nonzero()[:, 0]
+        first_N1 = size * torch.arange(len(kinds_NS), device=kinds_NS.device)[:, None]
+        slot_T = (first_N1 + visible_NS.cumsum(1) - 1).flatten()[column_T]
+        first_N = lengths_N.cumsum(0) - lengths_N
+        return cls(num_sequences=len(kinds_NS), size=size, column_T=column_T, slot_T=slot_T, first_N=first_N)
+
+    def take(self, x_NSH: torch.Tensor) -> torch.Tensor:
+        """Return (1, T, H): the tokens without padding."""
+        return x_NSH.flatten(0, 1).index_select(0, self.column_T)[None]
+
+    def put_back(self, x_1TH: torch.Tensor, num_columns: int) -> torch.Tensor:
+        """Undo `take`: (N, S, H), zero at padding."""
+        row_TH = x_1TH[0]
+        flat = row_TH.new_zeros(self.num_sequences * num_columns, row_TH.shape[1])
+        return flat.index_copy(0, self.column_T, row_TH).view(self.num_sequences, num_columns, -1)
+
+    def spread(self, x_1ATD: torch.Tensor) -> torch.Tensor:
+        """Return (N, A, G, D): heads of one row, cut into sequences; zero behind each."""
+        _, heads, _, size = x_1ATD.shape
+        row = x_1ATD[0].transpose(0, 1).flatten(1)
+        flat = row.new_zeros(self.num_sequences * self.size, heads * size).index_copy(0, self.slot_T, row)
+        return flat.view(self.num_sequences, self.size, heads, size).transpose(1, 2)
+
+    def gather(self, x_NGAD: torch.Tensor) -> torch.Tensor:
+        """Return (1, T, A, D): what attention found, as one row again."""
+        row = x_NGAD.flatten(2).flatten(0, 1).index_select(0, self.slot_T)
+        return row.view(1, -1, *x_NGAD.shape[2:])
+
+    def kinds(self, kinds_NS: torch.Tensor) -> torch.Tensor:
+        """Return (N, G): the kind of each place of the grid."""
+        flat = kinds_NS.new_full((self.num_sequences * self.size,), PADDING)
+        placed = flat.index_copy(0, self.slot_T, kinds_NS.flatten()[self.column_T])
+        return placed.view(self.num_sequences, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Sequences that lie next to one another, which attention sees as one grid, and the additive mask of the grid."""
+
+    grid: TokenGrid
+    bias: torch.Tensor
+
+
+def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype: torch.dtype) -> list[Block]:
+    """Return the blocks of a batch, in order. There is one where starting many small kernels would cost more.
+
+    Args:
+        whole: the grid of the batch.
+    """
+    grids = [(kinds_NS, whole)]
+    if kinds_NS.device.type == "cpu":
+        grids = [(part, TokenGrid.of_kinds(part)) for part in torch.split(kinds_NS, _SEQUENCES_AT_ONCE)]
+    return [
+        Block(grid=grid, bias=attention_bias(grid.kinds(part), separate=separate, dtype=dtype))
+        for part, grid in grids
+    ]
+
+
+def one_row_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    blocks: Sequence[Block] = (),
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within the sequences of one row; within those of a padded batch where no blocks are given.
+
+    Args:
+        query: (1, A, T, D), as key and value are; (N, A, S, D) without blocks.
+        key: as said.
+        value: as said.
+        attention_mask: additive, broadcastable to (N, A, S, S); of no use with blocks.
+        blocks: of the row, which have masks of their own.
+        options: dropout, scaling and the like, as transformers gives them.
+    """
+    if not blocks:
+        return _attend(module, query, key, value, attention_mask, **options), None
+    lengths = [len(block.grid.slot_T) for block in blocks]
+    parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
+    found = []
+    for block, *own in zip(blocks, *parts, strict=True):
+        spread = [block.grid.spread(part) for part in own]
+        found.append(block.grid.gather(_attend(module, spread[0], spread[1], spread[2], block.bias, **options)))
+    return torch.cat(found, dim=1), None
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float = 1.0,
+    **options: Any,
+) -> torch.Tensor:
+    """Return (N, G, A, D)."""
+    if dropout == 0.0 or bias is None or query.device.type != "cpu":
+        found: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, bias, dropout=dropout, scaling=scaling, **options
+        )[0]
+        return found
+    # What torch does on a CPU, without its search for rows that may attend to nothing: the mask is finite.
+    weights = ((query * scaling) @ key.transpose(-1, -2) + bias).softmax(-1)
+    return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, one_row_attention)
+
+
+def run_layers(
+    layers: Sequence[nn.Module],
+    x_NSH: torch.Tensor,
+    kinds_NS: torch.Tensor,
+    *,
+    num_text: int,
+    grid: TokenGrid | None = None,
+    separate: bool = False,
+    need_relevance: bool = False,
+    first_only: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the last layer's states (N, S, H), zero at padding, and each text token's attention to the picture.
+
+    Args:
+        layers: transformers' `BertLayer`s, made with `attn_implementation=ATTENTION`.
+        x_NSH: embeddings, text first.
+        kinds_NS: as `kinds_of` returns them.
+        num_text: L.
+        grid: of the tokens that are no padding [default: it is made of `kinds_NS`].
+        separate: hide text and picture from one another.
+        need_relevance: also return (N, L) of the last layer; else None.
+        first_only: return the state of each sequence's first token alone, (N, 1, H); a program of all for any batch.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        # A program for any batch cannot depend on how many tokens are real: it computes padding, too.
+        return _run_padded(
+            layers, x_NSH, kinds_NS, num_text=num_text, separate=separate, need_relevance=need_relevance
+        )
+    grid = grid or TokenGrid.of_kinds(kinds_NS)
+    blocks = blocks_of(kinds_NS, grid, separate=separate, dtype=compute_dtype(x_NSH))
+    row_1TH = grid.take(x_NSH)
+    *first, last = layers
+    for layer in first:
+        row_1TH = layer(row_1TH, blocks=blocks)
+    relevance_NL = None
+    if need_relevance:
+        attention: Any = last
+        padded_NSH = grid.put_back(row_1TH.detach(), x_NSH.shape[1])
+        padded_bias = attention_bias(kinds_NS, separate=separate, dtype=padded_NSH.dtype)
+        relevance_NL = attention_mass(attention.attention.self, padded_NSH, padded_bias, num_text)
+    if first_only:
+        return _first_states(last, row_1TH, grid, blocks), relevance_NL
+    return grid.put_back(last(row_1TH, blocks=blocks), x_NSH.shape[1]), relevance_NL
+
+
+def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Sequence[Block]) -> torch.Tensor:
+    """Return (N, 1, H): what a `BertLayer` makes of each sequence's first token, by keys and values of all tokens."""
+    attention = layer.attention.self
+    first_1NH = row_1TH.index_select(1, grid.first_N)
+    query, key, value = (
+        part.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        for part in (attention.query(first_1NH), attention.key(row_1TH), attention.value(row_1TH))
+    )
+    lengths = [len(block.grid.slot_T) for block in blocks]
+    by_block = zip(
+        blocks,
+        torch.split(query.transpose(0, 2), [block.grid.num_sequences for block in blocks]),
+        torch.split(key, lengths, dim=2),
+        torch.split(value, lengths, dim=2),
+        strict=True,
+    )
+    found_N1AD = torch.cat(
+        [
+            _attend(
+                attention,
+                query_NA1D,
+                block.grid.spread(keys),
+                block.grid.spread(values),
+                block.bias[:, :, :1],
+                dropout=attention.dropout.p if attention.training else 0.0,
+                scaling=attention.scaling,
+            )
+            for block, query_NA1D, keys, values in by_block
+        ]
+    )
+    first_N1H: torch.Tensor = layer.attention.output(found_N1AD.flatten(2), first_1NH.transpose(0, 1))
+    return layer.feed_forward_chunk(first_N1H)  # type: ignore[no-any-return]
+
+
+def _run_padded(
+    layers: Sequence[nn.Module],
+    x_NSH: torch.Tensor,
+    kinds_NS: torch.Tensor,
+    *,
+    num_text: int,
+    separate: bool,
+    need_relevance: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    num_columns = kinds_NS.shape[1]
+    if not torch.compiler.is_exporting():
+        more = -num_columns % COMPILED_WIDTH
+        x_NSH = functional.pad(x_NSH, (0, 0, 0, more))
+        kinds_NS = functional.pad(kinds_NS, (0, more), value=PADDING)
+    bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
+    *first, last = layers
+    for layer in first:
+        x_NSH = layer(x_NSH, bias)
+    attention: Any = last
+    relevance_NL = attention_mass(attention.attention.self, x_NSH, bias, num_text) if need_relevance else None
+    x_NSH = last(x_NSH, bias) * (kinds_NS != PADDING)[..., None]
+    return x_NSH[:, :num_columns], relevance_NL

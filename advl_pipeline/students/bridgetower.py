@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,30 +16,21 @@ from transformers import BridgeTowerModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
-from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.meter_core import IMAGE_STREAM, TEXT_STREAM
-from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_rows import longer_texts, text_length
-from advl_pipeline.students.text_student import TINY, TwoStreams
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM, RobertaAndPixelsConfig
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
+from advl_pipeline.students.text_student import TINY, States, TwoStreams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BridgeTowerConfig(PixelStudentConfig):
+class BridgeTowerConfig(RobertaAndPixelsConfig):
     """Architecture of BridgeTower-base. The vision tower has one head per 64 of its width."""
 
-    num_layers: int = option(6, help="Cross-modal layers of each stream.", minimum=1)
     tower_layers: int = option(12, help="Layers of each single-modality tower.", minimum=1)
     image_size: int = option(
         288, help="Side of the square picture in pixels; position tables are fitted to it.", minimum=1
     )
-    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
-    tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
-    max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.", minimum=1)
-    max_text_length: int = text_length(50)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class BridgeTower(TwoStreams, PixelStudent):
@@ -70,36 +61,41 @@ class BridgeTower(TwoStreams, PixelStudent):
         self.pooled_size = 2 * config.hidden_size
         self.model = BridgeTowerModel(bridgetower_config(config, pad_id=self.tokenizer.pad_id))
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return the last states of the two towers, which bridges carry into the cross-modal layers.
-
-        The picture's half of the pooled pair is zero.
-        """
-        assert isinstance(batch, PixelBatch)
-        text_NLH = self._text_tower(batch)[-1]
-        image_NRH = batch.per_sequence(self.per_picture(batch, self._vision_tower)[-1])
-        pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=image_NRH,
-            pooled_NP=torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1),
-            image_state_NH=image_NRH[:, 0],
-        )
-
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
-    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
-        """Run transformers' layers; unlike its model, the vision tower sees a picture once for all candidates."""
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        model = self.model
-        texts = self.once("text", (batch.token_ids_NL, batch.token_mask_NL), lambda: self._text_tower(batch))
-        images = self.per_picture(batch, self._vision_tower)
-        types = model.token_type_embeddings.weight
+    def lower_text(self, batch: PixelBatch, delta: Perturbation) -> States:
+        """Return the text tower's states for each cross-modal layer."""
+        tower = self.model.text_model
+        text_NLH: torch.Tensor = tower.embeddings(input_ids=batch.token_ids_NL)
+        bias = padding_bias(batch.token_mask_NL, compute_dtype(text_NLH))
+        states = []
+        for layer in tower.encoder.layer:
+            text_NLH = layer(text_NLH, bias)
+            states.append(text_NLH)
+        return tuple(states[-self.config.num_layers :])
+
+    def lower_picture(self, batch: PixelBatch, delta: Perturbation) -> States:
+        """Return the vision tower's states of each picture, for each cross-modal layer."""
+        tower = self.model.vision_model.visual
+
+        def run(pixels_B3SS: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            image_RBH = tower.forward_pre(pixels_B3SS)
+            states = []
+            for block in tower.transformer.resblocks:
+                image_RBH = block(image_RBH)
+                states.append(image_RBH)
+            return tuple(tower.forward_post(image_RBH) for image_RBH in states[-self.config.num_layers :])
+
+        states: States = self.per_picture(batch, run)
+        return states
+
+    def cross(self, batch: PixelBatch, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run transformers' layers; unlike its model, the vision tower has seen a picture once for all candidates."""
+        model, types = self.model, self.model.token_type_embeddings.weight
         bias = padding_bias(batch.token_mask_NL, compute_dtype(texts[0]))
-        text_NLH, image_NRH = texts[0], images[0]
-        for index, (lower_NLH, lower_BRH) in enumerate(zip(texts, images, strict=True)):
+        text_NLH, image_NRH = texts[0], pictures[0]
+        for index, (lower_NLH, lower_BRH) in enumerate(zip(texts, pictures, strict=True)):
             from_text = model._apply_text_transform(lower_NLH, index) + types[TEXT_STREAM]
             from_image = batch.per_sequence(model._apply_image_transform(lower_BRH, index) + types[IMAGE_STREAM])
             if index == 0:
@@ -110,33 +106,14 @@ class BridgeTower(TwoStreams, PixelStudent):
                 from_image = model.cross_modal_image_link_tower[index - 1](from_image, image_NRH, None)
             text_NLH = model.cross_modal_text_layers[index](from_text, from_image, attention_mask=bias)[0]
             image_NRH = model.cross_modal_image_layers[index](from_image, from_text, encoder_attention_mask=bias)[0]
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=image_NRH,
-            pooled_NP=model.get_cls_features(text_NLH, image_NRH),
-            image_state_NH=image_NRH[:, 0],
-        )
+        return text_NLH, image_NRH
 
-    def _text_tower(self, batch: PixelBatch) -> tuple[torch.Tensor, ...]:
-        """Return the text tower's states (N, L, H) for each cross-modal layer, lowest first."""
-        tower = self.model.text_model
-        text_NLH: torch.Tensor = tower.embeddings(input_ids=batch.token_ids_NL)
-        bias = padding_bias(batch.token_mask_NL, compute_dtype(text_NLH))
-        states = []
-        for layer in tower.encoder.layer:
-            text_NLH = layer(text_NLH, bias)
-            states.append(text_NLH)
-        return tuple(states[-self.config.num_layers :])
-
-    def _vision_tower(self, pixels_B3SS: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the vision tower's states (B, R, H) for each cross-modal layer, lowest first."""
-        tower = self.model.vision_model.visual
-        image_RBH = tower.forward_pre(pixels_B3SS)
-        states = []
-        for block in tower.transformer.resblocks:
-            image_RBH = block(image_RBH)
-            states.append(image_RBH)
-        return tuple(tower.forward_post(image_RBH) for image_RBH in states[-self.config.num_layers :])
+    def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
+        if picture_NRH is not None:
+            pooled_NP: torch.Tensor = self.model.get_cls_features(text_NLH, picture_NRH)
+            return pooled_NP
+        pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
+        return torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1)
 
 
 def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTowerConfig:
@@ -157,6 +134,3 @@ def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTow
             "patch_size": config.patch_size,
         },
     )
-
-
-build = builder(BridgeTower)

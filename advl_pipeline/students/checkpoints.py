@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
-from advl_pipeline.errors import (
-    ConfigError,
-    WeightsUnavailable,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
 
 StateDict = dict[str, torch.Tensor]
 Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -45,7 +43,8 @@ INERT_GLOBALS: dict[str, type[Any]] = {
 }
 """Containers of hyper-parameters inside Lightning checkpoints: read as plain ones, their classes never imported."""
 
-_GAMMA_BETA = ((re.compile(r"(^|\.)gamma$"), r"\1weight"), (re.compile(r"(^|\.)beta$"), r"\1bias"))
+OLD_NAMES = ((re.compile(r"(^|\.)gamma$"), r"\1weight"), (re.compile(r"(^|\.)beta$"), r"\1bias"))
+"""What LayerNorm called weight and bias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +63,11 @@ class KeyRules:
     resize: tuple[tuple[str, Resizer], ...] = ()
     optional: tuple[str, ...] = ()
     prepare: Callable[[StateDict], StateDict] | None = None
+
+
+def rules_below(prefix: str) -> KeyRules:
+    """Return the rules that take what lies below a prefix, a regular expression, by the names behind it."""
+    return KeyRules(rename=((rf"^{prefix}\.", ""),), ignore=(rf"^(?!{prefix}\.)",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,12 +108,25 @@ def read_checkpoint(path: Path) -> tuple[StateDict, int]:
         WeightsUnavailable: nothing is there, the file is cut, or it is a pointer of a large-file store.
         ConfigError: the file holds more than tensors and plain containers, or no tensors at all.
     """
-    raw = _unwrap(_read_raw(_locate(path)), path)
+    content: dict[str, Any] = {}
+    for file in _files_of(path):
+        content |= _read(file)
+    # Descend into the one entry that holds the weights, until names map to tensors.
+    while wrapped := [content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]:
+        content = dict(wrapped[0])
+    raw = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not raw:
+        raise ConfigError(
+            "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
+        )
     half = sum(1 for value in raw.values() if value.dtype in (torch.float16, torch.bfloat16))
-    state = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in ((_clean_name(name), value) for name, value in raw.items())
-    }
+    state: StateDict = {}
+    for name, value in raw.items():
+        while name.startswith(WRAPPER_PREFIXES):
+            name = name.split(".", maxsplit=1)[1]
+        for pattern, replacement in OLD_NAMES:
+            name = pattern.sub(replacement, name)
+        state[name] = value.float() if value.is_floating_point() else value
     if len(state) != len(raw):
         raise ConfigError("Two keys of the checkpoint get the same name once unwrapped.", where=str(path))
     return state, half
@@ -181,11 +198,15 @@ def load_into(
     )
 
 
-def load_file(module: nn.Module, path: Path, rules: KeyRules) -> LoadReport:
-    """Read a checkpoint and load it into a module (`read_checkpoint`, then `load_into`)."""
+def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool = True) -> LoadReport:
+    """Read a checkpoint and load it into a module (`read_checkpoint`, then `load_into`).
+
+    Raises:
+        ConfigError: nothing of it fits, where something must.
+    """
     state, half = read_checkpoint(path)
     report = load_into(module, state, rules, source=path.name, num_half_precision=half)
-    if not report.num_loaded:
+    if must_fit and not report.num_loaded:
         found, own = sorted(state), sorted(module.state_dict())
         raise ConfigError(
             "No key of the checkpoint fits this student.",
@@ -198,18 +219,13 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules) -> LoadReport:
 
 def grow_rows(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Keep the table's rows and let the rows that it lacks keep their fresh values (UNITER's person tokens)."""
-    rows = min(value.shape[0], target.shape[0])
-    grown = target.clone()
-    grown[:rows] = value[:rows].to(target.dtype)
-    return grown
+    return torch.cat([value[: len(target)].to(target.dtype), target[len(value) :]])
 
 
 def grow_rows_from_first(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Keep the table's rows and start new rows as copies of row 0 (UNITER's token types for VCR)."""
-    grown = value[:1].expand_as(target).clone()
-    rows = min(value.shape[0], target.shape[0])
-    grown[:rows] = value[:rows]
-    return grown
+    kept = value[: len(target)]
+    return torch.cat([kept, value[:1].expand(len(target) - len(kept), -1)])
 
 
 def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -219,21 +235,18 @@ def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     keep them.
     """
     table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
-    side, new_side = _grid_side(table.shape[0]), _grid_side(wanted.shape[0])
+    side, new_side = (math.isqrt(len(one) - 1) for one in (table, wanted))
+    if side**2 + 1 != len(table) or new_side**2 + 1 != len(wanted):
+        raise ConfigError(
+            "A position table does not describe a square grid.", why=f"{len(table)} rows for {len(wanted)}"
+        )
     grid_1HSS = table[1:].T.reshape(1, table.shape[1], side, side)
     fitted_1HSS = nn.functional.interpolate(grid_1HSS, size=(new_side, new_side), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], fitted_1HSS.flatten(2)[0].T]).reshape(target.shape)
 
 
-def _grid_side(rows: int) -> int:
-    side = math.isqrt(rows - 1)
-    if side * side != rows - 1:
-        raise ConfigError("A position table does not describe a square grid.", why=f"{rows} rows")
-    return side
-
-
-def _locate(path: Path) -> list[Path]:
-    """Files that make up a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
+def _files_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
     if path.is_file():
         return [path]
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
@@ -251,73 +264,30 @@ def _locate(path: Path) -> list[Path]:
     )
 
 
-def _read_raw(files: list[Path]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for file in files:
-        content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-        if not isinstance(content, Mapping):
-            raise ConfigError(
-                "The checkpoint is not a mapping of names to tensors.", where=str(file), why=type(content).__name__
-            )
-        merged.update(content)
-    return merged
-
-
-def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file as load_safetensors
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_safetensors(file)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(file, str(error)) from None
-    return tensors
-
-
-def _read_torch(file: Path) -> Any:
+def _read(file: Path) -> dict[str, Any]:
     inert: list[Any] = [(container, name) for name, container in INERT_GLOBALS.items()]
     try:
+        if file.suffix == ".safetensors":
+            return dict(load_safetensors(file))
         with torch.serialization.safe_globals(inert):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise ConfigError(
-                "The checkpoint holds more than tensors, and ADVL does not run code from checkpoints.",
+            content: object = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked is None:
+            raise WeightsUnavailable(
+                "The checkpoint cannot be read.",
                 where=str(file),
-                why=f"it asks for {found.group(1)}",
-                next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
+                why=str(error).split("\n", maxsplit=1)[0],
+                next_command="download it again",
             ) from None
-        raise _unreadable(file, str(error).split("\n", maxsplit=1)[0]) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _unreadable(file, str(error)) from None
-
-
-def _unreadable(file: Path, why: str) -> WeightsUnavailable:
-    return WeightsUnavailable(
-        "The checkpoint cannot be read.", where=str(file), why=why, next_command="download it again"
-    )
-
-
-def _unwrap(content: dict[str, Any], path: Path) -> StateDict:
-    """Descend into the one entry that holds the weights, until names map to tensors."""
-    for _ in range(len(WRAPPER_KEYS)):
-        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = dict(inner)
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
         raise ConfigError(
-            "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
+            "The checkpoint holds more than tensors, and ADVL does not run code from checkpoints.",
+            where=str(file),
+            why=f"it asks for {asked.group(1)}",
+            next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
+        ) from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            "The checkpoint is not a mapping of names to tensors.", where=str(file), why=type(content).__name__
         )
-    return tensors
-
-
-def _clean_name(name: str) -> str:
-    """Take off wrapper prefixes, and use LayerNorm's names of today (weight, bias) for gamma and beta."""
-    while name.startswith(WRAPPER_PREFIXES):
-        name = name.split(".", maxsplit=1)[1]
-    for pattern, replacement in _GAMMA_BETA:
-        name = pattern.sub(replacement, name)
-    return name
+    return dict(content)

@@ -19,20 +19,16 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import (
-    attention_bias,
-    attention_mass,
+    ATTENTION,
     bert_config,
-    compute_dtype,
     initialise_bert,
-    kinds_of,
     widening_head,
 )
-from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_source import PixelGrid, RegionSource
-from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import longer_texts, text_length
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.picture_source import PixelGrid, RegionSource
+from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.text_student import longer_texts, text_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,17 +72,26 @@ class GridProjection(nn.Module):
         return projected
 
 
+class FirstToken(nn.ModuleDict):
+    """BERT's pooler without its tanh: a linear map of the first token."""
+
+    def forward(self, text_NLH: torch.Tensor) -> torch.Tensor:
+        """Return (N, H)."""
+        pooled: torch.Tensor = self["dense"](text_NLH[:, 0])
+        return pooled
+
+
 class ClipVilModel(nn.Module):
     """Embeddings, encoder and pooler."""
 
     def __init__(self, config: ClipVilConfig) -> None:
         super().__init__()
-        bert = bert_config(**config.bert_sizes, num_types=2)
+        bert = bert_config(**config.bert_sizes, num_types=2, attention=ATTENTION)
         self.embeddings = BertEmbeddings(bert)
         self.encoder = BertEncoder(bert)
         self.visual_pos = GridPosition(config.num_grid_positions, config.feature_size)
         self.visn_fc = GridProjection(config.hidden_size, config.feature_size, config.dropout)
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        self.pooler = FirstToken({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
         initialise_bert(self)
 
     def embed_grid(self, grid_NRF: torch.Tensor, num_columns: int) -> torch.Tensor:
@@ -94,18 +99,14 @@ class ClipVilModel(nn.Module):
         embedded: torch.Tensor = self.visn_fc(self.visual_pos(grid_NRF, num_columns))
         return embedded
 
-    def pool(self, text_NLH: torch.Tensor) -> torch.Tensor:
-        """Return (N, H): a linear map of the first token, without tanh."""
-        pooled: torch.Tensor = self.pooler["dense"](text_NLH[:, 0])
-        return pooled
 
-
-class ClipVil(RegionStudent):
+class ClipVil(RegionStream):
     """The student. State names are the original's behind `model.`."""
 
     config: ClipVilConfig
     places = "patches"
-    compile_refusal = ""
+    head_key = "logit_fc"
+    reads_first = True
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "clip-vil": {},
@@ -124,43 +125,12 @@ class ClipVil(RegionStudent):
     def pixel_regions(self) -> RegionSource:
         return PixelGrid(self.config.feature_size, self.config.grid_side)
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, RegionBatch)
-        delta = perturbation or Perturbation()
+    def embed(self, batch: RegionBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         grid_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         text_NLH = self.model.embeddings(inputs_embeds=words_NLH, token_type_ids=batch.types_NL)
-        x_NSH = torch.cat([text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)], dim=1)
-        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=compute_dtype(x_NSH))
-        num_text = text_NLH.shape[1]
-        *first, last = self.model.encoder.layer
-        for layer in first:
-            x_NSH = layer(x_NSH, bias)
-        relevance = attention_mass(last.attention.self, x_NSH, bias, num_text) if need_relevance else None
-        x_NSH = last(x_NSH, bias)
-        return StudentOutput(
-            text_states_NLH=x_NSH[:, :num_text],
-            visual_states_NRH=x_NSH[:, num_text:],
-            pooled_NP=self.model.pool(x_NSH),
-            relevance_NL=relevance,
-        )
+        return text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
         return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
-
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint."""
-        return KeyRules(rename=((r"^logit_fc\.", ""),), ignore=(r"^(?!logit_fc\.)",))
-
-
-build = builder(ClipVil)

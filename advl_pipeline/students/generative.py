@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,12 +37,18 @@ from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.packages import read_tables
 from advl_pipeline.runs import names
-from advl_pipeline.students.agreement_score import agreement, said_tokens
-from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
+from advl_pipeline.students.answers import (
+    Answers,
+    agreement,
+    answers_behind,
+    parts_of_list,
+    said_tokens,
+    sum_likelihoods,
+)
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
-from advl_pipeline.students.chat import Chat
-from advl_pipeline.students.chat_batch import COMMON, PADDING, ChatBatch, Picture, chat_batch
+from advl_pipeline.students.chat import COMMON, PADDING, Chat, ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import (
     Answered,
@@ -55,7 +61,7 @@ from advl_pipeline.students.interface import (
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
 from advl_pipeline.students.saved import DESCRIPTION_FILE
-from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
+from advl_pipeline.students.weight_files import MODEL_CONFIG
 
 INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
     {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
@@ -64,6 +70,9 @@ INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
 
 
 CACHED_BYTES = 256 << 20
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Modules of a language model that get low-rank updates."""
 
 MASK_ALIGNMENT = 8
 """Places of which a row of an attention mask holds a multiple: kernels copy another mask for each layer."""
@@ -92,6 +101,21 @@ class GenerativeConfig(Configuration):
     )
 
 
+def chat_presets(family: str, architecture: Callable[..., Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return name -> settings of the published models of a family, which are data (`data/architectures.toml`).
+
+    Args:
+        family: what their names begin with.
+        architecture: makes a config.json of the tables `text` and `vision` and of what else is in `model`.
+    """
+    tables = read_tables("architectures.toml")
+    return {
+        name: {"architecture": architecture(**facts.pop("model")), **facts}
+        for name, facts in tables.items()
+        if name.startswith(family)
+    }
+
+
 class GenerativeStudent(Student):
     """The adapter; state names are transformers' behind `model.`."""
 
@@ -100,6 +124,7 @@ class GenerativeStudent(Student):
     smaller_pictures: ClassVar[str]
     """The student option that gives a picture fewer tokens, with a value."""
     places: PlaceKind | None = "patches"
+    starts_from_pixels = True
 
     def __init__(self, name: str, config: GenerativeConfig) -> None:
         super().__init__()
@@ -126,6 +151,17 @@ class GenerativeStudent(Student):
         """Published files have transformers' names; tied words are in them once."""
         tied = (r"lm_head\.weight$",) if self.model.config.tie_word_embeddings else ()
         return KeyRules(rename=((r"^", "model."),), optional=tied)
+
+    @classmethod
+    def settings_beside(cls, weights: Path) -> dict[str, Any]:
+        """Return architecture and processor of published weights, as far as they lie in the folder."""
+        folder = weights if weights.is_dir() else weights.parent
+        found = super().settings_beside(weights)
+        if (folder / names.PROCESSOR).is_dir():
+            found["tokenizer"] = str(folder / names.PROCESSOR)
+        if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
+            found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+        return found
 
     @property
     @abstractmethod
@@ -187,15 +223,20 @@ class GenerativeStudent(Student):
         settings, chat = self.decoder.config, self.chat
         expected = self.model.config.image_token_id
         num_tokens, num_rows = len(self.processor.tokenizer), settings.vocab_size
-        if chat.image_token_id == expected and num_tokens <= num_rows:
-            return
-        why = f"it has {num_tokens:,} tokens, the word table of {self.name} has {num_rows:,} rows"
-        if num_tokens <= num_rows:
-            why = f"a picture's token is its {chat.image_token_id}, and that of {self.name} {expected}"
-        raise ConfigError(
+        misread = ": every word would be read as another one"
+        if num_tokens > num_rows:
+            tokens, rows = f"it has {num_tokens:,} tokens", f"the word table of {self.name} has {num_rows:,} rows"
+            raise self.unfit(f"{tokens}, {rows}{misread}")
+        if chat.image_token_id != expected:
+            own = f"a picture's token is its {chat.image_token_id}"
+            raise self.unfit(f"{own}, and that of {self.name} {expected}{misread}")
+
+    def unfit(self, why: str) -> ConfigError:
+        """Return the refusal of a processor that is not of the student's model."""
+        return ConfigError(
             "The processor does not belong to these weights.",
             where=self.config.tokenizer,
-            why=f"{why}: every word would be read as another one",
+            why=why,
             next_command="--tokenizer FOLDER that holds the processor of the same model",
         )
 
@@ -262,32 +303,26 @@ class GenerativeStudent(Student):
     ) -> StudentOutput:
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
-        self.refuse_perturbation(perturbation)
-        with ExitStack() as hooks:
-            kept, *deep = (
-                hooks.enter_context(self._kept_states(lambda states_BWH: states_BWH, layer))
-                for layer in (self.align_layer, *self.deep_layers)
-            )
-            answered = self._answered(batch, mask_visual)
-        # Later passes, of further answers, have the same states.
-        states_BWH = kept[0]
+        self.delta(perturbation)
+        layers = (self.align_layer, *self.deep_layers)
+        (states_BWH, *deep), answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH, layers)
         return StudentOutput(
             text_states_NLH=of_sequences(states_BWH, batch, batch.text_place_NL),
             visual_states_NRH=of_sequences(states_BWH, batch, batch.visual_place_NR),
             pooled_NP=last_states(states_BWH, batch),
             answered=answered,
-            visual_layers=tuple(of_sequences(one[0], batch, batch.visual_place_NR) for one in deep),
+            visual_layers=tuple(of_sequences(one, batch, batch.visual_place_NR) for one in deep),
         )
 
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
-        self.refuse_perturbation(perturbation)
-        with self._kept_states(lambda states_BWH: last_states(states_BWH, batch), self.align_layer) as kept:
-            answered = self._answered(batch, mask_visual)
-        none = kept[0].new_zeros(batch.num_sequences, 0, self.hidden_size)
-        return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=kept[0], answered=answered)
+        self.delta(perturbation)
+        take = partial(last_states, batch=batch)
+        (pooled_NH,), answered = self._pass(batch, mask_visual, take, (self.align_layer,))
+        none = pooled_NH.new_zeros(batch.num_sequences, 0, self.hidden_size)
+        return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=pooled_NH, answered=answered)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
@@ -295,14 +330,6 @@ class GenerativeStudent(Student):
         # The score of a candidate reads the same pass.
         inputs = [batch.sequence_ids_NS, batch.pixels]
         return self.once("unimodal", inputs, lambda: self.encode(asked, mask_visual=True))
-
-    def _agreement(self, batch: ChatBatch) -> torch.Tensor | None:
-        """Return (N, 1), what a candidate's words and the picture add to its score; None where nothing does."""
-        if batch.said_NL is None or batch.spoken_of_NR is None:
-            return None
-        apart = self.encode_unimodal(batch)
-        cosine_N = agreement(apart.text_states_NLH, batch.said_NL, apart.visual_states_NRH, batch.spoken_of_NR)
-        return cosine_N[:, None] / self.config.agreement
 
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         assert isinstance(batch, ChatBatch)
@@ -366,15 +393,6 @@ class GenerativeStudent(Student):
     def save_inputs(self, folder: Path) -> None:
         self.processor.save_pretrained(folder / names.PROCESSOR)
 
-    def refuse_perturbation(self, perturbation: Perturbation | None) -> None:
-        """Raise `ConfigError` when a perturbation is given."""
-        if perturbation is not None:
-            raise ConfigError(
-                f"{self.name} takes no adversarial perturbations.",
-                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
-                next_command="choose a region student, such as villa-base",
-            )
-
     def _require_room(self, num_tokens: int) -> None:
         most = self.decoder.config.max_position_embeddings
         if num_tokens > most:
@@ -383,18 +401,34 @@ class GenerativeStudent(Student):
                 next_command=f"--student-option {self.smaller_pictures} gives a picture fewer tokens",
             )
 
-    @contextmanager
-    def _kept_states(self, take: Callable[[torch.Tensor], torch.Tensor], number: int) -> Iterator[list[torch.Tensor]]:
-        """Keep what is taken of the states (B, W, H) of layer `number`, from 1, in each pass inside."""
-        kept: list[torch.Tensor] = []
+    def _pass(
+        self,
+        batch: ChatBatch,
+        mask_visual: bool,
+        take: Callable[[torch.Tensor], torch.Tensor],
+        layers: Sequence[int],
+    ) -> tuple[list[torch.Tensor], Answered | None]:
+        """Run the model over a batch.
+
+        Args:
+            take: what is returned of the states (B, W, H) of a layer.
+            layers: from 1.
+        """
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(number: int, _layer: Any, _inputs: Any, states_BWH: torch.Tensor) -> None:
+            # Later passes, of further answers, have the same states.
+            if number not in kept:
+                kept[number] = take(states_BWH)
+
         decoder = self.decoder
-        # States of the last layer are those that the words are foretold from.
-        layer = decoder.norm if number == len(decoder.layers) else decoder.layers[number - 1]
-        handle = layer.register_forward_hook(lambda _layer, _inputs, states_BWH: kept.append(take(states_BWH)))
-        try:
-            yield kept
-        finally:
-            handle.remove()
+        with ExitStack() as hooks:
+            for number in layers:
+                # States of the last layer are those that the words are foretold from.
+                layer = decoder.norm if number == len(decoder.layers) else decoder.layers[number - 1]
+                hooks.callback(layer.register_forward_hook(partial(keep, number)).remove)
+            answered = self._answered(batch, mask_visual)
+        return [kept[number] for number in layers], answered
 
     def _answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
         """Run the language model over the batch, and return the likelihoods of its answers where it has any."""
@@ -413,11 +447,16 @@ class GenerativeStudent(Student):
             place_NQ = place_NQ + batch.example_N[:, None] * final_BWH.shape[1]
             states_MH = final_BWH.flatten(0, 1).index_select(0, place_NQ.flatten()[answers.foretold_M])
             total.append(sum_likelihoods(answers, states_MH, self.model.lm_head, batch.num_answers))
+        agreement_NK = None
+        if batch.said_NL is not None and batch.spoken_of_NR is not None and not mask_visual:
+            apart = self.encode_unimodal(batch)
+            cosine_N = agreement(apart.text_states_NLH, batch.said_NL, apart.visual_states_NRH, batch.spoken_of_NR)
+            agreement_NK = cosine_N[:, None] / self.config.agreement
         return Answered(
             log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
             num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
             length_normalised=batch.length_normalised,
-            agreement_NK=None if mask_visual else self._agreement(batch),
+            agreement_NK=agreement_NK,
         )
 
     def _run(
@@ -498,19 +537,6 @@ def read_processor(kind: Any, name: str) -> Any:
             why=obstacle or str(error).split("\n", maxsplit=1)[0],
             next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
         ) from None
-
-
-def settings_beside(weights: Path) -> dict[str, Any]:
-    """Return architecture and processor of published weights, as far as they lie in the folder."""
-    folder = weights if weights.is_dir() else weights.parent
-    found: dict[str, Any] = {}
-    if (folder / names.PROCESSOR).is_dir():
-        found["tokenizer"] = str(folder / names.PROCESSOR)
-    elif tokenizer_folder(weights) is not None:
-        found["tokenizer"] = str(folder)
-    if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
-        found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-    return found
 
 
 def of_sequences(states_BWH: torch.Tensor, batch: ChatBatch, place_NL: torch.Tensor) -> torch.Tensor:

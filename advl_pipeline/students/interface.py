@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
@@ -18,14 +18,24 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.students.checkpoints import KeyRules, rules_below
+from advl_pipeline.students.weight_files import tokenizer_folder
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
 """What visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and size."""
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return a value with all its tensors on a device: those of a tuple, and of the fields of a dataclass."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(moved(item, device) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: moved(getattr(value, item.name), device) for item in fields(value)})
+    return value
 
 
 @dataclass(kw_only=True)
@@ -82,9 +92,7 @@ class StudentBatch:
     def to(self, device: torch.device) -> Self:
         """Move every tensor of the batch to a device, in place."""
         for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, torch.Tensor):
-                setattr(self, item.name, value.to(device, non_blocking=True))
+            setattr(self, item.name, moved(getattr(self, item.name), device))
         return self
 
     def blanked(self) -> Self:
@@ -108,7 +116,7 @@ class Answered:
     """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
 
     K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
-    `agreement_NK` is added to their scores, which are then no pure likelihoods (`agreement_score.py`).
+    `agreement_NK` is added to their scores, which are then no pure likelihoods (`answers.py`).
     """
 
     log_likelihood_NK: torch.Tensor
@@ -249,6 +257,10 @@ class Student(nn.Module, ABC):
     places: PlaceKind | None = None
     """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
     teacher's grid can be laid over them."""
+    head_key: ClassVar[str] = ""
+    """What the names of a task's head begin with in its published checkpoints, a regular expression."""
+    starts_from_pixels: ClassVar[bool] = False
+    """Nothing can be added to its inputs (`Perturbation`)."""
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
@@ -365,6 +377,20 @@ class Student(nn.Module, ABC):
             need_relevance: also return `relevance_NL`, which may cost a slower attention.
         """
 
+    def delta(self, perturbation: Perturbation | None) -> Perturbation:
+        """Return what a pass adds to the student's inputs.
+
+        Raises:
+            ConfigError: something is to be added to a student that starts from pixels.
+        """
+        if perturbation is not None and self.starts_from_pixels:
+            raise ConfigError(
+                f"{self.name} takes no adversarial perturbations.",
+                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
+                next_command="choose a region student, such as villa-base",
+            )
+        return perturbation or Perturbation()
+
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
@@ -434,6 +460,17 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         """Return a fresh head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""
+
+    @classmethod
+    def head_rules(cls, task: str) -> KeyRules | None:
+        """Return the rules that take a task's head out of a published checkpoint; None where those have no heads."""
+        return rules_below(cls.head_key) if cls.head_key else None
+
+    @classmethod
+    def settings_beside(cls, weights: Path) -> dict[str, Any]:
+        """Return the settings that lie beside published weights: where the tokenizer is, by default."""
+        folder = tokenizer_folder(weights)
+        return {} if folder is None else {"tokenizer": str(folder)}
 
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:

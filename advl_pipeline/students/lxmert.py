@@ -16,12 +16,10 @@ from transformers import LxmertModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
-from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import longer_texts, text_length
-from advl_pipeline.students.text_student import TwoStreams
+from advl_pipeline.students.text_student import States, TwoStreams, longer_texts, text_length
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}
@@ -43,6 +41,7 @@ class Lxmert(TwoStreams, RegionStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: LxmertConfig
+    head_key = r"(?:answer_head\.)?logit_fc"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "lxmert": {},
@@ -57,27 +56,9 @@ class Lxmert(TwoStreams, RegionStudent):
         super().__init__(name, config)
         self.model = LxmertModel(lxmert_config(config))
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return the states of the language layers and of the relation layers, which the cross layers take."""
-        assert isinstance(batch, RegionBatch)
-        text_NLH, visual_NRH = (lower(batch, Perturbation()) for lower in (self._lower_text, self._lower_regions))
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
-        )
-
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
         return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
-
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint or transformers' answer head."""
-        return KeyRules(
-            rename=((r"^(?:answer_head\.)?logit_fc\.", ""),), ignore=(r"^(?!(?:answer_head\.)?logit_fc\.)",)
-        )
 
     @staticmethod
     def pretraining_answer(answer: str) -> str:
@@ -87,37 +68,34 @@ class Lxmert(TwoStreams, RegionStudent):
             written = written.removeprefix(article).strip()
         return PRETRAINING_ANSWERS.get(written, written)
 
-    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
-        assert isinstance(batch, RegionBatch)
-        delta = perturbation or Perturbation()
-        inputs = (batch.token_ids_NL, batch.types_NL, batch.token_mask_NL)
-        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta))
-        visual_NRH = self._lower_regions(batch, delta)
-        dtype = compute_dtype(text_NLH)
-        biases = padding_bias(batch.token_mask_NL, dtype), padding_bias(batch.visual_mask_NR, dtype)
-        for layer in self.model.encoder.x_layers:
-            text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
-        )
-
-    def _lower_text(self, batch: RegionBatch, delta: Perturbation) -> torch.Tensor:
+    def lower_text(self, batch: RegionBatch, delta: Perturbation) -> States:
+        """Return the states of the language layers."""
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         text_NLH: torch.Tensor = self.model.embeddings(None, batch.types_NL, words_NLH)
         for layer in self.model.encoder.layer:
             text_NLH = layer(text_NLH, padding_bias(batch.token_mask_NL, compute_dtype(text_NLH)))[0]
-        return text_NLH
+        return (text_NLH,)
 
-    def _lower_regions(self, batch: RegionBatch, delta: Perturbation) -> torch.Tensor:
+    def lower_picture(self, batch: RegionBatch, delta: Perturbation) -> States:
+        """Return the states of the relation layers."""
         features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         positions_NR4 = batch.per_sequence(batch.positions_BR7)[..., :4]
         visual_NRH: torch.Tensor = self.model.encoder.visn_fc(features_NRF, positions_NR4)
         for layer in self.model.encoder.r_layers:
             visual_NRH = layer(visual_NRH, padding_bias(batch.visual_mask_NR, compute_dtype(visual_NRH)))[0]
-        return visual_NRH
+        return (visual_NRH,)
+
+    def cross(self, batch: RegionBatch, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
+        text_NLH, visual_NRH = texts[-1], pictures[-1]
+        dtype = compute_dtype(text_NLH)
+        biases = padding_bias(batch.token_mask_NL, dtype), padding_bias(batch.visual_mask_NR, dtype)
+        for layer in self.model.encoder.x_layers:
+            text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
+        return text_NLH, visual_NRH
+
+    def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
+        pooled_NH: torch.Tensor = self.model.pooler(text_NLH)
+        return pooled_NH
 
 
 def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:
@@ -129,6 +107,3 @@ def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:
         r_layers=config.num_relation_layers,
         x_layers=config.num_cross_layers,
     )
-
-
-build = builder(Lxmert)

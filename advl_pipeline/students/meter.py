@@ -1,38 +1,44 @@
 """METER as a student: a CLIP vision transformer and RoBERTa under a cross-modal stack, from pixels.
 
-As in the original, the vision transformer loses its last block and its final norm is applied to every token.
+As in the original, the vision transformer loses its last block and its final norm is applied to every token. The
+stack's layers are transformers' `BridgeTowerBertCrossLayer`, the same code under the same names. Follows
+zdou0830/METER f4f0934, `meter/modules/meter_module.py`.
 
-Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width, K classes.
+OpenAI CLIP's names for its vision transformer, as METER's checkpoints keep them, become transformers' names. Renaming
+alone does not do: OpenAI's attention holds query, key and value in one matrix.
+
+Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width, D and E widths of the text
+and vision encoders, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+from transformers import BridgeTowerTextConfig, CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+from transformers.models.bert.modeling_bert import BertPooler
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import norm_first_head
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.meter_core import RENAMES, CrossModalStack, split_in_projections
+from advl_pipeline.students.bert_parts import compute_dtype, initialise_bert, norm_first_head, padding_bias
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, rules_below
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_rows import longer_texts, text_length
-from advl_pipeline.students.text_student import TINY, TwoStreams
+from advl_pipeline.students.text_student import TINY, States, TwoStreams, longer_texts, text_length
+
+TEXT_STREAM, IMAGE_STREAM = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MeterConfig(PixelStudentConfig):
-    """Architecture of METER with CLIP-ViT-B/16 and RoBERTa-base."""
+class RobertaAndPixelsConfig(PixelStudentConfig):
+    """What METER and BridgeTower have in common: RoBERTa-base and patches of 16 pixels under 6 cross-modal layers."""
 
     num_layers: int = option(6, help="Cross-modal layers of each stream.", minimum=1)
-    text_layers: int = option(12, help="Layers of RoBERTa.", minimum=1)
-    vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.", minimum=1)
     patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
     tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
@@ -41,6 +47,91 @@ class MeterConfig(PixelStudentConfig):
     )
     max_text_length: int = text_length(50)
     overlong: Literal["error", "cut"] = longer_texts("cut")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterConfig(RobertaAndPixelsConfig):
+    """Architecture of METER with CLIP-ViT-B/16 and RoBERTa-base."""
+
+    text_layers: int = option(12, help="Layers of RoBERTa.", minimum=1)
+    vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.", minimum=1)
+
+
+class CrossModalStack(nn.Module):
+    """Transforms, modality embeddings, layers and poolers; names as in the original's files."""
+
+    def __init__(self, config: MeterConfig, *, text_size: int, image_size: int) -> None:
+        super().__init__()
+        cross = BridgeTowerTextConfig(**config.transformers_sizes, layer_norm_eps=1e-12)
+        # Masks are always explicit below: without one, SDPA would take the layers' causal flag at its word.
+        cross._attn_implementation = "sdpa"
+        width, numbers = config.hidden_size, range(config.num_layers)
+        self.cross_modal_text_transform = nn.Linear(text_size, width)
+        self.cross_modal_image_transform = nn.Linear(image_size, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.cross_modal_image_layers = nn.ModuleList(BridgeTowerBertCrossLayer(cross) for _ in numbers)
+        self.cross_modal_text_layers = nn.ModuleList(BridgeTowerBertCrossLayer(cross) for _ in numbers)
+        self.cross_modal_image_pooler = BertPooler(cross)
+        self.cross_modal_text_pooler = BertPooler(cross)
+        initialise_bert(self)
+
+    def text(self, text_NLD: torch.Tensor) -> torch.Tensor:
+        """Return (N, L, H): what enters the first layer of the text's states."""
+        embedded: torch.Tensor = self.cross_modal_text_transform(text_NLD)
+        return embedded + self.token_type_embeddings.weight[TEXT_STREAM]
+
+    def image(self, image_NRE: torch.Tensor) -> torch.Tensor:
+        """Return (N, R, H): what enters the first layer of the picture's states."""
+        embedded: torch.Tensor = self.cross_modal_image_transform(image_NRE)
+        return embedded + self.token_type_embeddings.weight[IMAGE_STREAM]
+
+    def layers(
+        self, text: torch.Tensor, image: torch.Tensor, text_mask_NL: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give text states and image states after each layer, which both streams read of the one before."""
+        text_bias = padding_bias(text_mask_NL.bool(), compute_dtype(text))
+        image_bias = image.new_zeros(image.shape[0], 1, 1, image.shape[1])
+        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+            text, image = (
+                text_layer(text, image, attention_mask=text_bias, encoder_attention_mask=image_bias)[0],
+                image_layer(image, text, attention_mask=image_bias, encoder_attention_mask=text_bias)[0],
+            )
+            yield text, image
+
+    def pool(self, text_NLH: torch.Tensor, image_NRH: torch.Tensor | None) -> torch.Tensor:
+        """Return the pooled pair (N, 2H), text first; the picture's half is zero without its states."""
+        pooled_NH = self.cross_modal_text_pooler(text_NLH)
+        other_NH = torch.zeros_like(pooled_NH) if image_NRH is None else self.cross_modal_image_pooler(image_NRH)
+        return torch.cat([pooled_NH, other_NH], dim=-1)
+
+
+VISION_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"\.conv1\.weight$", ".embeddings.patch_embedding.weight"),
+    (r"\.class_embedding$", ".embeddings.class_embedding"),
+    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
+    (r"\.ln_pre\.", ".pre_layrnorm."),
+    (r"\.ln_post\.", ".post_layernorm."),
+    (r"\.transformer\.resblocks\.", ".encoder.layers."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ln_1\.", ".layer_norm1."),
+    (r"\.ln_2\.", ".layer_norm2."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""(regular expression, replacement), in order; the part before the vision transformer's own names is left alone."""
+
+
+def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with each joint (3H, ...) projection as `q_proj`, `k_proj` and `v_proj`."""
+    split: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        match = re.match(r"^(.*\.attn\.)in_proj_(weight|bias)$", name)
+        if match is None:
+            split[name] = value
+            continue
+        for letter, piece in zip("qkv", value.chunk(3), strict=True):
+            split[f"{match[1]}{letter}_proj.{match[2]}"] = piece.contiguous()
+    return split
 
 
 class Meter(TwoStreams, PixelStudent):
@@ -63,7 +154,7 @@ class Meter(TwoStreams, PixelStudent):
     rules: ClassVar[KeyRules] = KeyRules(
         rename=(
             (r"^vit_model\.visual\.", "vision.visual."),
-            *((rf"^(vision\.visual.*){pattern}", rf"\1{replacement}") for pattern, replacement in RENAMES),
+            *((rf"^(vision\.visual.*){pattern}", rf"\1{replacement}") for pattern, replacement in VISION_RENAMES),
             (r"^vision\.visual\.", "vision."),
             (r"^text_transformer\.", "text."),
             (r"^(cross_modal_|token_type_embeddings)", r"cross_modal.\1"),
@@ -81,7 +172,8 @@ class Meter(TwoStreams, PixelStudent):
 
     def __init__(self, name: str, config: MeterConfig) -> None:
         super().__init__(name, config)
-        self.pooled_size = 2 * config.hidden_size
+        width = config.hidden_size
+        self.pooled_size = 2 * width
         self.text = RobertaModel(
             RobertaConfig(
                 **config.transformers_sizes,
@@ -94,67 +186,41 @@ class Meter(TwoStreams, PixelStudent):
         )
         self.vision = CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=config.hidden_size,
+                hidden_size=width,
                 num_hidden_layers=config.vision_layers,
                 num_attention_heads=config.num_heads,
-                intermediate_size=4 * config.hidden_size,
+                intermediate_size=4 * width,
                 image_size=config.image_size,
                 patch_size=config.patch_size,
             )
         )
-        self.cross_modal = CrossModalStack(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            text_size=config.hidden_size,
-            image_size=config.hidden_size,
-            dropout=config.dropout,
-        )
+        self.cross_modal = CrossModalStack(config, text_size=width, image_size=width)
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return what enters the cross-modal layers; the picture's half of the pooled pair is zero."""
-        assert isinstance(batch, PixelBatch)
-        text_NLH, image_NRH = self.cross_modal.transform(*self._towers(batch))
-        pooled_NH = self.cross_modal.cross_modal_text_pooler(text_NLH)
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=image_NRH,
-            pooled_NP=torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1),
-            image_state_NH=image_NRH[:, 0],
+    def lower_text(self, batch: PixelBatch, delta: Perturbation) -> States:
+        ids_NL, mask_NL = batch.token_ids_NL, batch.token_mask_NL
+        text_NLH = self.once(
+            "text encoder",
+            (ids_NL, mask_NL),
+            lambda: self.text(input_ids=ids_NL, attention_mask=mask_NL.long()).last_hidden_state,
         )
+        return (self.cross_modal.text(text_NLH),)
+
+    def lower_picture(self, batch: PixelBatch, delta: Perturbation) -> States:
+        image_BRH = self.per_picture(
+            batch, lambda pixels: self.vision.post_layernorm(self.vision(pixel_values=pixels).last_hidden_state)
+        )
+        return (self.cross_modal.image(batch.per_sequence(image_BRH)),)
+
+    def cross(self, batch: PixelBatch, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
+        *_, last = self.cross_modal.layers(texts[-1], pictures[-1], batch.token_mask_NL)
+        return last
+
+    def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
+        return self.cross_modal.pool(text_NLH, picture_NRH)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint."""
-        name = "snli_classifier" if task == "snli-ve" else "vqa_classifier"
-        return KeyRules(rename=((rf"^{name}\.", ""),), ignore=(rf"^(?!{name}\.)",))
-
-    def _towers(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        ids_NL, mask_NL = batch.token_ids_NL, batch.token_mask_NL
-        text_NLH = self.once(
-            "text",
-            (ids_NL, mask_NL),
-            lambda: self.text(input_ids=ids_NL, attention_mask=mask_NL.long()).last_hidden_state,
-        )
-        image_BRH = self.per_picture(
-            batch, lambda pixels: self.vision.post_layernorm(self.vision(pixel_values=pixels).last_hidden_state)
-        )
-        return text_NLH, batch.per_sequence(image_BRH)
-
-    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        texts, images, pooled = self.cross_modal(*self._towers(batch), batch.token_mask_NL)
-        return StudentOutput(
-            text_states_NLH=texts[-1],
-            visual_states_NRH=images[-1],
-            pooled_NP=pooled,
-            image_state_NH=images[-1][:, 0],
-        )
-
-
-build = builder(Meter)
+    @classmethod
+    def head_rules(cls, task: str) -> KeyRules:
+        return rules_below("snli_classifier" if task == "snli-ve" else "vqa_classifier")

@@ -7,7 +7,7 @@ Shapes: B examples, N sequences, L text tokens, R visual tokens, S = L + R, H wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,9 +18,8 @@ from transformers import ModernVBertModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
-from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
     HALF_STD,
@@ -28,8 +27,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import TextTokenizer, longer_texts, text_length
-from advl_pipeline.students.text_student import TINY
+from advl_pipeline.students.text_student import TINY, SingleStream, TextTokenizer, longer_texts, text_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,7 @@ class ModernVBertConfig(PixelStudentConfig):
     overlong: Literal["error", "cut"] = longer_texts("error")
 
 
-class ModernVBert(PixelStudent):
+class ModernVBert(SingleStream, PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: ModernVBertConfig
@@ -88,30 +86,29 @@ class ModernVBert(PixelStudent):
         side = self.config.image_size // self.config.patch_size // self.config.pixel_shuffle
         return side * side
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        # Most layers see a window only, so attention to the picture measures distance; no relevance is given.
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        words_NLH = self.model.get_input_embeddings()(batch.token_ids_NL)
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return list(self.model.text_model.layers)
+
+    def embed(self, batch: PixelBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         image_BRH = self.per_picture(
             batch, lambda pixels: self.model.connector(self.model.vision_model(pixel_values=pixels).last_hidden_state)
         )
-        image_NRH = batch.per_sequence(image_BRH)
-        x_NSH = torch.cat([words_NLH[:, :1], image_NRH, words_NLH[:, 1:]], dim=1)
+        return self.model.get_input_embeddings()(batch.token_ids_NL), batch.per_sequence(image_BRH)
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: PixelBatch, *, num_text: int, separate: bool, **how: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Most layers see a window only, so attention to the picture measures distance; no relevance is given.
         text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
-        if not mask_visual:
-            text_NLH, visual_NRH = self._run(x_NSH, text_mask, visual_mask)
-        else:
-            text_NLH, _ = self._run(x_NSH, text_mask, torch.zeros_like(visual_mask))
-            _, visual_NRH = self._run(x_NSH, batch.without_text().token_mask_NL, visual_mask)
-        return StudentOutput(text_states_NLH=text_NLH, visual_states_NRH=visual_NRH, pooled_NP=text_NLH[:, 0])
+        if not separate:
+            return self._run(x_NSH, text_mask, visual_mask), None
+        text_NSH = self._run(x_NSH, text_mask, torch.zeros_like(visual_mask))
+        picture_NSH = self._run(x_NSH, batch.without_text().token_mask_NL, visual_mask)
+        return torch.cat([text_NSH[:, :num_text], picture_NSH[:, num_text:]], dim=1), None
+
+    def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
+        return text_NLH[:, 0]
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         """Return the head of transformers' sequence classification: Linear, GELU, LayerNorm, Linear, no biases."""
@@ -123,9 +120,10 @@ class ModernVBert(PixelStudent):
             nn.Linear(width, num_classes),
         )
 
-    def _run(
-        self, x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+        """Return last states (N, S, H); the model reads the picture behind the text's first token."""
+        num_text, num_visual = text_mask_NL.shape[1], visual_mask_NR.shape[1]
+        x_NSH = torch.cat([x_NSH[:, :1], x_NSH[:, num_text:], x_NSH[:, 1:num_text]], dim=1)
         seen_N11S = torch.cat([text_mask_NL[:, :1], visual_mask_NR, text_mask_NL[:, 1:]], dim=1)[:, None, None, :]
         place = torch.arange(x_NSH.shape[1], device=x_NSH.device)
         near = (place[:, None] - place[None, :]).abs() <= self.model.text_model.config.sliding_window
@@ -135,8 +133,8 @@ class ModernVBert(PixelStudent):
         states = self.model.text_model(
             inputs_embeds=x_NSH, attention_mask={kind: additive_mask(seen, dtype) for kind, seen in masks.items()}
         ).last_hidden_state
-        end = 1 + visual_mask_NR.shape[1]
-        return torch.cat([states[:, :1], states[:, end:]], dim=1), states[:, 1:end]
+        end = 1 + num_visual
+        return torch.cat([states[:, :1], states[:, end:], states[:, 1:end]], dim=1)
 
 
 def modernvbert_config(config: ModernVBertConfig, tokenizer: TextTokenizer) -> HfModernVBertConfig:
@@ -172,6 +170,3 @@ def modernvbert_config(config: ModernVBertConfig, tokenizer: TextTokenizer) -> H
             "vision_use_head": False,
         },
     )
-
-
-build = builder(ModernVBert)

@@ -1,20 +1,29 @@
-"""Where a student over pixels has its pictures from: decoded when asked for, or what was decoded before.
+"""Where students have their pictures, and the regions of pictures, from: decoded when asked for, or kept from before.
 
-Shapes: B pictures, S side in pixels.
+`PixelRegions` and `PixelGrid` need no detector and no download: small crops of the whole picture and of each
+annotated box, or the cells of a grid, go through one fixed random projection to the width that the student expects.
+That is a weak featuriser, meant for the built-in corpus and for tests; a published checkpoint has learned from
+detector features and needs those.
+
+Shapes: B pictures, R regions or boxes of a picture, S side in pixels, F feature width.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
-from advl_pipeline.datasets.pictures import read_square
+from advl_pipeline.datasets.pictures import read_rgb, read_square
 from advl_pipeline.datasets.records import ImageUnit
 
 Item = TypeVar("Item")
@@ -71,3 +80,158 @@ class DecodedPictures:
 
     def _read(self, unit: ImageUnit) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(read_square(unit.path, self.size).transpose(2, 0, 1)))
+
+
+CROP_MARGIN = 0.1
+"""Context added around a box on each side, as a share of the box."""
+
+
+class RegionPixels:
+    """Crops of pictures as uint8 RGB, kept in memory up to a bound in bytes, least recently used out first."""
+
+    def __init__(self, crop_size: int, *, max_bytes: int = 256 << 20) -> None:
+        self.crop_size = crop_size
+        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(
+            max(1, max_bytes // (16 * 3 * crop_size * crop_size))
+        )
+
+    def crops(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
+        """Return (R + 1, S, S, 3): the whole picture first, then each box in dataset order.
+
+        Raises:
+            DatasetError: the picture cannot be decoded.
+        """
+        return self._kept.get(unit.unit_id, lambda: self._read(unit))
+
+    def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
+        size = (self.crop_size, self.crop_size)
+        picture = read_rgb(unit.path)
+        crops = [picture.resize(size, Image.Resampling.BOX)]
+        for x1, y1, x2, y2 in unit.boxes_R4.tolist():
+            margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
+            # A box may lie in the rim beside the picture that datasets tolerate: the nearest pixel stands for it.
+            box = (
+                min(max(0.0, x1 - margin_x), picture.width - 1.0),
+                min(max(0.0, y1 - margin_y), picture.height - 1.0),
+                max(min(float(picture.width), x2 + margin_x), 1.0),
+                max(min(float(picture.height), y2 + margin_y), 1.0),
+            )
+            crops.append(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+        return np.stack([np.asarray(crop) for crop in crops])
+
+
+def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
+    """Return (R + 1, 7): x1, y1, x2, y2, width, height and area as shares of the picture, whole picture first.
+
+    The seven values are those of UNITER's region positions.
+    """
+    scale = np.array([unit.width, unit.height, unit.width, unit.height], dtype=np.float32)
+    corners = np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), unit.boxes_R4.astype(np.float32) / scale])
+    sides = corners[:, 2:] - corners[:, :2]
+    return np.concatenate([corners, sides, sides[:, :1] * sides[:, 1:]], axis=1).astype(np.float32)
+
+
+CROP_SIZE = 16
+CELL_SIZE = 8
+PROJECTION_SEED = 20_200_921
+
+
+WHOLE_POSITION_17 = np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regions:
+    """Regions of one picture.
+
+    `features_RF` are float32, or float16 as they are stored. `positions_R7` (float32) holds x1, y1, x2, y2, width,
+    height and area as shares of the picture. `box_index_R` is the row of `ImageUnit.boxes_R4` that a region stands
+    for, or -1. `whole_first` says that region 0 is the whole picture.
+    """
+
+    features_RF: npt.NDArray[np.float32] | npt.NDArray[np.float16]
+    positions_R7: npt.NDArray[np.float32]
+    box_index_R: npt.NDArray[np.int64]
+    whole_first: bool
+
+
+class RegionSource(ABC):
+    """Gives the regions of a picture, the same ones every time."""
+
+    feature_size: int
+
+    @abstractmethod
+    def regions(self, unit: ImageUnit) -> Regions:
+        """Return the regions; raises `DatasetError` naming the picture when it cannot."""
+        ...
+
+    def announce(self, units: Sequence[ImageUnit]) -> None:  # noqa: B027
+        """Hear which pictures are asked for soon."""
+
+    def begin_epoch(self) -> None:  # noqa: B027
+        """Hear that all pictures are asked for anew."""
+
+
+class RandomProjection:
+    """relu(W x / sqrt(P)) of P = 3 * S * S centred pixel values, W fixed and random."""
+
+    def __init__(self, side: int, feature_size: int) -> None:
+        num_pixels = 3 * side**2
+        noise = np.random.default_rng(PROJECTION_SEED).standard_normal((num_pixels, feature_size), dtype=np.float32)
+        self._projection_PF = noise * np.float32(2.0 / np.sqrt(num_pixels))
+
+    def __call__(self, pixels_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return (R, F)."""
+        pixels_RP = pixels_RSS3.reshape(len(pixels_RSS3), -1).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        return np.maximum(pixels_RP @ self._projection_PF, np.float32(0.0))
+
+
+class PixelRegions(RegionSource):
+    """The whole picture and each box, in the order of the dataset."""
+
+    def __init__(self, feature_size: int) -> None:
+        self.feature_size = feature_size
+        self._pixels = RegionPixels(CROP_SIZE)
+        self._project = RandomProjection(CROP_SIZE, feature_size)
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        crops = self._pixels.crops(unit)
+        return Regions(
+            features_RF=self._project(crops),
+            positions_R7=box_positions(unit),
+            box_index_R=np.arange(-1, len(crops) - 1),
+            whole_first=True,
+        )
+
+
+class PixelGrid(RegionSource):
+    """The cells of a square grid, row by row, for students that see a grid; none stands for a box."""
+
+    def __init__(self, feature_size: int, side: int) -> None:
+        self.feature_size = feature_size
+        self.side = side
+        self._project = RandomProjection(CELL_SIZE, feature_size)
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        side = self.side
+        pixels = read_square(unit.path, side * CELL_SIZE).reshape(side, CELL_SIZE, side, CELL_SIZE, 3)
+        row, column = np.divmod(np.arange(side * side), side)
+        corners = np.stack([column, row, column + 1, row + 1], axis=1) / side
+        extent = np.broadcast_to([1 / side, 1 / side, 1 / side**2], (side * side, 3))
+        return Regions(
+            features_RF=self._project(pixels.swapaxes(1, 2).reshape(side * side, CELL_SIZE, CELL_SIZE, 3)),
+            positions_R7=np.concatenate([corners, extent], axis=1).astype(np.float32),
+            box_index_R=np.full(side * side, -1),
+            whole_first=False,
+        )
+
+
+def with_whole_picture(regions: Regions) -> Regions:
+    """Return the regions with the whole picture first; where it is absent, the mean feature serves, as in VL-BERT."""
+    if regions.whole_first:
+        return regions
+    return Regions(
+        features_RF=np.concatenate([regions.features_RF.mean(0, np.float32, keepdims=True), regions.features_RF]),
+        positions_R7=np.concatenate([WHOLE_POSITION_17, regions.positions_R7]),
+        box_index_R=np.concatenate([np.array([-1]), regions.box_index_R]),
+        whole_first=True,
+    )

@@ -19,9 +19,7 @@ import torch
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
-from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.text_student import TextBatch, TextStudent, TextStudentConfig
 
@@ -29,9 +27,16 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
-def per_colour(pixels: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
-    """Return numbers of the colours as a tensor beside the pixels: a list would be copied there while all waits."""
-    return torch.stack([pixels.new_full((), value) for value in values])
+def normalise_colours(
+    values: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, axes_behind: int
+) -> torch.Tensor:
+    """Return (values - mean) / std of the colours, behind whose axis others lie."""
+    # A list would be copied to the device while all waits.
+    means, stds = (
+        torch.stack([values.new_full((), value) for value in numbers]).view(-1, *[1] * axes_behind)
+        for numbers in (mean, std)
+    )
+    return (values - means) / stds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,7 @@ class PixelStudent(TextStudent):
 
     config: PixelStudentConfig
     places = "patches"
+    starts_from_pixels = True
     pixel_mean: tuple[float, float, float] = CLIP_MEAN
     pixel_std: tuple[float, float, float] = CLIP_STD
     num_class_tokens: int = 1
@@ -110,6 +116,7 @@ class PixelStudent(TextStudent):
             box_index_NR=torch.full((num_sequences, self.num_visual), -1),
             places_BR4=torch.from_numpy(self.token_places).expand(len(examples), -1, -1),
             pixels_B3SS=self.pictures.pictures([example.image for example in examples]),
+            whole_first=self.num_class_tokens > 0,
             are_alike=len({example.image.unit_id for example in examples}) == 1,
             num_cut=num_cut,
         )
@@ -123,8 +130,7 @@ class PixelStudent(TextStudent):
     def normalised(self, batch: PixelBatch) -> torch.Tensor:
         """Return (B, 3, S, S): pixels as the vision encoder takes them."""
         pixels = batch.pixels_B3SS.to(next(self.parameters()).dtype) / 255
-        mean, std = (per_colour(pixels, values)[:, None, None] for values in (self.pixel_mean, self.pixel_std))
-        return (pixels - mean) / std
+        return normalise_colours(pixels, self.pixel_mean, self.pixel_std, axes_behind=2)
 
     def per_picture(
         self, batch: PixelBatch, compute: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
@@ -143,12 +149,3 @@ class PixelStudent(TextStudent):
         if isinstance(found, torch.Tensor):
             return found.expand(rows, *found.shape[1:])
         return tuple(states.expand(rows, *states.shape[1:]) for states in found)
-
-    def refuse_perturbation(self, perturbation: Perturbation | None) -> None:
-        """Raise `ConfigError` when a perturbation is given to a student whose inputs are pixels."""
-        if perturbation is not None:
-            raise ConfigError(
-                f"{self.name} takes no adversarial perturbations.",
-                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
-                next_command="choose a region student, such as villa-base",
-            )

@@ -15,10 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -30,13 +27,17 @@ from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.chat_batch import ChatBatch, Picture
-from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
+from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer
+from advl_pipeline.students.generative import (
+    PROJECTIONS,
+    GenerativeConfig,
+    GenerativeStudent,
+    chat_presets,
+    read_processor,
+)
 from advl_pipeline.students.interface import LoraSettings
-from advl_pipeline.students.pixel_student import per_colour
-from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+from advl_pipeline.students.pixel_student import normalise_colours
+from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -73,34 +74,6 @@ def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings:
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, **settings}
 
 
-SMALL_VISION = {
-    "hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "num_heads": 16,
-    "deepstack_visual_indexes": [5, 11, 17],
-}  # fmt: skip
-LARGE_VISION = {
-    "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
-    "deepstack_visual_indexes": [8, 16, 24],
-}  # fmt: skip
-TEXT_2B = {
-    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
-}  # fmt: skip
-TEXT_4B = {
-    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-}  # fmt: skip
-TEXT_8B = {
-    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-}  # fmt: skip
-TINY_TEXT = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 2, "vocab_size": 30528, "pad_token_id": 0, "max_position_embeddings": 1024,
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
-    },
-}  # fmt: skip
-TINY_VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4, "patch_size": 8,
-    "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
-}  # fmt: skip
 TINY_PIXELS = (32 * 32, 64 * 64)
 
 
@@ -124,31 +97,9 @@ class QwenVl(GenerativeStudent):
 
     config: QwenVlConfig
     config_class: ClassVar[type[GenerativeConfig]] = QwenVlConfig
-    settings_beside = staticmethod(settings_beside)
     smaller_pictures: ClassVar[str] = "max_pixels=262144"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "qwen3-vl-2b": {
-            "architecture": architecture(TEXT_2B, SMALL_VISION, tie_word_embeddings=True),
-            "tokenizer": "Qwen/Qwen3-VL-2B-Instruct",
-        },
-        "qwen3-vl-4b": {
-            "architecture": architecture(TEXT_4B, SMALL_VISION, tie_word_embeddings=True),
-            "tokenizer": "Qwen/Qwen3-VL-4B-Instruct",
-        },
-        "qwen3-vl-8b": {
-            "architecture": architecture(TEXT_8B, LARGE_VISION),
-            "tokenizer": "Qwen/Qwen3-VL-8B-Instruct",
-        },
-        "qwen3-vl-tiny": {
-            "architecture": architecture(TINY_TEXT, TINY_VISION, image_token_id=30526, video_token_id=30527),
-            "tokenizer": EMBEDDED_TOKENIZER,
-        },
-    }
-    lora: LoraSettings | None = LoraSettings(
-        rank=64,
-        alpha=16.0,
-        targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = chat_presets("qwen3-vl", architecture)
+    lora: LoraSettings | None = LoraSettings(rank=64, alpha=16.0, targets=PROJECTIONS)
 
     def __init__(self, name: str, config: QwenVlConfig) -> None:
         super().__init__(name, config)
@@ -190,12 +141,7 @@ class QwenVl(GenerativeStudent):
         made = (pictures.patch_size, pictures.temporal_patch_size, pictures.merge_size)
         taken = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
         if made != taken:
-            raise ConfigError(
-                "The processor does not belong to these weights.",
-                where=self.config.tokenizer,
-                why=f"edge, frames and merged edge of its patches are {made}, {self.name} takes {taken}",
-                next_command="--tokenizer FOLDER that holds the processor of the same model",
-            )
+            raise self.unfit(f"edge, frames and merged edge of its patches are {made}, {self.name} takes {taken}")
 
     def read_picture(self, unit: ImageUnit) -> Picture:
         # Scaling of the values is left to the device, which is sent a quarter of the bytes.
@@ -285,8 +231,7 @@ class QwenVl(GenerativeStudent):
         """Return the patches' values as the processor normalises them; a patch has one colour after the other."""
         pictures = self.processor.image_processor
         values_U3P = (pixels_UF.to(next(self.parameters()).dtype) * pictures.rescale_factor).unflatten(1, (3, -1))
-        mean, std = (per_colour(values_U3P, value)[:, None] for value in (pictures.image_mean, pictures.image_std))
-        normalised: torch.Tensor = (values_U3P - mean) / std
+        normalised = normalise_colours(values_U3P, pictures.image_mean, pictures.image_std, axes_behind=1)
         return normalised.flatten(1)
 
     def _patch_grids(self, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -319,15 +264,8 @@ def embedded_processor(vision: Any) -> Any:
     Args:
         vision: transformers' configuration of the vision encoder.
     """
-    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
-    words.no_padding()
-    words.no_truncation()
-    # A conversation has the template's marks and no others.
-    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<|im_end|>", pad_token="[PAD]", additional_special_tokens=marks
-    )
+    tokenizer = embedded_chat_tokenizer(marks, eos_token="<|im_end|>")
     sizes = {
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
@@ -339,6 +277,3 @@ def embedded_processor(vision: Any) -> Any:
     return Qwen3VLProcessor(
         Qwen2VLImageProcessor(**sizes), tokenizer, Qwen3VLVideoProcessor(**sizes), chat_template=CHAT_TEMPLATE
     )
-
-
-build = builder(QwenVl)

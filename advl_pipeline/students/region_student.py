@@ -8,18 +8,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.students.bert_parts import PADDING
+from advl_pipeline.students.bert_parts import TokenGrid, kinds_of, run_layers
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
-from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
-from advl_pipeline.students.single_stream import TokenGrid
-from advl_pipeline.students.text_student import TINY, TextBatch, TextStudent, TextStudentConfig
+from advl_pipeline.students.picture_source import PixelRegions, Regions, RegionSource
+from advl_pipeline.students.text_student import TINY, SingleStream, TextBatch, TextStudent, TextStudentConfig
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
 
@@ -49,13 +49,8 @@ class RegionBatch(TextBatch):
 
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
-    whole_first: bool
     grid: TokenGrid | None = None
     """Of text and regions, where the student computes no padding."""
-
-    def to(self, device: torch.device) -> Self:
-        self.grid = None if self.grid is None else self.grid.to(device)
-        return super().to(device)
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""
@@ -113,40 +108,28 @@ class RegionStudent(TextStudent):
         text, num_cut = self.collate_texts(examples)
         num_candidates = tuple(len(example.candidates) for example in examples)
         regions = [self.regions_of(example.image) for example in examples]
-        num_regions = max(len(item.features_RF) for item in regions)
-        features = torch.empty(len(examples), num_regions, self.config.feature_size)
-        positions = torch.zeros(len(examples), num_regions, 7)
-        mask_BR = torch.zeros(len(examples), num_regions, dtype=torch.bool)
-        box_index_BR = torch.full((len(examples), num_regions), -1, dtype=torch.long)
-        places = torch.full((len(examples), num_regions, 4), torch.nan)
+        num_regions = torch.tensor([len(item.features_RF) for item in regions])
+        features = torch.zeros(len(examples), int(num_regions.max()), self.config.feature_size)
         for index, item in enumerate(regions):
-            count = len(item.features_RF)
-            features[index, :count] = torch.from_numpy(item.features_RF)
-            features[index, count:] = 0
-            positions[index, :count] = torch.from_numpy(item.positions_R7)
-            mask_BR[index, :count] = True
-            box_index_BR[index, :count] = torch.from_numpy(item.box_index_R)
-            first = int(item.whole_first)
-            places[index, first:count] = positions[index, first:count, :4]
+            features[index, : len(item.features_RF)] = torch.from_numpy(item.features_RF)
+        positions = pad_sequence([torch.from_numpy(item.positions_R7) for item in regions], batch_first=True)
+        boxes = [torch.from_numpy(item.box_index_R) for item in regions]
+        box_index_BR = pad_sequence(boxes, batch_first=True, padding_value=-1)
+        mask_BR = torch.arange(features.shape[1]) < num_regions[:, None]
+        is_place_BR = mask_BR.clone()
+        is_place_BR[:, 0] &= ~torch.tensor([item.whole_first for item in regions])
         repeats = torch.tensor(num_candidates)
-        visual_mask_NR = mask_BR.repeat_interleave(repeats, dim=0)
-        kinds_NS = self.kinds(text["token_mask_NL"], visual_mask_NR)
         return RegionBatch(
             num_candidates=num_candidates,
             **text,
-            grid=None if kinds_NS is None else TokenGrid(kinds_NS != PADDING),
-            visual_mask_NR=visual_mask_NR,
+            visual_mask_NR=mask_BR.repeat_interleave(repeats, dim=0),
             box_index_NR=box_index_BR.repeat_interleave(repeats, dim=0),
-            places_BR4=places,
+            places_BR4=positions[..., :4].masked_fill(~is_place_BR[..., None], torch.nan),
             features_BRF=features,
             positions_BR7=positions,
             whole_first=all(item.whole_first for item in regions),
             num_cut=num_cut,
         )
-
-    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor | None:
-        """Return (N, S) of the layers, as `kinds_of` does, of a student that computes no padding; else None."""
-        return None
 
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()
@@ -158,6 +141,31 @@ class RegionStudent(TextStudent):
             text_NLE=like.new_zeros(*batch.token_ids_NL.shape, self.hidden_size) if text else None,
             visual_NRF=like.new_zeros(batch.num_sequences, *like.shape[1:]) if visual else None,
         )
+
+
+class RegionStream(SingleStream, RegionStudent):
+    """A single stream over BERT's layers, whose configuration is made with `attention=ATTENTION`."""
+
+    compile_refusal = ""
+
+    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+        """Return (N, S): what each position is that the layers read, as `kinds_of` does."""
+        return kinds_of(text_mask_NL, visual_mask_NR)
+
+    def collate(self, examples: Sequence[Example]) -> RegionBatch:
+        batch = super().collate(examples)
+        batch.grid = TokenGrid.of_kinds(self.kinds(batch.token_mask_NL, batch.visual_mask_NR))
+        return batch
+
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return list(self.model.encoder.layer)
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: RegionBatch, **how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kinds_NS = self.kinds(batch.token_mask_NL, batch.visual_mask_NR)
+        return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
 
 def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:

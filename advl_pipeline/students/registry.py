@@ -1,4 +1,8 @@
-"""Students by name. A new student is one file and one line here, or an entry point `advl.students`."""
+"""Students by name: which there are, what is known of each, whether a checkpoint fits one, and building one.
+
+A new student is one file and one entry of `STUDENTS`, or an entry point `advl.students`. What was proven of each
+family is data (`data/students.toml`, and the files of that name that plug-ins bring). Results are plain JSON types.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +11,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    suggest_names,
-)
-from advl_pipeline.packages import entry_points
+from advl_pipeline.errors import ConfigError, advise, suggest_names
+from advl_pipeline.packages import entry_points, read_tables
 
 if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
 
-BUILDERS: dict[str, str] = {
-    **{
-        f"{family}-{size}": "advl_pipeline.students.uniter:build"
-        for family in ("uniter", "villa")
-        for size in ("base", "large", "tiny")
-    },
-    **{f"vl-bert-{size}": "advl_pipeline.students.vl_bert:build" for size in ("base", "large", "tiny")},
-    **dict.fromkeys(("visualbert", "visualbert-vcr", "visualbert-tiny"), "advl_pipeline.students.visualbert:build"),
-    **dict.fromkeys(("lxmert", "lxmert-tiny"), "advl_pipeline.students.lxmert:build"),
-    **{
-        f"{family}{size}": f"advl_pipeline.students.{family}:build"
-        for family in ("meter", "vilt", "bridgetower", "modernvbert")
-        for size in ("", "-tiny")
-    },
-    **{f"smolvlm-{size}": "advl_pipeline.students.smolvlm:build" for size in ("256m", "500m", "2.2b", "tiny")},
-    **{f"qwen3-vl-{size}": "advl_pipeline.students.qwen_vl:build" for size in ("2b", "4b", "8b", "tiny")},
-    **dict.fromkeys(("clip-vil", "clip-vil-tiny"), "advl_pipeline.students.clip_vil:build"),
+STUDENTS: dict[str, str] = {
+    name: place
+    for place, names in {
+        "uniter:Uniter": "uniter-base uniter-large uniter-tiny villa-base villa-large villa-tiny",
+        "vl_bert:VlBert": "vl-bert-base vl-bert-large vl-bert-tiny",
+        "visualbert:VisualBert": "visualbert visualbert-vcr visualbert-tiny",
+        "lxmert:Lxmert": "lxmert lxmert-tiny",
+        "clip_vil:ClipVil": "clip-vil clip-vil-tiny",
+        "meter:Meter": "meter meter-tiny",
+        "bridgetower:BridgeTower": "bridgetower bridgetower-tiny",
+        "vilt:Vilt": "vilt vilt-tiny",
+        "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
+        "smolvlm:SmolVlm": "smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny",
+        "qwen_vl:QwenVl": "qwen3-vl-2b qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
+    }.items()
+    for name in names.split()
 }
-"""Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
+"""Name -> module of this folder and class, which has presets of its names."""
 
 DOOR = ":"
 """Ends the name of a plug-in that builds students around others, as `given:` does `given:NAME`; it is in no list."""
@@ -46,7 +45,7 @@ Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 def student_names() -> list[str]:
     """Return the names of all students, plug-ins included, in order."""
     plugins = (point.name for point in entry_points(group="advl.students"))
-    return sorted({*BUILDERS, *(name for name in plugins if not name.endswith(DOOR))})
+    return sorted({*STUDENTS, *(name for name in plugins if not name.endswith(DOOR))})
 
 
 def door_of(name: str) -> str:
@@ -84,11 +83,104 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
         ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
     """
     require_student(name)
-    if name in BUILDERS:
-        module, _, function = BUILDERS[name].partition(":")
-        builder: Builder = getattr(importlib.import_module(module), function)
+    if name in STUDENTS:
+        from advl_pipeline.students.saved import builder
+
+        module, _, family = STUDENTS[name].partition(":")
+        build: Builder = builder(getattr(importlib.import_module(f"advl_pipeline.students.{module}"), family))
     else:
         wanted = door_of(name) or name
         (point,) = (point for point in entry_points(group="advl.students") if point.name == wanted)
-        builder = point.load()
-    return builder(name, weights, overrides or {})
+        build = point.load()
+    return build(name, weights, overrides or {})
+
+
+SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
+"""What may follow a family's name; a name without a size has the size "base" in recipes."""
+
+
+def families() -> dict[str, dict[str, Any]]:
+    """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
+    return read_tables("students.toml")
+
+
+def list_students() -> list[dict[str, Any]]:
+    """Return name and family of every student, plug-ins included, without building any."""
+    known = families()
+    return [
+        {"name": name, "family": family_of(name), **known.get(family_of(name), {"title": "plug-in"})}
+        for name in student_names()
+    ]
+
+
+def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
+    """Return architecture, parameters, and what was proven of one student.
+
+    Args:
+        tokenizer: folder or name of another tokenizer than the student's own, where that is not at hand.
+
+    Raises:
+        ConfigError: unknown name. WeightsUnavailable: the tokenizer is not at hand, for students whose architecture
+            names its padding.
+    """
+    student = _random_student(name, tokenizer)
+    family = family_of(name)
+    return {
+        "name": name,
+        "family": family,
+        **families().get(family, {"title": "plug-in"}),
+        "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "hidden_size": student.hidden_size,
+        "pooled_size": student.pooled_size,
+        "config": student.config_dict(),
+    }
+
+
+def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
+    """Return what became of every key of a checkpoint; the student is built with random weights first.
+
+    Args:
+        checkpoint: file or folder.
+        tokenizer: as for `show_student`.
+
+    Raises:
+        ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
+    """
+    from advl_pipeline.students.checkpoints import KeyRules, load_file
+
+    student = _random_student(name, tokenizer)
+    rules: KeyRules = getattr(student, "rules", KeyRules())
+    return {"student": name, **load_file(student, checkpoint, rules).to_dict()}
+
+
+def family_of(name: str) -> str:
+    """Return a student's name without its size; one behind a door is of its own family."""
+    name = name.removeprefix(door_of(name))
+    stem, _, size = name.rpartition("-")
+    return stem if stem and size in SIZES else name
+
+
+def size_of(name: str) -> str:
+    """Return the size at the end of a student's name, "base" where it has none."""
+    family = family_of(name)
+    return name.removeprefix(door_of(name))[len(family) + 1 :] or "base"
+
+
+def student_table() -> str:
+    """Return what is known of the families as a Markdown table, as docs/students.md shows it."""
+    names: dict[str, list[str]] = {}
+    for name in student_names():
+        if size_of(name) != "tiny" and family_of(name) in families():
+            names.setdefault(family_of(name), []).append(f"`{name}`")
+    rows = ["| student | visual input | weights | tasks | proven against, and how | largest difference |"]
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    for family, facts in families().items():
+        largest = f"{facts['largest']:.1e}" if "largest" in facts else "-"
+        proof = f"{facts['reference']}: {facts['proof']}. Unproven: {facts['unproven']}"
+        cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _random_student(name: str, tokenizer: str | None) -> Student:
+    return build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})

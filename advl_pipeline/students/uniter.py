@@ -1,7 +1,7 @@
 """UNITER and VILLA as students: single stream over word pieces and regions, under the keys of the original files.
 
 The encoder is transformers' `BertEncoder`; what differs from BERT (region embeddings) is here. The original packs
-text and regions of each sequence without gaps; `single_stream.py` computes no gaps either. Follows
+text and regions of each sequence without gaps; `bert_parts.py` computes no gaps either. Follows
 ChenRocks/UNITER 1dbfa62, `model/model.py`. VILLA has UNITER's modules and keys; only its finetuning differs
 (`adversarial.py`).
 
@@ -11,7 +11,7 @@ K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,19 +22,22 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, widening_head
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.bert_parts import (
+    ATTENTION,
+    bert_config,
+    initialise_bert,
+    widening_head,
+)
+from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, rules_below
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import (
     LARGE,
     TINY_REGIONS,
     RegionBatch,
-    RegionStudent,
+    RegionStream,
     RegionStudentConfig,
 )
-from advl_pipeline.students.single_stream import ATTENTION, run_layers
-from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, text_length
+from advl_pipeline.students.text_student import Part, ReplacedSpan, TextRow, text_length
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -124,14 +127,6 @@ class UniterModel(nn.Module):
         embedded: torch.Tensor = self.img_embeddings(features_BRF, positions_BR7, type_H, repeat)
         return embedded
 
-    def layers(self, x_NSH: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the states after each layer, (N, S, H) each."""
-        states = []
-        for layer in self.encoder.layer:
-            x_NSH = layer(x_NSH, bias)
-            states.append(x_NSH)
-        return tuple(states)
-
 
 NORM_EPS = 1e-12
 
@@ -158,14 +153,6 @@ def uniter_head(task: str, hidden_size: int, num_classes: int) -> nn.Module:
     if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
         return TwoWayChoiceHead(hidden_size)
     return widening_head(hidden_size, num_classes, hidden=2 * hidden_size, activation=nn.GELU(), eps=NORM_EPS)
-
-
-def head_rules(task: str) -> KeyRules:
-    """Return the rules that take a task's head out of an original checkpoint."""
-    if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
-        return KeyRules(rename=((r"^vcr_output\.", "net."),), ignore=(r"^(?!vcr_output\.)",))
-    # SNLI-VE checkpoints keep their head under VQA's name: the original class derives from VQA's.
-    return KeyRules(rename=((r"^vqa_output\.", ""),), ignore=(r"^(?!vqa_output\.)",))
 
 
 NUM_PERSON_TOKENS = 81
@@ -204,11 +191,11 @@ class UniterConfig(RegionStudentConfig):
     num_types: int = option(4, help="Token types: question, region, answer, rationale.", minimum=1)
 
 
-class Uniter(RegionStudent):
+class Uniter(RegionStream):
     """The student. State names are the original's behind `model.`."""
 
     config: UniterConfig
-    compile_refusal = ""
+    reads_first = True
     config_class: ClassVar[type[UniterConfig]] = UniterConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uniter-base": {},
@@ -232,9 +219,6 @@ class Uniter(RegionStudent):
             feature_size=config.feature_size,
         )
 
-    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-        return kinds_of(text_mask_NL, visual_mask_NR)
-
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""
         row = TextRow()
@@ -249,74 +233,16 @@ class Uniter(RegionStudent):
 
     def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
         """A tag of a person becomes `person_<index>`; other objects keep their class name as word pieces."""
-        labels = example.image.box_labels
+        labels, first_person = example.image.box_labels, self.config.vocab_size
         return [
-            ReplacedSpan(
-                start=tag.start,
-                end=tag.end,
-                token_id=self.config.vocab_size + min(tag.box, NUM_PERSON_TOKENS - 1),
-            )
+            ReplacedSpan(start=tag.start, end=tag.end, token_id=first_person + min(tag.box, NUM_PERSON_TOKENS - 1))
             for tag in candidate.tags
             if tag.box < len(labels) and labels[tag.box] == "person"
         ]
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, RegionBatch)
-        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation())
-        return self.fuse(batch, text_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
-
-    def encode_pooled(
-        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
-    ) -> StudentOutput:
-        assert isinstance(batch, RegionBatch)
-        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation())
-        return self.fuse(batch, text_NLH, regions_NRH, mask_visual=mask_visual, first_only=True)
-
-    def fuse(
-        self,
-        batch: RegionBatch,
-        text_NLH: torch.Tensor,
-        regions_NRH: torch.Tensor,
-        *,
-        mask_visual: bool,
-        need_relevance: bool = False,
-        first_only: bool = False,
-    ) -> StudentOutput:
-        """Run the layers in which text and picture attend to one another; `first_only` as in `run_layers`."""
-        num_text = text_NLH.shape[1]
-        x_NSH, relevance_NL = run_layers(
-            self.fusion_layers,
-            torch.cat([text_NLH, regions_NRH], dim=1),
-            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
-            num_text=num_text,
-            grid=batch.grid,
-            separate=mask_visual,
-            need_relevance=need_relevance,
-            first_only=first_only,
-        )
-        text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first and not first_only else None,
-            relevance_NL=relevance_NL,
-        )
-
-    @property
-    def fusion_layers(self) -> Sequence[nn.Module]:
-        """The layers in which text and picture attend to one another."""
-        return list(self.model.encoder.layer)
-
-    def embed(self, batch: RegionBatch, delta: Perturbation) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters those layers: text (N, L, H) and regions (N, R, H)."""
+    def embed(
+        self, batch: RegionBatch, delta: Perturbation, *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
         regions_NRH = self.model.embed_regions(
             batch.features_BRF,
@@ -332,10 +258,9 @@ class Uniter(RegionStudent):
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return uniter_head(task, self.hidden_size, num_classes)
 
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint."""
-        return head_rules(task)
-
-
-build = builder(Uniter)
+    @classmethod
+    def head_rules(cls, task: str) -> KeyRules:
+        # SNLI-VE checkpoints keep their head under VQA's name: the original class derives from VQA's.
+        if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
+            return KeyRules(rename=((r"^vcr_output\.", "net."),), ignore=(r"^(?!vcr_output\.)",))
+        return rules_below("vqa_output")

@@ -18,9 +18,8 @@ from transformers import ViltModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
-from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
     HALF_STD,
@@ -28,8 +27,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import longer_texts, text_length
-from advl_pipeline.students.text_student import TINY
+from advl_pipeline.students.text_student import TINY, SingleStream, longer_texts, text_length
 
 IMAGE_TYPE = 1
 
@@ -43,11 +41,12 @@ class ViltConfig(PixelStudentConfig):
     overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
-class Vilt(PixelStudent):
+class Vilt(SingleStream, PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: ViltConfig
     compile_refusal = ""
+    head_key = "classifier"
     config_class: ClassVar[type[ViltConfig]] = ViltConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vilt": {},
@@ -65,65 +64,29 @@ class Vilt(PixelStudent):
         super().__init__(name, config)
         self.model = ViltModel(vilt_config(config))
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        text_NLH, image_NRH = self.embed(batch)
-        return self.fuse(batch, text_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
-
-    def fuse(
-        self,
-        batch: PixelBatch,
-        text_NLH: torch.Tensor,
-        image_NRH: torch.Tensor,
-        *,
-        mask_visual: bool,
-        need_relevance: bool,
-    ) -> StudentOutput:
-        """Run the layers in which text and picture attend to one another."""
-        x_NSH = torch.cat([text_NLH, image_NRH], dim=1)
-        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=compute_dtype(x_NSH))
-        num_text = text_NLH.shape[1]
-        *first, last = self.fusion_layers
-        for layer in first:
-            x_NSH = layer(x_NSH, bias)[0]
-        relevance = None
-        if need_relevance:
-            relevance = attention_mass(last.attention.attention, last.layernorm_before(x_NSH), bias, num_text)
-        x_NSH = self.model.layernorm(last(x_NSH, bias)[0])
-        return StudentOutput(
-            text_states_NLH=x_NSH[:, :num_text],
-            visual_states_NRH=x_NSH[:, num_text:],
-            pooled_NP=self.model.pooler(x_NSH),
-            image_state_NH=x_NSH[:, num_text],
-            relevance_NL=relevance,
-        )
-
     @property
     def fusion_layers(self) -> Sequence[Any]:
-        """The layers in which text and picture attend to one another."""
         return list(self.model.encoder.layer)
 
-    def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters those layers: text (N, L, H) and picture (N, R, H)."""
+    def embed(self, batch: PixelBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
         return text_NLH, batch.per_sequence(self.embed_pixels(self.normalised(batch)))
 
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: PixelBatch, *, num_text: int, separate: bool, **how: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        bias = attention_bias(kinds, separate=separate, dtype=compute_dtype(x_NSH))
+        *first, last = self.fusion_layers
+        for layer in first:
+            x_NSH = layer(x_NSH, bias)[0]
+        relevance_NL = None
+        if how.get("need_relevance"):
+            relevance_NL = attention_mass(last.attention.attention, last.layernorm_before(x_NSH), bias, num_text)
+        return self.model.layernorm(last(x_NSH, bias)[0]), relevance_NL
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
-
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take the head out of transformers' question-answering checkpoint."""
-        return KeyRules(rename=((r"^classifier\.", ""),), ignore=(r"^(?!classifier\.)",))
 
     def embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:
         parts = self.model.embeddings
@@ -148,6 +111,3 @@ def vilt_config(config: ViltConfig) -> HfViltConfig:
         image_size=config.image_size,
         patch_size=config.patch_size,
     )
-
-
-build = builder(Vilt)

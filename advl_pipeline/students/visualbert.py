@@ -1,7 +1,7 @@
 """VisualBERT as a student: single stream, regions placed at the words that name them.
 
 Embeddings and key names are transformers' `VisualBertEmbeddings`; the encoder is `BertEncoder`, whose arithmetic and
-names are the same and which runs over real tokens only (`single_stream.py`). VQA reads the [MASK] after the question,
+names are the same and which runs over real tokens only (`bert_parts.py`). VQA reads the [MASK] after the question,
 other tasks the pooled [CLS]. Regions have visual type 0, as in the original (examples elsewhere use 1).
 
 Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = L + R, H width, F feature width.
@@ -20,14 +20,11 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 from transformers.models.visual_bert.modeling_visual_bert import VisualBertEmbeddings
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of
-from advl_pipeline.students.building import builder
+from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.single_stream import ATTENTION, run_layers
-from advl_pipeline.students.text_rows import Part, TextRow, text_length
-from advl_pipeline.students.vl_bert import pool
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.text_student import Part, TextRow, pair_row, text_length
 
 HEAD_DROPOUT = 0.1
 
@@ -82,11 +79,10 @@ class VisualBertModel(nn.Module):
         return embedded
 
 
-class VisualBert(RegionStudent):
+class VisualBert(RegionStream):
     """The student. State names are transformers' behind `model.`."""
 
     config: VisualBertConfig
-    compile_refusal = ""
     config_class: ClassVar[type[VisualBertConfig]] = VisualBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "visualbert": {},
@@ -109,20 +105,8 @@ class VisualBert(RegionStudent):
         self.model = VisualBertModel(config)
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        """`[CLS] q [SEP] a [SEP]`; question and answer of QA->R are one part; VQA is `[CLS] q [MASK] [SEP]`."""
-        row = TextRow()
-        row.add_special(self.tokenizer.cls_id)
-        *context, answer = parts
-        for part in context or [answer]:
-            row.add_part(part)
-        if not context and task == "vqa":
-            row.pool_index = len(row.token_ids)
-            row.add_special(self.tokenizer.mask_id)
-        row.add_special(self.tokenizer.sep_id)
-        if context:
-            row.add_part(answer, 1)
-            row.add_special(self.tokenizer.sep_id, 1)
-        return row
+        """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
+        return pair_row(parts, self.tokenizer, masked=task == "vqa")
 
     def collate(self, examples: Sequence[Example]) -> VisualBertBatch:
         batch = super().collate(examples)
@@ -140,54 +124,27 @@ class VisualBert(RegionStudent):
             alignment[row, region, : len(words)] = torch.tensor(words, dtype=torch.long)
         return VisualBertBatch(**vars(batch), alignment_NRA=alignment)
 
-    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-        return kinds_of(text_mask_NL, visual_mask_NR)
-
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, VisualBertBatch)
-        delta = perturbation or Perturbation()
+    def embed(
+        self, batch: VisualBertBatch, delta: Perturbation, *, hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         # Which words name a region is knowledge of the text, so it is hidden together with it.
-        alignment = torch.full_like(batch.alignment_NRA, -1) if mask_visual else batch.alignment_NRA
+        alignment = torch.full_like(batch.alignment_NRA, -1) if hidden else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)
         num_text = batch.token_ids_NL.shape[1]
-        x_NSH, relevance = run_layers(
-            self.model.encoder.layer,
-            x_NSH,
-            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
-            num_text=num_text,
-            grid=batch.grid,
-            separate=mask_visual,
-            need_relevance=need_relevance,
-        )
-        text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=pool(text_NLH, batch.pool_index_N, self.model.pooler),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
-            relevance_NL=relevance,
-        )
+        return x_NSH[:, :num_text], x_NSH[:, num_text:]
+
+    def pool(self, text_NLH: torch.Tensor, batch: VisualBertBatch) -> torch.Tensor:
+        return named_or_pooled(text_NLH, batch.pool_index_N, self.model.pooler)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         head = nn.Sequential(nn.Dropout(HEAD_DROPOUT), nn.Linear(self.hidden_size, num_classes))
         initialise_bert(head)
         return head
 
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint."""
+    @classmethod
+    def head_rules(cls, task: str) -> KeyRules:
         return KeyRules(
             rename=((r"^(?:classifier|cls)\.", "1."),), ignore=(r"^(?!classifier\.|cls\.(weight|bias)$)",)
         )
-
-
-build = builder(VisualBert)

@@ -2,7 +2,7 @@
 
 Every text token also carries a visual embedding, every object a linguistic one. Follows jackroos/VL-BERT 4373674,
 `common/visual_linguistic_bert.py`; keys are those of the original files. The original packs text, objects and [END]
-without gaps; here they keep their columns and gaps are skipped (`single_stream.py`), which gives the same states
+without gaps; here they keep their columns and gaps are skipped (`bert_parts.py`), which gives the same states
 because positions are explicit. VQA reads the state of a [MASK] after the question, through BERT's masked-word
 transform; other tasks read the pooled [CLS].
 
@@ -21,21 +21,19 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, Bert
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of
-from advl_pipeline.students.building import builder
+from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, kinds_of, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_source import Regions, with_whole_picture
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import (
     LARGE,
     TINY_REGIONS,
     RegionBatch,
-    RegionStudent,
+    RegionStream,
     RegionStudentConfig,
     tagged_regions,
 )
-from advl_pipeline.students.single_stream import ATTENTION, run_layers
-from advl_pipeline.students.text_rows import Part, TextRow, longer_texts, text_length
+from advl_pipeline.students.text_student import Part, TextRow, longer_texts, text_length
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -155,11 +153,11 @@ class VlBertBatch(RegionBatch):
     tags_NL: torch.Tensor
 
 
-class VlBert(RegionStudent):
+class VlBert(RegionStream):
     """The student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
-    compile_refusal = ""
+    head_key = "final_mlp"
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vl-bert-base": {},
@@ -209,63 +207,39 @@ class VlBert(RegionStudent):
         # [END] belongs to the picture's side: it closes the list of objects.
         return kinds_of(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, VlBertBatch)
-        delta = perturbation or Perturbation()
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return list(self.vlbert.encoder.layer)
+
+    def embed(self, batch: VlBertBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what enters the layers; [END] lies behind the objects."""
         features = delta.of_features(batch.per_sequence(batch.features_BRF))
         reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
-        words_NLH = delta.of_words(self.vlbert.word_embeddings(batch.token_ids_NL))
-        text_lengths_N = batch.token_mask_NL.sum(1)
         seen_NLH = collect_objects(batch.tags_NL, reps_NRH)
+        text_lengths_N = batch.token_mask_NL.sum(1)
         x_NSH = self.vlbert.embed(
-            words_NLH,
+            delta.of_words(self.vlbert.word_embeddings(batch.token_ids_NL)),
             batch.types_NL,
-            torch.zeros_like(seen_NLH) if mask_visual else seen_NLH,
+            torch.zeros_like(seen_NLH) if hidden else seen_NLH,
             reps_NRH,
             self.object_linguistic_embeddings.weight[0],
             # Objects stand after the text; hidden from it, after an empty one.
-            torch.full_like(text_lengths_N, EMPTY_TEXT_LENGTH) if mask_visual else text_lengths_N,
+            torch.full_like(text_lengths_N, EMPTY_TEXT_LENGTH) if hidden else text_lengths_N,
         )
         num_text = batch.token_ids_NL.shape[1]
-        x_NSH, relevance = run_layers(
-            self.vlbert.encoder.layer,
-            x_NSH,
-            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
-            num_text=num_text,
-            grid=batch.grid,
-            separate=mask_visual,
-            need_relevance=need_relevance,
-        )
-        text_NLH = x_NSH[:, :num_text]
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=x_NSH[:, num_text:-1],
-            pooled_NP=pool(text_NLH, batch.pool_index_N, self.vlbert.pooler),
-            image_state_NH=x_NSH[:, num_text],
-            relevance_NL=relevance,
-        )
+        return x_NSH[:, :num_text], x_NSH[:, num_text:]
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: RegionBatch, **how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x_NSH, relevance_NL = super().run_layers(x_NSH, batch, **how)
+        return x_NSH[:, :-1], relevance_NL
+
+    def pool(self, text_NLH: torch.Tensor, batch: VlBertBatch) -> torch.Tensor:
+        return named_or_pooled(text_NLH, batch.pool_index_N, self.vlbert.pooler)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return vl_bert_head(task, self.hidden_size, num_classes)
-
-    @staticmethod
-    def head_rules(task: str) -> KeyRules:
-        """Return the rules that take a task's head out of an original checkpoint."""
-        return KeyRules(rename=((r"^final_mlp\.", ""),), ignore=(r"^(?!final_mlp\.)",))
-
-
-def pool(text_NLH: torch.Tensor, pool_index_N: torch.Tensor, pooler: nn.Module) -> torch.Tensor:
-    """Return (N, H): the raw state of the token that a row names, or the pooled first token where it names none."""
-    index = pool_index_N[:, None, None].expand(-1, 1, text_NLH.shape[-1])
-    named_NH = text_NLH.gather(1, index)[:, 0]
-    return torch.where((pool_index_N > 0)[:, None], named_NH, pooler(text_NLH).to(named_NH.dtype))
 
 
 def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential:
@@ -282,6 +256,3 @@ def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
     return head
-
-
-build = builder(VlBert)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from advl_pipeline.errors import (
-    Advice,
-    WeightsUnavailable,
-    advise,
-)
+from advl_pipeline.atomic import write_text
+from advl_pipeline.errors import Advice, ConfigError, WeightsUnavailable, advise
 from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.runs import names
-from advl_pipeline.students.catalogue import families, family_of
-from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
+from advl_pipeline.students.registry import families, family_of
 
 MODEL_CONFIG = "config.json"
 """Architecture of published weights, as transformers has it."""
@@ -27,6 +24,9 @@ _TOKENIZER_FILES = (
     *("processor_config.json", "preprocessor_config.json"),
 )
 """What a tokenizer or a processor is read from."""
+
+KNOWN_WORDS_FILE = "pretraining_words.json"
+"""Words that a student's pretraining taught, cut as `datasets/words.py` cuts them, with how often each came up."""
 
 _OF_OUR_FOLDERS = (names.STUDENT, names.HEADS, names.ADAPTER, KNOWN_WORDS_FILE)
 _OF_PUBLISHED_FOLDERS = (MODEL_CONFIG, "*.index.json")
@@ -69,8 +69,7 @@ def student_digest(path: Path) -> str:
     weights = required_weights(path)
     folder = path if path.is_dir() else path.parent
     beside = _OF_OUR_FOLDERS if (folder / names.STUDENT).is_file() else _OF_PUBLISHED_FOLDERS
-    found = {*weights, *_lying_in(folder, (*_TOKENIZER_FILES, *beside))}
-    return _digest(folder, found | set((folder / names.PROCESSOR).rglob("*")))
+    return _digest(folder, (*_TOKENIZER_FILES, *beside, f"{names.PROCESSOR}/**/*"), *weights)
 
 
 def tokenizer_digest(name: str) -> str:
@@ -80,7 +79,7 @@ def tokenizer_digest(name: str) -> str:
         name: as `--tokenizer` takes it.
     """
     folder = Path(name)
-    return _digest(folder, _lying_in(folder, (*_TOKENIZER_FILES, MODEL_CONFIG))) if folder.is_dir() else name
+    return _digest(folder, (*_TOKENIZER_FILES, MODEL_CONFIG)) if folder.is_dir() else name
 
 
 def file_digest(path: str) -> str | None:
@@ -106,12 +105,9 @@ def required_weights(path: Path) -> list[Path]:
     return files
 
 
-def _lying_in(folder: Path, patterns: Iterable[str]) -> set[Path]:
-    return {file for pattern in patterns for file in folder.glob(pattern)}
-
-
-def _digest(folder: Path, files: Iterable[Path]) -> str:
-    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in files if file.is_file()}
+def _digest(folder: Path, patterns: Iterable[str], *files: Path) -> str:
+    found = {*files, *(file for pattern in patterns for file in folder.glob(pattern))}
+    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in found if file.is_file()}
     state = hashlib.sha256()
     for name, content in sorted(contents.items()):
         state.update(f"{name}\0".encode() + content)
@@ -178,3 +174,51 @@ def located(init: Path) -> Path:
         why=obstacle or "the repository holds neither *.safetensors nor pytorch_model.bin",
         next_command="--init FOLDER that holds its weights, downloaded elsewhere",
     )
+
+
+def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:
+    """Write the counts into a student's folder, the most frequent word first."""
+    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    write_text(folder / KNOWN_WORDS_FILE, json.dumps(ordered, indent=0, ensure_ascii=False) + "\n")
+
+
+def known_words(student_folder: Path) -> Mapping[str, int] | None:
+    """Return word -> count of a pretrained student; None for a folder or file without such a list.
+
+    Raises:
+        ConfigError: the list is damaged.
+    """
+    path = student_folder / KNOWN_WORDS_FILE
+    return read_known_words(path) if path.is_file() else None
+
+
+def read_known_words(path: Path) -> Mapping[str, int]:
+    """Read word -> count from a JSON object, or from lines of word, tab, count; words come out in lower case.
+
+    Raises:
+        ConfigError: the file is not there or is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries: list[tuple[str, object]] = []
+        if text.lstrip().startswith("{"):
+            entries += json.loads(text).items()
+        else:
+            for number, line in enumerate(text.splitlines(), start=1):
+                word, _, count = line.partition("\t")
+                if not count.strip().isdigit():
+                    raise ValueError(f"line {number} is not a word, a tab and a count")
+                entries.append((word.strip(), int(count)))
+        counts: dict[str, int] = {}
+        for word, given in entries:
+            if not word or isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise ValueError(f"{word!r} has the count {given!r}")
+            counts[word.lower()] = counts.get(word.lower(), 0) + given
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "The list of known words cannot be read.",
+            where=str(path),
+            why=str(error),
+            next_command='give a JSON object such as {"cat": 12}, or lines of word, tab, count',
+        ) from None
+    return counts

@@ -128,9 +128,7 @@ def require_perturbable(student: Student) -> None:
     Raises:
         ConfigError: with the student's own reason where it has one.
     """
-    refuse: Callable[[Perturbation], None] | None = getattr(student, "refuse_perturbation", None)
-    if refuse is not None:
-        refuse(Perturbation())
+    student.delta(Perturbation())
     if not hasattr(student, "zero_perturbation"):
         raise ConfigError(
             f"{student.name} cannot be finetuned adversarially.",

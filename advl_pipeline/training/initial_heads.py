@@ -23,10 +23,10 @@ from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.students.building import load_head
-from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import load_file as load_checkpoint
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import family_of
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -91,17 +91,16 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
 def _from_original(
     head: nn.Module, task: Task, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
 ) -> HeadOrigin:
-    rules = getattr(student, "head_rules", None)
-    if rules is None:
+    task_rules = student.head_rules(head_name(task))
+    if task_rules is None:
         return HeadOrigin(origin="fresh", why=f"{student.name} declares no heads in its original files")
     if task == "classes":
         return HeadOrigin(origin="fresh", why="the file's head, if it has one, is of SNLI-VE's classes")
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    task_rules: KeyRules = rules(head_name(task))
     is_answers = head_name(task) == "vqa"
     if is_answers and config.head_answers is not None:
         return _by_answers(head, student, task_rules, path, dataset.label_names(task), config.head_answers)
-    report = load_head(head, path, task_rules)
+    report = load_checkpoint(head, path, task_rules, must_fit=False)
     if not report.num_loaded:
         return HeadOrigin(origin="fresh", why="the file holds no head for this task")
     if report.missing or report.reinitialised:
@@ -137,7 +136,7 @@ def _by_answers(
     """
     theirs = read_vocabulary(listed)
     source = student.build_head("vqa", len(theirs))
-    report = load_head(source, path, rules)
+    report = load_checkpoint(source, path, rules, must_fit=False)
     if report.missing or report.reinitialised:
         raise ConfigError(
             "The checkpoint has no VQA head of the answers that are listed.",

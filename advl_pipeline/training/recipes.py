@@ -19,7 +19,7 @@ from typing import Any, Literal, Never
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files
-from advl_pipeline.students.catalogue import family_of, size_of
+from advl_pipeline.students.registry import family_of, size_of
 from advl_pipeline.training.config import Hyperparameters, TaskLoss, Undecided
 
 

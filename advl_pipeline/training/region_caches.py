@@ -16,7 +16,7 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.locations import Location, parse_location
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.region_source import WHOLE_POSITION_17, Regions, RegionSource
+from advl_pipeline.students.picture_source import WHOLE_POSITION_17, Regions, RegionSource
 from advl_pipeline.students.region_student import RegionStudent
 
 

@@ -16,8 +16,8 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
-from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
+from advl_pipeline.students.weight_files import known_words, read_known_words
 from advl_pipeline.training.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences

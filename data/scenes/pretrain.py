@@ -55,7 +55,6 @@ from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Pretraining, Student, StudentBatch
-from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
@@ -66,6 +65,7 @@ from advl_pipeline.students.saved import (
     save_student,
     write_description,
 )
+from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from advl_pipeline.training.heads import save_choice_head

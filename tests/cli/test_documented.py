@@ -7,8 +7,7 @@ from pathlib import Path
 
 from advl_cli.reference import render_reference, with_student_table
 from advl_pipeline import errors
-from advl_pipeline.students.catalogue import families
-from advl_pipeline.students.registry import student_names
+from advl_pipeline.students.registry import families, student_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]+")

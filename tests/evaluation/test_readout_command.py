@@ -16,9 +16,9 @@ from small_corpus import SmallCorpus, build_small_corpus
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_readout
-from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.students.weight_files import write_known_words
 from advl_pipeline.training.run import run_finetune
 
 

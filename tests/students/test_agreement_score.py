@@ -10,7 +10,7 @@ import torch
 from advl_pipeline.datasets.records import Candidate, Example, TextUnit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import is_function_word, word_spans
-from advl_pipeline.students.agreement_score import agreement, said_tokens
+from advl_pipeline.students.answers import agreement, said_tokens
 from advl_pipeline.students.registry import build_student
 
 

@@ -11,7 +11,7 @@ from whole_checkpoints import require_complete
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
-from advl_pipeline.students.meter_core import CrossModalStack
+from advl_pipeline.students.meter import CrossModalStack, MeterConfig
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -55,27 +55,23 @@ def test_clip_vil_core(reference: Callable[[str], Reference]) -> None:
         x = layer(x, bias)
     torch.testing.assert_close(x[:, :8], out["lang"], **TOLERANCE)
     torch.testing.assert_close(x[:, 8:], out["visn"], **TOLERANCE)
-    torch.testing.assert_close(model.pool(x), out["pooled"], **TOLERANCE)
+    torch.testing.assert_close(model.pooler(x), out["pooled"], **TOLERANCE)
 
 
 def test_meter_cross_modal_stack(reference: Callable[[str], Reference]) -> None:
     arrays = reference("meter/meter_crossmodal_tiny.npz")
     weights, inputs, out = (part(arrays, f"{name}/") for name in ("w", "in", "out"))
-    stack = CrossModalStack(
-        hidden_size=24,
-        num_layers=2,
-        num_heads=4,
-        intermediate_size=48,
-        text_size=20,
-        image_size=28,
-        dropout=0.0,
-    ).eval()
+    config = MeterConfig(hidden_size=24, num_layers=2, num_heads=4, intermediate_size=48, dropout=0.0)
+    stack = CrossModalStack(config, text_size=20, image_size=28).eval()
     rules = KeyRules(ignore=(r"_classifier\.",))
     require_complete(load_into(stack, weights, rules, source="meter"))
-    texts, images, pooled = stack(inputs["text_embeds"], inputs["image_embeds"], inputs["text_mask"])
-    for index in range(2):
-        torch.testing.assert_close(texts[index], out[f"text_{index}"], **TOLERANCE)
-        torch.testing.assert_close(images[index], out[f"image_{index}"], **TOLERANCE)
+    entering = stack.text(inputs["text_embeds"]), stack.image(inputs["image_embeds"])
+    layers = stack.layers(*entering, inputs["text_mask"])
+    for index, (text, image) in enumerate(layers):
+        torch.testing.assert_close(text, out[f"text_{index}"], **TOLERANCE)
+        torch.testing.assert_close(image, out[f"image_{index}"], **TOLERANCE)
+    assert index == 1
+    pooled = stack.pool(text, image)
     torch.testing.assert_close(pooled, out["cls"], **TOLERANCE)
     for task, num_classes in (("vqa", 11), ("snli", 3)):
         head = norm_first_head(48, num_classes, hidden=48)

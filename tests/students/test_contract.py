@@ -18,12 +18,11 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.clip_vil import ClipVil
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.registry import build_student, student_names
+from advl_pipeline.students.registry import build_student, family_of, student_names
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.build_model import compile_student
 
@@ -512,7 +511,7 @@ def test_relevance_is_a_share_of_attention(student: Student, examples: list[Exam
 def test_perturbations_are_added_to_the_inputs_or_refused(student: Student, examples: list[Example]) -> None:
     batch, clean = encode(student, examples)
     make: Callable[..., Perturbation] | None = getattr(student, "zero_perturbation", None)
-    if hasattr(student, "refuse_perturbation"):
+    if student.starts_from_pixels:
         with pytest.raises(ConfigError, match="no adversarial"):
             student.encode(batch, perturbation=Perturbation())
         return

@@ -17,7 +17,7 @@ from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTo
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.students import answers as answers_module
-from advl_pipeline.students.chat_batch import ChatBatch
+from advl_pipeline.students.chat import ChatBatch
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.qwen_vl import QwenVl
 from advl_pipeline.students.registry import build_student

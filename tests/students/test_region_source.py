@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.students.region_source import RegionPixels
+from advl_pipeline.students.picture_source import RegionPixels
 
 
 @pytest.mark.parametrize("box", [[64.2, 4, 64.9, 20], [-0.9, -0.8, -0.1, -0.2], [4, 48.1, 20, 48.9]])

@@ -12,10 +12,8 @@ from tokenizers import Tokenizer
 
 from advl_cli.main import main
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_rows import is_uncased, load_text_tokenizer
-from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.students.text_student import TextStudent, embedded_tokenizer_file, is_uncased, load_text_tokenizer
 from advl_pipeline.students.uniter import Uniter
 
 SMALL = 600

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from uniter_layout import pack
+from uniter_layout import run_layers as run_padded
 from whole_checkpoints import require_complete
 
-from advl_pipeline.students.bert_parts import attention_bias, kinds_of
+from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, kinds_of, one_row_attention, run_layers
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.students.single_stream import TokenGrid, one_row_attention, run_layers
-from advl_pipeline.students.uniter import TwoWayChoiceHead, UniterModel, head_rules, uniter_head
+from advl_pipeline.students.uniter import TwoWayChoiceHead, Uniter, UniterModel, uniter_head
 from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -53,7 +53,7 @@ def load_reference(task: str, arrays: Reference) -> tuple[UniterModel, nn.Module
     require_complete(load_into(model, weights, CORE_RULES, source=task))
     num_classes = arrays["out/logits"].shape[1]
     head = uniter_head(task, 24, num_classes)
-    require_complete(load_into(head, weights, head_rules(task), source=task))
+    require_complete(load_into(head, weights, Uniter.head_rules(task), source=task))
     return model, head
 
 
@@ -62,7 +62,7 @@ def run(model: UniterModel, inputs: Reference) -> tuple[torch.Tensor, ...]:
     regions = model.embed_regions(inputs["img_feat"], inputs["img_pos_feat"])
     packed = pack(text, regions, inputs["gather_index"])
     bias = attention_bias(inputs["attn_masks"] - 1, dtype=packed.dtype)
-    return text, regions, packed, *model.layers(packed, bias)
+    return text, regions, packed, *run_padded(model, packed, bias)
 
 
 @pytest.mark.parametrize("task", ["vqa", "ve", "vcr"])
@@ -109,7 +109,7 @@ def test_text_only_and_image_only(task: str, reference: Callable[[str], Referenc
     has_text = inputs["input_ids"] != 0
     has_region = inputs["img_feat"].abs().sum(-1) > 0
     for embedded, visible, name in ((text, has_text, "text_only"), (regions, has_region, "image_only")):
-        state = model.layers(embedded, attention_bias(visible.long() - 1, dtype=embedded.dtype))[-1]
+        state = run_padded(model, embedded, attention_bias(visible.long() - 1, dtype=embedded.dtype))[-1]
         torch.testing.assert_close(state, arrays[f"out/{name}"], **TOLERANCE)
 
 
@@ -148,7 +148,7 @@ def test_base_size_from_seeded_weights(reference: Callable[[str], Reference], as
     state = {name: seeded(name, shape, 0.02) for name, shape in shapes.items()}
     model, head = base_model().eval(), uniter_head("vqa", 768, 3129)
     require_complete(load_into(model, state, CORE_RULES, source="seeded"))
-    require_complete(load_into(head, state, head_rules("vqa"), source="seeded"))
+    require_complete(load_into(head, state, Uniter.head_rules("vqa"), source="seeded"))
     with torch.no_grad():
         last = run(model, part(arrays, "in/"))[-1]
         logits = head(model.pooler(last))
@@ -178,7 +178,7 @@ def test_the_order_of_tokens_equals_the_original_collate(task: str, reference: C
     has_text = expected["input_ids"] != 0
     counts = visible.sum(1) - has_text.sum(1)
     has_region = torch.arange(int(counts.max())) < counts[:, None]
-    grid = TokenGrid(torch.cat([has_text, has_region], dim=1))
+    grid = TokenGrid.of_kinds(kinds_of(has_text, has_region))
     assert grid.size == expected["gather_index"].shape[1]
     num_columns = has_text.shape[1] + has_region.shape[1]
     assert torch.equal(grid.column_T % num_columns, expected["gather_index"][visible])

@@ -15,7 +15,7 @@ import torch
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_rows import Part
+from advl_pipeline.students.text_student import Part
 from advl_pipeline.students.uniter import Uniter
 
 CLS_ID, SEP_ID = 101, 102

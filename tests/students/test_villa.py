@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from uniter_layout import pack
+from uniter_layout import pack, run_layers
 from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias
@@ -53,7 +53,7 @@ class Original(nn.Module):
         )
         packed = pack(text, regions, inputs["in/gather_index"])
         bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
-        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(self.uniter.layers(packed, bias)[-1]))
+        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run_layers(self.uniter, packed, bias)[-1]))
         return logits
 
 

@@ -25,10 +25,10 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
-from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.students.text_student import embedded_tokenizer_file
+from advl_pipeline.students.weight_files import write_known_words
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler, save_checkpoint
 
 

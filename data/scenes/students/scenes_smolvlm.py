@@ -4,7 +4,7 @@ SmolVLM's modules, used otherwise in two places, because of its size and of the 
 whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
 "object 3" is. Its score also has the agreement of a candidate's words with the boxes that its text tags, which the
-heads of the other small students read (`students/agreement_score.py`).
+heads of the other small students read (`students/answers.py`).
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
 W tokens of an example's row, H width.
@@ -24,13 +24,13 @@ from torch.nn import functional
 
 from advl_data.scenes.students.agreement import place_of_tags, shares_of_tags
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.chat_batch import ChatBatch, Picture, packing
+from advl_pipeline.students.chat import ChatBatch, Picture, packing
 from advl_pipeline.students.interface import Pretraining
-from advl_pipeline.students.region_source import RegionPixels, box_positions
+from advl_pipeline.students.picture_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
+from advl_pipeline.students.saved import builder
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
-from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
 
 TEXT = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -21,11 +21,11 @@ from torch import nn
 
 from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.building import builder
+from advl_pipeline.students.bert_parts import run_layers
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
-from advl_pipeline.students.single_stream import run_layers
+from advl_pipeline.students.saved import builder
 from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
 
 NUM_SEPARATE_LAYERS = 1
@@ -68,7 +68,9 @@ class ScenesUniter(Uniter):
         super().__init__(name, config)
         self.agreement = Agreement(config.hidden_size)
 
-    def embed(self, batch: RegionBatch, delta: Perturbation) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(
+        self, batch: RegionBatch, delta: Perturbation, *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states below the fusion."""
         text_NLH, regions_NRH = super().embed(batch, delta)
         num_text = text_NLH.shape[1]
@@ -83,34 +85,20 @@ class ScenesUniter(Uniter):
         return x_NSH[:, :num_text], x_NSH[:, num_text:]
 
     def fuse(
-        self,
-        batch: RegionBatch,
-        text_NLH: torch.Tensor,
-        regions_NRH: torch.Tensor,
-        *,
-        mask_visual: bool,
-        need_relevance: bool = False,
-        first_only: bool = False,
+        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
         assert isinstance(batch, TaggedRegionBatch)
-        tags_NLR = shares_of_tags(batch.tags_NL, regions_NRH)
-        tagged_NLH = text_NLH if mask_visual else text_NLH + tags_NLR @ regions_NRH
-        output = super().fuse(
-            batch,
-            tagged_NLH,
-            regions_NRH,
-            mask_visual=mask_visual,
-            need_relevance=need_relevance,
-            first_only=first_only,
-        )
+        tags_NLR = shares_of_tags(batch.tags_NL, visual_NRH)
+        tagged_NLH = text_NLH if hidden else text_NLH + tags_NLR @ visual_NRH
+        output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
         # With a given answer before it, what is said is the reason: the last of the parts.
         last_N1 = (batch.types_NL * batch.token_mask_NL).amax(1, keepdim=True)
         is_answer_NL = (batch.types_NL >= ANSWER_TYPE) & (batch.types_NL == last_N1)
         said_NL = said_tokens(is_answer_NL, batch.token_mask_NL)
-        place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
-        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)
-        unimodal = UnimodalStates.from_batch(batch, text_NLH, regions_NRH, hidden=mask_visual)
+        place_NR = place_of_tags(tags_NLR, hidden=hidden)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
+        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
         return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:

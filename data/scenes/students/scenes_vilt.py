@@ -25,10 +25,17 @@ from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_t
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
-from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, UnimodalStates
+from advl_pipeline.students.interface import (
+    Perturbation,
+    Pretraining,
+    Student,
+    StudentBatch,
+    StudentOutput,
+    UnimodalStates,
+)
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.pixel_student import PixelBatch
+from advl_pipeline.students.saved import builder
 from advl_pipeline.students.vilt import Vilt, ViltConfig
 
 NUM_SEPARATE_LAYERS = 1
@@ -112,7 +119,9 @@ class ScenesVilt(Vilt):
         self.model.embeddings.patch_embeddings = PatchStem(config.hidden_size)
         self.agreement = Agreement(config.hidden_size)
 
-    def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(
+        self, batch: PixelBatch, delta: Perturbation, *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states below the fusion."""
         inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
         text_NLH = self.once("text", inputs, lambda: self._lower_text(batch))
@@ -133,26 +142,20 @@ class ScenesVilt(Vilt):
         return image_BRH
 
     def fuse(
-        self,
-        batch: PixelBatch,
-        text_NLH: torch.Tensor,
-        image_NRH: torch.Tensor,
-        *,
-        mask_visual: bool,
-        need_relevance: bool,
+        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold their patches' states."""
         assert isinstance(batch, TaggedPixelBatch)
-        tagged_NLH = text_NLH if mask_visual else text_NLH + batch.tags_NLR @ image_NRH
-        output = super().fuse(batch, tagged_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
-        place_NR = place_of_tags(batch.tags_NLR, hidden=mask_visual)
-        pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, image_NRH, place_NR)
-        unimodal = UnimodalStates.from_batch(batch, text_NLH, image_NRH, hidden=mask_visual)
+        tagged_NLH = text_NLH if hidden else text_NLH + batch.tags_NLR @ visual_NRH
+        output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
+        place_NR = place_of_tags(batch.tags_NLR, hidden=hidden)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, visual_NRH, place_NR)
+        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
         return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
-        text_NLH, image_NRH = self.embed(batch)
+        text_NLH, image_NRH = self.embed(batch, Perturbation())
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=image_NRH,

@@ -39,17 +39,17 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.embedded_words import language_model_words
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
-from advl_pipeline.students.region_source import RegionPixels, box_positions
+from advl_pipeline.students.picture_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
-from advl_pipeline.students.text_rows import (
+from advl_pipeline.students.text_student import (
     EMBEDDED_TOKENIZER,
     Part,
     TextRow,
     TextTokenizer,
     fit_parts,
+    language_model_words,
     load_text_tokenizer,
     longer_texts,
     pair_row,

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from advl_pipeline.students.embedded_words import DEVIATION, WORD_TABLE, embedded_tokenizer_file, language_model_words
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.text_student import DEVIATION, WORD_TABLE, embedded_tokenizer_file, language_model_words
 
 SIZE = 128
 

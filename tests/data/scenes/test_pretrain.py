@@ -21,9 +21,9 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.students.interface import Pretraining, StudentOutput
-from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
+from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.teaching import _known_words
