@@ -156,9 +156,11 @@ class GenerativeStudent(Student):
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
         """Return architecture and processor of published weights, as far as they lie in the folder."""
         folder = weights if weights.is_dir() else weights.parent
-        found = super().settings_beside(weights)
+        found: dict[str, Any] = {}
         if (folder / names.PROCESSOR).is_dir():
             found["tokenizer"] = str(folder / names.PROCESSOR)
+        elif tokenizer_folder(weights) is not None:
+            found["tokenizer"] = str(folder)
         if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
             found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
         return found

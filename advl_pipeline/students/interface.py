@@ -20,7 +20,6 @@ from torch import nn
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.checkpoints import KeyRules, rules_below
-from advl_pipeline.students.weight_files import tokenizer_folder
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -465,12 +464,6 @@ class Student(nn.Module, ABC):
     def head_rules(cls, task: str) -> KeyRules | None:
         """Return the rules that take a task's head out of a published checkpoint; None where those have no heads."""
         return rules_below(cls.head_key) if cls.head_key else None
-
-    @classmethod
-    def settings_beside(cls, weights: Path) -> dict[str, Any]:
-        """Return the settings that lie beside published weights: where the tokenizer is, by default."""
-        folder = tokenizer_folder(weights)
-        return {} if folder is None else {"tokenizer": str(folder)}
 
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:

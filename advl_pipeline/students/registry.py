@@ -84,10 +84,9 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     """
     require_student(name)
     if name in STUDENTS:
-        from advl_pipeline.students.saved import builder
-
         module, _, family = STUDENTS[name].partition(":")
-        build: Builder = builder(getattr(importlib.import_module(f"advl_pipeline.students.{module}"), family))
+        found, saved = (importlib.import_module(f"advl_pipeline.students.{one}") for one in (module, "saved"))
+        build: Builder = saved.builder(getattr(found, family))
     else:
         wanted = door_of(name) or name
         (point,) = (point for point in entry_points(group="advl.students") if point.name == wanted)

@@ -30,6 +30,7 @@ from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.packages import package_folder
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.weight_files import tokenizer_folder
 
 EMBEDDED_TOKENIZER = "minilm-l6"
 """Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
@@ -447,6 +448,12 @@ class TextStudent(Student):
     def config_dict(self) -> dict[str, Any]:
         return config_to_dict(self.config)
 
+    @classmethod
+    def settings_beside(cls, weights: Path) -> dict[str, Any]:
+        """Return the settings that lie beside published weights: where the tokenizer is, by default."""
+        folder = tokenizer_folder(weights)
+        return {} if folder is None else {"tokenizer": str(folder)}
+
     def save_inputs(self, folder: Path) -> None:
         if self.config.tokenizer != EMBEDDED_TOKENIZER:
             self.tokenizer.save(folder / names.TOKENIZER)
@@ -469,7 +476,7 @@ class TextStudent(Student):
         texts, _ = self.collate_texts(examples)
         return texts["token_ids_NL"], texts["token_mask_NL"]
 
-    def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
+    def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, Any], int]:
         """Return the padded text tensors of all candidates, by field name, and how many of the texts were cut.
 
         Raises:
@@ -491,6 +498,7 @@ class TextStudent(Student):
 class SingleStream(TextStudent):
     """A student whose layers read text and picture as one sequence."""
 
+    model: Any
     reads_first: ClassVar[bool] = False
     """Whether all its heads read the first token, so that the last layer need compute no other."""
 
