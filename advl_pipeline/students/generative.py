@@ -61,7 +61,7 @@ from advl_pipeline.students.interface import (
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
 from advl_pipeline.students.saved import DESCRIPTION_FILE
-from advl_pipeline.students.weight_files import MODEL_CONFIG
+from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
 
 INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
     {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
