@@ -28,7 +28,7 @@ MOST_HEADS = 16
 
 MASKS = {
     "modernvbert-tiny": 2,
-    **dict.fromkeys(("uniter-tiny", "villa-tiny", "visualbert-tiny", "vl-bert-tiny"), 4),
+    **dict.fromkeys(("uniter-tiny", "villa-tiny", "visualbert-tiny", "vl-bert-tiny", "clip-vil-tiny"), 4),
 }
 """Masks of a pass, where they are more: of its two parts, or of the few sequences that a CPU attends to at once."""
 
