@@ -19,7 +19,7 @@ import torch
 
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.configuration import build_config
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import plan_batches

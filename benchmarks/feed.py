@@ -17,8 +17,8 @@ import numpy as np
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.compute import num_threads
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.pictures import read_square
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures

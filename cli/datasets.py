@@ -39,7 +39,7 @@ def list_command(data_root: Path | None, as_json: bool) -> None:
     \b
     advl datasets list
     """
-    from advl_pipeline.datasets.overview import list_datasets
+    from advl_pipeline.datasets.check import list_datasets
 
     rows = list_datasets(data_root)
     if as_json:
@@ -59,7 +59,7 @@ def card(name: str, as_json: bool) -> None:
     \b
     advl datasets card vcr
     """
-    from advl_pipeline.datasets.overview import card_of, card_text
+    from advl_pipeline.datasets.check import card_of, card_text
 
     found = card_of(name)
     if as_json:

@@ -24,8 +24,7 @@ from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.features import ProbeFeatures, View
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, head_name
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import Row
+from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""

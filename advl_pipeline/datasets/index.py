@@ -24,8 +24,7 @@ import pyarrow as pa
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.arrow_file import ArrowFile, Codes, open_index_file, record_batch
 from advl_pipeline.datasets.fingerprint import FileDigests
-from advl_pipeline.datasets.own.fields import parse_item, split_of
-from advl_pipeline.datasets.own.kinds import EXPECTED, USED, recognise
+from advl_pipeline.datasets.own.fields import EXPECTED, USED, parse_item, recognise, split_of
 from advl_pipeline.datasets.own.shaping import shaped
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task

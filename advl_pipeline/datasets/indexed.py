@@ -13,31 +13,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from tqdm import tqdm
 
-from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file
+from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file, record_batch
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
-from advl_pipeline.datasets.distinct_texts import TextUnits, distinct_texts
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.index import PICTURES_FOLDER, Index, PictureFacts
-from advl_pipeline.datasets.interface import QuestionTable
-from advl_pipeline.datasets.own.tagged_text import compose
+from advl_pipeline.datasets.own.fields import compose
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
+    UNIT_ID_LENGTH,
     Candidate,
     Example,
     ImageUnit,
+    QuestionTable,
     Task,
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
-from advl_pipeline.datasets.vqa_answers import soft_target
+from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
@@ -78,7 +78,7 @@ class Variant:
 
 
 def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as data of one's own do (`own/tagged_text.py`)."""
+    """Word texts that name boxes, if any, as data of one's own do (`own/fields.py`)."""
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 
@@ -107,7 +107,7 @@ class Reading:
 
 
 class IndexedDataset:
-    """A split read through its index; implements `interface.Dataset`.
+    """A split read through its index; implements `records.Dataset`.
 
     Args:
         source: names and folders.
@@ -521,3 +521,55 @@ class IndexedDataset:
         # What finds the classes may be of this process alone; what it found is not.
         reading = replace(self._reading, classes=partial(tuple, self._classes))
         return self.__dict__ | {"_images": {}, "_reading": reading}
+
+
+CandidatesAt = Callable[[int], tuple[Candidate, ...]]
+"""Gives the candidates of the example at a position."""
+
+
+def distinct_texts(num_examples: int, candidates_at: CandidatesAt) -> Any:
+    """Return the record batch of `TextUnits`: each text's id, and the example and the choice where it is first."""
+    places: dict[bytes, tuple[int, int]] = {}
+    for index in range(num_examples):
+        for choice, candidate in enumerate(candidates_at(index)):
+            places.setdefault(bytes.fromhex(candidate.text_unit.unit_id), (index, choice))
+    columns = list(zip(*places.values(), strict=True)) or [(), ()]
+    return record_batch(
+        {
+            "id": pa.array(places, pa.binary(UNIT_ID_LENGTH // 2)),
+            "example": pa.array(columns[0], pa.int64()),
+            "choice": pa.array(columns[1], pa.int32()),
+        }
+    )
+
+
+class TextUnits(Sequence[TextUnit]):
+    """The texts; ids come from the index, texts are worded when asked for."""
+
+    def __init__(self, file: ArrowFile, candidates_at: CandidatesAt) -> None:
+        self._file = file
+        self._candidates_at = candidates_at
+        self._last: tuple[int, tuple[Candidate, ...]] = (-1, ())
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    @overload
+    def __getitem__(self, index: int) -> TextUnit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TextUnit]: ...
+
+    def __getitem__(self, index: int | slice) -> TextUnit | list[TextUnit]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        example, choice = (int(self._file.numbers(name)[index]) for name in ("example", "choice"))
+        if self._last[0] != example:
+            self._last = (example, self._candidates_at(example))
+        return self._last[1][choice].text_unit
+
+    @property
+    def unit_ids(self) -> list[str]:
+        """Ids of the units in order, without wording any text."""
+        blob = b"".join(self._file.batch.column("id").to_pylist()).hex()
+        return [blob[start : start + UNIT_ID_LENGTH] for start in range(0, len(blob), UNIT_ID_LENGTH)]

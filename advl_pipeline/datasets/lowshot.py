@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.datasets.interface import QuestionTable, StratifiedDataset
+from advl_pipeline.datasets.records import QuestionTable, StratifiedDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 
 

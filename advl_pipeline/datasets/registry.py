@@ -7,14 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from advl_pipeline.datasets.benchmark import AnswerList, Benchmark, ReadOptions, load_plugin, plugin_entry_points
-from advl_pipeline.datasets.cards import JOIN, ROWS, Card, card_names, load_card, rows_card
+from advl_pipeline.datasets.cards import (
+    JOIN,
+    ROWS,
+    AnswerList,
+    Benchmark,
+    Card,
+    ReadOptions,
+    card_names,
+    load_card,
+    load_plugin,
+    plugin_entry_points,
+    rows_card,
+)
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
-from advl_pipeline.datasets.joined import UnionOfSplits
-from advl_pipeline.datasets.own.classes import class_names
-from advl_pipeline.datasets.own.source import is_rows, open_own
+from advl_pipeline.datasets.own.source import class_names, is_rows, open_own
+from advl_pipeline.datasets.parts import UnionOfSplits
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, require_file, resolve_data_root

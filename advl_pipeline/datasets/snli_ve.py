@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from advl_pipeline.datasets.boxes import PictureBoxes, boxes_of, read_box_file
 from advl_pipeline.datasets.indexed import Reading, Variant
-from advl_pipeline.datasets.line_files import text_field
-from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.datasets.tables import read_table, text_field
 
 LabelOrder = Literal["uniter", "meter"]
 

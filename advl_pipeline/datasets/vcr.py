@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from advl_pipeline.datasets.index import PictureFacts, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
-from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, sentence_of, tokens_of, word_candidates
 from advl_pipeline.errors import ConfigError
 

@@ -20,8 +20,15 @@ from advl_pipeline.datasets.indexed import Reading, Variant
 from advl_pipeline.datasets.json_stream import JsonItems, read_text
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.rows import Item, Row, RowSource
-from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth, parse_annotation, whole_number
-from advl_pipeline.datasets.vqa_answers import answer_scores, build_vocabulary, read_vocabulary
+from advl_pipeline.datasets.vqa_answers import (
+    ANSWER_TYPES,
+    GroundTruth,
+    answer_scores,
+    build_vocabulary,
+    parse_annotation,
+    read_vocabulary,
+    whole_number,
+)
 from advl_pipeline.errors import DatasetError
 
 EITHER_FOLDER = "trainval2014"

@@ -1,4 +1,8 @@
-"""VQA answer vocabularies and soft targets, by the rules of the published models (see the card of vqa-v2).
+"""VQA's answers: annotations as annotators gave them, vocabularies and soft targets, the evaluator's normal form.
+
+Targets follow the rules of the published models (see the card of vqa-v2). The normal form is the official
+evaluator's (GT-Vision-Lab/VQA, a013f00), restated from its rules: the original runs under Python 2 and has quirks
+that scores depend on; each is kept and named below.
 
 A vocabulary is built from the most common answers of the annotations, or read from a file: a checkpoint's last
 layer means nothing without its own list, because models ship the same answers in different orders.
@@ -7,13 +11,17 @@ layer means nothing without its own list, because models ship the same answers i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.datasets.vqa_normalise import vocabulary_form
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import read_data
 
 MIN_OCCURRENCES = 9
 """Questions whose most common answer an answer must be, for VQA v2 (3,129 answers) and VQA-CP v2 (2,274)."""
@@ -95,3 +103,142 @@ def _invert(value: Mapping[str, Any], path: Path) -> dict[int, Any]:
     if len(by_class) != len(value):
         raise DatasetError("Two answers of the vocabulary share a class.", where=str(path))
     return by_class
+
+
+NUM_ANNOTATORS = 10
+ANSWER_TYPES = ("yes/no", "number", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class GroundTruth:
+    """What scoring needs of an annotation.
+
+    `answers` are raw, in the order of the file. `entries[i]` numbers what annotator i's entry holds besides the
+    answer: the official evaluator leaves out all entries that are equal as a whole, so two annotators with the same
+    `answer_id` and confidence count as one.
+    """
+
+    question_type: str
+    answer_type: str
+    answers: tuple[str, ...]
+    entries: tuple[int, ...]
+
+
+def parse_annotation(item: Any) -> tuple[int, str, GroundTruth]:
+    """Check one item of an annotation file.
+
+    Returns:
+        (question_id, multiple_choice_answer, ground truth).
+
+    Raises:
+        Malformed: a field is missing or of another type, or there are not 1 to 10 answers.
+    """
+    if not isinstance(item, dict):
+        raise Malformed("an annotation is not an object")
+    question_id = whole_number(item, "question_id")
+    for name in ("question_type", "answer_type", "multiple_choice_answer"):
+        if not isinstance(item.get(name), str):
+            raise Malformed(f"question_id {question_id}: field {name!r} is missing or not a text")
+    if item["answer_type"] not in ANSWER_TYPES:
+        raise Malformed(f"question_id {question_id}: answer_type {item['answer_type']!r} is unknown")
+    answers = item.get("answers")
+    if not isinstance(answers, list) or not 1 <= len(answers) <= NUM_ANNOTATORS:
+        raise Malformed(f"question_id {question_id}: field 'answers' is not a list of {NUM_ANNOTATORS} answers")
+    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in answers):
+        raise Malformed(f"question_id {question_id}: an answer has no text")
+    truth = GroundTruth(
+        question_type=item["question_type"],
+        answer_type=item["answer_type"],
+        answers=tuple(entry["answer"] for entry in answers),
+        entries=_entries(answers),
+    )
+    return question_id, item["multiple_choice_answer"], truth
+
+
+def whole_number(item: Mapping[str, Any], name: str) -> int:
+    """Return a field that is a whole number of at most 63 bits and not negative.
+
+    Raises:
+        Malformed: it is missing or anything else.
+    """
+    value = item.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise Malformed(f"field {name!r} is {value!r}, not a whole number")
+    return value
+
+
+def _entries(answers: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    if [entry.get("answer_id") for entry in answers] == list(range(1, len(answers) + 1)):
+        return tuple(range(len(answers)))
+    rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in answers]
+    return tuple(rests.index(rest) for rest in rests)
+
+
+_MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')
+_DIGIT_COMMA_DIGIT = re.compile(r"[0-9],[0-9]")
+_FULL_STOP = re.compile(r"\.(?![0-9])")
+_MAX_FULL_STOPS = 32
+"""The original passes `re.UNICODE` (32) where the number of replacements belongs."""
+
+_NUMBERS = {"none": "0"} | {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
+def clean_answer(answer: str) -> str:
+    """Replace line ends and tabs by spaces and trim: what the evaluator does to every answer."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def strip_punctuation(answer: str) -> str:
+    """Delete or blank the evaluator's 21 marks, then up to 32 full stops that no digit follows.
+
+    A mark is deleted when a space stands beside it anywhere in the input, or when the input holds a number like
+    "1,000"; otherwise it becomes a space. Apostrophe, colon and % & $ # * ^ ~ | are no marks.
+    """
+    glue = _DIGIT_COMMA_DIGIT.search(answer) is not None
+    text = answer
+    for mark in _MARKS:
+        if mark in answer:
+            delete = glue or f"{mark} " in answer or f" {mark}" in answer
+            text = text.replace(mark, "" if delete else " ")
+    return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)
+
+
+def fold_words(answer: str) -> str:
+    """Lower-case, write number words as digits, drop articles, restore the apostrophes of contractions."""
+    words = []
+    for word in _lower(answer).split():
+        number = _NUMBERS.get(word, word)
+        if number not in _ARTICLES:
+            words.append(contractions().get(number, number))
+    return " ".join(words)
+
+
+def normalise_answer(answer: str) -> str:
+    """Return the evaluator's normal form of a cleaned answer; it may be empty."""
+    return fold_words(strip_punctuation(answer))
+
+
+def vocabulary_form(answer: str) -> str:
+    """Return the form in which an answer enters an answer vocabulary: the normal form without commas."""
+    return normalise_answer(answer).replace(",", "")
+
+
+def _lower(text: str) -> str:
+    """Lower-case by the one-to-one mapping of Python 2: no final sigma, and a dotted capital I becomes a plain i."""
+    if text.isascii():
+        return text.lower()
+    return "".join("i" if letter == "\u0130" else letter.lower() for letter in text)
+
+
+@cache
+def contractions() -> dict[str, str]:
+    """Word without its apostrophes -> word with them."""
+    pairs = {}
+    for line in read_data("vqa_contractions.txt").splitlines():
+        if not line.startswith("#"):
+            typed, compared = line.split()
+            pairs[typed] = compared
+    return pairs

@@ -8,9 +8,8 @@ from typing import Any
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import command_words, config_to_dict, refuse_ineffective
-from advl_pipeline.datasets.recorded_paths import recorded_paths, refused_paths
 from advl_pipeline.datasets.registry import require_names, tasks_of
-from advl_pipeline.datasets.roots import set_name
+from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.runs.names import is_finished

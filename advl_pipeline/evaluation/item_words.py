@@ -13,8 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, word_spans
 from advl_pipeline.distillation.landmarks import unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_words

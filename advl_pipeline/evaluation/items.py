@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example, Task
-from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
+from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from advl_pipeline.atomic import make_folder, partial_beside, write_text, writing
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
+from advl_pipeline.datasets.records import Dataset, Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.errors import ConfigError, DatasetError

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from advl_pipeline.datasets.json_stream import JsonItems, read_text
-from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
+from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.vcr import vcr_labels
-from advl_pipeline.datasets.vqa_annotations import GroundTruth, parse_annotation, whole_number
+from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.official_metrics import SnliVeAccuracy, VqaAccuracy, snli_ve_accuracy, vqa_accuracy

@@ -24,8 +24,7 @@ from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig

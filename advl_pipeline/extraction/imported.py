@@ -26,8 +26,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.datasets.records import Dataset, ImageUnit
 from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.extraction.config import ImportConfig, ImportedExtraction, default_output, location_of
 from advl_pipeline.extraction.given import require_source

@@ -21,7 +21,7 @@ from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
 
 if TYPE_CHECKING:
     # Bytes are checked where no teacher can run.
-    from advl_pipeline.datasets.interface import Dataset
+    from advl_pipeline.datasets.records import Dataset
     from advl_pipeline.teachers.interface import Teacher
 
 COSINE_TOLERANCE = 1e-3

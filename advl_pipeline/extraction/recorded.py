@@ -12,7 +12,7 @@ from typing import Any
 
 from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.configuration import build_config, command_words, options_without
-from advl_pipeline.datasets.recorded_paths import recorded_paths, refused_paths
+from advl_pipeline.datasets.roots import recorded_paths, refused_paths
 from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, RecomputeOptions
 from advl_pipeline.extraction.imported import open_tower
 from advl_pipeline.extraction.part import Selection, open_part

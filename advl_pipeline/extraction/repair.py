@@ -34,7 +34,7 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
 from advl_pipeline.compute import resolved
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.planned_identity import build_identity

@@ -24,7 +24,7 @@ from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.compute import AUTO, num_threads, resolved
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, WeightsUnavailable
 from advl_pipeline.extraction.batch_size import with_batch_size
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.unit_index import ids_to_bytes
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import ImageUnit, TextUnit
+from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imported_tower import ImportedTower

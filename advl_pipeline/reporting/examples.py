@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.pictures import read_rgb
-from advl_pipeline.datasets.records import Example, head_name
+from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import AdvlError, DatasetError

@@ -17,8 +17,7 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import TextUnit
+from advl_pipeline.datasets.records import Dataset, TextUnit
 from advl_pipeline.datasets.words import (
     STOP_WORDS,
     WordPrior,

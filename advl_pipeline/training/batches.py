@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch

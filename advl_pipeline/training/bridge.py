@@ -17,8 +17,7 @@ import torch
 
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.landmarks import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.pooling import pool_to_words

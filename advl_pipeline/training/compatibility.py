@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 from advl_pipeline.cache.provenance import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import (

@@ -21,8 +21,7 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.bridge import bridge_confidence, oracle

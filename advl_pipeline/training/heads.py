@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.atomic import write_text
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json

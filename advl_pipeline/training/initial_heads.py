@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Task, head_name
+from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.own_tokens import with_own_tokens
 from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.relational import some_of

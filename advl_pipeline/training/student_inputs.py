@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.region_student import RegionStudent

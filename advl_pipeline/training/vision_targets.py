@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.errors import ConfigError

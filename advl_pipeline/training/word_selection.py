@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.training.batches import collate_batch

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from advl_data.scenes.generator import paths
-from advl_pipeline.datasets.benchmark import Benchmark, ReadOptions
 from advl_pipeline.datasets.boxes import PictureBoxes, boxes_of, parse_boxes
-from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.cards import Benchmark, ReadOptions, load_card
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
-from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
-from advl_pipeline.datasets.own.tagged_text import parse_tagged
+from advl_pipeline.datasets.own.fields import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ObjectTag
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_file
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 from advl_pipeline.datasets.snli_ve import snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.vcr import open_vcr
 from advl_pipeline.datasets.vqa import VqaFiles, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
 from advl_pipeline.errors import advise

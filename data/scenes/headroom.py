@@ -38,9 +38,8 @@ from advl_pipeline.confidence.probe import (
 )
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import WordPrior, fit_word_prior, word_spans

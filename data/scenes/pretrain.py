@@ -42,8 +42,7 @@ from advl_data.scenes.pretrain_objectives import (
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import num_threads, precision, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.datasets.records import Dataset, Example, ImageUnit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite, advise
 from advl_pipeline.folders import LOCK

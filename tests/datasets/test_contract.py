@@ -13,14 +13,11 @@ import pytest
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 
-from advl_pipeline.datasets import benchmark
-from advl_pipeline.datasets.benchmark import ReadOptions
-from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.check import run_check
+from advl_pipeline.datasets import cards
+from advl_pipeline.datasets.cards import ReadOptions, load_card
+from advl_pipeline.datasets.check import broken_promises, list_datasets, run_check
 from advl_pipeline.datasets.config import CheckConfig
-from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.overview import list_datasets
 from advl_pipeline.datasets.records import Example, ObjectTag
 from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of, tasks_of
 from advl_pipeline.datasets.rows import Row, RowSource
@@ -39,11 +36,9 @@ def no_reader(root: Path) -> int:
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, function: str) -> None:
     """Have the readers of this file found as those of an installed package are."""
-    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=benchmark.ENTRY_POINT_GROUP)
+    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=cards.ENTRY_POINT_GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.value.partition(":")[2]])
-    monkeypatch.setattr(
-        benchmark, "entry_points", lambda group: [point] if group == benchmark.ENTRY_POINT_GROUP else []
-    )
+    monkeypatch.setattr(cards, "entry_points", lambda group: [point] if group == cards.ENTRY_POINT_GROUP else [])
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +148,7 @@ def mine(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     return open_dataset("vcr", split="val", data_root=root, tasks=options.tasks)
 
 
-MINE = benchmark.Benchmark(
+MINE = cards.Benchmark(
     name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",), open=mine, common_name=lambda _, q: q
 )
 

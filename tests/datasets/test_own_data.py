@@ -30,10 +30,8 @@ from own_rows import (
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import source
-from advl_pipeline.datasets.own.classes import answer_scores
-from advl_pipeline.datasets.own.fields import parse_item
-from advl_pipeline.datasets.own.source import open_own
-from advl_pipeline.datasets.own.tagged_text import compose, parse_tagged
+from advl_pipeline.datasets.own.fields import compose, parse_item, parse_tagged
+from advl_pipeline.datasets.own.source import answer_scores, open_own
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name

@@ -13,11 +13,11 @@ from dataset_mirrors import ANSWERS, vqa_items, wrap_vqa, write_picture, write_v
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vqa_annotations import parse_annotation
 from advl_pipeline.datasets.vqa_answers import (
     answer_score,
     answer_scores,
     build_vocabulary,
+    parse_annotation,
     read_vocabulary,
     soft_target,
 )

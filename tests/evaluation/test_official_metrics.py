@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.datasets.vqa_annotations import GroundTruth, parse_annotation
-from advl_pipeline.datasets.vqa_normalise import (
+from advl_pipeline.datasets.vqa_answers import (
+    GroundTruth,
     clean_answer,
     normalise_answer,
+    parse_annotation,
     strip_punctuation,
     vocabulary_form,
 )

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import ImageUnit, TextUnit
+from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher

@@ -12,7 +12,7 @@ from altered_dataset import AlteredDataset
 from run_logs import losses
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.joined import JoinedDataset
+from advl_pipeline.datasets.parts import JoinedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig

@@ -19,8 +19,7 @@ from transformers import CLIPImageProcessorPil
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimators import confidence_identity
-from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run

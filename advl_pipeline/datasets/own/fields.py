@@ -1,18 +1,24 @@
-"""One row becomes one item: every field checked, each complaint names the field, what it is and what was expected."""
+"""One row becomes one item: its kind of task is told from its columns, and every field is checked.
+
+Each complaint names the field, what it is and what was expected. Boxes stand in the text: "Why is [the dog|0]
+running?" says that the words "the dog" stand for box 0. Only rows that have boxes are read so; elsewhere a bracket is
+a bracket.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from advl_pipeline.datasets.boxes import is_number
-from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.records import normalise_text
+from advl_pipeline.datasets.records import Candidate, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.rows import DataCard, Item, Kind
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Item, Kind
 
 MIN_CHOICES = 2
 
@@ -242,3 +248,165 @@ def _shown(value: Any) -> str:
         return "missing"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+MARKERS: Mapping[Kind, tuple[str, ...]] = {
+    "choice": ("choices", "choice_0"),
+    "classes": ("text",),
+    "answers": ("answers", "answer"),
+}
+"""Columns that only one kind has."""
+
+EXPECTED: Mapping[Kind, str] = {
+    "choice": "image, question, choices, label",
+    "classes": "image, text, label",
+    "answers": "image, question, answers (or answer)",
+}
+
+USED: Mapping[Kind, tuple[str, ...]] = {
+    "choice": ("image", "question", "choices", "label"),
+    "classes": ("image", "text", "label"),
+    "answers": ("image", "question", "answers", "answer"),
+}
+"""Columns that the task is made of; the others that are known add to it."""
+
+_NEEDED: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
+    "choice": (("image",), ("question",), MARKERS["choice"]),
+    "classes": (("image",), ("text",)),
+    "answers": (("image",), ("question",)),
+}
+
+_SYNONYMS: Mapping[str, tuple[Kind, str]] = {
+    "direct_answers": ("answers", "answers"),
+    "multiple_choice_answer": ("answers", "answer"),
+    "hypothesis": ("classes", "text"),
+    "correct_choice_idx": ("choice", "label"),
+}
+"""Columns of A-OKVQA, VQA and SNLI-VE that have one meaning: the kind they belong to and our name."""
+
+_LIKELY: Mapping[str, str] = {
+    **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
+    **dict.fromkeys(("caption", "sentence", "sentence2", "statement", "claim"), "text"),
+    **dict.fromkeys(("options", "candidates"), "choices"),
+    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx"), "label"),
+    # Each is known where the other columns leave no doubt, and named where they do.
+    **{theirs: ours for theirs, (_, ours) in _SYNONYMS.items()},
+}
+"""Columns of public datasets that often mean one of ours, without a certain meaning: for hints."""
+
+
+def synonyms(columns: Collection[str], card: DataCard) -> dict[str, str]:
+    """Return their name -> our name, of the columns of public datasets whose meaning is certain in such a row.
+
+    A column of ours, or one that the card names, comes first; a row that fits another kind keeps its columns.
+    """
+    fits = [card.task] if card.task else _kinds_of(columns)
+    found: dict[str, str] = {}
+    for theirs, (kind, ours) in _SYNONYMS.items():
+        marks = ours in MARKERS[kind]
+        taken = {*columns, *card.columns, *found.values()}.intersection(MARKERS[kind] if marks else (ours,))
+        if theirs in columns and not taken and (fits == [kind] or (marks and not fits)):
+            found[theirs] = ours
+    return found
+
+
+def _kinds_of(columns: Collection[str]) -> list[Kind]:
+    return [kind for kind, markers in MARKERS.items() if any(name in columns for name in markers)]
+
+
+def recognise(columns: Collection[str], told: Kind | None) -> Kind:
+    """Return the kind of task of a row with these columns.
+
+    Args:
+        columns: names, after those that a card gives were put in place of the file's own.
+        told: kind that the card names.
+
+    Raises:
+        Malformed: the columns fit no kind, several, or not the one that the card names.
+    """
+    found = _kinds_of(columns)
+    if told is None and len(found) > 1:
+        fits = " and ".join(f"{kind} ({EXPECTED[kind]})" for kind in found)
+        is_key = {"choice", "answers"} <= {*found} and "answer" in columns and "label" not in columns
+        key = '; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else ""
+        raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {found[0]!r}{key}")
+    if told is None and not found:
+        kinds = "; ".join(f"{kind}: {names}" for kind, names in EXPECTED.items())
+        raise Malformed(f"the columns {_listed(columns)} fit no kind of task; {kinds}{_hint(columns, None)}")
+    kind = told or found[0]
+    for names in _NEEDED[kind]:
+        if not any(name in columns for name in names):
+            why = "the card says" if told else "the other columns say"
+            raise Malformed(
+                f"column {names[0]!r} is missing, {why} that the task is {kind} ({EXPECTED[kind]}); "
+                f"found: {_listed(columns)}{_hint(columns, kind)}"
+            )
+    return kind
+
+
+def _listed(columns: Collection[str]) -> str:
+    return ", ".join(sorted(map(str, columns))) or "(none)"
+
+
+def _hint(columns: Collection[str], kind: Kind | None) -> str:
+    """Return a card's lines that would rename the columns which look like ours; those of one kind of task alone."""
+    missing = [name for name in COLUMNS if name not in columns]
+    looks_like: dict[str, str] = {}
+    # A name that is known from public datasets says more than one that is spelt alike.
+    for name in sorted(map(str, columns), key=lambda name: (name.lower() not in _LIKELY, name)):
+        near = [_LIKELY.get(name.lower()) or "", *difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.6)]
+        ours = next((one for one in near if one in missing), "")
+        if name not in COLUMNS and ours:
+            looks_like.setdefault(ours, name)
+    kind = kind or next((one for one, names in MARKERS.items() if looks_like.keys() & {*names}), None)
+    for other in MARKERS.keys() - {kind}:
+        for ours in MARKERS[other]:
+            looks_like.pop(ours, None)
+    lines = [f'{ours} = "{looks_like[ours]}"' for ours in COLUMNS if ours in looks_like]
+    return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
+
+
+_TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
+
+
+def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]:
+    """Return a text in normal form without the marks of its tags, and the tags.
+
+    Raises:
+        Malformed: a tag names a box that the row does not have.
+    """
+    normal = normalise_text(text)
+    if not num_boxes:
+        return normal, ()
+    plain, tags, end = "", [], 0
+    for found in _TAG.finditer(normal):
+        words, box = found[1].strip(), int(found[2])
+        if box >= num_boxes:
+            raise Malformed(f"tag {found[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
+        plain += normal[end : found.start()]
+        tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
+        plain, end = plain + words, found.end()
+    plain += normal[end:]
+    if normalise_text(plain) != plain:
+        raise Malformed(f"a tag of {text!r} parts a letter from its accent")
+    return plain, tuple(tags)
+
+
+def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
+    """Join the question, the answer that a rationale is for if there is one, and a choice, each with its tags."""
+    pieces: list[str] = []
+    tags: list[ObjectTag] = []
+    ends: list[int] = []
+    position = 0
+    for text in (*context, choice):
+        plain, found = parse_tagged(text, num_boxes)
+        tags += [replace(tag, start=tag.start + position, end=tag.end + position) for tag in found]
+        pieces.append(plain)
+        ends.append(position + len(plain))
+        position = ends[-1] + 1
+    return Candidate(
+        text_unit=text_unit(" ".join(pieces)),
+        context_length=ends[-2] if context else 0,
+        question_length=ends[0] if len(context) > 1 else 0,
+        tags=tuple(tags),
+    )

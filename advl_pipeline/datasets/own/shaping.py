@@ -11,7 +11,7 @@ from itertools import chain, count, islice
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from advl_pipeline.datasets.own.kinds import synonyms
+from advl_pipeline.datasets.own.fields import synonyms
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.rows import DataCard, Row
 from advl_pipeline.errors import DatasetError, again, suggest_names

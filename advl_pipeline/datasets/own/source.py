@@ -5,18 +5,17 @@ The words name a file, a folder, a card, the hub, or another package's reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from advl_pipeline.datasets.benchmark import ReadOptions, load_plugin, plugin_entry_points
-from advl_pipeline.datasets.cards import rows_card
+import numpy as np
+
+from advl_pipeline.datasets.cards import ReadOptions, load_plugin, plugin_entry_points, rows_card
 from advl_pipeline.datasets.index import Index, describe, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Role, Source, Variant
-from advl_pipeline.datasets.own.classes import answer_scores, class_names
 from advl_pipeline.datasets.own.hub import hub_names, hub_source, library_sign
-from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
@@ -30,6 +29,7 @@ from advl_pipeline.datasets.roots import (
     resolve_data_root,
 )
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource, names_hub, read_card
+from advl_pipeline.datasets.tables import read_table
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import (
     ConfigError,
@@ -314,3 +314,38 @@ def _state(file: Path) -> tuple[int, ...]:
     """Return what changes when a file does."""
     status = file.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+NUM_AGREEING = 3
+"""Answers that agree make an answer fully right, or all of them where there are fewer."""
+
+
+def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
+    """Return answer -> its score: min(1, k / min(3, n)) for one that k of n gave; a single answer is right or not."""
+    needed = min(NUM_AGREEING, sum(counts.values()))
+    return {answer: min(1.0, count / needed) for answer, count in counts.items()}
+
+
+def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes or answers that splits opened together share: the card's, else those of train.
+
+    Where no split is called train, they are those of the opened splits, all counted at once: a class number means
+    the same in each of them. Choices have none.
+    """
+    if index.kind == "choice":
+        return ()
+    if index.kind == "classes" and card.labels:
+        return card.labels
+    names, labels = index.file.names("label_name"), index.file.numbers("label")
+    of = ["train"] if "train" in index.splits else opened
+    codes = np.concatenate([labels[index.rows_of(split)] for split in of])
+    counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
+    if index.kind == "classes":
+        return tuple(sorted((names[code] for code, count in enumerate(counts) if count), key=_by_number))
+    found = sorted((-count, names[code]) for code, count in enumerate(counts))
+    return tuple(name for count, name in found if -count >= card.min_answer_count)
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Sort classes that are numbers as numbers, before the others."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
