@@ -10,8 +10,7 @@ import click
 
 def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
-    from advl_pipeline.datasets.own.source import is_rows, open_own
-    from advl_pipeline.datasets.registry import benchmark_of
+    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
 
     for name in dict.fromkeys(datasets):
         if benchmark_of(name) is None and is_rows(name):
@@ -24,8 +23,7 @@ def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> 
     Where there is no such split it is train.
     """
     from advl_pipeline.datasets.cards import scored_split
-    from advl_pipeline.datasets.own.source import is_rows, open_own
-    from advl_pipeline.datasets.registry import benchmark_of
+    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
     from advl_pipeline.datasets.roots import SPLIT_STEMS
 
     if benchmark_of(dataset) is not None or not is_rows(dataset):

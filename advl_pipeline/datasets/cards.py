@@ -51,27 +51,6 @@ class Card:
             raise ConfigError(f"{self.name} has no split {name!r}.", why=suggest_names(name, self.splits))
         return self.splits[name]
 
-    def picture_splits(self, name: str) -> tuple[str, ...]:
-        """Return the names of the splits that a split's pictures are filed under, as their publishers call them.
-
-        Shifted sets show pictures of another split, and VQA's pictures are those of COCO's splits.
-
-        Raises:
-            ConfigError: as `split`.
-        """
-        facts = self.split(name)
-        named = facts.get("picture_splits") or self.facts.get("picture_splits") or [facts.get("subtype", name)]
-        return tuple(named)
-
-    def is_labelled(self, name: str) -> bool:
-        """Tell whether the truth of a split is public.
-
-        Raises:
-            ConfigError: as `split`.
-        """
-        facts = self.split(name)
-        return bool(facts.get("labelled", "annotations" in facts or self.format == ROWS))
-
 
 JOIN = "+"
 """Joins the names of splits that are read together, as in train+val."""
@@ -119,22 +98,31 @@ def card_instead_of(repository: str) -> str:
 
 
 def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
-    """Return the splits that the pictures of a split are filed under; the split itself where no card says otherwise.
+    """Return the splits that the pictures of a split are filed under, as their publishers call them.
+
+    Shifted sets show pictures of another split, and VQA's pictures are those of COCO's splits. It is the split itself
+    where no card says otherwise.
 
     Raises:
         ConfigError: the dataset has a card and no such split.
     """
     if dataset not in card_names():
         return (split,)
-    named = (name for part in split.split(JOIN) for name in load_card(dataset).picture_splits(part))
-    return tuple(dict.fromkeys(named))
+    card = load_card(dataset)
+    found: list[str] = []
+    for part in split.split(JOIN):
+        facts = card.split(part)
+        found += facts.get("picture_splits") or card.facts.get("picture_splits") or [facts.get("subtype", part)]
+    return tuple(dict.fromkeys(found))
 
 
 def scored_split(dataset: str) -> str:
     """Return the split that a finished run is scored on: test, or val where there is no test with a public truth."""
-    if dataset not in card_names() or not (card := load_card(dataset)).splits:
+    card = load_card(dataset) if dataset in card_names() else None
+    if card is None or not card.splits:
         return "test"
-    return "test" if "test" in card.splits and card.is_labelled("test") else "val"
+    facts = card.splits.get("test", {"labelled": False})
+    return "test" if facts.get("labelled", "annotations" in facts or card.format == ROWS) else "val"
 
 
 ENTRY_POINT_GROUP = "advl.datasets"
@@ -150,8 +138,8 @@ class ReadOptions:
 
     `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
     that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data, or a file with
-    them; None to build the one that `answer_list` names. `on_error` says whether malformed items and unreadable
+    SNLI-VE. `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data; None to build the
+    one that `answer_list` names. `on_error` says whether malformed items and unreadable
     pictures fail or are left out and listed in `skipped`.
     """
 
@@ -159,7 +147,7 @@ class ReadOptions:
     text_style: TextStyle | None = None
     conditioning: Conditioning | None = None
     label_order: LabelOrder = "uniter"
-    answers: Path | tuple[str, ...] | None = None
+    answers: tuple[str, ...] | None = None
     answer_list: AnswerList = "train"
     on_error: OnError = "fail"
 
@@ -178,15 +166,6 @@ class Benchmark:
     splits: tuple[str, ...]
     open: Callable[[str, Path, ReadOptions], IndexedDataset]
     common_name: Callable[[str, str], str] = lambda split, question: question
-
-    @property
-    def has_answer_lists(self) -> bool:
-        """Whether answers may be those of the published models as well as those of train."""
-        return "answer_lists" in self.card.facts
-
-    def is_in(self, root: Path) -> bool:
-        """Tell whether the folder of the dataset is there; nothing of its content."""
-        return Path(root, self.card.facts["folder"]).is_dir()
 
 
 def plugin_entry_points() -> dict[str, EntryPoint]:

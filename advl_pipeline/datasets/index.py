@@ -1,5 +1,7 @@
 """The index of a dataset: all rows of all splits in one memory-mapped Arrow file, built once per content.
 
+The file is in Arrow's IPC format with one record batch, named by the digest of its key. The key holds content digests
+and reader versions, so a changed file gets another index and a stale one can never be opened.
 A split is told by a row's column, else by its file. All rows are of one kind of task, that of the first row. Problems
 lie in it too, so that each split fails on its own alone, and on lines whose split cannot be told.
 """
@@ -8,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +24,146 @@ import orjson
 import pyarrow as pa
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.arrow_file import ArrowFile, Codes, open_index_file, record_batch
 from advl_pipeline.datasets.fingerprint import FileDigests
-from advl_pipeline.datasets.own.fields import EXPECTED, USED, parse_item, recognise, split_of
-from advl_pipeline.datasets.own.shaping import shaped
+from advl_pipeline.datasets.own.columns import columns_of, parse_item, recognise, shaped, split_of
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import index_unwritable
-from advl_pipeline.datasets.rows import COLUMNS, Item, Kind, Row, RowSource
+from advl_pipeline.datasets.roots import index_draft
+from advl_pipeline.datasets.rows import Item, Kind, Row, RowSource
 from advl_pipeline.errors import DatasetError, again
+
+_FACTS = b"advl"
+
+
+class Texts:
+    """Texts of an Arrow array, made when asked for."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int) -> str:
+        text: str = self._array[index].as_py()
+        return text
+
+    def tolist(self) -> list[str]:
+        """Return all texts."""
+        texts: list[str] = self._array.to_pylist()
+        return texts
+
+
+class Codes(dict[str, int]):
+    """Text -> running number."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = number = len(self)
+        return number
+
+    def column(self, codes: Any) -> Any:
+        """Return a dictionary column of these texts; an int32 array of codes, null where a row has none."""
+        return pa.DictionaryArray.from_arrays(codes, pa.array(self, pa.large_string()))
+
+
+class ArrowFile:
+    """The record batch of an index, mapped when first used in any process: it is sent as its path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: dict[str, Any] = {}
+        self._numbers: dict[str, npt.NDArray[Any]] = {}
+
+    def __reduce__(self) -> tuple[type[ArrowFile], tuple[Path]]:
+        return ArrowFile, (self._path,)
+
+    @cached_property
+    def batch(self) -> Any:
+        """The record batch; its buffers lie in the file."""
+        with pa.memory_map(str(self._path)) as file, pa.ipc.open_file(file) as reader:
+            if reader.num_record_batches != 1:
+                raise pa.ArrowInvalid("an index has one record batch")
+            batch = reader.get_batch(0)
+            batch.validate()
+            return batch
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was recorded of the whole, plain JSON types."""
+        facts: Mapping[str, Any] = json.loads(self.batch.schema.metadata[_FACTS])
+        return facts
+
+    def _column(self, name: str) -> Any:
+        if name not in self._columns:
+            self._columns[name] = self.batch.column(name)
+        return self._columns[name]
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of numbers, or the codes of a dictionary column, without a copy."""
+        if name not in self._numbers:
+            column = self._column(name)
+            codes = column.indices if pa.types.is_dictionary(column.type) else column
+            self._numbers[name] = codes.to_numpy(zero_copy_only=False)
+        return self._numbers[name]
+
+    def names(self, name: str) -> Texts:
+        """Return the distinct texts of a dictionary column, in the order of their codes."""
+        return Texts(self._column(name).dictionary)
+
+    def texts(self, name: str) -> Texts:
+        """Return a column of texts."""
+        return Texts(self._column(name))
+
+    def lists(self, name: str, row: int) -> list[Any]:
+        """Return the list that a row has in a column of lists."""
+        values: list[Any] = self._column(name)[row].as_py()
+        return values
+
+    def is_one_of(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Tell of each row whether its text in a column is one of the wanted ones."""
+        import pyarrow.compute as pc
+
+        found = pc.is_in(self._column(name), value_set=pa.array(wanted, pa.large_string()))
+        member: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+        return member
+
+
+def record_batch(columns: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Any:
+    """Return a record batch of Arrow arrays, or of what they are made from, with facts about the whole."""
+    batch = pa.record_batch(dict(columns))
+    return batch.replace_schema_metadata({_FACTS: json.dumps(facts or {})})
+
+
+def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], Any]) -> ArrowFile:
+    """Open the index of `key` below `folder`, building it first when it is not there or damaged.
+
+    Args:
+        folder: where indices lie; made when missing.
+        key: plain JSON types that determine the content of the index.
+        build: returns its `record_batch`; called at most once.
+
+    Raises:
+        DatasetError: the index cannot be written.
+    """
+    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    path = folder / f"{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}.arrow"
+    with suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        file = ArrowFile(path)
+        _ = file.batch, file.facts
+        return file
+    # It is absent, cut off, or no index.
+    batch = build()
+    with (
+        index_draft(path) as draft,
+        pa.OSFile(str(draft), "wb") as written,
+        pa.ipc.new_file(written, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+    return ArrowFile(path)
+
 
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
@@ -161,34 +294,11 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:
     return Index(file, folder, tuple(found))
 
 
-def describe(index: Index, name: str) -> str:
-    """Return the line that tells a user what was made of the columns."""
-    columns = index.facts["columns"]
-    used = [column for column in USED[index.kind] if column in columns]
-    also = [column for column in COLUMNS if column in columns and column not in used]
-    parts = [
-        f"{name}: task {index.kind}, from the columns {', '.join(used)}",
-        *([f"also {', '.join(also)}"] if also else []),
-        *([f"left alone: {', '.join(others)}"] if (others := sorted(set(columns) - set(COLUMNS))) else []),
-        ", ".join(f"{len(index.rows_of(split)):,} {split}" for split in index.splits),
-        *([", ".join(index.left_out(split) for split in left)] if (left := index.facts["left_out"]) else []),
-        *([f"{bad:,} malformed"] if (bad := len(index.facts["problems"])) else []),
-    ]
-    return "; ".join(parts)
-
-
 def keep(path: Path, content: bytes) -> None:
     """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
-    if path.is_file():
-        return
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise index_unwritable(path.parent, error) from None
+    if not path.is_file():
+        with index_draft(path) as draft:
+            draft.write_bytes(content)
 
 
 @dataclass
@@ -198,7 +308,7 @@ class _Split:
     names: dict[str, str] = field(default_factory=dict)
     images: Codes = field(default_factory=Codes)
     digest: Any = field(default_factory=hashlib.sha256)
-    unlabelled: list[tuple[int, str, int]] = field(default_factory=list)
+    unlabelled: list[tuple[int, Row]] = field(default_factory=list)
     num_labelled: int = 0
 
 
@@ -224,71 +334,90 @@ class _Builder:
     def build(self) -> Any:
         splits = self._codes["split"]
         for row in shaped(self._source.rows(), self._source.card, dataset=self._dataset):
+            name, record = row.split, row.record
             # A file that is of one split says so even where a line of it cannot be parsed.
-            split = _ANY if row.split is None else splits[row.split]
+            split = _ANY if name is None else splits[name]
             try:
-                if row.record is None:
-                    self._left_out[row.split or self._source.split] += 1
+                if record is None:
+                    self._left_out[name or self._source.split] += 1
                     continue
-                if isinstance(row.record, Malformed):
-                    raise row.record
-                if isinstance(row.record, Item):
-                    name, item = row.split or self._source.split, row.record
-                    split = splits[name]
-                else:
-                    name = split_of(row.record, row.split) or self._source.split
-                    split = splits[name]
-                    item = self._checked(row, row.record)
-                self._add(row, item, name)
+                if isinstance(record, Malformed):
+                    raise record
+                if not isinstance(record, Item):
+                    name = split_of(record, name)
+                name = name or self._source.split
+                split = splits[name]
+                self._add(row, record if isinstance(record, Item) else self._checked(row, record), name)
             except Malformed as error:
                 self._problems.append((row.file, row.line, split, str(error)))
-        if self._kind is None:
-            raise self._unusable()
-        return self._batch(self._drop_unlabelled() if self._source.kind is None else set())
-
-    def _unusable(self) -> DatasetError:
-        problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
-        if problems:
-            advice = again(
-                "mend the row, or say more in a card (docs/adding-a-dataset.md), then give the same command again"
+        if self._kind is not None:
+            return self._batch()
+        if self._problems:
+            raise refuse(
+                self._dataset,
+                self._source.split,
+                [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems],
+                next_command=again(
+                    "mend the row, or say more in a card (docs/adding-a-dataset.md), then give the same command again"
+                ),
             )
-            return refuse(self._dataset, self._source.split, problems, next_command=advice)
-        where = ", ".join(str(path) for path in self._source.files) or self._dataset
-        return DatasetError(
-            "The data hold no row.", where=where, next_command=f"put rows into {where}; docs/adding-a-dataset.md"
-        )
+        where = ", ".join(map(str, self._source.files)) or self._dataset
+        raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
 
     def _checked(self, row: Row, record: Mapping[str, Any]) -> Item:
-        kind = self._kind_of(row, record)
+        """Return the item of a row, which must be of the kind of the first one."""
+        told = self._source.card.task
+        if self._kind is None:
+            self._kind = recognise(record, told)
+            self._first, self._has_rationales = f"{row.file}:{row.line}", record.get("rationales") is not None
+            self._used_columns = tuple(record)
+        try:
+            kind = recognise(record, told)
+        except Malformed:
+            # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
+            kind = self._kind
+        if kind != self._kind:
+            raise Malformed(
+                f"the row is of the kind {columns_of(kind)}, the first row ({self._first}) is of the kind "
+                f"{self._kind}: one dataset has one kind of task"
+            )
         item = parse_item(record, kind, self._source.card)
-        if kind == "choice" and (_num_rationales(item) > 0) != self._has_rationales:
-            other = "none" if _num_rationales(item) else "some"
+        if kind == "choice" and bool(item.rationales) != self._has_rationales:
+            other = "none" if item.rationales else "some"
             raise Malformed(f"field 'rationales' is not as in the first row ({self._first}), which has {other}")
         return item
 
     def _add(self, row: Row, item: Item, split_name: str) -> None:
-        split = self._splits.setdefault(split_name, _Split())
-        name, place = item.item_id or f"{split_name}-{row.name}", f"{row.file}:{row.line}"
+        codes, split = self._codes, self._splits.setdefault(split_name, _Split())
+        name = item.item_id or f"{split_name}-{row.name}"
         if name in split.names:
             raise Malformed(f"field 'id' is {name!r}, which {split.names[name]} has already in split {split_name!r}")
-        split.names[name] = place
-        image = self._image_of(item)
-        named = self._codes["label_name"][item.label] if isinstance(item.label, str) else None
-        label = item.label if named is None else named
+        split.names[name] = f"{row.file}:{row.line}"
+        picture = item.image
+        if isinstance(picture, bytes):
+            digest = hashlib.sha256(picture).hexdigest()
+            keep(self._pictures / digest, picture)
+            picture = f"/{digest}"
+        # Rows that say the same of a picture share it.
+        facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
+        image = orjson.dumps(tuple(facts)).decode()
+        named = codes["label_name"][item.label] if isinstance(item.label, str) else None
         if self._source.kind is None:
-            if label is None:
-                split.unlabelled.append((self._num_rows, row.file, row.line))
+            if item.label is None:
+                split.unlabelled.append((self._num_rows, row._replace(record=None)))
             else:
                 split.num_labelled += 1
             split.digest.update(self._told(name, split.images[image], item))
         # Where there is no label, or no rationale, the number is -1.
-        label, rationale = (-1 if value is None else value for value in (label, item.rationale_label))
+        label, rationale = (
+            -1 if value is None else value for value in (item.label if named is None else named, item.rationale_label)
+        )
         self._gathered.append(
             (
                 *(name, row.line, label if item.cell is None else item.cell),
                 *(item.num_choices, label, rationale),
-                *(self._codes["file"][row.file], self._codes["split"][split_name], self._codes["image"][image]),
-                *(named, self._codes["group"][item.group], self._codes["stratum"][item.stratum]),
+                *(codes["file"][row.file], codes["split"][split_name], codes["image"][image]),
+                *(named, codes["group"][item.group], codes["stratum"][item.stratum]),
                 *(item.texts, item.answers, item.counts, item.entries),
             )
         )
@@ -301,8 +430,8 @@ class _Builder:
         content: dict[str, Any] = {"question": item.texts[0]}
         if self._kind == "choice":
             content["choices"] = item.texts[1 : 1 + item.num_choices]
-            if _num_rationales(item):
-                content["rationales"] = item.texts[1 + item.num_choices :]
+            if item.rationales:
+                content["rationales"] = item.rationales
         elif self._kind == "answers":
             content["answers"] = dict(zip(item.answers, item.counts, strict=True))
         rationale = -1 if item.rationale_label is None else item.rationale_label
@@ -316,69 +445,29 @@ class _Builder:
             self._chunks[name].append(pa.array([row[place] for row in self._gathered], kind))
         self._gathered = []
 
-    def _kind_of(self, row: Row, record: Mapping[str, Any]) -> Kind:
-        """Return the kind of all rows: the first one's, which the columns of every other one must fit."""
-        place = f"{row.file}:{row.line}"
-        if self._kind is None:
-            self._kind = recognise(record, self._source.card.task)
-            self._first, self._has_rationales = place, record.get("rationales") is not None
-            self._used_columns = tuple(record)
-        try:
-            kind = recognise(record, self._source.card.task)
-        except Malformed:
-            # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
-            kind = self._kind
-        if kind != self._kind:
-            raise Malformed(
-                f"the row is of the kind {kind} ({EXPECTED[kind]}), the first row ({self._first}) is of the kind "
-                f"{self._kind}: one dataset has one kind of task"
-            )
-        return kind
-
-    def _image_of(self, item: Item) -> str:
-        """Return the facts of a picture as JSON: rows that say the same of it share the picture."""
-        name = item.image
-        if isinstance(name, bytes):
-            digest = hashlib.sha256(name).hexdigest()
-            keep(self._pictures / digest, name)
-            name = f"/{digest}"
-        facts = PictureFacts(name, item.boxes, item.box_labels, item.boxes_file, item.size)
-        return orjson.dumps(tuple(facts)).decode()
-
-    def _drop_unlabelled(self) -> set[int]:
-        """Rows without a label are problems where others of their split have one; a split may be without any."""
-        dropped = set()
-        label = "answers" if self._kind == "answers" else "label"
-        for name, split in self._splits.items():
-            for row, file, line in split.unlabelled if split.num_labelled else ():
-                dropped.add(row)
-                why = f"field {label!r} is missing, other rows of split {name!r} have it"
-                self._problems.append((file, line, self._codes["split"][name], why))
-        return dropped
-
-    def _batch(self, dropped: set[int]) -> Any:
+    def _batch(self) -> Any:
         self._settle_chunk()
         kept = np.ones(self._num_rows, dtype=bool)
-        kept[list(dropped)] = False
+        label = "answers" if self._kind == "answers" else "label"
+        for name, split in self._splits.items():
+            # A split may be without any label; where some rows have one, those without are problems.
+            for place, row in split.unlabelled if split.num_labelled else ():
+                kept[place] = False
+                why = f"field {label!r} is missing, other rows of split {name!r} have it"
+                self._problems.append((row.file, row.line, self._codes["split"][name], why))
         columns: dict[str, Any] = {}
         for name in _TYPES:
             whole = pa.concat_arrays(self._chunks.pop(name))
-            whole = whole.filter(pa.array(kept)) if dropped else whole
+            whole = whole if kept.all() else whole.filter(pa.array(kept))
             columns[name] = self._codes[name].column(whole) if name in self._codes else whole
         facts = {
             "kind": self._kind,
             "rationales": self._has_rationales,
             "columns": self._used_columns,
             "splits": list(self._codes["split"]),
-            "digests": [
-                self._splits[name].digest.hexdigest() if name in self._splits else "" for name in self._codes["split"]
-            ],
+            "digests": [self._splits.get(name, _Split()).digest.hexdigest() for name in self._codes["split"]],
             "problems": self._problems,
             "left_out": self._left_out,
             "grouped": bool(self._source.card.items),
         }
         return record_batch(columns, facts)
-
-
-def _num_rationales(item: Item) -> int:
-    return len(item.texts) - 1 - item.num_choices

@@ -9,26 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from tqdm import tqdm
 
-from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file, record_batch
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
-from advl_pipeline.datasets.index import PICTURES_FOLDER, Index, PictureFacts
-from advl_pipeline.datasets.own.fields import compose
+from advl_pipeline.datasets.index import (
+    PICTURES_FOLDER,
+    ArrowFile,
+    Index,
+    PictureFacts,
+    open_index,
+    open_index_file,
+    record_batch,
+)
+from advl_pipeline.datasets.own.columns import compose
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
-    UNIT_ID_LENGTH,
     Candidate,
     Example,
     ImageUnit,
@@ -37,15 +44,15 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
+from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
 """Raise it when the same files would yield other examples: it is part of every content digest."""
 
-Role = Literal["choice", "rationale", "class", "answer", "none"]
-"""What is asked of a row: which choice or rationale is right, which class its text has, how it is answered; or
-nothing, of a caption."""
+_ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
+"""Which of the kinds of task a benchmark's is; data of one's own have the kinds themselves."""
 
 Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
 """Words the candidates of an example: (picture, context, choices) -> one candidate each."""
@@ -66,19 +73,27 @@ class Source:
     index: Path
     on_error: OnError = "fail"
 
+    def index_of(self, rows: RowSource) -> Index:
+        """Open the index of rows of the dataset; raises what `open_index` does."""
+        return open_index(rows, dataset=self.dataset, folder=self.index)
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to make an example of a row: task, what is asked, suffix of its id, answer that it is given."""
+    """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
 
     task: Task
-    role: Role
     suffix: str = ""
     conditioned_on: int | None = None
 
+    @property
+    def role(self) -> Task:
+        """What is asked: which choice or rationale is right, which class its text has, how it is answered."""
+        return _ROLES.get(self.task, self.task)
+
 
 def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as data of one's own do (`own/fields.py`)."""
+    """Word texts that name boxes, if any, as data of one's own do (`own/columns.py`)."""
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 
@@ -113,8 +128,8 @@ class IndexedDataset:
         source: names and folders.
         index: of all rows of its files.
         reading: see `Reading`.
-        digests: what the content digest holds of the annotations.
         rows: positions of the split's rows; None for all.
+        digests: what the content digest holds of the annotations; None for the digests of the files.
         problems: what is wrong with other rows of the split; None for all problems of the index.
 
     Raises:
@@ -127,39 +142,48 @@ class IndexedDataset:
         index: Index,
         reading: Reading,
         *,
-        digests: Sequence[bytes],
         rows: npt.NDArray[np.int64] | None = None,
+        digests: Sequence[bytes] | None = None,
         problems: Sequence[Problem] | None = None,
     ) -> None:
         self.name = source.dataset
         self.split = source.split
         self.tasks: tuple[Task, ...] = tuple(dict.fromkeys(variant.task for variant in reading.variants))
         self.text_style = reading.text_style
-        self.skipped: tuple[Problem, ...] = ()
-        """Items left out because they are malformed; empty unless opened with on_error="skip"."""
         self._source = source
         self._index = index
         self._table = index.file
         self._reading = reading
         self._variants = reading.variants
-        self._digests = tuple(digests)
+        self._digests = index.digests if digests is None else tuple(digests)
         self._files = FileDigests(source.pictures, source.index)
         self._images: dict[int, ImageUnit] = {}
         self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
-        self._settle(index.problems_of(None) if problems is None else problems)
+        problems = index.problems_of(None) if problems is None else problems
+        if source.on_error == "fail" and problems:
+            raise refuse(self.name, self.split, problems)
+        if source.on_error == "skip":
+            problems = [*problems, *self._drop_rows_of_bad_pictures()]
+        self.skipped: tuple[Problem, ...] = tuple(problems)
+        """Items left out because they are malformed; empty unless opened with on_error="skip"."""
+        if not len(self._rows):
+            raise nothing_usable(self.name, self.split, problems, folder=source.folder)
 
     # What a row says.
 
     def _number(self, name: str, row: int) -> int:
         return int(self._table.numbers(name)[row])
 
-    def _question_id(self, row: int) -> str:
-        """Return the dataset's own id of a row."""
-        return self._table.texts("id")[row]
+    def _text(self, name: str, row: int) -> str:
+        return self._table.names(name)[self._number(name, row)]
+
+    def _where(self, row: int) -> str:
+        """Return file and line of a row."""
+        return f"{self._text('file', row)}:{self._number('line', row)}"
 
     def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
         """Return the candidates of an example."""
-        texts, picture = self._table.lists("texts", row), self._index.picture(self._image_number(row))
+        texts, picture = self._table.lists("texts", row), self._index.picture(self._number("image", row))
         if variant.role not in ("choice", "rationale"):
             return self._reading.word(picture, [], texts)
         rationales_start = 1 + self._number("num_choices", row)
@@ -172,72 +196,164 @@ class IndexedDataset:
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         """Return label and soft label of an example."""
         label = self._number("label", row)
-        if label < 0 or variant.role == "none":
+        if label < 0:
             return None, ()
         if variant.role == "choice":
             return label, ()
         if variant.role == "rationale":
             rationale = self._number("rationale_label", row)
             return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
-        if variant.role == "class":
+        if variant.role == "classes":
             return self._class_of[self._table.names("label_name")[label]], ()
-        target = soft_target(self._reading.scores(self._answers(row)), self._class_of)
+        answers = self._table.lists("answers", row)
+        people: Counter[str] = Counter()
+        for answer, count in zip(answers, self._table.lists("counts", row) or [1] * len(answers), strict=True):
+            people[answer] += count
+        target = soft_target(self._reading.scores(people), self._class_of)
         # No answer of a question may be a class; such a question has an empty target and no label.
         best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
         return (None if best is None else best[0]), target
 
-    def _answers(self, row: int) -> Counter[str]:
-        """Return the answers that people gave to the question of a row -> how many gave each."""
-        answers = self._table.lists("answers", row)
-        counts = self._table.lists("counts", row) or [1] * len(answers)
-        found: Counter[str] = Counter()
-        for answer, count in zip(answers, counts, strict=True):
-            found[answer] += count
-        return found
-
-    def _stratum(self, row: int) -> str:
-        """Return the question type or its like."""
-        return self._table.names("stratum")[self._number("stratum", row)]
-
-    def _image_number(self, row: int) -> int:
-        return self._number("image", row)
-
-    def _image_name(self, image: int) -> str:
-        """Return the name of a picture's file, relative to the pictures folder."""
-        name = self._index.picture(image).name
-        if name.startswith("/"):
-            return str(self._index.folder.absolute() / PICTURES_FOLDER / name[1:])
-        return self._reading.locate(self._source.pictures, name)
-
-    def _side_files(self, image: int) -> tuple[str, ...]:
-        """Return files beside a picture that its unit depends on, relative to the pictures folder."""
-        file = self._index.picture(image).boxes_file
-        return (file,) if file else ()
-
-    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Sequence[int] | None]:
-        """Return boxes (R, 4), their class names, and the size that the data state for the picture."""
-        picture = self._index.picture(image)
-        if not picture.boxes_file:
-            boxes_R4 = np.array([box[:4] for box in picture.boxes], dtype=np.float32).reshape(-1, 4)
-            return boxes_R4, tuple(picture.box_labels), picture.size
-        names, boxes = read_vcr_boxes(self._source.pictures / picture.boxes_file, picture.boxes_file)
-        if list(names) != list(picture.box_labels):
-            raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
-        return boxes.boxes_R4, names, (boxes.width, boxes.height)
-
     def _group(self, row: int) -> str:
         """Return what items are not independent within, where that is not the picture with its boxes."""
-        told, image = self._table.names("group")[self._number("group", row)], self._image_number(row)
+        told, image = self._text("group", row), self._number("image", row)
         if told or not self._reading.is_own or not self._index.picture(image).boxes:
             return told
         # A picture with other boxes is another unit, but items on it are no less alike.
-        return self._files.facts(self._image_name(image)).digest.hex()
+        return self._files.facts(self._file_names(image)[0]).digest.hex()
 
-    def _where(self, row: int) -> str:
-        """Return file and line of a row."""
-        return f"{self._table.names('file')[self._number('file', row)]}:{self._number('line', row)}"
+    # What a picture is.
+
+    def _file_names(self, image: int) -> tuple[str, ...]:
+        """Return the picture's file, and the files that its unit depends on, relative to the pictures folder."""
+        picture = self._index.picture(image)
+        if picture.name.startswith("/"):
+            return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
+        name = self._reading.locate(self._source.pictures, picture.name)
+        return (name, picture.boxes_file) if picture.boxes_file else (name,)
+
+    def _make_unit(self, image: int) -> ImageUnit:
+        name, picture = self._file_names(image)[0], self._index.picture(image)
+        facts = self._files.facts(name, Depth.HEADER)
+        boxes_R4 = np.array([box[:4] for box in picture.boxes], dtype=np.float32).reshape(-1, 4)
+        size = facts.width, facts.height
+        stated = size if picture.size is None else tuple(picture.size)
+        if picture.boxes_file:
+            names, read = read_vcr_boxes(self._source.pictures / picture.boxes_file, picture.boxes_file)
+            if list(names) != list(picture.box_labels):
+                raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
+            boxes_R4, stated = read.boxes_R4, (read.width, read.height)
+        if stated != size:
+            sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
+            raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
+        for place, (x1, y1, x2, y2) in enumerate(boxes_R4.tolist()):
+            if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
+                box = [x1, y1, x2, y2]
+                raise Malformed(f"field 'boxes[{place}]' is {box}, the picture is {facts.width}x{facts.height}")
+        return ImageUnit(
+            unit_id=image_unit_id(facts.digest, boxes_R4),
+            path=self._source.pictures / name,
+            width=facts.width,
+            height=facts.height,
+            boxes_R4=boxes_R4,
+            box_labels=tuple(picture.box_labels),
+        )
+
+    def _unit(self, image: int) -> ImageUnit:
+        if image not in self._images:
+            with self._naming_users(image):
+                self._images[image] = self._make_unit(image)
+        return self._images[image]
+
+    @contextmanager
+    def _naming_users(self, image: int) -> Iterator[None]:
+        """Turn what is wrong with a picture into an error that names a row which shows it."""
+        try:
+            yield
+        except Malformed as error:
+            raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
+
+    def _picture_problem(self, image: int, error: Malformed) -> Problem:
+        used_by = self._where(self._used_images[image])
+        file = self._source.pictures / self._file_names(image)[0]
+        return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
+
+    @cached_property
+    def _used_images(self) -> dict[int, int]:
+        """Pictures in use, in order of first appearance -> the first row that uses each."""
+        images, places = np.unique(self._table.numbers("image")[self._rows], return_index=True)
+        order = np.argsort(places)
+        return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
+
+    def _drop_rows_of_bad_pictures(self) -> list[Problem]:
+        # A picture that is cut off has a sound header, and must be skipped in both phases.
+        self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.PIXELS)
+        problems = {}
+        for image in self._used_images:
+            try:
+                self._files.facts(self._file_names(image)[0], Depth.PIXELS)
+                self._images[image] = self._make_unit(image)
+            except Malformed as error:
+                problems[image] = self._picture_problem(image, error)
+        is_bad = np.isin(self._table.numbers("image")[self._rows], list(problems))
+        self._rows = self._rows[~is_bad]
+        del self._used_images
+        return list(problems.values())
 
     # What the interface asks for.
+
+    def __len__(self) -> int:
+        return len(self._rows) * len(self._variants)
+
+    def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row, variant = self._place(index)
+        label, soft_label = self._label(row, variant)
+        return Example(
+            example_id=self._table.texts("id")[row] + variant.suffix,
+            task=variant.task,
+            image=self._unit(self._number("image", row)),
+            candidates=self._candidates(row, variant),
+            label=label,
+            soft_label=soft_label,
+            stratum=self._text("stratum", row),
+            group=self._group(row),
+        )
+
+    def _place(self, index: int) -> tuple[int, Variant]:
+        row, variant = divmod(index, len(self._variants))
+        return int(self._rows[row]), self._variants[variant]
+
+    @cached_property
+    def identity_name(self) -> str:
+        """The name, with the revision of a published set; of one's own data the content, wherever they lie."""
+        if not self._reading.is_own:
+            return self.name
+        return self._reading.called or f"own-{self.content_digest()[:16]}"
+
+    @cached_property
+    def example_ids(self) -> Sequence[str]:
+        return tuple(name + variant.suffix for name in self._question_ids for variant in self._variants)
+
+    @property
+    def _question_ids(self) -> list[str]:
+        ids = self._table.texts("id").tolist()
+        return ids if len(ids) == len(self._rows) else [ids[row] for row in self._rows.tolist()]
+
+    def position(self, example_id: str) -> int:
+        """Return the position of an example.
+
+        Raises:
+            KeyError: the split has no such example.
+        """
+        return self._positions[example_id]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {example_id: position for position, example_id in enumerate(self.example_ids)}
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         """Class names of a classification task in the order of the labels; () for multiple choice and captions."""
@@ -253,16 +369,78 @@ class IndexedDataset:
 
     def question_table(self) -> QuestionTable:
         """Questions with label cells and strata, for low-shot subsets; answers are too many to take turns."""
-        ids, per_row, rows = self.example_ids, len(self._variants), self._rows.tolist()
-        strata, codes = list(self._table.names("stratum")), self._table.numbers("stratum")[self._rows].tolist()
+        ids, per_row = self.example_ids, len(self._variants)
+        strata, codes = self._table.names("stratum").tolist(), self._table.numbers("stratum")[self._rows].tolist()
         cells = self._table.numbers("cell")[self._rows].astype(np.int64)
         return QuestionTable(
-            question_ids=[self._question_id(row) for row in rows],
+            question_ids=self._question_ids,
             example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
             cells=np.maximum(cells, 0) if self._reading.is_own else cells,
             strata=[strata[code] for code in codes],
             by_class=self._index.kind != "answers",
         )
+
+    def content_digest(self) -> str:
+        """Hexadecimal SHA-256 of the split: annotations, wording, pictures and boxes; never of paths or times.
+
+        It does not depend on the tasks that the split was opened for, on the order of the labels or on the answer
+        vocabulary, so that one cache serves them all.
+        """
+        names = {image: self._file_names(image) for image in self._used_images}
+        self._files.warm([*chain.from_iterable(names.values())])
+        facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
+        state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for digest in self._digests:
+            state.update(digest)
+        for image, files in names.items():
+            with self._naming_users(image):
+                for name in files:
+                    state.update(self._files.facts(name).digest)
+        return state.hexdigest()
+
+    def image_units(self) -> Sequence[ImageUnit]:
+        """The split's pictures, each once, in order of first appearance.
+
+        Raises:
+            DatasetError: a picture or its boxes are missing or malformed.
+        """
+        self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.HEADER)
+        units: dict[str, ImageUnit] = {}
+        for image in self._used_images:
+            unit = self._unit(image)
+            units.setdefault(unit.unit_id, unit)
+        return tuple(units.values())
+
+    def text_units(self) -> Sequence[TextUnit]:
+        """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
+        return TextUnits(self._text_table, self._candidates_at)
+
+    @cached_property
+    def _text_table(self) -> ArrowFile:
+        """Where each distinct text is first: the example and the choice."""
+        key = {
+            "index": "texts",
+            "reader": READER_VERSION,
+            "annotations": [digest.hex() for digest in self._digests],
+            "style": self.text_style,
+            "variants": [[variant.task, variant.conditioned_on] for variant in self._variants],
+            "rows": hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest(),
+        }
+
+        def build() -> Any:
+            places: dict[str, tuple[int, int]] = {}
+            for index in range(len(self)):
+                for choice, candidate in enumerate(self._candidates_at(index)):
+                    places.setdefault(candidate.text_unit.unit_id, (index, choice))
+            places_U2 = np.array([*places.values()], dtype=np.int64).reshape(-1, 2)
+            return record_batch({"example": places_U2[:, 0].copy(), "choice": places_U2[:, 1].copy()})
+
+        return open_index_file(self._source.index, key, build)
+
+    def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
+        return self._candidates(*self._place(index))
+
+    # What one dataset has and others have not, and what is looked at besides.
 
     @property
     def left_out(self) -> str:
@@ -281,11 +459,11 @@ class IndexedDataset:
             KeyError: the split has no such example.
             DatasetError: the split has no annotations.
         """
-        row = int(self._rows[self.position(example_id) // len(self._variants)])
+        row, _ = self._place(self.position(example_id))
         if self._number("label", row) < 0:
             raise DatasetError(f"The split {self.split} of {self.name} has no public answers.")
         return GroundTruth(
-            question_type=self._stratum(row),
+            question_type=self._text("stratum", row),
             answer_type=ANSWER_TYPES[self._number("cell", row)],
             answers=tuple(self._table.lists("answers", row)),
             entries=tuple(self._table.lists("entries", row)),
@@ -293,9 +471,9 @@ class IndexedDataset:
 
     def texts_and_labels(self) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Return the texts of all rows and their classes in the order of `label_names`; no picture is touched."""
-        rows = self._rows.tolist()
-        labels = [self._label(row, self._variants[0])[0] for row in rows]
-        return [self._candidates(row, self._variants[0])[0].text for row in rows], np.array(labels, dtype=np.int64)
+        rows, variant = self._rows.tolist(), self._variants[0]
+        labels = [self._label(row, variant)[0] for row in rows]
+        return [self._candidates(row, variant)[0].text for row in rows], np.array(labels, dtype=np.int64)
 
     def require_known_classes(self) -> None:
         """Refuse a split with a label that is none of the classes.
@@ -306,103 +484,12 @@ class IndexedDataset:
         names, codes = self._table.names("label_name"), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
             if code >= 0 and names[code] not in self._class_of:
-                row = int(self._rows[np.flatnonzero(codes == code)[0]])
                 raise DatasetError(
                     f"The split {self.split} of {self.name} has a label that is none of the classes.",
-                    where=self._where(row),
-                    why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}",
-                    next_command="correct the label, or name all classes in a card and give that by --data "
-                    "(docs/adding-a-dataset.md)",
+                    where=self._where(int(self._rows[np.flatnonzero(codes == code)[0]])),
+                    why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}; a card names "
+                    "all classes (docs/adding-a-dataset.md)",
                 )
-
-    def __len__(self) -> int:
-        return len(self._rows) * len(self._variants)
-
-    @cached_property
-    def identity_name(self) -> str:
-        """The name, with the revision of a published set; of one's own data the content, wherever they lie."""
-        if not self._reading.is_own:
-            return self.name
-        return self._reading.called or f"own-{self.content_digest()[:16]}"
-
-    def __getitem__(self, index: int) -> Example:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        row = int(self._rows[index // len(self._variants)])
-        variant = self._variants[index % len(self._variants)]
-        label, soft_label = self._label(row, variant)
-        return Example(
-            example_id=self._question_id(row) + variant.suffix,
-            task=variant.task,
-            image=self._image(row),
-            candidates=self._candidates(row, variant),
-            label=label,
-            soft_label=soft_label,
-            stratum=self._stratum(row),
-            group=self._group(row),
-        )
-
-    @cached_property
-    def example_ids(self) -> Sequence[str]:
-        suffixes = [variant.suffix for variant in self._variants]
-        every = self._table.texts("id")
-        ids = every[:] if len(every) == len(self._rows) else [every[row] for row in self._rows.tolist()]
-        return tuple(question_id + suffix for question_id in ids for suffix in suffixes)
-
-    def position(self, example_id: str) -> int:
-        """Return the position of an example.
-
-        Raises:
-            KeyError: the split has no such example.
-        """
-        return self._positions[example_id]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {example_id: position for position, example_id in enumerate(self.example_ids)}
-
-    def content_digest(self) -> str:
-        """Hexadecimal SHA-256 of the split: annotations, wording, pictures and boxes; never of paths or times.
-
-        It does not depend on the tasks that the split was opened for, on the order of the labels or on the answer
-        vocabulary, so that one cache serves them all.
-        """
-        images = self._used_images
-        names = [self._image_name(image) for image in images]
-        sides = [name for image in images for name in self._side_files(image)]
-        self._files.warm(names + sides)
-        state = hashlib.sha256()
-        facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
-        state.update(json.dumps(facts, sort_keys=True).encode())
-        for digest in self._digests:
-            state.update(digest)
-        for image in images:
-            try:
-                for name in (self._image_name(image), *self._side_files(image)):
-                    state.update(self._files.facts(name).digest)
-            except Malformed as error:
-                raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
-        return state.hexdigest()
-
-    def image_units(self) -> Sequence[ImageUnit]:
-        """The split's pictures, each once, in order of first appearance.
-
-        Raises:
-            DatasetError: a picture or its boxes are missing or malformed.
-        """
-        images = self._used_images
-        self._files.warm([self._image_name(image) for image in images], Depth.HEADER)
-        units: dict[str, ImageUnit] = {}
-        for image in images:
-            unit = self._unit(image)
-            units.setdefault(unit.unit_id, unit)
-        return tuple(units.values())
-
-    def text_units(self) -> Sequence[TextUnit]:
-        """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
-        return TextUnits(self._text_table, self._candidates_at)
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, list[Problem]]:
         """Look at every picture of the split.
@@ -417,105 +504,18 @@ class IndexedDataset:
         problems = []
         images = tqdm(self._used_images, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
         for image in images:
-            name = self._image_name(image)
+            files = self._file_names(image)
             try:
                 if deep:
                     self._make_unit(image)
-                    decode_picture(self._source.pictures / name, name)
+                    decode_picture(self._source.pictures / files[0], files[0])
                 else:
-                    for file in (name, *self._side_files(image)):
+                    for file in files:
                         require_content(self._source.pictures / file, file)
             except Malformed as error:
                 problems.append(self._picture_problem(image, error))
         self._files.flush()
         return len(images), problems
-
-    @cached_property
-    def _text_table(self) -> ArrowFile:
-        key = {
-            "index": "texts",
-            "reader": READER_VERSION,
-            "annotations": [digest.hex() for digest in self._digests],
-            "style": self.text_style,
-            "variants": [[variant.task, variant.conditioned_on] for variant in self._variants],
-            "rows": hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest(),
-        }
-        return open_index_file(self._source.index, key, lambda: distinct_texts(len(self), self._candidates_at))
-
-    def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
-        row, variant = divmod(index, len(self._variants))
-        return self._candidates(int(self._rows[row]), self._variants[variant])
-
-    @cached_property
-    def _used_images(self) -> dict[int, int]:
-        """Pictures in use, in order of first appearance -> the first row that uses each."""
-        images, places = np.unique(self._table.numbers("image")[self._rows], return_index=True)
-        order = np.argsort(places)
-        return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
-
-    def _image(self, row: int) -> ImageUnit:
-        return self._unit(self._image_number(row))
-
-    def _unit(self, image: int) -> ImageUnit:
-        known = self._images.get(image)
-        if known is None:
-            try:
-                known = self._make_unit(image)
-            except Malformed as error:
-                raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
-            self._images[image] = known
-        return known
-
-    def _make_unit(self, image: int) -> ImageUnit:
-        name = self._image_name(image)
-        facts = self._files.facts(name, Depth.HEADER)
-        boxes_R4, box_labels, stated = self._boxes_of(image)
-        if stated is not None and tuple(stated) != (facts.width, facts.height):
-            sizes = f"{stated[0]}x{stated[1]}, the picture is {facts.width}x{facts.height}"
-            raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
-        for place, (x1, y1, x2, y2) in enumerate(boxes_R4.tolist()):
-            if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
-                size = f"{facts.width}x{facts.height}"
-                raise Malformed(f"field 'boxes[{place}]' is {[x1, y1, x2, y2]}, the picture is {size}")
-        return ImageUnit(
-            unit_id=image_unit_id(facts.digest, boxes_R4),
-            path=self._source.pictures / name,
-            width=facts.width,
-            height=facts.height,
-            boxes_R4=boxes_R4,
-            box_labels=box_labels,
-        )
-
-    def _picture_problem(self, image: int, error: Malformed) -> Problem:
-        used_by = self._where(self._used_images[image])
-        file = self._source.pictures / self._image_name(image)
-        return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
-
-    def _settle(self, problems: Sequence[Problem]) -> None:
-        """Fail on what is wrong, or leave it out along with rows of bad pictures."""
-        if self._source.on_error == "fail":
-            if problems:
-                raise refuse(self.name, self.split, problems)
-        elif self._source.on_error == "skip":
-            problems = [*problems, *self._drop_rows_of_bad_pictures()]
-        self.skipped = tuple(problems)
-        if not len(self._rows):
-            raise nothing_usable(self.name, self.split, problems, folder=self._source.folder)
-
-    def _drop_rows_of_bad_pictures(self) -> list[Problem]:
-        # A picture that is cut off has a sound header, and must be skipped in both phases.
-        self._files.warm([self._image_name(image) for image in self._used_images], Depth.PIXELS)
-        problems = {}
-        for image in self._used_images:
-            try:
-                self._files.facts(self._image_name(image), Depth.PIXELS)
-                self._images[image] = self._make_unit(image)
-            except Malformed as error:
-                problems[image] = self._picture_problem(image, error)
-        keep = [row for row in self._rows.tolist() if self._image_number(row) not in problems]
-        self._rows = np.array(keep, dtype=np.int64)
-        self.__dict__.pop("_used_images", None)
-        return list(problems.values())
 
     def __getstate__(self) -> dict[str, Any]:
         # What finds the classes may be of this process alone; what it found is not.
@@ -523,53 +523,21 @@ class IndexedDataset:
         return self.__dict__ | {"_images": {}, "_reading": reading}
 
 
-CandidatesAt = Callable[[int], tuple[Candidate, ...]]
-"""Gives the candidates of the example at a position."""
-
-
-def distinct_texts(num_examples: int, candidates_at: CandidatesAt) -> Any:
-    """Return the record batch of `TextUnits`: each text's id, and the example and the choice where it is first."""
-    places: dict[bytes, tuple[int, int]] = {}
-    for index in range(num_examples):
-        for choice, candidate in enumerate(candidates_at(index)):
-            places.setdefault(bytes.fromhex(candidate.text_unit.unit_id), (index, choice))
-    columns = list(zip(*places.values(), strict=True)) or [(), ()]
-    return record_batch(
-        {
-            "id": pa.array(places, pa.binary(UNIT_ID_LENGTH // 2)),
-            "example": pa.array(columns[0], pa.int64()),
-            "choice": pa.array(columns[1], pa.int32()),
-        }
-    )
-
-
 class TextUnits(Sequence[TextUnit]):
-    """The texts; ids come from the index, texts are worded when asked for."""
+    """The distinct texts of a split; they are worded when asked for."""
 
-    def __init__(self, file: ArrowFile, candidates_at: CandidatesAt) -> None:
-        self._file = file
+    def __init__(self, places: ArrowFile, candidates_at: Callable[[int], tuple[Candidate, ...]]) -> None:
+        self._places = places
         self._candidates_at = candidates_at
         self._last: tuple[int, tuple[Candidate, ...]] = (-1, ())
 
     def __len__(self) -> int:
-        return len(self._file)
+        return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> TextUnit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[TextUnit]: ...
-
-    def __getitem__(self, index: int | slice) -> TextUnit | list[TextUnit]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        example, choice = (int(self._file.numbers(name)[index]) for name in ("example", "choice"))
+        example, choice = (int(self._places.numbers(name)[index]) for name in ("example", "choice"))
         if self._last[0] != example:
             self._last = (example, self._candidates_at(example))
         return self._last[1][choice].text_unit
-
-    @property
-    def unit_ids(self) -> list[str]:
-        """Ids of the units in order, without wording any text."""
-        blob = b"".join(self._file.batch.column("id").to_pylist()).hex()
-        return [blob[start : start + UNIT_ID_LENGTH] for start in range(0, len(blob), UNIT_ID_LENGTH)]

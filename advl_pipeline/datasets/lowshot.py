@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.records import QuestionTable, StratifiedDataset
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.datasets.row_files import read_json
+from advl_pipeline.errors import ConfigError
 
 
 def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[str, ...]:
@@ -57,17 +60,11 @@ def question_order(table: QuestionTable, seed: int) -> list[int]:
         offsets = {stratum: _fraction(seed, "stratum", str(cell), stratum) for stratum in strata}
         queues[cell] = list(_in_proportion(strata, offsets))
     if table.by_class:
-        return list(_in_turn(list(queues.values())))
+        # Cells take turns; one that is empty is passed over.
+        turns = zip_longest(*queues.values())
+        return [question for turn in turns for question in turn if question is not None]
     groups = {str(cell): queue for cell, queue in queues.items()}
     return list(_in_proportion(groups, {name: _fraction(seed, "cell", name) for name in groups}))
-
-
-def _in_turn(queues: Sequence[list[int]]) -> Iterator[int]:
-    """Take one from each queue in turn; a queue that is empty is passed over."""
-    for turn in range(max(len(queue) for queue in queues)):
-        for queue in queues:
-            if turn < len(queue):
-                yield queue[turn]
 
 
 def _in_proportion(groups: dict[str, list[int]], offsets: dict[str, float]) -> Iterator[int]:
@@ -114,17 +111,14 @@ def read_id_list(path: Path) -> IdList:
     Raises:
         DatasetError: missing or malformed.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+
+    def subset(value: Any) -> IdList:
         return IdList(
             dataset=str(value["dataset"]),
             split=str(value["split"]),
             shots=int(value["shots"]),
             seed=int(value["seed"]),
-            example_ids=tuple(str(item) for item in value["example_ids"]),
+            example_ids=tuple(map(str, value["example_ids"])),
         )
-    except OSError as error:
-        raise DatasetError("The list of ids cannot be read.", where=str(path), why=str(error.strerror)) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise DatasetError("The list of ids is malformed.", where=str(path), why=why) from None
+
+    return read_json(path, "The list of ids", subset)

@@ -7,8 +7,8 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,7 @@ def unreadable_picture(path: Path, error: Exception) -> DatasetError:
     )
 
 
-def regular_file(path: Path) -> IO[bytes]:
+def regular_file(path: Path) -> BufferedReader:
     """Open a file to read; a pipe would wait for its other end, and a device need not end.
 
     Raises:

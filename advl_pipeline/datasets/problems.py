@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.errors import (
-    Advice,
-    DatasetError,
-    advise,
-)
+from advl_pipeline.errors import DatasetError, advise
 
 OnError = Literal["fail", "skip", "list"]
 """Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
@@ -35,11 +31,6 @@ class Malformed(Exception):
     """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
 
 
-def check_command(dataset: str, *more: str, note: str = "") -> Advice:
-    """Return the command that lists what is wrong with a dataset."""
-    return advise(["advl", "datasets", "check", dataset, *more], note=note)
-
-
 class NothingUsable(DatasetError):
     """No item of a split can be used; `problems` says why of each."""
 
@@ -48,12 +39,10 @@ class NothingUsable(DatasetError):
 
 def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, folder: Path) -> NothingUsable:
     """Return the error of a split whose items were all left out."""
-    why = f"{len(problems)} items were skipped, the first: {problems[0].why}" if problems else "the file is empty"
     error = NothingUsable(
         f"The split {split} of {dataset} holds no usable item.",
         where=problems[0].where if problems else str(folder),
-        why=why,
-        next_command=check_command(dataset),
+        why=f"{len(problems)} items were skipped, the first: {problems[0].why}" if problems else "the file is empty",
     )
     error.problems = tuple(problems)
     return error
@@ -62,17 +51,11 @@ def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, fol
 def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_command: str = "") -> DatasetError:
     """Return the error that names the first problem and counts the others."""
     first = problems[0]
-    others = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    note = "lists all; extract and finetune leave them out, counted, with --on-error skip"
     return DatasetError(
         f"The dataset {dataset} is malformed.",
         where=first.where,
-        why=first.why + others,
+        why=first.why + (f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""),
         next_command=next_command
-        or check_command(
-            dataset,
-            "--split",
-            split,
-            "--deep",
-            note="lists all; extract and finetune leave them out, counted, with --on-error skip",
-        ),
+        or advise(["advl", "datasets", "check", dataset, "--split", split, "--deep"], note=note),
     )

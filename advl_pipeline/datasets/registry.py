@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from advl_pipeline.datasets.cards import (
     JOIN,
@@ -20,25 +23,32 @@ from advl_pipeline.datasets.cards import (
     plugin_entry_points,
     rows_card,
 )
-from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.index import Index, open_index
-from advl_pipeline.datasets.indexed import IndexedDataset, Source
-from advl_pipeline.datasets.own.source import class_names, is_rows, open_own
-from advl_pipeline.datasets.parts import UnionOfSplits
-from advl_pipeline.datasets.problems import OnError
+from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
+from advl_pipeline.datasets.own.columns import MADE_OF
+from advl_pipeline.datasets.own.hub import hub_names, hub_source, library_sign
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import DatasetMissing, index_folder, require_file, resolve_data_root
-from advl_pipeline.datasets.rows import RowSource
-from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.roots import (
+    CARD_SUFFIX,
+    HUB_PREFIX,
+    SPLIT_STEMS,
+    TABLE_SUFFIXES,
+    DatasetMissing,
+    index_folder,
+    is_own_data,
+    is_safe_name,
+    require_there,
+    resolve_data_root,
+)
+from advl_pipeline.datasets.row_files import read_table
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Row, RowSource, names_hub, read_card
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, read_pair_ids, snli_ve_reading, snli_ve_source
 from advl_pipeline.datasets.vcr import Conditioning, open_vcr
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.datasets.vqa import VqaFiles, rows_kept, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
-from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    suggest_names,
-)
+from advl_pipeline.datasets.views import UnionOfSplits
+from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_reading, vqa_source
+from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
+from advl_pipeline.errors import ConfigError, DatasetError, advise, again, ineffective, suggest_names
 
 
 def benchmark_of(name: str) -> Benchmark | None:
@@ -57,17 +67,23 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(sorted({*own, *plugin_entry_points()}))
 
 
+def _offered(name: str, data_root: Path | None) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    """Return the tasks and the splits of a dataset."""
+    benchmark = _required(name)
+    if rows_card(name) is not None:
+        card = load_card(name)
+        return tuple(card.facts["tasks"]), tuple(card.splits)
+    found = benchmark or open_own(name, data_root)
+    return found.tasks, found.splits
+
+
 def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
     """Tasks of a dataset.
 
     Raises:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
-    benchmark = _required(name)
-    if rows_card(name) is not None:
-        tasks: tuple[Task, ...] = tuple(load_card(name).facts["tasks"])
-        return tasks
-    return benchmark.tasks if benchmark else open_own(name, data_root).index.tasks
+    return _offered(name, data_root)[0]
 
 
 def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
@@ -76,10 +92,7 @@ def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
-    benchmark = _required(name)
-    if rows_card(name) is not None:
-        return tuple(load_card(name).splits)
-    return benchmark.splits if benchmark else open_own(name, data_root).index.splits
+    return _offered(name, data_root)[1]
 
 
 def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:
@@ -91,12 +104,12 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
     Raises:
         ConfigError: as said. DatasetError: data of one's own that cannot be read, or a known dataset is not there.
     """
-    _tasks_of(name, tasks_of(name, data_root), tasks)
+    known_tasks, known_splits = _offered(name, data_root)
     parts = split.split(JOIN)
-    for part in parts:
-        _require_split(name, part, splits_of(name, data_root))
+    _require(name, "task", tasks, known_tasks)
+    _require(name, "split", parts, known_splits)
     benchmark = benchmark_of(name)
-    if benchmark is not None and not benchmark.is_in(resolve_data_root(data_root)):
+    if benchmark and not (resolve_data_root(data_root) / benchmark.card.facts["folder"]).is_dir():
         # It says itself what is to be done.
         open_dataset(name, split=parts[0], data_root=data_root)
 
@@ -109,18 +122,16 @@ def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     return mode
 
 
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "text_style": get_args(TextStyle),
+    "conditioning": get_args(Conditioning),
+    "label_order": tuple(LABEL_ORDERS),
+    "answer_list": get_args(AnswerList),
+}
+
+
 def open_dataset(
-    name: str,
-    *,
-    split: str,
-    data_root: Path | None = None,
-    tasks: Sequence[str] = (),
-    text_style: TextStyle | None = None,
-    conditioning: Conditioning | None = None,
-    label_order: LabelOrder = "uniter",
-    answers: Path | tuple[str, ...] | None = None,
-    answer_list: AnswerList = "train",
-    on_error: OnError = "fail",
+    name: str, *, split: str, data_root: Path | None = None, tasks: Sequence[str] = (), **options: Any
 ) -> IndexedDataset:
     """Open one split of a dataset.
 
@@ -130,26 +141,31 @@ def open_dataset(
         data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. Of one's own data: the folder of
             the pictures; None for that of the file.
         tasks: restrict to these; all tasks of the dataset by default.
-        text_style, conditioning, label_order, answers, answer_list, on_error: see `ReadOptions`.
+        options: see `ReadOptions`; `answers` may be a file with them, too.
 
     Raises:
         ConfigError: an unknown name, split, task or option.
         DatasetError: a file is missing or malformed.
     """
     benchmark = _required(name)
+    for option, choices in _CHOICES.items():
+        if (value := options.get(option)) is not None and value not in choices:
+            what = option.replace("_", " ")
+            raise ConfigError(f"There is no {what} {value!r}.", why=suggest_names(str(value), choices))
+    if options.get("answer_list", "train") != "train":
+        if benchmark is None or "answer_lists" not in benchmark.card.facts:
+            raise ineffective(
+                "--answer-list", why=f"{name} has no published answer list; VQA v2 and its reshuffles have"
+            )
+        if options.get("answers") is not None:
+            raise ineffective("--answer-list", why="--answers gives the list of answers")
+    if isinstance(answers := options.get("answers"), Path):
+        options["answers"] = read_vocabulary(answers)
     known = benchmark or open_own(name, data_root)
-    options = ReadOptions(
-        tasks=_tasks_of(name, known.tasks, tasks),
-        text_style=_one_of("text style", text_style, get_args(TextStyle)),
-        conditioning=_one_of("conditioning", conditioning, get_args(Conditioning)),
-        label_order=_one_of("label order", label_order, tuple(LABEL_ORDERS)) or "uniter",
-        answers=answers,
-        answer_list=_one_of("answer list", answer_list, get_args(AnswerList)),
-        on_error=on_error,
-    )
-    _check_answer_list(name, benchmark, options)
-    _require_split(name, split, known.splits)
-    return known.open(split, resolve_data_root(data_root), options)
+    _require(name, "task", tasks, known.tasks)
+    _require(name, "split", [split], known.splits)
+    wanted = tuple(task for task in known.tasks if not tasks or task in tasks)
+    return known.open(split, resolve_data_root(data_root), ReadOptions(tasks=wanted, **options))
 
 
 def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | UnionOfSplits:
@@ -172,37 +188,15 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
         # A run that trains on all that the published models count knows all of their answers.
         options = {**options, "answer_list": "published"}
     if benchmark is None and options.get("answers") is None:
-        options = {**options, "answers": _shared_classes(name, names, options.get("data_root"))}
+        # Each split alone might have other classes, and so number them otherwise.
+        own = open_own(name, options.get("data_root"))
+        _require(name, "split", names, own.splits)
+        options = {**options, "answers": class_names(own.index, own.rows.card, names)}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
 
-def _shared_classes(name: str, splits: Sequence[str], data_root: Path | None) -> tuple[str, ...]:
-    """Return the classes of splits of one's own data: each alone might have others, and so number them otherwise."""
-    own = open_own(name, data_root)
-    for split in splits:
-        _require_split(name, split, own.splits)
-    return class_names(own.index, own.rows.card, splits)
-
-
-def _home(card: Card, root: Path) -> Path:
-    """Return the folder of a dataset.
-
-    Raises:
-        DatasetMissing: it is not there.
-    """
-    folder = root / str(card.facts["folder"])
-    if not folder.is_dir():
-        raise DatasetMissing(
-            f"The dataset {card.name} is not there.",
-            where=str(folder),
-            why="the folder does not exist; the data root is $ADVL_DATA, or datasets/",
-            next_command=advise(["advl", "datasets", "card", card.name], note="what to download and where to put it"),
-        )
-    return folder
-
-
 def _source(card: Card, split: str, root: Path, options: ReadOptions) -> Source:
-    folder = _home(card, root)
+    folder = require_there(root / str(card.facts["folder"]), dataset=card.name)
     return Source(
         dataset=card.name,
         split=split,
@@ -217,7 +211,7 @@ def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> Index
     source, facts = _source(card, split, root, options), card.split(split)
     return open_vcr(
         source,
-        require_file(source.folder / facts["annotations"], dataset=card.name),
+        require_there(source.folder / facts["annotations"], dataset=card.name),
         labelled=facts["labelled"],
         tasks=options.tasks,
         conditioning=options.conditioning,
@@ -228,72 +222,30 @@ def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> Index
 def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source(card, split, root, options)
 
-    def part(of: str) -> tuple[Index, frozenset[str] | None]:
+    def part(of: str) -> Part:
         facts = card.split(of)
-        index = open_index(_vqa_rows(card, facts, source), dataset=card.name, folder=source.index)
-        return index, vqa_part(index, source.folder, card.name, facts)
+        names = [name for name in (facts["questions"], facts.get("annotations")) if name is not None]
+        questions, *annotations = (require_there(source.folder / name, dataset=card.name) for name in names)
+        rows = vqa_source(questions, *annotations, subtype=facts.get("subtype"), pictures=source.pictures)
+        index = source.index_of(rows)
+        return index, kept_rows(index, source.folder, card.name, facts)
 
     def built() -> tuple[str, ...]:
         counted = card.facts["answer_lists"][options.answer_list]
         where = ", ".join(str(source.folder / str(card.split(of).get("annotations"))) for of in counted)
         return vocabulary_of([part(of) for of in counted], min_occurrences=MIN_OCCURRENCES, where=where)
 
-    index, keep = part(split)
-    return IndexedDataset(
-        source,
-        index,
-        vqa_reading(vocabulary_or(options.answers, built)),
-        digests=index.digests,
-        rows=None if keep is None else rows_kept(index, keep),
-    )
-
-
-def _vqa_rows(card: Card, facts: Mapping[str, Any], source: Source) -> RowSource:
-    names = (facts["questions"], facts.get("annotations"))
-    questions, annotations = (
-        None if name is None else require_file(source.folder / name, dataset=card.name) for name in names
-    )
-    assert questions is not None
-    files = VqaFiles(questions=questions, annotations=annotations, subtype=facts.get("subtype"))
-    return vqa_source(files, dataset=card.name, pictures=source.pictures)
+    index, rows = part(split)
+    return IndexedDataset(source, index, vqa_reading(options.answers, built), rows=rows)
 
 
 def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source, facts = _source(card, split, root, options), card.split(split)
-    annotations = require_file(source.folder / facts["annotations"], dataset=card.name)
-    rows = snli_ve_source(annotations, pictures=source.pictures)
-    keep = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
-    index = open_index(rows, dataset=card.name, folder=source.index)
-    return IndexedDataset(
-        source,
-        index,
-        snli_ve_reading(options.label_order),
-        digests=index.digests,
-        rows=None if keep is None else rows_kept(index, keep),
-    )
-
-
-def _check_answer_list(name: str, benchmark: Benchmark | None, options: ReadOptions) -> None:
-    """Refuse a published list where there is none, and two lists at once.
-
-    Raises:
-        ConfigError: as said.
-    """
-    if options.answer_list == "train":
-        return
-    if benchmark is None or not benchmark.has_answer_lists:
-        raise ConfigError(
-            f"{name} has no published answer list.",
-            where="--answer-list",
-            why="only VQA v2 and its reshuffles have one",
-            next_command="leave out --answer-list",
-        )
-    if options.answers is not None:
-        raise ConfigError(
-            "Two answer lists are asked for.",
-            why="--answers gives a list, and --answer-list published builds another",
-            next_command="give one of --answers and --answer-list",
-        )
+    annotations = require_there(source.folder / facts["annotations"], dataset=card.name)
+    listed = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
+    index = source.index_of(snli_ve_source(annotations, pictures=source.pictures))
+    rows = None if listed is None else np.flatnonzero(index.file.is_one_of("id", listed))
+    return IndexedDataset(source, index, snli_ve_reading(options.label_order), rows=rows)
 
 
 _FORMATS: Mapping[str, tuple[tuple[Task, ...], Callable[[Card, str, Path, ReadOptions], IndexedDataset]]] = {
@@ -322,19 +274,284 @@ def _required(name: str) -> Benchmark | None:
     return benchmark
 
 
-def _require_split(name: str, split: str, known: Sequence[str]) -> None:
-    if split not in known:
-        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, known))
+def _require(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    for one in wanted:
+        if one not in known:
+            raise ConfigError(f"{name} has no {what} {one!r}.", why=suggest_names(one, known))
 
 
-def _tasks_of(name: str, known: Sequence[Task], wanted: Sequence[str]) -> tuple[Task, ...]:
-    for task in wanted:
-        if task not in known:
-            raise ConfigError(f"{name} has no task {task!r}.", why=suggest_names(task, known))
-    return tuple(task for task in known if not wanted or task in wanted)
+NUM_AGREEING = 3
+"""Answers that agree make an answer fully right, or all of them where there are fewer."""
+
+Table = tuple[Path, str | None]
+"""One file, and the split that it is of; None where a column says it."""
 
 
-def _one_of(what: str, value: Any, known: Sequence[str]) -> Any:
-    if value is not None and value not in known:
-        raise ConfigError(f"There is no {what} {value!r}.", why=suggest_names(str(value), known))
-    return value
+def is_rows(name: str) -> bool:
+    """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
+    return is_own_data(name) or rows_card(name) is not None or name in plugin_entry_points()
+
+
+def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
+    """Find the rows of a dataset.
+
+    Args:
+        name: a file, a folder, a card, `hf:NAME`, or the name of an installed reader.
+        data_root: folder of the pictures, where it is not that of the file; for a reader, the folder of the datasets.
+
+    Returns:
+        The rows, and the folder whose `.index` keeps what is learned of them.
+
+    Raises:
+        ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
+    """
+    plugins, root, path = plugin_entry_points(), resolve_data_root(data_root), Path(name)
+    if name in plugins:
+        source = load_plugin(plugins[name])(root)
+        if not isinstance(source, RowSource):
+            raise ConfigError(
+                f"The reader {name!r} is not one.",
+                where=plugins[name].value,
+                why=f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)",
+            )
+        return source, root
+    if name.startswith(HUB_PREFIX):
+        return hub_source(name, DataCard(), root=root), root
+    if (named := rows_card(name)) is not None:
+        card = read_card(named)
+        revisions = {one.revision[:12] for one in hub_names(card.files, root).values() if one.revision}
+        return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
+    if not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DatasetMissing(
+            "There are no such data.",
+            where=name,
+            why="no file or folder of that name"
+            + (f"; {suggest_names(path.name, beside)}" if 0 < len(beside) <= 200 else ""),
+            next_command=advise(
+                ["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md"
+            ),
+        )
+    if path.is_dir():
+        return _table_source(_tables_of_folder(path), DataCard(), data_root or path), path
+    home = path.parent
+    if path.suffix != CARD_SUFFIX:
+        return _table_source([(path, None)], DataCard(), data_root or home), home
+    card = read_card(path)
+    if names_hub(card.files):
+        return hub_source(card.files, card, root=root), home
+    of_splits: Mapping[str | None, object] = {None: card.files} if isinstance(card.files, str) else card.files
+    tables = []
+    for split, files in of_splits.items():
+        for file in map(str, files if isinstance(files, list) else [files]):
+            if not is_safe_name(file):
+                why = f"got {file!r}; a card names files beside it or below"
+                raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
+            tables.append((home / file, split))
+    return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
+
+
+def _tables_of_folder(folder: Path) -> list[Table]:
+    """A folder's files are the splits that they are called after."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
+    sign = library_sign(folder, files)
+    if sign is not None:
+        name = f"{HUB_PREFIX}{folder}"
+        raise DatasetError(
+            "The folder is in the layout of Hugging Face, which the library `datasets` reads.",
+            where=str(folder),
+            why=f"it holds {sign.relative_to(folder)}",
+            next_command=advise(["advl", "datasets", "check", name], note=f"give {name} in place of {folder}"),
+        )
+    stems = [path.stem for path in files]
+    if not files or len(set(stems)) != len(stems):
+        raise DatasetError(
+            "The folder does not say which file is which split.",
+            where=str(folder),
+            why=f"two files are called {max(stems, key=stems.count)}"
+            if files
+            else f"no file in it ends in {', '.join(TABLE_SUFFIXES)}",
+            next_command="call the files train.jsonl, val.jsonl and test.jsonl, or name them in a card "
+            "(docs/adding-a-dataset.md)",
+        )
+    return [(path, path.stem) for path in files]
+
+
+def _table_source(tables: Sequence[Table], card: DataCard, pictures: Path) -> RowSource:
+    """Return the rows of files; names of pictures are relative to a folder."""
+    # Training comes first: its first row says of which kind all rows are, and rows of a test set may lack labels.
+    ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
+    for path, _ in ordered:
+        if path.suffix not in TABLE_SUFFIXES:
+            raise DatasetError(
+                "The file is of no known format.",
+                where=str(path),
+                why=f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
+                next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
+            )
+        if not path.is_file():
+            raise DatasetMissing(
+                "A file of the data is missing.",
+                where=str(path),
+                next_command=again("put it there, or name another one in the card, then give the same command again"),
+            )
+    splits = [split for _, split in ordered]
+
+    def rows() -> Iterator[Row]:
+        for path, split in ordered:
+            # Rows are numbered by file, so that their names are the same in every format.
+            is_alone = len(ordered) == 1 or (split is not None and splits.count(split) == 1)
+            for number, (line, record) in enumerate(read_table(path), start=1):
+                name = str(number) if is_alone else f"{path.stem}:{number}"
+                yield Row(record, name=name, split=split, file=str(path), line=line)
+
+    only = ordered[0][0].stem if len(ordered) == 1 else ""
+    return RowSource(
+        rows=rows,
+        pictures=pictures,
+        files=tuple(path for path, _ in ordered),
+        version=repr(splits),
+        split=only if only in SPLIT_STEMS else "train",
+        card=card,
+    )
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A dataset of rows before one of its splits is opened."""
+
+    name: str
+    rows: RowSource
+    index: Index
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that its columns give."""
+        return self.index.tasks
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that hold rows."""
+        return self.index.splits
+
+    def line(self) -> str:
+        """Return the line that tells a user what was made of the columns."""
+        index, columns = self.index, self.index.facts["columns"]
+        made_of = [column for column in MADE_OF[index.kind] if column in columns]
+        told = {
+            f"{self.name}: task {index.kind}, from the columns ": made_of,
+            "also ": [column for column in COLUMNS if column in columns and column not in made_of],
+            "left alone: ": sorted(set(columns) - set(COLUMNS)),
+            "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
+        }
+        parts = [what + ", ".join(names) for what, names in told.items() if names]
+        if left := index.facts["left_out"]:
+            parts.append(", ".join(map(index.left_out, left)))
+        if bad := len(index.facts["problems"]):
+            parts.append(f"{bad:,} malformed")
+        return "; ".join(parts)
+
+    def open(self, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+        """Open a split, which must be one of `splits`.
+
+        Args:
+            root: not looked at, since the index says where its files lie.
+            options: `answers` holds names of classes or answers; None for those that `class_names` finds.
+
+        Raises:
+            DatasetError: a row or a picture is malformed, or nothing is usable.
+        """
+        index = self.index
+        source = Source(
+            dataset=self.name,
+            split=split,
+            folder=self.rows.pictures,
+            pictures=self.rows.pictures,
+            index=index.folder,
+            on_error=options.on_error,
+        )
+        is_labelled = index.is_labelled(split)
+        answers = options.answers
+        if answers is None or index.kind == "choice":
+            classes = partial(class_names, index, self.rows.card, [split])
+        else:
+            classes = partial(tuple, answers)
+        reading = Reading(
+            # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
+            # Ids carry the task whenever there are several, whichever of them are opened.
+            variants=tuple(
+                Variant(task, f":{task}" if len(self.tasks) > 1 else "")
+                for task in options.tasks
+                if task != "rationale" or is_labelled
+            ),
+            classes=classes,
+            scores=answer_scores,
+            is_own=True,
+            called=self.rows.called,
+        )
+        dataset = IndexedDataset(
+            source,
+            index,
+            reading,
+            digests=[index.digest_of(split)],
+            rows=index.rows_of(split),
+            problems=index.problems_of(split),
+        )
+        if index.kind == "classes" and is_labelled:
+            dataset.require_known_classes()
+        return dataset
+
+
+def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
+    """Return answer -> its score: min(1, k / min(3, n)) for one that k of n gave; a single answer is right or not."""
+    needed = min(NUM_AGREEING, sum(counts.values()))
+    return {answer: min(1.0, count / needed) for answer, count in counts.items()}
+
+
+def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes or answers that splits opened together share: the card's, else those of train.
+
+    Where no split is called train, they are those of the opened splits, all counted at once: a class number means
+    the same in each of them. Choices have none.
+    """
+    if index.kind == "choice":
+        return ()
+    if index.kind == "classes" and card.labels:
+        return card.labels
+    names, labels = index.file.names("label_name").tolist(), index.file.numbers("label")
+    of = ["train"] if "train" in index.splits else opened
+    codes = np.concatenate([labels[index.rows_of(split)] for split in of])
+    counts = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
+    if index.kind == "answers":
+        frequent = [name for name, count in counts.items() if count >= card.min_answer_count]
+        return tuple(sorted(frequent, key=lambda name: (-counts[name], name)))
+    # Classes that are numbers are sorted as numbers, before the others.
+    used = [name for name, count in counts.items() if count]
+    return tuple(sorted(used, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+
+
+_opened: dict[tuple[str, Path | None, Path], tuple[object, OwnData]] = {}
+"""What this process has opened: a command says what data are, refuses what they lack, and reads them."""
+
+
+def open_own(name: str, data_root: Path | None) -> OwnData:
+    """Find and index a dataset of rows; once in a process while its files are the same.
+
+    Raises:
+        ConfigError: a card that cannot be used.
+        DatasetError: there are no such data, or no row of them can be used.
+    """
+    on_hub = name.startswith(HUB_PREFIX) and not Path(name.removeprefix(HUB_PREFIX).partition(":")[0]).exists()
+    here = (name, data_root, Path.cwd())
+    if on_hub and here in _opened:
+        return _opened[here][1]
+    rows, home = find_source(name, data_root)
+    folder = index_folder(home, home if is_own_data(name) else home / name)
+    files = [
+        (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for status in map(Path.stat, rows.files)
+    ]
+    state = (folder, rows.version, repr(rows.card), rows.pictures, files)
+    if here not in _opened or _opened[here][0] != state:
+        _opened[here] = (state, OwnData(name, rows, open_index(rows, dataset=name, folder=folder)))
+    return _opened[here][1]

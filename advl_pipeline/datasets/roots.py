@@ -8,17 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    advise,
-    again,
-)
+from advl_pipeline.errors import ConfigError, DatasetError, advise, again
 from advl_pipeline.locations import Location
 
 DATA_VARIABLE = "ADVL_DATA"
@@ -62,29 +58,43 @@ def is_safe_name(name: str) -> bool:
     return bool(parts[0]) and ".." not in parts and ":" not in parts[0] and "\0" not in name and "\\" not in name
 
 
-def require_file(path: Path, *, dataset: str) -> Path:
-    """Return `path` if it is a file.
+def require_there(path: Path, *, dataset: str) -> Path:
+    """Return the path of a file or folder of a published dataset if it is there.
 
     Raises:
-        DatasetMissing: it is not there; the next step is named.
+        DatasetMissing: it is not; the next step is named.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DatasetMissing(
-            f"A file of the dataset {dataset} is missing.",
+            f"The dataset {dataset} is not there, or a part of it is missing.",
             where=str(path),
+            why="there is no such file or folder; the data root is $ADVL_DATA, or datasets/",
             next_command=advise(["advl", "datasets", "card", dataset], note="what to download and where to put it"),
         )
     return path
 
 
-def index_unwritable(folder: Path, error: OSError) -> DatasetError:
-    """Return the error for an index folder that cannot be written."""
-    return DatasetError(
-        "The index of a dataset cannot be written.",
-        where=str(folder),
-        why=error.strerror or str(error),
-        next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
-    )
+@contextmanager
+def index_draft(path: Path) -> Iterator[Path]:
+    """Yield a name to write to beside a file of an index: readers see all of the file or none.
+
+    Raises:
+        DatasetError: the folder cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise DatasetError(
+            "The index of a dataset cannot be written.",
+            where=str(path.parent),
+            why=error.strerror or str(error),
+            next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
+        ) from None
 
 
 def is_own_data(name: str) -> bool:

@@ -5,8 +5,9 @@ A card is a small TOML file for what columns do not say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -15,11 +16,8 @@ from advl_pipeline.configuration import Configuration, build_config, option, rea
 from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX
-from advl_pipeline.errors import (
-    ConfigError,
-    again,
-    suggest_names,
-)
+from advl_pipeline.datasets.row_files import read_table
+from advl_pipeline.errors import ConfigError, suggest_names
 
 Kind = Literal["choice", "classes", "answers"]
 LabelForm = Literal["index", "text", "letter"]
@@ -32,21 +30,8 @@ COLUMNS = (
 
 
 ABOUT = frozenset(
-    {
-        *(
-            "title",
-            "format",
-            "tasks",
-            "metrics",
-            "splits",
-            "evaluate_only",
-            "lmms_eval",
-            "instead_of",
-            "homepage",
-            "licence",
-        ),
-        *("size", "scoring", "chance", "seen", "tried", "how_to_get"),
-    }
+    "title format tasks metrics splits evaluate_only lmms_eval instead_of homepage licence size scoring chance seen "
+    "tried how_to_get".split()
 )
 """Keys of the card of a published set that tell people of it; its rows are read without them."""
 
@@ -111,32 +96,29 @@ def read_card(path: Path) -> DataCard:
     if told.get("format") == ROWS:
         told = {key: value for key, value in told.items() if key not in ABOUT}
     card = build_config(DataCard, told, where=str(path))
-    for table in (card.columns, card.constants, *card.items, dict.fromkeys(card.needs)):
-        for name in table:
-            if name not in COLUMNS:
-                raise ConfigError(
-                    f"Unknown column {name!r} in the card.",
-                    where=f"{path} [columns]",
-                    why=suggest_names(name, COLUMNS),
-                    next_command=again(
-                        f'write {{our column}} = "{{yours}}", then give the same command again: {path}'
-                    ),
-                )
+    for name in chain(card.columns, card.constants, *card.items, card.needs):
+        if name not in COLUMNS:
+            raise ConfigError(
+                f"Unknown column {name!r} in the card.",
+                where=f"{path} [columns]",
+                why=f"{suggest_names(name, COLUMNS)}; the form is our column = theirs",
+            )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
-    if not _are_files(card.files):
+    named = card.files if isinstance(card.files, Mapping) else {None: card.files}
+    files = list(chain.from_iterable(file if isinstance(file, list) else [file] for file in named.values()))
+    if not named or not all(isinstance(file, str) and file for file in files or [None]):
         raise ConfigError(
             "The card does not say which files hold the data.",
             where=f"{path} files",
             why=f"got {card.files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
-            next_command=again(f'write files = "train.jsonl" into {path}, then give the same command again'),
         )
-    if not names_hub(card.files) and (card.join or card.split_names or card.num_rows):
+    of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
+    if not names_hub(card.files) and (asked := next(filter(of_hub.get, of_hub), None)):
         raise ConfigError(
             "The card asks of files what is done for datasets of the hub alone.",
-            where=f"{path} " + ("join" if card.join else "split_names" if card.split_names else "num_rows"),
+            where=f"{path} {asked}",
             why=f"files is {card.files!r}",
-            next_command=again("name the dataset as hf:NAME, or remove the line, then give the same command again"),
         )
     return card
 
@@ -145,15 +127,6 @@ def names_hub(files: Any) -> bool:
     """Tell whether the files of a card are datasets of the hub."""
     named = [files] if isinstance(files, str) else files.values()
     return all(isinstance(name, str) and name.startswith(HUB_PREFIX) for name in named)
-
-
-def _are_files(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value)
-    if not isinstance(value, Mapping) or not value:
-        return False
-    lists = [item if isinstance(item, list) else [item] for item in value.values()]
-    return all(files and all(isinstance(file, str) and file for file in files) for files in lists)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +138,7 @@ class Item:
     `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
     `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where
     there is none. `answers` are the texts that people gave, `counts` how many gave each (one each where it is empty),
-    `entries` what `vqa_annotations.GroundTruth` says. `cell` is the class-balance cell of low-shot subsets, None
+    `entries` what `vqa_answers.GroundTruth` says. `cell` is the class-balance cell of low-shot subsets, None
     where that is the label.
     """
 
@@ -185,6 +158,11 @@ class Item:
     group: str = ""
     stratum: str = ""
     cell: int | None = None
+
+    @property
+    def rationales(self) -> tuple[str, ...]:
+        """The rationales to choose from; () where there are none."""
+        return self.texts[1 + self.num_choices :]
 
 
 class Row(NamedTuple):
@@ -222,3 +200,14 @@ class RowSource:
     card: DataCard = field(default_factory=DataCard)
     kind: Kind | None = None
     called: str = ""
+
+
+def checked_rows(path: Path, check: Callable[[Mapping[str, Any]], Item]) -> Iterator[Row]:
+    """Yield the rows of a file, each of which a reader has checked or found malformed."""
+    for number, record in read_table(path):
+        found: Item | Malformed
+        try:
+            found = record if isinstance(record, Malformed) else check(record)
+        except Malformed as error:
+            found = error
+        yield Row(found, name=str(number), file=str(path), line=number)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from advl_pipeline.datasets.boxes import PictureBoxes, boxes_of, read_box_file
-from advl_pipeline.datasets.indexed import Reading, Variant
+from advl_pipeline.datasets.boxes import boxes_of, read_box_file
+from advl_pipeline.datasets.indexed import Reading, Source, Variant
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.rows import Item, Row, RowSource
-from advl_pipeline.datasets.tables import read_table, text_field
+from advl_pipeline.datasets.roots import DatasetMissing, is_safe_name
+from advl_pipeline.datasets.row_files import read_json, text_field
+from advl_pipeline.datasets.rows import Item, Row, RowSource, checked_rows
+from advl_pipeline.errors import advise
 
 LabelOrder = Literal["uniter", "meter"]
 
@@ -23,10 +24,6 @@ LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
 
 STORED_ORDER = LABEL_ORDERS["uniter"]
 """Order of the class-balance cells, whatever order a dataset is opened with."""
-
-
-_TYPE_FIELD = "question_type"
-"""Field of corpora in this format that say it; other pairs are all of one type."""
 
 _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
 """Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
@@ -58,41 +55,29 @@ def snli_ve_source(
 
 def snli_ve_reading(order: LabelOrder) -> Reading:
     """Return how pairs become examples; `order` is that of the classes."""
-    return Reading(variants=(Variant("snli-ve", "class"),), classes=lambda: LABEL_ORDERS[order])
+    return Reading(variants=(Variant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
 
 
 def _rows(path: Path, images: str, boxes_file: Path | None) -> Iterator[Row]:
     boxes, problems = read_box_file(boxes_file)
     yield from problems
-    hypothesis_field = "hypothesis" if path.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
-    for number, record in read_table(path):
-        found: Item | Malformed
-        try:
-            if isinstance(record, Malformed):
-                raise record
-            found = _item(record, hypothesis_field, images, boxes)
-        except Malformed as error:
-            found = error
-        yield Row(found, name=str(number), file=str(path), line=number)
+    hypothesis = "hypothesis" if path.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
 
+    def item(record: Mapping[str, Any]) -> Item:
+        label, image = gold_label(record), f"{images}/{flickr_id(record)}.jpg"
+        # Corpora in this format may say the type of a question; other pairs are all of one type.
+        told = record.get("question_type")
+        return Item(
+            item_id=text_field(record, "pairID"),
+            image=image,
+            **boxes_of(boxes, image),
+            texts=(text_field(record, hypothesis),),
+            label=label,
+            stratum=told if isinstance(told, str) else "",
+            cell=STORED_ORDER.index(label),
+        )
 
-def _item(
-    record: Mapping[str, Any], hypothesis_field: str, images: str, boxes: Mapping[str, PictureBoxes] | None
-) -> Item:
-    pair_id = text_field(record, "pairID")
-    hypothesis = text_field(record, hypothesis_field)
-    label = gold_label(record)
-    image = f"{images}/{flickr_id(record)}.jpg"
-    told = record.get(_TYPE_FIELD)
-    return Item(
-        item_id=pair_id,
-        image=image,
-        **boxes_of(boxes, image),
-        texts=(hypothesis,),
-        label=label,
-        stratum=told if isinstance(told, str) else "",
-        cell=STORED_ORDER.index(label),
-    )
+    yield from checked_rows(path, item)
 
 
 def gold_label(record: Mapping[str, Any]) -> str:
@@ -117,11 +102,26 @@ def flickr_id(record: Mapping[str, Any]) -> str:
     if value is None:
         name, mark, _ = str(record.get("pairID", "")).partition(".jpg")
         value = name if mark else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise Malformed("field 'Flickr30K_ID' is missing, and 'pairID' names no picture")
-    value = value.removesuffix(".jpg")
-    if not is_safe_name(value) or "/" in value:
-        raise Malformed(f"picture id {value!r} leaves the dataset's folder")
-    return value
+    found = str(value).removesuffix(".jpg")
+    if not is_safe_name(found) or "/" in found:
+        raise Malformed(f"picture id {found!r} leaves the dataset's folder")
+    return found
+
+
+def read_pair_ids(source: Source, name: str) -> list[str]:
+    """Read the pair ids of a subset, as `advl datasets hard-subset` writes them.
+
+    Raises:
+        DatasetError: missing or malformed.
+    """
+    path = source.folder / name
+    if not path.is_file():
+        split = source.split.removesuffix("-hard")
+        raise DatasetMissing(
+            f"The list of pairs of {source.dataset} {source.split} has not been made.",
+            where=str(path),
+            next_command=advise(["advl", "datasets", "hard-subset", source.dataset, "--split", split]),
+        )
+    return read_json(path, "The list of pairs", lambda value: list(map(str, value["pair_ids"])))

@@ -14,9 +14,8 @@ uniter     "person_<index>", one special token each (index from 0, at most 80); 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Literal
 
 from advl_pipeline.datasets.problems import Malformed
@@ -24,6 +23,8 @@ from advl_pipeline.datasets.records import Candidate, ObjectTag, text_unit
 
 TextStyle = Literal["indexed", "r2c", "visualbert", "vl-bert", "uniter"]
 Tokens = Sequence[str | list[int]]
+Names = dict[int, str]
+"""Object -> what it is called."""
 
 MASKED_TAG = 10_000
 MASK_WORD = "[MASK]"
@@ -33,7 +34,6 @@ _R2C_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Pe
 _VL_BERT_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
 _UNITER_LAST_PERSON = 80
 _ALL_PERSONS = frozenset({"everyone", "everyones"})
-_SHORTEST = min(map(len, _ALL_PERSONS))
 
 
 _TAGS = "\x01"
@@ -76,31 +76,27 @@ def word_candidates(
         choices: what is to be chosen from.
     """
     if style == "visualbert":
-        history: dict[int, str] = {}
-        joined = [token for part in context for token in part]
-        _name_by_mention(objects, joined, history)
-        parts = [_render(part, history) for part in context]
-        worded = []
-        for choice in choices:
-            names = dict(history)
-            _name_by_mention(objects, choice, names)
-            worded.append(_render(choice, names))
+        history = _named_by_mention(objects, chain.from_iterable(context), {})
+        names_of = [_named_by_mention(objects, choice, history) for choice in choices]
     else:
-        fixed = _fixed_names(style, objects, context, choices)
-        link = "and" if style in ("vl-bert", "indexed") else ""
-        parts = [_render(part, fixed, link) for part in context]
-        worded = [_render(choice, fixed, link) for choice in choices]
-    before = reduce(_joined, parts)
-    question_length = len(parts[0].text) if len(parts) > 1 else 0
-    return tuple(
-        Candidate(
-            text_unit=text_unit(whole.text),
-            context_length=len(before.text),
-            question_length=question_length,
-            tags=whole.tags,
+        history = _fixed_names(style, objects, context, choices)
+        names_of = [history] * len(choices)
+    link = "and" if style in ("vl-bert", "indexed") else ""
+    parts = [_render(part, history, link) for part in context]
+    before, tags_before = _joined(chain.from_iterable(parts))
+    start = len(before) + 1 if before else 0
+    candidates = []
+    for choice, names in zip(choices, names_of, strict=True):
+        text, tags = _joined(_render(choice, names, link), start)
+        candidates.append(
+            Candidate(
+                text_unit=text_unit(" ".join(filter(None, (before, text)))),
+                context_length=len(before),
+                question_length=len(_joined(parts[0])[0]) if len(parts) > 1 else 0,
+                tags=(*tags_before, *tags),
+            )
         )
-        for whole in (_joined(before, choice) for choice in worded)
-    )
+    return tuple(candidates)
 
 
 def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> list[int]:
@@ -111,14 +107,14 @@ def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> lis
         for token in sentence:
             if isinstance(token, list):
                 mentioned.update(_unmasked(tag) for tag in token)
-            elif len(token) >= _SHORTEST and token.lower() in _ALL_PERSONS:
+            elif token.lower() in _ALL_PERSONS:
                 mentioned |= persons
     return sorted(mentioned or persons)
 
 
 def _fixed_names(
     style: TextStyle, objects: Sequence[str], context: Sequence[Tokens], choices: Sequence[Tokens]
-) -> dict[int, str]:
+) -> Names:
     """Return the name of every object for the styles in which it does not depend on the place in the text."""
     names = dict(enumerate(objects))
     if style == "indexed":
@@ -134,9 +130,9 @@ def _fixed_names(
     return names | {index: _R2C_NAMES[numbers[index] % len(_R2C_NAMES)] for index in persons if index in numbers}
 
 
-def _name_by_mention(objects: Sequence[str], tokens: Tokens, names: dict[int, str]) -> None:
-    """Name the objects of a sentence that have no name yet; persons are counted within the sentence."""
-    persons = 0
+def _named_by_mention(objects: Sequence[str], tokens: Iterable[str | list[int]], known: Mapping[int, str]) -> Names:
+    """Return the known names, and those of other objects of a sentence; persons are counted within the sentence."""
+    names, persons = dict(known), 0
     for token in tokens:
         if isinstance(token, list):
             for tag in map(_unmasked, token):
@@ -144,45 +140,33 @@ def _name_by_mention(objects: Sequence[str], tokens: Tokens, names: dict[int, st
                     is_person = objects[tag] == PERSON
                     names[tag] = _R2C_NAMES[persons % len(_R2C_NAMES)] if is_person else objects[tag]
                     persons += is_person
+    return names
 
 
-@dataclass(frozen=True, slots=True)
-class Worded:
-    """Words joined by single spaces, and the objects that some of them stand for."""
-
-    text: str
-    tags: tuple[ObjectTag, ...]
-
-
-def _render(tokens: Tokens, names: dict[int, str], link: str = "") -> Worded:
-    words: list[str] = []
-    tags: list[ObjectTag] = []
-    end = -1  # Of the words so far, joined.
+def _render(tokens: Tokens, names: Mapping[int, str], link: str) -> list[tuple[str, int | None]]:
+    """Return the words of a sentence, each with the object that it stands for."""
+    words: list[tuple[str, int | None]] = []
     for token in tokens:
         if isinstance(token, str):
-            for word in (token if token.isascii() else unicodedata.normalize("NFC", token)).split():
-                words.append(word)
-                end += len(word) + 1
+            plain = token if token.isascii() else unicodedata.normalize("NFC", token)
+            words += [(word, None) for word in plain.split()]
             continue
         for position, tag in enumerate(token):
             if position and link:
-                words.append(link)
-                end += len(link) + 1
-            word = MASK_WORD if tag >= MASKED_TAG else names[tag]
-            if tag < MASKED_TAG:
-                tags.append(ObjectTag(start=end + 1, end=end + 1 + len(word), box=tag))
-            words.append(word)
-            end += len(word) + 1
-    return Worded(" ".join(words), tuple(tags))
+                words.append((link, None))
+            words.append((MASK_WORD, None) if tag >= MASKED_TAG else (names[tag], tag))
+    return words
 
 
-def _joined(first: Worded, second: Worded) -> Worded:
-    """Join two parts with a single space; one without words leaves none."""
-    if not first.text or not second.text:
-        return first if first.text else second
-    start = len(first.text) + 1
-    moved = (ObjectTag(start=tag.start + start, end=tag.end + start, box=tag.box) for tag in second.tags)
-    return Worded(f"{first.text} {second.text}", (*first.tags, *moved))
+def _joined(words: Iterable[tuple[str, int | None]], start: int = 0) -> tuple[str, list[ObjectTag]]:
+    """Return words joined by single spaces, and the tags of those that stand for objects, from a place on."""
+    told, tags = [], []
+    for word, box in words:
+        if box is not None:
+            tags.append(ObjectTag(start=start, end=start + len(word), box=box))
+        told.append(word)
+        start += len(word) + 1
+    return " ".join(told), tags
 
 
 def _unmasked(tag: int) -> int:

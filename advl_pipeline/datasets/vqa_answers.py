@@ -1,109 +1,26 @@
 """VQA's answers: annotations as annotators gave them, vocabularies and soft targets, the evaluator's normal form.
 
-Targets follow the rules of the published models (see the card of vqa-v2). The normal form is the official
-evaluator's (GT-Vision-Lab/VQA, a013f00), restated from its rules: the original runs under Python 2 and has quirks
-that scores depend on; each is kept and named below.
-
 A vocabulary is built from the most common answers of the annotations, or read from a file: a checkpoint's last
-layer means nothing without its own list, because models ship the same answers in different orders.
+layer means nothing without its own list, because models ship the same answers in different orders. Targets follow the
+rules of the published models (see the card of vqa-v2). The normal form is the official evaluator's
+(GT-Vision-Lab/VQA, a013f00), restated from its rules: the original runs under Python 2 and has quirks that scores
+depend on; each is kept and named below.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.datasets.row_files import read_json
 from advl_pipeline.packages import read_data
-
-MIN_OCCURRENCES = 9
-"""Questions whose most common answer an answer must be, for VQA v2 (3,129 answers) and VQA-CP v2 (2,274)."""
-
-_SCORES = (0.0, 0.3, 0.6, 0.9)
-
-
-def answer_score(count: int) -> float:
-    """Return the soft score of an answer that `count` of ten annotators gave."""
-    return _SCORES[count] if count < len(_SCORES) else 1.0
-
-
-def build_vocabulary(most_common: Iterable[tuple[str, int]], *, min_occurrences: int) -> tuple[str, ...]:
-    """Build an answer vocabulary.
-
-    Args:
-        most_common: (raw `multiple_choice_answer`, number of questions) pairs; equal answers may repeat.
-        min_occurrences: questions that an answer, in its normal form, must be the answer of.
-
-    Returns:
-        Answers by falling number of questions, then by text.
-    """
-    counts: Counter[str] = Counter()
-    for answer, number in most_common:
-        counts[vocabulary_form(answer)] += number
-    kept = [(-number, answer) for answer, number in counts.items() if number >= min_occurrences]
-    return tuple(answer for _, answer in sorted(kept))
-
-
-def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
-    """Return raw answer -> its soft score, from answer -> annotators who gave it."""
-    return {answer: answer_score(count) for answer, count in counts.items()}
-
-
-def soft_target(scores: Mapping[str, float], class_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
-    """Return (class, score) pairs, by class, of one question.
-
-    Args:
-        scores: raw answer -> soft score. Answers are looked up as they are, as the published models do: "t-shirt"
-            scores nothing when the vocabulary has "t shirt".
-        class_of: answer of the vocabulary -> class.
-    """
-    return tuple(sorted((class_of[answer], score) for answer, score in scores.items() if answer in class_of))
-
-
-def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """Read a vocabulary: a JSON list of answers, or an object answer -> class (`ans2label`), or class -> answer.
-
-    LXMERT's list of its pretraining's answers (`all_ans.json`) has objects with the key `ans`.
-
-    Raises:
-        DatasetError: missing, malformed, or classes that are not 0 to n - 1.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError("The answer vocabulary cannot be read.", where=str(path), why=str(error)) from None
-    answers: list[Any] = value if isinstance(value, list) else []
-    answers = [answer.get("ans") if isinstance(answer, dict) else answer for answer in answers]
-    if isinstance(value, dict):
-        by_class = _invert(value, path)
-        answers = [by_class.get(label) for label in range(len(by_class))]
-    texts = tuple(answer for answer in answers if isinstance(answer, str))
-    if not texts or len(texts) != len(answers) or len(set(texts)) != len(texts):
-        raise DatasetError(
-            "The answer vocabulary is not a list of different answers.",
-            where=str(path),
-            why="expected a JSON list, or an object between answers and the classes 0 to n - 1",
-        )
-    return texts
-
-
-def _invert(value: Mapping[str, Any], path: Path) -> dict[int, Any]:
-    by_class: dict[int, Any] = {}
-    if all(isinstance(label, int) for label in value.values()):
-        by_class = {label: answer for answer, label in value.items()}
-    elif all(key.isdecimal() for key in value):
-        by_class = {int(key): answer for key, answer in value.items()}
-    if len(by_class) != len(value):
-        raise DatasetError("Two answers of the vocabulary share a class.", where=str(path))
-    return by_class
-
 
 NUM_ANNOTATORS = 10
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -141,18 +58,19 @@ def parse_annotation(item: Any) -> tuple[int, str, GroundTruth]:
             raise Malformed(f"question_id {question_id}: field {name!r} is missing or not a text")
     if item["answer_type"] not in ANSWER_TYPES:
         raise Malformed(f"question_id {question_id}: answer_type {item['answer_type']!r} is unknown")
-    answers = item.get("answers")
-    if not isinstance(answers, list) or not 1 <= len(answers) <= NUM_ANNOTATORS:
+    given = item.get("answers")
+    if not isinstance(given, list) or not 1 <= len(given) <= NUM_ANNOTATORS:
         raise Malformed(f"question_id {question_id}: field 'answers' is not a list of {NUM_ANNOTATORS} answers")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in answers):
+    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in given):
         raise Malformed(f"question_id {question_id}: an answer has no text")
-    truth = GroundTruth(
-        question_type=item["question_type"],
-        answer_type=item["answer_type"],
-        answers=tuple(entry["answer"] for entry in answers),
-        entries=_entries(answers),
-    )
-    return question_id, item["multiple_choice_answer"], truth
+    entries = list(range(len(given)))
+    if [entry.get("answer_id") for entry in given] != list(range(1, len(given) + 1)):
+        rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in given]
+        entries = [rests.index(rest) for rest in rests]
+    # Millions of answers are few texts, each of which is held once.
+    answers = tuple(sys.intern(entry["answer"]) for entry in given)
+    truth = GroundTruth(sys.intern(item["question_type"]), item["answer_type"], answers, tuple(entries))
+    return question_id, sys.intern(item["multiple_choice_answer"]), truth
 
 
 def whole_number(item: Mapping[str, Any], name: str) -> int:
@@ -162,16 +80,77 @@ def whole_number(item: Mapping[str, Any], name: str) -> int:
         Malformed: it is missing or anything else.
     """
     value = item.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+    if type(value) is not int or not 0 <= value < 2**63:
         raise Malformed(f"field {name!r} is {value!r}, not a whole number")
     return value
 
 
-def _entries(answers: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    if [entry.get("answer_id") for entry in answers] == list(range(1, len(answers) + 1)):
-        return tuple(range(len(answers)))
-    rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in answers]
-    return tuple(rests.index(rest) for rest in rests)
+MIN_OCCURRENCES = 9
+"""Questions whose most common answer an answer must be, for VQA v2 (3,129 answers) and VQA-CP v2 (2,274)."""
+
+_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+"""Soft score of an answer by the number of the ten annotators who gave it; the last one for more of them."""
+
+
+def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
+    """Return raw answer -> its soft score, from answer -> annotators who gave it."""
+    return {answer: _SCORES[min(count, len(_SCORES) - 1)] for answer, count in counts.items()}
+
+
+def soft_target(scores: Mapping[str, float], class_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
+    """Return (class, score) pairs, by class, of one question.
+
+    Args:
+        scores: raw answer -> soft score. Answers are looked up as they are, as the published models do: "t-shirt"
+            scores nothing when the vocabulary has "t shirt".
+        class_of: answer of the vocabulary -> class.
+    """
+    return tuple(sorted((class_of[answer], score) for answer, score in scores.items() if answer in class_of))
+
+
+def build_vocabulary(most_common: Iterable[tuple[str, int]], *, min_occurrences: int) -> tuple[str, ...]:
+    """Build an answer vocabulary.
+
+    Args:
+        most_common: (raw `multiple_choice_answer`, number of questions) pairs; equal answers may repeat.
+        min_occurrences: questions that an answer, in its normal form, must be the answer of.
+
+    Returns:
+        Answers by falling number of questions, then by text.
+    """
+    counts: Counter[str] = Counter()
+    for answer, number in most_common:
+        counts[vocabulary_form(answer)] += number
+    kept = [(-number, answer) for answer, number in counts.items() if number >= min_occurrences]
+    return tuple(answer for _, answer in sorted(kept))
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """Read a vocabulary: a JSON list of answers, or an object answer -> class (`ans2label`), or class -> answer.
+
+    LXMERT's list of its pretraining's answers (`all_ans.json`) has objects with the key `ans`.
+
+    Raises:
+        DatasetError: missing, malformed, or classes that are not 0 to n - 1.
+    """
+
+    def answers(value: Any) -> tuple[str, ...]:
+        if isinstance(value, dict):
+            size = len(value)
+            if all(isinstance(label, int) for label in value.values()):
+                value = {label: answer for answer, label in value.items()}
+            by_class = {int(label): answer for label, answer in value.items()}
+            listed = [by_class.get(label) for label in range(size)]
+        else:
+            listed = [item.get("ans") if isinstance(item, dict) else item for item in value]
+        texts = tuple(answer for answer in listed if isinstance(answer, str))
+        if not texts or len(texts) != len(listed) or len(set(texts)) != len(texts):
+            raise ValueError(
+                "expected a list of different answers, or an object between them and the classes 0 to n - 1"
+            )
+        return texts
+
+    return read_json(path, "The answer vocabulary", answers)
 
 
 _MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')
@@ -206,19 +185,16 @@ def strip_punctuation(answer: str) -> str:
     return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)
 
 
-def fold_words(answer: str) -> str:
-    """Lower-case, write number words as digits, drop articles, restore the apostrophes of contractions."""
-    words = []
-    for word in _lower(answer).split():
-        number = _NUMBERS.get(word, word)
-        if number not in _ARTICLES:
-            words.append(contractions().get(number, number))
-    return " ".join(words)
-
-
 def normalise_answer(answer: str) -> str:
-    """Return the evaluator's normal form of a cleaned answer; it may be empty."""
-    return fold_words(strip_punctuation(answer))
+    """Return the evaluator's normal form of a cleaned answer; it may be empty.
+
+    Punctuation goes, letters become lower case, number words digits; articles are dropped, and contractions have
+    their apostrophes restored.
+    """
+    # Python 2 maps letters one to one: no final sigma, and a dotted capital I becomes a plain i.
+    letters = ("i" if letter == "\u0130" else letter.lower() for letter in strip_punctuation(answer))
+    words = (_NUMBERS.get(word, word) for word in "".join(letters).split())
+    return " ".join(contractions().get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vocabulary_form(answer: str) -> str:
@@ -226,19 +202,8 @@ def vocabulary_form(answer: str) -> str:
     return normalise_answer(answer).replace(",", "")
 
 
-def _lower(text: str) -> str:
-    """Lower-case by the one-to-one mapping of Python 2: no final sigma, and a dotted capital I becomes a plain i."""
-    if text.isascii():
-        return text.lower()
-    return "".join("i" if letter == "\u0130" else letter.lower() for letter in text)
-
-
 @cache
 def contractions() -> dict[str, str]:
     """Word without its apostrophes -> word with them."""
-    pairs = {}
-    for line in read_data("vqa_contractions.txt").splitlines():
-        if not line.startswith("#"):
-            typed, compared = line.split()
-            pairs[typed] = compared
-    return pairs
+    lines = (line for line in read_data("vqa_contractions.txt").splitlines() if not line.startswith("#"))
+    return dict(map(str.split, lines))

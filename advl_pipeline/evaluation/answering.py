@@ -14,7 +14,7 @@ from PIL import Image
 
 from advl_pipeline.atomic import write_bytes
 from advl_pipeline.compute import AUTO, ComputeConfig, resolved
-from advl_pipeline.datasets.own.fields import compose
+from advl_pipeline.datasets.own.columns import compose
 from advl_pipeline.datasets.pictures import picture_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, Task, head_name, picture_unit_id

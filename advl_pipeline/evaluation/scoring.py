@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from advl_pipeline.datasets.json_stream import JsonItems, read_text
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.row_files import json_items, parse_object, scan_lines, text_field
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
-from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.vcr import vcr_labels
 from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.errors import DatasetError
@@ -109,15 +108,14 @@ def _annotation(item: Any) -> tuple[int, GroundTruth]:
 
 
 def _vqa_items(path: Path, key: str, parse: Callable[[Any], tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
-    items = JsonItems(read_text(path, dataset="vqa-v2"), path=path, key=key, dataset="vqa-v2")
     seen: set[int] = set()
-    for offset, item in items:
+    for line, item in json_items(path, key):
         try:
             question_id, parsed = parse(item)
             if question_id in seen:
                 raise Malformed(f"question_id {question_id} occurs twice")
         except Malformed as error:
-            raise _bad_annotation(path, items.line_at(offset), error) from None
+            raise _bad_annotation(path, line, error) from None
         seen.add(question_id)
         yield question_id, parsed
 

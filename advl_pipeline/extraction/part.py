@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.parts import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, StratifiedDataset
 from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 

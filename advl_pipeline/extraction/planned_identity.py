@@ -17,8 +17,8 @@ from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import AUTO
 from advl_pipeline.configuration import config_to_dict, options_without
-from advl_pipeline.datasets.parts import SelectedExamples
 from advl_pipeline.datasets.records import Dataset
+from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.part import open_part
 from advl_pipeline.extraction.sources import Source, image_tokens_of

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.parts import JoinedDataset, listed_ids, refuse_two_subsets
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.views import JoinedDataset, listed_ids, refuse_two_subsets
 from advl_pipeline.errors import (
     ConfigError,
     DatasetError,

@@ -7,7 +7,7 @@ the object in row `box`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,46 +15,39 @@ from typing import Any
 from advl_data.scenes.generator import paths
 from advl_pipeline.datasets.boxes import PictureBoxes, boxes_of, parse_boxes
 from advl_pipeline.datasets.cards import Benchmark, ReadOptions, load_card
-from advl_pipeline.datasets.index import Index, open_index
+from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
-from advl_pipeline.datasets.own.fields import parse_tagged
+from advl_pipeline.datasets.own.columns import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ObjectTag
-from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_file
-from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_there
+from advl_pipeline.datasets.row_files import text_field
+from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 from advl_pipeline.datasets.snli_ve import snli_ve_reading, snli_ve_source
-from advl_pipeline.datasets.tables import parse_object, scan_lines, text_field
 from advl_pipeline.datasets.vcr import open_vcr
-from advl_pipeline.datasets.vqa import VqaFiles, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
+from advl_pipeline.datasets.vqa import vocabulary_of, vqa_reading, vqa_source
 from advl_pipeline.errors import advise
 
-CAPTION_READING = Reading(variants=(Variant("captions", "none"),))
+CAPTION_READING = Reading(variants=(Variant("captions"),))
 """Captions carry no labels, and are worded as they are written."""
 
 
 def caption_source(annotations: Path, *, pictures: Path) -> RowSource:
     """Return the captions of a file; picture names are relative to `pictures`."""
     return RowSource(
-        rows=lambda: _rows(annotations), pictures=pictures, files=(annotations,), version="captions", kind="classes"
+        rows=lambda: checked_rows(annotations, partial(_item, known={})),
+        pictures=pictures,
+        files=(annotations,),
+        version="captions",
+        kind="classes",
     )
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    boxes: dict[str, PictureBoxes] = {}
-    for line in scan_lines(path):
-        record: Item | Malformed
-        try:
-            record = _item(parse_object(line.data), boxes)
-        except Malformed as error:
-            record = error
-        yield Row(record, name=str(line.number), file=str(path), line=line.number)
-
-
-def _item(record: dict[str, Any], known: dict[str, PictureBoxes]) -> Item:
+def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
     caption_id, image = text_field(record, "caption_id"), text_field(record, "image")
     if not is_safe_name(image):
         raise Malformed(f"picture name {image!r} leaves the dataset's folder")
-    boxes = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
+    boxes = parse_boxes(record)
     caption, phrases = text_field(record, "caption"), record.get("phrases", [])
     if not isinstance(phrases, list):
         raise Malformed("field 'phrases' is not a list")
@@ -105,7 +98,7 @@ def _open_vcr(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source("scenes-vcr", paths.VCR_FOLDER, split, root, options, pictures=paths.VCR_IMAGES)
     return open_vcr(
         source,
-        require_file(source.folder / paths.vcr_annotations(split).name, dataset=source.dataset),
+        require_there(source.folder / paths.vcr_annotations(split).name, dataset=source.dataset),
         labelled=True,
         tasks=options.tasks,
         conditioning=options.conditioning,
@@ -118,42 +111,39 @@ def _open_vqa(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
 
     def index_of(of: str) -> Index:
         questions, annotations = (
-            require_file(source.folder / name.name, dataset=source.dataset)
+            require_there(source.folder / name.name, dataset=source.dataset)
             for name in (paths.vqa_questions(of), paths.vqa_annotations(of))
         )
-        files = VqaFiles(questions=questions, annotations=annotations, subtype=paths.vqa_subtype(of))
         boxes = source.folder / paths.boxes(paths.VQA_FOLDER, of).name
-        rows = vqa_source(files, dataset=source.dataset, pictures=source.pictures, boxes=boxes)
-        return open_index(rows, dataset=source.dataset, folder=source.index)
+        subtype = paths.vqa_subtype(of)
+        return source.index_of(
+            vqa_source(questions, annotations, subtype=subtype, pictures=source.pictures, boxes=boxes)
+        )
 
     def built() -> tuple[str, ...]:
         # Answers of the corpus carry no annotation noise: every one that training knows is a class.
         where = str(source.folder / paths.vqa_annotations("train").name)
         return vocabulary_of([(index_of("train"), None)], min_occurrences=1, where=where)
 
-    index = index_of(split)
-    reading = vqa_reading(vocabulary_or(options.answers, built))
-    return IndexedDataset(source, index, reading, digests=index.digests)
+    return IndexedDataset(source, index_of(split), vqa_reading(options.answers, built))
 
 
 def _open_snli_ve(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source("scenes-snli-ve", paths.SNLI_VE_FOLDER, split, root, options)
     rows = snli_ve_source(
-        require_file(source.folder / paths.snli_ve_annotations(split).name, dataset=source.dataset),
+        require_there(source.folder / paths.snli_ve_annotations(split).name, dataset=source.dataset),
         pictures=source.pictures,
         images=paths.FLICKR_IMAGES,
         boxes=source.folder / paths.boxes(paths.SNLI_VE_FOLDER, split).name,
     )
-    index = open_index(rows, dataset=source.dataset, folder=source.index)
-    return IndexedDataset(source, index, snli_ve_reading(options.label_order), digests=index.digests)
+    return IndexedDataset(source, source.index_of(rows), snli_ve_reading(options.label_order))
 
 
 def _open_captions(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source("scenes-captions", paths.CAPTIONS_FOLDER, split, root, options)
-    annotations = require_file(source.folder / paths.captions(split).name, dataset=source.dataset)
+    annotations = require_there(source.folder / paths.captions(split).name, dataset=source.dataset)
     rows = caption_source(annotations, pictures=source.pictures)
-    index = open_index(rows, dataset=source.dataset, folder=source.index)
-    return IndexedDataset(source, index, CAPTION_READING, digests=index.digests)
+    return IndexedDataset(source, source.index_of(rows), CAPTION_READING)
 
 
 def _common_name(split: str, question: str) -> str:

@@ -17,9 +17,10 @@ from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
 
+from advl_pipeline.datasets import registry
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
-from advl_pipeline.datasets.own import hub, source
-from advl_pipeline.datasets.own.shaping import split_options
+from advl_pipeline.datasets.own import hub
+from advl_pipeline.datasets.own.columns import split_options
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
 
@@ -323,7 +324,7 @@ def test_a_set_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.
     )
     assert len(open_dataset(str(card), split="test")) == 8
     (tmp_path / "read/nyu-visionx/CV-Bench/README.md").write_text(page)
-    monkeypatch.setattr(source, "_opened", {})
+    monkeypatch.setattr(registry, "_opened", {})
     assert len(open_dataset("cv-bench", split="test", data_root=tmp_path / "read")) == 10
 
 

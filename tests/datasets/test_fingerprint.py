@@ -7,6 +7,7 @@ import os
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,13 @@ from advl_pipeline.errors import DatasetError
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were really read; files count as settled as soon as they are written."""
     names: list[str] = []
-    original = fingerprint._read
+    original = FileDigests._read
 
-    def counted(path: Path, name: str, depth: Depth) -> FileFacts:
+    def counted(self: FileDigests, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
         names.append(name)
-        return original(path, name, depth)
+        return original(self, name, depth)
 
-    monkeypatch.setattr(fingerprint, "_read", counted)
+    monkeypatch.setattr(FileDigests, "_read", counted)
     monkeypatch.setattr(fingerprint, "_RACY_NS", 0)
     return names
 

@@ -207,3 +207,24 @@ def write_snli_ve(root: Path, *, name: str = "test", count: int = 12) -> Path:
         picture = record["pairID"].partition("#")[0]
         write_picture(root / "snli-ve" / "flickr30k_images" / picture, shade=int(picture[:-4]) % 997)
     return annotations
+
+
+def write_captions(root: Path, *, count: int = 6) -> Path:
+    """Write captions of the built-in corpus, two for each picture; returns their file."""
+    folder = root / "scenes" / "captions"
+    records = [
+        {
+            "caption_id": f"c{number}",
+            "image": f"images/train-{number // 2:06d}.jpg",
+            "width": 40,
+            "height": 30,
+            "boxes": [[1, 2, 11, 12], [20, 3, 30, 13]],
+            "caption": "a cat and a red dog",
+            "phrases": [{"start": 2, "end": 5, "box": 0}, {"start": 12, "end": 19, "box": 1}],
+        }
+        for number in range(count)
+    ]
+    write_lines(folder / "train.jsonl", records)
+    for record in records:
+        write_picture(folder / str(record["image"]), size=(40, 30), shade=int(str(record["caption_id"])[1:]) // 2)
+    return folder / "train.jsonl"

@@ -12,8 +12,8 @@ from altered_dataset import AlteredDataset
 from run_logs import losses
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.parts import JoinedDataset
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.views import JoinedDataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract

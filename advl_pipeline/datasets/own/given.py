@@ -25,6 +25,8 @@ from advl_pipeline.errors import DatasetError
 
 Rows = Iterable[Mapping[str, Any]]
 
+_PICTURES = (bytes, bytearray, Image.Image)
+
 FOLDER = "given"
 """Below the folder of the datasets."""
 
@@ -56,7 +58,21 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
             keep(home / PICTURES_FOLDER / record["image"], picture)
         if row.split is not None:
             record.setdefault("split", row.split)
-        lines.append(json.dumps(dict(_storable(record, place)), ensure_ascii=False, sort_keys=True) + "\n")
+        kept = {}
+        for column, value in record.items():
+            if isinstance(value, _PICTURES):
+                continue  # Other pictures in a row are left alone.
+            kept[column] = value.tolist() if hasattr(value, "tolist") else value
+            try:
+                json.dumps(kept[column])
+            except (TypeError, ValueError) as error:
+                raise DatasetError(
+                    "A value of a row cannot be kept.",
+                    where=f"{place}, column {column!r}",
+                    why=str(error),
+                    next_command="leave out the column, or give texts, numbers and lists of them",
+                ) from None
+        lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
     if not lines:
         raise DatasetError("The data hold no row.", where="data", next_command="give at least one row")
     if len(kinds) > 1:
@@ -116,27 +132,6 @@ def _bytes_of(picture: Any) -> bytes | None:
             return Path(picture).read_bytes()
         except OSError as error:
             raise DatasetError(
-                "A picture cannot be read.",
-                where=os.fspath(picture),
-                why=error.strerror or str(error),
-                next_command="look at the path of the picture",
+                "A picture cannot be read.", where=os.fspath(picture), why=error.strerror or str(error)
             ) from None
     return bytes(picture) if isinstance(picture, (bytes, bytearray)) else None
-
-
-def _storable(record: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the columns that a line of JSON can hold, arrays as lists; other pictures in a row are left alone."""
-    for column, value in record.items():
-        if isinstance(value, (bytes, bytearray, Image.Image)):
-            continue
-        plain = value.tolist() if hasattr(value, "tolist") else value
-        try:
-            json.dumps(plain)
-        except (TypeError, ValueError) as error:
-            raise DatasetError(
-                "A value of a row cannot be kept.",
-                where=f"{place}, column {column!r}",
-                why=str(error),
-                next_command="leave out the column, or give texts, numbers and lists of them",
-            ) from None
-        yield column, plain

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.tables import MappedLines, scan_lines
+from advl_pipeline.datasets.row_files import MappedLines, scan_lines
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -28,15 +28,36 @@ from advl_pipeline.datasets.records import (
     Task,
     TextUnit,
 )
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, leave_out
 
 
-class SelectedExamples:
+class _View:
+    """What a view has of its first split; implements a part of `records.Dataset`."""
+
+    def __init__(self, first: Dataset) -> None:
+        self.name, self.split, self.text_style = first.name, first.split, first.text_style
+        self.tasks: tuple[Task, ...] = first.tasks
+        self._first = first
+
+    @property
+    def identity_name(self) -> str:
+        """Return the split's."""
+        return self._first.identity_name
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Return the split's class names."""
+        return self._first.label_names(task)
+
+    def content_digest(self) -> str:
+        """Return the digest of the whole split."""
+        return self._first.content_digest()
+
+
+class SelectedExamples(_View):
     """Some examples of a split, in its order; implements `records.Dataset`."""
 
     def __init__(self, whole: StratifiedDataset, ids: Collection[str], *, skipped: Sequence[Any] = ()) -> None:
-        self.name, self.split, self.text_style = whole.name, whole.split, whole.text_style
-        self.tasks: tuple[Task, ...] = whole.tasks
+        super().__init__(whole)
         self.skipped = tuple(skipped)
         self.whole = whole
         wanted = set(ids)
@@ -54,97 +75,27 @@ class SelectedExamples:
         return [ids[position] for position in self._positions]
 
     @property
-    def identity_name(self) -> str:
-        """Return the whole split's."""
-        return self.whole.identity_name
-
-    @property
     def selection(self) -> dict[str, Any]:
         """What tells this part from others, for the identity of a cache: how many examples, and which."""
         digest = hashlib.sha256("\n".join(sorted(self.example_ids)).encode()).hexdigest()
         return {"num_examples": len(self), "examples": digest}
 
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """Return the split's class names."""
-        return self.whole.label_names(task)
-
-    def content_digest(self) -> str:
-        """Return the digest of the whole split."""
-        return self.whole.content_digest()
-
     def image_units(self) -> Sequence[ImageUnit]:
         """Return the pictures of the part, each once."""
-        found = {example.image.unit_id: example.image for example in self._examples()}
-        return list(found.values())
+        return list({image.unit_id: image for image in (self[place].image for place in range(len(self)))}.values())
 
     def text_units(self) -> Sequence[TextUnit]:
         """Return the texts of the part, each once."""
-        units = (candidate.text_unit for example in self._examples() for candidate in example.candidates)
+        units = (one.text_unit for place in range(len(self)) for one in self[place].candidates)
         return list({unit.unit_id: unit for unit in units}.values())
 
-    def _examples(self) -> Iterable[Example]:
-        return (self.whole[position] for position in self._positions)
 
-
-def refuse_two_subsets(shots: int | None, ids: object) -> None:
-    """Refuse a subset that is both drawn and listed.
-
-    Raises:
-        ConfigError: as said.
-    """
-    if shots is not None and ids:
-        raise ConfigError(
-            "A subset is drawn or listed, not both.",
-            where="--shots and --ids",
-            next_command="leave out --shots or --ids",
-        )
-
-
-def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
-    """Read a list that `advl datasets subset` wrote, as ids of an opened split.
-
-    A split that is opened for one task names its examples without the task; those of other tasks are left out.
-
-    Raises:
-        DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
-    """
-    listed = read_id_list(file)
-    if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
-        raise DatasetError(
-            "The list of ids is of another split.",
-            where=str(file),
-            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
-        )
-    known = set(dataset.example_ids)
-    found: list[str] = []
-    for listed_id in listed.example_ids:
-        question, colon, task = listed_id.rpartition(":")
-        named = [listed_id, *([question] if colon and dataset.tasks == (task,) else [])]
-        here = [name for name in named if name in known]
-        if not here and not colon:
-            here = [name for each in dataset.tasks if (name := f"{listed_id}:{each}") in known]
-        if not here and not (colon and task not in dataset.tasks):
-            raise DatasetError(
-                "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
-            )
-        found += here
-    if not found:
-        raise DatasetError(
-            "The list of ids names no example of the tasks that are asked for.",
-            where=str(file),
-            why=", ".join(dataset.tasks),
-        )
-    return tuple(dict.fromkeys(found))
-
-
-class _Parts:
-    """Splits one after another, of the tasks and label names of the first; ids get a prefix each, "" for none."""
+class _Parts(_View):
+    """Splits one after another; ids get a prefix each, "" for none."""
 
     def __init__(self, parts: Sequence[Dataset], prefixes: Sequence[str]) -> None:
+        super().__init__(parts[0])
         self.parts = tuple(parts)
-        first = parts[0]
-        self.name, self.split, self.text_style = first.name, first.split, first.text_style
-        self.tasks: tuple[Task, ...] = first.tasks
         self._starts = [0, *accumulate(len(part) for part in parts)]
         self._prefixes = prefixes
         self.example_ids: Sequence[str] = [
@@ -162,28 +113,17 @@ class _Parts:
         prefix = self._prefixes[place]
         return replace(example, example_id=prefix + example.example_id) if prefix else example
 
-    @property
-    def identity_name(self) -> str:
-        """Return the first part's."""
-        return self.parts[0].identity_name
-
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """Return the first part's class names."""
-        return self.parts[0].label_names(task)
-
     def content_digest(self) -> str:
         """Return the SHA-256 of the parts' digests, in order."""
         return hashlib.sha256("".join(part.content_digest() for part in self.parts).encode()).hexdigest()
 
     def image_units(self) -> Sequence[ImageUnit]:
         """Return the pictures of all parts, each once."""
-        found = {unit.unit_id: unit for unit in chain.from_iterable(part.image_units() for part in self.parts)}
-        return list(found.values())
+        return list({unit.unit_id: unit for part in self.parts for unit in part.image_units()}.values())
 
     def text_units(self) -> Sequence[TextUnit]:
         """Return the texts of all parts, each once."""
-        found = {unit.unit_id: unit for unit in chain.from_iterable(part.text_units() for part in self.parts)}
-        return list(found.values())
+        return list({unit.unit_id: unit for part in self.parts for unit in part.text_units()}.values())
 
 
 class JoinedDataset(_Parts):
@@ -231,3 +171,49 @@ class UnionOfSplits(_Parts):
             strata=list(chain.from_iterable(table.strata for table in tables)),
             by_class=tables[0].by_class,
         )
+
+
+def refuse_two_subsets(shots: int | None, ids: object) -> None:
+    """Refuse a subset that is both drawn and listed.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if shots is not None and ids:
+        raise ConfigError(
+            "A subset is drawn or listed, not both.", where="--shots and --ids", next_command=leave_out("--ids")
+        )
+
+
+def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
+    """Read a list that `advl datasets subset` wrote, as ids of an opened split.
+
+    A split that is opened for one task names its examples without the task; those of other tasks are left out.
+
+    Raises:
+        DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
+    """
+    listed = read_id_list(file)
+    if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
+        raise DatasetError(
+            "The list of ids is of another split.",
+            where=str(file),
+            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
+        )
+    known = set(dataset.example_ids)
+    found: list[str] = []
+    for listed_id in listed.example_ids:
+        question, colon, task = listed_id.rpartition(":")
+        named = [listed_id, *([question] if colon and dataset.tasks == (task,) else [])]
+        here = [name for name in named if name in known]
+        if not here and not colon:
+            here = [name for each in dataset.tasks if (name := f"{listed_id}:{each}") in known]
+        if not here and not (colon and task not in dataset.tasks):
+            raise DatasetError(
+                "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
+            )
+        found += here
+    if not found:
+        why = ", ".join(dataset.tasks)
+        raise DatasetError("The list of ids names no example of the tasks asked for.", where=str(file), why=why)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,576 @@
+"""One row becomes one item, under our columns: what a card says of it, its kind of task, and every field checked.
+
+The card's rules rename columns, choose rows and draw what is to be drawn, one function a rule. The kind of task is
+told from the columns. Each complaint names the field, what it is and what was expected.
+
+Boxes stand in the text: "Why is [the dog|0] running?" says that the words "the dog" stand for box 0. Only rows that
+have boxes are read so; elsewhere a bracket is a bracket.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, count, islice
+from string import ascii_lowercase, ascii_uppercase
+from typing import Any
+
+from advl_pipeline.datasets.boxes import is_number
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import Candidate, ObjectTag, normalise_text, text_unit
+from advl_pipeline.datasets.roots import is_safe_name
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Item, Kind, Row
+from advl_pipeline.errors import DatasetError, again, suggest_names
+
+MADE_OF: Mapping[Kind, tuple[str, ...]] = {
+    "choice": ("image", "question", "choices", "label"),
+    "classes": ("image", "text", "label"),
+    "answers": ("image", "question", "answers", "answer"),
+}
+"""Columns that a task is made of, a row of which has the first two; the others that are known add to it."""
+
+_MARKERS: Mapping[Kind, tuple[str, ...]] = {
+    "choice": ("choices", "choice_0"),
+    "classes": ("text",),
+    "answers": ("answers", "answer"),
+}
+"""Columns that only one kind has."""
+
+_SYNONYMS: Mapping[str, tuple[Kind, str]] = {
+    "direct_answers": ("answers", "answers"),
+    "multiple_choice_answer": ("answers", "answer"),
+    "hypothesis": ("classes", "text"),
+    "correct_choice_idx": ("choice", "label"),
+}
+"""Columns of A-OKVQA, VQA and SNLI-VE that have one meaning: the kind they belong to and our name."""
+
+_LIKELY: Mapping[str, str] = {
+    **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
+    **dict.fromkeys(("caption", "sentence", "sentence2", "statement", "claim"), "text"),
+    **dict.fromkeys(("options", "candidates"), "choices"),
+    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx"), "label"),
+    # Each is known where the other columns leave no doubt, and named where they do.
+    **{theirs: ours for theirs, (_, ours) in _SYNONYMS.items()},
+}
+"""Columns of public datasets that often mean one of ours, without a certain meaning: for hints."""
+
+MIN_CHOICES = 2
+_SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
+_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
+_TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
+
+
+def columns_of(kind: Kind) -> str:
+    """Return a kind of task with the columns that it is made of, for messages."""
+    return f"{kind} ({', '.join(MADE_OF[kind])})"
+
+
+def synonyms(columns: Collection[str], card: DataCard) -> dict[str, str]:
+    """Return their name -> our name, of the columns of public datasets whose meaning is certain in such a row.
+
+    A column of ours, or one that the card names, comes first; a row that fits another kind keeps its columns.
+    """
+    fits = [card.task] if card.task else _kinds_of(columns)
+    found: dict[str, str] = {}
+    for theirs, (kind, ours) in _SYNONYMS.items():
+        marks = ours in _MARKERS[kind]
+        taken = {*columns, *card.columns, *found.values()}.intersection(_MARKERS[kind] if marks else (ours,))
+        if theirs in columns and not taken and (fits == [kind] or (marks and not fits)):
+            found[theirs] = ours
+    return found
+
+
+def _kinds_of(columns: Collection[str]) -> list[Kind]:
+    return [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
+
+
+def recognise(columns: Collection[str], told: Kind | None) -> Kind:
+    """Return the kind of task of a row with these columns.
+
+    Args:
+        columns: names, after those that a card gives were put in place of the file's own.
+        told: kind that the card names.
+
+    Raises:
+        Malformed: the columns fit no kind, several, or not the one that the card names.
+    """
+    found = [told] if told else _kinds_of(columns)
+    if len(found) > 1:
+        is_key = {"choice", "answers"} <= {*found} and "answer" in columns and "label" not in columns
+        key = '; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else ""
+        fits = " and ".join(map(columns_of, found))
+        raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {found[0]!r}{key}")
+    listed = ", ".join(sorted(map(str, columns))) or "(none)"
+    if not found:
+        kinds = "; ".join(map(columns_of, MADE_OF))
+        raise Malformed(f"the columns {listed} fit no kind of task; {kinds}{_hint(columns, None)}")
+    (kind,) = found
+    needed = [(name,) for name in MADE_OF[kind][:2]] + ([_MARKERS[kind]] if kind == "choice" else [])
+    for names in needed:
+        if not any(name in columns for name in names):
+            why = "the card says" if told else "the other columns say"
+            raise Malformed(
+                f"column {names[0]!r} is missing, {why} that the task is {columns_of(kind)}; found: {listed}"
+                + _hint(columns, kind)
+            )
+    return kind
+
+
+def _hint(columns: Collection[str], kind: Kind | None) -> str:
+    """Return a card's lines that would rename the columns which look like ours; those of one kind of task alone."""
+    missing = [name for name in COLUMNS if name not in columns]
+    looks_like: dict[str, str] = {}
+    # A name that is known from public datasets says more than one that is spelt alike.
+    for name in sorted(map(str, columns), key=lambda name: (name.lower() not in _LIKELY, name)):
+        near = [_LIKELY.get(name.lower(), ""), *difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.6)]
+        ours = next((one for one in near if one in missing), "")
+        if name not in COLUMNS and ours:
+            looks_like.setdefault(ours, name)
+    kind = kind or next((one for one, names in _MARKERS.items() if looks_like.keys() & {*names}), None)
+    others = {name for other, names in _MARKERS.items() if other != kind for name in names}
+    lines = [f'{ours} = "{looks_like[ours]}"' for ours in COLUMNS if ours in looks_like.keys() - others]
+    return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
+
+
+_LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
+"""Columns whose cells hold JSON, or a list of Python, where a format has no lists (CSV)."""
+
+_ONE_OF_SEVERAL = re.compile(r".*\D\d+|(left|right)_.*")
+"""Names of columns that hold one of several pictures."""
+
+_BLOCK = 256
+"""Rows that rationales are drawn from at once."""
+
+
+def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row]:
+    """Yield the items of rows under our columns; rows of a reader that checks them itself pass through.
+
+    Args:
+        dataset: named in errors.
+
+    Raises:
+        DatasetError: the card names a column that no row has.
+    """
+    seen: set[str] = set()
+    found = (_under_our_columns(item, card) for row in rows for item in _items_of(row, card, seen))
+    yield from _with_drawn_rationales(found, card) if card.rationale_choices else found
+    for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items)):
+        for name in [theirs] if isinstance(theirs, str) else theirs:
+            # It is mistyped, and no row is to blame.
+            if seen and name not in seen:
+                raise DatasetError(
+                    "The card names a column that no row has.",
+                    where=f"{dataset} [columns] {ours}",
+                    why=f"column {name!r}, which the card gives as {ours!r}, is missing; "
+                    + suggest_names(name, seen),
+                    next_command=again("mend or remove the line of the card, then give the same command again"),
+                )
+
+
+def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
+    """Yield the items that the card makes of a row, or the row; without a record where the card leaves it out."""
+    record = row.record
+    if not isinstance(record, Mapping):
+        yield row
+        return
+    seen.update(record)
+    read = {name: value if isinstance(value, list) else [value] for name, value in card.only.items()}
+    if any(record.get(name) not in values for name, values in read.items()):
+        yield row._replace(record=None)
+    elif not card.items:
+        yield row
+    else:
+        for number, columns in enumerate(card.items, start=1):
+            item = {ours: record.get(theirs) for ours, theirs in columns.items()}
+            yield row._replace(record={**record, "group": row.name, **item}, name=f"{row.name}-{number}")
+
+
+def _under_our_columns(row: Row, card: DataCard) -> Row:
+    if not isinstance(row.record, Mapping):
+        return row
+    try:
+        found = renamed(row.record, card)
+    except Malformed as error:
+        return row._replace(record=error)
+    several = [name for name, value in row.record.items() if _ONE_OF_SEVERAL.fullmatch(name) and _is_picture(value)]
+    if len(several) > 1 and not card.items:
+        why = f"the row holds several pictures ({', '.join(several)}), and an item is about one"
+        return row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
+    found |= card.constants
+    if card.items and found.get("id") is not None:
+        found["id"] = f"{found['id']}-{row.name.rpartition('-')[2]}"
+    if card.options_in_question:
+        found["question"], found["choices"] = split_options(found.get("question"))
+    if card.right_choice_first and isinstance(found.get("choices"), list):
+        found["choices"], found["label"] = _drawn_order(found["choices"], row, card)
+    if any(found.get(name) in (None, "", []) for name in card.needs):
+        return row._replace(record=None)
+    return row._replace(record=found)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
+
+
+def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
+    """Return a record under our names of its columns; lists in cells are parsed, `choice_0`, ... become one list.
+
+    Names of public datasets that mean one thing need no card, such as `multiple_choice_answer`.
+    A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
+
+    Raises:
+        Malformed: a cell begins like a list and is none.
+    """
+    found = dict(record)
+    for ours, theirs in card.columns.items():
+        if not isinstance(theirs, str):
+            cells = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
+            found[ours] = cells if ours in _LISTED else " ".join(map(str, cells))
+        elif theirs in record:
+            found[ours] = record[theirs]
+        else:
+            # What the row has under our name is something else: the card says how ours is called.
+            found.pop(ours, None)
+        if isinstance(theirs, str) and theirs not in card.columns:
+            found.pop(theirs, None)
+    for theirs, ours in synonyms(found, card).items():
+        found[ours] = found.pop(theirs)
+    if "correct_choice_idx" in record and "rationale_label" not in found and not card.rationale_choices:
+        # Rationales beside such a label explain the right choice, and all are right: there is none to choose.
+        found.pop("rationales", None)
+    for one, several in (("choice", "choices"), ("rationale", "rationales")):
+        for places in (map(str, count()), iter(ascii_lowercase)):
+            cells = []
+            while (name := f"{one}_{next(places, '')}") in found:
+                cells.append(found.pop(name))
+            if cells and several not in found:
+                while cells and cells[-1] in (None, ""):
+                    cells.pop()
+                found[several] = cells
+    for name in _LISTED & found.keys():
+        text = found[name]
+        if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
+            found[name] = _parsed(name, text)
+    return found
+
+
+def _parsed(name: str, text: str) -> Any:
+    """Return what a text holds: JSON, or a list or table as Python prints it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
+
+
+def split_options(text: Any) -> tuple[Any, list[str] | None]:
+    """Return a question without its options, and the options behind "A.", "B:", "(C)" and so on; None without two.
+
+    What stands on lines below the last option is no part of it, nor is "Options:" above them.
+    """
+    marks: list[re.Match[str]] = []
+    for letter in ascii_uppercase if isinstance(text, str) else "":
+        mark = re.compile(rf"(?:^|(?<=[\s,;:]))(?:\({letter}\)[.:]?|{letter}[.:)])\s+")
+        found = mark.search(text, marks[-1].end() if marks else 0)
+        if found is None:
+            break
+        marks.append(found)
+    if len(marks) < 2:
+        return text, None
+    ends = [*(found.start() for found in marks[1:]), len(text)]
+    options = [text[found.end() : end].strip().rstrip(",; ") for found, end in zip(marks, ends, strict=True)]
+    options[-1] = options[-1].partition("\n")[0].strip()
+    return text[: marks[0].start()].strip().removesuffix("Options:").strip(), options
+
+
+def _drawn_order(texts: Sequence[Any], row: Row, card: DataCard) -> tuple[list[Any], int]:
+    """Return texts in an order that depends on the seed and on the row's name alone, and where the first one went."""
+    order = sorted(range(len(texts)), key=lambda place: _draw(card, row, str(place)))
+    return [texts[place] for place in order], order.index(0)
+
+
+def _draw(card: DataCard, row: Row, *parts: str) -> bytes:
+    told = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
+    return hashlib.blake2b(told.encode(), digest_size=8).digest()
+
+
+def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]:
+    """Put others' rationales beside the first one of each row; rows near it in the file give them.
+
+    Rows without a label have none to choose from.
+    """
+    before: list[tuple[str, str]] = []
+    while block := list(islice(rows, _BLOCK)):
+        own: dict[str, list[str]] = {}
+        for row in block:
+            found = row.record.get("rationales") if isinstance(row.record, Mapping) else None
+            own[row.name] = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+        pool = [(name, texts[0]) for name, texts in own.items() if texts]
+        lent = pool if len(pool) == _BLOCK else before + pool
+        for row in block:
+            if not isinstance(row.record, Mapping) or not (right := own[row.name]):
+                yield row
+                continue
+            start = int.from_bytes(_draw(card, row, "rationales"), "big") % len(lent)
+            others = (text for name, text in lent[start:] + lent[:start] if name != row.name and text not in right)
+            texts = [right[0], *islice(dict.fromkeys(others), (card.rationale_choices or 1) - 1)]
+            rationales, label = _drawn_order(texts, row, card)
+            yield row._replace(record={**row.record, "rationales": rationales, "rationale_label": label})
+        before = pool
+
+
+def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
+    """Check a record under our names.
+
+    Raises:
+        Malformed: with the field at fault.
+    """
+    boxes = _boxes(record.get("boxes"))
+    label: int | str | None
+    rationale_label, answers = None, {}
+    texts = [_text(record, "text" if kind == "classes" else "question", len(boxes))]
+    choices: list[str] = []
+    if kind == "choice":
+        choices = _texts(record, "choices", len(boxes))
+        label = _right_one(record, "label", choices, card)
+        texts += choices
+        if record.get("rationales") is not None:
+            rationales = _texts(record, "rationales", len(boxes))
+            rationale_label = _right_one(record, "rationale_label", rationales, card)
+            if (label is None) != (rationale_label is None):
+                missing = "label" if label is None else "rationale_label"
+                raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
+            texts += rationales
+    elif kind == "classes":
+        label = _class(record, card)
+    else:
+        answers = _answers(record)
+        label = max(answers, key=answers.__getitem__, default=None)
+    value = record.get("box_labels")
+    if value is not None and not (
+        isinstance(value, list) and len(value) == len(boxes) and all(isinstance(text, str) for text in value)
+    ):
+        raise _unlike("box_labels", value, f"one text for each of the {len(boxes)} boxes")
+    return Item(
+        item_id=_name(record, "id"),
+        image=_image(record.get("image")),
+        boxes=boxes,
+        box_labels=tuple(value or ()),
+        texts=tuple(texts),
+        num_choices=len(choices),
+        label=label,
+        rationale_label=rationale_label,
+        answers=tuple(answers),
+        counts=tuple(answers.values()),
+        group=_name(record, "group") or "",
+        stratum=_name(record, "stratum") or "",
+    )
+
+
+def split_of(record: Mapping[str, Any], told: str | None) -> str | None:
+    """Return the split that a record names, else the one of its file.
+
+    Raises:
+        Malformed: the two differ, or the field is no text or cannot name a split.
+    """
+    own = _name(record, "split")
+    if own is not None and told is not None and own != told:
+        raise Malformed(f"field 'split' is {own!r}, the file is given as the split {told!r}")
+    name = own or told
+    if name is not None and not _SPLIT_NAME.fullmatch(name):
+        # Splits name folders of caches, `--on` takes DATASET/SPLIT, and + joins splits.
+        where = "field 'split' is" if own is not None else "the file is given as the split"
+        raise Malformed(f"{where} {name!r}, expected letters, digits, '_', '-' and '.', not '.' first")
+    return name
+
+
+def _unlike(name: str, value: Any, expected: str) -> Malformed:
+    """Return the complaint about a field that is not what was expected; long values are cut short."""
+    shown = "missing" if value is None else repr(value)
+    return Malformed(f"field {name!r} is {shown if len(shown) <= 60 else shown[:57] + '...'}, expected {expected}")
+
+
+def _name(record: Mapping[str, Any], name: str) -> str | None:
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise _unlike(name, value, "a text or a whole number")
+    return str(value)
+
+
+def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise _unlike(name, value, "a text")
+    parse_tagged(value, num_boxes)
+    return value
+
+
+def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
+    value = record.get(name)
+    if not isinstance(value, list) or len(value) < MIN_CHOICES:
+        raise _unlike(name, value, f"a list of {MIN_CHOICES} texts or more")
+    return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
+
+
+def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: DataCard) -> int | None:
+    """Return the position of the right choice, which is given by position, by its text, or by a letter."""
+    given = record.get(name)
+    if given is None or given == "":
+        return None
+    complaint = _unlike(
+        name,
+        given,
+        f"a position from 0 to {len(choices) - 1}, or the text of one of the choices, or a letter from A on",
+    )
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        raise complaint
+    # As texts are read: an accent, or a space at the end, may be written in several ways.
+    texts, value = [normalise_text(choice) for choice in choices], normalise_text(str(given))
+    forms = (card.label_is,) if card.label_is else ("index", "text", "letter")
+    by_text = isinstance(given, str) and value in texts and "text" in forms
+    by_index = (isinstance(given, int) or value.isdecimal()) and "index" in forms
+    letter = _LETTER.fullmatch(value) if isinstance(given, str) and not by_text and "letter" in forms else None
+    if letter and ord(letter[1]) - ord("A") < len(choices):
+        return ord(letter[1]) - ord("A")
+    if by_text and by_index and texts.index(value) != int(value):
+        raise Malformed(
+            f"field {name!r} is ambiguous: {value!r} is a position and also the text of choice "
+            f'{texts.index(value)}; a card can say which: label_is = "index" or "text"'
+        )
+    if by_text and texts.count(value) > 1:
+        raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
+    if by_text:
+        return texts.index(value)
+    if by_index and 0 <= int(value) < len(choices):
+        return int(value)
+    raise complaint
+
+
+def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
+    value = record.get("label")
+    if value is None or (isinstance(value, str) and not normalise_text(value)):
+        return None
+    if not isinstance(value, (str, int)):
+        raise _unlike("label", value, "the name or the number of a class")
+    # As texts are read: "ja " is no class beside "ja", nor is an accent written in another way.
+    name = _plain(value)
+    if not card.labels:
+        return name
+    by_text = [label for label in card.labels if normalise_text(label) == name]
+    by_index = [card.labels[int(name)]] if name.isdecimal() and int(name) < len(card.labels) else []
+    if by_text and by_index and by_text != by_index and card.label_is is None:
+        raise Malformed(
+            f"field 'label' is ambiguous: {value!r} is a class of the card, and the position of its class "
+            f'{by_index[0]!r}; a card can say which: label_is = "index" or "text"'
+        )
+    found = by_index + by_text if card.label_is == "index" else by_text + by_index
+    if not found:
+        raise Malformed(f"field 'label' is {value!r}, the card's labels are {', '.join(card.labels)}")
+    return found[0]
+
+
+def _answers(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return answer -> how many gave it; nothing where there is none."""
+    given = {name: record[name] for name in ("answers", "answer") if record.get(name) is not None}
+    if len(given) > 1:
+        raise Malformed("fields 'answers' and 'answer' are both there, expected one of them")
+    name, value = next(iter(given.items()), ("answer", ""))
+    if value == "":
+        return {}
+    texts: list[Any] = value if isinstance(value, list) else [value]
+    texts = [item.get("answer") if isinstance(item, dict) else item for item in texts]
+    people = [1] * len(texts)
+    if isinstance(value, dict):
+        texts, people = [*value], [*value.values()]
+    plain = [_plain(text) if isinstance(text, (str, int)) else "" for text in texts]
+    if not plain or not all(plain) or not all(type(number) is int and number > 0 for number in people):
+        raise _unlike(name, value, "a text, a list of texts, or texts with counts above 0")
+    found: Counter[str] = Counter()
+    for text, number in zip(plain, people, strict=True):
+        found[text] += number
+    return dict(found)
+
+
+def _plain(text: str | int | bool) -> str:
+    return str(text).lower() if isinstance(text, bool) else normalise_text(str(text))
+
+
+def _image(value: Any) -> str | bytes:
+    """Return a name or bytes; libraries write a picture inside a table as {bytes, path}, or in a list of one."""
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            raise Malformed(f"field 'image' holds {len(value)} pictures, and an item is about one")
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value
+    if isinstance(value, bytes) and value:
+        return value
+    if not isinstance(value, str) or not value:
+        raise _unlike("image", value, "the file name of a picture")
+    if not is_safe_name(value):
+        raise Malformed(f"field 'image' is {value!r}, which leaves the pictures' folder; expected a name below it")
+    return value
+
+
+def _boxes(value: Any) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(value, list) and value is not None:
+        raise _unlike("boxes", value, "a list of [x1, y1, x2, y2] in pixels")
+    for place, box in enumerate(value or ()):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            raise _unlike(f"boxes[{place}]", box, "[x1, y1, x2, y2] in pixels")
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise _unlike(f"boxes[{place}]", box, "x1 < x2 and y1 < y2")
+    return tuple(tuple(map(float, box)) for box in value or ())
+
+
+def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]:
+    """Return a text in normal form without the marks of its tags, and the tags.
+
+    Raises:
+        Malformed: a tag names a box that the row does not have.
+    """
+    normal = normalise_text(text)
+    if not num_boxes:
+        return normal, ()
+    plain, tags, end = "", [], 0
+    for found in _TAG.finditer(normal):
+        words, box = found[1].strip(), int(found[2])
+        if box >= num_boxes:
+            raise Malformed(f"tag {found[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
+        plain += normal[end : found.start()]
+        tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
+        plain, end = plain + words, found.end()
+    plain += normal[end:]
+    if normalise_text(plain) != plain:
+        raise Malformed(f"a tag of {text!r} parts a letter from its accent")
+    return plain, tuple(tags)
+
+
+def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
+    """Join the question, the answer that a rationale is for if there is one, and a choice, each with its tags."""
+    pieces: list[str] = []
+    tags: list[ObjectTag] = []
+    ends: list[int] = []
+    position = 0
+    for text in (*context, choice):
+        plain, found = parse_tagged(text, num_boxes)
+        tags += [replace(tag, start=tag.start + position, end=tag.end + position) for tag in found]
+        pieces.append(plain)
+        ends.append(position + len(plain))
+        position = ends[-1] + 1
+    return Candidate(
+        text_unit=text_unit(" ".join(pieces)),
+        context_length=ends[-2] if context else 0,
+        question_length=ends[0] if len(context) > 1 else 0,
+        tags=tuple(tags),
+    )

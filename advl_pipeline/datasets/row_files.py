@@ -1,0 +1,284 @@
+"""Files of rows: JSON lines, CSV, Parquet and lists in JSON documents.
+
+A row that cannot be parsed says so in its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import mmap
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.errors import DatasetError
+
+Numbered = tuple[int, Mapping[str, Any] | Malformed]
+"""First line of a row (row number in Parquet) and its columns."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """One line that is not blank: number from 1, byte offset, bytes with the line end."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+def scan_lines(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file that are not blank."""
+    offset = 0
+    with path.open("rb", buffering=1 << 20) as file:
+        for number, data in enumerate(file, start=1):
+            if not data.isspace():
+                yield Line(number, offset, data)
+            offset += len(data)
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse one line into an object.
+
+    Raises:
+        Malformed: not UTF-8, not JSON, cut off, or not an object.
+    """
+    try:
+        record = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        if "UTF-8" in error.msg:
+            raise Malformed("the line is not UTF-8") from None
+        cut_off = not data.rstrip().endswith(b"}")
+        raise Malformed("the line is cut off" if cut_off else f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise Malformed("the line is not an object")
+    return record
+
+
+def text_field(record: Mapping[str, Any], name: str) -> str:
+    """Return a string field that is not empty.
+
+    Raises:
+        Malformed: it is missing, empty or of another type.
+    """
+    value = record.get(name)
+    if not isinstance(value, str) or not value:
+        raise Malformed(f"field {name!r} is {'missing' if name not in record else 'not a text'}")
+    return value
+
+
+class MappedLines:
+    """Random access to the lines of a file by byte offset and length; opens when first used, in any process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._map: mmap.mmap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_map": None}
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`."""
+        if self._map is None:
+            with self._path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map[offset : offset + length]
+
+
+def read_table(path: Path) -> Iterator[Numbered]:
+    """Yield the rows of a file by its ending, which must be one of `roots.TABLE_SUFFIXES`.
+
+    Raises:
+        DatasetError: the file cannot be read at all.
+    """
+    return {".csv": _csv, ".parquet": _parquet}.get(path.suffix, json_lines)(path)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
+    """Yield the numbers of the lines that are not blank, each with its object or with what is wrong with it."""
+    for line in scan_lines(path):
+        data = line.data.removeprefix(_BYTE_ORDER_MARK) if line.number == 1 else line.data
+        try:
+            yield line.number, parse_object(data)
+        except Malformed as error:
+            yield line.number, error
+
+
+def _csv(path: Path) -> Iterator[Numbered]:
+    # Bytes that are not UTF-8 survive as surrogates, so that the line which holds them can be named.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = _csv_rows(file.readline)
+        number, names = next(rows, (1, []))
+        if isinstance(names, Malformed):
+            raise DatasetError("The header of the file cannot be read.", where=f"{path}:{number}", why=str(names))
+        header = [name.strip() for name in names]
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise DatasetError(
+                "Two columns of the file have one name.", where=f"{path}:{number}", why=", ".join(twice)
+            )
+        for number, cells in rows:
+            if isinstance(cells, Malformed):
+                yield number, cells
+            elif len(cells) != len(header):
+                yield number, Malformed(f"the line has {len(cells)} cells, the header has {len(header)}")
+            elif any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell):
+                yield number, Malformed("the line is not UTF-8")
+            else:
+                yield number, {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
+
+
+def _csv_rows(read_line: Callable[[], str]) -> Iterator[tuple[int, list[str] | Malformed]]:
+    """Yield the first line of each row and its cells.
+
+    A quote that is never closed takes all lines after it into its cell. Which of them are rows of their own cannot be
+    told, so reading goes on at the line after the one where the bad row begins: no sound row is lost.
+    """
+    taken: list[str] = []
+    unread: deque[str] = deque()
+
+    def next_line() -> str:
+        taken.append(unread.popleft() if unread else read_line())
+        return taken[-1]
+
+    number = 1
+    while True:
+        reader = csv.reader(iter(next_line, ""), strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield number, cells
+                number += len(taken)
+                taken.clear()
+            return
+        except csv.Error as error:
+            yield number, Malformed(f"not CSV: {error}")
+            unread.extendleft(reversed([line for line in taken[1:] if line]))
+            taken.clear()
+            number += 1
+
+
+def _parquet(path: Path) -> Iterator[Numbered]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            number = 0
+            for batch in table.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError("The file is not readable Parquet.", where=str(path), why=str(error)) from None
+
+
+Parsed = TypeVar("Parsed")
+
+
+def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
+    """Return what a function makes of a small JSON document.
+
+    Args:
+        what: subject of the sentence that refuses it, such as "The list of pairs".
+        parse: raises `ValueError`, or whatever indexing raises, where the document is of another form.
+
+    Raises:
+        DatasetError: it cannot be read, is not JSON, or is of another form.
+    """
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DatasetError(f"{what} cannot be read.", where=str(path), why=error.strerror or str(error)) from None
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{what} is malformed.", where=str(path), why=why) from None
+
+
+def json_items(path: Path, key: str) -> Iterator[tuple[int, Any]]:
+    """Yield the lines and the items of a long list in a JSON document, one at a time.
+
+    A 350 MB annotation file would become 4 GB of dictionaries.
+
+    Args:
+        key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is.
+
+    Raises:
+        DatasetError: not UTF-8, not JSON, cut off, or without the list; the line is named.
+    """
+    text, line, counted = "", 1, 0
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+        for offset, item in _document(text, key):
+            line += text.count("\n", counted, offset)
+            counted = offset
+            yield line, item
+        return
+    except OSError as error:
+        line, why = 0, error.strerror or str(error)
+    except UnicodeDecodeError as error:
+        line, why = data.count(b"\n", 0, error.start) + 1, f"not UTF-8: {error.reason}"
+    except RecursionError as error:
+        why = str(error)
+    except json.JSONDecodeError as error:
+        line, why = error.lineno, f"not JSON: {error.msg}"
+        if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
+            line, why = text.count("\n") + 1, "the file is cut off" if text.strip() else "the file is empty"
+    raise DatasetError("A file of the dataset is malformed.", where=f"{path}:{line}" if line else str(path), why=why)
+
+
+_DECODE = json.JSONDecoder().raw_decode
+_MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
+
+
+def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
+    """Yield the offsets and items of the list of a document."""
+    mark, at = _next_mark(text, 0, "[{")
+    at = yield from _items(text, at) if mark == "[" else _members(text, at, key)
+    if rest := text[at:].lstrip():
+        raise json.JSONDecodeError("something follows the end of the document", text, len(text) - len(rest))
+
+
+def _members(text: str, at: int, key: str) -> Generator[tuple[int, Any], None, int]:
+    """Yield the items of the list that an object has under a key; return where the object ends."""
+    mark, has_list = ",", False
+    while mark == ",":
+        name, at = _DECODE(text, at)
+        _, at = _next_mark(text, at, ":")
+        if name == key and text.startswith("[", at):
+            has_list = True
+            at = yield from _items(text, _next_mark(text, at, "[")[1])
+        else:
+            _, at = _DECODE(text, at)
+        mark, at = _next_mark(text, at, ",}")
+    if not has_list:
+        raise json.JSONDecodeError(f"no list {key!r}", text, at - 1)
+    return at
+
+
+def _items(text: str, at: int) -> Generator[tuple[int, Any], None, int]:
+    """Yield the items of the list whose first item is at a place; return where the list ends."""
+    if text.startswith("]", at):
+        return at + 1
+    mark = ","
+    while mark == ",":
+        start = at
+        item, at = _DECODE(text, start)
+        yield start, item
+        mark, at = _next_mark(text, at, ",]")
+    return at
+
+
+def _next_mark(text: str, at: int, expected: str) -> tuple[str, int]:
+    """Return the punctuation at a place, which must be one of those expected, and where text goes on behind it."""
+    found = _MARK.match(text, at)
+    if found is None or not found[1] or found[1][0] not in expected:
+        place = found.start(1) if found else at
+        raise json.JSONDecodeError(f"expected {' or '.join(map(repr, expected))}", text, place)
+    return found[1][0], found.end()
