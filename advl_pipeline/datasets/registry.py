@@ -31,6 +31,7 @@ from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
     HUB_PREFIX,
+    KNOWN_NAMES,
     SPLIT_STEMS,
     TABLE_SUFFIXES,
     DatasetMissing,
@@ -267,9 +268,7 @@ def _required(name: str) -> Benchmark | None:
         raise ConfigError(
             f"There is no dataset {name!r}.",
             why=suggest_names(name, dataset_names()),
-            next_command=advise(
-                ["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md"
-            ),
+            next_command=KNOWN_NAMES,
         )
     return benchmark
 
@@ -328,9 +327,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
             where=name,
             why="no file or folder of that name"
             + (f"; {suggest_names(path.name, beside)}" if 0 < len(beside) <= 200 else ""),
-            next_command=advise(
-                ["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md"
-            ),
+            next_command=KNOWN_NAMES,
         )
     if path.is_dir():
         return _table_source(_tables_of_folder(path), DataCard(), data_root or path), path

@@ -24,6 +24,9 @@ DATASET_HELP = (
     "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder "
     "of files, or hf:NAME."
 )
+KNOWN_NAMES = advise(["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md")
+"""Advice where a dataset is not known by its name."""
+
 HUB_PREFIX = "hf:"
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 CARD_SUFFIX = ".toml"

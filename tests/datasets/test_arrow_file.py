@@ -10,22 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from advl_pipeline.datasets.index import Codes, open_index_file, record_batch
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(texts=st.lists(st.text(), max_size=8))
-def test_texts_come_back(tmp_path: Path, texts: list[str]) -> None:
-    file = open_index_file(
-        tmp_path, {"texts": texts}, lambda: record_batch({"x": pa.array(texts, pa.large_string())})
-    )
-    column = file.texts("x")
-    assert column.tolist() == texts == [column[place] for place in range(len(column))]
-    with pytest.raises(IndexError):
-        column[len(texts)]
 
 
 def builder(calls: list[int]) -> Callable[[], Any]:

@@ -64,17 +64,6 @@ def test_damage_is_listed_and_counted(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "... 12 more (--json lists all)" in out
 
 
-def test_what_is_wrong_with_every_item_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = write_vcr(tmp_path, [vcr_record(number) for number in range(6)])
-    file.write_text("".join(json.dumps(vcr_record(number) | {"answer_label": 9}) + "\n" for number in range(6)))
-    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path, "--json")
-    assert code == 5
-    problems = split_of(json.loads(out), "val")["problems"]
-    assert len(problems) == 6
-    assert all("answer_label" in problem["why"] for problem in problems)
-    assert problems[5]["line"] == 6
-
-
 def test_deep_decodes_pictures(tmp_path: Path) -> None:
     records = [vcr_record(number) for number in range(8)]
     write_vcr(tmp_path, records)

@@ -92,19 +92,6 @@ def test_many_files_and_two_writers_agree(tmp_path: Path, reads: list[str]) -> N
     assert reads == []
 
 
-def test_pictures_have_sizes_and_other_files_are_named(tmp_path: Path) -> None:
-    write_picture(tmp_path / "p.jpg", size=(30, 20))
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_bytes(b"text")
-    digests = FileDigests(tmp_path, tmp_path / "index")
-    facts = digests.facts("p.jpg", Depth.HEADER)
-    assert (facts.width, facts.height) == (30, 20)
-    assert digests.facts("text.jpg").width == 0
-    for name, why in (("empty.jpg", "is empty"), ("text.jpg", "not a readable picture"), ("no.jpg", "is missing")):
-        with pytest.raises(Malformed, match=why):
-            digests.facts(name, Depth.HEADER)
-
-
 def test_a_picture_that_is_cut_off_is_told_by_its_pixels_alone(tmp_path: Path, reads: list[str]) -> None:
     for name in ("whole.jpg", "cut.jpg"):
         write_picture(tmp_path / name, size=(200, 200))
