@@ -69,7 +69,7 @@ def require_there(path: Path, *, dataset: str) -> Path:
     """
     if not path.exists():
         raise DatasetMissing(
-            f"The dataset {dataset} is not there, or a part of it is missing.",
+            f"The dataset {dataset} is not there.",
             where=str(path),
             why="there is no such file or folder; the data root is $ADVL_DATA, or datasets/",
             next_command=advise(["advl", "datasets", "card", dataset], note="what to download and where to put it"),

@@ -140,5 +140,5 @@ def test_an_absent_dataset_says_where_it_belongs(tmp_path: Path) -> None:
     assert str(tmp_path / "vcr") in caught.value.where
     assert "advl datasets card vcr" in caught.value.next_command
     (tmp_path / "vcr").mkdir()
-    with pytest.raises(DatasetError, match="missing"):
+    with pytest.raises(DatasetError, match="not there"):
         open_vcr(tmp_path)
