@@ -21,7 +21,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench bench-gpu chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench bench-gpu chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -83,16 +83,15 @@ $(ADVL) study $(1) --dry-run && \
 $(ADVL) study $(1) && $(ADVL) report runs/studies/$(2)
 endef
 
-vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
-	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
-		$(call in_sight,vcr-lowshot $(STUDY_OPTIONS),vcr-lowshot); \
-	else \
-		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."; \
-		echo "First they are drawn, about a minute of one core, and the student is pretrained, about four: 0.2 GB;"; \
-		echo "then follows what the study will take here in minutes and in GB, before it begins."; \
-		$(MAKE) --no-print-directory scenes-inputs && \
-		$(call in_sight,scenes-vcr-lowshot --workers $(STUDY_WORKERS),scenes-vcr-lowshot); \
-	fi
+LOWSHOT := $(shell test -d "$(SCENES_DATA)/vcr" && echo vcr-lowshot || echo scenes-vcr-lowshot)
+
+vcr-lowshot: $(STAMP) $(if $(filter scenes-%,$(LOWSHOT)),on-scenes scenes-inputs) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
+	@$(call in_sight,$(LOWSHOT) $(if $(filter scenes-%,$(LOWSHOT)),--workers $(STUDY_WORKERS),$(STUDY_OPTIONS)),$(LOWSHOT))
+
+on-scenes:
+	@echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."
+	@echo "First they are drawn, about a minute of one core, and the student is pretrained, about four: 0.2 GB;"
+	@echo "then follows what the study will take here in minutes and in GB, before it begins."
 
 study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
 	@for name in $(STUDIES); do $(ADVL) study "$$name" --workers $(STUDY_WORKERS) && $(ADVL) report "runs/studies/$$name" || exit 1; done
@@ -142,7 +141,7 @@ bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, an
 	$(BIN)/python -m benchmarks --markdown docs/performance.md
 
 bench-gpu: $(STAMP) ## Measure memory and speed of three teachers and three students on this machine's GPU, and write the page
-	$(BIN)/python -m benchmarks.gpu --markdown docs/performance.md
+	$(BIN)/python -m benchmarks --only gpu --markdown docs/performance.md
 
 chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, aim 100 outputs at foreign files; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos

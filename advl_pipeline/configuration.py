@@ -19,7 +19,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 from advl_pipeline.errors import ConfigError, ineffective, suggest_names
 from advl_pipeline.folders import FolderKind
@@ -154,35 +154,46 @@ def component(kind: type[Any]) -> Any:
     return dataclasses.field(default=kind(), metadata={"component": kind})
 
 
-def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """Return name -> field of each option of a configuration, those of its components among them."""
-    found: dict[str, dataclasses.Field[Any]] = {}
-    for field in dataclasses.fields(cls):
-        part = field.metadata.get("component")
-        found |= {field.name: field} if part is None else options_of(part)
-    return found
+class Declared(NamedTuple):
+    """An option as a configuration has it: its field, its type, and the title of its section of the help or ""."""
+
+    field: dataclasses.Field[Any]
+    hint: Any
+    title: str
 
 
 _type_hints = functools.cache(typing.get_type_hints)
+"""A study makes hundreds of configurations."""
 
 
-def option_types(cls: type[Any]) -> dict[str, Any]:
-    """Return name -> type of each option of a configuration, those of its components among them."""
-    # A study makes hundreds of configurations.
-    hints = _type_hints(cls)  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        part = field.metadata.get("component")
-        found |= {field.name: _decidable(hints[field.name])} if part is None else option_types(part)
+def declared(cls: type[Any]) -> dict[str, Declared]:
+    """Return each option of a configuration in the order of the help: of the bases, then of the components.
+
+    A configuration may be made of several classes; each has its own `title`.
+    """
+    hints = dict(_type_hints(cls))  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
+    found: dict[str, Declared] = {}
+    for part in cls.__mro__:
+        for name, field in fields.items():
+            if own[name] is not part or "component" in field.metadata:
+                continue
+            arguments = typing.get_args(hints[name])
+            if any(isinstance(argument, TypeVar) for argument in arguments):
+                # A number that a class of another kind decides (`X | Undecided`) may be None.
+                arguments = tuple(None if isinstance(one, TypeVar) else one for one in arguments)
+                hints[name] = functools.reduce(operator.or_, arguments)
+            found[name] = Declared(field, hints[name], part.__dict__.get("title", ""))
+    for field in fields.values():
+        if "component" in field.metadata:
+            found |= declared(field.metadata["component"])
     return found
 
 
-def _decidable(hint: Any) -> Any:
-    """Return the type of a number that a class of another kind decides (`X | Undecided`): it may be None."""
-    arguments = typing.get_args(hint)
-    if not any(isinstance(argument, TypeVar) for argument in arguments):
-        return hint
-    return functools.reduce(operator.or_, (None if isinstance(one, TypeVar) else one for one in arguments))
+def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Return name -> field of each option of a configuration."""
+    return {name: option.field for name, option in declared(cls).items()}
 
 
 def option_values(config: Any) -> dict[str, Any]:
@@ -271,24 +282,6 @@ def fallbacks(cls: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def sections(cls: type[Any]) -> dict[str, str]:
-    """Return option -> title of the section of the help that it belongs to: of the bases, then of the components.
-
-    A configuration may be made of several; each has its own `title`, "" for none.
-    """
-    own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
-    parts = {field.name: field.metadata.get("component") for field in dataclasses.fields(cls)}
-    found = {
-        name: own[name].__dict__.get("title", "")
-        for part in cls.__mro__
-        for name in parts
-        if own[name] is part and parts[name] is None
-    }
-    for part in parts.values():
-        found |= {} if part is None else sections(part)
-    return found
-
-
 def flag_of(name: str) -> str:
     """Return the flag of a field."""
     return "--" + name.replace("_", "-")
@@ -373,27 +366,25 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     Raises:
         ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
     """
-    hints, fields = option_types(cls), options_of(cls)
+    options = declared(cls)
     earlier = renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
-            if name not in fields and name in earlier:
+            if name not in options and name in earlier:
                 name = earlier[name]
                 say_renamed(key, name)
-            if name not in fields:
-                raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(name, fields))
-            values[name] = _coerce(value, hints[name], key=key, where=where)
+            if name not in options:
+                raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(name, options))
+            values[name] = _coerce(value, options[name].hint, key=key, where=where)
     missing = [
-        name
-        for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        field
+        for name, (field, _, _) in options.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        examples = {name: fields[name].metadata.get("such_as") for name in missing}
+        examples = {field.name: field.metadata.get("such_as") for field in missing}
         shown = [flag_of(name) if example else name for name, example in examples.items()]
         such_as = " ".join(f"{flag_of(name)} {example}" for name, example in examples.items() if example)
         raise ConfigError(
@@ -432,8 +423,7 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
         values: field name -> value, as `config_to_dict` has them; other keys are passed over.
     """
     words: list[str] = []
-    fields = options_of(cls)
-    for field in (fields[name] for name in sections(cls)):
+    for field in options_of(cls).values():
         value = values.get(field.name)
         if value is None or value == to_plain(field.default):
             continue

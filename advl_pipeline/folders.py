@@ -53,7 +53,17 @@ def default_cache(teacher: str, dataset: str, split: str) -> Path:
 def folder_kind(folder: Path) -> FolderKind | None:
     """Return the kind of a folder; None where it is missing, empty or not ours."""
     for kind, marker in MARKERS.items():
-        if _is_marker(folder / marker.file, marker.key):
+        path = folder / marker.file
+        try:
+            if not path.is_file() or path.stat().st_size > _MAX_MARKER_BYTES:
+                continue
+            content: Any = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            # A damaged file of the right name still tells whose folder it was.
+            return kind
+        except OSError:
+            continue
+        if isinstance(content, dict) and marker.key in content:
             return kind
     return "cache" if (folder / _CACHE_PLAN).is_file() else None
 
@@ -70,20 +80,23 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside
             another folder of ours; runs may lie in studies.
     """
-    found = folder_kind(folder)
+    found, why = folder_kind(folder), ""
     if found == kind:
         return
     if found is not None:
-        raise _refusal(folder, kind, f"it holds {MARKERS[found].name} ({MARKERS[found].file})", option)
-    if folder.exists() and not folder.is_dir():
-        raise _refusal(folder, kind, "it is a file", option)
-    # A command of ours that is killed before its first record leaves a lock and work in progress.
-    of_ours = (".work", LOCK)
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if names := [name for name in names if name not in of_ours and not name.endswith(".partial")]:
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
-        raise _refusal(folder, kind, why, option)
+        why = f"it holds {MARKERS[found].name} ({MARKERS[found].file})"
+    elif folder.exists() and not folder.is_dir():
+        why = "it is a file"
+    elif folder.is_dir():
+        # A command of ours that is killed before its first record leaves a lock and work in progress.
+        of_ours = (".work", LOCK)
+        names = sorted(path.name for path in folder.iterdir())
+        if names := [name for name in names if name not in of_ours and not name.endswith(".partial")]:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
+    if why:
+        what = f"This folder cannot take {MARKERS[kind].name}."
+        raise ConfigError(what, where=str(folder), why=why, next_command=f"give another {option}")
     require_outside(folder, option=option, home="study" if kind == "run" else None)
 
 
@@ -107,28 +120,6 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
                 why=f"{parent} is one",
                 next_command=f"give another {option}",
             )
-
-
-def _refusal(folder: Path, kind: FolderKind, why: str, option: str) -> ConfigError:
-    return ConfigError(
-        f"This folder cannot take {MARKERS[kind].name}.",
-        where=str(folder),
-        why=why,
-        next_command=f"give another {option}",
-    )
-
-
-def _is_marker(path: Path, key: str) -> bool:
-    """Whether a file is a marker; a damaged one of the right name still tells whose folder it was."""
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_MARKER_BYTES:
-            return False
-        content: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return True
-    except OSError:
-        return False
-    return isinstance(content, dict) and key in content
 
 
 def folder_bytes(folder: Path) -> int:

@@ -34,6 +34,16 @@ class _Process:
     asked_by: str = ""
     """The first signal that came, in words; "" as long as none did."""
 
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, and raise where the process does not hold it back."""
+        del frame
+        is_first = not self.asked_by
+        if is_first:
+            self.asked_by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        # Queues and parents send SIGTERM more than once; who types Ctrl-C again does not want to wait.
+        if not self.holds_back if is_first else number == signal.SIGINT:
+            raise Stop
+
 
 _process = _Process()
 
@@ -107,7 +117,7 @@ def _listen() -> None:
     for number in _STOPPING:
         # A shell that puts a command into the background has it ignore Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _take)
+            signal.signal(number, _process.take)
 
 
 @contextmanager
@@ -117,13 +127,3 @@ def _holding_back(holds_back: bool) -> Iterator[None]:
         yield
     finally:
         _process.holds_back = before
-
-
-def _take(number: int, frame: FrameType | None) -> None:
-    del frame
-    is_first = not _process.asked_by
-    if is_first:
-        _process.asked_by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    # Queues and parents send SIGTERM more than once; who types Ctrl-C again does not want to wait.
-    if not _process.holds_back if is_first else number == signal.SIGINT:
-        raise Stop

@@ -1,16 +1,21 @@
-"""Where a cache lies: a folder of this machine, or a URL of an object store."""
+"""Where things lie: a cache in a folder or under the URL of an object store; whether the model hub is in reach."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from advl_pipeline.errors import ConfigError
 
 SCHEMES = ("s3", "gs")
 """Object stores; `file://` is understood too and means a folder."""
+
+TIMEOUT_SECONDS = 10.0
+"""After which the hub counts as out of reach: found out in a moment, in place of half a minute of retries."""
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 
@@ -80,3 +85,23 @@ def local_folder(location: Location, *, what: str) -> Path:
             next_command="copy it here first; a cache under a URL is the same files as in a folder",
         )
     return location
+
+
+def hub_obstacle() -> str:
+    """Return why the hub cannot be reached from here, or "" when nothing speaks against trying.
+
+    A proxy is trusted to reach it.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if "https" in getproxies():
+        return ""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((host, port), timeout=TIMEOUT_SECONDS):
+            return ""
+    except OSError as error:
+        return f"{host} cannot be reached: {error.strerror or error}"

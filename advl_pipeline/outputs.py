@@ -70,30 +70,21 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
                     require_folder(path, kind, option=flag_of(name))
 
 
-def _is_at_home(path: Path, output: Output, config: Any) -> bool:
-    """Whether a file lies where a folder of ours, which the command was given, has such files."""
-    if output.home is None:
-        return False
-    option_name, pattern = output.home
-    resolved = path.resolve()
-    homes = [folder.resolve() for folder in _paths(getattr(config, option_name))]
-    return any(
-        resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), pattern) for home in homes
-    )
-
-
 def _require_file(
     config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path], others: Sequence[Path]
 ) -> None:
-    another = f"give another {flag_of(name)}"
+    another, resolved = f"give another {flag_of(name)}", path.resolve()
 
     def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
         return ConfigError(what, where=str(path), why=why, next_command=advice)
 
-    is_at_home = _is_at_home(path, output, config)
+    # Whether it lies where a folder of ours, which the command was given, has such files.
+    is_at_home = output.home is not None and any(
+        resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), output.home[1])
+        for home in (folder.resolve() for folder in _paths(getattr(config, output.home[0])))
+    )
     if not is_at_home:
         require_outside(path, option=flag_of(name))
-    resolved = path.resolve()
     if output.makes == "new" and (path.exists() or path.is_symlink()):
         raise refusal("The output exists already.")
     if path.exists() and any(map(path.samefile, inputs)):
@@ -101,10 +92,21 @@ def _require_file(
     if any(resolved.is_relative_to(other.resolve()) for other in others):
         raise refusal("One output would lie in another one.", "the command writes both")
     require_no_folder(path)
-    _require_writable(path)
-    if not path.exists() or _begins(path, output):
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(above, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number))
+    if not path.exists():
         return
-    if not path.is_file():
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        # It is the command's own; an empty file may be appended to.
+        if re.match(output.begins, head) is not None or (output.makes == "lines" and not head):
+            return
+    else:
         raise refusal("The output is no plain file.", "a device or a pipe lies there")
     if output.makes == "lines":
         raise refusal("A file lies there that this command did not write.", "lines are appended to its own files")
@@ -116,25 +118,6 @@ def _require_file(
             "it does not begin as this command's files do",
             again(f"{another}, or replace what lies there", "--replace"),
         )
-
-
-def _begins(path: Path, output: Output) -> bool:
-    """Whether a file is one that the command itself wrote; an empty one may be appended to."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return re.match(output.begins, head) is not None or (output.makes == "lines" and not head)
-
-
-def _require_writable(path: Path) -> None:
-    """Raise what the disk would say of a place that can take no file."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(above, os.W_OK | os.X_OK):
-        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
-        raise OSError(number, os.strerror(number))
 
 
 def _paths(value: Any) -> Iterator[Path]:

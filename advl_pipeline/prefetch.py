@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`."""
+
+_LOOK_SECONDS = 0.01
+"""Between two looks at a thread that is to end."""
 
 Item = TypeVar("Item")
 Plan = TypeVar("Plan")
@@ -41,25 +46,23 @@ def in_order(
     coming: deque[Future[Item]] = deque()
     with ThreadPoolExecutor(num_workers, thread_name_prefix=name) as pool:
         try:
-            for future in _submit(pool, prepare, plans):
-                coming.append(future)
+            planned = iter(plans)
+            while True:
+                try:
+                    coming.append(pool.submit(prepare, next(planned)))
+                except StopIteration:
+                    break
+                except Exception as error:
+                    # It is raised after the items before it, as it would be without threads.
+                    coming.append(Future())
+                    coming[-1].set_exception(error)
+                    break
                 if len(coming) > num_workers:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _submit(pool: Executor, prepare: Callable[[Plan], Item], plans: Iterable[Plan]) -> Iterator[Future[Item]]:
-    try:
-        for plan in plans:
-            yield pool.submit(prepare, plan)
-    except Exception as error:
-        # It is raised after the items before it, as it would be without threads.
-        failed: Future[Item] = Future()
-        failed.set_exception(error)
-        yield failed
 
 
 def keep_freed_memory() -> None:
@@ -81,26 +84,16 @@ class Prefetcher(Generic[Item]):
 
     Args:
         make_items: called, and iterated over, in the thread.
-        limit: of the weight of what is ready and not taken yet; one item may always be.
-        weigh: an item's weight, such as its bytes.
+        limit: of the items that are ready and not taken yet.
     """
 
     def __init__(
-        self,
-        make_items: Callable[[], Iterator[Item]],
-        *,
-        limit: int = 4,
-        weigh: Callable[[Item], int] = lambda _: 1,
-        name: str = "advl-prefetch",
+        self, make_items: Callable[[], Iterator[Item]], *, limit: int = 4, name: str = "advl-prefetch"
     ) -> None:
         self._make_items = make_items
-        self._limit = limit
-        self._weigh = weigh
-        self._ready: deque[tuple[Item, int]] = deque()
-        self._held = 0
-        self._is_over = False
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
+        self._ready: queue.Queue[Future[Item] | None] = queue.Queue(limit)
+        """What was made, or the error in its place, and None at the end."""
+        self._is_left = False
         self._thread = threading.Thread(target=self._produce, name=name, daemon=True)
         self.seconds_waited = 0.0
 
@@ -114,45 +107,35 @@ class Prefetcher(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
-        self._thread.join()
+        self._is_left = True
+        while self._thread.is_alive():
+            # It may wait for room.
+            with suppress(queue.Empty):
+                self._ready.get_nowait()
+            self._thread.join(timeout=_LOOK_SECONDS)
         gc.unfreeze()
 
     def __iter__(self) -> Iterator[Item]:
         while True:
-            with self._changed:
-                before = time.perf_counter()
-                self._changed.wait_for(lambda: self._ready or self._is_over)
-                self.seconds_waited += time.perf_counter() - before
-                if not self._ready:
-                    break
-                item, weight = self._ready.popleft()
-                self._held -= weight
-                self._changed.notify_all()
-            yield item
-        if self._error is not None:
-            raise self._error
+            before = time.perf_counter()
+            made = self._ready.get()
+            self.seconds_waited += time.perf_counter() - before
+            if made is None:
+                return
+            yield made.result()
 
     def _produce(self) -> None:
+        made: Future[Item]
         try:
             for item in self._make_items():
-                if not self._offer(item, self._weigh(item)):
+                made = Future()
+                made.set_result(item)
+                self._ready.put(made)
+                if self._is_left:
                     return
         except BaseException as error:
             # Whatever stopped the producer belongs to the consumer's thread.
-            self._error = error
-        self._end()
-
-    def _offer(self, item: Item, weight: int) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or not self._held or self._held + weight <= self._limit)
-            if not self._is_over:
-                self._ready.append((item, weight))
-                self._held += weight
-                self._changed.notify_all()
-            return not self._is_over
-
-    def _end(self) -> None:
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
+            made = Future()
+            made.set_exception(error)
+            self._ready.put(made)
+        self._ready.put(None)

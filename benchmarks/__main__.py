@@ -1,4 +1,4 @@
-"""`make bench`: measure every row of the table of `docs/performance.md`, each against its goal, and write the page.
+"""`make bench`, `make bench-gpu`: measure the tables of `docs/performance.md`, each row against its goal.
 
 python -m benchmarks [--quick] [--only SECTIONS] [--folder DIR] [--json FILE] [--markdown docs/performance.md]
 
@@ -17,9 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
-from benchmarks.page import render, write_page
-from benchmarks.rows import Row, Section
+from benchmarks.rows import GPU_MARKS, MARKS, Row, Section, describe_machine, render, write_page
 
 SECTIONS = {
     "reading": "benchmarks.reading:measure_reading",
@@ -27,8 +25,12 @@ SECTIONS = {
     "index": "benchmarks.index:measure_index",
     "feed": "benchmarks.feed:measure_feeding",
     "training": "benchmarks.training:measure_training",
+    "gpu": "benchmarks.gpu:measure_on_gpu",
 }
 """Where each section is measured. What another needs is not imported with it."""
+
+ON_A_GPU = "gpu"
+"""The section that runs where it is asked for alone; its table has marks of its own."""
 
 
 def main() -> None:
@@ -37,7 +39,11 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="Five minutes: less data, fewer rounds.")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="Sections to run, separated by commas.")
+    parser.add_argument(
+        "--only",
+        default=",".join(name for name in SECTIONS if name != ON_A_GPU),
+        help="Sections to run, separated by commas.",
+    )
     parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
     parser.add_argument("--json", type=Path, help="Keep what was found in this file, section by section.")
     parser.add_argument("--markdown", type=Path, help="Also write the table into this page, between its marks.")
@@ -47,8 +53,21 @@ def main() -> None:
         found = json.loads(options.json.read_text(encoding="utf-8"))
     rows: list[Row] = []
     for name in options.only.split(","):
+        machine, begin = describe_machine(quick=options.quick), time.perf_counter()
+        module, _, function = SECTIONS[name].partition(":")
         with tempfile.TemporaryDirectory() as temporary:
-            found[name] = _run(name, (options.folder or Path(temporary)) / name, quick=options.quick)
+            folder = (options.folder or Path(temporary)) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                section: Section = getattr(importlib.import_module(module), function)
+                measured = section(folder, options.quick)
+            except Exception as error:
+                # One section must not take the figures of half an hour with it.
+                traceback.print_exc()
+                why = f"{type(error).__name__}: {error}"
+                measured = [Row(name=f"section {name}", value=None, goal=0.0, detail=why)]
+        seconds = time.perf_counter() - begin
+        found[name] = {"machine": machine, "seconds": seconds, "rows": list(map(asdict, measured))}
         for row in (Row(**content) for content in found[name]["rows"]):
             rows.append(row)
             print(f"{row.verdict:<12} {row.name}: {row.found} ({row.bound or 'a fact'}); {row.detail}", flush=True)
@@ -57,21 +76,9 @@ def main() -> None:
     verdicts = [row.verdict for row in rows if row.goal is not None]
     print(f"{len(verdicts)} goals: " + ", ".join(f"{verdicts.count(one)} {one}" for one in sorted(set(verdicts))))
     if options.markdown:
-        write_page(options.markdown, render({name: found[name] for name in SECTIONS if name in found}))
-
-
-def _run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    machine, begin = describe_machine(quick=quick), time.perf_counter()
-    module, _, function = SECTIONS[name].partition(":")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        section: Section = getattr(importlib.import_module(module), function)
-        rows = section(folder, quick)
-    except Exception as error:
-        # One section must not take the figures of half an hour with it.
-        traceback.print_exc()
-        rows = [Row(name=f"section {name}", value=None, goal=0.0, detail=f"{type(error).__name__}: {error}")]
-    return {"machine": machine, "seconds": time.perf_counter() - begin, "rows": list(map(asdict, rows))}
+        for marks, names in ((MARKS, SECTIONS.keys() - {ON_A_GPU}), (GPU_MARKS, {ON_A_GPU})):
+            if shown := {name: found[name] for name in SECTIONS if name in names & found.keys()}:
+                write_page(options.markdown, render(shown), marks=marks)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.configuration import build_config
@@ -24,10 +23,9 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.run import extract
-from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import PreparedUnit, Teacher
-from advl_pipeline.teachers.timm_family import TimmBackbone
-from benchmarks.questions import sentence, write_photos, write_rows
+from advl_pipeline.teachers.registry import open_teacher
+from benchmarks.made_up import sentence, write_photos, write_rows
 from benchmarks.rows import Row, ratio_row
 
 _BATCH_SIZE = 32
@@ -47,20 +45,14 @@ def _open_texts(folder: Path, num_questions: int) -> Dataset:
     return open_dataset(str(write_rows(folder / "rows.jsonl", named)), split="train")
 
 
-def _open_photos(folder: Path, count: int, size: tuple[int, int]) -> Dataset:
-    photos = write_photos(folder / "photos", count, size)
-    rows = ({"image": photo, "text": "a photo", "label": ("yes", "no")[n % 2]} for n, photo in enumerate(photos))
-    return open_dataset(str(write_rows(folder / "rows.jsonl", rows)), split="train")
-
-
 def measure_extraction(folder: Path, quick: bool) -> list[Row]:
     """Measure all rows of this section."""
-    from advl_pipeline.teachers.registry import open_teacher
-
     rounds = 2 if quick else 5
     texts = _open_texts(folder / "texts", 80 if quick else 500)
-    photos = _open_photos(folder / "pictures", 8 if quick else 96, (500, 375))
-    minilm, vit = open_teacher("minilm-l6"), _random_teacher("vit_base_patch16_224")
+    names = write_photos(folder / "pictures" / "photos", 8 if quick else 96, (500, 375))
+    shown = ({"image": photo, "text": "a photo", "label": ("yes", "no")[n % 2]} for n, photo in enumerate(names))
+    photos = open_dataset(str(write_rows(folder / "pictures" / "rows.jsonl", shown)), split="train")
+    minilm, vit = open_teacher("minilm-l6"), open_teacher("random:timm:vit_base_patch16_224")
     tower: Any = minilm.text
     seen: Any = vit.image
     count = sum(len(texts[index].candidates) for index in range(len(texts)))
@@ -84,16 +76,6 @@ def measure_extraction(folder: Path, quick: bool) -> list[Row]:
         what = f"extraction of {name}: share of the bare forward passes"
         rows.append(ratio_row(what, rates["extract"], rates["bare"], goal=0.95, detail=detail))
     return rows
-
-
-def _random_teacher(name: str) -> Teacher:
-    import timm
-
-    torch.manual_seed(0)
-    backbone = TimmBackbone(
-        timm.create_model(name).eval(), architecture=name, device=torch.device("cpu"), dtype=torch.float32
-    )
-    return Teacher(name=name, image=PixelImageTower(backbone, "grid", 12))
 
 
 def _bare(tower: Any, prepared: Sequence[PreparedUnit]) -> Callable[[], None]:

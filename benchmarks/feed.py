@@ -34,7 +34,7 @@ from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.region_caches import use_region_caches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 from advl_pipeline.training.stored_pictures import StoredPictures
-from benchmarks.questions import sentence, write_photos, write_rows
+from benchmarks.made_up import sentence, write_photos, write_rows
 from benchmarks.rows import Row
 
 PHOTO = (1280, 720)
@@ -65,7 +65,13 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
 
     regions = build_student("uniter-base", overrides={**overrides, "vocab_size": 30522})
     use_region_caches(regions, [open_cache(import_regions(folder, long_rows))])
-    source = _two_teachers(folder, long_rows, long)
+    caches = []
+    for teacher in ("minilm-l6", "efficientnet-lite0"):
+        output = folder / teacher
+        run_extract(ExtractConfig(teacher=teacher, dataset=str(long_rows), output=output, confidence=False))
+        caches.append(cached_teacher(open_cache(output)))
+    texts = [candidate.text for index in range(len(long)) for candidate in long[index].candidates]
+    source = SignalSource(caches, prior=fit_word_prior(texts))
     tokens = float(regions.collate([long[index] for index in range(8)]).token_mask_NL.sum()) / 8
     questions, of_questions = _feed(long, regions, source, num_examples=num_examples)
     return [
@@ -139,16 +145,6 @@ def _per_processor_second(work: Callable[[], object], count: int) -> float:
     began = time.process_time()
     work()
     return count / (time.process_time() - began)
-
-
-def _two_teachers(folder: Path, rows: Path, dataset: Dataset) -> SignalSource:
-    caches = []
-    for teacher in ("minilm-l6", "efficientnet-lite0"):
-        output = folder / teacher
-        run_extract(ExtractConfig(teacher=teacher, dataset=str(rows), output=output, confidence=False))
-        caches.append(open_cache(output))
-    texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
-    return SignalSource([cached_teacher(cache) for cache in caches], prior=fit_word_prior(texts))
 
 
 def write_questions(folder: Path, num_photos: int = NUM_PHOTOS) -> tuple[Path, Path]:

@@ -1,6 +1,4 @@
-"""`make bench-gpu`: what this machine's GPU gives: three teachers that encode, and three students taught by each.
-
-python -m benchmarks.gpu [--quick] [--device cuda:0] [--folder DIR] [--markdown docs/performance.md]
+"""What this machine's GPU gives: three teachers that encode, and three students taught by each.
 
 Photos and questions are made up. Students have random weights at their real sizes, and so has the largest teacher:
 nothing is downloaded. Rows have no goals: they say what this GPU does, and how much of its memory that takes.
@@ -8,13 +6,9 @@ nothing is downloaded. Rows have no goals: they say what this GPU does, and how 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +22,6 @@ from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 from benchmarks.feed import import_regions, write_questions
-from benchmarks.machine import describe_machine
-from benchmarks.page import GPU_MARKS, render, write_page
 from benchmarks.rows import Row
 
 TEACHERS = ("minilm-l6", "efficientnet-lite0", "random:timm:vit_large_patch14_clip_224")
@@ -43,33 +35,13 @@ STUDENTS: Mapping[str, Mapping[str, Any]] = {
 _OF_REGIONS = ("uniter", "villa", "vl-bert", "visualbert", "lxmert")
 
 
-def main() -> None:
-    """Measure, print, and write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="Fewer photos and fewer steps.")
-    parser.add_argument("--device", default="cuda", help="Which GPU.")
-    parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
-    parser.add_argument("--markdown", type=Path, help="Also write the table into this page, between its marks.")
-    options = parser.parse_args()
+def measure_on_gpu(folder: Path, quick: bool) -> list[Row]:
+    """Measure all rows of this section, or say that there is nothing to measure them on."""
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here that torch can use, so there is nothing to measure and nothing was written.")
-    device = open_device(options.device)
-    machine, began = f"{device_name(str(device))}, {describe_machine(quick=options.quick)}", time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
-        rows = measure_gpu(
-            options.folder or Path(temporary),
-            device,
-            num_photos=512 if options.quick else 4_096,
-            num_steps=30 if options.quick else 120,
-        )
-    for row in rows:
-        print(f"{row.name}: {row.found}; {row.detail}", flush=True)
-    if options.markdown:
-        seconds = time.perf_counter() - began
-        found = {"gpu": {"machine": machine, "seconds": seconds, "rows": list(map(asdict, rows))}}
-        write_page(options.markdown, render(found), marks=GPU_MARKS)
+    device = open_device("auto")
+    print(device_name(str(device)))
+    return measure_gpu(folder, device, num_photos=512 if quick else 4_096, num_steps=30 if quick else 120)
 
 
 def measure_gpu(
@@ -152,7 +124,3 @@ def _peak(device: torch.device) -> str:
     if device.type != "cuda":
         return "memory not told apart"
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
-
-
-if __name__ == "__main__":
-    main()

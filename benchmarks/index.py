@@ -13,7 +13,7 @@ from pathlib import Path
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.training.process_memory import peak_memory_bytes
-from benchmarks.official_sizes import write_mirror
+from benchmarks.made_up import write_mirror
 from benchmarks.rows import Row
 
 _DRAWN = 5_000

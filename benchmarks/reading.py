@@ -10,18 +10,24 @@ Shapes: N units, B units of a batch, M tokens of the longest of them, D feature 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from advl_pipeline.cache.commit_records import ModalityRecord
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.unit_index import ids_to_bytes
+from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.training.batch_order import epoch_order
-from benchmarks.corpus import DIM, Corpus, build_cache, pictures, texts
 from benchmarks.rows import Row, ratio_row, thousands
 
 BATCH_SIZE = 64
@@ -73,14 +79,17 @@ def _warm_and_cold(
     """Return the rates of each reader when all was read before, and when nothing was."""
     warm: dict[str, list[float]] = {name: [] for name in readers}
     cold: dict[str, list[float]] = {name: [] for name in readers}
-    _read_all(folder)
+    for path in _files(folder):
+        path.read_bytes()
     for number in range(rounds):
         for name, reader in readers.items():
             warm[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=time.process_time))
     for number in range(rounds):
         for name, reader in readers.items():
             # What is mapped cannot be dropped, so every reading opens anew.
-            _drop_pages(folder)
+            for path in _files(folder):
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             cold[name].append(_rate(reader, number, seconds=60.0, epochs=1, clock=time.perf_counter))
     return {"warm": warm, "cold": cold}
 
@@ -111,11 +120,8 @@ def read_cache(path: Path) -> Reader:
                     store.announce_positions(np.concatenate(batches[number : number + 2 * _BATCHES_ANNOUNCED]))
                 stored_BMD, length_B = store.padded_tokens(position_B)
                 store.padded_scales(position_B)
-                batch = (
-                    store.global_rows(position_B),
-                    stored_BMD,
-                    np.arange(stored_BMD.shape[1]) < length_B[:, None],
-                )
+                mask_BM = np.arange(stored_BMD.shape[1]) < length_B[:, None]
+                batch = (store.global_rows(position_B), stored_BMD, mask_BM)
                 yield len(batch[0])
 
         return read
@@ -163,16 +169,73 @@ def _build_flat(folder: Path, corpus: Corpus) -> None:
     np.save(folder / "global.npy", global_ND)
 
 
-def _drop_pages(folder: Path) -> None:
-    """Ask the kernel to forget the pages of all files below a folder."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _read_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.read_bytes()
+DIM = 768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Lengths of N units; the features of a unit are drawn from its number."""
+
+    name: str
+    lengths_N: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.lengths_N.sum()) * DIM * 2
+
+    def units(self) -> Iterator[npt.NDArray[np.float16]]:
+        """Yield the (M, D) features of every unit, in order."""
+        pool = np.random.default_rng(0).standard_normal((4096, DIM)).astype(np.float16)
+        for number, length in enumerate(self.lengths_N.tolist()):
+            first = (number * 97) % (len(pool) - length)
+            yield pool[first : first + length]
+
+    def unit_id(self, number: int) -> str:
+        return hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).hexdigest()
+
+
+def texts(num_units: int) -> Corpus:
+    """Texts of 4 to 60 tokens, 22 on average, as VCR's candidates are."""
+    lengths = np.clip(np.random.default_rng(1).gamma(5.0, 4.4, num_units), 4, 60)
+    return Corpus(name="texts", lengths_N=lengths.astype(np.int32))
+
+
+def pictures(num_units: int) -> Corpus:
+    """Pictures of 50 regions."""
+    return Corpus(name="pictures", lengths_N=np.full(num_units, 50, np.int32))
+
+
+def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16") -> None:
+    """Write the corpus as a cache of texts, if it is not there."""
+    if folder.exists():
+        return
+    plan = ModalityPlan(
+        unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
+        lengths_N=corpus.lengths_N,
+        shape=ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False),
+    )
+    store = FolderStore(folder)
+    begin_cache(
+        store,
+        identity={"corpus": corpus.name},
+        provenance={},
+        stored_dtype=stored_dtype,
+        shard_rows=65536,
+        modalities={"text": plan},
+    )
+    writer = CacheWriter(store)
+    units = corpus.units()
+    for shard in range(writer.placement("text").num_shards):
+        buffer = writer.new_buffer("text", shard)
+        for unit in buffer.units:
+            rows = next(units).astype(np.float32)
+            buffer.put(unit, global_D=rows[0], values_MD=rows, stats={}, beside={})
+        writer.commit_shard("text", buffer)
+    writer.finalise()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.official_sizes import write_mirror
+from benchmarks.made_up import write_mirror
 
 MAX_GIB = 4.0
 """Bound of every command."""

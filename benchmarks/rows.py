@@ -5,10 +5,14 @@ Ratios are medians over rounds in which both sides take turns. Between two machi
 
 from __future__ import annotations
 
+import datetime
+import os
+import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +68,41 @@ def ratio_row(
 def thousands(rates: Sequence[float]) -> str:
     """Return the median rate in thousands, for a row's detail."""
     return f"{statistics.median(rates) / 1e3:.1f}"
+
+
+MARKS = "<!-- measured: begin -->", "<!-- measured: end -->"
+GPU_MARKS = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
+
+
+def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table in Markdown.
+
+    Args:
+        sections: for each, the `machine`, its `seconds` and its `rows`, as the JSON file holds them.
+    """
+    parts = []
+    for name, found in sections.items():
+        rows = [Row(**row) for row in found["rows"]]
+        parts.append(f"**{name}**: {found['machine']}; {found['seconds']:.0f} s.")
+        cells = [[row.name, row.found, row.bound, row.verdict, row.detail] for row in rows]
+        table = [["what", "found", "goal", "", "made of"], ["---"] * 5, *cells]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in table))
+    return "\n\n".join(parts)
+
+
+def write_page(path: Path, table: str, *, marks: tuple[str, str] = MARKS) -> None:
+    """Put the table between the marks of a page; raises `ValueError` where it has none."""
+    first, last = marks
+    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end:
+        raise ValueError(f"{path} has no place for the table ({first} ... {last})")
+    path.write_text(f"{before}{first}\n\n{table}\n\n{last}{after}", encoding="utf-8")
+
+
+def describe_machine(*, quick: bool) -> str:
+    """Return the day, the machine, its load now, and whether the measurement is a quick one."""
+    return (
+        f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} at its beginning, {'quick' if quick else 'full'}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -74,20 +73,14 @@ def remedy_of(error: AdvlError) -> str:
 
 
 def after_usage_error(error: click.UsageError, group: click.Group, invocation: Invocation) -> str:
-    """Return the user's command with the mistyped word put right, or the help of the command."""
-    wrong, near = "", ""
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        wrong, near = error.option_name, error.possibilities[0]
-    elif isinstance(error, click.BadParameter) and error.param is not None:
-        if isinstance(error.param.type, click.Choice):
-            named = re.match(r"'(.*?)' is not one of", error.message)
-            wrong = named[1] if named else ""
-            near = _nearest(wrong, [str(choice) for choice in error.param.type.choices])
-    elif error.ctx is not None and isinstance(error.ctx.command, click.Group):
-        named = re.search(r"^No (?:such )?command '(.*?)'", error.message)
-        wrong = named[1] if named else ""
-        near = _nearest(wrong, error.ctx.command.list_commands(error.ctx))
-    return _corrected(invocation, wrong, near) or shlex.join(_help_of(group, invocation))
+    """Return the user's command with the mistyped option put right, or the help of the command."""
+    if (
+        isinstance(error, click.NoSuchOption)
+        and error.possibilities
+        and (right := _corrected(invocation, error.option_name, error.possibilities[0]))
+    ):
+        return right
+    return shlex.join(_help_of(group, invocation))
 
 
 def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command | None, int]:
@@ -182,7 +175,3 @@ def _help_of(group: click.Group, invocation: Invocation) -> list[str]:
         if not isinstance(command, click.Group):
             break
     return ["advl", *words, "--help"]
-
-
-def _nearest(wanted: str, known: Sequence[str]) -> str:
-    return next(iter(difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)), "")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
-from .flags import SectionedCommand, config_options, json_option, print_json
+from .flags import config_command, exit_with
+from .main import PluginGroup
 
 
-@click.group("cache")
+@click.group("cache", cls=PluginGroup)
 def cache() -> None:
     """Inspect, verify, repair, convert or measure a teacher feature cache.
 
@@ -21,10 +25,8 @@ def cache() -> None:
     """
 
 
-@cache.command("info")
-@config_options(InfoConfig, arguments=("cache",))
-@json_option
-def info(config: InfoConfig, as_json: bool) -> None:
+@config_command(InfoConfig, "info", of=cache, arguments=("cache",))
+def info(config: InfoConfig) -> Iterator[Any]:
     """Say what a cache holds, finished or not.
 
     \b
@@ -34,9 +36,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
     from advl_pipeline.datasets.roots import name_in_records
 
     result = run_info(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     state = "complete" if result.is_complete else "not finished: the command that began it resumes"
     teacher, dataset = result.identity["teacher"], result.identity["dataset"]
     click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
@@ -59,10 +59,8 @@ def info(config: InfoConfig, as_json: bool) -> None:
         )
 
 
-@cache.command("verify")
-@config_options(VerifyConfig, arguments=("cache",))
-@json_option
-def verify(config: VerifyConfig, as_json: bool) -> int:
+@config_command(VerifyConfig, "verify", of=cache, arguments=("cache",))
+def verify(config: VerifyConfig) -> Iterator[Any]:
     """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
 
     \b
@@ -74,31 +72,25 @@ def verify(config: VerifyConfig, as_json: bool) -> int:
 
     result = run_verify(config)
     report = result.report
-    if as_json:
-        print_json(
-            {
-                "path": report.path,
-                "is_sound": report.is_sound,
-                "num_files": len(report.files),
-                "num_bytes": report.num_bytes,
-                "findings": report.findings,
-                "recomputed": result.recomputed,
-                "worst_cosine_error": result.worst,
-            }
-        )
-        return 0 if report.is_sound else 4
+    exit_with(0 if report.is_sound else 4)
+    yield {
+        "path": report.path,
+        "is_sound": report.is_sound,
+        "num_files": len(report.files),
+        "num_bytes": report.num_bytes,
+        "findings": report.findings,
+        "recomputed": result.recomputed,
+        "worst_cosine_error": result.worst,
+    }
     if not report.is_sound:
         raise describe_findings(report)
     click.echo(f"sound: {len(report.files)} files, {report.num_bytes / 1e6:.1f} MB")
     if result.recomputed:
         click.echo(f"{result.recomputed} units computed again, largest 1 - cosine {result.worst:.2g}")
-    return 0
 
 
-@cache.command("repair", cls=SectionedCommand)
-@config_options(RepairConfig, arguments=("cache",))
-@json_option
-def repair(config: RepairConfig, as_json: bool) -> None:
+@config_command(RepairConfig, "repair", of=cache, arguments=("cache",))
+def repair(config: RepairConfig) -> Iterator[Any]:
     """Redo what is damaged or unfinished, and nothing else.
 
     \b
@@ -111,9 +103,7 @@ def repair(config: RepairConfig, as_json: bool) -> None:
     from advl_pipeline.extraction.repair import run_repair
 
     result = run_repair(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     for path, problem in result.findings:
         click.echo(f"{path}: {problem}")
     if not result.findings:
@@ -125,10 +115,8 @@ def repair(config: RepairConfig, as_json: bool) -> None:
     )
 
 
-@cache.command("export")
-@config_options(ExportConfig, arguments=("cache",))
-@json_option
-def export(config: ExportConfig, as_json: bool) -> None:
+@config_command(ExportConfig, "export", of=cache, arguments=("cache",))
+def export(config: ExportConfig) -> Iterator[Any]:
     """Write a cache's features as HDF5, safetensors or Parquet.
 
     \b
@@ -137,16 +125,13 @@ def export(config: ExportConfig, as_json: bool) -> None:
     from advl_pipeline.cache.export import run_export
 
     result = run_export(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
 
 
-@cache.command("push")
-@config_options(PushConfig, arguments=("cache", "repository"))
-def push(config: PushConfig) -> None:
+@config_command(PushConfig, "push", of=cache, arguments=("cache", "repository"))
+def push(config: PushConfig) -> Iterator[Any]:
     """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
 
     \b
@@ -154,13 +139,13 @@ def push(config: PushConfig) -> None:
     """
     from advl_pipeline.sharing.push_pull import run_push
 
-    click.echo(f"uploaded: {run_push(config)}")
+    url = run_push(config)
+    yield {"url": url}
+    click.echo(f"uploaded: {url}")
 
 
-@cache.command("pull")
-@config_options(PullConfig, arguments=("repository",))
-@json_option
-def pull(config: PullConfig, as_json: bool) -> None:
+@config_command(PullConfig, "pull", of=cache, arguments=("repository",))
+def pull(config: PullConfig) -> Iterator[Any]:
     """Download a cache from the hub and verify it; an interrupted download goes on.
 
     \b
@@ -169,16 +154,12 @@ def pull(config: PullConfig, as_json: bool) -> None:
     from advl_pipeline.sharing.push_pull import run_pull
 
     result = run_pull(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
 
 
-@cache.command("import")
-@config_options(ImportConfig, arguments=("source",))
-@json_option
-def import_(config: ImportConfig, as_json: bool) -> None:
+@config_command(ImportConfig, "import", of=cache, arguments=("source",))
+def import_(config: ImportConfig) -> Iterator[Any]:
     """Make a cache from features that exist: a detector's regions, or arrays that are filed under pictures.
 
     Region students read their caches of regions with --regions. What is to be written is said first.
@@ -194,19 +175,15 @@ def import_(config: ImportConfig, as_json: bool) -> None:
     from advl_pipeline.extraction.imported import run_import
 
     result = run_import(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     if result.dry_run:
         click.echo(f"would write {result.path}")
         return
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 
 
-@cache.command("prune")
-@config_options(PruneConfig, arguments=("cache",))
-@json_option
-def prune(config: PruneConfig, as_json: bool) -> None:
+@config_command(PruneConfig, "prune", of=cache, arguments=("cache",))
+def prune(config: PruneConfig) -> Iterator[Any]:
     """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
 
     \b
@@ -216,9 +193,7 @@ def prune(config: PruneConfig, as_json: bool) -> None:
     from advl_pipeline.cache.prune import run_prune
 
     result = run_prune(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     verb = "would remove" if config.dry_run else "removed"
     removed = [str(config.cache) if name == "." else name for name in result.removed]
     click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")

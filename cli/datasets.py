@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,9 +13,8 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.evaluation.config import HardSubsetConfig
 
-from .flags import config_options, json_option, print_json
-from .own_data import say_what_it_is
-from .plugins import PluginGroup
+from .flags import config_command, exit_with, json_option, say_what_it_is
+from .main import PluginGroup
 
 MAX_SHOWN = 20
 """Problems shown per split; all are counted, and `--json` lists them."""
@@ -33,7 +34,7 @@ def datasets() -> None:
 @datasets.command("list")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
 @json_option
-def list_command(data_root: Path | None, as_json: bool) -> None:
+def list_command(data_root: Path | None) -> Iterator[Any]:
     """List datasets: tasks, splits, and whether they are there.
 
     \b
@@ -42,9 +43,7 @@ def list_command(data_root: Path | None, as_json: bool) -> None:
     from advl_pipeline.datasets.check import list_datasets
 
     rows = list_datasets(data_root)
-    if as_json:
-        print_json(rows)
-        return
+    yield rows
     for row in rows:
         state = "there" if row.present else "absent"
         click.echo(f"{row.name:<16} {state:<7} {', '.join(row.tasks):<20} {', '.join(row.splits)}")
@@ -53,7 +52,7 @@ def list_command(data_root: Path | None, as_json: bool) -> None:
 @datasets.command("card")
 @click.argument("name")
 @json_option
-def card(name: str, as_json: bool) -> None:
+def card(name: str) -> Iterator[Any]:
     """Show a dataset's card: what to download, where to put it, what is scored how.
 
     \b
@@ -62,16 +61,12 @@ def card(name: str, as_json: bool) -> None:
     from advl_pipeline.datasets.check import card_of, card_text
 
     found = card_of(name)
-    if as_json:
-        print_json({"name": found.name, **found.facts})
-        return
+    yield {"name": found.name, **found.facts}
     click.echo(card_text(found))
 
 
-@datasets.command("check")
-@config_options(CheckConfig, arguments=("name",))
-@json_option
-def check(config: CheckConfig, as_json: bool) -> int:
+@config_command(CheckConfig, "check", of=datasets, arguments=("name",))
+def check(config: CheckConfig) -> Iterator[Any]:
     """Say what of a dataset is there, what is missing and what is damaged, against its card.
 
     \b
@@ -84,35 +79,31 @@ def check(config: CheckConfig, as_json: bool) -> int:
 
     with suppress(DatasetMissing):
         say_what_it_is([config.name], config.data_root)
-    result = run_check(config, progress=not as_json)
-    if as_json:
-        print_json({**config_to_dict(result), "usable": result.usable})
-    else:
-        click.echo(f"{result.name} below {result.data_root}")
-        for split in result.splits:
-            if split.status == "missing":
-                click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
-                continue
-            counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {len(split.problems):,} problems"
-            click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
-            for note in split.notes:
-                click.echo(f"    {note}")
-            for problem in split.problems[:MAX_SHOWN]:
-                click.echo(f"    {problem.where}: {problem.why}")
-            if len(split.problems) > MAX_SHOWN:
-                click.echo(f"    ... {len(split.problems) - MAX_SHOWN:,} more (--json lists all)")
-        missing = [split for split in result.splits if split.status == "missing"]
-        for note in dict.fromkeys(note for split in missing for note in split.notes):
-            click.echo(f"  {note}")
-        for command in dict.fromkeys(split.next_command for split in missing):
-            click.echo(f"  next: {command}")
-    return 0 if result.usable else 5
+    result = run_check(config, progress=True)
+    exit_with(0 if result.usable else 5)
+    yield {**config_to_dict(result), "usable": result.usable}
+    click.echo(f"{result.name} below {result.data_root}")
+    for split in result.splits:
+        if split.status == "missing":
+            click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
+            continue
+        counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {len(split.problems):,} problems"
+        click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
+        for note in split.notes:
+            click.echo(f"    {note}")
+        for problem in split.problems[:MAX_SHOWN]:
+            click.echo(f"    {problem.where}: {problem.why}")
+        if len(split.problems) > MAX_SHOWN:
+            click.echo(f"    ... {len(split.problems) - MAX_SHOWN:,} more (--json lists all)")
+    missing = [split for split in result.splits if split.status == "missing"]
+    for note in dict.fromkeys(note for split in missing for note in split.notes):
+        click.echo(f"  {note}")
+    for command in dict.fromkeys(split.next_command for split in missing):
+        click.echo(f"  next: {command}")
 
 
-@datasets.command("hard-subset")
-@config_options(HardSubsetConfig, arguments=("name",))
-@json_option
-def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
+@config_command(HardSubsetConfig, "hard-subset", of=datasets, arguments=("name",))
+def hard_subset(config: HardSubsetConfig) -> Iterator[Any]:
     """List the pairs of a split that a model of nothing but the hypothesis, fitted on train, gets wrong.
 
     `advl evaluate --on test-hard` then scores on them.
@@ -123,19 +114,15 @@ def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.hypothesis_only import run_hard_subset
 
     result = run_hard_subset(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(
         f"hypothesis alone: {result.accuracy:.1f} % of {result.num_pairs:,} pairs; {result.num_hard:,} are hard"
     )
     click.echo(f"written to {result.path}")
 
 
-@datasets.command("subset")
-@config_options(SubsetConfig, arguments=("name",))
-@json_option
-def subset(config: SubsetConfig, as_json: bool) -> None:
+@config_command(SubsetConfig, "subset", of=datasets, arguments=("name",))
+def subset(config: SubsetConfig) -> Iterator[Any]:
     """Draw a low-shot subset, nested in its size and balanced, and write its ids for others to reuse.
 
     \b
@@ -145,8 +132,6 @@ def subset(config: SubsetConfig, as_json: bool) -> None:
 
     say_what_it_is([config.name], config.data_root)
     result = run_subset(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")
     click.echo(f"written to {config.output}")

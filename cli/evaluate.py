@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from advl_pipeline.evaluation.config import (
@@ -14,16 +17,15 @@ from advl_pipeline.evaluation.config import (
     ScoreVqaConfig,
 )
 
-from .flags import SectionedCommand, config_options, json_option, print_confusion, print_json
+from .flags import config_command, print_confusion
+from .main import PluginGroup
 
 MAX_CLASSES_SHOWN = 10
 """Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
 
 
-@click.command("evaluate", cls=SectionedCommand)
-@config_options(EvaluateConfig, arguments=("run",))
-@json_option
-def evaluate(config: EvaluateConfig, as_json: bool) -> None:
+@config_command(EvaluateConfig, "evaluate", arguments=("run",))
+def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     """Score a finetuned run on test and shifted sets, with and without its pictures.
 
     \b
@@ -36,9 +38,7 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.runner import run_evaluate
 
     result = run_evaluate(config)
-    if as_json:
-        print_json({"run": str(result.run), "sets": result.sets})
-        return
+    yield {"run": str(result.run), "sets": result.sets}
     click.echo(
         f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'majority':>9} {'chance':>7}  "
         "points more or less when the picture is"
@@ -71,10 +71,8 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
         click.echo(f"caution: {caveat}")
 
 
-@click.command("predict", cls=SectionedCommand)
-@config_options(PredictConfig, arguments=("run",))
-@json_option
-def predict(config: PredictConfig, as_json: bool) -> None:
+@config_command(PredictConfig, "predict", arguments=("run",))
+def predict(config: PredictConfig) -> Iterator[Any]:
     """Write the predictions of a run in the form the leaderboards take, and check the file.
 
     VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
@@ -90,18 +88,14 @@ def predict(config: PredictConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.predict_files import run_predict
 
     result = run_predict(config)
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
-        if result.num_cut:
-            click.echo(f"caution: {result.num_cut} texts of {result.split} are cut to the student's length")
+    yield result
+    click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
+    if result.num_cut:
+        click.echo(f"caution: {result.num_cut} texts of {result.split} are cut to the student's length")
 
 
-@click.command("readout", cls=SectionedCommand)
-@config_options(ReadoutConfig, arguments=("student",))
-@json_option
-def readout(config: ReadoutConfig, as_json: bool) -> None:
+@config_command(ReadoutConfig, "readout", arguments=("student",))
+def readout(config: ReadoutConfig) -> Iterator[Any]:
     """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
 
     Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
@@ -116,9 +110,7 @@ def readout(config: ReadoutConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.readout import run_readout
 
     result = run_readout(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     for teacher, found in result.placement.items():
         for nodes, numbers in found.items():
             if numbers is not None:
@@ -126,7 +118,7 @@ def readout(config: ReadoutConfig, as_json: bool) -> None:
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
 
 
-@click.group("score")
+@click.group("score", cls=PluginGroup)
 def score() -> None:
     """Score prediction files by the official rules, without any model.
 
@@ -137,10 +129,8 @@ def score() -> None:
     """
 
 
-@score.command("vqa")
-@config_options(ScoreVqaConfig)
-@json_option
-def vqa(config: ScoreVqaConfig, as_json: bool) -> None:
+@config_command(ScoreVqaConfig, "vqa", of=score)
+def vqa(config: ScoreVqaConfig) -> Iterator[Any]:
     """Score VQA: overall, per answer type and per question type, as the official evaluator does.
 
     \b
@@ -150,27 +140,21 @@ def vqa(config: ScoreVqaConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.scoring import run_score_vqa
 
     result = run_score_vqa(config)
-    if as_json:
-        print_json(
-            {
-                "mode": result.mode,
-                "num_items": len(result.per_question),
-                "overall": result.overall,
-                "per_answer_type": dict(result.per_answer_type),
-                "per_question_type": dict(result.per_question_type),
-                "per_question": {str(key): round(100 * value, 2) for key, value in result.per_question.items()},
-            }
-        )
-        return
+    yield {
+        "mode": result.mode,
+        "num_items": len(result.per_question),
+        "overall": result.overall,
+        "per_answer_type": dict(result.per_answer_type),
+        "per_question_type": dict(result.per_question_type),
+        "per_question": {str(key): round(100 * value, 2) for key, value in result.per_question.items()},
+    }
     click.echo(f"VQA accuracy, mode {result.mode}, {len(result.per_question)} questions: {result.overall:.2f}")
     for name, value in (*result.per_answer_type.items(), *result.per_question_type.items()):
         click.echo(f"  {name:<32} {value:6.2f}")
 
 
-@score.command("vcr")
-@config_options(ScoreVcrConfig)
-@json_option
-def vcr(config: ScoreVcrConfig, as_json: bool) -> None:
+@config_command(ScoreVcrConfig, "vcr", of=score)
+def vcr(config: ScoreVcrConfig) -> Iterator[Any]:
     """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
 
     \b
@@ -180,18 +164,14 @@ def vcr(config: ScoreVcrConfig, as_json: bool) -> None:
 
     result = run_score_vcr(config)
     values = {"q2a": result.q2a, "qa2r": result.qa2r, "q2ar": result.q2ar}
-    if as_json:
-        print_json({"num_items": result.num_items, **values})
-        return
+    yield {"num_items": result.num_items, **values}
     click.echo(f"VCR accuracy, {result.num_items} questions")
     for name, value in values.items():
         click.echo(f"  {name:<5} {value:6.2f}")
 
 
-@score.command("snli-ve")
-@config_options(ScoreSnliVeConfig)
-@json_option
-def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
+@config_command(ScoreSnliVeConfig, "snli-ve", of=score)
+def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
     """Score SNLI-VE: accuracy and confusion matrix.
 
     \b
@@ -200,24 +180,18 @@ def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.scoring import run_score_snli_ve
 
     result = run_score_snli_ve(config)
-    if as_json:
-        print_json(
-            {
-                "num_items": result.num_items,
-                "accuracy": result.accuracy,
-                "label_names": list(result.label_names),
-                "confusion": result.counts,
-            }
-        )
-        return
+    yield {
+        "num_items": result.num_items,
+        "accuracy": result.accuracy,
+        "label_names": list(result.label_names),
+        "confusion": result.counts,
+    }
     click.echo(f"SNLI-VE accuracy, {result.num_items} pairs: {result.accuracy:.2f}")
     print_confusion(result.label_names, result.counts)
 
 
-@score.command("shift")
-@config_options(ScoreShiftConfig, arguments=("run",))
-@json_option
-def shift(config: ScoreShiftConfig, as_json: bool) -> None:
+@config_command(ScoreShiftConfig, "shift", of=score, arguments=("run",))
+def shift(config: ScoreShiftConfig) -> Iterator[Any]:
     """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
 
     \b
@@ -226,9 +200,7 @@ def shift(config: ScoreShiftConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.shift import run_score_shift
 
     result = run_score_shift(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
     for metric, drop in result.drops.items():
         low, high = drop.interval.low, drop.interval.high

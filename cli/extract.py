@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 
 from .advice import remedy_of, what_follows
-from .flags import SectionedCommand, config_options, json_option, print_json
-from .own_data import say_what_it_is
+from .flags import config_command, say_what_it_is
 
 if TYPE_CHECKING:
     from advl_pipeline.extraction.estimate import Payback
     from advl_pipeline.extraction.run import ExtractResult
 
 
-@click.command("extract", cls=SectionedCommand)
-@config_options(ExtractConfig)
-@json_option
-def extract(config: ExtractConfig, as_json: bool) -> None:
+@config_command(ExtractConfig, "extract")
+def extract(config: ExtractConfig) -> Iterator[Any]:
     """Run a frozen teacher once over a dataset split and write its cache.
 
     The same command resumes an interrupted run. Several processes share the work, each with a --part of its own.
@@ -39,9 +37,7 @@ def extract(config: ExtractConfig, as_json: bool) -> None:
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     say_extraction(result, config)
 
 
@@ -102,10 +98,8 @@ def when_it_pays(found: Payback) -> str:
     )
 
 
-@click.command("prepare")
-@config_options(PrepareConfig)
-@json_option
-def prepare(config: PrepareConfig, as_json: bool) -> None:
+@config_command(PrepareConfig, "prepare")
+def prepare(config: PrepareConfig) -> Iterator[Any]:
     """Decode a split's pictures once and store them as a student over pixels sees them.
 
     `advl finetune`, `evaluate` and `predict` then read them in place of decoding: the same pixels, far faster.
@@ -133,7 +127,5 @@ def prepare(config: PrepareConfig, as_json: bool) -> None:
     )
     extraction = of_pictures(config, size)
     result = run_extract(extraction)
-    if as_json:
-        print_json({"size": size, **dataclasses.asdict(result)})
-        return
+    yield {"size": size, **dataclasses.asdict(result)}
     say_extraction(result, extraction)

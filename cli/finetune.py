@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .flags import SectionedCommand, config_options, json_option, print_json
-from .own_data import say_what_it_is, split_to_score
+from .flags import config_command, say_what_it_is
 
 
-@click.command("finetune", cls=SectionedCommand)
-@config_options(FinetuneConfig)
-@json_option
-def finetune(config: FinetuneConfig, as_json: bool) -> None:
+@config_command(FinetuneConfig, "finetune")
+def finetune(config: FinetuneConfig) -> Iterator[Any]:
     """Finetune a student while streaming teacher caches.
 
     \b
@@ -31,16 +31,14 @@ def finetune(config: FinetuneConfig, as_json: bool) -> None:
     require_given(config)
     require_effect(config)
     if config.forecast.dry_run:
-        _say_forecast(config, as_json=as_json)
+        yield from _forecast(config)
         return
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
     if not result.is_main:
         return
-    if as_json:
-        print_json({"output": str(result.output), **result.summary})
-        return
+    yield {"output": str(result.output), **result.summary}
     summary = result.summary
     click.echo(
         f"{summary['method']}: {summary['num_steps']} steps on {summary['num_labelled']} labelled examples in "
@@ -58,14 +56,12 @@ def finetune(config: FinetuneConfig, as_json: bool) -> None:
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))
 
 
-def _say_forecast(config: FinetuneConfig, *, as_json: bool) -> None:
+def _forecast(config: FinetuneConfig) -> Iterator[Any]:
     from advl_pipeline.training.dry_run import forecast_epoch
 
     found = forecast_epoch(config)
-    if as_json:
-        told = {"epoch_seconds": found.epoch_seconds, "bottleneck": found.bottleneck, "seconds_by_part": found.parts}
-        print_json({**dataclasses.asdict(found), **told})
-        return
+    told = {"epoch_seconds": found.epoch_seconds, "bottleneck": found.bottleneck, "seconds_by_part": found.parts}
+    yield {**dataclasses.asdict(found), **told}
     for part, seconds in found.parts.items():
         click.echo(f"{part}: {1000 * seconds:.1f} ms a step")
     machine = f"{found.machine.cores} cores, {found.machine.workers} workers"
@@ -73,3 +69,22 @@ def _say_forecast(config: FinetuneConfig, *, as_json: bool) -> None:
     click.echo(f"what limits it: {found.bottleneck}")
     if found.bottleneck in ("preparing batches", "the cores"):
         click.echo("a student over pixels need not decode: advl prepare; more cores help with --num-workers")
+
+
+def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> str:
+    """Return the split that a finished run is scored on: of one's own data a labelled one that it did not see.
+
+    Where there is no such split it is train.
+    """
+    from advl_pipeline.datasets.cards import scored_split
+    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
+    from advl_pipeline.datasets.roots import SPLIT_STEMS
+
+    if benchmark_of(dataset) is not None or not is_rows(dataset):
+        return scored_split(dataset)
+    index = open_own(dataset, data_root).index
+    seen = trained_on.split("+")
+    labelled = [split for split in index.splits if index.is_labelled(split) and split not in seen]
+    train, *held_out = SPLIT_STEMS
+    others = [split for split in labelled if split not in SPLIT_STEMS]
+    return next((split for split in (*reversed(held_out), *others, train) if split in labelled), seen[0])

@@ -1,35 +1,44 @@
-"""Flags derived from a command's configuration dataclass, so that a flag and a TOML key can never drift apart."""
+"""Commands of one configuration dataclass each: its fields are the flags, so flag and TOML key never drift apart.
+
+What such a command does stands in a generator: it yields what `--json` prints, and goes on to print for people.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 import click
 
 from advl_pipeline.configuration import (
+    Declared,
     build_config,
+    declared,
     flag_of,
-    option_types,
+    name_of,
     options_of,
     read_toml,
     renamed,
     say_renamed,
-    sections,
 )
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
 
 from .advice import Invocation
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_FEW_OPTIONS = 12
+_ALL = "advl.help_all"
+_EXIT_CODE = "advl.exit_code"
 
 
 class SectionedOption(click.Option):
@@ -43,6 +52,25 @@ class SectionedOption(click.Option):
 
 class SectionedCommand(click.Command):
     """A command whose help lists its flags by the component that they configure, the rare ones on request."""
+
+    config_class: type[Any] | None = None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the names of an earlier release for those of now, of which a positional argument has none."""
+        earlier = renamed(self.config_class) if self.config_class is not None else {}
+        positional = {item.name for item in self.params if isinstance(item, click.Argument)}
+        words: list[str] = []
+        for word in args:
+            flag, is_joined, value = word.partition("=")
+            name = earlier.get(name_of(flag)) if flag.startswith("--") else None
+            if name is None:
+                words.append(word)
+                continue
+            now = name.upper() if name in positional else flag_of(name)
+            say_renamed(flag, now)
+            words += [] if name in positional else [now]
+            words += [value] if is_joined else []
+        return super().parse_args(ctx, words)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         parameters = super().get_params(ctx)
@@ -74,20 +102,42 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-_ALL = "advl.help_all"
-
-
 def _is_rare(parameter: click.Parameter) -> bool:
     return isinstance(parameter, SectionedOption) and parameter.rare
 
 
 def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
-    """Return the flags under each heading, those of the configuration first."""
+    """Return the flags under each heading, those of the configuration first; few flags stand under one."""
     found: dict[str, list[click.Option]] = {}
     options = [item for item in parameters if isinstance(item, click.Option)]
-    for item in sorted(options, key=lambda item: not isinstance(item, SectionedOption)):
-        found.setdefault(getattr(item, "section", "") or "Options", []).append(item)
+    options.sort(key=lambda item: not isinstance(item, SectionedOption))
+    for item in options:
+        title = getattr(item, "section", "") if len(options) > _FEW_OPTIONS else ""
+        found.setdefault(title or "Options", []).append(item)
     return found
+
+
+def config_command(
+    cls: type[Any], name: str, *, of: click.Group | None = None, arguments: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function that is given `config` and yields its document, as `json_option` says.
+
+    Args:
+        cls: the configuration dataclass.
+        name: of the command.
+        of: the group that it belongs to.
+        arguments: names of fields that are positional arguments instead of flags.
+    """
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        flagged = config_options(cls, arguments=arguments)(json_option(function))
+        command = click.command(name, cls=SectionedCommand)(flagged)
+        command.config_class = cls
+        if of is not None:
+            of.add_command(command)
+        return command
+
+    return decorate
 
 
 def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable[[Function], Function]:
@@ -102,50 +152,27 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
     positional = set(arguments)
 
     def decorate(function: Function) -> Function:
-        hints, fields = option_types(cls), options_of(cls)
+        options = declared(cls)
 
         @functools.wraps(function)
         def run(**flags: Any) -> Any:
-            earlier = {name: (flag_of(old), flags.pop(_earlier(name))) for old, name in renamed(cls).items()}
-            given = {name: flags.pop(name) for name in ("config_file", *fields)}
-            for name, (flag, value) in earlier.items():
-                if value is None or value == ():
-                    continue
-                if given[name] is not None and given[name] != ():
-                    raise ConfigError(f"{flag} is an earlier name of {_shown(name, positional)}: give one of them.")
-                say_renamed(flag, _shown(name, positional))
-                given[name] = value
-            config = _config_from_flags(cls, given, positional)
-            return function(config=config, **flags)
+            given = {name: flags.pop(name) for name in ("config_file", *options)}
+            return function(config=_config_from_flags(cls, given), **flags)
 
         command: Any = run
-        for name, title in reversed(sections(cls).items()):
+        for name, declaration in reversed(options.items()):
             if name in positional:
-                kind, several = _click_type(hints[name])
+                kind, several = _click_type(declaration.hint)
                 # Not required of the line: it may stand in the file of --config.
                 command = click.argument(
                     name,
                     type=kind,
                     required=False,
                     nargs=-1 if several else 1,
-                    metavar=_shown(name, positional) + ("..." if several else ""),
+                    metavar=name.upper() + ("..." if several else ""),
                 )(command)
             else:
-                command = _flag(fields[name], hints[name], title)(command)
-        for name in renamed(cls).values():
-            kind, several = _click_type(hints[name])
-            was = click.option(
-                _earlier(name),
-                fields[name].metadata["was"],
-                cls=SectionedOption,
-                section="",
-                type=kind,
-                multiple=several,
-                default=None,
-                hidden=True,
-                help=f"The name of an earlier release for {_shown(name, positional)}.",
-            )
-            command = was(command)
+                command = _flag(declaration)(command)
         decorated: Function = click.option(
             "--config",
             "config_file",
@@ -157,15 +184,7 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
     return decorate
 
 
-def _earlier(name: str) -> str:
-    return f"earlier_{name}"
-
-
-def _shown(name: str, positional: Collection[str]) -> str:
-    return name.upper() if name in positional else flag_of(name)
-
-
-def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collection[str]) -> Any:
+def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     """Build a configuration from the file named by `--config`, then from the flags that were given.
 
     Raises:
@@ -187,7 +206,7 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
     if invocation is not None:
         invocation.given = told
     for parameter in context.command.params:
-        if parameter.name in positional and parameter.name not in told:
+        if isinstance(parameter, click.Argument) and parameter.name not in told:
             raise click.MissingParameter(ctx=context, param=parameter)
     config = build_config(cls, *layers, given, where=str(file) if file else "command line")
     # Before the command opens anything; what it does itself asks again, for callers from Python.
@@ -196,19 +215,40 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
 
 
 def json_option(function: Function) -> Function:
-    """Add `--json`: print the result as one JSON document on stdout."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    """Add `--json`: a generator yields its result, which is printed as one JSON document; without, it goes on.
+
+    A function that is no generator is given `as_json` and prints by itself.
+    """
+    flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    if not inspect.isgeneratorfunction(function):
+        return flag(function)
+
+    @functools.wraps(function)
+    def run(*, as_json: bool, **given: Any) -> int:
+        steps = function(**given)
+        for document in steps:
+            if as_json:
+                print_json(document)
+                break
+        return cast(int, click.get_current_context().meta.get(_EXIT_CODE, 0))
+
+    return cast(Function, flag(run))
+
+
+def exit_with(code: int) -> None:
+    """Have the command that runs exit with a code once it has printed."""
+    click.get_current_context().meta[_EXIT_CODE] = code
 
 
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout; records are objects of their fields, what has no form of its own is text."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dict(value) if isinstance(value, Mapping) else str(value)
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
 
 
 def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
@@ -218,37 +258,36 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
         click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
-def _flag(field: dataclasses.Field[Any], hint: Any, title: str) -> Callable[[Function], Function]:
-    kind, multiple = _click_type(hint)
-    flag = flag_of(field.name)
-    notes = [str(field.metadata["range"])] if field.metadata["range"] else []
+def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
+    """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
+    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
+
+    for name in dict.fromkeys(datasets):
+        if benchmark_of(name) is None and is_rows(name):
+            click.echo(open_own(name, data_root).line(), err=True)
+
+
+def _flag(declaration: Declared) -> Callable[[Function], Function]:
+    field, (kind, multiple) = declaration.field, _click_type(declaration.hint)
+    facts, flag = field.metadata, flag_of(field.name)
+    notes = [str(facts["range"])] if facts["range"] else []
     if field.default is dataclasses.MISSING:
         notes.append("required")
     elif field.default is not False and field.default not in (None, (), ""):
         shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         notes.append(f"default: {shown}")
-    text = field.metadata["help"] + (f" [{'; '.join(notes)}]" if notes else "")
-    if kind is bool:
-        return click.option(
-            f"{flag}/--no-{flag[2:]}",
-            default=None,
-            help=text,
-            cls=SectionedOption,
-            section=title,
-            rare=field.metadata["rare"],
-        )
-    flags = [flag, *([field.metadata["also"]] if field.metadata["also"] else [])]
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *([facts["also"]] if facts["also"] else [])]
     return click.option(
         field.name,
-        *flags,
+        *names,
         cls=SectionedOption,
-        section=title,
-        rare=field.metadata["rare"],
-        type=kind,
+        section=declaration.title,
+        rare=facts["rare"],
+        type=None if kind is bool else kind,
         multiple=multiple,
         default=None,
-        help=text,
-        metavar=field.metadata["metavar"],
+        help=facts["help"] + (f" [{'; '.join(notes)}]" if notes else ""),
+        metavar=None if kind is bool else facts["metavar"],
     )
 
 
@@ -265,10 +304,19 @@ def _click_type(hint: Any) -> tuple[Any, bool]:
     if origin is tuple:
         return _click_type(arguments[0])[0], True
     if origin is Literal:
-        return click.Choice([str(argument) for argument in arguments]), False
+        return _Word([str(argument) for argument in arguments]), False
     if hint is Path:
         return _PathOnly(path_type=Path), False
     return hint, False
+
+
+class _Word(click.Choice[str]):
+    """One of a few words; the nearest ones are told in place of another."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices and param is not None:
+            raise ConfigError(f"{param.opts[0]} cannot be {value!r}.", why=suggest_names(str(value), self.choices))
+        return super().convert(value, param, ctx)
 
 
 class _NumberOrWord(click.types.IntParamType):

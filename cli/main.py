@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn
 
 import click
 
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, suggest_names
 from advl_pipeline.interruption import listening
 from advl_pipeline.packages import missing_extra
 
 from .advice import Invocation, after_usage_error, next_command
-from .plugins import PluginGroup
 
 COMMANDS = {
     "cache": ("cache", "Inspect, verify, repair, convert or measure a teacher feature cache."),
@@ -38,6 +38,83 @@ COMMANDS = {
 """Command name -> the module of this package that holds it under its name, and one-line help."""
 
 
+COMMAND_GROUP = "advl.commands"
+"""Entry points of other packages that hold a click command or group, called as a user types it, words joined by dots.
+
+`mine` is `advl mine`, and `datasets.mine` is `advl datasets mine`. They are imported when they run.
+"""
+
+
+class PluginGroup(click.Group):
+    """A group that other packages add commands to; its help names them without loading any."""
+
+    @property
+    def place(self) -> str:
+        """What the names of entry points begin with that add a command here."""
+        return f"{self.name}."
+
+    def plugins(self) -> dict[str, EntryPoint]:
+        """Return the commands of other packages by the name that they have in this group."""
+        points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
+        names = {name: name.removeprefix(self.place) for name in points if name.startswith(self.place)}
+        return {short: points[name] for name, short in sorted(names.items()) if short and "." not in short}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.plugins()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        point = self.plugins().get(cmd_name)
+        if own is not None or point is None:
+            return own
+        try:
+            command: click.Command = point.load()
+        except ImportError as error:
+            return _Broken(cmd_name, point, error)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise ConfigError(f"There is no command {args[0]!r}.", why=suggest_names(args[0], known))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
+        self.write_commands(formatter, [(name, command.get_short_help_str(formatter.width)) for name, command in own])
+
+    def write_commands(self, formatter: click.HelpFormatter, own: list[tuple[str, str]]) -> None:
+        """Write the group's own commands with their help, then those of other packages with the package."""
+        for title, rows in (("Commands", own), ("Commands of plug-ins", self._plugin_rows())):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _plugin_rows(self) -> list[tuple[str, str]]:
+        return [
+            (name, f"From the package {point.dist.name if point.dist else point.value}.")
+            for name, point in self.plugins().items()
+        ]
+
+
+class _Broken(click.Command):
+    """A command that cannot be imported, which it says when it is called, however it is called."""
+
+    def __init__(self, name: str, point: EntryPoint, error: ImportError) -> None:
+        super().__init__(name, help="Not usable: it cannot be imported.", add_help_option=False)
+        self.obstacle = ConfigError(
+            f"The command {name!r} of a plug-in cannot be imported.",
+            where=f"entry point {point.value}",
+            why=str(error),
+            next_command=again("install what it needs, then give the same command again"),
+        )
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        raise self.obstacle
+
+
 class LazyGroup(PluginGroup):
     """A group whose commands are imported when they run, so that help stays instant."""
 
@@ -52,14 +129,6 @@ class LazyGroup(PluginGroup):
         module, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(f".{module}", package=__package__), cmd_name)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
-            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], known, limit=1)}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.write_commands(formatter, [(name, text) for name, (_, text) in sorted(COMMANDS.items())])
@@ -106,10 +175,9 @@ def main(arguments: list[str] | None = None) -> None:
             _stop(_interrupted(invocation), invocation)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             _stop(missing, invocation)
-        again = Invocation(arguments=["--debug", *(word for word in invocation.arguments if word != "--debug")])
-        _stop(
-            AdvlError(f"Unexpected error: {type(error).__name__}: {error}", next_command=again.command()), invocation
-        )
+        words = ["--debug", *(word for word in invocation.arguments if word != "--debug")]
+        what = f"Unexpected error: {type(error).__name__}: {error}"
+        _stop(AdvlError(what, next_command=Invocation(arguments=words).command()), invocation)
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from advl_pipeline.sharing.config import ExportRunConfig
 
-from .flags import config_options, json_option, print_json
+from .flags import config_command, exit_with, json_option
+from .main import PluginGroup
 
 tokenizer_option = click.option(
     "--tokenizer", help="Folder or hub name of a tokenizer, or minilm-l6 [default: the student's own]."
 )
 
 
-@click.group("students")
+@click.group("students", cls=PluginGroup)
 def students() -> None:
     """List students, show one, check a checkpoint.
 
@@ -28,7 +31,7 @@ def students() -> None:
 
 @students.command("list")
 @json_option
-def list_(as_json: bool) -> None:
+def list_() -> Iterator[Any]:
     """List the students that `--student` takes, with what each one sees.
 
     \b
@@ -37,9 +40,7 @@ def list_(as_json: bool) -> None:
     from advl_pipeline.students.registry import list_students
 
     students = list_students()
-    if as_json:
-        print_json(students)
-        return
+    yield students
     width = max(len(item["name"]) for item in students)
     for item in students:
         click.echo(f"{item['name']:{width}}  {item['title']}, {item.get('visual', 'visual input of its own')}")
@@ -49,7 +50,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @tokenizer_option
 @json_option
-def show(name: str, tokenizer: str | None, as_json: bool) -> None:
+def show(name: str, tokenizer: str | None) -> Iterator[Any]:
     """Show one student: architecture, recipes with the source of each number, what was proven of it.
 
     \b
@@ -60,9 +61,7 @@ def show(name: str, tokenizer: str | None, as_json: bool) -> None:
     from advl_pipeline.training.recipes import published_recipes
 
     shown = show_student(name, tokenizer=tokenizer) | {"recipes": published_recipes(name)}
-    if as_json:
-        print_json(shown)
-        return
+    yield shown
     click.echo(f"{shown['name']}: {shown['title']}, {shown['num_parameters'] / 1e6:.1f} M parameters")
     for key in ("visual", "weights", "reference", "proof", "largest", "unproven"):
         if key in shown:
@@ -81,7 +80,7 @@ def show(name: str, tokenizer: str | None, as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @tokenizer_option
 @json_option
-def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool) -> int:
+def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[Any]:
     """Read a checkpoint into a student and name every key that does not fit. Exit code 2 if it does not fill it.
 
     \b
@@ -92,9 +91,8 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool
 
     report = check_checkpoint(name, checkpoint, tokenizer=tokenizer)
     fills = not (report["missing"] or report["reinitialised"])
-    if as_json:
-        print_json(report)
-        return 0 if fills else 2
+    exit_with(0 if fills else 2)
+    yield report
     half = f"{report['num_half_precision']} of the file's in half precision, widened to float32"
     click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded, {half}")
     _print_keys("missing from the file", report["missing"])
@@ -104,7 +102,6 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool
     _print_keys("absent from the file as they may be", report["fresh"])
     _print_keys("set aside (heads, pretraining objectives)", report["ignored"])
     click.echo(f"{'fills' if fills else 'does not fill'} {name}")
-    return 0 if fills else 2
 
 
 def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:
@@ -114,10 +111,8 @@ def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:
             click.echo(f"  {key}")
 
 
-@click.command("export")
-@config_options(ExportRunConfig, arguments=("run",))
-@json_option
-def export(config: ExportRunConfig, as_json: bool) -> None:
+@config_command(ExportRunConfig, "export", arguments=("run",))
+def export(config: ExportRunConfig) -> Iterator[Any]:
     """Write a run's student as a folder that loads without ADVL, with its model card.
 
     With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, smolvlm, visualbert,
@@ -133,9 +128,7 @@ def export(config: ExportRunConfig, as_json: bool) -> None:
     from advl_pipeline.sharing.student_export import run_export
 
     result = run_export(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(f"{result.model}: {len(result.files)} files in {result.output}")
     if result.url:
         click.echo(f"uploaded: {result.url}")

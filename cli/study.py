@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 import click
 
 from advl_pipeline.configuration import config_to_dict, to_plain
@@ -9,8 +13,7 @@ from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .flags import SectionedCommand, config_options, json_option, print_json
-from .own_data import say_what_it_is
+from .flags import config_command, exit_with, say_what_it_is
 
 
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -21,8 +24,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.command("study", cls=SectionedCommand)
-@config_options(StudyRunConfig, arguments=("study",))
+@config_command(StudyRunConfig, "study", arguments=("study",))
 @click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
 @click.option(
     "--measure", is_flag=True, help="As --dry-run, but first train a few steps of each method whose time is unknown."
@@ -35,8 +37,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_list_studies,
     help="List the shipped studies.",
 )
-@json_option
-def study(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
+def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
     STUDY is a file or the name of a shipped study. Runs lie in runs/cells, each once: a cell that any
@@ -56,31 +57,25 @@ def study(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -
         from advl_pipeline.studies.forecast import forecast_study
 
         forecast = forecast_study(config, measure=measure)
-        if as_json:
-            print_json(config_to_dict(forecast))
-        else:
-            click.echo(forecast_as_text(forecast))
+        yield config_to_dict(forecast)
+        click.echo(forecast_as_text(forecast))
         return
-    from advl_pipeline.reporting.formats import as_json as result_as_json
-    from advl_pipeline.reporting.formats import as_text
+    from advl_pipeline.reporting.formats import as_json, as_text
     from advl_pipeline.studies.run import Failure, run_study
 
     failures: list[Failure] = []
     result = run_study(config, report_failure=failures.append)
-    click.echo(result_as_json(result) if as_json else as_text(result))
-    if not as_json:
-        report = what_follows("advl", "report", str(result.folder))
-        click.echo(f"\nstudy folder: {result.folder}\nnext: {report}")
     for failure in failures:
         click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
-    if failures:
-        click.get_current_context().exit(1)
+    exit_with(1 if failures else 0)
+    yield json.loads(as_json(result))
+    click.echo(as_text(result))
+    report = what_follows("advl", "report", str(result.folder))
+    click.echo(f"\nstudy folder: {result.folder}\nnext: {report}")
 
 
-@click.command("report")
-@config_options(ReportConfig, arguments=("run",))
-@json_option
-def report(config: ReportConfig, as_json: bool) -> None:
+@config_command(ReportConfig, "report", arguments=("run",))
+def report(config: ReportConfig) -> Iterator[Any]:
     """Turn a study, or runs, into one self-contained HTML page or a table.
 
     RUN is the folder of an evaluated run, or a folder that holds several; more may follow, which are compared.
@@ -98,9 +93,7 @@ def report(config: ReportConfig, as_json: bool) -> None:
     from advl_pipeline.reporting.report import run_report
 
     result = run_report(config)
-    if as_json:
-        print_json(to_plain({"output": result.output, "answers": result.answers, "verdicts": result.verdicts}))
-        return
+    yield to_plain({"output": result.output, "answers": result.answers, "verdicts": result.verdicts})
     for answer in result.answers:
         click.echo(str(answer))
     for verdict in result.verdicts:

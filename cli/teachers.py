@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
 
-from .flags import config_options, json_option, print_json
-from .plugins import PluginGroup
+from .flags import config_command, exit_with, json_option
+from .main import PluginGroup
 
 
 @click.group("teachers", cls=PluginGroup)
@@ -25,7 +27,7 @@ def teachers() -> None:
 
 @teachers.command("list")
 @json_option
-def list_command(as_json: bool) -> None:
+def list_command() -> Iterator[Any]:
     """List the teachers known by name, and the forms of names that open any other.
 
     \b
@@ -36,9 +38,7 @@ def list_command(as_json: bool) -> None:
     from advl_pipeline.teachers.teacher_cards import DOORS
 
     summaries = list_teachers()
-    if as_json:
-        print_json({"teachers": summaries, "doors": DOORS})
-        return
+    yield {"teachers": summaries, "doors": DOORS}
     click.echo(f"{'name':<18} {'towers':<11} {'weights':<12} about")
     for summary in summaries:
         weights = (
@@ -52,7 +52,7 @@ def list_command(as_json: bool) -> None:
 @teachers.command("show")
 @click.argument("name")
 @json_option
-def show_command(name: str, as_json: bool) -> None:
+def show_command(name: str) -> Iterator[Any]:
     """Show what a teacher's features are, their size, and whether its weights are at hand. Nothing is loaded.
 
     \b
@@ -62,9 +62,7 @@ def show_command(name: str, as_json: bool) -> None:
     from advl_pipeline.teachers.inspection import show_teacher
 
     details = show_teacher(name)
-    if as_json:
-        print_json(details)
-        return
+    yield details
     click.echo(f"{details.summary.name}: {details.summary.about}")
     click.echo(f"  source     {details.source} ({details.summary.licence})")
     click.echo(f"  weights    {details.how_to_get or 'at hand'}")
@@ -77,10 +75,8 @@ def show_command(name: str, as_json: bool) -> None:
         click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
 
 
-@teachers.command("check")
-@config_options(CheckTeacherConfig, arguments=("name",))
-@json_option
-def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
+@config_command(CheckTeacherConfig, "check", of=teachers, arguments=("name",))
+def check_command(config: CheckTeacherConfig) -> Iterator[Any]:
     """Open a teacher and try it on a few made-up units: widths, batch invariance, float16 range, speed.
 
     Exits with 6 when its weights are not at hand and with 1 when it misbehaves.
@@ -95,9 +91,8 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
     from advl_pipeline.teachers.teacher_check import run_check_teacher
 
     result = run_check_teacher(config)
-    if as_json:
-        print_json({**dataclasses.asdict(result), "is_good": result.is_good})
-        return 0 if result.is_good else 1
+    exit_with(0 if result.is_good else 1)
+    yield {**dataclasses.asdict(result), "is_good": result.is_good}
     for tower in result.towers:
         click.echo(f"{result.name}, {tower.modality} tower: parameters {tower.parameters[:16]}")
         click.echo(f"  widths             {tower.global_dim} global, {tower.token_dim} tokens")
@@ -107,4 +102,3 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
         for problem in tower.problems:
             click.echo(f"  problem: {problem}")
     click.echo("good" if result.is_good else "not good")
-    return 0 if result.is_good else 1

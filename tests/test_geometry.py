@@ -59,15 +59,6 @@ def test_overlap_is_an_area_that_both_sides_agree_on(rows: int, columns: int, ot
 
 
 @settings(deadline=None)
-@given(sides, sides)
-def test_a_grid_laid_over_itself_is_itself(rows: int, columns: int) -> None:
-    cells = grid_rectangles(rows, columns)
-    weights, counts = pooling(cells, cells)
-    np.testing.assert_allclose(weights, np.eye(len(cells)), atol=1e-5)
-    assert counts.all()
-
-
-@settings(deadline=None)
 @given(framings(), edges, edges, sides, sides, rectangles())
 def test_a_picture_whose_feature_is_its_place_is_recovered_up_to_the_cell(
     framing: Framing, width: int, height: int, rows: int, columns: int, target_T4: np.ndarray
@@ -83,19 +74,6 @@ def test_a_picture_whose_feature_is_its_place_is_recovered_up_to_the_cell(
     half_cell = np.array([(window[2] - window[0]) / columns, (window[3] - window[1]) / rows]) / 2
     assert (np.abs(found_T2 - centre_T2)[counts_T] <= half_cell + 1e-3).all()
     np.testing.assert_allclose(weights_TS.sum(axis=1), counts_T, atol=1e-5)
-
-
-@settings(deadline=None)
-@given(framings(), edges, edges, st.integers(2, 5))
-def test_targets_made_of_whole_cells_are_exact(framing: Framing, width: int, height: int, side: int) -> None:
-    """Each target is two by two of the teacher's cells: its place comes back exactly, crop or no crop."""
-    window = framing.window(width, height)
-    cells_S4 = grid_rectangles(2 * side, 2 * side, window)
-    target_T4 = grid_rectangles(side, side, window)
-    weights_TS, counts_T = pooling(target_T4, cells_S4)
-    assert counts_T.all()
-    found = weights_TS @ cells_S4.reshape(-1, 2, 2).mean(axis=1)
-    np.testing.assert_allclose(found, target_T4.reshape(-1, 2, 2).mean(axis=1), atol=1e-4)
 
 
 def test_what_a_central_crop_cuts_off_has_no_target() -> None:

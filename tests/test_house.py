@@ -144,8 +144,3 @@ def _is_defined(name: str) -> bool:
         except ModuleNotFoundError:
             return False
     return True
-
-
-def test_the_readme_is_short() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 140

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from commands import advl
+from commands import printed
 from hub_twins import TWINS, colour_samples, write_twin
 
 from advl_pipeline.cache.reader import open_cache
@@ -31,26 +31,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", sorted(set(TWINS) - set(EVALUATE_ONLY)))
 def test_a_set_that_is_trained_on(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     write_twin(Path("data"), name, colour_samples(100))
-    code, out, err = advl(capsys, "datasets", "check", name, "--deep")
-    assert code == 0, out + err
+    out, _ = printed(capsys, "datasets", "check", name, "--deep")
     assert "malformed" not in out
-    code, _, err = advl(capsys, "extract", "--teacher", "minilm-l6", "--data", name, "--shots", 8, "--folds", 2)
-    assert code == 0, err
+    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", name, "--shots", 8, "--folds", 2)
     cache = Path("caches/minilm-l6", name, "train-shots8-seed0")
     revision = load_card(name).facts["files"]
     pinned = revision if isinstance(revision, str) else next(iter(revision.values()))
     assert pinned.rpartition("@")[2][:12] in open_cache(cache).identity["dataset"]["name"]
     words = ("--data", name, "--cache", cache, "--shots", 8, "--output", "runs/mine", *SHORT)
-    code, out, err = advl(capsys, "finetune", *words)
-    assert code == 0, err
+    out, _ = printed(capsys, "finetune", *words)
     assert f"--on {scored_split(name)}" in out
     split = scored_split(name)
-    code, out, err = advl(capsys, "evaluate", "runs/mine", "--on", split)
-    assert code == 0, err
+    printed(capsys, "evaluate", "runs/mine", "--on", split)
     metrics = json.loads(Path(f"runs/mine/evaluation/{split}.json").read_text())["metrics"]
     assert set(metrics) == set(load_card(name).facts["metrics"])
-    code, _, err = advl(capsys, "report", "runs/mine", "--to", "md")
-    assert code == 0, err
+    printed(capsys, "report", "runs/mine", "--to", "md")
 
 
 @pytest.mark.slow
@@ -61,15 +56,12 @@ def test_sets_that_are_scored_on_alone(here: Path, capsys: pytest.CaptureFixture
     for name in ("aokvqa", *EVALUATE_ONLY):
         write_twin(Path("data"), name, colour_samples(30))
         if name != "aokvqa":
-            code, out, err = advl(capsys, "datasets", "check", name, "--deep")
-            assert code == 0, out + err
+            printed(capsys, "datasets", "check", name, "--deep")
             sets += [f"{name}/{split}" for split in load_card(name).splits]
     finetune = ("--data", "aokvqa", "--method", "plain", "--shots", 8, *SHORT[:2], "--batch-size", 4)
-    code, _, err = advl(capsys, "finetune", *finetune, "--output", "runs/mine")
-    assert code == 0, err
+    printed(capsys, "finetune", *finetune, "--output", "runs/mine")
     asked = [word for one in sets for word in ("--on", one)]
-    code, out, err = advl(capsys, "evaluate", "runs/mine", "--on", "val", *asked, "--probe", "none")
-    assert code == 0, err
+    out, _ = printed(capsys, "evaluate", "runs/mine", "--on", "val", *asked, "--probe", "none")
     assert all(f"\n{one}" in out for one in sets)
     assert "of 12 groups, all of whose items are right" in out
     folder = Path("runs/mine/evaluation")
@@ -78,5 +70,4 @@ def test_sets_that_are_scored_on_alone(here: Path, capsys: pytest.CaptureFixture
     groups = found["naturalbench/test"]["by_group"]["choice"]
     assert groups["accuracy"] <= found["naturalbench/test"]["metrics"]["choice"]
     assert found["pope/test"]["trivial"]["choice"]["chance"] == 50.0
-    code, _, err = advl(capsys, "report", "runs/mine", "--to", "md")
-    assert code == 0, err
+    printed(capsys, "report", "runs/mine", "--to", "md")

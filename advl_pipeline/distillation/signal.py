@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.tensor_records import moved
+from advl_pipeline.tensors import moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

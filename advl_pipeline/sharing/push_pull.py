@@ -24,7 +24,7 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 

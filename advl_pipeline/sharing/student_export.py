@@ -40,7 +40,7 @@ from advl_pipeline.sharing.transformers_models import (
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.text_student import Part, TextRow, TextTokenizer
-from advl_pipeline.tensor_files import save_tensors
+from advl_pipeline.tensors import save_tensors
 
 _FIRST, _SECOND = -1, -2
 """Stand for the tokens of a text, and of the text that follows it, in a row."""

@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import read_tables
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import (

@@ -20,7 +20,7 @@ from torch.nn import functional
 from advl_pipeline.students.interface import OutputHead, StudentOutput
 
 LOOKUP_TASKS = frozenset({"vqa", "snli-ve"})
-"""Heads of classes; those of multiple choice read the agreement of candidates with what they tag (`agreement.py`)."""
+"""Heads of classes; those of multiple choice read the agreement of candidates with what they tag (`Agreement`)."""
 
 RARE = 0.003
 """A word in this share of the texts weighs half of one that is in none."""

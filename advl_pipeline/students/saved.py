@@ -22,7 +22,7 @@ from advl_pipeline.students.checkpoints import KeyRules, load_file
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
 from advl_pipeline.students.weight_files import is_on_hub, located, making_command, weight_files, weights_digest
-from advl_pipeline.tensor_files import parameter_digest, save_tensors
+from advl_pipeline.tensors import parameter_digest, save_tensors
 
 _PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 """Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""

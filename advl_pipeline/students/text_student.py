@@ -26,7 +26,7 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import package_folder
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput

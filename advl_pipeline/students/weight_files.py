@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import Advice, ConfigError, WeightsUnavailable, advise
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.registry import families, family_of
 

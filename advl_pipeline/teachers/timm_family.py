@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions

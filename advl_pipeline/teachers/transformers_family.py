@@ -28,7 +28,7 @@ from advl_pipeline.teachers.transformers_vision import (
 )
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
 from advl_pipeline.teachers.word_pieces import WordPieces
-from advl_pipeline.tensor_files import parameter_digest
+from advl_pipeline.tensors import parameter_digest
 
 PAIR_TYPES = frozenset({"clip", "siglip"})
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import install_extra
 from advl_pipeline.teachers.open_options import OpenOptions
 

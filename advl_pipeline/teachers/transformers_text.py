@@ -22,7 +22,7 @@ from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.text_tower import TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, sibling
 from advl_pipeline.teachers.word_pieces import WordPieces
-from advl_pipeline.tensor_files import parameter_digest
+from advl_pipeline.tensors import parameter_digest
 
 Pooling = Literal["mean", "first"]
 """`mean`: over all tokens, special ones included, as sentence encoders do. `first`: the state of [CLS] or <s>."""

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.tensor_files import parameter_digest
+from advl_pipeline.tensors import parameter_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

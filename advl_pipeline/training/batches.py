@@ -14,7 +14,7 @@ from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.tensor_records import moved
+from advl_pipeline.tensors import moved
 from advl_pipeline.training.batch_order import BatchOrder
 from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
 from advl_pipeline.training.signals import SignalSource

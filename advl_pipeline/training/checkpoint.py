@@ -23,7 +23,7 @@ from advl_pipeline.errors import (
     CorruptCache,
     again,
 )
-from advl_pipeline.tensor_files import parameter_digest, save_tensors
+from advl_pipeline.tensors import parameter_digest, save_tensors
 
 
 def save_checkpoint(

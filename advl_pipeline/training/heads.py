@@ -15,7 +15,7 @@ from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.interface import Student
-from advl_pipeline.tensor_files import save_tensors
+from advl_pipeline.tensors import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel
 
 

@@ -21,7 +21,7 @@ from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
-from advl_pipeline.tensor_records import moved
+from advl_pipeline.tensors import moved
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from advl_pipeline.tensor_records import with_tensors
+from advl_pipeline.tensors import with_tensors
 
 Batch = TypeVar("Batch")
 BatchThere = TypeVar("BatchThere", covariant=True)

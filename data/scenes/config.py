@@ -1,4 +1,4 @@
-"""Configuration of `advl scenes build`, `pretrain` and `headroom`; light to import."""
+"""Configuration of `advl scenes build`, `pretrain` and `headroom` and of `advl teachers install`; light to import."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from advl_data.scenes.generator.paths import CODE_STRIDE
-from advl_data.scenes.generator.scene import SCENES_PER_GROUP
+from advl_data.scenes.generator.scene_plan import SCENES_PER_GROUP
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Output, option
+from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.locations import Location
 
@@ -124,3 +124,11 @@ class HeadroomConfig(DataRootOptions):
         help="Points that a student with the teachers' features must be above plain for the data to be fit for use.",
         minimum=0,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstallTeacherConfig(Configuration):
+    """Configuration of `advl teachers install`."""
+
+    name: str = option(help="Teacher whose weights to install.")
+    dry_run: bool = option(False, help="Say what would be fetched and where it would go, and stop.")

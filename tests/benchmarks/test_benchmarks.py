@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from advl_pipeline.cache.reader import open_cache
-from benchmarks.corpus import build_cache, texts
-from benchmarks.page import BEGIN, END, render, write_page
-from benchmarks.reading import measure_reading
-from benchmarks.rows import Row, ratio_row
+from benchmarks.reading import build_cache, measure_reading, texts
+from benchmarks.rows import MARKS, Row, ratio_row, render, write_page
 
 
 def test_a_built_cache_holds_the_corpus(tmp_path: Path) -> None:
@@ -55,7 +53,7 @@ def test_the_page_takes_the_rows_of_a_run(tmp_path: Path) -> None:
     row = Row(name="int8, warm", value=1.22, goal=1.5, detail="122 of 100")
     sections = {"reading": {"machine": "two cores", "seconds": 61.2, "rows": [asdict(row)]}}
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    page.write_text("before\n{}\nstale\n{}\nafter\n".format(*MARKS))
     for _ in range(2):
         write_page(page, render(sections))
     content = page.read_text()

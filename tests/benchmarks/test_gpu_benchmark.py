@@ -16,7 +16,7 @@ from benchmarks.gpu import measure_gpu
 def test_without_a_gpu_a_sentence_says_so_and_nothing_is_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--markdown", str(page)],
+        [sys.executable, "-m", "benchmarks", "--only", "gpu", "--markdown", str(page)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

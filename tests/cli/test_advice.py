@@ -76,10 +76,6 @@ def _words(command: ast.List) -> Iterator[str]:
 ADVICE = list(written_advice())
 
 
-def test_the_walk_finds_the_advice() -> None:
-    assert len(ADVICE) > 35
-
-
 @pytest.mark.parametrize(("place", "words"), ADVICE, ids=[place for place, _ in ADVICE])
 def test_what_an_error_advises_can_be_typed(place: str, words: list[str]) -> None:
     if words[:1] != ["advl"] or "x" in words[1:3]:
@@ -240,13 +236,6 @@ def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys
     assert advised(told) == ["advl", *words]
 
 
-def test_names_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = complaint(capsys, "datasets", "card", "qqqq")
-    names = told.partition("known: ")[2].splitlines()[0].split(", ")
-    assert code == 2
-    assert len(names) == len(set(names)) > 5
-
-
 def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
     small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,27 +320,3 @@ def test_a_folder_of_any_name_is_advised_as_it_is_typed(
     assert words[:3] == ["advl", "extract", "--teacher"]
     assert words[4:] == ["--dataset", data, "--split", "train", "--data-root", data]
     assert advised(told)[-2:] == ["--cache", f"caches/NAME/{name}/train"]
-
-
-def advised_values() -> Iterator[tuple[str, str]]:
-    """Yield the place and the code of every value that stands behind a command or an option in a text."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            parts = node.values if isinstance(node, ast.JoinedStr) else []
-            words = [str(part.value) if isinstance(part, ast.Constant) else "" for part in parts]
-            for number, part in enumerate(parts):
-                if isinstance(part, ast.FormattedValue) and re.search(r"advl [a-z]|--[a-z]", "".join(words[:number])):
-                    yield f"{file.relative_to(PACKAGE)}:{part.lineno}", ast.unparse(part.value)
-
-
-@pytest.mark.parametrize(
-    ("place", "code"),
-    [
-        (place, code)
-        for place, code in advised_values()
-        if re.search(r"\b(run|path|folders?|location|cache|test_set|(config|other)\.(dataset|name))\b", code)
-    ],
-)
-def test_what_a_user_named_is_quoted(place: str, code: str) -> None:
-    """A space in the name of a folder would part it into two words."""
-    assert "shlex." in code, f"{place} writes {code} into a command as it is"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +11,17 @@ import pytest
 from own_rows import choice_row, write_json_lines
 
 CODE = """
-import sys, time
+import io, json, shlex, sys, time
+from contextlib import redirect_stderr
 from advl_cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    loaded = {'torch', 'transformers', 'zarr'} & set(sys.modules)
-    print('seconds', time.process_time(), sorted(loaded))
+for words in json.load(sys.stdin):
+    told, began = io.StringIO(), time.process_time()
+    try:
+        with redirect_stderr(told):
+            main(shlex.split(words))
+    except SystemExit as stop:
+        loaded = sorted({'torch', 'transformers', 'zarr'} & set(sys.modules))
+        print(json.dumps([stop.code, told.getvalue(), time.process_time() - began, loaded]))
 """
 DATA = "--data mine.jsonl"
 RUN = f"finetune {DATA} --method plain --output runs/a"
@@ -35,62 +39,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stopped(folder: Path, words: str) -> tuple[int, str, float]:
-    """Run a command in a process of its own; return its exit code, what it said, and its processor time."""
-    command = [sys.executable, "-c", CODE, *shlex.split(words)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    last = done.stdout.splitlines()[-1]
-    assert last.endswith("[]"), f"{words}: {last}"
-    return done.returncode, done.stderr, float(last.split()[1])
+CASES = [
+    (f"{RUN} --student nosuch", 2, "nosuch"),
+    (f"{RUN} --cache caches/none", 2, "caches/none"),
+    (f"{RUN} --init students/none", 6, "students/none"),
+    (f"{RUN} --split nosuch", 2, "nosuch"),
+    (f"{RUN} --task nosuch", 2, "nosuch"),
+    (f"{RUN} --log-with nosuch", 2, "nosuch"),
+    (f"{RUN} --recipe nosuch.toml", 2, "nosuch.toml"),
+    (f"finetune {DATA} --method plain --output taken", 2, "letter.txt"),
+    (f"finetune {DATA} --method advl --output runs/a", 2, "cache"),
+    ("finetune --data gone.jsonl --method plain --output runs/a", 5, "gone.jsonl"),
+    (f"extract {DATA} --teacher nosuch", 2, "nosuch"),
+    (f"extract {DATA} --teacher minilm-l6 --output taken", 2, "letter.txt"),
+    (f"extract {DATA} --teacher minilm-l6 --split nosuch", 2, "nosuch"),
+    ("extract --dataset vcr --teacher minilm-l6", 5, "The dataset vcr is not there."),
+    ("extract --dataset aokvqa --shots 8 --teacher minilm-l6", 5, "hf:HuggingFaceM4/A-OKVQA"),
+    ("finetune --dataset vcr --method plain --output runs/a", 5, "The dataset vcr is not there."),
+    ("prepare --dataset vcr --student vilt", 5, "The dataset vcr is not there."),
+    ("cache import nowhere --name butd --dataset vcr", 5, "The dataset vcr is not there."),
+    (f"cache import nowhere --name butd {DATA}", 2, "nowhere"),
+    ("evaluate runs/none", 2, "runs/none"),
+    ("report runs/none", 2, "runs/none"),
+    ("report taken", 2, "neither a study"),
+    ("predict runs/none", 2, "runs/none"),
+    ("export runs/none --output shared", 2, "runs/none"),
+    ("readout students/none --cache caches/none", 2, "caches/none"),
+    ("cache info caches/none", 2, "caches/none"),
+    ("cache verify caches/none", 2, "caches/none"),
+    ("cache repair caches/none", 2, "caches/none"),
+    (f"prepare {DATA} --student nosuch", 2, "nosuch"),
+    ("teachers check nosuch", 2, "nosuch"),
+    ("students show nosuch", 2, "nosuch"),
+    ("study nosuch", 2, "nosuch"),
+    # A cache further down is offered.
+    (f"{RUN} --cache caches/minilm-l6", 2, f"next:  advl {RUN} --cache caches/minilm-l6/train"),
+]
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [
-        (f"{RUN} --student nosuch", 2, "nosuch"),
-        (f"{RUN} --cache caches/none", 2, "caches/none"),
-        (f"{RUN} --init students/none", 6, "students/none"),
-        (f"{RUN} --split nosuch", 2, "nosuch"),
-        (f"{RUN} --task nosuch", 2, "nosuch"),
-        (f"{RUN} --log-with nosuch", 2, "nosuch"),
-        (f"{RUN} --recipe nosuch.toml", 2, "nosuch.toml"),
-        (f"finetune {DATA} --method plain --output taken", 2, "letter.txt"),
-        (f"finetune {DATA} --method advl --output runs/a", 2, "cache"),
-        ("finetune --data gone.jsonl --method plain --output runs/a", 5, "gone.jsonl"),
-        (f"extract {DATA} --teacher nosuch", 2, "nosuch"),
-        (f"extract {DATA} --teacher minilm-l6 --output taken", 2, "letter.txt"),
-        (f"extract {DATA} --teacher minilm-l6 --split nosuch", 2, "nosuch"),
-        ("extract --dataset vcr --teacher minilm-l6", 5, "The dataset vcr is not there."),
-        ("extract --dataset aokvqa --shots 8 --teacher minilm-l6", 5, "hf:HuggingFaceM4/A-OKVQA"),
-        ("finetune --dataset vcr --method plain --output runs/a", 5, "The dataset vcr is not there."),
-        ("prepare --dataset vcr --student vilt", 5, "The dataset vcr is not there."),
-        ("cache import nowhere --name butd --dataset vcr", 5, "The dataset vcr is not there."),
-        (f"cache import nowhere --name butd {DATA}", 2, "nowhere"),
-        ("evaluate runs/none", 2, "runs/none"),
-        ("report runs/none", 2, "runs/none"),
-        ("report taken", 2, "neither a study"),
-        ("predict runs/none", 2, "runs/none"),
-        ("export runs/none --output shared", 2, "runs/none"),
-        ("readout students/none --cache caches/none", 2, "caches/none"),
-        ("cache info caches/none", 2, "caches/none"),
-        ("cache verify caches/none", 2, "caches/none"),
-        ("cache repair caches/none", 2, "caches/none"),
-        (f"prepare {DATA} --student nosuch", 2, "nosuch"),
-        ("teachers check nosuch", 2, "nosuch"),
-        ("students show nosuch", 2, "nosuch"),
-        ("study nosuch", 2, "nosuch"),
-    ],
-)
-def test_it_is_told_before_torch_is_imported(folder: Path, words: str, code: int, told: str) -> None:
-    found, stderr, seconds = stopped(folder, words)
-    assert found == code, stderr
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> dict[str, tuple[int, str, float, list[str]]]:
+    """Give each command in one process: its exit code, what it said, its processor time, and what is imported."""
+    given = [words for words, _, _ in CASES]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=folder,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip(given, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize(("words", "code", "told"), CASES)
+def test_it_is_told_before_torch_is_imported(
+    folder: Path, stopped: dict[str, tuple[int, str, float, list[str]]], words: str, code: int, told: str
+) -> None:
+    found, stderr, seconds, loaded = stopped[words]
+    assert (found, loaded) == (code, []), stderr
     assert told in stderr
     assert "next:" in stderr
     assert seconds < 1.0
     assert not (folder / "runs").exists()
-
-
-def test_a_cache_further_down_is_offered(folder: Path) -> None:
-    code, stderr, _ = stopped(folder, f"{RUN} --cache caches/minilm-l6")
-    assert code == 2
-    assert f"next:  advl {RUN} --cache caches/minilm-l6/train" in stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from advl_pipeline.configuration import option_types, option_values, sections
+from advl_pipeline.configuration import declared, option_values
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
@@ -25,8 +25,8 @@ TOLD = {
 }
 METHOD_OPTIONS = {"method", "hide_picture"} | {
     name
-    for name, section in sections(FinetuneConfig).items()
-    if section in ("Teachers", "Distillation", "Adapt step") and name != "verify_caches"
+    for name, option in declared(FinetuneConfig).items()
+    if option.title in ("Teachers", "Distillation", "Adapt step") and name != "verify_caches"
 }
 
 
@@ -41,7 +41,7 @@ def default_of(name: str) -> object:
 
 
 def choices_of(name: str) -> set[str]:
-    hint = option_types(FinetuneConfig)[name]
+    hint = declared(FinetuneConfig)[name].hint
     literals = [item for item in (hint, *typing.get_args(hint)) if typing.get_origin(item) is typing.Literal]
     return {str(value) for literal in literals for value in typing.get_args(literal)}
 

@@ -50,8 +50,7 @@ def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> N
     assert not unknown, "say what the command makes of the path: configuration.option(output=...)"
     for name, command in commands():
         for item in command.params:
-            name_now = (item.name or "").removeprefix("earlier_")
-            if isinstance(item.type, click.Path) and (name.removeprefix("advl "), name_now) not in told:
+            if isinstance(item.type, click.Path) and (name.removeprefix("advl "), item.name) not in told:
                 assert item.name in INPUTS | {"config_file", "checkpoint"}, f"{name} {item.name}"
     assert len(OUTPUTS) > 15
 

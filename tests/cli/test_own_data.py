@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from own_rows import choice_row, class_row, write_json_lines
 
-from advl_cli.own_data import say_what_it_is, split_to_score
+from advl_cli.finetune import split_to_score
+from advl_cli.flags import say_what_it_is
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from commands import exit_code
 
-from advl_cli import plugins
+from advl_cli import main
 from advl_cli.main import group
 
 MINE = """
@@ -31,13 +31,13 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "a_plug_in_of_mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     points = [
-        EntryPoint(name="mine", value="a_plug_in_of_mine:command", group=plugins.COMMAND_GROUP),
-        EntryPoint(name="datasets.mine", value="a_plug_in_of_mine:command", group=plugins.COMMAND_GROUP),
-        EntryPoint(name="broken", value="no_such_module:command", group=plugins.COMMAND_GROUP),
+        EntryPoint(name="mine", value="a_plug_in_of_mine:command", group=main.COMMAND_GROUP),
+        EntryPoint(name="datasets.mine", value="a_plug_in_of_mine:command", group=main.COMMAND_GROUP),
+        EntryPoint(name="broken", value="no_such_module:command", group=main.COMMAND_GROUP),
         # A command of ours is not replaced.
-        EntryPoint(name="cache", value="a_plug_in_of_mine:command", group=plugins.COMMAND_GROUP),
+        EntryPoint(name="cache", value="a_plug_in_of_mine:command", group=main.COMMAND_GROUP),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda *, group: [p for p in points if p.group == group])
+    monkeypatch.setattr(main, "entry_points", lambda *, group: [p for p in points if p.group == group])
     return "a_plug_in_of_mine"
 
 

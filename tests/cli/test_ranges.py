@@ -20,9 +20,8 @@ from advl_pipeline.configuration import (
     Configuration,
     Range,
     build_config,
+    declared,
     option,
-    option_types,
-    options_of,
     with_options,
 )
 from advl_pipeline.errors import ConfigError
@@ -53,9 +52,9 @@ def is_number(hint: typing.Any) -> bool:
 
 @pytest.mark.parametrize("cls", configurations(), ids=lambda cls: cls.__name__)
 def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
-    hints, options = option_types(cls), options_of(cls)
-    numeric = {name for name, field in options.items() if "range" in field.metadata and is_number(hints[name])}
-    assert {name for name in numeric if options[name].metadata["range"] is None} == set()
+    options = declared(cls)
+    numeric = {name for name, one in options.items() if "range" in one.field.metadata and is_number(one.hint)}
+    assert {name for name in numeric if options[name].field.metadata["range"] is None} == set()
     assert not numeric or issubclass(cls, Configuration)
 
 

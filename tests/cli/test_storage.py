@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import resource
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from commands import complaint
+from commands import complaint, completed
 from small_corpus import SmallCorpus
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.estimate import require_room
-from advl_pipeline.tensor_files import save_tensors
+from advl_pipeline.tensors import save_tensors
 
 FORBIDDEN = Path("/proc/self/none")
 """A folder that nobody can make, not even root."""
@@ -32,12 +32,22 @@ def test_finetune_into_a_folder_that_cannot_be_written(
     assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
 
 
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Have the disk refuse larger files, as one that is full does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_finetune_on_a_disk_that_fills_up_keeps_what_was_there(small_corpus: SmallCorpus, tmp_path: Path) -> None:
-    run = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
     words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--data-root", small_corpus.data_root]
     words += ["--shots", 4, "--num-steps", 2, "--checkpoint-every", 1, "--output", tmp_path / "run"]
-    command = [sys.executable, "-c", f"{run} from advl_cli.main import main; main()", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with files_of_at_most(100_000):
+        done = completed(*words)
     assert done.returncode == 7, done.stderr
     assert "the file would exceed the size limit" in done.stderr
     assert shlex.join(["advl", *map(str, words)]) in done.stderr
@@ -46,11 +56,8 @@ def test_finetune_on_a_disk_that_fills_up_keeps_what_was_there(small_corpus: Sma
 
 @pytest.mark.parametrize("form", ["hdf5", "safetensors"])
 def test_an_export_that_fills_the_disk_leaves_nothing(form: str, small_corpus: SmallCorpus, tmp_path: Path) -> None:
-    output = tmp_path / "features"
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({10_000}, {10_000}));"
-    run = "from advl_cli.main import main; main()"
-    words = ["cache", "export", str(small_corpus.caches[0]), "--to", form, "--output", str(output)]
-    done = subprocess.run([sys.executable, "-c", limit + run, *words], capture_output=True, text=True, check=False)
+    with files_of_at_most(10_000):
+        done = completed("cache", "export", small_corpus.caches[0], "--to", form, "--output", tmp_path / "features")
     assert done.returncode == 7, done.stderr
     assert "next:" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -63,16 +70,11 @@ def test_an_export_that_fills_the_disk_leaves_nothing(form: str, small_corpus: S
         lambda path: save_tensors(path, {"a": torch.zeros(20_000)}),
     ],
 )
-def test_a_file_that_does_not_fit_leaves_the_old_one(write: object, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_leaves_the_old_one(write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(StorageError) as caught:
-            write(path)  # type: ignore[operator]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(10_000), pytest.raises(StorageError) as caught:
+        write(path)
     assert caught.value.exit_code == 7
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "before"

@@ -95,7 +95,7 @@ def test_a_kill_while_tensors_are_written_leaves_nothing_that_the_next_run_does_
     """The library draws names of its own for what it has not finished: none of them lies in the run folder."""
     script = (
         "import os, pathlib, sys, threading, time, torch\n"
-        "from advl_pipeline.tensor_files import save_tensors\n"
+        "from advl_pipeline.tensors import save_tensors\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "def kill():\n"
         "    while not any(p.is_file() for p in folder.rglob('*')): pass\n"

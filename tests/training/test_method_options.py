@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from run_logs import losses
 
-from advl_pipeline.configuration import option_types, options_of, sections, with_options
+from advl_pipeline.configuration import declared, options_of, with_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
@@ -18,7 +18,7 @@ from advl_pipeline.training.run import run_finetune
 
 METHOD_OPTIONS = {"method", "hide_picture"} | {
     name
-    for name, section in sections(FinetuneConfig).items()
+    for name, (_, _, section) in declared(FinetuneConfig).items()
     if section in ("Teachers", "Distillation", "Adapt step") and name not in ("cache", "verify_caches")
 }
 
@@ -92,7 +92,7 @@ COVERED_ELSEWHERE = {
 def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
     tried = {(name, value) for change in CHANGES.values() for name, value in change.items()}
     names = {name for name, _ in tried}
-    hints = option_types(FinetuneConfig)
+    hints = {name: option.hint for name, option in declared(FinetuneConfig).items()}
     for field in options_of(FinetuneConfig).values():
         if field.name not in METHOD_OPTIONS:
             continue

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from advl_pipeline.configuration import build_config, config_to_dict, option_types, options_of, with_options
+from advl_pipeline.configuration import build_config, config_to_dict, declared, options_of, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
 METHODS = ("plain", "plain-two-step", "naive-kd", "advl")
 
-HINTS = option_types(FinetuneConfig)
+HINTS = {name: option.hint for name, option in declared(FinetuneConfig).items()}
 FIELDS = options_of(FinetuneConfig)
 
 BY_DESIGN = {

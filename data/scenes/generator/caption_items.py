@@ -6,18 +6,15 @@ half of its pictures ("a mammal to the left of a hammer"), and is not mentioned 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placing import PICTURE_SIDE, place
-from advl_data.scenes.generator.relations import PHRASES, relation
+from advl_data.scenes.generator.placing import PHRASES, PICTURE_SIDE, place, relation
 from advl_data.scenes.generator.render import Box
-from advl_data.scenes.generator.scene import Scene, Thing
-from advl_data.scenes.generator.scene_plan import MAX_THINGS, MIN_THINGS
-from advl_data.scenes.generator.vocabulary import Kind, Vocabulary
-from advl_data.scenes.generator.voice import indefinite
+from advl_data.scenes.generator.scene_plan import MAX_THINGS, MIN_THINGS, Scene, Thing
+from advl_data.scenes.generator.vocabulary import Kind, Vocabulary, indefinite
 
 _OPENINGS: Final = ("", "a picture of ", "there is ", "this is ", "it is ", "that is ")
 
@@ -54,12 +51,29 @@ def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
 
 
 def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
-    """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `paths.captions`)."""
+    """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `paths.captions`).
+
+    The one says how two things lie, the other lists all; a kind that is not named may be left out of both.
+    """
     draws = Draws(seed, split, "captions", scene.number)
-    calls = {tag: call for tag, thing in enumerate(scene.things) if (call := _call(thing.kind, draws))}
+    calls = {}
+    for tag, thing in enumerate(scene.things):
+        if thing.kind.named:
+            calls[tag] = thing.kind.noun_phrase
+        elif draws.below(2):
+            calls[tag] = indefinite(thing.kind.family.hypernym)
     order = draws.shuffled(list(calls))
     for position, parts in enumerate((_relation_parts(scene, order, draws), _listing_parts(order, draws))):
-        caption, phrases = _join(calls, parts)
+        caption = ""
+        phrases: list[dict[str, int]] = []
+        for part in parts:
+            if isinstance(part, str):
+                caption += part
+                continue
+            article, _, noun = calls[part].partition(" ")
+            start = len(caption) + len(article) + 1
+            caption += f"{article} {noun}"
+            phrases.append({"start": start, "end": len(caption), "box": part})
         yield {
             "caption_id": f"{split}-{scene.number}-{position}",
             "image": str(paths.caption_image(split, scene.number)),
@@ -69,13 +83,6 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
             "caption": caption,
             "phrases": phrases,
         }
-
-
-def _call(kind: Kind, draws: Draws) -> str | None:
-    """Return what a caption calls a kind, with its article; None for not mentioning it."""
-    if kind.named:
-        return kind.noun_phrase
-    return indefinite(kind.family.hypernym) if draws.below(2) else None
 
 
 def _relation_parts(scene: Scene, mentioned: Sequence[int], draws: Draws) -> list[str | int]:
@@ -103,17 +110,3 @@ def _listing_parts(order: Sequence[int], draws: Draws) -> list[str | int]:
     if draws.below(2):
         parts.append(" .")
     return parts
-
-
-def _join(calls: Mapping[int, str], parts: Sequence[str | int]) -> tuple[str, list[dict[str, int]]]:
-    caption = ""
-    phrases: list[dict[str, int]] = []
-    for part in parts:
-        if isinstance(part, str):
-            caption += part
-            continue
-        article, _, noun = calls[part].partition(" ")
-        caption += f"{article} "
-        phrases.append({"start": len(caption), "end": len(caption) + len(noun), "box": part})
-        caption += noun
-    return caption, phrases

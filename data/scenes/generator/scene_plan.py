@@ -1,8 +1,8 @@
 """Decide what every scene shows: kinds, their parts, counts, places. Pure, and determined by the seed.
 
-Twins (`scene.Twins`) make the texts fair: whatever is said about one scene is said about the other with another
-answer. The combinations of axis and number of things in `HELD_OUT` are what relations are asked about in
-test-compositional alone. Captions, and VQA's questions of an outermost thing, speak of either axis everywhere.
+`Twins` make the texts fair: whatever is said about one scene is said about the other with another answer. The
+combinations of axis and number of things in `HELD_OUT` are what relations are asked about in test-compositional
+alone. Captions, and VQA's questions of an outermost thing, speak of either axis everywhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,118 @@ from dataclasses import dataclass
 from typing import Final
 
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placing import Rule, place
-from advl_data.scenes.generator.relations import ALONG, INVERSE, Axis, Relation, only_one, relation
-from advl_data.scenes.generator.scene import SCENES_PER_GROUP, Group, Scene, TaskScene, Thing, Twins
+from advl_data.scenes.generator.placing import (
+    ALONG,
+    INVERSE,
+    Axis,
+    Centre,
+    Relation,
+    Rule,
+    Spot,
+    only_one,
+    place,
+    relation,
+)
 from advl_data.scenes.generator.vocabulary import Container, Kind, Vocabulary
 from advl_pipeline.errors import AdvlError
+
+SCENES_PER_GROUP = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thing:
+    """One thing in a picture."""
+
+    kind: Kind
+    spot: Spot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """A picture to be drawn. The position of a thing in `things` is its box and its tag."""
+
+    number: int
+    things: tuple[Thing, ...]
+
+    @property
+    def centres(self) -> tuple[Centre, ...]:
+        return tuple(thing.spot.centre for thing in self.things)
+
+    def index(self, kind: Kind) -> int:
+        """Return the tag of the only thing of a kind."""
+        (position,) = [index for index, thing in enumerate(self.things) if thing.kind.code == kind.code]
+        return position
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScene:
+    """A scene with the parts that its things play in the items.
+
+    `subject` and `partner` are what is asked about. In a scene with `reference`, subject and partner stand on
+    opposite sides of it, each alone on its side. `container` may hide something. All relations that are ever
+    mentioned of the scene lie on `axis`.
+    """
+
+    scene: Scene
+    subject: Kind
+    partner: Kind
+    reference: Kind | None
+    container: Container
+    axis: Axis
+
+    def side(self, thing: Kind, other: Kind) -> Relation:
+        """Return how one thing lies to another, where the plan has placed them clearly.
+
+        Raises:
+            AdvlError: it is arguable (a mistake in the plan).
+        """
+        scene = self.scene
+        side = relation(scene.centres[scene.index(thing)], scene.centres[scene.index(other)])
+        if side is None:
+            raise AdvlError("Two things of a scene stand in no clear relation.", where=f"scene {scene.number}")
+        return side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Twins:
+    """Two scenes whose subjects are of one family, and whose partners are, and whose references are.
+
+    Every item of one scene has a counterpart with the same words and another answer in the other scene.
+    """
+
+    first: TaskScene
+    second: TaskScene
+
+    @property
+    def scenes(self) -> tuple[TaskScene, TaskScene]:
+        return (self.first, self.second)
+
+    def twin(self, task: TaskScene) -> TaskScene:
+        """Return the other scene."""
+        return self.second if task is self.first else self.first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Two pairs of twins. Items never reach beyond a group.
+
+    The group has two kinds of containers, one of each in either pair. The one may hide the subjects of `one` and the
+    partners of `two`, the other one the partners of `one` and the subjects of `two`. No family occurs in both pairs.
+    """
+
+    number: int
+    one: Twins
+    two: Twins
+
+    @property
+    def pairs(self) -> tuple[tuple[Twins, Twins], tuple[Twins, Twins]]:
+        """Each pair of twins, with the other pair."""
+        return ((self.one, self.two), (self.two, self.one))
+
+    @property
+    def task_scenes(self) -> tuple[TaskScene, ...]:
+        return (*self.one.scenes, *self.two.scenes)
+
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
 """Axis of a scene's relations -> number of things that are together in test-compositional alone."""
@@ -146,7 +253,11 @@ def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int,
         parts = [*([reference] if reference else ()), subject, partner, container]
         counts = [count for count in range(len(parts), MAX_THINGS + 1) if count != HELD_OUT[axis]]
         count = HELD_OUT[axis] if compositional else draws.pick(counts)
-        kinds = [*parts, *_draw_extras(draws, extras, count - len(parts))]
+        kinds = list(parts)
+        for kind in draws.shuffled(extras):
+            # What fills the picture is each of another family.
+            if len(kinds) < count and kind.family not in {other.family for other in kinds[len(parts) :]}:
+                kinds.append(kind)
         spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
         things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
         scenes.append(
@@ -161,17 +272,6 @@ def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int,
         )
     first, second = scenes
     return Twins(first=first, second=second)
-
-
-def _draw_extras(draws: Draws, extras: Sequence[Kind], count: int) -> list[Kind]:
-    """Draw things that fill the picture, each of another family."""
-    chosen: list[Kind] = []
-    for kind in draws.shuffled(extras):
-        if len(chosen) == count:
-            break
-        if kind.family not in {other.family for other in chosen}:
-            chosen.append(kind)
-    return chosen
 
 
 def _rule(draws: Draws, *, axis: Axis, relational: bool) -> Rule:

@@ -15,10 +15,9 @@ from typing import Any, Final, Literal
 
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.relations import INVERSE, PHRASES, Relation
-from advl_data.scenes.generator.scene import Group, TaskScene, Twins
-from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.voice import Voice, draw_manner, indefinite, listing, sentence
+from advl_data.scenes.generator.placing import INVERSE, PHRASES, Relation
+from advl_data.scenes.generator.scene_plan import Group, TaskScene, Twins
+from advl_data.scenes.generator.vocabulary import Kind, Voice, draw_manner, indefinite, listing, sentence
 
 LABELS: Final = ("contradiction", "entailment", "neutral")
 
@@ -50,23 +49,39 @@ def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, A
     """
     for group in groups:
         draws = voice.draws("snli-ve", group.number)
-        items = [*_things(group, voice, draws), *_categories(group, draws), *_relations(group, voice, draws)]
-        for position, item in enumerate(items):
-            yield _record(item, split=voice.split, position=position, draws=draws)
+        for position, item in enumerate([*_things(group, voice, draws), *_relations(group, voice, draws)]):
+            flickr_id = str(paths.picture_number(voice.split, item.task.scene.number))
+            agreeing = draws.between(3, 5)
+            others = [label for label in LABELS if label != item.label]
+            votes = [item.label] * (agreeing - 1) + [draws.pick(others) for _ in range(5 - agreeing)]
+            yield {
+                "annotator_labels": [item.label, *draws.shuffled(votes)],
+                "captionID": f"{flickr_id}.jpg#0",
+                "gold_label": item.label,
+                "pairID": f"{flickr_id}.jpg#0r{position}{item.label[0]}",
+                "sentence1": sentence(listing([thing.kind.noun_phrase for thing in item.task.scene.things])),
+                "sentence1_binary_parse": "",
+                "sentence1_parse": "",
+                "sentence2": item.hypothesis,
+                "sentence2_binary_parse": "",
+                "sentence2_parse": "",
+                "Flickr30K_ID": flickr_id,
+                "question_type": item.question_type,
+            }
 
 
 def _things(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
-    """Each subject and partner; where it is not, the twin is one of the two pictures, the hard one."""
+    """Say that each subject and partner is there, then a family of either pair of twins.
+
+    Where the one thing is not, the twin is one of the two pictures, the hard one. The family is in both scenes of its
+    pair, and in neither of the others.
+    """
     for twins, others in group.pairs:
         for own in twins.scenes:
             for kind in (own.subject, own.partner):
                 manner = draw_manner(draws)
                 thing = voice.something(kind, manner, draws)
                 yield from _three(own, (twins.twin(own), *others.scenes), kind, thing, manner, draws)
-
-
-def _categories(group: Group, draws: Draws) -> Iterator[_Item]:
-    """A family of either pair of twins: it is in both of its scenes, and in neither of the others."""
     of_subject = draws.below(2)
     for own, others in _one_scene_of_each_pair(group, draws):
         kind = own.subject if of_subject else own.partner
@@ -120,26 +135,3 @@ def _one_scene_of_each_pair(group: Group, draws: Draws) -> Iterator[tuple[TaskSc
     second = next(task for task in group.two.scenes if task.container != first.container)
     yield first, group.two
     yield second, group.one
-
-
-def _record(item: _Item, *, split: str, position: int, draws: Draws) -> dict[str, Any]:
-    label = item.label
-    flickr_id = str(paths.picture_number(split, item.task.scene.number))
-    agreeing = draws.between(3, 5)
-    others = [other for other in LABELS if other != label]
-    votes = [label] * agreeing + [draws.pick(others) for _ in range(5 - agreeing)]
-    premise = listing([thing.kind.noun_phrase for thing in item.task.scene.things])
-    return {
-        "annotator_labels": [label, *draws.shuffled(votes[1:])],
-        "captionID": f"{flickr_id}.jpg#0",
-        "gold_label": label,
-        "pairID": f"{flickr_id}.jpg#0r{position}{label[0]}",
-        "sentence1": sentence(premise),
-        "sentence1_binary_parse": "",
-        "sentence1_parse": "",
-        "sentence2": item.hypothesis,
-        "sentence2_binary_parse": "",
-        "sentence2_parse": "",
-        "Flickr30K_ID": flickr_id,
-        "question_type": item.question_type,
-    }

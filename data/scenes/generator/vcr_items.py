@@ -16,13 +16,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from advl_data.scenes.generator import paths
-from advl_data.scenes.generator.descriptions import ASPECTS, Aspect
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.relations import INVERSE, PHRASES
+from advl_data.scenes.generator.placing import INVERSE, PHRASES
 from advl_data.scenes.generator.render import Box
-from advl_data.scenes.generator.scene import Group, TaskScene
-from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.voice import Manner, Voice, capitalised, draw_manner, indefinite
+from advl_data.scenes.generator.scene_plan import Group, TaskScene
+from advl_data.scenes.generator.vocabulary import (
+    ASPECTS,
+    Aspect,
+    Kind,
+    Manner,
+    Voice,
+    capitalised,
+    draw_manner,
+    indefinite,
+)
 
 OBJECT_CLASS: Final = "object"
 NUM_CHOICES: Final = 4
@@ -44,13 +51,13 @@ _QUESTIONS: Final[Mapping[Topic, tuple[str, ...]]] = {
 }
 _NAMES: Final = ("It is {own} .", "{own} .", "That is {own} .")
 _DESCRIPTIONS: Final = ("It {d} .", "This one {d} .", "A thing that {d} .")
-_TAG_RATIONALES: Final = (
+_TAG_RATIONALES: Final[tuple[str, ...]] = (
     "{it} is {phrase} {neighbour} .",
     "There is something {phrase} {neighbour} , and that is {it} .",
     "{it} is {own} , and it is {phrase} {neighbour} .",
     "I see {own} {phrase} {neighbour} .",
 )
-_RELATION_RATIONALES: Final = (
+_RELATION_RATIONALES: Final[tuple[str, ...]] = (
     "{it} is {reference} , and {neighbour} is on its other side .",
     "{reference} , which is {it} , stands between it and {neighbour} .",
     "{own} is next to {it} , which is {reference} , and {neighbour} is there too .",
@@ -84,8 +91,24 @@ def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]
     for group in groups:
         draws = voice.draws("vcr", group.number)
         for topic, asked in _sets(group, draws):
-            for item in _set_items(topic, asked, voice, draws):
-                yield _record(item, split=voice.split, number=number, draws=draws)
+            # One wording for all four, so that their questions differ in tags and sides alone.
+            asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
+            wording = draws.pick(_QUESTIONS[asked_for])
+            style: AnswerStyle = topic if topic in ("name", "category") else "described"
+            answers = [(_answer(one.target, topic, voice, draws), one.target.code) for one in asked]
+            for one in asked:
+                yield _record(
+                    one.task,
+                    capitalised(wording.format(it=_it(one.task, one.target))),
+                    [(text, code == one.target.code) for text, code in draws.shuffled(answers)],
+                    draws.shuffled(_rationales(one, voice, draws)),
+                    split=voice.split,
+                    number=number,
+                    draws=draws,
+                ) | {
+                    "question_type": topic if one.task.reference is None else f"relation {style}",
+                    "answer_style": style,
+                }
                 number += 1
 
 
@@ -112,17 +135,12 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
         # Each set takes the subject of one twin and the partner of the other, so that it has four families.
         choices = [draws.shuffled(twins.scenes) for twins in (group.one, group.two)]
         for order in range(2):
-            yield (
-                "category",
-                [
-                    _Asked(task=task, twin=twin, target=target)
-                    for scenes in choices
-                    for task, twin, target in (
-                        (scenes[order], scenes[1 - order], scenes[order].subject),
-                        (scenes[1 - order], scenes[order], scenes[1 - order].partner),
-                    )
-                ],
-            )
+            asked = []
+            for scenes in choices:
+                task, twin = scenes[order], scenes[1 - order]
+                asked.append(_Asked(task=task, twin=twin, target=task.subject))
+                asked.append(_Asked(task=twin, twin=task, target=twin.partner))
+            yield "category", asked
         return
     for twins in (group.one, group.two):
         asked = [
@@ -141,28 +159,10 @@ def _topic(targets: Sequence[Kind], draws: Draws) -> Topic:
     return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
 
 
-def _set_items(topic: Topic, asked: Sequence[_Asked], voice: Voice, draws: Draws) -> Iterator[dict[str, Any]]:
-    # One wording for all four, so that their questions differ in tags and sides alone.
-    asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
-    wording = draws.pick(_QUESTIONS[asked_for])
-    style: AnswerStyle = topic if topic in ("name", "category") else "described"
-    answers = {one.target.code: _answer(one.target, topic, voice, draws) for one in asked}
-    for one in asked:
-        yield {
-            "scene": one.task,
-            "question": capitalised(wording.format(it=_it(one.task, one.target))),
-            "answers": [(answer, code == one.target.code) for code, answer in draws.shuffled(list(answers.items()))],
-            "rationales": draws.shuffled(_rationales(one, voice, draws)),
-            "question_type": topic if one.task.reference is None else f"relation {style}",
-            "answer_style": style,
-        }
-
-
 def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
-    if topic == "name":
-        return capitalised(draws.pick(_NAMES).format(own=kind.noun_phrase))
-    if topic == "category":
-        return capitalised(draws.pick(_NAMES).format(own=indefinite(kind.family.hypernym)))
+    if topic == "name" or topic == "category":
+        own = kind.noun_phrase if topic == "name" else indefinite(kind.family.hypernym)
+        return capitalised(draws.pick(_NAMES).format(own=own))
     aspect: Aspect | None = None if topic == "mixed" else topic
     template = draws.pick(_DESCRIPTIONS)
     return template.format(d=voice.description(kind, draws, aspect))
@@ -182,37 +182,38 @@ def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool
     manner: Manner = draws.pick(("name", "described"))
     called = [voice.definite(kind, manner, draws) for kind in neighbours]
     if task.reference is None or twin.reference is None:
-        side = task.side(target, neighbours[0])
-        template = draws.pick(_TAG_RATIONALES)
-        return [
-            (
-                _rationale(template, task, target, target, phrase=PHRASES[claimed], neighbour=neighbour),
-                claimed == side and neighbour == called[0],
-            )
-            for claimed in (side, INVERSE[side])
-            for neighbour in called
+        side, pointed_at, templates = task.side(target, neighbours[0]), target, _TAG_RATIONALES
+        facts = [({"phrase": PHRASES[claimed]}, claimed == side) for claimed in (side, INVERSE[side])]
+    else:
+        pointed_at, templates = task.reference, _RELATION_RATIONALES
+        facts = [
+            ({"reference": reference.noun_phrase}, reference == task.reference)
+            for reference in (task.reference, twin.reference)
         ]
-    template = draws.pick(_RELATION_RATIONALES)
+    template, it = draws.pick(templates), f"[{task.scene.index(pointed_at)}]"
     return [
         (
-            _rationale(template, task, target, task.reference, reference=reference.noun_phrase, neighbour=neighbour),
-            reference == task.reference and neighbour == called[0],
+            capitalised(template.format(it=it, own=target.noun_phrase, neighbour=neighbour, **fact)),
+            is_true and neighbour == called[0],
         )
-        for reference in (task.reference, twin.reference)
+        for fact, is_true in facts
         for neighbour in called
     ]
 
 
-def _rationale(template: str, task: TaskScene, target: Kind, pointed_at: Kind, **parts: str) -> str:
-    return capitalised(template.format(it=f"[{task.scene.index(pointed_at)}]", own=target.noun_phrase, **parts))
-
-
-def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> dict[str, Any]:
-    task: TaskScene = item["scene"]
-    answers, rationales = item["answers"], item["rationales"]
+def _record(
+    task: TaskScene,
+    question: str,
+    answers: Sequence[tuple[str, bool]],
+    rationales: Sequence[tuple[str, bool]],
+    *,
+    split: str,
+    number: int,
+    draws: Draws,
+) -> dict[str, Any]:
+    """Return the official fields of a line; answers and rationales are texts, and whether they are right."""
     answer_label = [right for _, right in answers].index(True)
     rationale_label = [right for _, right in rationales].index(True)
-    identity = f"{split}-{number}"
     return {
         "movie": paths.vcr_movie(split),
         "objects": [OBJECT_CLASS] * len(task.scene.things),
@@ -221,9 +222,9 @@ def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> d
         "img_fn": str(paths.vcr_image(split, task.scene.number)),
         "metadata_fn": str(paths.vcr_metadata(split, task.scene.number)),
         "answer_orig": _untokenised(answers[answer_label][0]),
-        "question_orig": _untokenised(item["question"]),
+        "question_orig": _untokenised(question),
         "rationale_orig": _untokenised(rationales[rationale_label][0]),
-        "question": tokens(item["question"]),
+        "question": tokens(question),
         "answer_match_iter": draws.shuffled(range(NUM_CHOICES)),
         "answer_sources": [number] * NUM_CHOICES,
         "answer_choices": [tokens(text) for text, _ in answers],
@@ -234,11 +235,9 @@ def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> d
         "rationale_label": rationale_label,
         "img_id": f"{split}-{task.scene.number}",
         "question_number": number,
-        "annot_id": identity,
+        "annot_id": f"{split}-{number}",
         "match_fold": f"{split}-0",
         "match_index": number,
-        "question_type": item["question_type"],
-        "answer_style": item["answer_style"],
     }
 
 

@@ -1,18 +1,128 @@
-"""The frozen vocabulary: which kinds of things there are, their plain names, their families, and what hides them.
+"""The kinds of things that scenes show, what people say of them without naming them, and how a text speaks of them.
 
-Plain names are the language of captions, descriptions (`descriptions`) that of the tasks.
+Plain names are the language of captions, descriptions that of the tasks, which speak by plain name two times of five:
+a student that has read nothing else has something to start from. The vocabulary is frozen. Descriptions are ours, or
+those of a user's file; the head of `descriptions.toml` says what one is. In a sentence `[3]` is a tag.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from advl_data.scenes.generator.descriptions import Description, Said, plural_forms, read_descriptions
+from advl_data.scenes.generator.draws import Draws
+from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.packages import read_data
+
+DESCRIPTIONS_FILE: Final = "scenes/generator/descriptions.toml"
+Aspect = Literal["does", "used_for", "met", "looks", "belongs"]
+"""What a description speaks of: the headings of the file say what each means."""
+
+ASPECTS: Final[tuple[Aspect, ...]] = ("does", "used_for", "met", "looks", "belongs")
+HELD_OUT: Final = "held_out"
+
+Phrasing = Literal["open", "held-out"]
+"""Which descriptions a split speaks in: those that training texts may use, or those that no training text uses."""
+
+# A bracket would be read as a tag, a sign of the end would stand inside a sentence.
+_VERB_PHRASE: Final = re.compile(r"[a-z][^\[\].?!]*[^\s\[\].?!]")
+_WANTED: Final = 'is no verb phrase such as "purrs when somebody strokes it": small letters first, none of [ ] . ? !'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """One thing that people say about a kind: "purrs when somebody strokes it", of the aspect "does"."""
+
+    text: str
+    aspect: str
+    """One of `ASPECTS`, or `HELD_OUT` for a phrasing that no training text may use."""
+
+
+def read_descriptions(
+    path: Path | None, names: Mapping[str, str], unsaid: Iterable[str]
+) -> dict[str, tuple[Description, ...]]:
+    """Read what is said of each kind.
+
+    Args:
+        path: a user's file; None for ours.
+        names: code -> plain name of every kind that is described.
+        unsaid: names of kinds and words for families, which no description may speak.
+
+    Returns:
+        Code -> what is said of it, kinds in the order of `names`.
+
+    Raises:
+        DatasetError: the file cannot be read, lacks a kind or knows another one, or says nothing of a kind; or a
+            description is no verb phrase, speaks a name, or stands there twice.
+    """
+    try:
+        # Editors of some systems begin a file with a mark of its encoding.
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig") if path else read_data(DESCRIPTIONS_FILE))
+    except OSError as error:
+        raise _unfit(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise _unfit(path, f"no valid TOML: {error}") from None
+    for what, codes in (("missing", names.keys() - tables.keys()), ("unknown", tables.keys() - names)):
+        if codes:
+            listed = ", ".join(f"[{code}]" for code in sorted(codes)[:5])
+            raise _unfit(path, f"{len(codes)} of the kinds are {what}: {listed}")
+    phrases = {_words(name) for name in unsaid}
+    lengths = {len(phrase) for phrase in phrases}
+    first: dict[tuple[str, ...], str] = {}
+    said = {}
+    for code, name in names.items():
+        heading = f"[{code}] ({name})"
+        said[code] = tuple(_descriptions_of(path, heading, tables[code]))
+        if len({one.aspect == HELD_OUT for one in said[code]}) < 2:
+            raise _unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
+        for one in said[code]:
+            words = _words(one.text)
+            parts = {words[start : start + length] for length in lengths for start in range(len(words))}
+            if found := phrases & parts:
+                raise _unfit(path, f"{heading}, {one.aspect}: {one.text!r} speaks a name, {' '.join(min(found))!r}")
+            if words in first:
+                # Two answers of a question would be right.
+                raise _unfit(path, f"{one.text!r} is said twice: of {first[words]}, and of {heading}")
+            first[words] = heading
+    return said
+
+
+def _descriptions_of(path: Path | None, heading: str, table: Any) -> Iterator[Description]:
+    aspects = (*ASPECTS, HELD_OUT)
+    if not isinstance(table, dict) or not table.keys() <= set(aspects):
+        raise _unfit(path, f"{heading} has something else than lists named {', '.join(aspects)}")
+    for aspect in filter(table.__contains__, aspects):
+        texts = table[aspect]
+        if not isinstance(texts, list):
+            raise _unfit(path, f"{heading}, {aspect}: {texts!r} is no list of descriptions")
+        for text in texts:
+            if not isinstance(text, str) or not text.isprintable() or not _VERB_PHRASE.fullmatch(text):
+                raise _unfit(path, f"{heading}, {aspect}: {text!r} {_WANTED}")
+            yield Description(text=text, aspect=aspect)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.lower()))
+
+
+def plural_forms(name: str) -> tuple[str, ...]:
+    """Return a name and what its plural may be, by the rules of English: "cherry", "cherries"."""
+    return (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name), re.sub("fe?$", "ves", name))
+
+
+def _unfit(path: Path | None, why: str) -> DatasetError:
+    return DatasetError(
+        "The descriptions of the corpus cannot be used.",
+        where=str(path or DESCRIPTIONS_FILE),
+        why=why,
+        next_command=again("mend the file and run the same command again, or leave --descriptions out for ours"),
+    )
+
 
 VOCABULARY_FILE: Final = "scenes/generator/vocabulary.json"
 
@@ -98,7 +208,7 @@ class Vocabulary:
 
 
 def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
-    """Read the frozen vocabulary (`annotations.make_vocabulary` makes it) and what people say about its kinds.
+    """Read the frozen vocabulary and what people say about its kinds.
 
     Args:
         descriptions: a file of descriptions in place of ours.
@@ -108,44 +218,107 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     """
     document = json.loads(read_data(VOCABULARY_FILE))
     described = [*document["labelled"], *document["unseen"]]
-    of_kinds = (
-        form for part in (described, document["containers"]) for kind in part for form in plural_forms(kind["name"])
-    )
+    names = [kind["name"] for kind in (*described, *document["containers"])]
     of_families = (one[word] for one in document["families"].values() for word in ("hypernym", "plural", "group"))
     said = read_descriptions(
         descriptions,
         {entry["code"]: entry["name"] for entry in described},
-        unsaid={*of_kinds, *of_families},
+        unsaid={*(form for name in names for form in plural_forms(name)), *of_families},
     )
     families = {
         name: Family(**{**entry, "subcategory": name, "overlaps": tuple(entry["overlaps"])})
         for name, entry in document["families"].items()
     }
-    unnamed = frozenset(document["unnamed"])
 
     def fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-        about = said.get(entry["code"], Said())
+        about = said.get(entry["code"], ())
         return {
             "code": entry["code"],
             "name": entry["name"],
             "article": entry["article"],
             "family": families[entry["subcategory"]],
-            "named": entry["name"] not in unnamed,
-            "descriptions": about.open,
-            "held_out": about.held_out,
+            "named": entry["name"] not in document["unnamed"],
+            "descriptions": tuple(one for one in about if one.aspect != HELD_OUT),
+            "held_out": tuple(one for one in about if one.aspect == HELD_OUT),
         }
 
-    labelled, unseen = (
-        tuple(Kind(**fields(entry), labelled=part == "labelled") for entry in document[part])
-        for part in ("labelled", "unseen")
+    return Vocabulary(
+        labelled=tuple(Kind(**fields(entry), labelled=True) for entry in document["labelled"]),
+        unseen=tuple(Kind(**fields(entry), labelled=False) for entry in document["unseen"]),
+        containers=tuple(
+            Container(
+                **fields(entry), labelled=False, hides=tuple(entry["hides"]), resembles=tuple(entry["resembles"])
+            )
+            for entry in document["containers"]
+        ),
     )
-    containers = tuple(
-        Container(
-            **fields(entry),
-            labelled=False,
-            hides=tuple(entry["hides"]),
-            resembles=tuple(entry["resembles"]),
-        )
-        for entry in document["containers"]
-    )
-    return Vocabulary(labelled=labelled, unseen=unseen, containers=containers)
+
+
+Manner = Literal["name", "described"]
+"""Whether a text calls a thing by its plain name or says something about it."""
+
+_NAMED: Final = 2
+_SPOKEN: Final = 5
+"""So many of so many texts go by plain names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Voice:
+    """Who says something of a split: `seed` and `plan_split` name the draws, `split` names pictures and items.
+
+    Two splits of one plan say the same: test-shift of other pictures, test-rephrased in the held-out phrasing.
+    Every choice of words takes one draw whatever the phrasing is, so that all other draws stay the same.
+    """
+
+    seed: int
+    plan_split: str
+    split: str
+    phrasing: Phrasing = "open"
+
+    def draws(self, *name: str | int) -> Draws:
+        """Return the draws of one purpose."""
+        return Draws(self.seed, self.plan_split, *name)
+
+    def description(self, kind: Kind, draws: Draws, aspect: Aspect | None = None) -> str:
+        """Draw a verb phrase that is true of a kind, such as "purrs when somebody strokes it".
+
+        An aspect narrows the open phrasing. Held-out descriptions have none, and any of them is said.
+        """
+        if self.phrasing == "held-out":
+            return draws.pick(kind.held_out).text
+        return draws.pick([one for one in kind.descriptions if aspect in (None, one.aspect)]).text
+
+    def definite(self, kind: Kind, manner: Manner, draws: Draws) -> str:
+        """Return "the cat" or "the thing that purrs when somebody strokes it"."""
+        described = f"the thing that {self.description(kind, draws)}"
+        return f"the {kind.name}" if manner == "name" else described
+
+    def something(self, kind: Kind, manner: Manner, draws: Draws) -> str:
+        """Return "a cat" or "something that purrs when somebody strokes it"."""
+        described = f"something that {self.description(kind, draws)}"
+        return kind.noun_phrase if manner == "name" else described
+
+
+def draw_manner(draws: Draws) -> Manner:
+    """Draw how a text calls the things that it is about."""
+    return "name" if draws.below(_SPOKEN) < _NAMED else "described"
+
+
+def indefinite(noun: str) -> str:
+    """Return a noun with "a" or "an"."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def listing(phrases: Sequence[str]) -> str:
+    """Join phrases as a list: "a cat, a dog and a bee"."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def capitalised(text: str) -> str:
+    """Start a text with a capital letter."""
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def sentence(text: str) -> str:
+    """Start a text with a capital letter and end it with a full stop."""
+    return f"{capitalised(text)}."

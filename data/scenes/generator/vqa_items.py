@@ -15,21 +15,19 @@ from typing import Any, Final
 
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placing import PICTURE_SIDE
-from advl_data.scenes.generator.relations import (
+from advl_data.scenes.generator.placing import (
     ALONG,
     INVERSE,
     PHRASES,
+    PICTURE_SIDE,
     RELATIONS,
-    Centre,
     Relation,
     only_one,
     outermost,
     relation,
 )
-from advl_data.scenes.generator.scene import Group, TaskScene, Twins
-from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.voice import Manner, Voice, draw_manner, indefinite
+from advl_data.scenes.generator.scene_plan import Group, TaskScene, Twins
+from advl_data.scenes.generator.vocabulary import Kind, Voice, draw_manner, indefinite
 
 NUM_ANSWERS: Final = 10
 QUESTIONS_PER_IMAGE: Final = 1000
@@ -96,12 +94,35 @@ def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any
     annotations: list[dict[str, Any]] = []
     for group in groups:
         draws = voice.draws("vqa", group.number)
-        for task, asked in _group_questions(group, voice, draws, used):
+        asked: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
+        for twins, others in group.pairs:
+            for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
+                asked[task.scene.number].append(question)
+        for task in group.task_scenes:
+            of_scene = [*asked[task.scene.number], *_where(task, voice, draws, used)]
+            # A minority asks for the thing at a place, for how two things lie, or for a number.
+            if draws.below(2):
+                of_scene += [*_is_a(task, draws, used), _relation(task, voice, draws, used)]
+            else:
+                of_scene += [*_what_kind(task, voice, draws, used), _how_many(task, draws, used)]
             image_id = paths.picture_number(voice.split, task.scene.number)
-            for position, question in enumerate(asked):
-                question_id = image_id * QUESTIONS_PER_IMAGE + position
+            for question_id, question in enumerate(of_scene, start=image_id * QUESTIONS_PER_IMAGE):
                 questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
-                annotations.append(_annotation(question, image_id, question_id, draws))
+                dissent = draws.below(4) if question.alternatives else 0
+                given = [(draws.pick(question.alternatives), "maybe") for _ in range(dissent)]
+                given += [(question.answer, "yes")] * (NUM_ANSWERS - dissent)
+                annotation = {
+                    "question_type": question.question_type,
+                    "multiple_choice_answer": question.answer,
+                    "answers": [
+                        {"answer": answer, "answer_confidence": confidence, "answer_id": position}
+                        for position, (answer, confidence) in enumerate(draws.shuffled(given), start=1)
+                    ],
+                    "image_id": image_id,
+                    "answer_type": question.answer_type,
+                    "question_id": question_id,
+                }
+                annotations.append(annotation)
     return questions, annotations
 
 
@@ -121,23 +142,6 @@ def header(split: str, *, questions: bool) -> dict[str, Any]:
         "data_type": "mscoco",
     }
     return common | {"task_type": "Open-Ended"} if questions else common
-
-
-def _group_questions(
-    group: Group, voice: Voice, draws: Draws, used: _Used
-) -> Iterator[tuple[TaskScene, list[_Question]]]:
-    asked: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
-    for twins, others in group.pairs:
-        for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
-            asked[task.scene.number].append(question)
-    for task in group.task_scenes:
-        questions = [*asked[task.scene.number], *_where(task, voice, draws, used)]
-        # A minority asks for the thing at a place, for how two things lie, or for a number.
-        if draws.below(2):
-            questions += [*_is_a(task, draws, used), _relation(task, voice, draws, used)]
-        else:
-            questions += [*_what_kind(task, voice, draws, used), _how_many(task, draws, used)]
-        yield task, questions
 
 
 def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
@@ -166,10 +170,13 @@ def _yes_no(text: str, question_type: str, answer: str) -> _Question:
 
 def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
     """Ask twice where each of some things is; things in the middle of the picture are on no side of it."""
+    middle = PICTURE_SIDE // 2
     sides = {
         thing.kind: _SIDES[side]
         for thing in draws.shuffled(task.scene.things)
-        if thing.kind != task.container and (side := _side_of_picture(thing.spot.centre)) is not None
+        if thing.kind != task.container
+        and max(abs(value - middle) for value in thing.spot.centre) >= _OFF_CENTRE
+        and (side := relation(thing.spot.centre, (middle, middle))) is not None
     }
     for _ in range(min(_THINGS_WHERE, len(sides))):
         answer = _rarest(tuple(dict.fromkeys(sides.values())), "where", draws, used)
@@ -183,13 +190,6 @@ def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator
                 answer_type="other",
                 answer=answer,
             )
-
-
-def _side_of_picture(centre: Centre) -> Relation | None:
-    middle = PICTURE_SIDE // 2
-    if max(abs(value - middle) for value in centre) < _OFF_CENTRE:
-        return None
-    return relation(centre, (middle, middle))
 
 
 def _is_a(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
@@ -209,16 +209,28 @@ def _is_a(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
         yield _yes_no(text, "is it", answer)
 
 
+def _askable(task: TaskScene) -> list[int]:
+    return [index for index, thing in enumerate(task.scene.things) if thing.kind != task.container]
+
+
 def _extremes(task: TaskScene) -> list[tuple[Kind, str]]:
     """Return the outermost things with where they are, but no container."""
-    things, centres = task.scene.things, task.scene.centres
-    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
-    found = [(outermost(side, centres, asked), side) for side in RELATIONS]
-    return [(things[index].kind, _EXTREMES[side]) for index, side in found if index is not None]
+    found = [(outermost(side, task.scene.centres, _askable(task)), side) for side in RELATIONS]
+    return [(task.scene.things[index].kind, _EXTREMES[side]) for index, side in found if index is not None]
 
 
 def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    places = draws.shuffled([*_extremes(task), *_neighbours(task, voice, draws)])
+    """Ask what an outermost thing is, or one that is alone on one side of another thing."""
+    things, centres, asked = task.scene.things, task.scene.centres, _askable(task)
+    manner = draw_manner(draws)
+    neighbours = [
+        (things[target].kind, f"{PHRASES[side]} {voice.definite(things[reference].kind, manner, draws)}")
+        for side in ALONG[task.axis]
+        for target in asked
+        for reference in asked
+        if target != reference and only_one(target, reference, side, centres)
+    ]
+    places = draws.shuffled([*_extremes(task), *neighbours])
     by_answer = {kind.family.group.removesuffix("s"): (kind, place) for kind, place in places}
     if not by_answer:
         return
@@ -233,20 +245,6 @@ def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iter
     )
 
 
-def _neighbours(task: TaskScene, voice: Voice, draws: Draws) -> list[tuple[Kind, str]]:
-    """Return things that are alone on one side of another thing, with a phrase that says so."""
-    things, centres = task.scene.things, task.scene.centres
-    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
-    manner: Manner = draw_manner(draws)
-    return [
-        (things[target].kind, f"{PHRASES[side]} {voice.definite(things[reference].kind, manner, draws)}")
-        for side in ALONG[task.axis]
-        for target in asked
-        for reference in asked
-        if target != reference and only_one(target, reference, side, centres)
-    ]
-
-
 def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Question:
     side = task.side(task.subject, task.partner)
     answer = _rarest(("yes", "no"), "relation", draws, used)
@@ -256,9 +254,9 @@ def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Ques
 
 
 def _how_many(task: TaskScene, draws: Draws, used: _Used) -> _Question:
-    counts = {group: sum(thing.kind.family.group == group for thing in task.scene.things) for group in COUNTED_GROUPS}
-    counts[_THINGS] = len(task.scene.things)
-    options = [(group, str(count)) for group, count in counts.items()]
+    counts = Counter(thing.kind.family.group for thing in task.scene.things)
+    counts[_THINGS] = counts.total()
+    options = [(group, str(counts[group])) for group in (*COUNTED_GROUPS, _THINGS)]
     group, answer = min(draws.shuffled(options), key=lambda option: used[option])
     used[group, answer] += 1
     near = tuple(str(value) for value in (int(answer) - 1, int(answer) + 1) if value >= 0)
@@ -275,20 +273,3 @@ def _rarest(options: Sequence[str], question_type: str, draws: Draws, used: _Use
     answer = min(draws.shuffled(options), key=lambda option: used[question_type, option])
     used[question_type, answer] += 1
     return answer
-
-
-def _annotation(question: _Question, image_id: int, question_id: int, draws: Draws) -> dict[str, Any]:
-    dissent = draws.below(4) if question.alternatives else 0
-    given = [(draws.pick(question.alternatives), "maybe") for _ in range(dissent)]
-    given += [(question.answer, "yes")] * (NUM_ANSWERS - dissent)
-    return {
-        "question_type": question.question_type,
-        "multiple_choice_answer": question.answer,
-        "answers": [
-            {"answer": answer, "answer_confidence": confidence, "answer_id": position}
-            for position, (answer, confidence) in enumerate(draws.shuffled(given), start=1)
-        ],
-        "image_id": image_id,
-        "answer_type": question.answer_type,
-        "question_id": question_id,
-    }

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from advl_data.scenes.students.agreement import place_of_tags, shares_of_tags
+from advl_data.scenes.students.small import place_of_tags, shares_of_tags
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.chat import ChatBatch, Picture, packing
 from advl_pipeline.students.interface import Pretraining

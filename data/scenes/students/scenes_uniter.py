@@ -4,7 +4,7 @@ UNITER's modules, used otherwise in three places, because of its size and of the
 regions attend only to themselves, so that pretraining can align them before they are mixed: without it matching was
 still at chance after 500 joint steps of 32. And a word piece that names an object by tag also receives that region's
 state, in the manner of VL-BERT: UNITER knows people by tokens of their own and cannot tell which of the regions
-"object 3" is. And heads also read whether text and region agree (`agreement.py`).
+"object 3" is. And heads also read whether text and region agree (`Agreement`).
 
 Shapes: N sequences, L text tokens, R regions, H width.
 """
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
+from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import run_layers
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates

@@ -5,7 +5,7 @@ convolutions in place of one linear map, with which a transformer sees little af
 "Early convolutions help transformers see better"). In the first layer text and patches attend only to themselves, so
 that pretraining can align them before they are mixed, and a picture passes it once for all candidates. A word piece
 that names an object by tag also receives the mean state of the patches under that object's box: ViLT sees no boxes
-and cannot tell what "object 3" is. And heads also read whether text and patches agree (`agreement.py`).
+and cannot tell what "object 3" is. And heads also read whether text and patches agree (`Agreement`).
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens
+from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens
+from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.students.registry import build_student
 

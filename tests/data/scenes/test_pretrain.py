@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advl_data.scenes.config import PretrainConfig
-from advl_data.scenes.pretrain import pretrain_identity, run_pretrain
-from advl_data.scenes.pretrain_objectives import PretrainHeads, phrase_targets, region_questions
+from advl_data.scenes.pretrain import PretrainHeads, phrase_targets, pretrain_identity, region_questions, run_pretrain
 from advl_data.scenes.students.scenes_vilt import ScenesVilt
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans

@@ -17,12 +17,17 @@ from pathlib import Path
 import pytest
 
 from advl_data.scenes.config import ScenesConfig
-from advl_data.scenes.generator import drawing_jobs, paths
-from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, made_with, run_build_scenes
-from advl_data.scenes.generator.descriptions import DESCRIPTIONS_FILE
-from advl_data.scenes.generator.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
-from advl_data.scenes.generator.splits import plan_task_split, task_splits
-from advl_data.scenes.generator.vocabulary import load_vocabulary
+from advl_data.scenes.generator import build, paths
+from advl_data.scenes.generator.build import (
+    RECORD_FILE,
+    DrawingJob,
+    folder_digest,
+    made_with,
+    run_build_scenes,
+    run_job,
+    task_splits,
+)
+from advl_data.scenes.generator.vocabulary import DESCRIPTIONS_FILE, load_vocabulary
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError
 from advl_pipeline.packages import read_data
 
@@ -244,22 +249,10 @@ def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: 
     def refuse(*names: object) -> None:
         raise PermissionError("no hard links here")
 
-    monkeypatch.setattr(drawing_jobs.os, "link", refuse)
+    monkeypatch.setattr(build.os, "link", refuse)
     train = task_splits(TINY)[0]
-    (job,) = split_jobs(
-        DrawingJob(
-            folder=tmp_path,
-            splits=("train",),
-            plan_split="train",
-            styles=("twemoji",),
-            seed=0,
-            captions=False,
-            scenes=tuple(
-                task.scene for group in plan_task_split(load_vocabulary(), 0, train) for task in group.task_scenes
-            ),
-        )
-    )
-    run_job(job)
-    paths = [tmp_path / path for path in picture_paths("train", 0, captions=False)]
+    scenes = [task.scene for group in train.planned(load_vocabulary(), 0) for task in group.task_scenes]
+    run_job(DrawingJob(folder=tmp_path, seed=0, splits=(train,), scenes=tuple(scenes)))
+    paths = [tmp_path / path for path in train.picture_paths(0)]
     assert len({path.read_bytes() for path in paths}) == 1
     assert len({path.stat().st_ino for path in paths}) == 3

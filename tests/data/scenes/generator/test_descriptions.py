@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from advl_data.scenes.generator.descriptions import (
+from advl_data.scenes.generator.vocabulary import (
     ASPECTS,
     DESCRIPTIONS_FILE,
     HELD_OUT,
     Description,
-    Said,
+    Kind,
+    load_vocabulary,
     read_descriptions,
 )
-from advl_data.scenes.generator.vocabulary import Kind, load_vocabulary
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data
 
@@ -68,15 +68,6 @@ def shares_a_word(text: str, name: str) -> set[str]:
     return {word for word in words(text) for part in words(name) if word not in _FUNCTION_WORDS and same(word, part)}
 
 
-def with_plurals(phrase: str) -> tuple[str, ...]:
-    return (phrase, f"{phrase}s", f"{phrase}es", re.sub("y$", "ies", phrase), re.sub("fe?$", "ves", phrase))
-
-
-def speaks_of(text: str, phrases: frozenset[str]) -> list[str]:
-    spoken = f" {' '.join(words(text))} "
-    return [phrase for phrase in phrases if f" {' '.join(words(phrase))} " in spoken]
-
-
 EVERY = [(kind, description) for kind in DESCRIBED for description in said_of(kind)]
 
 
@@ -96,10 +87,6 @@ def test_every_kind_has_six_descriptions_over_four_aspects_and_two_held_out() ->
         assert {description.aspect for description in kind.held_out} == {HELD_OUT}
 
 
-def test_containers_are_not_described() -> None:
-    assert not any(said_of(kind) for kind in VOCABULARY.containers)
-
-
 def test_every_description_is_a_verb_phrase_in_the_third_person() -> None:
     form = re.compile(r"(?:[a-z]+s),? [A-Za-z0-9',\- ]*[A-Za-z0-9]")
     assert [d.text for _, d in EVERY if not form.fullmatch(d.text) or "  " in d.text] == []
@@ -109,25 +96,9 @@ def test_every_description_has_four_to_twelve_words() -> None:
     assert [d.text for _, d in EVERY if not 4 <= len(d.text.split()) <= 12] == []
 
 
-def test_no_two_descriptions_are_the_same() -> None:
-    counts = Counter(" ".join(words(d.text)) for _, d in EVERY)
-    assert [text for text, count in counts.items() if count > 1] == []
-
-
 def test_no_description_speaks_its_own_name() -> None:
     spoken = [(kind.name, d.text, shared) for kind, d in EVERY if (shared := shares_a_word(d.text, kind.name))]
     assert spoken == []
-
-
-def test_no_description_speaks_the_name_of_any_kind() -> None:
-    names = frozenset(form for kind in VOCABULARY.kinds for form in with_plurals(kind.name))
-    assert [(kind.name, d.text, found) for kind, d in EVERY if (found := speaks_of(d.text, names))] == []
-
-
-def test_no_description_speaks_the_word_for_a_family() -> None:
-    families = {kind.family for kind in VOCABULARY.kinds}
-    words_for = frozenset(word for family in families for word in (family.hypernym, family.plural, family.group))
-    assert [(kind.name, d.text, found) for kind, d in EVERY if (found := speaks_of(d.text, words_for))] == []
 
 
 @pytest.mark.parametrize("aspect", [*ASPECTS, HELD_OUT])
@@ -166,7 +137,7 @@ held_out = ["lands on its feet after a fall"]
 """
 
 
-def read_cat(text: str, folder: Path) -> Said:
+def read_cat(text: str, folder: Path) -> tuple[Description, ...]:
     file = folder / "mine.toml"
     file.write_text(text, encoding="utf-8")
     return read_descriptions(file, {"1F408": "cat"}, ["cat", "cats", "dog", "mammal"])["1F408"]
@@ -175,8 +146,10 @@ def read_cat(text: str, folder: Path) -> Said:
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
 def test_a_file_of_a_users_own_is_read_as_ours_is(tmp_path: Path, mark: str) -> None:
     said = read_cat(mark + CAT, tmp_path)
-    assert said.open == (Description(text="purrs when somebody strokes it", aspect="does"),)
-    assert said.held_out == (Description(text="lands on its feet after a fall", aspect=HELD_OUT),)
+    assert said == (
+        Description(text="purrs when somebody strokes it", aspect="does"),
+        Description(text="lands on its feet after a fall", aspect=HELD_OUT),
+    )
 
 
 PURRS = "purrs when somebody strokes it"
@@ -216,4 +189,4 @@ def test_a_file_that_cannot_be_used_is_named_with_the_place_and_the_reason(
 
 
 def test_a_word_that_only_holds_a_name_is_not_one(tmp_path: Path) -> None:
-    assert read_cat(CAT.replace("somebody", "a catty dogma"), tmp_path).open
+    assert read_cat(CAT.replace("somebody", "a catty dogma"), tmp_path)

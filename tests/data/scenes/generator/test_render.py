@@ -13,13 +13,23 @@ import pytest
 from PIL import Image
 
 from advl_data.scenes.generator import render
-from advl_data.scenes.generator.artwork import LINE_STYLES, SEEN_STYLES, SHIFTED_STYLES, Style, load_sprite
 from advl_data.scenes.generator.caption_items import plan_caption_scenes
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.looks import Look, background, coloured, draw_bar, draw_look, light
 from advl_data.scenes.generator.placing import PICTURE_SIDE, SIZES, TILTS, Spot
-from advl_data.scenes.generator.render import Stamp, draw_scene, scaled, turned
-from advl_data.scenes.generator.scene import Thing
+from advl_data.scenes.generator.render import (
+    SEEN_STYLES,
+    SHIFTED_STYLES,
+    Look,
+    Stamp,
+    background,
+    coloured,
+    draw_look,
+    draw_scene,
+    load_sprite,
+    scaled,
+    turned,
+)
+from advl_data.scenes.generator.scene_plan import Thing
 from advl_data.scenes.generator.vocabulary import Kind, load_vocabulary
 
 VOCABULARY = load_vocabulary()
@@ -70,33 +80,6 @@ def test_stamps_are_pinned() -> None:
     assert state.hexdigest() == PINNED_STAMPS
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_an_upright_thing_has_the_size_asked_for(size: int) -> None:
-    for kind in KINDS[:20]:
-        drawn = stamp(kind, size, 0)
-        height, width = drawn.pixels.shape[:2]
-        assert size - 2 <= max(height, width) <= size
-        # Centred, to a pixel or two.
-        assert abs(2 * drawn.corner[0] + width) <= 3
-        assert abs(2 * drawn.corner[1] + height) <= 3
-
-
-def test_turning_is_clockwise() -> None:
-    pixels = stamp(named("door"), SIZES[-1], TILTS[-1]).pixels
-    top, bottom = pixels[2, :, 3].nonzero()[0].mean(), pixels[-3, :, 3].nonzero()[0].mean()
-    assert top > bottom + 5
-
-
-def test_poses_mirror_and_squeeze() -> None:
-    door = named("door")
-    upright, squeezed = stamp(door, 64, 0).pixels, stamp(door, 64, 0, height=224).pixels
-    assert abs(len(squeezed) - len(upright) * 224 / 256) <= 2
-    assert abs(squeezed.shape[1] - upright.shape[1]) <= 1
-    mirrored = stamp(named("car"), 64, 0, mirrored=True).pixels
-    assert np.array_equal(mirrored[:, ::-1], stamp(named("car"), 64, 0).pixels)
-    assert not np.array_equal(mirrored, stamp(named("car"), 64, 0).pixels)
-
-
 @pytest.mark.parametrize("tilt", TILTS)
 def test_a_turned_thing_stays_within_its_reach(tilt: int) -> None:
     for style in (*SEEN_STYLES, *SHIFTED_STYLES):
@@ -108,38 +91,6 @@ def test_a_turned_thing_stays_within_its_reach(tilt: int) -> None:
                 left, top = drawn.corner
                 assert min(left, top) >= -reach
                 assert max(left + width, top + height) <= reach
-
-
-def test_scaling_keeps_flat_colours_and_shares() -> None:
-    flat = np.full((70, 35, 4), 200, dtype=np.uint8)
-    assert (scaled(flat, 48) == 200).all()
-    assert scaled(flat, 48).shape == (48, 24, 4)
-    half = flat.copy()
-    half[:35] = 0
-    assert abs(scaled(half, 48).astype(float).mean() - 100) < 1
-
-
-@pytest.mark.parametrize("style", SEEN_STYLES)
-@pytest.mark.parametrize("paper", [None, (250, 214, 120)])
-def test_premultiplied_colours_never_exceed_alpha(style: Style, paper: tuple[int, int, int] | None) -> None:
-    for kind in KINDS[::10]:
-        pixels = stamp(kind, SIZES[2], TILTS[0], style=style, ink=(20, 40, 112), paper=paper).pixels
-        assert (pixels[..., :3] <= pixels[..., 3:]).all()
-
-
-@pytest.mark.parametrize("style", sorted(LINE_STYLES))
-def test_line_art_is_ink_and_paper_or_lets_the_background_through(style: Style) -> None:
-    sprite = load_sprite(named("door"), style)
-    ink, paper = (96, 24, 24), (150, 196, 246)
-    filled = coloured(sprite, dataclasses.replace(PLAIN, style=style, ink=ink, paper=paper))
-    opaque = filled[filled[..., 3] == 255][:, :3].astype(int)
-    # Every opaque pixel lies between the two colours.
-    assert (opaque >= np.minimum(ink, paper)).all()
-    assert (opaque <= np.maximum(ink, paper)).all()
-    assert (opaque == paper).all(axis=1).mean() > 0.3
-    hollow = coloured(sprite, dataclasses.replace(PLAIN, style=style, ink=ink))
-    assert np.array_equal(hollow[..., 3], sprite[..., 0])
-    assert (hollow[..., 3] == 0).mean() > (filled[..., 3] == 0).mean() + 0.2
 
 
 def test_things_are_drawn_in_all_styles_that_are_offered_and_in_many_poses() -> None:
@@ -155,25 +106,6 @@ def test_plans_in_other_styles_differ_in_style_alone() -> None:
         seen = draw_look(KINDS[number], SEEN_STYLES, Draws("look", number))
         shifted = draw_look(KINDS[number], SHIFTED_STYLES, Draws("look", number))
         assert shifted == dataclasses.replace(seen, style="openmoji")
-
-
-def test_light_keeps_order_and_stays_readable() -> None:
-    tables = [light(Draws("light", number)) for number in range(200)]
-    assert len({table.tobytes() for table in tables}) == len(tables)
-    for table in tables:
-        assert table.shape == (3, 256)
-        assert (np.diff(table.astype(int), axis=1) >= 0).all()
-        assert (table[:, 255].astype(int) - table[:, 0] > 150).all()
-
-
-def test_a_bar_crosses_the_thing_that_it_is_drawn_for() -> None:
-    bars = [draw_bar((100, 60), Draws("bar", number)) for number in range(50)]
-    assert {bar.upright for bar in bars} == {True, False}
-    for bar in bars:
-        area = np.zeros((PICTURE_SIDE, PICTURE_SIDE), dtype=bool)
-        area[bar.area] = True
-        assert area.sum() == bar.width * PICTURE_SIDE
-        assert area[60 - 17 : 60 + 17, 100 - 17 : 100 + 17].any()
 
 
 @pytest.fixture

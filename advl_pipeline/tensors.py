@@ -1,11 +1,16 @@
-"""Named tensors: safetensors files that are whole or absent, never a pickle, and the digest of what was loaded."""
+"""Named tensors: safetensors files that are whole or absent, never a pickle, with their digest; records of tensors.
+
+A record is a dataclass with the mappings and tuples of tensors and of records that it holds.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -57,3 +62,28 @@ def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
         state_hash.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
         state_hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state_hash.hexdigest()
+
+
+Record = TypeVar("Record")
+
+
+def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
+    """Return a record with what `change` makes of each of its tensors; everything else stays."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {key: changed(entry) for key, entry in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        return with_tensors(value, change) if is_dataclass(value) and not isinstance(value, type) else value
+
+    values = {item.name: changed(getattr(record, item.name)) for item in fields(record) if item.init}  # type: ignore[arg-type]
+    return replace(record, **values)  # type: ignore[type-var]
+
+
+def moved(record: Record, device: torch.device) -> Record:
+    """Return a record with every tensor on a device."""
+    # A copy to the host that nobody waits for would be read before it is there.
+    return with_tensors(record, lambda value: value.to(device, non_blocking=device.type != "cpu"))
