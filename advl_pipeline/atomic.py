@@ -22,7 +22,7 @@ _REASONS = {
 
 
 @contextmanager
-def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
+def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
     """Turn what the disk says inside the block into `StorageError` about a path.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from advl_pipeline.cache.ragged import place
+from advl_pipeline.cache.layout import place
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset

@@ -22,8 +22,7 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures
-from advl_pipeline.extraction.imported import run_import
-from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.extraction.run import run_extract, run_import
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import DecodedPictures

@@ -32,7 +32,7 @@ def info(config: InfoConfig) -> Iterator[Any]:
     \b
     advl cache info caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.cache.info import run_info
+    from advl_pipeline.cache.commands import run_info
     from advl_pipeline.datasets.roots import name_in_records
 
     result = run_info(config)
@@ -122,7 +122,7 @@ def export(config: ExportConfig) -> Iterator[Any]:
     \b
     advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
     """
-    from advl_pipeline.cache.export import run_export
+    from advl_pipeline.cache.commands import run_export
 
     result = run_export(config)
     yield result
@@ -172,7 +172,7 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     from advl_pipeline.extraction.given import require_import
 
     require_import(config)
-    from advl_pipeline.extraction.imported import run_import
+    from advl_pipeline.extraction.run import run_import
 
     result = run_import(config)
     yield result
@@ -190,7 +190,7 @@ def prune(config: PruneConfig) -> Iterator[Any]:
     advl cache prune caches/minilm-l6/vcr/train --all-confidences
     advl cache prune caches/minilm-l6/vcr/train --all
     """
-    from advl_pipeline.cache.prune import run_prune
+    from advl_pipeline.cache.commands import run_prune
 
     result = run_prune(config)
     yield result

@@ -16,7 +16,7 @@ from advl_pipeline.compute import ComputeConfig, allow_tf32, open_device, resolv
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.planned_identity import as_begun
+from advl_pipeline.extraction.planning import as_begun
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.training.config import FinetuneConfig

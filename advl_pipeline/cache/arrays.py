@@ -1,28 +1,33 @@
 """Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
 
-Shapes: Q units asked for.
+On them lie the ragged token rows of a modality, of which each unit has some, checked to lie within its shard, and the
+look-up of units by id: sorted 64-bit prefixes beside unit positions, searched in place.
+
+Shapes: N units, U of them readable, Q units or ids asked for, M token rows, D feature width.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.layout import DTYPES, ArraySpec
+from advl_pipeline.cache.layout import DTYPES, ID_BYTES, ArraySpec
+from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.cache.store import Readable
-
-Rows = npt.NDArray[Any]
-Positions = npt.NDArray[np.int64]
+from advl_pipeline.errors import ConfigError, CorruptCache
 
 BLOCK_BYTES = 1 << 20
 """What is read ahead at once where a whole epoch fits into memory: large enough for disks to run at full speed."""
 
-_BLOCKS_PER_SHARD = 1 << 17
+Rows = npt.NDArray[Any]
+
+Positions = npt.NDArray[np.int64]
 
 
 class MappedArray:
@@ -30,7 +35,7 @@ class MappedArray:
 
     Nothing is opened before it is asked for. Mapping a shard checks its length and its index first, so a file that
     was cut short is an error and never a bus error or rows of zeros. Whether it is the file that was written,
-    `trust.require_trustworthy` and `verify` say.
+    `verify` says.
     """
 
     def __init__(self, store: Readable, spec: ArraySpec) -> None:
@@ -40,7 +45,7 @@ class MappedArray:
         self._store = store
         self._maps: dict[int, mmap.mmap] = {}
         self._views: dict[int, Rows] = {}
-        self._announced: set[int] = set()
+        self._announced: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return self.spec.shape[0]
@@ -92,23 +97,18 @@ class MappedArray:
             [self.shard(shard)[: self.spec.valid_rows(shard)] for shard in range(self.spec.num_shards)]
         )
 
-    def announce(self, first_Q: Positions, length_Q: Positions) -> None:
-        """Tell the kernel that exactly these stretches of rows are wanted soon."""
+    def announce(self, first_Q: Positions, length_Q: Positions, *, in_blocks: bool) -> None:
+        """Tell the kernel that stretches of rows are wanted soon: exactly these, or whole blocks, each told once."""
         shard_Q = first_Q // self.spec.shard_rows
         for shard in np.unique(shard_Q).tolist():
             here = shard_Q == shard
             for begin, end in zip(*self._stretch_bytes(shard, first_Q[here], length_Q[here]), strict=True):
-                self._advise(shard, begin, end)
-
-    def announce_blocks(self, first_Q: Positions, length_Q: Positions) -> None:
-        """As `announce`, in whole blocks, each of which is told once."""
-        shard_Q = first_Q // self.spec.shard_rows
-        for shard in np.unique(shard_Q).tolist():
-            here = shard_Q == shard
-            for begin, end in zip(*self._stretch_bytes(shard, first_Q[here], length_Q[here]), strict=True):
+                if not in_blocks:
+                    self._advise(shard, begin, end)
+                    continue
                 for number in range(begin // BLOCK_BYTES, max(end - 1, begin) // BLOCK_BYTES + 1):
-                    if (key := shard * _BLOCKS_PER_SHARD + number) not in self._announced:
-                        self._announced.add(key)
+                    if (shard, number) not in self._announced:
+                        self._announced.add((shard, number))
                         self._advise(shard, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
 
     def forget_announcements(self) -> None:
@@ -168,3 +168,169 @@ class MappedArray:
         """Let go of a mapped file; what was handed out of it stays valid."""
         self._views.pop(shard, None)
         self._maps.pop(shard, None)
+
+
+class TokenRows:
+    """Arrays with one row per token: "values", "scales", what stands beside them; none where there are no tokens."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, MappedArray],
+        *,
+        starts_N: npt.NDArray[np.int64],
+        lengths_N: npt.NDArray[np.int32],
+        where: str,
+    ) -> None:
+        self.arrays = arrays
+        self._starts_N = starts_N
+        self._lengths_N = lengths_N
+        self._where = where
+
+    def bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
+        """Return first row and number of rows of units.
+
+        Raises:
+            CorruptCache: a unit's rows lie outside its shard.
+        """
+        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q].astype(np.int64)
+        if len(start_Q) and self.arrays:
+            spec = self.arrays["values"].spec
+            shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
+            outside = start_Q.min() < 0 or length_Q.min() < 0
+            if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
+                raise CorruptCache("A unit's rows lie outside its shard.", where=self._where)
+        return start_Q, length_Q
+
+    def lengths(self, positions_Q: Positions) -> npt.NDArray[np.int32]:
+        """Return how many rows units have, (Q,)."""
+        return self._lengths_N[positions_Q]
+
+    def collect(self, name: str, positions_Q: Positions) -> Rows:
+        """Return the rows of units one after another; of one unit a view."""
+        return self._joined(name, *self.bounds(positions_Q))
+
+    def values(self, positions_Q: Positions) -> Rows:
+        """Return the features of units one after another, (M, D); stored int8 codes come as float16."""
+        values_MD, scale_M = self.stored(positions_Q)
+        return values_MD if scale_M is None else from_int8(values_MD, scale_M)
+
+    def stored(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.float32] | None]:
+        """Return stored rows of units one after another, (M, D), and the scales of those that are codes, (M,)."""
+        start_Q, length_Q = self.bounds(positions_Q)
+        scale_M = self._joined("scales", start_Q, length_Q) if "scales" in self.arrays else None
+        return self._joined("values", start_Q, length_Q), scale_M
+
+    def padded(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return stored rows zero-padded to the longest unit, (Q, M, D)."""
+        array = self._array("values")
+        start_Q, length_Q = self.bounds(positions_Q)
+        longest = int(length_Q.max(initial=0))
+        padded_QMD = np.empty((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
+        rows = array.stretches(start_Q, length_Q)
+        for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
+            target_MD[:length] = rows_MD
+            if length < longest:
+                target_MD[length:] = 0
+        return padded_QMD, self.lengths(positions_Q)
+
+    def padded_scales(self, positions_Q: Positions) -> npt.NDArray[np.float32] | None:
+        """Return the scales of the rows of `padded`, (Q, M), 0 at the padding; None where they are no codes."""
+        if "scales" not in self.arrays:
+            return None
+        start_Q, length_Q = self.bounds(positions_Q)
+        is_row_QM = np.arange(length_Q.max(initial=0)) < length_Q[:, None]
+        scale_QM = np.zeros(is_row_QM.shape, np.float32)
+        scale_QM[is_row_QM] = self._joined("scales", start_Q, length_Q)
+        return scale_QM
+
+    def _joined(self, name: str, start_Q: Positions, length_Q: Positions) -> Rows:
+        array = self._array(name)
+        parts = array.stretches(start_Q, length_Q)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
+
+    def _array(self, name: str) -> MappedArray:
+        if not self.arrays:
+            raise ConfigError(
+                "This cache holds no token features of this modality.",
+                where=self._where,
+                next_command="extract again with --image-tokens boxes or grid",
+            )
+        return self.arrays[name]
+
+
+def are_spans(rows_M2: Rows) -> bool:
+    """Whether all rows are [start, end) with 0 <= start <= end."""
+    return bool((rows_M2[:, 0] >= 0).all() and (np.diff(rows_M2, axis=1) >= 0).all())
+
+
+def ids_to_bytes(ids: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Turn Q hexadecimal ids of 32 digits into a (Q, 16) uint8 array; raises `ValueError` for any other string."""
+    if any(len(unit_id) != 2 * ID_BYTES for unit_id in ids):
+        raise ValueError("a unit id has 32 hexadecimal digits")
+    return np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(len(ids), ID_BYTES)
+
+
+def build_index(
+    unit_ids_N16: npt.NDArray[np.uint8], readable_N: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Return (prefix_U, unit_U): first 8 bytes of each readable id, big-endian, ascending; the unit's position."""
+    prefix_N = _prefixes(unit_ids_N16)
+    order = np.argsort(prefix_N, kind="stable")
+    unit_U = order[readable_N[order]].astype(np.int64)
+    return prefix_N[unit_U].astype("<u8"), unit_U
+
+
+def look_up(
+    wanted_Q16: npt.NDArray[np.uint8],
+    unit_ids_N16: npt.NDArray[np.uint8],
+    prefix_U: npt.NDArray[np.uint64],
+    unit_U: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return the position of each wanted id among the units, -1 where it is not there."""
+    prefix_Q = _prefixes(wanted_Q16)
+    slot_Q = np.searchsorted(prefix_U, prefix_Q)
+    slot_Q[slot_Q == len(prefix_U)] = len(prefix_U) - 1
+    unit_Q = unit_U[slot_Q]
+    if unit_Q.min() < 0 or unit_Q.max() >= len(unit_ids_N16):
+        raise CorruptCache("The index of the cache points outside it.")
+    same_Q = (unit_ids_N16[unit_Q] == wanted_Q16).all(axis=1)
+    for query in np.flatnonzero(~same_Q & (prefix_U[slot_Q] == prefix_Q)):
+        # Ids that share 64 bits lie next to one another.
+        slot = int(slot_Q[query]) + 1
+        while slot < len(prefix_U) and prefix_U[slot] == prefix_Q[query]:
+            if (unit_ids_N16[unit_U[slot] : unit_U[slot] + 1] == wanted_Q16[query]).all(axis=1).any():
+                unit_Q[query], same_Q[query] = unit_U[slot], True
+                break
+            slot += 1
+    return np.where(same_Q, unit_Q, -1)
+
+
+class UnitIds(Sequence[str]):
+    """The readable units' ids in the order of the store, decoded one by one when asked for."""
+
+    def __init__(self, unit_ids_N16: npt.NDArray[np.uint8], position_U: npt.NDArray[np.int64] | None) -> None:
+        self._unit_ids_N16 = unit_ids_N16
+        self._position_U = position_U
+
+    def __len__(self) -> int:
+        return len(self._unit_ids_N16 if self._position_U is None else self._position_U)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index if self._position_U is None else self._position_U[index]
+        unit_id: str = self._unit_ids_N16[position].tobytes().hex()
+        return unit_id
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[position] for position in range(len(self)))
+
+
+def _prefixes(ids_Q16: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(ids_Q16[:, :8]).view(">u8")[:, 0].astype(np.uint64)

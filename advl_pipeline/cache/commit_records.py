@@ -13,18 +13,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from advl_pipeline.cache.files import FileEntry, Files
-from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
+from advl_pipeline.cache.identity import SCHEMA_VERSION, digest, renew_command
 from advl_pipeline.cache.layout import render_json
-from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.store import Readable
+from advl_pipeline.cache.store import FileEntry, Files, Readable
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
-from advl_pipeline.folders import MARKERS
 
 PLAN_RECORD = "records/plan.json"
 COMPLETE_RECORD = "records/complete.json"
-IDENTITY_FILE = MARKERS["cache"].file
 ROOT_METADATA = "zarr.json"
 
 MODALITIES = ("image", "text")
@@ -38,7 +34,7 @@ class ModalityRecord:
     """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans.
 
     `kept`: only some of the teacher's token rows were stored, and which is recorded. `regions`: the rows are regions
-    of a picture, each with its box (`schema.REGION_COLUMNS`).
+    of a picture, each with its box (`layout.REGION_COLUMNS`).
     """
 
     num_units: int

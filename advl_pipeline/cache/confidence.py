@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.checks import require_recorded
 from advl_pipeline.cache.commit_records import files_from_json, files_to_json, seal, unseal
-from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
-from advl_pipeline.cache.store import MissingFile, Overtaken, Store
+from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, require_recorded
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Location

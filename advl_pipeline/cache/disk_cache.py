@@ -15,16 +15,27 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from advl_pipeline.atomic import writing
 from advl_pipeline.cache.config import DiskCacheConfig
-from advl_pipeline.cache.files import FileEntry, Files, entry_of, hash_file, safe_path, storing
-from advl_pipeline.cache.object_store import ObjectStore
-from advl_pipeline.cache.store import MissingFile, Readable
+from advl_pipeline.cache.store import (
+    FileEntry,
+    Files,
+    MissingFile,
+    Readable,
+    content_problem,
+    hash_file,
+    safe_path,
+)
 from advl_pipeline.errors import AdvlError, StorageError
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.object_store import ObjectStore
 
 _DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"
@@ -40,48 +51,28 @@ class DiskCache(Readable):
     """The files of one remote cache in the folder.
 
     Args:
+        files: what the cache's commit record says of each file; no other file is given out.
         key: names the content of the cache, such as the digest of its complete record.
     """
 
     reads_whole = True
 
-    def __init__(self, store: ObjectStore, config: DiskCacheConfig, *, key: str) -> None:
-        self.location = store.url
+    def __init__(self, store: ObjectStore, config: DiskCacheConfig, files: Files, *, key: str) -> None:
+        self.location = store.location
         self.root = config.folder / "reading" / key
-        self._files: Files = {}
+        self._files = files
         self._store = store
         self._config = config
         self._verified: set[tuple[int, int, int]] = set()
         self._releases: OrderedDict[str, Callable[[], None]] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._opened_ns = time.time_ns()
         self._ahead = FetchAhead(self._fetch_into_free_room)
 
-    def expect(self, files: Files) -> None:
-        """Set what the cache's commit record says of each file; no other file is given out."""
-        self._files = files
-
     def get(self, name: str) -> bytes:
         """As `Readable.get`, as the commit record says it must be; it stays here."""
-        entry = self._entry(name)
-        path = safe_path(self.root, name)
-        with suppress(OSError):
-            if entry_of(content := path.read_bytes()) == entry:
-                return content
-        content = self._store.get(name)
-        if entry_of(content) != entry:
-            raise self.damaged(_DAMAGED, name, "its content changed")
-        with storing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
-            partial.write_bytes(content)
-            partial.replace(path)
-        return content
-
-    def _entry(self, name: str) -> FileEntry:
-        if (entry := self._files.get(name)) is None:
-            raise self.damaged(_DAMAGED, name, "its commit record does not list it")
-        return entry
+        with self.opened(name) as descriptor:
+            return os.pread(descriptor, self._files[name].num_bytes, 0)
 
     @contextmanager
     def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
@@ -90,139 +81,114 @@ class DiskCache(Readable):
         The descriptor carries a shared lock that keeps the file here: for as long as a map lives that was made in the
         block.
         """
-        path = safe_path(self.root, name)
-        entry = self._entry(name)
+        if name not in self._files:
+            raise self.damaged(_DAMAGED, name, "its commit record does not list it")
         self._ahead.reading(name)
-        with self._lock:
-            descriptor = self._open_sound(name, path, entry)
-            try:
-                # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
-                with suppress(OSError):
-                    os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
-                yield descriptor
+        descriptor = self._open_sound(name)
+        try:
+            # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
+            with suppress(OSError):
+                os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
+            yield descriptor
+            # Not before: asked too early, a reader would have nothing to let go of, and keep the file for good.
+            with self._lock:
                 self._releases[name] = release
                 self._releases.move_to_end(name)
-            finally:
-                os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
-    def _open_sound(self, name: str, path: Path, entry: FileEntry) -> int:
+    def _open_sound(self, name: str) -> int:
+        path = safe_path(self.root, name)
         while True:
-            descriptor = None
-            with storing(path), suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            if descriptor is None:
-                self._fetch(name, path, entry)
-                continue
-            is_sound = False
-            try:
-                with storing(path):
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
-                    is_sound = bool(os.fstat(descriptor).st_nlink) and self._is_sound(descriptor, path, entry)
-            finally:
-                # Evicted between the two calls, or damaged on this disk: it is fetched again.
-                if not is_sound:
-                    os.close(descriptor)
-            if is_sound:
-                return descriptor
+            with writing(path), ExitStack() as stack:
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    self._fetch(name)
+                    continue
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                # Evicted between the two calls, or damaged on this disk, it is fetched again.
+                if not os.fstat(descriptor).st_nlink:
+                    continue
+                if (key := _content_key(descriptor)) in self._verified or hash_file(descriptor) == self._files[name]:
+                    self._verified.add(key)
+                    stack.pop_all()
+                    return descriptor
+                path.unlink(missing_ok=True)
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
         """Fetch files in the background, in this order, while nothing that was read lately has to go for them."""
         self._ahead.request(name for name in names if name in self._files)
 
     def _fetch_into_free_room(self, name: str) -> bool:
-        path = safe_path(self.root, name)
-        return path.exists() or self._fetch(name, path, self._files[name], free_room_only=True)
+        return safe_path(self.root, name).exists() or self._fetch(name, free_room_only=True)
 
-    def _is_sound(self, descriptor: int, path: Path, entry: FileEntry) -> bool:
-        key = _content_key(descriptor)
-        if key in self._verified:
-            return True
-        try:
-            found = hash_file(path)
-        except FileNotFoundError:
-            return False
-        if found == entry:
-            self._verified.add(key)
-            return True
-        path.unlink(missing_ok=True)
-        return False
-
-    def _fetch(self, name: str, path: Path, entry: FileEntry, *, free_room_only: bool = False) -> bool:
+    def _fetch(self, name: str, *, free_room_only: bool = False) -> bool:
+        path, entry = safe_path(self.root, name), self._files[name]
         partial = path.with_name(path.name + _PARTIAL)
-        with storing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with writing(path), _opened_file(partial) as descriptor:
+            # Whoever holds the lock fetches; the others look until the file is there, and who fetches ahead has
+            # nothing to do. They must not wait for the lock: once the copy has its name, readers keep that lock for
+            # as long as they live.
+            while not _try_lock(descriptor):
+                if free_room_only or path.exists() or os.fstat(descriptor).st_nlink == 0:
+                    return True
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            if os.fstat(descriptor).st_nlink == 0:
+                return True
             try:
-                # Whoever holds the lock fetches; the others look until the file is there, and who fetches ahead has
-                # nothing to do. They must not wait for the lock: once the copy has its name, readers keep that lock
-                # for as long as they live.
-                while not _try_lock(descriptor):
-                    if free_room_only or path.exists() or os.fstat(descriptor).st_nlink == 0:
-                        return True
-                    time.sleep(_SECONDS_BETWEEN_TRIES)
-                if os.fstat(descriptor).st_nlink == 0:
-                    return True
                 if path.exists():
-                    partial.unlink(missing_ok=True)
                     return True
-                if not free_room_only:
-                    self._reserve(descriptor, entry.num_bytes)
-                elif not self._take(descriptor, entry.num_bytes, used_before=self._opened_ns):
-                    partial.unlink(missing_ok=True)
+                if not self._reserve(descriptor, entry.num_bytes, free_room_only=free_room_only):
                     return False
-                try:
-                    self._download(name, descriptor, entry)
-                except BaseException:
-                    partial.unlink(missing_ok=True)
-                    raise
+                self._download(name, descriptor, entry)
                 self._verified.add(_content_key(descriptor))
                 partial.replace(path)
                 return True
             finally:
-                os.close(descriptor)
+                # The lock is still held: nobody else fetches while the file is here.
+                partial.unlink(missing_ok=True)
 
     def _download(self, name: str, descriptor: int, entry: FileEntry) -> None:
-        state, size = hashlib.sha256(), 0
-        try:
-            for block in self._store.stream(name):
-                view = memoryview(block).cast("B")
-                size += len(view)
-                if size > entry.num_bytes:
-                    break
-                state.update(view)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-        except MissingFile:
-            raise self.damaged(_DAMAGED, name, "it is missing") from None
-        if size != entry.num_bytes:
-            raise self.damaged(
-                "A file of the cache is damaged.", name, f"it has {size} bytes instead of {entry.num_bytes}"
-            )
-        if state.hexdigest() != entry.sha256:
-            raise self.damaged(_DAMAGED, name, "its content changed")
+        state = hashlib.sha256()
+        with open(descriptor, "wb", closefd=False) as file:
+            try:
+                for block in self._store.stream(name):
+                    state.update(block)
+                    file.write(block)
+                    if file.tell() > entry.num_bytes:
+                        break
+            except MissingFile:
+                raise self.damaged(_DAMAGED, name, "it is missing") from None
+            found = FileEntry(num_bytes=file.tell(), sha256=state.hexdigest())
+        if problem := content_problem(found, entry):
+            raise self.damaged(_DAMAGED, name, problem)
 
-    def _reserve(self, descriptor: int, num_bytes: int) -> None:
+    def _reserve(self, descriptor: int, num_bytes: int, *, free_room_only: bool) -> bool:
         """Make room for a file and take it, so that other processes count it while it comes in."""
         if num_bytes > self._config.max_bytes:
             raise self._no_room(f"one file of the cache has {num_bytes / 1e9:.2f} GB")
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
-        while not self._take(descriptor, num_bytes):
-            if self._releases:
-                self._releases.popitem(last=False)[1]()
+        while True:
+            with _opened_file(self._config.folder / _LOCK_FILE) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                os.ftruncate(descriptor, 0)
+                if self._make_room(num_bytes, used_before=self._opened_ns if free_room_only else math.inf):
+                    os.ftruncate(descriptor, num_bytes)
+                    return True
+            if free_room_only:
+                return False
+            with self._lock:
+                release = self._releases.popitem(last=False)[1] if self._releases else None
+            if release is not None:
+                release()
             elif time.monotonic() > deadline:
                 raise self._no_room("everything in it is in use")
             else:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _take(self, descriptor: int, num_bytes: int, *, used_before: float = math.inf) -> bool:
-        with _locked(self._config.folder / _LOCK_FILE):
-            os.ftruncate(descriptor, 0)
-            has_room = self._make_room(num_bytes, used_before)
-            if has_room:
-                os.ftruncate(descriptor, num_bytes)
-            return has_room
-
-    def _make_room(self, num_bytes: int, used_before: float) -> bool:
+    def _make_room(self, num_bytes: int, *, used_before: float) -> bool:
         files: list[tuple[int, int, Path]] = []
         for path in (self._config.folder / "reading").rglob("*"):
             with suppress(FileNotFoundError):
@@ -234,8 +200,12 @@ class DiskCache(Readable):
             if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
                 break
             # Shards, and partial copies of them that a killed process left; not the few kilobytes of metadata.
-            if "/c/" in path.as_posix() and _evict(path):
-                used -= size
+            if "/c/" in path.as_posix():
+                # Whoever reads a file holds a lock on it.
+                with suppress(OSError), path.open("rb") as file:
+                    if _try_lock(file.fileno()):
+                        path.unlink(missing_ok=True)
+                        used -= size
         return used + num_bytes <= self._config.max_bytes
 
     def _no_room(self, why: str) -> StorageError:
@@ -248,26 +218,12 @@ class DiskCache(Readable):
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _opened_file(path: Path) -> Iterator[int]:
+    """Open a file, which is made where there is none, until the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _evict(path: Path) -> bool:
-    """Remove a file, unless another process holds a lock on it or it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        if is_free := _try_lock(descriptor):
-            path.unlink(missing_ok=True)
-        return is_free
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -299,8 +255,7 @@ class FetchAhead:
     def __init__(self, fetch: Callable[[str], bool]) -> None:
         self._fetch = fetch
         self._requested: set[str] = set()
-        self._waiting: dict[str, list[str]] = {}
-        self._wanted: deque[str] = deque()
+        self._wanted: dict[str, None] = {}
         self._read_arrays: set[str] = set()
         self._is_over = False
         self._num_threads = 0
@@ -309,47 +264,38 @@ class FetchAhead:
     def request(self, names: Iterable[str]) -> None:
         """Fetch files in this order."""
         with self._lock:
-            for name in names:
-                if name in self._requested:
-                    continue
-                self._requested.add(name)
-                array = _array_of(name)
-                if array in self._read_arrays:
-                    self._wanted.append(name)
-                else:
-                    self._waiting.setdefault(array, []).append(name)
+            self._wanted |= {name: None for name in names if name not in self._requested}
+            self._requested |= self._wanted.keys()
             self._start_threads()
 
     def reading(self, name: str) -> None:
         """Note that a file is about to be read."""
         with self._lock:
-            array = _array_of(name)
-            if array not in self._read_arrays:
+            if (array := _array_of(name)) not in self._read_arrays:
                 self._read_arrays.add(array)
-                self._wanted.extend(self._waiting.pop(array, []))
                 self._start_threads()
 
     def _start_threads(self) -> None:
-        if self._is_over:
-            return
-        for _ in range(min(_CONNECTIONS - self._num_threads, len(self._wanted))):
+        for _ in range(min(_CONNECTIONS - self._num_threads, len(self._due()))):
             self._num_threads += 1
             # No daemons: one that is inside a library when the interpreter ends could crash it.
             threading.Thread(target=self._work, name="advl-fetch-ahead").start()
 
+    def _due(self) -> list[str]:
+        return [] if self._is_over else [name for name in self._wanted if _array_of(name) in self._read_arrays]
+
     def _work(self) -> None:
-        while (name := self._next()) is not None:
+        while True:
+            with self._lock:
+                due = self._due()
+                if not due or not threading.main_thread().is_alive():
+                    self._num_threads -= 1
+                    return
+                del self._wanted[due[0]]
             try:
-                self._is_over = not self._fetch(name) or self._is_over
+                self._is_over = not self._fetch(due[0]) or self._is_over
             except AdvlError:
                 self._is_over = True
-
-    def _next(self) -> str | None:
-        with self._lock:
-            if self._wanted and not self._is_over and threading.main_thread().is_alive():
-                return self._wanted.popleft()
-            self._num_threads -= 1
-            return None
 
 
 def _array_of(name: str) -> str:

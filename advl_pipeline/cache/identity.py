@@ -1,7 +1,8 @@
-"""Identity: one canonical form of everything that changes a cache's numbers, its digest, and what differs.
+"""What a cache is, its identity, and how it came to be, its provenance: recorded beside the identity, no part of it.
 
-The canonical form is JSON in UTF-8 with sorted keys, no white space, no NaN: equal settings give equal bytes, and
-different settings (1 and 1.0 and true and "1" included) give different ones.
+An identity holds everything that changes the numbers. Its canonical form is JSON in UTF-8 with sorted keys, no white
+space, no NaN: equal settings give equal bytes, and different settings (1 and 1.0 and true and "1" included) give
+different ones.
 """
 
 from __future__ import annotations
@@ -9,16 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.cache.store import Readable, read_json
+from advl_pipeline.errors import Advice, IdentityMismatch, advise
+from advl_pipeline.locations import Location
+from advl_pipeline.packages import installed_versions
 
 SCHEMA_VERSION = 1
 """Version of the store's layout (`docs/cache-format.md`); part of every identity."""
 
 ABSENT = "(absent)"
+
+PROVENANCE_FILE = "records/provenance.json"
+
+IMPORTED = "import:"
+"""Begins the name of a teacher whose features were imported."""
+
+_IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming region_split dtype data_root".split()
+
+_EXTRACT_OPTIONS = (
+    "teacher dataset split modality image_tokens grid_side dtype select_tokens select_texts mixed_precision "
+    "text_style text_units shard_rows on_error weights data_root shots seed ids"
+).split()
+
+_UNSAID = {"grid_side": 12, "seed": [0], "text_units": "question", "ids": [], "shard_rows": 32768, "on_error": "fail"}
+"""Defaults that a command need not say."""
+
+_LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,3 +151,56 @@ def _short(text: str, width: int) -> str:
         return text
     half = (width - 3) // 2
     return text[:half] + "..." + text[-half:]
+
+
+def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
+    """Return library versions, device and the configuration of the run; no times, so that equal runs are equal."""
+    return {
+        "config": dict(config),
+        "device": device,
+        "python": platform.python_version(),
+        "libraries": installed_versions(_LIBRARIES, absent="absent"),
+    }
+
+
+def extract_command(store: Readable, *, renew: bool = False) -> Advice:
+    """Return the command that makes, resumes or (`renew`: after removing what is there) replaces a cache."""
+    name = str(store.location)
+    try:
+        words = _command_words(read_json(store, PROVENANCE_FILE)["config"])
+    except (KeyError, TypeError, AttributeError):
+        words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
+    command = [*words, "--output", name]
+    return advise(_removal(name), command) if renew else advise(command)
+
+
+def renew_command(config: Mapping[str, Any], location: Location, *, note: str = "") -> Advice:
+    """Return the command that replaces a cache by one made with these options."""
+    return advise(_removal(str(location)), [*_command_words(config), "--output", str(location)], note=note)
+
+
+def fresh_command(config: Mapping[str, Any], *, output: str = "", note: str = "") -> Advice:
+    """Return the command that makes a cache with these options; no other one is touched.
+
+    Args:
+        output: where, if not where such a cache lies by default.
+    """
+    return advise([*_command_words(config), *(["--output", output] if output else [])], note=note)
+
+
+def _removal(name: str) -> list[str]:
+    return ["advl", "cache", "prune", name, "--all"]
+
+
+def _command_words(config: Mapping[str, Any]) -> list[str]:
+    is_import = str(config["teacher"]).startswith(IMPORTED)
+    words = ["advl", "extract"]
+    if is_import:
+        name = str(config["teacher"]).removeprefix(IMPORTED)
+        words = ["advl", "cache", "import", str(config.get("source", "SOURCE")), "--name", name]
+    for key in _IMPORT_OPTIONS if is_import else _EXTRACT_OPTIONS:
+        value = config.get(key)
+        if value is not None and value != _UNSAID.get(key):
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += ["--" + key.replace("_", "-"), str(item)]
+    return words

@@ -1,8 +1,12 @@
-"""Layout of one array of a cache: Zarr v3 metadata, file names, and the shape of a shard file.
+"""Layout of a cache: its arrays, how a shard file of one is laid out, and in which shard each unit's rows lie.
 
 Every array uses the standard sharding codec with inner chunks that span all columns. A shard file is its inner chunks
 in order, which is one contiguous row-major block of rows, followed by the codec's index: 16 bytes (offset, length)
 for each inner chunk and a CRC-32C. Inner chunks wholly beyond the end of the array are absent from the last shard.
+
+Which arrays a modality has follows from the plan. Where ragged units lie is a pure function of their token rows.
+
+Shapes: N units, S shards.
 """
 
 from __future__ import annotations
@@ -11,23 +15,51 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.files import Buffer
+from advl_pipeline.cache.quantise import wide_dtype
+from advl_pipeline.cache.store import Buffer
+from advl_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.commit_records import PlanRecord
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("float16", "float32", "int8", "int32", "int64", "uint8", "uint64")
 }
+
 ABSENT_CHUNK = 2**64 - 1
 """Offset and length that mark an inner chunk that is not stored (Zarr v3, sharding codec)."""
 
+ID_BYTES = 16
+"""Of a unit's id."""
+
 MAX_SHARD_BYTES = 2**36
+
 MAX_ROWS = 2**48
+
+TABLE_ROWS = 65536
+"""Most units per shard file of `global`."""
+
+_TARGET_INNER_BYTES = 1 << 19
+
+REGION_COLUMNS: Mapping[str, tuple[tuple[int, ...], str]] = {
+    "boxes": ((6,), "float32"),
+    "box_index": ((), "int32"),
+    "confidence": ((), "float32"),
+}
+"""What stands beside the features of a region: array -> columns, dtype.
+
+`boxes` are x1, y1, x2, y2, width and height as shares of the picture. `box_index` is the row of the dataset's own
+boxes that a region stands for, -1 for a detected one. `confidence` is the detector's, -1 where it gave none.
+"""
+
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +167,6 @@ class ArraySpec:
         )
 
 
-_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
-
-
 def single_shard(path: str, shape: tuple[int, ...], dtype: str, *, inner_rows: int = 65536) -> ArraySpec:
     """Return the layout of an array that is written whole, in one shard file."""
     inner = min(inner_rows, shape[0])
@@ -152,3 +181,156 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def render_json(value: Any) -> bytes:
     """JSON for people, in one deterministic form."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
+    """Arrays that are known before encoding."""
+    return {
+        "starts": single_shard(f"{modality}/tokens/starts", (num_units,), "int64"),
+        "lengths": single_shard(f"{modality}/tokens/lengths", (num_units,), "int32"),
+        "unit_id": single_shard(f"{modality}/unit_id", (num_units, ID_BYTES), "uint8"),
+    }
+
+
+def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, ArraySpec]:
+    """Arrays with one row per token, all cut into the same shards; none where there are no token features."""
+    shape = plan.modalities[modality]
+    if shape.token_dim is None:
+        return {}
+    columns: dict[str, tuple[tuple[int, ...], str]] = {"values": ((shape.token_dim,), plan.stored_dtype)}
+    if plan.stored_dtype == "int8":
+        columns["scales"] = ((), "float32")
+    if shape.spans:
+        columns["char_spans"] = ((2,), "int32")
+    if shape.kept:
+        columns["kept"] = ((), "int32")
+    if shape.regions:
+        columns |= REGION_COLUMNS
+    inner = _inner_rows(shape.token_dim, plan.shard_rows, num_rows)
+    return {
+        name: ArraySpec(
+            path=f"{modality}/tokens/{name}",
+            shape=(num_rows, *width),
+            dtype=dtype,
+            shard_rows=plan.shard_rows,
+            inner_rows=inner,
+        )
+        for name, (width, dtype) in columns.items()
+    }
+
+
+def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
+    """The array with one feature vector per unit. It stays at 16 bits where tokens are stored in 8."""
+    shape = plan.modalities[modality]
+    shard_rows = min(TABLE_ROWS, 1 << (shape.num_units - 1).bit_length())
+    return ArraySpec(
+        path=f"{modality}/global",
+        shape=(shape.num_units, shape.global_dim),
+        dtype=wide_dtype(plan.stored_dtype),
+        shard_rows=shard_rows,
+        inner_rows=_inner_rows(shape.global_dim, shard_rows, shape.num_units),
+    )
+
+
+def stat_spec(modality: str, name: str, num_units: int) -> ArraySpec:
+    """One statistic per unit."""
+    return single_shard(f"{modality}/stats/{name}", (num_units,), "float32")
+
+
+def moment_specs(modality: str, plan: PlanRecord) -> dict[str, ArraySpec]:
+    """Mean and variance per dimension, of global features and of token rows."""
+    shape = plan.modalities[modality]
+    widths = {"global": shape.global_dim} | ({"token": shape.token_dim} if shape.token_dim is not None else {})
+    return {
+        f"{kind}_{moment}": single_shard(f"{modality}/{kind}_{moment}", (width,), "float32")
+        for kind, width in widths.items()
+        for moment in ("mean", "variance")
+    }
+
+
+def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
+    """The look-up of units by id; no arrays when no unit could be read."""
+    if num_readable == 0:
+        return {}
+    return {
+        "prefix": single_shard(f"{modality}/index/prefix", (num_readable,), "uint64"),
+        "unit": single_shard(f"{modality}/index/unit", (num_readable,), "int64"),
+    }
+
+
+def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
+    # The largest power of two that divides the shard, of about the target size and no more than hold all rows.
+    inner = 1
+    while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
+        inner *= 2
+    return inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where each unit's rows lie.
+
+    Unit u is rows starts_N[u] to starts_N[u] + lengths_N[u] of the flat values. Shard k holds units
+    first_unit_S1[k] to first_unit_S1[k + 1], in rows k * shard_rows onwards; rows_used_S[k] of its rows are taken,
+    and the next unit would not have fitted. A unit without tokens still takes one row, which it does not point at.
+    """
+
+    shard_rows: int
+    starts_N: npt.NDArray[np.int64]
+    lengths_N: npt.NDArray[np.int32]
+    first_unit_S1: npt.NDArray[np.int64]
+    rows_used_S: npt.NDArray[np.int64]
+
+    @property
+    def num_units(self) -> int:
+        return len(self.lengths_N)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.rows_used_S)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the flat values: all shards but the last are full-sized."""
+        return (self.num_shards - 1) * self.shard_rows + int(self.rows_used_S[-1])
+
+    def units_of(self, shard: int) -> range:
+        """Positions of the units that a shard holds."""
+        return range(int(self.first_unit_S1[shard]), int(self.first_unit_S1[shard + 1]))
+
+
+def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> Placement:
+    """Fill shards with whole units, in order.
+
+    Raises:
+        ConfigError: no units, a negative length, or a unit longer than a shard.
+    """
+    lengths_N = np.ascontiguousarray(lengths_N, dtype=np.int32)
+    if len(lengths_N) == 0:
+        raise ConfigError("There are no units to place.")
+    if int(lengths_N.min()) < 0:
+        raise ConfigError("A unit cannot have a negative number of tokens.")
+    longest = int(lengths_N.argmax())
+    if shard_rows < max(1, int(lengths_N[longest])):
+        raise ConfigError(
+            f"A unit has {int(lengths_N[longest])} token rows, more than a shard of {shard_rows} rows holds.",
+            where=f"unit {longest}",
+            next_command="give a larger --shard-rows",
+        )
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths_N, 1), dtype=np.int64)])
+    starts_N = np.empty(len(lengths_N), np.int64)
+    first_unit: list[int] = [0]
+    rows_used: list[int] = []
+    while first_unit[-1] < len(lengths_N):
+        first = first_unit[-1]
+        after = int(np.searchsorted(ends, ends[first] + shard_rows, side="right")) - 1
+        starts_N[first:after] = len(rows_used) * shard_rows + (ends[first:after] - ends[first])
+        rows_used.append(int(ends[after] - ends[first]))
+        first_unit.append(after)
+    return Placement(
+        shard_rows=shard_rows,
+        starts_N=starts_N,
+        lengths_N=lengths_N,
+        first_unit_S1=np.asarray(first_unit, np.int64),
+        rows_used_S=np.asarray(rows_used, np.int64),
+    )

@@ -1,21 +1,44 @@
-"""Objects under a URL, through `obstore`: read, list, and written whole or not at all.
+"""A cache under a URL, through `obstore`.
 
 What the rest relies on, and S3, GCS and their like give: a PUT shows the whole object or nothing, a later GET sees
-it, and a PUT may be made conditional on there being no object yet.
+it, and a PUT may be made conditional on there being no object yet. Every object is written under its final name by
+one PUT, and a record after what it lists. A record is created on the condition that there is none, so nothing is
+committed twice. An object that is there already is kept if it is the same to the byte, and otherwise replaced.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
+import secrets
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from advl_pipeline.cache.files import Buffer
-from advl_pipeline.cache.store import MissingFile, repair_command
+from advl_pipeline.atomic import writing
+from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
+from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.store import (
+    IDENTITY_FILE,
+    WORK_FOLDER,
+    Buffer,
+    FileEntry,
+    Files,
+    MissingFile,
+    Readable,
+    Stamp,
+    Store,
+    entry_of,
+    is_inside,
+    repair_command,
+    require_sizes,
+)
 from advl_pipeline.errors import AdvlError, ConfigError, StorageError, again
 from advl_pipeline.locations import Url
 from advl_pipeline.packages import install_extra
@@ -33,6 +56,9 @@ _MAX_RETRIES = 5
 _TRIES_OF_STALLED_ANSWERS = 3
 _LONGEST_PAUSE_SECONDS = 3.0
 _STREAM_BYTES = 1 << 22
+_CONNECTIONS = 8
+_KEY_DIGITS = 32
+_LARGEST_PUT = 5 << 30
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -41,6 +67,8 @@ _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "
 """What the library's messages name when a body does not come to its end, and what that is."""
 
 
+_log = logging.getLogger(__name__)
+
 Answer = TypeVar("Answer")
 
 
@@ -48,27 +76,34 @@ class _CutShort(StorageError):
     """An answer ended, or stopped coming, before it was whole."""
 
 
-class ObjectStore:
+class ObjectStore(Store):
     """The objects under one URL, by their names relative to it.
 
     Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role; they
     are never part of a URL, a record or a message.
+
+    Args:
+        disk_cache: where files are kept that are read, or mapped of an unfinished cache.
 
     Raises:
         ConfigError: the extra `s3` is not installed, or the environment's settings make no sense.
         StorageError: any call, when the store refuses it or cannot be reached; known within seconds.
     """
 
-    def __init__(self, url: Url) -> None:
-        self.url = url
+    reads_whole = True
+    max_file_bytes = _LARGEST_PUT
+
+    def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
+        self.location = self._url = url
+        self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
+        self.locks = self._disk_cache.folder / "locks" / _key_of(str(url).encode())
         self._store = _open(url)
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStore, (self.url,)
+        return ObjectStore, (self._url, self._disk_cache)
 
     def get(self, name: str) -> bytes:
-        """Return an object's content; raises `MissingFile`."""
         import obstore
 
         return self._ask(name, lambda: bytes(obstore.get(self._store, self._key(name)).bytes()))
@@ -80,13 +115,24 @@ class ObjectStore:
         with self._speaking(name):
             yield from obstore.get(self._store, self._key(name)).stream(min_chunk_size=_STREAM_BYTES)
 
+    @contextmanager
+    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
+        scratch = self._disk_cache.folder / "writing"
+        with writing(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            # Without a name: it is gone with its last map, however the process ends.
+            with tempfile.TemporaryFile(dir=scratch) as file:
+                for block in self.stream(name):
+                    file.write(block)
+                file.seek(0)
+                yield file.fileno()
+
     def list(self, folder: str = "") -> dict[str, int]:
-        """Return the names of all objects under a folder, with their sizes."""
         import obstore
 
-        whole = f"{self._key(folder)}/" if folder else f"{self.url.prefix}/"
+        whole = f"{self._key(folder)}/" if folder else f"{self._url.prefix}/"
         pages = self._ask(folder, lambda: list(obstore.list(self._store, prefix=whole, chunk_size=1000)))
-        base = len(self.url.prefix) + 1
+        base = len(self._url.prefix) + 1
         items = (item for page in pages for item in page)
         return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
 
@@ -103,16 +149,73 @@ class ObjectStore:
             return False
         return True
 
-    def replace(self, name: str, content: Buffer) -> None:
-        """Write an object, whatever is there, in one request."""
-        self._put(name, content, "overwrite")
+    def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not self.create(name, body) and self.get(name) != body:
+            self._put(name, body, "overwrite")
+        return entry_of(body)
 
-    def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
+    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        body = b"".join(parts)
+        return entry_of(body if self.create(name, body) else self.get(name))
+
+    def delete(self, *names: str) -> None:
         import obstore
 
-        with suppress(MissingFile):
-            self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
+        def delete_one(name: str) -> None:
+            with suppress(MissingFile):
+                self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
+
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(delete_one, filter(is_inside, names)))
+
+    def delete_under(self, folder: str = "") -> None:
+        self.delete(*self.list(folder))
+
+    def prepare_writing(self) -> None:
+        name = f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}"
+        self.create(name, b"first")
+        is_refused = not self.create(name, b"second")
+        self.delete(name)
+        if not is_refused:
+            raise ConfigError(
+                "The object store does not go by conditions on writes, so processes cannot share the work safely.",
+                where=str(self.location),
+                why="it accepted a second write of an object that had to be new (If-None-Match)",
+                next_command="extract into a folder, then copy it there",
+            )
+
+    def require_place(self) -> None:
+        names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
+        if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
+            raise ConfigError(
+                "This place cannot take a teacher cache.",
+                where=str(self.location),
+                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
+                next_command="give another --output",
+            )
+
+    def changed(self, files: Files) -> dict[str, Stamp]:
+        return {}
+
+    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+        return
+
+    def reading(self, record: bytes, files: Files) -> Readable:
+        require_sizes(self, self.list(), files)
+        config = self._disk_cache
+        num_bytes = sum(entry.num_bytes for entry in files.values())
+        if num_bytes > config.max_bytes:
+            _log.warning(
+                "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
+                self.location,
+                num_bytes / 1e9,
+                config.max_bytes / 1e9,
+            )
+        cached = DiskCache(self, config, files, key=_key_of(record))
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
+        return cached
 
     def _put(self, name: str, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
         import obstore
@@ -123,7 +226,7 @@ class ObjectStore:
                 name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
             )
         except MissingFile:
-            raise self._no_bucket(f"{self.url}/{name}") from None
+            raise self._no_bucket(f"{self._url}/{name}") from None
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a request, again where its answer was cut short, which the library does for objects alone.
@@ -144,13 +247,13 @@ class ObjectStore:
             time.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (num_tries - 1), _LONGEST_PAUSE_SECONDS))
 
     def _key(self, name: str) -> str:
-        return f"{self.url.prefix}/{name}"
+        return f"{self._url.prefix}/{name}"
 
     @contextmanager
     def _speaking(self, name: str) -> Iterator[None]:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        where = f"{self.url}/{name}".rstrip("/")
+        where = f"{self._url}/{name}".rstrip("/")
         if os.getpid() != self._process:
             raise ConfigError(
                 "A cache in an object store cannot be used in a forked process.",
@@ -173,14 +276,14 @@ class ObjectStore:
         if "NoSuchBucket" in str(error):
             return self._no_bucket(where)
         if isinstance(error, (NotFoundError, FileNotFoundError)):
-            return MissingFile("A file of the cache is missing.", where=where, next_command=repair_command(self.url))
+            return MissingFile("A file of the cache is missing.", where=where, next_command=repair_command(self._url))
         denied = (PermissionDeniedError, UnauthenticatedError, PermissionError)
         if isinstance(error, denied) or reason.startswith(("401", "403")):
             return StorageError(
                 "The object store refuses access.",
                 where=where,
                 why=reason,
-                next_command=f"check the credentials: {_CREDENTIALS[self.url.scheme]}",
+                next_command=f"check the credentials: {_CREDENTIALS[self._url.scheme]}",
             )
         cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
         return (_CutShort if cut_short else StorageError)(
@@ -192,26 +295,14 @@ class ObjectStore:
 
     def _no_bucket(self, where: str) -> StorageError:
         return StorageError(
-            f"There is no bucket {self.url.bucket!r}.", where=where, next_command="create the bucket, or mend the URL"
+            f"There is no bucket {self._url.bucket!r}.",
+            where=where,
+            next_command="create the bucket, or mend the URL",
         )
 
 
-def require_conditional_writes(store: ObjectStore, name: str) -> None:
-    """Create an object twice, which must fail, and remove it.
-
-    Raises:
-        ConfigError: the store does not go by conditions, so that what one process committed another could replace.
-    """
-    store.create(name, b"first")
-    is_refused = not store.create(name, b"second")
-    store.delete(name)
-    if not is_refused:
-        raise ConfigError(
-            "The object store does not go by conditions on writes, so processes cannot share the work safely.",
-            where=str(store.url),
-            why="it accepted a second write of an object that had to be new (If-None-Match)",
-            next_command="extract into a folder, then copy it there",
-        )
+def _key_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_KEY_DIGITS]
 
 
 def _open(url: Url) -> S3Store | GCSStore:

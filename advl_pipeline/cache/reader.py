@@ -16,12 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.checks import require_cache, require_recorded
+from advl_pipeline.cache import layout
+from advl_pipeline.cache.arrays import MappedArray, TokenRows, UnitIds, are_spans, ids_to_bytes, look_up
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
-    IDENTITY_FILE,
     PLAN_RECORD,
     CompleteRecord,
     PlanRecord,
@@ -29,13 +27,10 @@ from advl_pipeline.cache.commit_records import (
     load_plan,
 )
 from advl_pipeline.cache.config import DiskCacheConfig
-from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, extract_command, require_identity
 from advl_pipeline.cache.layout import ArraySpec
-from advl_pipeline.cache.provenance import PROVENANCE_FILE, extract_command
-from advl_pipeline.cache.store import MissingFile, Readable, read_json
+from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, read_json, require_cache, require_recorded
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.token_rows import TokenRows, are_spans
-from advl_pipeline.cache.unit_index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, advise
 from advl_pipeline.locations import Location, parse_location
 
@@ -178,20 +173,20 @@ class FeatureStore:
         self._entries = complete.files
         self._num_units = shape.num_units
         self._quarantined = complete.quarantined.get(modality, {})
-        planned = schema.plan_specs(modality, shape.num_units)
-        moments = schema.moment_specs(modality, plan)
+        planned = layout.plan_specs(modality, shape.num_units)
+        moments = layout.moment_specs(modality, plan)
         self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         self._unit_ids_N16 = self._table(planned["unit_id"]).whole()
         starts_N, lengths_N = self._table(planned["starts"]).whole(), self._table(planned["lengths"]).whole()
-        index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
+        index = layout.index_specs(modality, shape.num_units - len(self._quarantined))
         self._prefix_U = self._table(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
         self._unit_U = self._table(index["unit"]).whole() if index else np.zeros(0, np.int64)
-        self._global = self._table(schema.global_spec(modality, plan))
+        self._global = self._table(layout.global_spec(modality, plan))
         num_rows = int(starts_N[-1]) + max(1, int(lengths_N[-1]))
         self._tokens = TokenRows(
             {
                 name: MappedArray(files, self._sound(spec))
-                for name, spec in schema.token_specs(modality, plan, num_rows).items()
+                for name, spec in layout.token_specs(modality, plan, num_rows).items()
             },
             starts_N=starts_N,
             lengths_N=lengths_N,
@@ -310,7 +305,7 @@ class FeatureStore:
     def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """Return the rows of `token_features(ids)`, "values", and what stands beside them where they are regions.
 
-        `boxes` (M, 6) float32, `box_index` (M,) int32 and `confidence` (M,) float32 are as `schema.REGION_COLUMNS`
+        `boxes` (M, 6) float32, `box_index` (M,) int32 and `confidence` (M,) float32 are as `layout.REGION_COLUMNS`
         says. Of one unit all are views.
 
         Raises:
@@ -319,7 +314,7 @@ class FeatureStore:
         if not self.has_regions:
             raise ConfigError("This cache holds no regions of a detector.", where=str(self._files.location))
         positions_Q = self.positions(ids)
-        beside = {name: self._tokens.collect(name, positions_Q) for name in schema.REGION_COLUMNS}
+        beside = {name: self._tokens.collect(name, positions_Q) for name in layout.REGION_COLUMNS}
         return {"values": self._tokens.values(positions_Q), **beside}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
@@ -339,7 +334,7 @@ class FeatureStore:
         """Return a per-unit statistic, (Q,) float32, such as "norm", "entropy" or "margin"."""
         if name not in self.stat_names():
             raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
-        return self._table(schema.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
+        return self._table(layout.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
 
     def announce(self, ids: Sequence[str]) -> None:
         """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
@@ -444,10 +439,7 @@ class Readahead:
         wanted = [(self._table, positions_Q, one_Q)]
         wanted += [(array, start_Q[used], length_Q[used]) for array in self._streamed]
         for array, first_Q, number_Q in wanted:
-            if self._memory == "fits":
-                array.announce_blocks(first_Q, number_Q)
-            else:
-                array.announce(first_Q, number_Q)
+            array.announce(first_Q, number_Q, in_blocks=self._memory == "fits")
 
 
 def available_memory() -> int:

@@ -1,28 +1,53 @@
 """One place that holds a cache, whatever it is: what every command of a cache is written over.
 
-A store is a folder (`folder_store`) or a prefix in a bucket (`stores`); `stores.open_store` alone asks which.
-Names are those of `docs/cache-format.md`, relative to the cache. A file is there whole or not at all.
+A store is a folder (`stores`) or a prefix in a bucket (`object_store`); `stores.open_store` alone asks which. Names
+are those of `docs/cache-format.md`, relative to the cache. A file is there whole or not at all. What is checked of
+files when a cache is opened stands here too: that it is one, that they are plain, whole and where they belong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.cache.files import Buffer, FileEntry, Files, entry_of
-from advl_pipeline.errors import Advice, CorruptCache, StorageError, advise, again
+from advl_pipeline.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
+from advl_pipeline.folders import MARKERS
 from advl_pipeline.locations import Location
+
+IDENTITY_FILE = MARKERS["cache"].file
+
+WORK_FOLDER = ".work"
+"""Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""
+
+LOCKS = f"{WORK_FOLDER}/locks"
+"""Locks of the processes that write a cache in a folder."""
 
 NOT_PLAIN = -1
 """Stands in a listing for the size of what is no plain file, such as a link."""
 
+Buffer = bytes | bytearray | memoryview
 
 Stamp = tuple[int, int, int, int]
 """Size, inode, time of modification and of status change, in ns: what tells that a file was not touched."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """Size and hexadecimal SHA-256 of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+Files = Mapping[str, FileEntry]
+"""What the files of a cache must be, by name."""
 
 
 class MissingFile(CorruptCache):
@@ -30,7 +55,9 @@ class MissingFile(CorruptCache):
 
 
 class Overtaken(StorageError):
-    """Another process has written what this one was writing."""
+    """Another process has written, or removed, what this one was writing."""
+
+    usual = (again("give the same command again"),)
 
 
 class Readable(ABC):
@@ -108,11 +135,7 @@ class Store(Readable):
         """Write a record; raises `Overtaken` where another one stands."""
         entry = self.settle(name, [content])
         if entry != entry_of(content):
-            raise Overtaken(
-                "Another process has written what this one was writing.",
-                where=self.where(name),
-                next_command=again("give the same command again"),
-            )
+            raise Overtaken("Another process has written what this one was writing.", where=self.where(name))
         return entry
 
     @abstractmethod
@@ -169,3 +192,108 @@ def read_json(store: Readable, name: str) -> Any:
 def repair_command(location: Location) -> Advice:
     """Return the command that mends a cache."""
     return advise(["advl", "cache", "repair", str(location)])
+
+
+def journal_path(cache: Path) -> Path:
+    """Return the file beside a cache that says how long it took, such as train.extraction.jsonl beside train/."""
+    cache = cache.resolve()
+    return cache.with_name(f"{cache.name}.extraction.jsonl")
+
+
+def vouched_path(cache: Path) -> Path:
+    """Return the file beside a cache that notes how its files were when they were last seen to be sound."""
+    cache = cache.resolve()
+    return cache.with_name(f"{cache.name}.vouched.json")
+
+
+def entry_of(*parts: Buffer) -> FileEntry:
+    """Return size and digest of a file that consists of these parts."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return FileEntry(num_bytes=sum(memoryview(part).nbytes for part in parts), sha256=state.hexdigest())
+
+
+def hash_file(file: Path | int) -> FileEntry:
+    """Return size and digest of a file, by its path or its descriptor."""
+    with open(file, "rb", buffering=0, closefd=isinstance(file, Path)) as handle:
+        handle.seek(0)
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        return FileEntry(num_bytes=handle.tell(), sha256=sha256)
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a name can be that of a file below the cache."""
+    return "\0" not in relative and not {"", ".", ".."} & set(relative.split("/"))
+
+
+def safe_path(root: Path, relative: str) -> Path:
+    """Return the path of a file of the cache, refusing names and links that lead elsewhere.
+
+    Raises:
+        CorruptCache: the name leaves the cache, by `..` or by a symbolic link.
+    """
+    path = root / relative
+    parts = relative.split("/")
+    if not is_inside(relative):
+        raise CorruptCache("A file name leaves the cache.", where=relative)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(root), *parts):  # noqa: PTH118
+        raise CorruptCache("A file of the cache is a link to elsewhere.", where=str(path))
+    return path
+
+
+def require_cache(store: Store) -> dict[str, int]:
+    """Return the sizes of all files; raises `ConfigError` where there is neither a cache nor a started one."""
+    sizes = store.list()
+    if IDENTITY_FILE not in sizes and not any(name.startswith("records/") for name in sizes):
+        below = sorted(name.removesuffix(f"/{IDENTITY_FILE}") for name in sizes if name.endswith(f"/{IDENTITY_FILE}"))
+        if below:
+            here = str(store.location)
+            told = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
+            told.wanted, told.nearest = here, f"{here.rstrip('/')}/{below[0]}"
+            raise ConfigError("There is no cache here.", where=here, why=told)
+        raise ConfigError(
+            "There is no cache here.",
+            where=str(store.location),
+            why="a stopped extraction had not begun to write"
+            if any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
+            else "",
+            next_command=advise(
+                [*"advl extract --teacher NAME --dataset NAME --split SPLIT --output".split(), str(store.location)]
+            ),
+        )
+    return sizes
+
+
+def require_recorded(store: Readable, name: str, files: Files) -> bytes:
+    """Read a small file whose content must be what the commit record says; raises `CorruptCache`."""
+    raw = store.get(name)
+    if entry_of(raw) != files.get(name):
+        raise store.damaged("A file of the cache is not what its commit record says.", name)
+    return raw
+
+
+def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> None:
+    """Check that every recorded file is there, plain and of its recorded size; raises `CorruptCache`."""
+    for name, entry in files.items():
+        if problem := size_problem(sizes, name, entry.num_bytes):
+            raise store.damaged("A file of the cache is damaged.", name, problem)
+
+
+def content_problem(found: FileEntry, entry: FileEntry) -> str | None:
+    """Return in which way a file is not what it must be, or None."""
+    if found.num_bytes != entry.num_bytes:
+        return f"it has {found.num_bytes} bytes instead of {entry.num_bytes}"
+    return None if found == entry else "its content changed"
+
+
+def size_problem(sizes: Mapping[str, int], name: str, num_bytes: int) -> str | None:
+    """Return what a listing shows to be wrong with a file, or None."""
+    found = sizes.get(name)
+    if found == num_bytes:
+        return None
+    if found is None:
+        parts = name.split("/")
+        is_below_link = any("/".join(parts[:count]) in sizes for count in range(1, len(parts)))
+        return "a folder above it is a link, or no folder" if is_below_link else "it is missing"
+    return "it is no plain file" if found == NOT_PLAIN else f"it has {found} bytes instead of {num_bytes}"

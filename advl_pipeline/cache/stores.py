@@ -1,125 +1,255 @@
-"""Which store a cache lies in, a folder or a bucket: the one place that asks.
+"""Which store a cache lies in: a folder, whose store is here, or a bucket. `open_store` is the one place that asks.
 
-Under a URL every object is written under its final name by one PUT, and a record after what it lists. A record is
-created on the condition that there is none, so nothing is committed twice. An object that is there already is kept if
-it is the same to the byte, and otherwise replaced.
+In a folder files are written whole in the work folder, flushed, and shown by a rename or a link.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import errno
+import io
+import json
+import os
 import secrets
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from advl_pipeline.cache.checks import require_sizes
-from advl_pipeline.cache.commit_records import IDENTITY_FILE
-from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
-from advl_pipeline.cache.disk_cache import DiskCache
-from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storing
-from advl_pipeline.cache.folder_store import FolderStore
-from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
-from advl_pipeline.cache.store import Readable, Stamp, Store
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.atomic import sync_folder, write_text, writing
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
+from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.cache.store import (
+    LOCKS,
+    NOT_PLAIN,
+    WORK_FOLDER,
+    Buffer,
+    FileEntry,
+    Files,
+    MissingFile,
+    Readable,
+    Stamp,
+    Store,
+    entry_of,
+    hash_file,
+    is_inside,
+    require_sizes,
+    safe_path,
+    vouched_path,
+)
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, again
+from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location, Url
 
-_CONNECTIONS = 8
-_KEY_DIGITS = 32
-_LARGEST_PUT = 5 << 30
-
-_log = logging.getLogger(__name__)
+_ATTEMPTS = 8
+_SMALL_FILE_BYTES = 1 << 28
+_TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
-class BucketStore(Store):
-    """The objects under a URL.
+class FolderStore(Store):
+    """A folder that all processes see."""
 
-    Args:
-        disk_cache: where files are kept that are read, or mapped of an unfinished cache.
-    """
+    reads_whole = False
 
-    reads_whole = True
-    max_file_bytes = _LARGEST_PUT
-
-    def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
-        self.location = url
-        self._objects = ObjectStore(url)
-        self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
-        key = hashlib.sha256(str(url).encode()).hexdigest()[:_KEY_DIGITS]
-        self.locks = self._disk_cache.folder / "locks" / key
+    def __init__(self, root: Path) -> None:
+        self.location = self.folder = self._root = root
+        self.locks = root / LOCKS
 
     def get(self, name: str) -> bytes:
-        return self._objects.get(name)
+        with self.opened(name) as descriptor:
+            if os.fstat(descriptor).st_size > _SMALL_FILE_BYTES:
+                raise CorruptCache("A metadata file is implausibly large.", where=str(self._root / name))
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
 
     @contextmanager
     def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
-        scratch = self._disk_cache.folder / "writing"
-        with storing(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-            # Without a name: it is gone with its last map, however the process ends.
-            with tempfile.TemporaryFile(dir=scratch) as file:
-                for block in self._objects.stream(name):
-                    file.write(block)
-                file.seek(0)
-                yield file.fileno()
+        path = safe_path(self._root, name)
+        try:
+            # Without waiting for the other end of a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise MissingFile(
+                "A file of the cache is missing.", where=str(path), next_command=self.repair_command
+            ) from None
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        try:
+            yield descriptor
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        finally:
+            os.close(descriptor)
 
     def list(self, folder: str = "") -> dict[str, int]:
-        return self._objects.list(folder)
+        found: dict[str, int] = {}
+        if folder:
+            safe_path(self._root, folder)
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            try:
+                for entry in os.scandir(self._root / here):
+                    name = f"{here}/{entry.name}" if here else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(name)
+                        continue
+                    with suppress(FileNotFoundError):
+                        size = entry.stat(follow_symlinks=False).st_size
+                        found[name] = size if entry.is_file(follow_symlinks=False) else NOT_PLAIN
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise self._unreadable(self._root / here, error) from error
+        return dict(sorted(found.items()))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if not self._objects.create(name, body) and self._objects.get(name) != body:
-            self._objects.replace(name, body)
-        return entry_of(body)
+        target = self._root / name
+        entry = entry_of(*parts)
+        with writing(name):
+            self._clear_the_way(target)
+            if not (target.is_file() and target.stat().st_size == entry.num_bytes and hash_file(target) == entry):
+                self._publish(name, parts, replace=True)
+        return entry
 
     def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        body = b"".join(parts)
-        return entry_of(body if self._objects.create(name, body) else self._objects.get(name))
+        target = self._root / name
+        with writing(name):
+            self._clear_the_way(target)
+            if not target.is_file():
+                self._publish(name, parts, replace=False)
+            return hash_file(target)
 
-    def prepare_writing(self) -> None:
-        require_conditional_writes(self._objects, f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}")
+    def _publish(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
+        """Write a file and show it, anew where another process cleared the work folder away meanwhile."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._write_and_show(name, parts, replace=replace)
+                return
+            except (FileNotFoundError, FileExistsError):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def _write_and_show(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
+        # Process ids are told apart neither between threads nor between machines and containers.
+        temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}-{name.replace('/', '_')}"
+        target = self._root / name
+        self._clear_the_way(temporary)
+        try:
+            with _open_new(temporary) as handle:
+                for part in parts:
+                    view = memoryview(part).cast("B")
+                    while view:
+                        view = view[handle.write(view) :]
+                os.fsync(handle.fileno())
+            missing = [folder for folder in target.parents if not folder.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if replace or not _link(temporary, target):
+                temporary.replace(target)
+            for folder in {target.parent, *(folder.parent for folder in missing)}:
+                sync_folder(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+            self._remove_empty(temporary.parent)
+
+    def _clear_the_way(self, target: Path) -> None:
+        """Remove links, and a folder, that stand where a plain file is to be."""
+        for folder in reversed(target.relative_to(self._root).parents):
+            if folder.name and (self._root / folder).is_symlink():
+                (self._root / folder).unlink()
+        if target.is_symlink():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
 
     def delete(self, *names: str) -> None:
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(self._objects.delete, filter(is_inside, names)))
+        for name in filter(is_inside, names):
+            path = self._root / name
+            with writing(path):
+                self._clear_the_way(path)
+                # A folder with a file's name above it has nothing of that name.
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
+            self._remove_empty(path.parent)
 
     def delete_under(self, folder: str = "") -> None:
-        self.delete(*self.list(folder))
+        path = self._root / folder
+        shutil.rmtree(path.resolve() if path == self._root else path, ignore_errors=True)
+        if path != self._root:
+            self._remove_empty(path.parent)
+        elif path.is_symlink():
+            path.unlink()
+
+    def _remove_empty(self, folder: Path) -> None:
+        with suppress(OSError):
+            while folder != self._root:
+                folder.rmdir()
+                folder = folder.parent
+
+    def prepare_writing(self) -> None:
+        with writing(LOCKS):
+            self._clear_the_way(self.locks / "lock")
 
     def require_place(self) -> None:
-        names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
-        if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
-            raise ConfigError(
-                "This place cannot take a teacher cache.",
-                where=str(self.location),
-                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
-                next_command="give another --output",
-            )
+        require_folder(self._root, "cache")
 
     def changed(self, files: Files) -> dict[str, Stamp]:
-        return {}
+        vouched = self._vouched()
+        found = {name: (self._root / name).lstat() for name in files}
+        stamps = {name: (one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in found.items()}
+        return {name: stamp for name, stamp in stamps.items() if vouched.get(name) != stamp}
 
     def vouch(self, stamps: Mapping[str, Stamp]) -> None:
-        return
+        note = {"record": hash_file(self._root / COMPLETE_RECORD).sha256, "files": self._vouched() | dict(stamps)}
+        # Where nothing can be written beside the cache, the next run hashes what changed once more.
+        with suppress(StorageError, ConfigError):
+            write_text(vouched_path(self._root), json.dumps(note))
+
+    def _vouched(self) -> dict[str, Stamp]:
+        """Return the stamps that were noted under the complete record that stands."""
+        try:
+            note = json.loads(vouched_path(self._root).read_bytes())
+            is_of_this_record = note["record"] == hash_file(self._root / COMPLETE_RECORD).sha256
+            return {name: tuple(stamp) for name, stamp in note["files"].items()} if is_of_this_record else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)
-        config = self._disk_cache
-        num_bytes = sum(entry.num_bytes for entry in files.values())
-        if num_bytes > config.max_bytes:
-            _log.warning(
-                "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
-                self.location,
-                num_bytes / 1e9,
-                config.max_bytes / 1e9,
+        return self
+
+    def _unreadable(self, path: Path, error: OSError) -> CorruptCache | StorageError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return StorageError(
+                "More files cannot be opened.",
+                where=str(path),
+                why=f"{error.strerror}; each shard that was read stays mapped",
+                next_command=again("ulimit -n 65536, then give the same command again"),
             )
-        cached = DiskCache(self._objects, config, key=hashlib.sha256(record).hexdigest()[:_KEY_DIGITS])
-        cached.expect(files)
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
-        return cached
+        return CorruptCache(
+            "A file of the cache cannot be read.",
+            where=str(path),
+            why=error.strerror or str(error),
+            next_command=self.repair_command,
+        )
+
+
+def _open_new(path: Path) -> io.FileIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return io.FileIO(path, "wb")
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Give a file a second name if nothing has that name; False where the file system has no such links."""
+    try:
+        target.hardlink_to(path)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return False
+        raise
+    return True
 
 
 def open_store(location: Location, disk_cache: DiskCacheConfig | None = None) -> Store:
@@ -130,4 +260,4 @@ def open_store(location: Location, disk_cache: DiskCacheConfig | None = None) ->
         disk_cache: where, and within which bound, this machine keeps files that lie elsewhere
             [default: `config.default_disk_cache`, `config.DEFAULT_GB`].
     """
-    return BucketStore(location, disk_cache) if isinstance(location, Url) else FolderStore(location)
+    return ObjectStore(location, disk_cache) if isinstance(location, Url) else FolderStore(location)

@@ -1,5 +1,13 @@
 """Verification: every byte against the commit records, every record against the others, the numbers against sense.
 
+Before a run trains on a cache, `require_trustworthy` looks at what changed since it was last vouched for. Who
+completes a cache notes size, inode and times of every file that its record lists, in a file beside the cache. A file
+that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing. Of a
+copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a clock
+that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it anew, which
+costs about as much as reading it once, and alone finds bits that a disk lost by itself. Objects in a store are hashed
+whenever they are fetched; there is nothing to add to that.
+
 Shapes: N units, Q units looked at, M token rows, D feature width.
 """
 
@@ -7,20 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.checks import require_cache, size_problem
+from advl_pipeline.cache import layout
+from advl_pipeline.cache.arrays import MappedArray, UnitIds, are_spans, build_index
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
-    IDENTITY_FILE,
     MODALITIES,
     PLAN_RECORD,
+    CompleteRecord,
     committed_shards,
     files_from_json,
     load_complete,
@@ -32,16 +41,25 @@ from advl_pipeline.cache.commit_records import (
     unseal,
 )
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
-from advl_pipeline.cache.files import LOCKS, FileEntry, Files, hash_file
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.quantise import is_finite
-from advl_pipeline.cache.shard_buffer import mean_and_variance, sums
-from advl_pipeline.cache.store import Store, read_json, repair_command
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.cache.store import (
+    IDENTITY_FILE,
+    LOCKS,
+    FileEntry,
+    Files,
+    Store,
+    content_problem,
+    hash_file,
+    read_json,
+    repair_command,
+    require_cache,
+    size_problem,
+)
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.token_rows import are_spans
-from advl_pipeline.cache.unit_index import UnitIds, build_index
-from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.errors import AdvlError, CorruptCache
+from advl_pipeline.cache.writer import CacheWriter, mean_and_variance, sums
+from advl_pipeline.errors import AdvlError, CorruptCache, advise
 from advl_pipeline.locations import Location
 
 _NORM_TOLERANCE = 1e-2
@@ -51,9 +69,12 @@ _MOMENT_TOLERANCE = 1e-3
 """Of a stored moment: a thousandth of the standard deviation, or of the variance."""
 
 _SMALLEST = 1e-12
+
 _BLOCK_ROWS = 256
 
-Arguments = ParamSpec("Arguments")
+SAMPLED_UNITS = 64
+"""Units of each modality whose numbers are looked at; on a disk of spinning plates about a second."""
+
 Content = TypeVar("Content")
 
 
@@ -141,7 +162,7 @@ def is_bulk(name: str) -> bool:
 
 _FEATURES = (
     *("global", "tokens/values", "tokens/scales", "tokens/char_spans", "tokens/kept"),
-    *(f"tokens/{name}" for name in schema.REGION_COLUMNS),
+    *(f"tokens/{name}" for name in layout.REGION_COLUMNS),
 )
 
 
@@ -163,21 +184,22 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
         findings: what is wrong with the records is added here.
     """
     files: dict[str, FileEntry] = {}
-    complete = _attempt(findings, COMPLETE_RECORD, load_complete, store)
+    complete = _attempt(findings, COMPLETE_RECORD, partial(load_complete, store))
     if complete is not None:
         files |= complete.files
     else:
-        plan = _attempt(findings, PLAN_RECORD, load_plan, store)
+        plan = _attempt(findings, PLAN_RECORD, partial(load_plan, store))
         files |= plan.files if plan is not None else {}
         for modality in MODALITIES:
-            if tables_record_path(modality) in sizes:
-                files |= _attempt(findings, tables_record_path(modality), load_tables, store, modality) or {}
+            if (name := tables_record_path(modality)) in sizes:
+                files |= _attempt(findings, name, partial(load_tables, store, modality)) or {}
         for modality, shard in sorted(committed_shards(sizes)):
-            record = _attempt(findings, shard_record_path(modality, shard), load_shard, store, modality, shard)
+            read = partial(load_shard, store, modality, shard)
+            record = _attempt(findings, shard_record_path(modality, shard), read)
             files |= record.files if record is not None else {}
     for key in committed_keys(sizes):
         name = confidence_record_path(key)
-        content = _attempt(findings, name, unseal, store, name)
+        content = _attempt(findings, name, partial(unseal, store, name))
         if content is None:
             continue
         files |= files_from_json(content["files"])
@@ -188,15 +210,9 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
     return files
 
 
-def _attempt(
-    findings: list[Finding],
-    path: str,
-    read: Callable[Arguments, Content],
-    *arguments: Arguments.args,
-    **none: Arguments.kwargs,
-) -> Content | None:
+def _attempt(findings: list[Finding], path: str, read: Callable[[], Content]) -> Content | None:
     try:
-        return read(*arguments, **none)
+        return read()
     except CorruptCache as error:
         findings.append(Finding(path=path, problem=error.why or error.what))
         return None
@@ -223,12 +239,8 @@ def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbe
     """
     try:
         with store.opened(name) as descriptor:
-            found = hash_file(descriptor)
-            if found.num_bytes != entry.num_bytes:
-                return f"it has {found.num_bytes} bytes instead of {entry.num_bytes}"
-            if found != entry:
-                return "its content changed"
-            return None if numbers is None else numbers.problem(name, descriptor)
+            problem = content_problem(hash_file(descriptor), entry)
+            return numbers.problem(name, descriptor) if numbers is not None and problem is None else problem
     except CorruptCache as error:
         return error.why or error.what
 
@@ -243,7 +255,7 @@ class StoredNumbers:
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
         self._norms: dict[str, npt.NDArray[np.float32]] = {}
         for modality, shape in self._writer.plan.modalities.items():
-            norm = schema.stat_spec(modality, "norm", shape.num_units)
+            norm = layout.stat_spec(modality, "norm", shape.num_units)
             self._norms[modality] = MappedArray(store, norm).whole()
             for spec in self._writer.row_specs(modality):
                 array = MappedArray(store, spec)
@@ -286,7 +298,7 @@ class StoredNumbers:
             readable_N = _readable(self._writer.unit_ids(modality), quarantined.get(modality, {}))
             lengths_N = self._writer.placement(modality).lengths_N
             counts = {"global": int(readable_N.sum()), "token": int(lengths_N[readable_N].sum(dtype=np.int64))}
-            specs = schema.moment_specs(modality, self._writer.plan)
+            specs = layout.moment_specs(modality, self._writer.plan)
             stored = {name: MappedArray(store, spec).whole() for name, spec in specs.items()}
             for kind in (name.removesuffix("_mean") for name in specs if name.endswith("_mean")):
                 mean_D, variance_D = mean_and_variance(self._sums[f"{modality}/{kind}"], count=counts[kind])
@@ -317,7 +329,7 @@ def has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) 
 def _approximate_sums(
     values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.float64]:
-    """As `shard_buffer.token_sums`, in float32 within blocks, which takes a third of the time."""
+    """As `writer.token_sums`, in float32 within blocks, which takes a third of the time."""
     total_2D = np.zeros((2, values_MD.shape[1]))
     for first in range(0, len(values_MD), _BLOCK_ROWS):
         block_MD = values_MD[first : first + _BLOCK_ROWS].astype(np.float32)
@@ -331,49 +343,50 @@ def _approximate_sums(
 def _senseless(store: Store) -> list[Finding]:
     """Look at what hashes cannot tell: whether what was written makes a cache."""
     findings: list[Finding] = []
+
+    def expect(path: str, is_so: bool, problem: str) -> None:
+        if not is_so:
+            findings.append(Finding(path=path, problem=problem))
+
     try:
         writer = CacheWriter(store)
-        if digest(read_json(store, IDENTITY_FILE)) != writer.plan.identity_sha256:
-            findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
-        for modality in writer.plan.modalities:
+        complete = load_complete(store)
+        expect(
+            IDENTITY_FILE,
+            digest(read_json(store, IDENTITY_FILE)) == writer.plan.identity_sha256,
+            "it is not what the cache was planned for",
+        )
+        for modality, shape in writer.plan.modalities.items():
+            unit_ids_N16, placement = writer.unit_ids(modality), writer.placement(modality)
             # First, for by units that the record misreports the index cannot be read.
-            findings += _misreported(writer, modality)
-            findings += _senseless_arrays(writer, modality)
-        return findings
+            findings += _misreported(writer, complete, modality)
+            planned, moments = (
+                layout.plan_specs(modality, shape.num_units),
+                layout.moment_specs(modality, writer.plan),
+            )
+            starts_N = MappedArray(store, planned["starts"]).whole()
+            is_placed = np.array_equal(starts_N, placement.starts_N)
+            expect(planned["starts"].path, is_placed, "units overlap, overrun or leave gaps")
+            for name, spec in moments.items():
+                moment_D = MappedArray(store, spec).whole()
+                expect(spec.path, is_finite(moment_D), "it holds values that are not finite")
+                is_varied = not name.endswith("variance") or shape.num_units == 1 or bool(moment_D.any())
+                expect(spec.path, is_varied, "all features are alike: their variance is zero")
+            for spec in (*planned.values(), *writer.row_specs(modality), *moments.values()):
+                is_planned = store.get(spec.metadata_path) == spec.metadata()
+                expect(spec.metadata_path, is_planned, "it is not what the plan says")
+            readable_N = _readable(unit_ids_N16, complete.quarantined.get(modality, {}))
+            index = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
+            for name, spec in layout.index_specs(modality, int(readable_N.sum())).items():
+                is_index = np.array_equal(MappedArray(store, spec).whole(), index[name])
+                expect(spec.path, is_index, "it is not the index of the units")
     except AdvlError as error:
-        return [*findings, Finding(path=error.where or PLAN_RECORD, problem=error.what)]
-
-
-def _senseless_arrays(writer: CacheWriter, modality: str) -> list[Finding]:
-    findings = []
-    shape, placement = writer.plan.modalities[modality], writer.placement(modality)
-    planned, moments = schema.plan_specs(modality, shape.num_units), schema.moment_specs(modality, writer.plan)
-    starts_N = MappedArray(writer.store, planned["starts"]).whole()
-    if not np.array_equal(starts_N, placement.starts_N):
-        findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
-    for name, spec in moments.items():
-        moment_D = MappedArray(writer.store, spec).whole()
-        if not is_finite(moment_D):
-            findings.append(Finding(path=spec.path, problem="it holds values that are not finite"))
-        elif name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
-            findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
-    findings += [
-        Finding(path=spec.metadata_path, problem="it is not what the plan says")
-        for spec in (*planned.values(), *writer.row_specs(modality), *moments.values())
-        if writer.store.get(spec.metadata_path) != spec.metadata()
-    ]
-    unit_ids_N16 = writer.unit_ids(modality)
-    readable_N = _readable(unit_ids_N16, load_complete(writer.store).quarantined.get(modality, {}))
-    index = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
-    for name, spec in schema.index_specs(modality, int(readable_N.sum())).items():
-        if not np.array_equal(MappedArray(writer.store, spec).whole(), index[name]):
-            findings.append(Finding(path=spec.path, problem="it is not the index of the units"))
+        findings.append(Finding(path=error.where or PLAN_RECORD, problem=error.what))
     return findings
 
 
-def _misreported(writer: CacheWriter, modality: str) -> list[Finding]:
+def _misreported(writer: CacheWriter, complete: CompleteRecord, modality: str) -> list[Finding]:
     """Compare what the complete record says of units with what the records of the shards say."""
-    complete = load_complete(writer.store)
     records = [load_shard(writer.store, modality, shard) for shard in range(writer.placement(modality).num_shards)]
     unit_ids = UnitIds(writer.unit_ids(modality), None)
     unreadable = {unit_ids[int(unit)]: why for record in records for unit, why in record.quarantined.items()}
@@ -389,3 +402,66 @@ def _misreported(writer: CacheWriter, modality: str) -> list[Finding]:
 
 def _readable(unit_ids_N16: npt.NDArray[np.uint8], quarantined: Mapping[str, str]) -> npt.NDArray[np.bool_]:
     return np.array([unit_id not in quarantined for unit_id in UnitIds(unit_ids_N16, None)])
+
+
+def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
+    """Refuse a cache that is not what its commit record says, as far as can be seen at little cost.
+
+    Args:
+        cache: opened, so that every file is there and of its recorded size.
+        hash_all: hash every file, and look at every number, with a progress bar.
+
+    Raises:
+        CorruptCache: a file changed, or sampled features are not finite or not as long as they were.
+        StorageError: the object store failed.
+    """
+    store = open_store(cache.path)
+    files = load_complete(store).files
+    changed = store.changed(files)
+    if hash_all or changed:
+        to_hash = recorded_files(store, store.list(), []) if hash_all else {name: files[name] for name in changed}
+        num_bytes = sum(entry.num_bytes for entry in to_hash.values())
+        with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
+            if hash_all:
+                report = verify_cache(cache.path, progress=bar.update)
+                # Other runs may be adding confidences at this moment; whoever reads those checks them.
+                findings = tuple(finding for finding in report.findings if finding.path in report.files)
+                report = replace(report, findings=findings)
+            else:
+                report = verify_files(store, to_hash, progress=bar.update)
+        if not report.is_sound:
+            raise describe_findings(report)
+    if changed:
+        store.vouch(changed)
+    if not store.reads_whole:
+        for features in cache.stores().values():
+            _require_sensible(features, cache.path)
+
+
+def _require_sensible(store: FeatureStore, location: Location) -> None:
+    """Look at some units: finite numbers, spans that are some, and global features of the length they had."""
+    count = min(SAMPLED_UNITS, len(store))
+    if count == 0:
+        return
+    # Others each time, so that what one run misses the next may find.
+    chosen_Q = np.sort(np.random.default_rng().choice(len(store), count, replace=False))
+    ids = list(store.ids_at(store.readable_positions(chosen_Q)))
+    global_QD = store.global_features(ids)
+    if not is_finite(global_QD):
+        raise _impossible(location, f"{store.modality}/global", "it holds values that are not finite")
+    if store.has_tokens and not is_finite(store.token_features(ids)[0]):
+        raise _impossible(location, f"{store.modality}/tokens/values", "it holds values that are not finite")
+    if store.has_spans:
+        store.char_spans(ids)
+    if not store.clipped and not has_its_norms(global_QD, store.stat("norm", ids)):
+        why = "its rows are neither of unit length nor as long as stats/norm says"
+        raise _impossible(location, f"{store.modality}/global", why)
+
+
+def _impossible(location: Location, name: str, why: str) -> CorruptCache:
+    return CorruptCache(
+        "The cache holds numbers that cannot be.",
+        where=f"{location}/{name}",
+        why=why,
+        next_command=advise(["advl", "cache", "verify", str(location)]),
+    )

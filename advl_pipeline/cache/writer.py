@@ -3,6 +3,8 @@
 What a shard adds to the per-unit tables waits, flushed, in the work folder until all shards are committed: one file
 per shard, safetensors behind the digest of all of it, so that what was lost or changed never gets into a table.
 
+Moments are summed over shards in a fixed order, so that every run gives the same bits.
+
 Shapes: N units, M token rows, D feature width.
 """
 
@@ -18,11 +20,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache import layout
+from advl_pipeline.cache.arrays import MappedArray, build_index
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
-    IDENTITY_FILE,
     PLAN_RECORD,
     ROOT_METADATA,
     CompleteRecord,
@@ -38,21 +39,37 @@ from advl_pipeline.cache.commit_records import (
     shard_record_path,
     tables_record_path,
 )
-from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, entry_of
-from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
-from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION, digest
+from advl_pipeline.cache.layout import ArraySpec, Placement, group_metadata, place, render_json
 from advl_pipeline.cache.parts import remove_dead_locks
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
-from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.ragged import Placement, place
-from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
-from advl_pipeline.cache.store import Overtaken, Readable, Store, read_json
-from advl_pipeline.cache.unit_index import build_index
-from advl_pipeline.errors import ConfigError, CorruptCache, again
+from advl_pipeline.cache.quantise import (
+    StoredDtype,
+    clip_to_float16,
+    from_int8,
+    is_finite,
+    to_float16,
+    to_int8,
+    wide_dtype,
+)
+from advl_pipeline.cache.store import (
+    IDENTITY_FILE,
+    WORK_FOLDER,
+    FileEntry,
+    Overtaken,
+    Readable,
+    Store,
+    entry_of,
+    read_json,
+)
+from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, again
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
+
 _DIGEST_BYTES = 32
+
 _STATISTIC = "stat-"
+
+_BLOCK_ROWS = 4096
 
 Array = npt.NDArray[Any]
 
@@ -102,7 +119,7 @@ def begin_cache(
     )
     placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
     for name, placement in placements.items():
-        for spec in (schema.global_spec(name, plan), *schema.token_specs(name, plan, placement.num_rows).values()):
+        for spec in (layout.global_spec(name, plan), *layout.token_specs(name, plan, placement.num_rows).values()):
             largest = max(map(spec.file_bytes, range(spec.num_shards)))
             if not spec.is_plausible() or (store.max_file_bytes or largest) < largest:
                 raise ConfigError(
@@ -134,7 +151,7 @@ def begin_cache(
             "lengths": placement.lengths_N,
             "unit_id": modalities[name].unit_ids_N16,
         }
-        for array, spec in schema.plan_specs(name, placement.num_units).items():
+        for array, spec in layout.plan_specs(name, placement.num_units).items():
             files |= publish_array(store, spec, arrays[array])
     store.commit(PLAN_RECORD, render(replace(plan, provenance=provenance, files=files)))
 
@@ -152,23 +169,23 @@ class CacheWriter:
     def placement(self, modality: str) -> Placement:
         """Return where the units of a modality lie."""
         if modality not in self._placements:
-            specs = schema.plan_specs(modality, self.plan.modalities[modality].num_units)
+            specs = layout.plan_specs(modality, self.plan.modalities[modality].num_units)
             lengths_N = MappedArray(self.store, specs["lengths"]).whole()
             self._placements[modality] = place(lengths_N, shard_rows=self.plan.shard_rows)
         return self._placements[modality]
 
     def unit_ids(self, modality: str) -> npt.NDArray[np.uint8]:
         """Return the (N, 16) ids of a modality's units."""
-        spec = schema.plan_specs(modality, self.plan.modalities[modality].num_units)["unit_id"]
+        spec = layout.plan_specs(modality, self.plan.modalities[modality].num_units)["unit_id"]
         return MappedArray(self.store, spec).whole()
 
     def token_specs(self, modality: str) -> dict[str, ArraySpec]:
         """Return the layout of the arrays with one row per token; none where there are no token features."""
-        return schema.token_specs(modality, self.plan, self.placement(modality).num_rows)
+        return layout.token_specs(modality, self.plan, self.placement(modality).num_rows)
 
     def row_specs(self, modality: str) -> list[ArraySpec]:
         """Return the layout of the arrays that cannot be known beforehand: features, scales, spans."""
-        return [schema.global_spec(modality, self.plan), *self.token_specs(modality).values()]
+        return [layout.global_spec(modality, self.plan), *self.token_specs(modality).values()]
 
     def is_complete(self) -> bool:
         return COMPLETE_RECORD in self.store.list("records")
@@ -194,44 +211,22 @@ class CacheWriter:
         A shard that another process has committed meanwhile is left to that.
         """
         buffer.require_filled()
-        self.commit_rows(
-            modality,
-            buffer.shard,
-            tables=buffer.staged(),
-            token_rows=buffer.token_rows(),
-            clipped=buffer.clipped,
-            quarantined=buffer.quarantined,
-        )
-
-    def commit_rows(
-        self,
-        modality: str,
-        shard: int,
-        *,
-        tables: Mapping[str, Array],
-        token_rows: Mapping[str, Array],
-        clipped: int = 0,
-        quarantined: Mapping[str, str] | None = None,
-    ) -> None:
-        """As `commit_shard`, from arrays in stored form: `shard_buffer.staged_content`, and rows per token array."""
-        placement = self.placement(modality)
-        units = placement.units_of(shard)
         try:
-            stage(self.store, modality, shard, tables)
+            stage(self.store, modality, buffer.shard, buffer.staged())
             record = ShardRecord(
                 modality=modality,
-                shard=shard,
-                first_unit=units.start,
-                num_units=len(units),
-                rows=int(placement.rows_used_S[shard]),
-                clipped=clipped,
-                quarantined=quarantined or {},
+                shard=buffer.shard,
+                first_unit=buffer.units.start,
+                num_units=len(buffer.units),
+                rows=int(self.placement(modality).rows_used_S[buffer.shard]),
+                clipped=buffer.clipped,
+                quarantined=buffer.quarantined,
                 files={
-                    spec.shard_path(shard): publish_shard(self.store, spec, shard, token_rows[name])
+                    spec.shard_path(buffer.shard): publish_shard(self.store, spec, buffer.shard, buffer.tokens[name])
                     for name, spec in self.token_specs(modality).items()
                 },
             )
-            self.store.commit(shard_record_path(modality, shard), render(record))
+            self.store.commit(shard_record_path(modality, buffer.shard), render(record))
         except Overtaken:
             return
 
@@ -240,7 +235,7 @@ class CacheWriter:
 
         `stats` lists all statistics: even the norms may be of what the teacher scaled before it was stored.
         """
-        placement, table = self.placement(modality), schema.global_spec(modality, self.plan)
+        placement, table = self.placement(modality), layout.global_spec(modality, self.plan)
         position_N = np.array(placement.units_of(shard), np.int64)
         rows = {
             name: MappedArray(self.store, spec).shard(shard)[: int(placement.rows_used_S[shard])]
@@ -289,24 +284,24 @@ class CacheWriter:
         shape, placement = self.plan.modalities[modality], self.placement(modality)
         readable_N = np.ones(shape.num_units, np.bool_)
         readable_N[[int(unit) for record in records for unit in record.quarantined]] = False
-        rows = schema.global_spec(modality, self.plan)
+        rows = layout.global_spec(modality, self.plan)
         files = self._put({spec.metadata_path: spec.metadata() for spec in self.row_specs(modality)})
         content: dict[str, Array] = {}
         for table, part in enumerate(self._gather(modality, rows.shard_rows, content)):
             files[rows.shard_path(table)] = publish_shard(self.store, rows, table, part)
-        specs = schema.moment_specs(modality, self.plan)
+        specs = layout.moment_specs(modality, self.plan)
         counts = {"global": int(readable_N.sum()), "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64))}
         for kind in ("global", "token"):
             if (total_2D := content.pop(f"{kind}_sums", None)) is not None:
                 moments = mean_and_variance(total_2D, count=counts[kind])
                 content |= zip((f"{kind}_mean", f"{kind}_variance"), moments, strict=True)
         specs |= {
-            name: schema.stat_spec(modality, name.removeprefix(_STATISTIC), shape.num_units)
+            name: layout.stat_spec(modality, name.removeprefix(_STATISTIC), shape.num_units)
             for name in content
             if name.startswith(_STATISTIC)
         }
         content["prefix"], content["unit"] = build_index(self.unit_ids(modality), readable_N)
-        specs |= schema.index_specs(modality, len(content["unit"]))
+        specs |= layout.index_specs(modality, len(content["unit"]))
         for name, spec in specs.items():
             files |= publish_array(self.store, spec, content[name])
         return files
@@ -353,6 +348,165 @@ class CacheWriter:
 
     def _put(self, content: Mapping[str, bytes]) -> dict[str, FileEntry]:
         return {name: self.store.put(name, [raw]) for name, raw in content.items()}
+
+
+class ShardBuffer:
+    """Rows of one shard; units arrive in any order, each exactly once.
+
+    `tokens` holds the rows of the token arrays: "values", "scales" and what stands beside them.
+    """
+
+    def __init__(
+        self,
+        *,
+        placement: Placement,
+        shard: int,
+        shape: ModalityRecord,
+        stored: StoredDtype,
+        token_specs: Mapping[str, ArraySpec],
+    ) -> None:
+        self.shard = shard
+        self.units = placement.units_of(shard)
+        self.clipped = 0
+        self.quarantined: dict[str, str] = {}
+        self._stored = stored
+        self._first_row_N = placement.starts_N[self.units.start : self.units.stop] - shard * placement.shard_rows
+        self._length_N = placement.lengths_N[self.units.start : self.units.stop]
+        self._filled_N = np.zeros(len(self.units), np.bool_)
+        self._stats: dict[str, npt.NDArray[np.float32]] = {}
+        rows = int(placement.rows_used_S[shard])
+        wide = np.dtype(wide_dtype(stored))
+        self._global_ND = np.zeros((len(self.units), shape.global_dim), wide)
+        self.tokens: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros((rows, *spec.shape[1:]), spec.dtype) for name, spec in token_specs.items()
+        }
+
+    def put(
+        self,
+        unit: int,
+        *,
+        global_D: npt.NDArray[np.float32],
+        values_MD: npt.NDArray[np.float32],
+        stats: Mapping[str, float],
+        beside: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """Store one unit's features, and what stands beside each token row: array -> (M, ...), as the plan has them.
+
+        Raises:
+            AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
+        """
+        slot, where = self._free_slot(unit), f"unit {unit} of shard {self.shard}"
+        first, planned, given = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
+        if "values" in self.tokens and given != planned:
+            why = f"{given} rows, {planned} planned"
+            raise AdvlError("The teacher gave another number of tokens than it announced.", where=where, why=why)
+        if not (is_finite(global_D) and is_finite(values_MD)):
+            raise AdvlError(
+                "The teacher gave features that are not finite numbers.",
+                where=where,
+                next_command="try --mixed-precision no",
+            )
+        self._global_ND[slot] = self._narrow(global_D[None])[0]
+        for name, value in stats.items():
+            self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value
+        if "values" in self.tokens and given:
+            rows = slice(first, first + given)
+            if self._stored == "int8":
+                in_range_MD, clipped = clip_to_float16(values_MD)
+                self.clipped += clipped
+                self.tokens["values"][rows], self.tokens["scales"][rows] = to_int8(in_range_MD)
+            else:
+                self.tokens["values"][rows] = values_MD if self._stored == "uint8" else self._narrow(values_MD)
+            for name in self.tokens.keys() - {"values", "scales"}:
+                if name not in beside or beside[name].shape != self.tokens[name][rows].shape:
+                    raise AdvlError(f"The teacher did not give {name} for each token.", where=where)
+                self.tokens[name][rows] = beside[name]
+        # Last: a unit that could not be stored leaves its shard unfilled.
+        self._filled_N[slot] = True
+
+    def quarantine(self, unit: int, reason: str) -> None:
+        """Leave a unit's rows at zero and list it as unreadable."""
+        slot = self._free_slot(unit)
+        self.quarantined[str(unit)] = reason
+        self._filled_N[slot] = True
+
+    def require_filled(self) -> None:
+        """Raise `ValueError` when a unit of the shard is missing."""
+        if not self._filled_N.all():
+            raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
+
+    def staged(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what the shard adds to the per-unit tables, computed from the stored form."""
+        return staged_content(self._global_ND, self.tokens.get("values"), self.tokens.get("scales"), self._stats)
+
+    def _free_slot(self, unit: int) -> int:
+        slot = unit - self.units.start
+        if not 0 <= slot < len(self.units) or self._filled_N[slot]:
+            raise ValueError(f"unit {unit} is not waited for by shard {self.shard}")
+        return slot
+
+    def _narrow(self, values_MD: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        # What was computed on a GPU comes halved.
+        if self._stored == "float32" or values_MD.dtype == np.float16:
+            return values_MD
+        narrow, clipped = to_float16(values_MD)
+        self.clipped += clipped
+        return narrow
+
+
+def sums(values_MD: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Return (2, D): the sum and the sum of squares of each column, in float64."""
+    total_2D = np.zeros((2, values_MD.shape[1]))
+    for first in range(0, len(values_MD), _BLOCK_ROWS):
+        block_MD = values_MD[first : first + _BLOCK_ROWS].astype(np.float64)
+        total_2D[0] += block_MD.sum(axis=0)
+        np.square(block_MD, out=block_MD)
+        total_2D[1] += block_MD.sum(axis=0)
+    return total_2D
+
+
+def mean_and_variance(
+    total_2D: npt.NDArray[np.float64], *, count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Turn the `sums` of all rows into population mean and variance (D,).
+
+    Without any row the mean is 0 and the variance 1, which leaves targets as they are.
+    """
+    width = total_2D.shape[1]
+    if count == 0:
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    mean_D = total_2D[0] / count
+    variance_D = np.maximum(total_2D[1] / count - mean_D**2, 0.0)
+    return mean_D.astype(np.float32), variance_D.astype(np.float32)
+
+
+def token_sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64]:
+    """Return (2, D): sum and sum of squares of stored token rows; `scale_M` is given where they are int8 codes."""
+    if scale_M is None:
+        return sums(values_MD)
+    total_2D = np.zeros((2, values_MD.shape[1]))
+    for first in range(0, len(values_MD), _BLOCK_ROWS):
+        block = slice(first, first + _BLOCK_ROWS)
+        total_2D += sums(from_int8(values_MD[block], scale_M[block]))
+    return total_2D
+
+
+def staged_content(
+    global_ND: npt.NDArray[Any],
+    values_MD: npt.NDArray[Any] | None,
+    scale_M: npt.NDArray[np.float32] | None,
+    stats: Mapping[str, npt.NDArray[np.float32]],
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a shard adds to the per-unit tables, computed from the stored form of its features."""
+    content: dict[str, npt.NDArray[Any]] = {
+        "global": global_ND,
+        "stat-norm": np.linalg.norm(global_ND.astype(np.float32), axis=1).astype(np.float32),
+        "global_sums": sums(global_ND),
+    }
+    content |= {f"stat-{name}": values_N for name, values_N in stats.items()}
+    if values_MD is not None:
+        content["token_sums"] = token_sums(values_MD, scale_M)
+    return content
 
 
 def publish_array(store: Store, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:

@@ -6,28 +6,40 @@ Batches are made ready beyond the end of a shard, which may hold fewer of them t
 Which units share a forward pass is a pure function of the shard, so that a resumed run computes the same numbers.
 Units of one shard are sorted by length, so a batch holds units of like length and pads little. Batches never cross
 shards, and long ones come first, so that too large a batch shows itself at once.
+
+Features on their way from the device that computed them are halved there where they are stored so, then copied. A
+copy begins when the features are asked for and goes on while the device computes the next batch; who writes them
+waits for it. What was computed on the CPU is there already, and the writer halves it.
+
+Shapes: N units, M token rows, D feature width.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby, islice
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from tqdm import tqdm
 
-from advl_pipeline.cache.shard_buffer import ShardBuffer
-from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.cache.quantise import FLOAT16_MAX, StoredDtype
+from advl_pipeline.cache.writer import CacheWriter, ShardBuffer
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
-from advl_pipeline.extraction.to_host import HostCopy
+from advl_pipeline.prefetch import Prefetcher, in_order
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 BATCHES_READY = 2
 """Batches that lie ready beside those that are being made ready."""
@@ -35,16 +47,16 @@ BATCHES_READY = 2
 _TASKS_BEHIND = 4
 
 
-@dataclass(kw_only=True)
 class WriteBehind:
     """Runs tasks in order in one thread, with a bounded backlog; an error surfaces at the next call.
 
     After a task has failed none runs: what follows it, such as a shard's commit, builds on it.
     """
 
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="advl-write"))
-    _backlog: deque[Future[None]] = field(default_factory=deque)
-    _has_failed: bool = False
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advl-write")
+        self._backlog: deque[Future[None]] = deque()
+        self._has_failed = False
 
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task, waiting while too many are queued."""
@@ -79,10 +91,9 @@ def encode_shards(
     batch_size: int,
     skip_unreadable: bool,
     num_workers: int,
-    behind: WriteBehind,
     progress: Progress,
 ) -> None:
-    """Encode the units of shards, one shard after another; the commit of each is queued as its last task of `behind`.
+    """Encode the units of shards and commit them, one shard after another.
 
     Args:
         num_workers: threads that make batches ready.
@@ -93,13 +104,17 @@ def encode_shards(
         for shard in shards
         for units in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
     )
+
+    def prepare(plan: tuple[int, list[int]]) -> tuple[int, PreparedBatch]:
+        return plan[0], source.prepare(plan[1], skip_unreadable=skip_unreadable)
+
+    ready = partial(in_order, prepare, plans, num_workers=num_workers, name="advl-read")
     before: HostCopy | None = None
-    with closing(
-        _prepare_ahead(source, plans, progress, num_workers=num_workers, skip_unreadable=skip_unreadable)
-    ) as stream:
+    with closing(WriteBehind()) as behind, Prefetcher(ready, limit=BATCHES_READY) as stream:
         for shard, batches in groupby(stream, key=itemgetter(0)):
             buffer = writer.new_buffer(source.modality, shard)
             for _, prepared in batches:
+                progress.seconds["read"] = stream.seconds_waited
                 copy = None
                 if prepared.units:
                     with progress.stage("encode"):
@@ -109,60 +124,32 @@ def encode_shards(
                             before.wait()
                         before = copy
                 with progress.stage("write"):
-                    behind.submit(_putting(buffer, prepared, copy))
+                    behind.submit(partial(_put, buffer, prepared, copy))
                 progress.advance(len(prepared.units) + len(prepared.unreadable))
             with progress.stage("write"):
                 behind.submit(partial(writer.commit_shard, source.modality, buffer))
+        with progress.stage("write"):
+            behind.drain()
 
 
-def _prepare_ahead(
-    source: Source,
-    plans: Iterable[tuple[int, list[int]]],
-    progress: Progress,
-    *,
-    num_workers: int,
-    skip_unreadable: bool,
-) -> Generator[tuple[int, PreparedBatch]]:
-    waiting: deque[tuple[int, Future[PreparedBatch]]] = deque()
-    upcoming = iter(plans)
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="advl-read") as pool:
-        try:
-            while True:
-                while len(waiting) < num_workers + BATCHES_READY and (plan := next(upcoming, None)) is not None:
-                    shard, units = plan
-                    waiting.append((shard, pool.submit(source.prepare, units, skip_unreadable=skip_unreadable)))
-                if not waiting:
-                    return
-                shard, future = waiting.popleft()
-                with progress.stage("read"):
-                    prepared = future.result()
-                yield shard, prepared
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _putting(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -> Callable[[], None]:
-    def put() -> None:
-        for position, reason in batch.unreadable.items():
-            buffer.quarantine(position, reason)
-        if copy is None:
-            return
-        encoded = copy.wait()
-        buffer.clipped += copy.clipped
-        global_ND = encoded.global_ND.numpy()
-        stats = {name: values.tolist() for name, values in encoded.stats.items()}
-        for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):
-            beside = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
-            buffer.put(
-                position,
-                global_D=global_ND[row],
-                values_MD=encoded.token_values[row].numpy(),
-                stats={name: values[row] for name, values in stats.items()},
-                beside={name: rows for name, rows in beside.items() if rows is not None},
-            )
-
-    return put
+def _put(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -> None:
+    for position, reason in batch.unreadable.items():
+        buffer.quarantine(position, reason)
+    if copy is None:
+        return
+    encoded = copy.wait()
+    buffer.clipped += copy.clipped
+    global_ND = encoded.global_ND.numpy()
+    stats = {name: values.tolist() for name, values in encoded.stats.items()}
+    for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):
+        beside = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
+        buffer.put(
+            position,
+            global_D=global_ND[row],
+            values_MD=encoded.token_values[row].numpy(),
+            stats={name: values[row] for name, values in stats.items()},
+            beside={name: rows for name, rows in beside.items() if rows is not None},
+        )
 
 
 def plan_batches(units: range, lengths_N: npt.NDArray[np.int32], *, batch_size: int) -> list[list[int]]:
@@ -183,3 +170,106 @@ def padded_share(batches: list[list[int]], lengths_N: npt.NDArray[np.int32]) -> 
     padded = sum(int(lengths_N[batch].max()) * len(batch) for batch in batches)
     used = sum(int(lengths_N[batch].sum()) for batch in batches)
     return 1.0 - used / padded if padded else 0.0
+
+
+class HostCopy:
+    """A batch of features that is being copied to memory; `clipped` counts values beyond the stored range."""
+
+    def __init__(self, encoded: EncodedBatch, stored: StoredDtype) -> None:
+        self._is_there: torch.cuda.Event | None = None
+        self._encoded = encoded
+        self._clipped = torch.zeros((), dtype=torch.int64)
+        if encoded.global_ND.device.type == "cpu":
+            return
+        with torch.inference_mode():
+            lengths = [len(values) for values in encoded.token_values]
+            rows_MD = torch.cat(list(encoded.token_values))
+            global_ND = encoded.global_ND
+            if stored == "float16":
+                (global_ND, clipped), (rows_MD, also_clipped) = halved(global_ND), halved(rows_MD)
+                self._clipped = self._copied(clipped + also_clipped)
+            self._encoded = EncodedBatch(
+                global_ND=self._copied(global_ND),
+                token_values=torch.split(self._copied(rows_MD), lengths),
+                stats={name: self._copied(values) for name, values in encoded.stats.items()},
+            )
+            if encoded.global_ND.device.type == "cuda":
+                self._is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._is_there.record(torch.cuda.current_stream(encoded.global_ND.device))
+
+    @property
+    def clipped(self) -> int:
+        return int(self._clipped)
+
+    def wait(self) -> EncodedBatch:
+        """Return the features once they are in memory."""
+        if self._is_there is not None:
+            self._is_there.synchronize()
+        return self._encoded
+
+    @staticmethod
+    def _copied(values: torch.Tensor) -> torch.Tensor:
+        if values.device.type != "cuda":
+            return values.cpu()
+        # The device writes into memory that is never paged out, without this thread.
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+
+def halved(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round to float16 and clip what lies beyond its range, but infinity; return also how many were clipped, ()."""
+    is_beyond = (values.abs() > FLOAT16_MAX) & values.isfinite()
+    clipped = torch.where(is_beyond, values.clamp(-FLOAT16_MAX, FLOAT16_MAX), values)
+    return clipped.half(), is_beyond.sum()
+
+
+SMALLEST, LARGEST = 8, 1024
+
+_FASTER = 1.05
+"""A larger batch is taken where it encodes so much more in the same time: it also takes more memory."""
+
+_LOOKED_AT, _TRIED = 64, 8
+"""Units that are made ready, and those with most tokens among them, which stand for a batch of any size."""
+
+
+def with_batch_size(config: ExtractConfig, sources: Sequence[Source]) -> ExtractConfig:
+    """Return the configuration with a number of units per forward pass in place of auto.
+
+    Both modalities have the same: the smaller of what was found for each.
+    """
+    if config.batch_size != "auto":
+        return config
+    found = {source.modality: _fastest(source) for source in sources}
+    told = ", ".join(f"{size} units of {modality}" for modality, size in found.items())
+    tqdm.write(f"batch size: {min(found.values())}, as this machine encodes fastest {told} at once", file=sys.stderr)
+    return replace(config, batch_size=min(found.values()))
+
+
+def _fastest(source: Source) -> int:
+    num_units = len(source.unit_ids())
+    looked_at = np.unique(np.linspace(0, num_units - 1, _LOOKED_AT).astype(np.int64)).tolist()
+    if source.modality == "image":
+        looked_at = looked_at[:: max(1, len(looked_at) // _TRIED)]
+    prepared = source.prepare(looked_at, skip_unreadable=True).prepared
+    if not prepared:
+        return SMALLEST
+    longest = sorted(prepared, key=lambda unit: unit.num_tokens)[-_TRIED:]
+    best, best_rate, size = SMALLEST, 0.0, SMALLEST
+    while size <= LARGEST:
+        try:
+            rate = _rate(source, list(islice(cycle(longest), size)))
+        except torch.OutOfMemoryError:
+            # Half of it did fit; half of that leaves room for units that are longer than those that were tried.
+            return max(1, min(best, size // 4))
+        if rate < _FASTER * best_rate:
+            break
+        best, best_rate, size = size, rate, 2 * size
+    return best
+
+
+def _rate(source: Source, units: Sequence[PreparedUnit]) -> float:
+    # The first pass of a size also pays for what a device prepares for it.
+    for _ in range(2):
+        began = time.perf_counter()
+        source.tower.encode(units).on_cpu()
+        seconds = time.perf_counter() - began
+    return len(units) / seconds

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from advl_pipeline.cache import schema
+from advl_pipeline.cache import layout
 from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
+from advl_pipeline.cache.layout import Placement, place
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
@@ -198,12 +198,12 @@ def stored_bytes(
         identity_sha256="", stored_dtype=stored, shard_rows=shard_rows, modalities={modality: shape}, files={}
     )
     arrays = [
-        schema.global_spec(modality, plan),
-        schema.stat_spec(modality, "norm", units),
-        *schema.plan_specs(modality, units).values(),
-        *schema.index_specs(modality, units).values(),
-        *schema.moment_specs(modality, plan).values(),
-        *schema.token_specs(modality, plan, rows).values(),
+        layout.global_spec(modality, plan),
+        layout.stat_spec(modality, "norm", units),
+        *layout.plan_specs(modality, units).values(),
+        *layout.index_specs(modality, units).values(),
+        *layout.moment_specs(modality, plan).values(),
+        *layout.token_specs(modality, plan, rows).values(),
     ]
     return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from advl_pipeline.cache.checks import require_cache
+from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS

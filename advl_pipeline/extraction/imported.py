@@ -1,6 +1,6 @@
 """Features that people have already, taken into a cache: a detector's regions, and arrays filed under pictures.
 
-Regions are read by `extraction/regions`. Arrays lie in an HDF5 file, or in a folder of `.npy` or `.pt` files. They
+Regions are read by `extraction/regions.py`. Arrays lie in an HDF5 file, or in a folder of `.npy` or `.pt` files. They
 are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
 filed under. Two-dimensional arrays are token rows, and their mean is the global feature; others are global.
 
@@ -9,36 +9,161 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import pickle
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
-from advl_pipeline.datasets.records import Dataset, ImageUnit
+from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import DatasetError, again
-from advl_pipeline.extraction.config import ImportConfig, ImportedExtraction, default_output, location_of
+from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.given import require_source
-from advl_pipeline.extraction.imported_tower import FoundFeatures, ImportedTower
-from advl_pipeline.extraction.regions.registry import RegionFiles, are_regions, found_features
-from advl_pipeline.extraction.run import ExtractResult, extract, store_of
-from advl_pipeline.interruption import interruptible
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.extraction.region_formats import FoundFeatures
+from advl_pipeline.extraction.regions import RegionFiles, are_regions, found_features
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 _SUFFIXES = (".npy", ".pt")
+
+_HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
+
 _OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
+
+
+def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: ExitStack) -> ImportedTower:
+    """Open the files that features are imported from, as the tower that gives the features of these pictures.
+
+    Args:
+        stack: closes the files.
+
+    Raises:
+        ConfigError: there is nothing to import, or an option that the files do not need.
+        DatasetError: a picture has no features, or they cannot be read safely.
+    """
+    where = str(config.source)
+    if not units:
+        raise DatasetError("The split has no pictures.", where=f"{config.dataset}, split {config.split}")
+    split = config.region_split or JOIN.join(picture_splits(config.dataset, config.split))
+    splits = split.split(JOIN)
+    if are_regions(config.source, splits[0]):
+        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
+        own = config.ground_truth_regions
+        detected = files(config.source, prefix="vcr_")
+        ground_truth = None if own is None else files(own, prefix="vcr_gt_", ground_truth=True)
+        return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
+    why = "the source holds arrays that are filed under pictures, and no regions of a detector"
+    refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
+    require_source(config)
+    arrays = FeatureFolder(config.source) if config.source.is_dir() else FeatureHdf5(config.source, stack)
+    names: dict[str, str] = {}
+    pictures: dict[str, Path] = {}
+    for unit in units:
+        name = arrays.find(unit.path)
+        if name is None:
+            raise DatasetError("There are no features for a picture.", where=where, why=f"picture {unit.path.name}")
+        if (other := pictures.setdefault(name, unit.path)) != unit.path:
+            raise DatasetError(
+                "Two pictures have the same features, by their names.",
+                where=f"{where}: {name}",
+                why=f"{other} and {unit.path}",
+                next_command=_HOW_TO_FILE,
+            )
+        names[unit.unit_id] = name
+    return ImportedTower(lambda unit: FoundFeatures(values=arrays.read(names[unit.unit_id])), units, where=where)
+
+
+class ImportedTower:
+    """An `ImageTower` over features that exist. All are read once before, for their digest.
+
+    Args:
+        read: finds the features of a picture; several threads may call it at once.
+        units: pictures that there must be features of.
+        where: the files, for errors.
+
+    Raises:
+        DatasetError: as `read` says, or pictures whose features are of several kinds.
+    """
+
+    def __init__(self, read: Callable[[ImageUnit], FoundFeatures], units: Sequence[ImageUnit], *, where: str) -> None:
+        self._read = read
+        self._rows: dict[str, int] = {}
+        self.fits_float16 = True
+        state = hashlib.sha256()
+        kinds: dict[tuple[int, int, bool], ImageUnit] = {}
+        for unit in tqdm(units, desc="reading features", unit="picture"):
+            found = read(unit)
+            self._rows[unit.unit_id] = len(found.values) if found.values.ndim == 2 else 0
+            kinds.setdefault((found.values.ndim, found.values.shape[-1], found.whole_D is not None), unit)
+            state.update(unit.unit_id.encode())
+            for array in (found.values, *found.regions.values(), found.whole_D):
+                if array is not None:
+                    state.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+            if self.fits_float16:
+                with np.errstate(over="ignore"):
+                    self.fits_float16 = bool((found.values.astype(np.float16) == found.values).all())
+        if len(kinds) != 1:
+            shapes = {2: "rows", 1: "one vector"}
+            beside = {True: " and the whole picture's", False: ""}
+            told = [
+                f"{shapes[ndim]} of {width}{beside[has_whole]} for {unit.path.name}"
+                for (ndim, width, has_whole), unit in kinds.items()
+            ]
+            raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(told[:2]))
+        (((self._ndim, self.global_dim, self._has_whole), _),) = kinds.items()
+        self.token_dim = self.global_dim
+        self.has_regions = bool(found.regions)
+        self.are_boxes = self._ndim == 2 and all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
+        self._digest = state.hexdigest()
+
+    @property
+    def has_tokens(self) -> bool:
+        return self._ndim == 2
+
+    @property
+    def tokens(self) -> Literal["boxes", "grid", "none"]:
+        """What token features there are: one row per box, a grid, or none."""
+        if not self.has_tokens:
+            return "none"
+        return "boxes" if self.are_boxes or self.has_regions else "grid"
+
+    def describe(self) -> dict[str, Any]:
+        is_mean = self.has_tokens and not self._has_whole
+        return {
+            "kind": "imported regions" if self.has_regions else "imported features",
+            "content_digest": self._digest,
+            "global": "mean of the rows" if is_mean else "as given",
+        }
+
+    def num_tokens(self, unit: ImageUnit) -> int:
+        return self._rows[unit.unit_id]
+
+    def prepare(self, unit: ImageUnit) -> PreparedUnit:
+        found = self._read(unit)
+        rows_MD = torch.from_numpy(np.atleast_2d(found.values))
+        whole_D = rows_MD.mean(dim=0) if found.whole_D is None else torch.from_numpy(found.whole_D)
+        size = torch.tensor([unit.width, unit.height], dtype=torch.float32)
+        return PreparedUnit(
+            inputs={"rows": rows_MD, "whole": whole_D, "size": size},
+            num_tokens=self._rows[unit.unit_id],
+            regions=found.regions,
+        )
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        size_N2 = torch.stack([unit.inputs["size"] for unit in units])
+        return EncodedBatch(
+            global_ND=torch.stack([unit.inputs["whole"] for unit in units]),
+            token_values=[unit.inputs["rows"][: unit.num_tokens] for unit in units],
+            stats={"width": size_N2[:, 0], "height": size_N2[:, 1]} if self.has_regions else {},
+        )
 
 
 def _names_of(picture: Path) -> Iterator[str]:
@@ -78,7 +203,7 @@ class FeatureFolder:
                 "Several feature files go by a picture's name, and none by its folder.",
                 where=str(picture),
                 why=f"{alike[0]} and {alike[1]}",
-                next_command="file features as the pictures are: cats/0.npy for cats/0.png",
+                next_command=_HOW_TO_FILE,
             )
         return alike[0] if alike else None
 
@@ -119,108 +244,6 @@ class FeatureHdf5:
         if not hasattr(item, "shape"):
             raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{name}")
         return _checked(item[()], f"{self._path}:{name}")
-
-
-def _names(files: FeatureFolder | FeatureHdf5, units: Sequence[ImageUnit], where: str) -> dict[str, str]:
-    """Return by unit the name that its features are filed under.
-
-    Raises:
-        DatasetError: a picture has none, or two pictures the same ones.
-    """
-    names: dict[str, str] = {}
-    pictures: dict[str, Path] = {}
-    for unit in units:
-        name = files.find(unit.path)
-        if name is None:
-            raise DatasetError("There are no features for a picture.", where=where, why=f"picture {unit.path.name}")
-        if (other := pictures.setdefault(name, unit.path)) != unit.path:
-            raise DatasetError(
-                "Two pictures have the same features, by their names.",
-                where=f"{where}: {name}",
-                why=f"{other} and {unit.path}",
-                next_command="file features as the pictures are: cats/0.npy for cats/0.png",
-            )
-        names[unit.unit_id] = name
-    return names
-
-
-def run_import(config: ImportConfig) -> ExtractResult:
-    """Write a cache from features that exist.
-
-    Raises:
-        ConfigError: there is nothing to import, or an option that the files do not need.
-        DatasetError: a picture has no features, or they cannot be read safely.
-    """
-    from advl_pipeline.datasets.registry import open_splits
-
-    output = config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
-    require_outputs(config, output=output)
-    with interruptible("The import", kept="every committed shard is kept"):
-        dataset = open_splits(config.dataset, split=config.split, data_root=config.data_root)
-        return import_features(config, dataset)
-
-
-def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
-    """As `run_import`, with the dataset open; what is to be written is said before."""
-    extraction = ImportedExtraction(
-        **{name: getattr(config, name) for name in ("source", *_OF_REGIONS)},
-        **{name: getattr(config, name) for name in ("dataset", "split", "data_root", "output")},
-        teacher=IMPORTED + config.name,
-        modality="image",
-        confidence=False,
-        num_workers=1,
-    )
-    with ExitStack() as stack:
-        tower = open_tower(extraction, dataset.image_units(), stack)
-        extraction = dataclasses.replace(
-            extraction,
-            image_tokens=("boxes" if tower.are_boxes or tower.has_regions else "grid")
-            if tower.has_tokens
-            else "none",
-            dtype=config.dtype or ("float16" if tower.fits_float16 or not tower.has_regions else "float32"),
-        )
-        teacher = Teacher(name=extraction.teacher, image=tower)
-        if config.dry_run or not store_of(extraction).list("records"):
-            planned = extract(dataclasses.replace(extraction, dry_run=True), teacher, dataset)
-            ((image,), free) = planned.estimates, planned.free_bytes or 0
-            tqdm.write(
-                f"{image.num_units:,} pictures, {image.num_token_rows:,} rows of {tower.global_dim} in "
-                f"{extraction.dtype}: {image.num_bytes / 1e9:.3f} GB for {location_of(extraction)}, where "
-                f"{free / 1e9:.1f} GB are free",
-                file=sys.stderr,
-            )
-            if config.dry_run:
-                return planned
-        return extract(extraction, teacher, dataset)
-
-
-def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: ExitStack) -> ImportedTower:
-    """Open the files that features are imported from, as the tower that gives the features of these pictures.
-
-    Args:
-        stack: closes the files.
-
-    Raises:
-        ConfigError: there is nothing to import, or an option that the files do not need.
-        DatasetError: a picture has no features, or they cannot be read safely.
-    """
-    where = str(config.source)
-    if not units:
-        raise DatasetError("The split has no pictures.", where=f"{config.dataset}, split {config.split}")
-    split = config.region_split or JOIN.join(picture_splits(config.dataset, config.split))
-    splits = split.split(JOIN)
-    if are_regions(config.source, splits[0]):
-        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
-        own = config.ground_truth_regions
-        detected = files(config.source, prefix="vcr_")
-        ground_truth = None if own is None else files(own, prefix="vcr_gt_", ground_truth=True)
-        return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
-    why = "the source holds arrays that are filed under pictures, and no regions of a detector"
-    refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
-    require_source(config)
-    arrays = FeatureFolder(config.source) if config.source.is_dir() else FeatureHdf5(config.source, stack)
-    names = _names(arrays, units, where)
-    return ImportedTower(lambda unit: FoundFeatures(values=arrays.read(names[unit.unit_id])), units, where=where)
 
 
 def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from typing import Literal, Self, TextIO
 from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, writing
-from advl_pipeline.cache.files import journal_path
+from advl_pipeline.cache.store import journal_path
 from advl_pipeline.errors import CorruptCache
 
 Stage = Literal["read", "encode", "write"]
@@ -33,7 +33,7 @@ class Progress:
     """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing."""
 
     def __init__(self, *, label: str, total: int, done: int = 0, file: Path | None = None) -> None:
-        self.seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
+        self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
         self._label = label
         self._total, self._done = total, done
         self._started = self._last_line = time.perf_counter()

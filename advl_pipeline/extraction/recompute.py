@@ -1,33 +1,43 @@
 """`advl cache verify`: the bytes, and on request some units encoded again by the teacher.
 
+The extraction that made a cache is known from the cache's own record: what it names, but not where that lies. A cache
+may come from anyone. Paths of its record are shown, and never opened or written to.
+
 Shapes: M token rows, D feature width.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
-from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
+from advl_pipeline.configuration import build_config, command_words, options_without
+from advl_pipeline.datasets.roots import recorded_paths, refused_paths
+from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, RecomputeOptions, VerifyConfig
 
 if TYPE_CHECKING:
     # Bytes are checked where no teacher can run.
     from advl_pipeline.datasets.records import Dataset
+    from advl_pipeline.extraction.sources import Selection
     from advl_pipeline.teachers.interface import Teacher
 
 COSINE_TOLERANCE = 1e-3
 """Largest 1 - cosine between a stored row and the same row computed again, alone in its batch, on any machine."""
 
 _NORM_TOLERANCE = 1e-2
+
 _INT8_COSINE_TOLERANCE = 1e-2
 
 
@@ -53,13 +63,57 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
-    from advl_pipeline.extraction.recorded import open_recorded, recorded_extraction
-
     settings = open_cache(config.cache).provenance["config"]
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     with ExitStack() as stack:
         teacher, dataset = open_recorded(extraction, stack)
         return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
+
+
+def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *, command: str) -> ExtractConfig:
+    """Return the extraction that a cache's record describes, with the paths that the user typed.
+
+    Args:
+        settings: options of the extraction, from the record.
+        config: of the command that encodes units again; what it gives stands in place of the record's.
+        command: its words, such as "cache repair".
+
+    Raises:
+        ConfigError: the record names a path that was not typed, or options that cannot be used.
+    """
+    typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    given = {name: value for name, value in typed.items() if value is not None and value != ()}
+    recorded = options_without(ExtractConfig, settings, "none")
+    recorded.pop("compression", None)  # Of version 0.2; caches that were compressed are refused before.
+    made_as: type[ExtractConfig] = ExtractConfig
+    named = recorded_paths(recorded)
+    if str(settings.get("teacher", "")).startswith(IMPORTED):
+        made_as, named = ImportedExtraction, {"source": "FILE", **named}
+    missing = {name: value for name, value in named.items() if name not in given}
+    if missing:
+        words = command_words(type(config), {**given, **missing, "cache": None})
+        raise refused_paths(config.cache, missing, ["advl", *command.split(), str(config.cache), *words])
+    known = {field.name for field in dataclasses.fields(made_as)} - {"seed"}
+    where = f"{config.cache}/records/provenance.json"
+    return build_config(made_as, recorded, {name: given[name] for name in known & given.keys()}, where=where)
+
+
+def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Selection]:
+    """Open what a recorded extraction encodes, and with what: a teacher, or the files that its features came from.
+
+    Args:
+        stack: closes the files.
+    """
+    from advl_pipeline.extraction.run import open_inputs
+
+    if not isinstance(config, ImportedExtraction):
+        return open_inputs(config)
+    from advl_pipeline.extraction.imported import open_tower
+    from advl_pipeline.extraction.sources import open_part
+    from advl_pipeline.teachers.interface import Teacher
+
+    dataset = open_part(config)
+    return Teacher(name=config.teacher, image=open_tower(config, dataset.image_units(), stack)), dataset
 
 
 def recompute(

@@ -12,11 +12,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from advl_pipeline.cache import schema
-from advl_pipeline.cache.checks import require_cache
+from advl_pipeline.cache import layout
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
-    IDENTITY_FILE,
     PLAN_RECORD,
     ROOT_METADATA,
     load_complete,
@@ -24,12 +22,10 @@ from advl_pipeline.cache.commit_records import (
     shard_record_path,
 )
 from advl_pipeline.cache.confidence import clear_away
-from advl_pipeline.cache.files import WORK_FOLDER, entry_of
-from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, renew_command, require_identity
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.provenance import PROVENANCE_FILE, renew_command
-from advl_pipeline.cache.store import Readable, Store, read_json
+from advl_pipeline.cache.store import IDENTITY_FILE, WORK_FOLDER, Readable, entry_of, read_json, require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
@@ -37,9 +33,8 @@ from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
-from advl_pipeline.extraction.planned_identity import build_identity
-from advl_pipeline.extraction.planning import make_plan
-from advl_pipeline.extraction.recorded import open_recorded, recorded_extraction
+from advl_pipeline.extraction.planning import build_identity, make_plan
+from advl_pipeline.extraction.recompute import open_recorded, recorded_extraction
 from advl_pipeline.extraction.run import extract_held, store_of
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.interruption import interruptible
@@ -84,7 +79,6 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    num_units = {source.modality: len(source.unit_ids()) for source in sources}
     store = store_of(config)
     with holding(store):
         require_own_records(store)
@@ -95,7 +89,18 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
                 break
             _require_origin(store, identity)
             provenance = recover_provenance(store)
-            _take_back_metadata(store, report, num_units)
+            # What makes the cache complete goes first. Records are dealt with shard by shard; the work folder may
+            # hold what an interrupted run needs.
+            store.delete(COMPLETE_RECORD)
+            bad, kept = report.bad_paths(), ("records/", f"{WORK_FOLDER}/")
+            store.delete(*(name for name in bad - report.files.keys() if not name.startswith(kept)))
+            clear_away(store, bad, report.files)
+            planned = {PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE}
+            for source in sources:
+                for spec in layout.plan_specs(source.modality, len(source.unit_ids())).values():
+                    planned |= {spec.metadata_path, *spec.shard_paths()}
+            if bad & planned:
+                store.delete(PLAN_RECORD)
             if PLAN_RECORD not in store.list("records"):
                 make_plan(config, store, sources, identity, provenance=provenance, is_begun=True)
             writer = CacheWriter(store)
@@ -113,22 +118,6 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
     )
 
 
-def _take_back_metadata(store: Store, report: VerifyReport, num_units: Mapping[str, int]) -> None:
-    """Remove what makes the cache complete, files that belong to nothing, and the plan where a file of it is bad."""
-    store.delete(COMPLETE_RECORD)
-    # Records are dealt with shard by shard; the work folder may hold what an interrupted run needs.
-    kept = ("records/", f"{WORK_FOLDER}/")
-    bad = report.bad_paths()
-    store.delete(*(name for name in bad if name not in report.files and not name.startswith(kept)))
-    clear_away(store, bad, report.files)
-    planned = {PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE}
-    for modality, count in num_units.items():
-        for spec in schema.plan_specs(modality, count).values():
-            planned |= {spec.metadata_path, *spec.shard_paths()}
-    if bad & planned:
-        store.delete(PLAN_RECORD)
-
-
 def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
     """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
     store, placement, damaged = writer.store, writer.placement(modality), report.bad_paths()
@@ -136,10 +125,10 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
     def is_sound(path: str) -> bool:
         return path in report.files and path not in damaged
 
-    tables = schema.global_spec(modality, writer.plan)
+    tables = layout.global_spec(modality, writer.plan)
     statistics = f"{modality}/stats/"
     names = {path.removeprefix(statistics).split("/")[0] for path in report.files if path.startswith(statistics)}
-    stats = {name: schema.stat_spec(modality, name, placement.num_units) for name in sorted(names - {"zarr.json"})}
+    stats = {name: layout.stat_spec(modality, name, placement.num_units) for name in sorted(names - {"zarr.json"})}
     stats_sound = all(is_sound(spec.shard_path(0)) for spec in stats.values())
     pending = writer.pending(modality)
     for shard in range(placement.num_shards):
@@ -169,21 +158,20 @@ def require_own_records(store: Readable) -> None:
     Raises:
         IdentityMismatch: the identity file and the root group agree on one identity, and the plan is of another.
     """
-    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    identities = _copies(store, IDENTITY_FILE, "identity")
     with suppress(CorruptCache):
         planned = load_plan(store).identity_sha256
         # One copy alone may be damaged.
-        if len(copies) == 2 and copies[0] == copies[1] and planned != digest(copies[0]):
-            made = [copy for copy in _attributes(store, "provenance") if isinstance(copy.get("config"), dict)]
+        if len(identities) == 2 and identities[0] == identities[1] and planned != digest(identities[0]):
+            advice, command = "copy back the folder records/ that belongs here", ""
+            with suppress(CorruptCache, KeyError, TypeError):
+                config = read_json(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
+                command = renew_command(config, store.location, note=f"or {advice}")
             raise IdentityMismatch(
                 "The records of this cache are those of another one.",
                 where=store.where(PLAN_RECORD),
                 why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
-                next_command=renew_command(
-                    made[0]["config"], store.location, note="or copy back the folder records/ that belongs here"
-                )
-                if made
-                else "copy back the folder records/ that belongs here",
+                next_command=command or advice,
             )
 
 
@@ -193,29 +181,26 @@ def recover_provenance(store: Readable) -> dict[str, Any]:
     Raises:
         ConfigError: neither can be read.
     """
-    copies = [*_parsed(store, PROVENANCE_FILE), *_attributes(store, "provenance")]
-    recorded = None
+    copies, recorded = _copies(store, PROVENANCE_FILE, "provenance"), None
     with suppress(CorruptCache):
         plan = load_plan(store)
         copies += [] if plan.provenance is None else [dict(plan.provenance)]
         recorded = plan.files.get(PROVENANCE_FILE)
     with suppress(CorruptCache):
         recorded = load_complete(store).files.get(PROVENANCE_FILE)
-    for copy in copies:
-        if entry_of(render_json(copy)) == recorded:
-            return copy
-    for copy in copies:
-        if isinstance(copy.get("config"), dict):
-            return copy
-    raise ConfigError(
-        "Nothing is left that says how this cache was made.",
-        where=str(store.location),
-        next_command="give the command that made it again",
-    )
+    usable = [copy for copy in copies if isinstance(copy.get("config"), dict)]
+    sound = [copy for copy in copies if entry_of(render_json(copy)) == recorded]
+    if not sound + usable:
+        raise ConfigError(
+            "Nothing is left that says how this cache was made.",
+            where=str(store.location),
+            next_command="give the command that made it again",
+        )
+    return (sound + usable)[0]
 
 
 def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
-    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    copies = _copies(store, IDENTITY_FILE, "identity")
     if identity in copies:
         return
     with suppress(CorruptCache):
@@ -231,20 +216,11 @@ def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
     )
 
 
-def _parsed(store: Readable, name: str) -> list[dict[str, Any]]:
-    try:
-        content = read_json(store, name)
-    except CorruptCache:
-        return []
-    return [content] if isinstance(content, dict) else []
-
-
-def _attributes(store: Readable, key: str) -> list[dict[str, Any]]:
-    for metadata in _parsed(store, ROOT_METADATA):
-        try:
-            content = metadata["attributes"]["advl"][key]
-        except (KeyError, TypeError):
-            continue
-        if isinstance(content, dict):
-            return [content]
-    return []
+def _copies(store: Readable, name: str, key: str) -> list[dict[str, Any]]:
+    """Return what can be read of a metadata file and of its copy in the root group."""
+    copies = []
+    with suppress(CorruptCache):
+        copies.append(read_json(store, name))
+    with suppress(CorruptCache, KeyError, TypeError):
+        copies.append(read_json(store, ROOT_METADATA)["attributes"]["advl"][key])
+    return [copy for copy in copies if isinstance(copy, dict)]

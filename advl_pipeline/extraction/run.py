@@ -1,34 +1,61 @@
 """Phase 1 as one call: plan, encode what is not committed, finalise, estimate confidences.
 
 Every step first looks at what is there, so the same call resumes an interrupted run and does nothing to a complete
-cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on.
+cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on. Ray runs the
+parts in tasks of a cluster, as if a command had been given once per part: which part is whose is decided before the
+start, and a task that dies is started again. An import is an extraction whose features exist already.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import signal
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
+from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.parts import Part, holding, parse_part
-from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.compute import AUTO, num_threads, resolved
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, WeightsUnavailable
-from advl_pipeline.extraction.batch_size import with_batch_size
-from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
-from advl_pipeline.extraction.encode import WriteBehind, encode_shards
+from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.errors import (
+    AdvlError,
+    ClusterError,
+    ConfigError,
+    CorruptCache,
+    StorageError,
+    WeightsUnavailable,
+    again,
+)
+from advl_pipeline.extraction.config import (
+    ExtractConfig,
+    ImportConfig,
+    ImportedExtraction,
+    ImportedFiles,
+    default_output,
+    location_of,
+    without_network,
+)
+from advl_pipeline.extraction.encode import encode_shards, with_batch_size
 from advl_pipeline.extraction.estimate import (
     Estimate,
     Payback,
@@ -41,18 +68,31 @@ from advl_pipeline.extraction.estimate import (
     uses_per_epoch,
 )
 from advl_pipeline.extraction.given import require_given
-from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
-from advl_pipeline.extraction.planned_identity import as_begun, build_identity
-from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan
-from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
-from advl_pipeline.extraction.ray_engine import run_on_ray
-from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
+from advl_pipeline.extraction.imported import open_tower
+from advl_pipeline.extraction.planning import as_begun, build_identity, count_tokens, estimates_of, settle_plan
+from advl_pipeline.extraction.progress import Progress, record_extraction
+from advl_pipeline.extraction.sources import (
+    Selection,
+    Source,
+    image_tokens_of,
+    open_part,
+    open_sources,
+    require_class_names,
+    subsets_of,
+)
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
+from advl_pipeline.outputs import require_outputs
+from advl_pipeline.packages import install_extra
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
-from advl_pipeline.teachers.teacher_cards import TeacherCard
 
+_CONNECT_SECONDS = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+_ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
+"""What a task of Ray is given of the environment; never credentials."""
+
+Result = TypeVar("Result")
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 
 
@@ -144,23 +184,19 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
         card = card_with_sizes(config.teacher) if config.dry_run and config.weights is None else None
         if card is None:
             raise
-        return _plan_by_card(config, card, error)
+        # What can be told without the weights. Whether a cache that is there is this one is not known.
+        dataset, store = open_part(config), store_of(config)
+        estimates = estimates_by_card(config, card, dataset)
+        num_bytes = sum(item.num_bytes for item in estimates)
+        return ExtractResult(
+            path=store.location,
+            dry_run=True,
+            estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
+            free_bytes=None if store.folder is None else require_room(store.folder, num_bytes),
+            skipped=len(dataset.skipped),
+            untimed=error,
+        )
     return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
-
-
-def _plan_by_card(config: ExtractConfig, card: TeacherCard, untimed: WeightsUnavailable) -> ExtractResult:
-    """Return what a dry run tells without the weights. Whether a cache that is there is this one is not known."""
-    dataset, store = open_part(config), store_of(config)
-    estimates = estimates_by_card(config, card, dataset)
-    num_bytes = sum(item.num_bytes for item in estimates)
-    return ExtractResult(
-        path=store.location,
-        dry_run=True,
-        estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
-        free_bytes=None if store.folder is None else require_room(store.folder, num_bytes),
-        skipped=len(dataset.skipped),
-        untimed=untimed,
-    )
 
 
 def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
@@ -173,11 +209,20 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     """
     if config.part is not None:
         raise ConfigError("--part and --engine ray exclude each other.", why="Ray's tasks are given the parts")
-    work = partial(_extract_part, replace(config, engine="local", ray_tasks=None), opener)
+    work = partial(extract_part, replace(config, engine="local", ray_tasks=None), opener)
     resource = {"cuda": "GPU", AUTO: None}.get(config.device.partition(":")[0], "CPU")
+    store = store_of(config)
     with tqdm(desc="Ray tasks", unit="shard") as bar:
-        watch = partial(_show_committed, bar, store_of(config))
-        results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=watch)
+
+        def show_committed() -> None:
+            names = () if bar.disable else store.list("records")
+            if PLAN_RECORD in names:
+                writer = CacheWriter(store)
+                bar.total = sum(writer.placement(modality).num_shards for modality in writer.plan.modalities)
+                bar.n = len(committed_shards(names))
+                bar.refresh()
+
+        results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=show_committed)
     seconds = {stage: math.fsum(one.stage_seconds[stage] for one in results) for stage in results[0].stage_seconds}
     return replace(
         min(results, key=lambda result: (result.shards_left, -len(result.estimates))),
@@ -187,19 +232,11 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     )
 
 
-def _extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> ExtractResult:
+def extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> ExtractResult:
+    """As `run_extract`, in a task that is given a part."""
     # A task sees the one GPU that it was given, whatever its number on the machine.
     device = "cuda" if config.device.startswith("cuda") else config.device
     return _extract_opened(resolved(as_begun(replace(config, part=str(part), device=device))), opener)
-
-
-def _show_committed(bar: Any, store: Store) -> None:
-    names = () if bar.disable else store.list("records")
-    if PLAN_RECORD in names:
-        writer = CacheWriter(store)
-        bar.total = sum(writer.placement(modality).num_shards for modality in writer.plan.modalities)
-        bar.n = len(committed_shards(names))
-        bar.refresh()
 
 
 def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
@@ -249,13 +286,42 @@ def extract_held(
     begun = time.perf_counter()
     plan = settle_plan(config, store, sources, identity)
     writer = CacheWriter(store)
-    encoded, stage_seconds = _encode_own(config, writer, sources)
+    encoded = num_before = 0
+    stage_seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
+    for source in sources:
+        placement = writer.placement(source.modality)
+        pending = [] if writer.is_complete() else writer.pending(source.modality)
+        if own := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
+            wanted = sum(len(placement.units_of(shard)) for shard in own)
+            total = placement.num_units
+            with Progress(
+                label=source.modality, total=total, done=total - wanted, file=config.progress_file
+            ) as progress:
+                encode_shards(
+                    source,
+                    writer,
+                    own,
+                    batch_size=config.units_per_pass,
+                    skip_unreadable=config.on_error == "skip",
+                    num_workers=min(num_threads(config.num_workers), source.prepare_threads),
+                    progress=progress,
+                )
+            encoded += wanted
+            stage_seconds = {stage: spent + progress.seconds[stage] for stage, spent in stage_seconds.items()}
+        num_before += placement.num_shards
     shards_left = 0
     if not writer.is_complete():
         shards_left = sum(len(writer.pending(modality)) for modality in writer.plan.modalities)
     confidences, complete = 0, None
     if not shards_left:
-        _finalise(writer)
+        try:
+            if not writer.is_complete():
+                writer.finalise()
+                store.vouch(store.changed(load_complete(store).files))
+        except (CorruptCache, StorageError):
+            # The process of another part has completed the cache at the same time, and removed the work in progress.
+            if not writer.is_complete():
+                raise
         cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
         confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
         clear_work(store)
@@ -269,7 +335,7 @@ def extract_held(
         free_bytes=plan.free_bytes,
         encoded_units=encoded,
         seconds=seconds,
-        stage_seconds={str(stage): seconds for stage, seconds in stage_seconds.items()},
+        stage_seconds=stage_seconds,
         quarantined=sum(map(len, complete.quarantined.values())) if complete else 0,
         clipped=sum(complete.clipped.values()) if complete else 0,
         confidences=confidences,
@@ -280,63 +346,6 @@ def extract_held(
 def store_of(config: ExtractConfig) -> Store:
     """Return the place that a cache is written to."""
     return open_store(location_of(config), config.disk_cache_config)
-
-
-def _finalise(writer: CacheWriter) -> None:
-    try:
-        if not writer.is_complete():
-            writer.finalise()
-            writer.store.vouch(writer.store.changed(load_complete(writer.store).files))
-    except (CorruptCache, StorageError):
-        # The process of another part has completed the cache at the same time, and removed the work in progress.
-        if not writer.is_complete():
-            raise
-
-
-def _encode_own(
-    config: ExtractConfig, writer: CacheWriter, sources: Sequence[Source]
-) -> tuple[int, dict[Stage, float]]:
-    """Encode the shards of this process's part that are not committed; returns their units and the time spent."""
-    encoded = num_before = 0
-    seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
-    for source in sources:
-        pending = [] if writer.is_complete() else writer.pending(source.modality)
-        if own := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
-            count, spent = _encode_shards(config, writer, source, own)
-            encoded += count
-            seconds = {stage: seconds[stage] + spent[stage] for stage in seconds}
-        num_before += writer.placement(source.modality).num_shards
-    return encoded, seconds
-
-
-def _encode_shards(
-    config: ExtractConfig, writer: CacheWriter, source: Source, shards: Sequence[int]
-) -> tuple[int, dict[Stage, float]]:
-    placement = writer.placement(source.modality)
-    wanted = sum(len(placement.units_of(shard)) for shard in shards)
-    progress = Progress(
-        label=source.modality,
-        total=placement.num_units,
-        done=placement.num_units - wanted,
-        file=config.progress_file,
-    )
-    behind = WriteBehind()
-    with ExitStack() as stack:
-        stack.enter_context(progress)
-        stack.callback(behind.close)
-        encode_shards(
-            source,
-            writer,
-            shards,
-            batch_size=config.units_per_pass,
-            skip_unreadable=config.on_error == "skip",
-            num_workers=min(num_threads(config.num_workers), source.prepare_threads),
-            behind=behind,
-            progress=progress,
-        )
-        with progress.stage("write"):
-            behind.drain()
-    return wanted, progress.seconds
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:
@@ -355,3 +364,156 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
         )
         estimated.update(example_ids)
     return len(estimated)
+
+
+def run_on_ray(
+    work: Callable[[Part], Result], *, resource: str | None, num_tasks: int | None, watch: Callable[[], object]
+) -> list[Result]:
+    """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
+
+    Args:
+        work: of a task, given its part; it must be importable there.
+        resource: CPU or GPU, of which a task takes one; None for GPUs where the cluster has any.
+        num_tasks: how many; None for one per CPU or GPU of the cluster.
+        watch: called now and then while they run, in another thread.
+
+    Raises:
+        ConfigError: the extra `ray` is not installed.
+        ClusterError: the cluster cannot be reached, has no room for a task, or its workers keep dying.
+        AdvlError: whatever the first failing task raised.
+    """
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise ConfigError(
+            "The engine `ray` needs the extra of that name.", next_command=install_extra("ray")
+        ) from None
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    task = partial(run_task, work, str(Path.cwd()), environment)
+    stop = threading.Event()
+
+    def connect() -> None:
+        address = os.environ.get("RAY_ADDRESS", "")
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            if host and port.isdigit():
+                # Tells in seconds what Ray itself takes a minute for.
+                socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+            # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                "The Ray cluster cannot be reached.",
+                where=address or "this machine",
+                why=str(error).partition("\n")[0],
+                next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine "
+                "alone",
+            ) from None
+
+    def drive() -> list[Result]:
+        held = ray.cluster_resources()
+        kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
+        count = num_tasks or int(held.get(kind, 0))
+        if held.get(kind, 0) < 1:
+            raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
+        remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
+        waiting, results = [remote.remote(Part(number, count)) for number in range(1, count + 1)], []
+        try:
+            while waiting and not stop.is_set():
+                done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
+                for outcome in ray.get(done):
+                    if isinstance(outcome, AdvlError):
+                        raise outcome
+                    results.append(outcome)
+                watch()
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                "A task of the Ray cluster failed, or its workers keep dying.",
+                why=str(error).strip().splitlines()[-1],
+                next_command=again(
+                    "give the same command again: it resumes; with fewer --ray-tasks if memory ran out"
+                ),
+            ) from error
+        finally:
+            # A task that is cut off leaves what it committed, like any process that was killed.
+            for reference in waiting:
+                with suppress(Exception):
+                    ray.cancel(reference, force=True)
+        return results
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Ray gets a thread of its own: an exception from a signal inside one of its calls would come out as another.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(connect).result()
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)  # Ray puts its own in their place.
+            return pool.submit(drive).result()
+        finally:
+            stop.set()
+            pool.submit(ray.shutdown)
+
+
+def run_task(
+    work: Callable[[Part], Result], folder: str, environment: dict[str, str], part: Part
+) -> Result | AdvlError:
+    """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
+    os.environ.update(environment, TQDM_DISABLE="1")
+    try:
+        if not Path(folder).is_dir():
+            raise ClusterError(
+                "A Ray worker does not see the folder that the command was given in.",
+                where=f"{folder} on {socket.gethostname()}",
+                next_command="give it in a folder that all nodes share",
+            )
+        os.chdir(folder)
+        return work(part)
+    except AdvlError as error:
+        return error
+
+
+def run_import(config: ImportConfig) -> ExtractResult:
+    """Write a cache from features that exist.
+
+    Raises:
+        ConfigError: there is nothing to import, or an option that the files do not need.
+        DatasetError: a picture has no features, or they cannot be read safely.
+    """
+    output = config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
+    require_outputs(config, output=output)
+    with interruptible("The import", kept="every committed shard is kept"):
+        dataset = open_splits(config.dataset, split=config.split, data_root=config.data_root)
+        return import_features(config, dataset)
+
+
+def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
+    """As `run_import`, with the dataset open; what is to be written is said before."""
+    extraction = ImportedExtraction(
+        **{item.name: getattr(config, item.name) for item in fields(ImportedFiles)},
+        **{name: getattr(config, name) for name in ("dataset", "split", "data_root", "output")},
+        teacher=IMPORTED + config.name,
+        modality="image",
+        confidence=False,
+        num_workers=1,
+    )
+    with ExitStack() as stack:
+        tower = open_tower(extraction, dataset.image_units(), stack)
+        extraction = replace(
+            extraction,
+            image_tokens=tower.tokens,
+            dtype=config.dtype or ("float16" if tower.fits_float16 or not tower.has_regions else "float32"),
+        )
+        teacher = Teacher(name=extraction.teacher, image=tower)
+        if config.dry_run or not store_of(extraction).list("records"):
+            planned = extract(replace(extraction, dry_run=True), teacher, dataset)
+            ((image,), free) = planned.estimates, planned.free_bytes or 0
+            tqdm.write(
+                f"{image.num_units:,} pictures, {image.num_token_rows:,} rows of {tower.global_dim} in "
+                f"{extraction.dtype}: {image.num_bytes / 1e9:.3f} GB for {location_of(extraction)}, where "
+                f"{free / 1e9:.1f} GB are free",
+                file=sys.stderr,
+            )
+            if config.dry_run:
+                return planned
+        return extract(extraction, teacher, dataset)

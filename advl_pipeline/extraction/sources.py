@@ -1,28 +1,37 @@
-"""The two modalities behind one face: how many tokens each unit has, and batches made ready for the teacher."""
+"""What is extracted: a split or the part of it that low-shot runs need, and its two modalities behind one face.
+
+Of a modality, how many tokens each unit has, and batches made ready for the teacher.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.unit_index import ids_to_bytes
-from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
+from advl_pipeline.cache.arrays import ids_to_bytes
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
+from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.imported_tower import ImportedTower
+from advl_pipeline.extraction.imported import ImportedTower
 from advl_pipeline.teachers.covering_texts import CoveringTexts
-from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
+from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.text_units import RarestWords, SelectingTextTower, fit_split_prior, with_text_units
 
 _TOKENISE_UNITS = 1024
+
 FORECAST_TEXTS = 20_000
 """Texts that a forecast tokenises; for more of them it knows rows and bytes within an interval."""
+
+Selection = IndexedDataset | UnionOfSplits | SelectedExamples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,39 +56,12 @@ class PreparedBatch:
     unreadable: dict[int, str]
 
 
-class Source(Protocol):
-    """The units of one modality and the tower that encodes them."""
-
-    modality: str
-    prepare_threads: int
-    """How many threads may call `prepare` at once."""
-
-    @property
-    def tower(self) -> Tower: ...
-
-    @property
-    def has_tokens(self) -> bool: ...
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether the token rows are regions, whose boxes the tower gives."""
-        ...
-
-    def unit_ids(self) -> npt.NDArray[np.uint8]:
-        """Return the (N, 16) ids of the units, in their order."""
-        ...
-
-    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
-        """Count the token rows of each unit, or of a random sample where there are more than `at_most` texts."""
-        ...
-
-    def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
-        """Make units ready; raises `DatasetError` for one that cannot be read unless those are skipped."""
-        ...
-
-
 class ImageSource:
-    """Pictures."""
+    """The pictures of a dataset and the tower that encodes them.
+
+    `prepare_threads` says how many threads may call `prepare` at once; `has_regions` whether token rows are regions,
+    whose boxes the tower gives.
+    """
 
     modality = "image"
     prepare_threads = 64
@@ -91,15 +73,18 @@ class ImageSource:
         self._units = units
 
     def unit_ids(self) -> npt.NDArray[np.uint8]:
+        """Return the (N, 16) ids of the units, in their order."""
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        """Count the token rows of each unit."""
         del at_most  # Of a picture it is known without opening it.
         progress(len(self._units))
         lengths = [self.tower.num_tokens(unit) if self.has_tokens else 0 for unit in self._units]
         return TokenCounts(lengths_N=np.array(lengths, np.int32), num_counted=len(lengths))
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
+        """Make units ready; raises `DatasetError` for one that cannot be read unless those are skipped."""
         batch = PreparedBatch(units=[], prepared=[], unreadable={})
         for position in units:
             unit = self._units[position]
@@ -114,7 +99,7 @@ class ImageSource:
 
 
 class TextSource:
-    """Texts."""
+    """As `ImageSource`, of texts."""
 
     modality = "text"
     prepare_threads = 1  # Tokenizers of the Rust family refuse concurrent use.
@@ -129,6 +114,7 @@ class TextSource:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        """Count the token rows of each unit, or of a random sample where there are more than `at_most`."""
         total = len(self._units)
         counted = total if at_most is None else min(total, at_most)
         drawn = range(total)
@@ -146,6 +132,9 @@ class TextSource:
         del skip_unreadable  # A text that was read is readable.
         prepared = self.tower.prepare([self._units[position] for position in units])
         return PreparedBatch(units=list(units), prepared=prepared, unreadable={})
+
+
+Source = ImageSource | TextSource
 
 
 def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
@@ -237,3 +226,63 @@ def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:
     if 1 < size < total and counted_n.any():
         margin = 1.96 * float(counted_n.std(ddof=1) / counted_n.mean()) * math.sqrt((1 - size / total) / size)
     return TokenCounts(lengths_N=np.resize(counted_n, total), num_counted=size, margin=margin)
+
+
+def open_part(config: ExtractConfig) -> Selection:
+    """Open the split that is to be extracted, or the union of the subsets that are named of it.
+
+    Raises:
+        ConfigError, DatasetError: as `open_splits`, `nested_subset` and `listed_ids`.
+    """
+    whole = open_splits(
+        config.dataset,
+        split=config.split,
+        data_root=config.data_root,
+        text_style=config.text_style,
+        on_error=config.on_error,
+    )
+    if config.shots is None and not config.ids:
+        return whole
+    refuse_two_subsets(config.shots, config.ids)
+    subsets = [ids for seed in config.seed for ids in _subsets(config, whole, seed)]
+    return SelectedExamples(whole, {name for ids in subsets for name in ids}, skipped=whole.skipped)
+
+
+def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequence[str], int]]:
+    """Yield the ids of labelled examples and the seed of each run that the cache is made for.
+
+    Args:
+        dataset: as `open_part` opened it.
+    """
+    examples = map(dataset.__getitem__, range(len(dataset)))
+    labelled = {example.example_id for example in examples if example.label is not None or example.soft_label}
+    for seed in config.seed if labelled else ():
+        whole = [dataset.example_ids]
+        for ids in _subsets(config, dataset.whole, seed) if isinstance(dataset, SelectedExamples) else whole:
+            yield [name for name in ids if name in labelled], seed
+
+
+def _subsets(config: ExtractConfig, whole: StratifiedDataset, seed: int) -> list[tuple[str, ...]]:
+    if config.shots is not None:
+        return [nested_subset(whole, config.shots, seed)]
+    return [listed_ids(file, whole) for file in config.ids]
+
+
+def require_class_names(dataset: Dataset) -> None:
+    """Read the class names that confidences need, before anything is encoded: they may come from other files.
+
+    Raises:
+        DatasetError: VQA's answers are counted over a split that is missing.
+    """
+    try:
+        dataset[0]
+        for task in dataset.tasks:
+            if task not in MULTIPLE_CHOICE_TASKS:
+                dataset.label_names(task)
+    except DatasetError as error:
+        raise DatasetError(
+            "Confidences need the classes of the task, and what names them is missing.",
+            where=error.where,
+            why=error.why or error.what,
+            next_command="leave confidences to a run: add --no-confidence",
+        ) from None

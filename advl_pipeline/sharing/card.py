@@ -10,8 +10,7 @@ from typing import Any
 
 import jinja2
 
-from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.cache.identity import PROVENANCE_FILE, digest
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError

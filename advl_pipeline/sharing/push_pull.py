@@ -17,9 +17,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from advl_pipeline.atomic import remove_left, writing
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD, IDENTITY_FILE
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
-from advl_pipeline.cache.store import read_json
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
+from advl_pipeline.cache.identity import PROVENANCE_FILE
+from advl_pipeline.cache.store import IDENTITY_FILE, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records

@@ -27,7 +27,7 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
 
     A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
     """
-    from advl_pipeline.extraction.planned_identity import is_extracted
+    from advl_pipeline.extraction.planning import is_extracted
     from advl_pipeline.extraction.progress import extraction_seconds
     from advl_pipeline.extraction.run import run_extract
 

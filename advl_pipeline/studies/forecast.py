@@ -111,8 +111,8 @@ class Pace:
 def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
     from advl_pipeline.extraction.estimate import card_with_sizes, estimates_by_card
-    from advl_pipeline.extraction.part import open_part
     from advl_pipeline.extraction.run import estimate_extraction
+    from advl_pipeline.extraction.sources import open_part
 
     config = extraction_config(need, study, data_root)
     num_bytes: int | None = None

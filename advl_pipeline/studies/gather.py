@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import benchmark_of

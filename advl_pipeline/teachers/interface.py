@@ -23,7 +23,7 @@ class PreparedUnit:
     `num_tokens` is how many token rows the unit will have: known before the forward, so that shards can be planned.
     `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers. Where only
     some of the tower's tokens become rows, `kept_M` (int32, ascending) says which. Of rows that are regions,
-    `regions` says where they are: array -> (M, ...), as `cache.schema.REGION_COLUMNS`.
+    `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`.
     """
 
     inputs: Mapping[str, torch.Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from advl_pipeline.cache.provenance import fresh_command, renew_command
+from advl_pipeline.cache.identity import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.vcr_text import TextStyle

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from advl_pipeline.cache.commit_records import IDENTITY_FILE
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.store import IDENTITY_FILE
 from advl_pipeline.configuration import read_toml, refuse_ineffective
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.registry import require_names, tasks_of

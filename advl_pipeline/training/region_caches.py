@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.locations import Location, parse_location

@@ -17,7 +17,7 @@ from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
 from advl_pipeline.datasets.roots import dataset_label

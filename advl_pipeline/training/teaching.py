@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.students.options import StudentOptions

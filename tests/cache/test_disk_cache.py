@@ -16,8 +16,8 @@ import pytest
 
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
-from advl_pipeline.cache.files import FileEntry
 from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.cache.store import FileEntry
 from advl_pipeline.errors import StorageError
 
 NAME, OTHER = "text/tokens/values/c/0/0", "image/tokens/values/c/0/0"
@@ -27,7 +27,7 @@ CONTENT = os.urandom(5000)
 class OneObject:
     """The part of an object store that reading a shard needs."""
 
-    url = "s3://bucket/cache"
+    location = "s3://bucket/cache"
 
     def __init__(self) -> None:
         self.num_requests = 0
@@ -42,10 +42,8 @@ class OneObject:
 
 def reader(folder: Path, store: OneObject, *, num_files: int = 3) -> DiskCache:
     config = DiskCacheConfig(folder=folder, max_bytes=num_files * len(CONTENT))
-    files = DiskCache(cast(ObjectStore, store), config, key="a-cache")
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-    files.expect({NAME: entry, OTHER: entry})
-    return files
+    return DiskCache(cast(ObjectStore, store), config, {NAME: entry, OTHER: entry}, key="a-cache")
 
 
 def content_of(descriptor: int) -> bytes:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from advl_pipeline.cache.files import entry_of
-from advl_pipeline.cache.store import MissingFile, Overtaken, Store
+from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.cache.store import MissingFile, Overtaken, Store, entry_of
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.locations import Url
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -123,6 +124,16 @@ def test_a_place_with_other_content_takes_no_cache(store: Store) -> None:
     store.put("mine.txt", [b"x"])
     with pytest.raises(ConfigError, match=r"mine\.txt"):
         store.require_place()
+
+
+def test_a_bucket_that_does_not_go_by_conditions_takes_no_cache(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(url)
+    store.prepare_writing()
+    put = ObjectStore._put
+    monkeypatch.setattr(ObjectStore, "_put", lambda self, name, content, mode: put(self, name, content, "overwrite"))
+    with pytest.raises(ConfigError, match="had to be new"):
+        store.prepare_writing()
+    assert store.list() == {}
 
 
 def test_nothing_outside_is_touched_by_way_of_links_or_names(tmp_path: Path) -> None:

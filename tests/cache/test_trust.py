@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import folder_store, verify
+from advl_pipeline.cache import stores, verify
 from advl_pipeline.cache.commit_records import load_complete
-from advl_pipeline.cache.files import vouched_path
-from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.cache.store import vouched_path
+from advl_pipeline.cache.stores import FolderStore
+from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.errors import CorruptCache, StorageError
 
 VALUES = "text/tokens/values/c/0/0"
@@ -134,7 +134,7 @@ def test_a_cache_that_may_only_be_read_is_hashed_each_time(cache_path: Path, mon
     def refuse(path: Path, content: str) -> None:
         raise StorageError("A file could not be written.", where=str(path))
 
-    monkeypatch.setattr(folder_store, "write_text", refuse)
+    monkeypatch.setattr(stores, "write_text", refuse)
     first = hashed(cache_path, monkeypatch)
     assert first
     assert hashed(cache_path, monkeypatch) == first

@@ -29,7 +29,7 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.prediction_files import read_choice_scores, read_pair_labels, read_vqa_results
-from advl_pipeline.extraction.regions.registry import open_regions
+from advl_pipeline.extraction.regions import open_regions
 
 fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -249,8 +249,8 @@ def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) ->
             found = open_regions(opened, stack).read(name, width=10, height=10)
         except DatasetError:
             return
-        assert np.isfinite(found.features_RF).all()
-        assert found.boxes_R4.shape == (len(found.features_RF), 4)
+        assert np.isfinite(found.values).all()
+        assert found.regions["boxes"].shape == (len(found.values), 6)
 
 
 @fuzz

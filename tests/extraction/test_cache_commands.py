@@ -19,16 +19,16 @@ from commands import advl
 from safetensors.numpy import load_file
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
-from advl_pipeline.cache import provenance
+from advl_pipeline.cache import identity
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.extraction import recorded
+from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
-from advl_pipeline.extraction.imported import import_features
 from advl_pipeline.extraction.recompute import recompute
+from advl_pipeline.extraction.run import import_features
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_verify_with_the_teacher(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = [(tiny_teacher(), TinyDataset(pristine / "data"))]
-    monkeypatch.setattr(recorded, "open_inputs", lambda config: opened[0])
+    monkeypatch.setattr(run, "open_inputs", lambda config: opened[0])
     code, out, _ = advl(capsys, "cache", "verify", cache, "--recompute", 5, "--json")
     assert code == 0
     found = json.loads(out)
@@ -97,7 +97,7 @@ def test_verify_with_the_teacher(
 def test_repair(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
+    monkeypatch.setattr(run, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
     assert "nothing to repair" in advl(capsys, "cache", "repair", cache)[1]
     (cache / "text/tokens/values/c/1/0").unlink()
     code, out, _ = advl(capsys, "cache", "repair", cache)
@@ -132,7 +132,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data")
 
-    monkeypatch.setattr(recorded, "open_inputs", open_inputs)
+    monkeypatch.setattr(run, "open_inputs", open_inputs)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
@@ -158,15 +158,15 @@ def test_no_path_of_a_record_is_opened_or_written_to(
 
 def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [{"seed": seed} for seed in range(3)]
-    for identity in sets:
-        write_confidence(cache, identity, ["a"], np.array([0.5], np.float32), np.array([1], np.float32))
+    for made in sets:
+        write_confidence(cache, made, ["a"], np.array([0.5], np.float32), np.array([1], np.float32))
     keys = [path.name for path in sorted((cache / "confidence").iterdir()) if path.is_dir()]
     code, _, err = advl(capsys, "cache", "prune", cache, "--confidence", "0123")
     assert code == 2
     assert "no set of confidences" in err
     assert "would remove" in advl(capsys, "cache", "prune", cache, "--all-confidences", "--dry-run")[1]
     advl(capsys, "cache", "prune", cache, "--confidence", keys[0])
-    assert sum(read_confidence(cache, identity) is not None for identity in sets) == 2
+    assert sum(read_confidence(cache, made) is not None for made in sets) == 2
     (cache / ".work/tmp").mkdir(parents=True)
     (cache / ".work/tmp/left-over").write_bytes(b"x")
     (cache / "confidence/0000000000000000").mkdir()
@@ -358,6 +358,6 @@ def test_a_command_that_makes_a_cache_again_says_all_that_decides_it() -> None:
     """`cache/` may not import the configuration whose options it writes down."""
     options = {item.name: item for item in dataclasses.fields(ExtractConfig)}
     deciding = {name for name, item in options.items() if item.metadata["identity"] in ("value", "content")}
-    assert set(provenance._EXTRACT_OPTIONS) == deciding | {"weights", "data_root"}
+    assert set(identity._EXTRACT_OPTIONS) == deciding | {"weights", "data_root"}
     plain = config_to_dict(ExtractConfig(teacher="any", dataset="any"))
-    assert {name: plain[name] for name in provenance._UNSAID} == provenance._UNSAID
+    assert {name: plain[name] for name in identity._UNSAID} == identity._UNSAID

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
-from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, staged_path
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
-from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction import repair as repair_module
+from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.repair import RepairResult, repair, run_repair
 from advl_pipeline.extraction.run import extract
@@ -272,7 +272,7 @@ def test_repair_refuses_the_records_of_another_cache(
     for name, content in before.items():
         (cache / name).write_bytes(content)
     found = tree_bytes(cache)
-    monkeypatch.setattr(recorded, "open_inputs", lambda config: (tiny_teacher(), other))
+    monkeypatch.setattr(run, "open_inputs", lambda config: (tiny_teacher(), other))
     with pytest.raises(IdentityMismatch, match=r"those of another one(?s:.)*advl cache prune") as caught:
         run_repair(RepairConfig(cache=cache))
     assert caught.value.exit_code == 3

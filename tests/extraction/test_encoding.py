@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract, tree_bytes
 
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.quantise import to_float16
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.configuration import build_config
@@ -21,8 +21,8 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.encode import halved
 from advl_pipeline.extraction.run import extract, run_extract, store_of
-from advl_pipeline.extraction.to_host import halved
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 WORKERS, SECONDS = 16, 0.08
@@ -133,6 +133,7 @@ def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
         raise Started
 
     monkeypatch.setattr(extraction_run, "run_on_ray", start)
+    monkeypatch.setattr(extraction_run, "require_given", lambda *_, **__: None)
     config = build_config(
         ExtractConfig,
         {

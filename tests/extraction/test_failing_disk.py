@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import folder_store
+from advl_pipeline.cache import stores
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import StorageError
 
@@ -29,7 +29,7 @@ def test_the_same_call_resumes_to_the_same_bytes(
     cache = tmp_path / "cache"
     target = f"{modality}/{name}"
     ending = f"-{target.replace('/', '_')}"
-    open_new = folder_store._open_new
+    open_new = stores._open_new
 
     def open_failing(path: Path) -> io.FileIO:
         file = open_new(path)
@@ -38,7 +38,7 @@ def test_the_same_call_resumes_to_the_same_bytes(
         file.close()
         return io.FileIO(device, "r+b")
 
-    monkeypatch.setattr(folder_store, "_open_new", open_failing)
+    monkeypatch.setattr(stores, "_open_new", open_failing)
     with pytest.raises(StorageError) as caught:
         tiny_extract(tmp_path / "data", cache)
     monkeypatch.undo()

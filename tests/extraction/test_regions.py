@@ -21,9 +21,8 @@ from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.extraction.regions.index_pickle import read_number_dictionary
-from advl_pipeline.extraction.regions.interface import make_regions, name_of
-from advl_pipeline.extraction.regions.registry import PictureRegions, join_regions, open_regions
+from advl_pipeline.extraction.region_formats import make_regions, read_numbers
+from advl_pipeline.extraction.regions import RegionFiles, join_regions, name_of, open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZE = {"width": 640, "height": 480}
@@ -141,12 +140,14 @@ def test_every_format_gives_back_what_was_written(
     assert name in reader
     assert "none" not in reader
     found = reader.read(name, **SIZE)
-    assert found.features_RF.dtype == found.boxes_R4.dtype == np.float32
-    np.testing.assert_array_equal(found.features_RF, FEATURES)
-    np.testing.assert_array_equal(found.boxes_R4, BOXES)
-    assert found.box_index_R.tolist() == [-1] * 6
-    if found.confidence_R is not None:
-        np.testing.assert_array_equal(found.confidence_R, CONFIDENCE)
+    assert found.values.dtype == found.regions["boxes"].dtype == np.float32
+    np.testing.assert_array_equal(found.values, FEATURES)
+    corners = BOXES / np.array([640, 480] * 2, np.float32)
+    np.testing.assert_array_equal(found.regions["boxes"][:, :4], corners)
+    np.testing.assert_array_equal(found.regions["boxes"][:, 4:], corners[:, 2:] - corners[:, :2])
+    assert found.regions["box_index"].tolist() == [-1] * 6
+    expected = CONFIDENCE if write in (write_lxmert_tsv, write_npz) else np.full(6, -1)
+    np.testing.assert_array_equal(found.regions["confidence"], expected)
     with pytest.raises(DatasetError, match="no region features"):
         reader.read("none", **SIZE)
     with pytest.raises(DatasetError) as caught:
@@ -156,8 +157,8 @@ def test_every_format_gives_back_what_was_written(
 
 def test_whole_picture_feature_of_vl_bert(tmp_path: Path, stack: ExitStack) -> None:
     found = open_regions(write_json(tmp_path), stack).read("COCO_val2014_000000000009", **SIZE)
-    assert found.whole_F is not None
-    np.testing.assert_array_equal(found.whole_F, FEATURES.mean(0))
+    assert found.whole_D is not None
+    np.testing.assert_array_equal(found.whole_D, FEATURES.mean(0))
 
 
 @pytest.mark.parametrize("variant", ["feat_th0.2_max100_min10", "feat_th0.2_max100_min10_compressed"])
@@ -167,14 +168,12 @@ def test_uniter_fixture_equals_what_its_own_loader_collated(variant: str, stack:
     counts = json.loads((ASSETS / "uniter_data" / "img" / "coco_val2014" / "nbb_th0.2_max100_min10.json").read_text())
     assert len(counts) == 3
     for row, name in enumerate(counts):
-        found = reader.read(
-            name.removesuffix(".npz"), width=1, height=1
-        )  # pixels of a picture of one pixel are shares
-        count = len(found.features_RF)
+        found = reader.read(name.removesuffix(".npz"), width=1, height=1)
+        count = len(found.values)
         assert count == (10, 11, 14)[row]
-        np.testing.assert_array_equal(found.features_RF, expected["img_feat"][row, :count])
+        np.testing.assert_array_equal(found.values, expected["img_feat"][row, :count])
         assert not expected["img_feat"][row, count:].any()
-        np.testing.assert_allclose(found.boxes_R4, expected["img_pos_feat"][row, :count, :4], atol=2e-5)
+        np.testing.assert_allclose(found.regions["boxes"], expected["img_pos_feat"][row, :count, :6], atol=2e-5)
 
 
 def test_uniter_vcr_joins_ground_truth_and_detected(stack: ExitStack) -> None:
@@ -187,8 +186,8 @@ def test_uniter_vcr_joins_ground_truth_and_detected(stack: ExitStack) -> None:
             ground_truth.read(f"vcr_gt_val_{row}", width=1, height=1),
             detected.read(f"vcr_val_{row}", width=1, height=1),
         )
-        count = len(joined.features_RF)
-        np.testing.assert_array_equal(joined.features_RF, expected["qa/img_feat"][4 * row, :count])
+        count = len(joined.values)
+        np.testing.assert_array_equal(joined.values, expected["qa/img_feat"][4 * row, :count])
         assert not expected["qa/img_feat"][4 * row, count:].any()
 
 
@@ -197,8 +196,8 @@ def test_an_lmdb_scales_to_pixels(tmp_path: Path, stack: ExitStack) -> None:
     entry = {"norm_bb": packed(shares), "features": packed(FEATURES), "conf": packed(CONFIDENCE)}
     folder = write_lmdb(tmp_path, {"coco_val2014_000000000009": entry})
     found = open_regions(folder, stack).read("coco_val2014_000000000009", **SIZE)
-    assert len(found.features_RF) == 5  # six above the threshold, clamped to the most
-    np.testing.assert_allclose(found.boxes_R4, BOXES[:5], atol=0.5)
+    assert len(found.values) == 5  # six above the threshold, clamped to the most
+    np.testing.assert_allclose(found.regions["boxes"][:, :4], shares[:5], atol=1e-3)
 
 
 def test_counts_come_from_sidecar_name_or_confidence(tmp_path: Path, stack: ExitStack) -> None:
@@ -213,7 +212,7 @@ def test_counts_come_from_sidecar_name_or_confidence(tmp_path: Path, stack: Exit
         ]
     ):
         folder = write_lmdb(tmp_path / str(number), {"a": entry}, name=name, counts=counts)
-        assert len(open_regions(folder, stack).read("a", width=640, height=640).features_RF) == expected
+        assert len(open_regions(folder, stack).read("a", width=640, height=640).values) == expected
 
 
 def poisoned_features() -> np.ndarray:
@@ -325,14 +324,14 @@ def test_an_index_is_read_without_unpickling(tmp_path: Path, protocol: int, caps
     file = tmp_path / "x.pkl"
     numbers = {391895: 0, 522418: 1, 70000: 2, 5: 300}
     file.write_bytes(pickle.dumps(numbers, protocol=protocol))
-    assert read_number_dictionary(file) == numbers
+    assert read_numbers(file) == numbers
     for value in ({1: "a"}, {1: Evil()}, [1, 2, 3], {1: 2.5}):
         file.write_bytes(pickle.dumps(value, protocol=protocol))
         with pytest.raises(DatasetError):
-            read_number_dictionary(file)
+            read_numbers(file)
     file.write_bytes(b"not a pickle")
     with pytest.raises(DatasetError):
-        read_number_dictionary(file)
+        read_numbers(file)
     assert capsys.readouterr().out == ""
 
 
@@ -347,20 +346,20 @@ def test_names_of_pictures() -> None:
         name_of(Path("picture.jpg"), "number")
 
 
+def picture(folder: str = ".", *, num_boxes: int = 6) -> ImageUnit:
+    path = Path(folder) / "COCO_val2014_000000000009.jpg"
+    return ImageUnit(unit_id=folder, path=path, width=640, height=480, boxes_R4=BOXES[:num_boxes])
+
+
+def files_of(path: Path, stack: ExitStack, **options: Any) -> RegionFiles:
+    return RegionFiles(path, prefix="vcr_", splits=["val"], naming=None, first=picture(), stack=stack, **options)
+
+
 def test_regions_of_a_datasets_pictures(tmp_path: Path, stack: ExitStack) -> None:
-    reader = open_regions(write_npz(tmp_path), stack)
-    unit = ImageUnit(
-        unit_id="u",
-        path=Path("COCO_val2014_000000000009.jpg"),
-        width=640,
-        height=480,
-        boxes_R4=BOXES,
-    )
-    found = PictureRegions(reader, naming="stem", ground_truth=True).regions(unit)
-    assert found.box_index_R.tolist() == list(range(6))
-    fewer = ImageUnit(unit_id="u", path=unit.path, width=640, height=480, boxes_R4=BOXES[:5])
+    files = files_of(write_npz(tmp_path), stack, ground_truth=True)
+    assert files.regions(picture()).regions["box_index"].tolist() == list(range(6))
     with pytest.raises(DatasetError, match="do not fit"):
-        PictureRegions(reader, naming="stem", ground_truth=True).regions(fewer)
+        files.regions(picture(num_boxes=5))
 
 
 def test_nothing_there(tmp_path: Path, stack: ExitStack) -> None:
@@ -373,18 +372,8 @@ def test_nothing_there(tmp_path: Path, stack: ExitStack) -> None:
 
 
 def test_two_pictures_of_one_name_do_not_share_regions(tmp_path: Path, stack: ExitStack) -> None:
-    regions = PictureRegions(open_regions(write_npz(tmp_path), stack), naming="stem")
-    first, second = (
-        ImageUnit(
-            unit_id=folder,
-            path=Path(folder) / "COCO_val2014_000000000009.jpg",
-            width=640,
-            height=480,
-            boxes_R4=BOXES,
-        )
-        for folder in ("a", "b")
-    )
+    files = files_of(write_npz(tmp_path), stack)
     for _ in range(2):
-        regions.regions(first)
+        files.regions(picture("a"))
     with pytest.raises(DatasetError, match="Two pictures go by one name"):
-        regions.regions(second)
+        files.regions(picture("b"))

@@ -13,14 +13,14 @@ from objects import objects, spoil, upload
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
-from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter, staged_path
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
-from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction import repair as repair_module
+from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.repair import RepairResult, repair, run_repair
 from advl_pipeline.locations import Url
@@ -64,9 +64,9 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         changed.add(name)
         return version
 
-    def record_delete(self: ObjectStore, name: str) -> None:
-        changed.add(name)
-        delete(self, name)
+    def record_delete(self: ObjectStore, *names: str) -> None:
+        changed.update(names)
+        delete(self, *names)
 
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "_put", record_put)
@@ -197,7 +197,7 @@ def test_command(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data", **SMALL)
 
-    monkeypatch.setattr(recorded, "open_inputs", open_inputs)
+    monkeypatch.setattr(run, "open_inputs", open_inputs)
     ObjectStore(url).delete("records/provenance.json")
     spoil(url, "text/global/c/0/0", flipped(expected["text/global/c/0/0"]))
     with pytest.raises(SystemExit) as caught:

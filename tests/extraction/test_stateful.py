@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
+from advl_pipeline.cache.commands import run_prune
 from advl_pipeline.cache.config import PruneConfig
-from advl_pipeline.cache.prune import run_prune
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import AdvlError

@@ -19,7 +19,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch
-from advl_pipeline.extraction import recorded
+from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.recompute import recompute
 from advl_pipeline.extraction.repair import run_repair
@@ -78,7 +78,7 @@ def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_a
     for name in ("records/plan.json", "records/provenance.json", "zarr.json"):
         (cache / name).unlink()
     opened = (tiny_teacher(), TinyDataset(variants / "data"))
-    monkeypatch.setattr(recorded, "open_inputs", lambda config: opened)
+    monkeypatch.setattr(run, "open_inputs", lambda config: opened)
     made = open_cache(variants / "plain").provenance
     old = {**made, "config": {**made["config"], "compression": "none"}}
     (cache / "records/provenance.json").write_bytes(render_json(old))

@@ -15,11 +15,11 @@ from advl_data.scenes.generator.build import run_build_scenes
 from advl_data.scenes.packaged_teachers import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.extraction import estimate, part, run
+from advl_pipeline.extraction import estimate, run, sources
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import Estimate, estimates_by_card
-from advl_pipeline.extraction.part import open_part
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.extraction.sources import open_part
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
@@ -250,7 +250,7 @@ def test_a_cache_without_weights_is_sized_by_the_widths_of_its_teacher(
             ),
         )
 
-    monkeypatch.setattr(part, "open_part", lambda config: None)
+    monkeypatch.setattr(sources, "open_part", lambda config: None)
     monkeypatch.setattr(estimate, "estimates_by_card", sized)
     told = forecast_study(config(tmp_path, write_study_file(tmp_path, num_seeds=1)))
     assert [cache.num_bytes for cache in told.caches] == [18_000, 9_000]

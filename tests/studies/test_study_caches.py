@@ -13,7 +13,7 @@ from small_roberta import save_small_roberta
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.errors import ConfigError, InUse
-from advl_pipeline.extraction import planned_identity as extraction_identity
+from advl_pipeline.extraction import planning as extraction_identity
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies import caches

@@ -16,7 +16,7 @@ from dataset_mirrors import vcr_record, write_vcr
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ImportConfig
-from advl_pipeline.extraction.imported import run_import
+from advl_pipeline.extraction.run import run_import
 from advl_pipeline.students.region_student import PIXELS_CAVEAT
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, student_choice

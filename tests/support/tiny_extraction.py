@@ -39,7 +39,6 @@ from advl_pipeline.datasets.records import (
     text_unit,
 )
 from advl_pipeline.errors import AdvlError, DatasetError
-from advl_pipeline.extraction import recorded
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.repair import repair
@@ -268,8 +267,7 @@ def run_command(arguments: Sequence[str], path: str, log: str) -> None:
     teacher = tiny_teacher(**settings.get("teacher", {}))
     dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
     with ExitStack() as stack:
-        for module in (extraction_run, recorded):
-            stack.enter_context(patch.object(module, "open_inputs", lambda config: (teacher, dataset)))
+        stack.enter_context(patch.object(extraction_run, "open_inputs", lambda config: (teacher, dataset)))
         main(list(arguments))
 
 

@@ -18,7 +18,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ImportConfig
-from advl_pipeline.extraction.imported import run_import
+from advl_pipeline.extraction.run import run_import
 from advl_pipeline.students.lxmert import Lxmert
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student

@@ -20,7 +20,7 @@ from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ImportConfig
-from advl_pipeline.extraction.imported import import_features
+from advl_pipeline.extraction.run import import_features
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionStudent
 from advl_pipeline.students.registry import build_student

@@ -13,9 +13,9 @@ from commands import completed
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache.commit_records import load_complete
-from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.cache.stores import FolderStore
+from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.training.run import run_finetune
 

@@ -1,12 +1,14 @@
-"""Export to formats that other tools read: HDF5, safetensors, Parquet. One shard at a time is in memory.
+"""The commands that need a cache alone: what it holds at a glance, its export, removing what is no longer wanted.
 
-Shapes: N units, M token rows, D feature width.
+Exports are HDF5, safetensors or Parquet, written a few thousand units at a time.
+
+Shapes: M token rows, D feature width.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,25 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 
 from advl_pipeline.atomic import give_usual_mode, make_folder, replacing
-from advl_pipeline.cache.config import ExportConfig
-from advl_pipeline.cache.identity import canonical_json
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, committed_shards, load_complete
+from advl_pipeline.cache.confidence import committed_keys, list_confidence, remove_confidence, unfinished_keys
+from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
+from advl_pipeline.cache.identity import PROVENANCE_FILE, canonical_json
+from advl_pipeline.cache.parts import holding
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.cache.store import (
+    IDENTITY_FILE,
+    WORK_FOLDER,
+    Store,
+    journal_path,
+    read_json,
+    require_cache,
+    vouched_path,
+)
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.writer import CacheWriter, clear_work
+from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
+from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.packages import install_extra
 
@@ -181,3 +198,140 @@ def _to_parquet(cache: TeacherCache, output: Path) -> None:
 
 def _fixed_rows(pa: Any, rows_MD: npt.NDArray[Any]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows_MD).reshape(-1)), rows_MD.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityInfo:
+    """Counts of one modality; `token_dim` is None where there are no token features."""
+
+    num_units: int
+    num_token_rows: int
+    global_dim: int
+    token_dim: int | None
+    num_shards: int
+    committed_shards: int
+    quarantined: Mapping[str, str]
+    clipped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """Summary of a cache. `num_bytes` counts what is on disk or in the store."""
+
+    path: Location
+    is_complete: bool
+    num_bytes: int
+    stored_dtype: str
+    shard_rows: int
+    modalities: Mapping[str, ModalityInfo]
+    confidences: tuple[Mapping[str, Any], ...]
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def run_info(config: InfoConfig) -> CacheInfo:
+    """Summarise a cache.
+
+    Raises:
+        ConfigError: there is no cache.
+        CorruptCache: its plan or its records are damaged.
+        StorageError: the object store refuses access or cannot be reached.
+    """
+    store = open_store(config.cache)
+    sizes = require_cache(store)
+    writer = CacheWriter(store)
+    complete = load_complete(store) if COMPLETE_RECORD in sizes else None
+    committed = committed_shards(sizes)
+    modalities = {}
+    for name, shape in writer.plan.modalities.items():
+        placement = writer.placement(name)
+        modalities[name] = ModalityInfo(
+            num_units=shape.num_units,
+            num_token_rows=int(placement.lengths_N.sum()),
+            global_dim=shape.global_dim,
+            token_dim=shape.token_dim,
+            num_shards=placement.num_shards,
+            committed_shards=sum(modality == name for modality, _ in committed),
+            quarantined=complete.quarantined.get(name, {}) if complete else {},
+            clipped=complete.clipped.get(name, 0) if complete else 0,
+        )
+    return CacheInfo(
+        path=config.cache,
+        is_complete=complete is not None,
+        num_bytes=sum(max(0, size) for size in sizes.values()),
+        stored_dtype=writer.stored,
+        shard_rows=writer.plan.shard_rows,
+        modalities=modalities,
+        confidences=tuple(list_confidence(config.cache)),
+        identity=read_json(store, IDENTITY_FILE),
+        provenance=read_json(store, PROVENANCE_FILE),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What was removed, or would be."""
+
+    path: Location
+    removed: tuple[str, ...]
+    num_bytes: int
+
+
+def run_prune(config: PruneConfig) -> PruneResult:
+    """Remove sets of confidences, leftovers of stopped runs beside a complete cache, or the cache itself.
+
+    Raises:
+        ConfigError: there is no cache, or no set of that key.
+        InUse: an extraction writes the cache at this moment.
+    """
+    store = open_store(config.cache)
+    sizes = require_cache(store)
+    if config.all:
+        # A folder with some records/ is not ours to remove.
+        store.require_place()
+        if not config.dry_run:
+            # What an extraction that runs would go on to write could be resumed by nothing.
+            with holding(store):
+                _remove_all(store, sizes)
+        return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
+    known = committed_keys(sizes)
+    chosen = known if config.all_confidences else list(config.confidence)
+    for key in chosen:
+        if key not in known:
+            raise ConfigError(
+                f"There is no set of confidences {key!r}.", where=str(config.cache), why=suggest_names(key, known)
+            )
+    keys = [*chosen, *unfinished_keys(sizes)]
+    has_leftovers = COMPLETE_RECORD in sizes and any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
+    folders = [f"confidence/{key}" for key in keys] + ([WORK_FOLDER] if has_leftovers else [])
+    if not config.dry_run:
+        for key in keys:
+            remove_confidence(store, key)
+        if has_leftovers:
+            with holding(store):
+                clear_work(store)
+    size = _size(
+        {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
+    )
+    return PruneResult(path=config.cache, removed=tuple(folders), num_bytes=size)
+
+
+def _remove_all(store: Store, sizes: Mapping[str, int]) -> None:
+    # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last what makes
+    # it a cache at all, so that the removal can be given again.
+    store.delete(COMPLETE_RECORD)
+    store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
+    store.delete_under()
+    if store.folder is not None:
+        for beside in (journal_path, vouched_path):
+            beside(store.folder).unlink(missing_ok=True)
+    if left := store.list():
+        raise StorageError(
+            "The cache could not be removed whole.",
+            where=store.where(min(left)),
+            next_command=again("see who may write there, then give the same command again"),
+        )
+
+
+def _size(sizes: Mapping[str, int]) -> int:
+    return sum(max(0, size) for size in sizes.values())

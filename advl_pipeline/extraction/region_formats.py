@@ -1,0 +1,518 @@
+"""A detector's region features in the files of the published models: what each format holds of one picture.
+
+TSV of bottom-up attention (6 columns) and of LXMERT (10 columns), one picture per line, arrays in base64. BUTD:
+image_id, image_w, image_h, num_boxes, boxes, features. LXMERT: img_id, img_h, img_w, objects_id, objects_conf,
+attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigabytes: they are scanned for the offsets
+of their lines, and a line is decoded when its picture is asked for.
+
+HDF5 of bottom-up attention: `image_features` and `image_bb`, fixed (N, R, F) or ragged with `pos_boxes` (N, 2). Which
+row belongs to which picture is told by `<split>36_imgid2idx.pkl` (read without unpickling) or by a JSON file of the
+same content. Where `spatial_features` is there, boxes over their shares give the size of the original picture.
+
+One file per picture: `.npz` (VisualBERT, ViLBERT and their like) has `features`; `boxes` or `bbox` in pixels, or
+`norm_bb` in shares (corners, then width and height); optionally `num_boxes`, `conf`, and `image_w` with `image_h`.
+VL-BERT's `.json` has `num_boxes`, `boxes` and `features` in base64 of float32, optionally `image_w`, `image_h` and
+`image_box_feature`.
+
+UNITER's LMDB: key "<name>.npz", value msgpack of arrays, or compressed `.npz` bytes. The folder's name says how many
+regions a picture has: `feat_th0.2_max100_min10[_compressed]` keeps the regions above a confidence, clamped;
+`feat_numbb36` keeps 36; `all` keeps all. Rows are sorted by falling confidence, so the first n are meant. The sidecar
+`nbb_<...>.json` beside the folder gives n; without it n is computed.
+
+Legend: R regions, F feature width.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import pickletools
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.array_archives import DamagedArchive, read_array_archive
+from advl_pipeline.datasets.boxes import TOLERANCE
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.roots import is_safe_name
+from advl_pipeline.datasets.row_files import MappedLines, scan_lines
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import install_extra
+
+Floats = npt.NDArray[np.float32]
+
+SIZE_TOLERANCE = 1.5
+"""Pixels by which a size that is computed back from float32 shares may be off."""
+
+_BUTD = "image_id image_w image_h num_boxes boxes features".split()
+_LXMERT = "img_id image_h image_w objects_id objects_conf attrs_id attrs_conf num_boxes boxes features".split()
+_LAYOUTS = {len(_BUTD): _BUTD, len(_LXMERT): _LXMERT}
+
+_NUMBERS = frozenset({"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1"})
+_STRUCTURE = frozenset(
+    "PROTO FRAME MARK DICT EMPTY_DICT PUT BINPUT LONG_BINPUT MEMOIZE SETITEM SETITEMS STOP".split()
+)
+"""Opcodes of pickles that write a dictionary of whole numbers."""
+
+_THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
+_FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundFeatures:
+    """What files hold of one picture, float32.
+
+    `values` are token rows (M, D), or the feature of the whole picture (D,). Of rows that are regions, `regions` says
+    where they are (`cache.layout.REGION_COLUMNS`), and `whole_D` is the picture's own feature where files have it.
+    """
+
+    values: Floats
+    regions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    whole_D: Floats | None = None
+
+
+def make_regions(
+    *,
+    features_RF: Floats,
+    boxes_R4: Floats,
+    size: tuple[int, int],
+    stated_size: tuple[int, int] | None = None,
+    stated_sides_R2: Floats | None = None,
+    confidence_R: Floats | None = None,
+    whole_F: Floats | None = None,
+) -> FoundFeatures:
+    """Check arrays and make regions of them, which stand for none of the dataset's own boxes.
+
+    Args:
+        boxes_R4: x1, y1, x2, y2 in pixels.
+        size: (width, height) of the picture.
+        stated_size: of the picture that the file was computed from, where the file says it.
+        stated_sides_R2: width and height of each region as shares of the picture, where the file says them: in half
+            precision they are not the differences of its corners.
+
+    Raises:
+        Malformed: shapes that do not fit, values that are not finite, boxes outside the picture, another size.
+    """
+    if stated_size is not None and stated_size != size:
+        raise Malformed(
+            f"its features are for a picture of {stated_size[0]}x{stated_size[1]}, the picture is {size[0]}x{size[1]}"
+        )
+    if features_RF.ndim != 2 or boxes_R4.shape != (len(features_RF), 4):
+        raise Malformed(f"features of shape {features_RF.shape} and boxes of shape {boxes_R4.shape} do not fit")
+    if confidence_R is not None and confidence_R.shape != (len(features_RF),):
+        raise Malformed(f"{len(features_RF)} regions and confidences of shape {confidence_R.shape}")
+    for what, array in (
+        ("features", features_RF),
+        ("boxes", boxes_R4),
+        ("sides of boxes", stated_sides_R2),
+        ("confidences", confidence_R),
+        ("feature of the whole picture", whole_F),
+    ):
+        if array is not None and not np.isfinite(array).all():
+            raise Malformed(f"its {what} hold a value that is not finite")
+    x1, y1, x2, y2 = boxes_R4.T
+    # Half-precision shares of a large picture are off by up to 2^-11 of its side.
+    reach_x, reach_y = TOLERANCE + size[0] / 2048, TOLERANCE + size[1] / 2048
+    is_inside = (x1 >= -reach_x) & (y1 >= -reach_y) & (x2 <= size[0] + reach_x) & (y2 <= size[1] + reach_y)
+    is_box = is_inside & (x1 <= x2) & (y1 <= y2)
+    if not is_box.all():
+        row = int(np.flatnonzero(~is_box)[0])
+        raise Malformed(f"box {row} lies outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
+    corners_R4 = boxes_R4 / np.array([*size, *size], dtype=np.float32)
+    sides_R2 = corners_R4[:, 2:] - corners_R4[:, :2] if stated_sides_R2 is None else stated_sides_R2
+    return FoundFeatures(
+        # Decoded bytes are read-only, which PyTorch warns about.
+        values=np.require(features_RF, np.float32, ["C", "W"]),
+        regions={
+            "boxes": np.concatenate([corners_R4, sides_R2], axis=1).astype(np.float32),
+            "box_index": np.full(len(features_RF), -1, np.int32),
+            "confidence": np.full(len(features_RF), -1, np.float32) if confidence_R is None else confidence_R,
+        },
+        whole_D=None if whole_F is None else np.require(whole_F, np.float32, ["C", "W"]),
+    )
+
+
+def regions_of(arrays: Mapping[str, npt.NDArray[Any]], size: tuple[int, int]) -> FoundFeatures:
+    """Make regions of the named arrays of an `.npz` file; see the module's docstring for the names.
+
+    Raises:
+        Malformed: an array is missing, not of numbers, or does not fit.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise Malformed(f"array {name!r} is of {array.dtype}, not of numbers")
+    if "features" not in arrays:
+        raise Malformed("there is no array 'features'")
+    rows = None
+    if "num_boxes" in arrays:
+        rows = positive(arrays["num_boxes"].reshape(-1)[:1].sum(), "num_boxes")
+    boxes = next((arrays[name] for name in ("boxes", "bbox", "norm_bb") if name in arrays), None)
+    if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:
+        raise Malformed("there is no array of boxes with four columns")
+    boxes_R4 = boxes[:rows, :4].astype(np.float32)
+    sides_R2 = None
+    if "boxes" not in arrays and "bbox" not in arrays:
+        boxes_R4 = boxes_R4 * np.array([*size, *size], dtype=np.float32)
+        if boxes.shape[1] >= 6:
+            sides_R2 = boxes[:rows, 4:6].astype(np.float32)
+    confidence = arrays.get("conf")
+    return make_regions(
+        features_RF=arrays["features"][:rows].astype(np.float32),
+        boxes_R4=boxes_R4,
+        size=size,
+        stated_size=_stated_size({name: arrays[name].sum() for name in ("image_w", "image_h") if name in arrays}),
+        stated_sides_R2=sides_R2,
+        confidence_R=None if confidence is None else confidence[:rows].astype(np.float32),
+    )
+
+
+def decode_floats(value: Any, *, rows: int, what: str) -> Floats:
+    """Decode base64 of float32 into (rows, columns).
+
+    Raises:
+        Malformed: not base64, or not a whole number of rows.
+    """
+    if not isinstance(value, (str, bytes)):
+        raise Malformed(f"{what} are not base64 text")
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed(f"{what} are not base64") from None
+    if rows <= 0 or not data or len(data) % (4 * rows):
+        raise Malformed(f"{what} of {len(data)} bytes are not {rows} rows of float32")
+    return np.frombuffer(data, dtype="<f4").reshape(rows, -1)
+
+
+def positive(value: Any, what: str) -> int:
+    """Return a number that must be a positive whole one, written as text or as a number; raises `Malformed`."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number <= 0 or isinstance(value, bool):
+        raise Malformed(f"{what} is {value!r}")
+    return number
+
+
+def _stated_size(entries: Mapping[str, Any]) -> tuple[int, int] | None:
+    if "image_w" not in entries or "image_h" not in entries:
+        return None
+    return positive(entries["image_w"], "image_w"), positive(entries["image_h"], "image_h")
+
+
+class RegionReader(ABC):
+    """Region features by name of the picture, as its format names pictures.
+
+    Raises:
+        DatasetError: a file is missing, or malformed as far as is seen when it is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool: ...
+
+    @abstractmethod
+    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
+        """Read the entry of a picture that has one; raises `Malformed`."""
+
+    def _where(self, name: str) -> str:
+        return f"{self._path}: {name}"
+
+    def read(self, name: str, *, width: int, height: int) -> FoundFeatures:
+        """Read the regions of one picture.
+
+        Args:
+            name: of the picture in this format, see `regions.Naming`.
+            width, height: of the picture in pixels; formats that store shares of the picture are scaled by them.
+
+        Raises:
+            DatasetError: there is no such picture, its entry is damaged, holds a value that is not finite, or is
+                for a picture of another size.
+        """
+        if name not in self:
+            raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no entry for {name}")
+        try:
+            return self._read(name, (width, height))
+        except (Malformed, OSError, IndexError, ValueError) as error:
+            raise DatasetError(
+                "Region features are malformed.", where=self._where(name), why=f"picture {name}: {error}"
+            ) from None
+
+
+class TsvRegions(RegionReader):
+    """Regions of a TSV file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # By picture the number, the offset and the length of its line.
+        self._rows: dict[str, tuple[int, int, int]] = {}
+        try:
+            for line in scan_lines(path):
+                name = line.data.split(b"\t", 1)[0].decode("utf-8", "replace")
+                num_columns = line.data.count(b"\t") + 1
+                why = ""
+                if num_columns not in _LAYOUTS:
+                    why = f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}"
+                elif name in self._rows:
+                    why = f"picture {name} was on line {self._rows[name][0]} already"
+                if why:
+                    raise DatasetError("Region features are malformed.", where=f"{path}:{line.number}", why=why)
+                self._rows[name] = (line.number, line.offset, len(line.data))
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if not self._rows:
+            raise _unreadable(path, ValueError("it has no lines"))
+        self._lines = MappedLines(path)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def _where(self, name: str) -> str:
+        return f"{self._path}:{self._rows[name][0]}"
+
+    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
+        _, offset, length = self._rows[name]
+        cells = self._lines.read(offset, length).rstrip(b"\r\n").split(b"\t")
+        fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
+        count = positive(fields["num_boxes"], "num_boxes")
+        confidence = fields.get("objects_conf")
+        return make_regions(
+            features_RF=decode_floats(fields["features"], rows=count, what="features"),
+            boxes_R4=decode_floats(fields["boxes"], rows=count, what="boxes"),
+            size=size,
+            stated_size=_stated_size(fields),
+            confidence_R=None
+            if confidence is None
+            else decode_floats(confidence, rows=count, what="confidences")[:, 0],
+        )
+
+
+class Hdf5Regions(RegionReader):
+    """Regions of an HDF5 file; the one index file beside it, `.pkl` or `.json`, has picture number -> row."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        import h5py
+
+        super().__init__(path)
+        # BUTD names the index after the split and the number of boxes.
+        found = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
+        own = [file for file in found if file.name.startswith(path.stem)] or found
+        if len(own) != 1:
+            raise DatasetError(
+                "The index of region features is missing or not the only one.",
+                where=str(path.parent),
+                why=f"found {', '.join(file.name for file in own) or 'no *imgid2idx.pkl or .json'}",
+            )
+        self._rows = read_numbers(own[0])
+        try:
+            self._file: Any = stack.enter_context(h5py.File(path, "r"))
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        for name in ("image_features", "image_bb"):
+            if name not in self._file:
+                raise DatasetError("Region features are malformed.", where=str(path), why=f"no array {name!r}")
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.isdecimal() and int(name) in self._rows
+
+    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
+        file = self._file
+        part: Any = self._rows[int(name)]
+        if "pos_boxes" in file:
+            part = slice(*map(int, file["pos_boxes"][part]))
+        boxes_R4 = np.asarray(file["image_bb"][part], dtype=np.float32)
+        if "spatial_features" in file:
+            shares = np.asarray(file["spatial_features"][part])
+            if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
+                raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
+            for axis, known in enumerate(size):
+                # Pixels over their share give the size of the picture that the boxes are of.
+                row = int(np.argmax(shares[:, 2 + axis]))
+                if (share := shares[row, 2 + axis]) > 0:
+                    side = float(boxes_R4[row, 2 + axis] / share)
+                    if not abs(side - known) <= SIZE_TOLERANCE:
+                        raise Malformed(
+                            f"its features are for a picture with a side of {side:.0f}, the picture has {known}"
+                        )
+        features_RF = np.asarray(file["image_features"][part], dtype=np.float32)
+        return make_regions(features_RF=features_RF, boxes_R4=boxes_R4, size=size)
+
+
+def read_numbers(path: Path) -> dict[int, int]:
+    """Read a dictionary of whole numbers from JSON, or from a pickle that is not unpickled.
+
+    A pickle is a program; running one that a stranger wrote runs what the stranger wants. The opcodes that write a
+    dictionary of whole numbers are few: they are walked, not executed, and any other opcode is refused.
+
+    Raises:
+        DatasetError: missing, or it holds anything else.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix != ".pkl":
+            return {int(picture): int(row) for picture, row in json.loads(raw).items()}
+        numbers: list[int] = []
+        for code, argument, _ in pickletools.genops(raw):
+            if code.name in _NUMBERS and isinstance(argument, int) and not isinstance(argument, bool):
+                numbers.append(argument)
+            elif code.name not in _STRUCTURE:
+                raise Malformed(f"it holds more than whole numbers (pickle opcode {code.name})")
+        keys = numbers[::2]
+        if len(numbers) % 2 or len(set(keys)) != len(keys):
+            raise Malformed("it is not a dictionary from whole numbers to whole numbers")
+        return dict(zip(keys, numbers[1::2], strict=True))
+    except OSError as error:
+        why = error.strerror or "it cannot be read"
+    except (Malformed, ValueError, IndexError, OverflowError, TypeError, AttributeError) as error:
+        why = str(error)
+    raise DatasetError("The index of region features cannot be used.", where=str(path), why=why)
+
+
+class PerPictureRegions(RegionReader):
+    """Regions in a folder with one file per picture, `.npz` or `.json`; names are relative to it, without suffix."""
+
+    def __init__(self, folder: Path, *, suffix: str) -> None:
+        super().__init__(folder)
+        self._suffix = suffix
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and is_safe_name(name) and Path(self._where(name)).is_file()
+
+    def _where(self, name: str) -> str:
+        return str(self._path / f"{name}{self._suffix}")
+
+    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
+        # NumPy leaves a file open that it opened itself and found damaged.
+        with Path(self._where(name)).open("rb") as file:
+            return regions_of(_archived(file), size) if self._suffix == ".npz" else _of_json(file.read(), size)
+
+
+def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return read_array_archive(file, wanted=lambda name: name != "soft_labels")
+    except DamagedArchive as error:
+        raise Malformed(str(error)) from None
+
+
+def _of_json(raw: bytes, size: tuple[int, int]) -> FoundFeatures:
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise Malformed("not an object")
+    count = positive(record.get("num_boxes"), "num_boxes")
+    whole = record.get("image_box_feature")
+    return make_regions(
+        features_RF=decode_floats(record.get("features"), rows=count, what="features"),
+        boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
+        size=size,
+        stated_size=_stated_size(record),
+        whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
+    )
+
+
+class UniterRegions(RegionReader):
+    """Regions of one LMDB folder, such as `img_db/coco_val2014/feat_th0.2_max100_min10`; `stack` closes it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        try:
+            import lmdb
+            import msgpack  # noqa: F401
+        except ImportError as error:
+            raise DatasetError(
+                "Reading UNITER's LMDB needs packages that are not installed.",
+                where=str(folder),
+                why=str(error),
+                next_command=install_extra("uniter"),
+            ) from None
+        super().__init__(folder)
+        try:
+            opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+        except lmdb.Error as error:
+            raise _unreadable(folder, error) from None
+        self._environment: Any = stack.enter_context(opened)
+        self._rule = _THRESHOLD.fullmatch(folder.name)
+        self._fixed = _FIXED.fullmatch(folder.name)
+        self._counts: dict[str, int] = {}
+        if self._rule and (sidecar := folder.parent / f"nbb_{self._rule['rule']}.json").exists():
+            try:
+                value = json.loads(sidecar.read_text(encoding="utf-8"))
+                self._counts = {str(name): int(count) for name, count in value.items()}
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise DatasetError(
+                    "The counts of regions are malformed.", where=str(sidecar), why=str(error)
+                ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._get(name) is not None
+
+    def _get(self, name: str) -> bytes | None:
+        with self._environment.begin() as transaction:
+            value: bytes | None = transaction.get(f"{name}.npz".encode())
+        return value
+
+    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
+        value = self._get(name) or b""
+        found = regions_of(_archived(io.BytesIO(value)) if value.startswith(_ZIP_MAGIC) else _unpack(value), size)
+        count = len(found.values)
+        if self._fixed is not None:
+            count = int(self._fixed["count"])
+        elif self._rule is not None and f"{name}.npz" in self._counts:
+            count = self._counts[f"{name}.npz"]
+        elif self._rule is not None:
+            confidence_R = found.regions["confidence"]
+            if (confidence_R < 0).all():
+                raise Malformed("neither the sidecar nor confidences say how many regions are meant")
+            above = int((confidence_R > float(self._rule["threshold"])).sum())
+            count = min(max(above, int(self._rule["least"])), int(self._rule["most"]))
+        return FoundFeatures(
+            values=found.values[:count], regions={name: rows[:count] for name, rows in found.regions.items()}
+        )
+
+
+def _unpack(value: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Unpack msgpack_numpy's form of a dictionary of arrays; its pickled objects are refused."""
+    import msgpack
+
+    try:
+        record = msgpack.unpackb(value, raw=True, strict_map_key=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Malformed(f"not msgpack: {error}") from None
+    if not isinstance(record, dict):
+        raise Malformed("not a dictionary of arrays")
+    arrays = {}
+    for key, entry in record.items():
+        name = _text(key)
+        if name == "soft_labels":
+            continue
+        fields = {_text(key): value for key, value in entry.items()} if isinstance(entry, dict) else {}
+        if not fields.get("nd") or fields.get("kind") not in (b"", ""):
+            raise Malformed(f"{name!r} is not a plain array")
+        try:
+            dtype = np.dtype(_text(fields["type"]))
+            arrays[name] = np.frombuffer(fields["data"], dtype=dtype).reshape(fields["shape"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise Malformed(f"{name!r} is not an array: {error}") from None
+    return arrays
+
+
+def _text(key: Any) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    why = getattr(error, "strerror", None) or str(error)
+    return DatasetError("A file of region features cannot be read.", where=str(path), why=why)
