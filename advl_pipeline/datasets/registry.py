@@ -63,7 +63,7 @@ def benchmark_of(name: str) -> Benchmark | None:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes, beside those that say where data of one's own lies (`names.py`)."""
+    """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
     own = (name for name in card_names() if load_card(name).format in (ROWS, *_FORMATS))
     return tuple(sorted({*own, *plugin_entry_points()}))
 

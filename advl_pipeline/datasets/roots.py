@@ -90,14 +90,15 @@ def index_draft(path: Path) -> Iterator[Path]:
         yield draft
         draft.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise DatasetError(
             "The index of a dataset cannot be written.",
             where=str(path.parent),
             why=error.strerror or str(error),
             next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
         ) from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()
 
 
 def is_own_data(name: str) -> bool:

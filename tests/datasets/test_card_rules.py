@@ -15,7 +15,7 @@ pytest.importorskip("datasets")
 import datasets
 from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
-from own_rows import choice_row, write_json_lines, write_pictures
+from own_rows import choice_row, data_of, write_json_lines, write_pictures
 
 from advl_pipeline.datasets import registry
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
@@ -23,13 +23,6 @@ from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.columns import split_options
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
-
-
-def data_of(folder: Path, rows: list[dict[str, Any]], card: str = "") -> str:
-    """Write rows and a card of them; return the card."""
-    write_json_lines(folder / "data.jsonl", rows)
-    (folder / "card.toml").write_text(f'files = "data.jsonl"\n{card}', encoding="utf-8")
-    return str(folder / "card.toml")
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:

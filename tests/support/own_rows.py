@@ -91,3 +91,12 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     write_pictures(path.parent / "pictures")
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
     return path
+
+
+def data_of(folder: Path, rows: Sequence[Mapping[str, Any]], card: str = "") -> str:
+    """Write rows, and a card of them where it says something; return what names the data."""
+    data = write_json_lines(folder / "data.jsonl", rows)
+    if not card:
+        return str(data)
+    (folder / "card.toml").write_text(f'files = "data.jsonl"\n{card}', encoding="utf-8")
+    return str(folder / "card.toml")
