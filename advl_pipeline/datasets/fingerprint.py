@@ -97,10 +97,7 @@ class FileDigests:
         Raises:
             Malformed: the file is missing, empty, or not a picture that Pillow can open, or at `PIXELS` decode.
         """
-        known = self._fresh.get(name)
-        if known is None or known.depth < depth:
-            known = self._recalled(name, depth) or self._learn(name, *self._read(name, depth))
-        return known
+        return self._known(name, depth) or self._learn(name, *self._read(name, depth))
 
     def warm(self, names: Sequence[str], depth: Depth = Depth.BYTES) -> None:
         """Learn many files with a few threads; a file that cannot be read is left for `facts` to name."""
@@ -111,11 +108,7 @@ class FileDigests:
             except Malformed:
                 return None
 
-        missing = []
-        for name in names:
-            known = self._fresh.get(name)
-            if (known is None or known.depth < depth) and self._recalled(name, depth) is None:
-                missing.append(name)
+        missing = [name for name in names if self._known(name, depth) is None]
         if not missing:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -142,8 +135,11 @@ class FileDigests:
             np.save(file, np.array(rows, dtype=FACTS), allow_pickle=False)
         self._unsaved = {}
 
-    def _recalled(self, name: str, depth: Depth) -> FileFacts | None:
-        """Return what the table knows of a file that is as it was, None where that is not enough."""
+    def _known(self, name: str, depth: Depth) -> FileFacts | None:
+        """Return what was learned of a file, or what the table knows of an unchanged one; None for too little."""
+        fresh = self._fresh.get(name)
+        if fresh is not None and fresh.depth >= depth:
+            return fresh
         if self._table is None:
             self._table = _open_table(self._path)
         row = self._table.get(_key(name))

@@ -121,13 +121,9 @@ class WordPrior:
 
     def of_text(self, text: str) -> npt.NDArray[np.float32]:
         """Return (W,) the prior of each word of `word_spans(text)`."""
-        values = [self._of_word(text[start:end].lower()) for start, end in word_spans(text)]
-        return np.array(values, dtype=np.float32)
-
-    def _of_word(self, word: str) -> float:
-        if is_function_word(word):
-            return 0.0
-        return self.idf.get(word, self.unseen)
+        words = (text[start:end].lower() for start, end in word_spans(text))
+        priors = [0.0 if is_function_word(word) else self.idf.get(word, self.unseen) for word in words]
+        return np.array(priors, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
