@@ -29,7 +29,7 @@ from advl_pipeline.datasets.own.columns import columns_of, parse_item, recognise
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_draft
-from advl_pipeline.datasets.rows import Item, Kind, Row, RowSource
+from advl_pipeline.datasets.rows import Held, Item, Kind, Row, RowSource
 from advl_pipeline.errors import DatasetError, again
 
 _FACTS = b"advl"
@@ -137,6 +137,12 @@ def record_batch(columns: Mapping[str, Any], facts: Mapping[str, Any] | None = N
     return batch.replace_schema_metadata({_FACTS: json.dumps(facts or {})})
 
 
+def index_file(folder: Path, key: Mapping[str, Any]) -> Path:
+    """Return where the index of `key` below `folder` lies, or is to lie."""
+    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    return folder / f"{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}.arrow"
+
+
 def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], Any]) -> ArrowFile:
     """Open the index of `key` below `folder`, building it first when it is not there or damaged.
 
@@ -148,8 +154,7 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
     Raises:
         DatasetError: the index cannot be written.
     """
-    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
-    path = folder / f"{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}.arrow"
+    path = index_file(folder, key)
     with suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         file = ArrowFile(path)
         _ = file.batch, file.facts
@@ -193,7 +198,10 @@ _TYPES: Mapping[str, Any] = {"id": pa.large_string(), **_NUMBERS, **_LISTS}
 
 
 class PictureFacts(NamedTuple):
-    """What rows say of a picture; see `Item`. A name that begins with "/" is the digest of a picture in a table."""
+    """What rows say of a picture; see `Item`.
+
+    A name that begins with "/" is the digest of a picture in a table, one with "//" that of a `Held` picture.
+    """
 
     name: str
     boxes: Sequence[Sequence[float]]
@@ -398,6 +406,8 @@ class _Builder:
             digest = hashlib.sha256(picture).hexdigest()
             keep(self._pictures / digest, picture)
             picture = f"/{digest}"
+        elif isinstance(picture, Held):
+            picture = picture.name
         # Rows that say the same of a picture share it.
         facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
         image = orjson.dumps(tuple(facts)).decode()

@@ -33,6 +33,7 @@ from advl_pipeline.datasets.index import (
     record_batch,
 )
 from advl_pipeline.datasets.own.columns import compose
+from advl_pipeline.datasets.own.held_pictures import HeldPictures
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
@@ -44,7 +45,7 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.rows import RowSource
+from advl_pipeline.datasets.rows import HELD, RowSource
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError
 
@@ -108,7 +109,7 @@ class Reading:
     `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
     name that the row has. Of data of one's own (`is_own`), content stands for the name unless they are `called`
-    something, and pictures with boxes are grouped by their bytes.
+    something, and pictures with boxes are grouped by their bytes. `held` gives the pictures that nobody has fetched.
     """
 
     variants: tuple[Variant, ...]
@@ -119,6 +120,7 @@ class Reading:
     locate: Callable[[Path, str], str] = _same_name
     is_own: bool = False
     called: str = ""
+    held: HeldPictures | None = None
 
 
 class IndexedDataset:
@@ -227,10 +229,23 @@ class IndexedDataset:
     def _file_names(self, image: int) -> tuple[str, ...]:
         """Return the picture's file, and the files that its unit depends on, relative to the pictures folder."""
         picture = self._index.picture(image)
+        if picture.name.startswith(HELD) and self._reading.held is not None:
+            return (str(self._reading.held.file_of(picture.name)),)
         if picture.name.startswith("/"):
             return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
         name = self._reading.locate(self._source.pictures, picture.name)
         return (name, picture.boxes_file) if picture.boxes_file else (name,)
+
+    @property
+    def _held(self) -> dict[int, str]:
+        """Pictures in use that are held in files of the hub -> their names."""
+        names = ((image, self._index.picture(image).name) for image in self._used_images)
+        return {image: name for image, name in names if name.startswith(HELD)}
+
+    def _require_room(self) -> None:
+        """Refuse the pictures of the split where the disk has no room for those that are to be fetched."""
+        if self._reading.held is not None:
+            self._reading.held.require_room(self._held.values())
 
     def _make_unit(self, image: int) -> ImageUnit:
         name, picture = self._file_names(image)[0], self._index.picture(image)
@@ -286,6 +301,7 @@ class IndexedDataset:
         return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
+        self._require_room()
         # A picture that is cut off has a sound header, and must be skipped in both phases.
         self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.PIXELS)
         problems = {}
@@ -384,15 +400,18 @@ class IndexedDataset:
         """Hexadecimal SHA-256 of the split: annotations, wording, pictures and boxes; never of paths or times.
 
         It does not depend on the tasks that the split was opened for, on the order of the labels or on the answer
-        vocabulary, so that one cache serves them all.
+        vocabulary, so that one cache serves them all. For a picture that is held in a file of a named revision stands
+        the place where it is held.
         """
-        names = {image: self._file_names(image) for image in self._used_images}
+        held = self._held
+        names = {image: () if image in held else self._file_names(image) for image in self._used_images}
         self._files.warm([*chain.from_iterable(names.values())])
         facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
         state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for digest in self._digests:
             state.update(digest)
         for image, files in names.items():
+            state.update(held.get(image, "").encode())
             with self._naming_users(image):
                 for name in files:
                     state.update(self._files.facts(name).digest)
@@ -404,6 +423,7 @@ class IndexedDataset:
         Raises:
             DatasetError: a picture or its boxes are missing or malformed.
         """
+        self._require_room()
         self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.HEADER)
         units: dict[str, ImageUnit] = {}
         for image in self._used_images:
@@ -495,14 +515,19 @@ class IndexedDataset:
         """Look at every picture of the split.
 
         Args:
-            deep: decode each picture and check its boxes; else only see whether it is there and not empty.
+            deep: decode each picture and check its boxes; else only see whether it is there and not empty. Pictures
+                that are held in files of the hub are then not fetched.
             progress: show a bar on stderr.
 
         Returns:
             (number of pictures, what is wrong with them).
         """
         problems = []
-        images = tqdm(self._used_images, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
+        if deep:
+            self._require_room()
+        untouched = {} if deep else self._held
+        asked = [image for image in self._used_images if image not in untouched]
+        images = tqdm(asked, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
         for image in images:
             files = self._file_names(image)
             try:
@@ -515,7 +540,7 @@ class IndexedDataset:
             except Malformed as error:
                 problems.append(self._picture_problem(image, error))
         self._files.flush()
-        return len(images), problems
+        return len(self._used_images), problems
 
     def __getstate__(self) -> dict[str, Any]:
         # What finds the classes may be of this process alone; what it found is not.

@@ -26,6 +26,7 @@ from advl_pipeline.datasets.cards import (
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
 from advl_pipeline.datasets.own.columns import MADE_OF
+from advl_pipeline.datasets.own.held_pictures import HeldPictures
 from advl_pipeline.datasets.own.hub import hub_names, hub_source, library_sign
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
@@ -452,7 +453,7 @@ class OwnData:
         """Open a split, which must be one of `splits`.
 
         Args:
-            root: not looked at, since the index says where its files lie.
+            root: folder of the datasets, where copies of repositories of the hub lie.
             options: `answers` holds names of classes or answers; None for those that `class_names` finds.
 
         Raises:
@@ -485,6 +486,7 @@ class OwnData:
             scores=answer_scores,
             is_own=True,
             called=self.rows.called,
+            held=HeldPictures(root, index.folder),
         )
         dataset = IndexedDataset(
             source,

@@ -5,6 +5,7 @@ A card is a small TOML file for what columns do not say.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -129,12 +130,51 @@ def names_hub(files: Any) -> bool:
     return all(isinstance(name, str) and name.startswith(HUB_PREFIX) for name in named)
 
 
+HELD = "//"
+"""How the names of `Held` pictures begin, in an index; no name of a row does."""
+
+
+class Held(NamedTuple):
+    """A picture inside a Parquet file of the hub, which nobody has fetched yet.
+
+    `file` is ORG/NAME@REVISION/PATH. The picture stands in a row of a row group, in a column, at a place of its list.
+    `num_bytes` is the size of the whole row group in that column.
+    """
+
+    file: str
+    column: str
+    group: int
+    row: int
+    place: int
+    num_bytes: int
+
+    @classmethod
+    def named(cls, name: str) -> Held:
+        """Return the picture of a name."""
+        return cls(*json.loads(name.removeprefix(HELD)))
+
+    @property
+    def name(self) -> str:
+        return HELD + json.dumps(self)
+
+    @property
+    def repository(self) -> str:
+        """ORG/NAME@REVISION."""
+        return self.file[: -len(self.inside) - 1]
+
+    @property
+    def inside(self) -> str:
+        """Path of the file in its repository."""
+        return self.file.partition("@")[2].partition("/")[2]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """A row, checked.
 
-    `image` is the name of a picture, or its bytes. `boxes` are in pixels, of a picture of `size` where the data say
-    it; where they lie in a file beside the picture, `boxes_file` names it and `box_labels` are what it must hold.
+    `image` is the name of a picture, its bytes, or where it is held. `boxes` are in pixels, of a picture of `size`
+    where the data say it. Where they lie in a file beside the picture, `boxes_file` names it and `box_labels` are
+    what it must hold.
     `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
     `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where
     there is none. `answers` are the texts that people gave, `counts` how many gave each (one each where it is empty),
@@ -143,7 +183,7 @@ class Item:
     """
 
     item_id: str | None
-    image: str | bytes
+    image: str | bytes | Held
     texts: tuple[str, ...]
     num_choices: int = 0
     boxes: tuple[tuple[float, ...], ...] = ()

@@ -293,32 +293,33 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
 
 
 def test_a_set_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its page says; pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
     monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
-    write_twin(tmp_path, "cv-bench", colour_samples(10))
-    write_twin(tmp_path / "read", "cv-bench", colour_samples(10))
-    assert len(open_dataset("cv-bench", split="test", data_root=tmp_path / "read")) == 10
+    told = 'task = "choice"\n[columns]\nlabel = "answer"\n'
+    for folder in (tmp_path / "new", tmp_path / "read"):
+        write_twin(folder, "cv-bench", colour_samples(10))
+        (folder / "all.toml").write_text(f'files = "hf:{folder}/nyu-visionx/CV-Bench"\n{told}')
+    assert len(open_dataset(str(tmp_path / "read/all.toml"), split="test")) == 10
     before = sorted((tmp_path / "index").rglob("*"))
     size = 10**18
     page = (
         "---\ndataset_info:\n  splits:\n  - name: test\n"
         f"    num_bytes: {size}\n    num_examples: {size}\n  dataset_size: {size}\n---\n"
     )
-    (tmp_path / "nyu-visionx/CV-Bench/README.md").write_text(page)
+    (tmp_path / "new/nyu-visionx/CV-Bench/README.md").write_text(page)
     with pytest.raises(DatasetError) as caught:
-        open_dataset("cv-bench", split="test", data_root=tmp_path)
+        open_dataset(str(tmp_path / "new/all.toml"), split="test")
     assert caught.value.what == "The dataset does not fit on the disk."
     assert "it takes 1,000,000,000.0 GB, and " in caught.value.why
     assert "num_rows = 20000" in caught.value.next_command
     assert sorted((tmp_path / "index").rglob("*")) == before, "nothing is half written"
     # Its first rows fit, and what was read before needs no more room.
     card = tmp_path / "first.toml"
-    card.write_text(
-        f'files = "hf:{tmp_path}/nyu-visionx/CV-Bench"\nnum_rows = 8\ntask = "choice"\n[columns]\nlabel = "answer"\n'
-    )
+    card.write_text(f'files = "hf:{tmp_path}/new/nyu-visionx/CV-Bench"\nnum_rows = 8\n{told}')
     assert len(open_dataset(str(card), split="test")) == 8
     (tmp_path / "read/nyu-visionx/CV-Bench/README.md").write_text(page)
     monkeypatch.setattr(registry, "_opened", {})
-    assert len(open_dataset("cv-bench", split="test", data_root=tmp_path / "read")) == 10
+    assert len(open_dataset(str(tmp_path / "read/all.toml"), split="test")) == 10
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,17 @@ LARGE = 2048
 
 @dataclass
 class Hub:
-    """Repositories by "datasets/ORG/NAME"; `refuses` maps the start of a path to the status it is answered with."""
+    """Repositories by "datasets/ORG/NAME"; `refuses` maps the start of a path to the status it is answered with.
+
+    `sent` counts the bytes that were sent of each path.
+    """
 
     endpoint: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     refuses: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
 
     def sha(self, key: str) -> str:
         """The commit of what a repository holds."""
@@ -36,7 +40,7 @@ class Hub:
             state.update(name.encode() + hashlib.sha1(content).digest())
         return state.hexdigest()
 
-    def answer(self, method: str, path: str, body: bytes, token: str) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, body: bytes, token: str, *, one_level: bool = False) -> tuple[int, Any]:
         """Return status and content: bytes of a file, or what becomes JSON."""
         self.asked.append(f"{method} {path}")
         for start, status in self.refuses.items():
@@ -62,14 +66,25 @@ class Hub:
             files = self.repositories.get(f"{found[1] or 'models'}/{found[2]}", {})
             return (200, files[found[3]]) if found[3] in files else (404, {"error": "EntryNotFound"})
         found = re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/[^/]+)?", path
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/[^/]+)?(?:/(.+))?", path
         )
         if not found:
             return 404, {"error": "unknown"}
         key = f"{found[1]}/{found[2]}"
         if key not in self.repositories:
             return 404, {"error": "RepoNotFound"}
+        if found[3] == "tree" and one_level:
+            return 200, self._level(self.repositories[key], f"{found[4]}/" if found[4] else "")
         return 200, self._of_repository(key, found[3], body)
+
+    def _level(self, files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
+        inside = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
+        found: dict[str, dict[str, Any]] = {}
+        for name, content in inside.items():
+            first, is_below, _ = name.partition("/")
+            told = {"type": "directory"} if is_below else {"type": "file", "size": len(content)}
+            found[first] = {"path": folder + first, "oid": hashlib.sha1(content).hexdigest(), **told}
+        return [*found.values()]
 
     def _large(self, item: dict[str, Any]) -> dict[str, Any]:
         action = {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}
@@ -124,8 +139,13 @@ def serve_hub() -> Iterator[Hub]:
         def handle_any(self) -> None:
             path = unquote(urlsplit(self.path).path)
             body = self.body()
-            status, content = hub.answer(self.command, path, body, self.headers.get("Authorization", ""))
+            token, one_level = self.headers.get("Authorization", ""), "recursive=false" in self.path.lower()
+            status, content = hub.answer(self.command, path, body, token, one_level=one_level)
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+            if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+                status, raw = 206, raw[int(asked[1]) : int(asked[2]) + 1]
+            if self.command == "GET":
+                hub.sent[path] = hub.sent.get(path, 0) + len(raw)
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))
             self.send_header("X-Repo-Commit", path.partition("/resolve/")[2].partition("/")[0])

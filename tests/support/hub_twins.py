@@ -456,8 +456,12 @@ TWINS: Mapping[str, Callable[[Sequence[Sample]], Iterable[Part]]] = {
 }
 
 
-def write_twin(root: Path, card: str, samples: Sequence[Sample]) -> None:
-    """Write the repositories of a card as copies below the folder of the datasets."""
+def write_twin(root: Path, card: str, samples: Sequence[Sample], *, group_rows: int | None = None) -> None:
+    """Write the repositories of a card as copies below the folder of the datasets.
+
+    Args:
+        group_rows: rows of a row group; None for the library's own choice.
+    """
     pages: dict[str, dict[str, list[str]]] = {}
     for part in TWINS[card](samples):
         name = f"{part.configuration or 'data'}/{part.split}-00000-of-00001.parquet"
@@ -465,7 +469,7 @@ def write_twin(root: Path, card: str, samples: Sequence[Sample]) -> None:
         file = root / part.repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_list([dict(row) for row in part.rows], features=Features(part.features)).to_parquet(
-            file
+            file, batch_size=group_rows
         )
     for repository, configurations in pages.items():
         if "" in configurations:

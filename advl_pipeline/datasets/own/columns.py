@@ -25,7 +25,7 @@ from advl_pipeline.datasets.boxes import is_number
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Item, Kind, Row
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Held, Item, Kind, Row
 from advl_pipeline.errors import DatasetError, again, suggest_names
 
 MADE_OF: Mapping[Kind, tuple[str, ...]] = {
@@ -215,7 +215,7 @@ def _under_our_columns(row: Row, card: DataCard) -> Row:
 
 
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
+    return isinstance(value, (bytes, Held)) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
 
 
 def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
@@ -505,15 +505,18 @@ def _plain(text: str | int | bool) -> str:
     return str(text).lower() if isinstance(text, bool) else normalise_text(str(text))
 
 
-def _image(value: Any) -> str | bytes:
-    """Return a name or bytes; libraries write a picture inside a table as {bytes, path}, or in a list of one."""
+def _image(value: Any) -> str | bytes | Held:
+    """Return a name, bytes, or where the picture is held.
+
+    Libraries write a picture inside a table as {bytes, path}, or in a list of one.
+    """
     if isinstance(value, list) and value:
         if len(value) > 1:
             raise Malformed(f"field 'image' holds {len(value)} pictures, and an item is about one")
         value = value[0]
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or value
-    if isinstance(value, bytes) and value:
+    if isinstance(value, Held) or (isinstance(value, bytes) and value):
         return value
     if not isinstance(value, str) or not value:
         raise _unlike("image", value, "the file name of a picture")

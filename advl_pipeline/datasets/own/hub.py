@@ -2,13 +2,13 @@
 
 Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run. A copy
 of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
-read; only a name of the hub without a revision goes through the library's cache, which may serve it offline.
+read, and Parquet of a commit is read without its pictures (`held_pictures.py`). Only a name of the hub without a
+revision goes through the library's cache, which may serve it offline.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.datasets.cards import card_instead_of
+from advl_pipeline.datasets.own.held_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX, DatasetMissing, is_safe_name
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource
@@ -29,6 +30,9 @@ UNKNOWN_CLASS = -1
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 """How the library ends the name of a file that is one of several of a split."""
+
+_REVISION = re.compile(r"[0-9a-f]{7,40}")
+"""A commit, which stays as it is; a branch or a tag may be moved."""
 
 _SAVED = "state.json"
 """What `save_to_disk` leaves beside the rows of a lone dataset."""
@@ -132,8 +136,8 @@ def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
     source = library_source(parts, card, name=str(named), pictures=pictures, joined=joined)
 
     def rows() -> Iterator[Row]:
-        for require_space in needed:
-            require_space()
+        for has_room in needed:
+            has_room()
         yield from source.rows()
 
     return replace(source, rows=rows, version=version or source.version)
@@ -159,8 +163,9 @@ def _parts(files: Any, card: DataCard, root: Path, needed: list[Callable[[], Non
                 )
             ours = {split: ours[split] if split in ours else next(iter(ours.values()))}
         parts |= {one: found[theirs] for one, theirs in ours.items()}
-        size = _size(info, set(ours.values()), card.num_rows)
-        needed.append(partial(_require_space, size, name, root))
+        if not all(isinstance(found[theirs], HeldRows) for theirs in ours.values()):
+            size = _size(info, set(ours.values()), card.num_rows)
+            needed.append(partial(require_space, size, str(name), root))
     return parts, "".join(versions)
 
 
@@ -198,9 +203,11 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
             found = builder.as_streaming_dataset()
             files = builder.config.data_files or {}
             version = repr([(split, of_split.origin_metadata) for split, of_split in files.items()])
+            if _REVISION.fullmatch(name.revision) and all(_is_parquet(one) for of in files.values() for one in of):
+                found = {split: _held(name, files[split], part) for split, part in found.items()}
         else:
             if not Path(builder.cache_dir).exists():
-                _require_space(2 * _size(builder.info) + (builder.info.download_size or 0), name, root)
+                require_space(2 * _size(builder.info) + (builder.info.download_size or 0), str(name), root)
             builder.download_and_prepare()
             found, version = builder.as_dataset(), ""
     except DatasetError:
@@ -211,32 +218,32 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
     return {None if is_saved else str(split): part for split, part in found.items()}, version, builder.info
 
 
+def _is_parquet(file: object) -> bool:
+    return str(file).endswith(".parquet")
+
+
+def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
+    """Return the rows of Parquet files without the bytes of their pictures; as they are where they have none."""
+    import datasets
+
+    inner = {column: getattr(feature, "feature", feature) for column, feature in (part.features or {}).items()}
+    pictures = frozenset(column for column, feature in inner.items() if isinstance(feature, datasets.Image))
+    # Of the hub, behind the revision as it is written in full; of a copy, below its folder.
+    inside = {
+        str(file).partition("@")[2].partition("/")[2]
+        if name.copy is None
+        else Path(str(file)).relative_to(name.copy.absolute()).as_posix(): str(file)
+        for file in files
+    }
+    return HeldRows(f"{name.path}@{name.revision}", inside, part.features, pictures) if pictures else part
+
+
 def _size(info: Any, splits: Collection[str | None] | None = None, num_rows: int | None = None) -> float:
     """Return the bytes of the first rows of some splits, as the dataset's page tells them; 0 where it does not."""
     told = [split for name, split in (info.splits or {}).items() if splits is None or name in splits]
     return float(
         sum(one.num_bytes * min(1.0, num_rows / max(1, one.num_examples) if num_rows else 1.0) for one in told)
     )
-
-
-def _require_space(needed: float, name: HubName, root: Path) -> None:
-    """Refuse a dataset that is larger than the disk has room for.
-
-    Raises:
-        DatasetError: as said.
-    """
-    home = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(home).free
-    if needed > free:
-        raise DatasetError(
-            "The dataset does not fit on the disk.",
-            where=str(name),
-            why=f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free",
-            next_command=again(
-                "set ADVL_DATA to a folder on a larger disk, or take the first rows alone by num_rows = 20000 in a "
-                "card, then give the same command again"
-            ),
-        )
 
 
 def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None = None) -> DatasetMissing:
@@ -311,6 +318,8 @@ def library_source(
 
 def _prepared(part: Any, image_feature: type) -> Any:
     """Leave pictures undecoded."""
+    if isinstance(part, HeldRows):
+        return part
     for column, feature in (part.features or {}).items():
         inner = getattr(feature, "feature", None)
         if isinstance(feature, image_feature):

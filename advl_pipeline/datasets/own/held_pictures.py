@@ -1,0 +1,183 @@
+"""Pictures inside Parquet files of the hub, of a revision that is named: rows are read without them.
+
+A picture is fetched when it is first asked for, with those of its row group, which lie beside it in the file. So a
+subset of a few questions costs the texts of all rows and the row groups of its own pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, index_file, keep, open_index_file, record_batch
+from advl_pipeline.datasets.rows import Held
+from advl_pipeline.errors import DatasetError, again
+from advl_pipeline.locations import hub_obstacle
+
+_GROUPS = "row-groups"
+"""Below the index: which pictures the row groups hold that were fetched."""
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """Rows of Parquet files; a picture in them is a `Held`.
+
+    `files` maps names of files in the repository to where each is opened, in their order. `features` are those of the
+    library, and `pictures` the columns that hold pictures or lists of them.
+    """
+
+    repository: str
+    files: Mapping[str, str]
+    features: Any
+    pictures: frozenset[str]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for name, place in self.files.items():
+            with closing(open_file(place)) as file:
+                yield from self._rows_of(file, f"{self.repository}/{name}")
+
+    def _rows_of(self, file: IO[bytes], name: str) -> Iterator[dict[str, Any]]:
+        import datasets
+        import pyarrow.parquet as pq
+        from datasets.table import table_cast
+
+        table = pq.ParquetFile(file, pre_buffer=True)
+        leaves = [table.schema.column(place).path for place in range(len(table.schema))]
+        content = {place for place, leaf in enumerate(leaves) if self._is_content(leaf)}
+        wanted = [leaf for place, leaf in enumerate(leaves) if place not in content]
+        texts = datasets.Features({key: kind for key, kind in self.features.items() if key not in self.pictures})
+        for group in range(table.num_row_groups):
+            chunks = [table.metadata.row_group(group).column(place) for place in content]
+            sizes = {chunk.path_in_schema.partition(".")[0]: chunk.total_compressed_size for chunk in chunks}
+            read = table.read_row_group(group, columns=wanted)
+            rows = table_cast(read.select(list(texts)), texts.arrow_schema).to_pylist()
+            for column in self.pictures:
+                for number, (row, value) in enumerate(zip(rows, read[column].to_pylist(), strict=True)):
+                    several = value if isinstance(value, list) else [value]
+                    held = [
+                        None if one is None else Held(name, column, group, number, place, sizes[column])
+                        for place, one in enumerate(several)
+                    ]
+                    row[column] = held if isinstance(value, list) else held[0]
+            yield from rows
+
+    def _is_content(self, leaf: str) -> bool:
+        return leaf.partition(".")[0] in self.pictures and leaf.endswith(".bytes")
+
+
+def open_file(place: str) -> IO[bytes]:
+    """Open a file of this machine or of the hub, of which the ranges are fetched that are read."""
+    if Path(place).is_file():
+        return Path(place).open("rb")
+    from huggingface_hub import HfFileSystem
+
+    # By default, 5 MB are read ahead: more than the texts of a row group are away from those of the next.
+    file: IO[bytes] = HfFileSystem().open(place, "rb", cache_type="none")
+    return file
+
+
+@dataclass(frozen=True)
+class HeldPictures:
+    """Where pictures are kept once they are fetched.
+
+    Args:
+        root: folder of the datasets; copies of repositories below it come before the hub.
+        index: folder of the index.
+    """
+
+    root: Path
+    index: Path
+    _groups: dict[tuple[Any, ...], ArrowFile] = field(default_factory=dict)
+
+    def file_of(self, name: str) -> Path:
+        """Return the file of a picture, fetched with its row group if it is not there.
+
+        Args:
+            name: of a `Held`.
+
+        Raises:
+            DatasetError: it cannot be fetched, or the disk has no room for it.
+        """
+        held = Held.named(name)
+        group = held.file, held.column, held.group
+        if group not in self._groups:
+            self.require_room([name])
+            self._groups[group] = open_index_file(self._folder, self._key(held), lambda: self._fetched(held))
+        digest: str = self._groups[group].lists("digests", held.row)[held.place]
+        return self.index.absolute() / PICTURES_FOLDER / digest
+
+    def require_room(self, names: Iterable[str]) -> None:
+        """Refuse pictures that are not here and for which the disk has no room.
+
+        Raises:
+            DatasetError: as said.
+        """
+        held = [Held.named(name) for name in names]
+        groups = {(one.file, one.column, one.group): one for one in held}
+        absent = [one for one in groups.values() if not index_file(self._folder, self._key(one)).is_file()]
+        if absent:
+            require_space(sum(one.num_bytes for one in absent), absent[0].repository, self.index)
+
+    @property
+    def _folder(self) -> Path:
+        return self.index / _GROUPS
+
+    def _place(self, held: Held) -> str:
+        copy = self.root / held.repository.partition("@")[0] / held.inside
+        return str(copy) if copy.is_file() else f"hf://datasets/{held.file}"
+
+    def _key(self, held: Held) -> dict[str, Any]:
+        place = Path(self._place(held))
+        state = [place.stat().st_size, place.stat().st_mtime_ns] if place.is_file() else []
+        return {"index": "row group", "file": held.file, "column": held.column, "group": held.group, "state": state}
+
+    def _fetched(self, held: Held) -> Any:
+        import pyarrow.parquet as pq
+
+        place = self._place(held)
+        try:
+            if not Path(place).is_file() and (obstacle := hub_obstacle()):
+                raise OSError(obstacle)
+            with closing(open_file(place)) as file:
+                column = pq.ParquetFile(file, pre_buffer=True).read_row_group(held.group, columns=[held.column])[0]
+                pictures = column.to_pylist()
+        except Exception as error:  # The network and the formats raise whatever they do.
+            raise DatasetError(
+                "Pictures of the dataset cannot be fetched.",
+                where=f"{held.file}, row group {held.group}",
+                why=f"{type(error).__name__}: {error}".partition("\n")[0],
+                next_command=again("look whether the network is there, then give the same command again"),
+            ) from None
+        digests = []
+        for value in pictures:
+            contents = [(one or {}).get("bytes") for one in (value if isinstance(value, list) else [value])]
+            digests.append([hashlib.sha256(content).hexdigest() if content else "" for content in contents])
+            for digest, content in zip(digests[-1], contents, strict=True):
+                if content:
+                    keep(self.index / PICTURES_FOLDER / digest, content)
+        return record_batch({"digests": digests})
+
+
+def require_space(needed: float, where: str, folder: Path) -> None:
+    """Refuse what is larger than the disk of a folder has room for.
+
+    Raises:
+        DatasetError: as said.
+    """
+    home = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise DatasetError(
+            "The dataset does not fit on the disk.",
+            where=where,
+            why=f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free",
+            next_command=again(
+                "set ADVL_DATA to a folder on a larger disk, or take fewer questions by --shots, or the first rows "
+                "alone by num_rows = 20000 in a card, then give the same command again"
+            ),
+        )
