@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import mmap
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -71,24 +70,6 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise Malformed(f"field {name!r} is {'missing' if name not in record else 'not a text'}")
     return value
-
-
-class MappedLines:
-    """Random access to the lines of a file by byte offset and length; opens when first used, in any process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._map: mmap.mmap | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None}
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`."""
-        if self._map is None:
-            with self._path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map[offset : offset + length]
 
 
 def read_table(path: Path) -> Iterator[Numbered]:

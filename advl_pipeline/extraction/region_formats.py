@@ -44,7 +44,7 @@ from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.row_files import MappedLines, scan_lines
+from advl_pipeline.datasets.row_files import scan_lines
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import install_extra
 
@@ -274,7 +274,6 @@ class TsvRegions(RegionReader):
             raise _unreadable(path, error) from None
         if not self._rows:
             raise _unreadable(path, ValueError("it has no lines"))
-        self._lines = MappedLines(path)
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
@@ -284,7 +283,9 @@ class TsvRegions(RegionReader):
 
     def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
         _, offset, length = self._rows[name]
-        cells = self._lines.read(offset, length).rstrip(b"\r\n").split(b"\t")
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            cells = file.read(length).rstrip(b"\r\n").split(b"\t")
         fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
         count = positive(fields["num_boxes"], "num_boxes")
         confidence = fields.get("objects_conf")
