@@ -57,7 +57,10 @@ def test_sets_that_are_scored_on_alone(here: Path, capsys: pytest.CaptureFixture
         write_twin(Path("data"), name, colour_samples(30))
         if name != "aokvqa":
             printed(capsys, "datasets", "check", name, "--deep")
-            sets += [f"{name}/{split}" for split in load_card(name).splits]
+            splits = load_card(name).splits
+            sets += [f"{name}/{split}" for split in splits]
+            teacher = ("--teacher", "minilm-l6", "--split", next(iter(splits)), "--shots", 4, "--no-confidence")
+            printed(capsys, "extract", "--data", name, *teacher)
     finetune = ("--data", "aokvqa", "--method", "plain", "--shots", 8, *SHORT[:2], "--batch-size", 4)
     printed(capsys, "finetune", *finetune, "--output", "runs/mine")
     asked = [word for one in sets for word in ("--on", one)]

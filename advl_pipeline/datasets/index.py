@@ -106,7 +106,8 @@ class ArrowFile:
         if name not in self._numbers:
             column = self._column(name)
             codes = column.indices if pa.types.is_dictionary(column.type) else column
-            self._numbers[name] = codes.to_numpy(zero_copy_only=False)
+            # Arrow's own way to NumPy imports pandas.
+            self._numbers[name] = np.from_dlpack(codes)
         return self._numbers[name]
 
     def names(self, name: str) -> Texts:

@@ -124,8 +124,8 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     )
     dry_run: bool = option(
         False,
-        help="Only say what would be done: units, bytes, time, free disk. Without the teacher's weights all but "
-        "time is told by its card.",
+        help="Only say what would be done: units, bytes, time, free disk, and from which epoch on a cache is "
+        "cheaper than the teacher in every step. Without the teacher's weights its card tells units and bytes.",
         identity="none",
     )
     engine: Literal["local", "ray"] = option(
