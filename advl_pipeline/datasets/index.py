@@ -35,25 +35,6 @@ from advl_pipeline.errors import DatasetError, again
 _FACTS = b"advl"
 
 
-class Texts:
-    """Texts of an Arrow array, made when asked for."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index: int) -> str:
-        text: str = self._array[index].as_py()
-        return text
-
-    def tolist(self) -> list[str]:
-        """Return all texts."""
-        texts: list[str] = self._array.to_pylist()
-        return texts
-
-
 class Codes(dict[str, int]):
     """Text -> running number."""
 
@@ -110,13 +91,15 @@ class ArrowFile:
             self._numbers[name] = np.from_dlpack(codes)
         return self._numbers[name]
 
-    def names(self, name: str) -> Texts:
-        """Return the distinct texts of a dictionary column, in the order of their codes."""
-        return Texts(self._column(name).dictionary)
+    def texts(self, name: str) -> Any:
+        """Return a column of texts, or the distinct texts of a dictionary column by their codes: an Arrow array."""
+        column = self._column(name)
+        return column.dictionary if pa.types.is_dictionary(column.type) else column
 
-    def texts(self, name: str) -> Texts:
-        """Return a column of texts."""
-        return Texts(self._column(name))
+    def text(self, name: str, place: int) -> str:
+        """Return one of the texts of a column."""
+        text: str = self.texts(name)[place].as_py()
+        return text
 
     def lists(self, name: str, row: int) -> list[Any]:
         """Return the list that a row has in a column of lists."""
@@ -266,7 +249,7 @@ class Index:
 
     def picture(self, image: int) -> PictureFacts:
         """Return what the rows say of a picture, by its code in the column `image`."""
-        return PictureFacts(*orjson.loads(self.file.names("image")[image]))
+        return PictureFacts(*orjson.loads(self.file.text("image", image)))
 
 
 def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:

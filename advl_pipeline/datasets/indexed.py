@@ -177,7 +177,7 @@ class IndexedDataset:
         return int(self._table.numbers(name)[row])
 
     def _text(self, name: str, row: int) -> str:
-        return self._table.names(name)[self._number(name, row)]
+        return self._table.text(name, self._number(name, row))
 
     def _where(self, row: int) -> str:
         """Return file and line of a row."""
@@ -206,7 +206,7 @@ class IndexedDataset:
             rationale = self._number("rationale_label", row)
             return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
         if variant.role == "classes":
-            return self._class_of[self._table.names("label_name")[label]], ()
+            return self._class_of[self._table.text("label_name", label)], ()
         answers = self._table.lists("answers", row)
         people: Counter[str] = Counter()
         for answer, count in zip(answers, self._table.lists("counts", row) or [1] * len(answers), strict=True):
@@ -329,7 +329,7 @@ class IndexedDataset:
         row, variant = self._place(index)
         label, soft_label = self._label(row, variant)
         return Example(
-            example_id=self._table.texts("id")[row] + variant.suffix,
+            example_id=self._table.text("id", row) + variant.suffix,
             task=variant.task,
             image=self._unit(self._number("image", row)),
             candidates=self._candidates(row, variant),
@@ -356,7 +356,7 @@ class IndexedDataset:
 
     @property
     def _question_ids(self) -> list[str]:
-        ids = self._table.texts("id").tolist()
+        ids = self._table.texts("id").to_pylist()
         return ids if len(ids) == len(self._rows) else [ids[row] for row in self._rows.tolist()]
 
     def position(self, example_id: str) -> int:
@@ -386,7 +386,7 @@ class IndexedDataset:
     def question_table(self) -> QuestionTable:
         """Questions with label cells and strata, for low-shot subsets; answers are too many to take turns."""
         ids, per_row = self.example_ids, len(self._variants)
-        strata, codes = self._table.names("stratum").tolist(), self._table.numbers("stratum")[self._rows].tolist()
+        strata, codes = self._table.texts("stratum").to_pylist(), self._table.numbers("stratum")[self._rows].tolist()
         cells = self._table.numbers("cell")[self._rows].astype(np.int64)
         return QuestionTable(
             question_ids=self._question_ids,
@@ -501,7 +501,7 @@ class IndexedDataset:
         Raises:
             DatasetError: as said; the row is named.
         """
-        names, codes = self._table.names("label_name"), self._table.numbers("label")[self._rows]
+        names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
             if code >= 0 and names[code] not in self._class_of:
                 raise DatasetError(

@@ -517,7 +517,7 @@ def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[st
         return ()
     if index.kind == "classes" and card.labels:
         return card.labels
-    names, labels = index.file.names("label_name").tolist(), index.file.numbers("label")
+    names, labels = index.file.texts("label_name").to_pylist(), index.file.numbers("label")
     of = ["train"] if "train" in index.splits else opened
     codes = np.concatenate([labels[index.rows_of(split)] for split in of])
     counts = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))

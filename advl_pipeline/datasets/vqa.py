@@ -99,7 +99,7 @@ def kept_rows(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]
     """
     if "holdout" in facts:
         # Whole pictures are held out, chosen by a hash of their names, so that no picture is on both sides.
-        names = (index.picture(image).name.encode() for image in range(len(index.file.names("image"))))
+        names = (index.picture(image).name.encode() for image in range(len(index.file.texts("image"))))
         draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
         held = np.array([int.from_bytes(draw, "big") < HELD_OUT_SHARE * 2**64 for draw in draws], dtype=bool)
         return np.flatnonzero(held[index.file.numbers("image")] == (facts["holdout"] == "held"))
@@ -131,7 +131,7 @@ def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) ->
     """
     counts: list[tuple[str, int]] = []
     for index, rows in parts:
-        codes, answers = index.file.numbers("label"), index.file.names("label_name")
+        codes, answers = index.file.numbers("label"), index.file.texts("label_name").to_pylist()
         codes = codes if rows is None else codes[rows]
         counts += [(answers[code], count) for code, count in enumerate(np.bincount(codes[codes >= 0]).tolist())]
     vocabulary = build_vocabulary(counts, min_occurrences=min_occurrences)

@@ -34,7 +34,7 @@ def test_built_once_per_key_mapped_and_sent_as_its_path(tmp_path: Path) -> None:
         file = open_index_file(tmp_path, {"file": "abc"}, builder(calls))
         for one in (file, pickle.loads(pickle.dumps(file))):
             assert one.numbers("n").tolist() == [0, 1, 2]
-            assert (one.numbers("name").tolist(), one.names("name").tolist()) == ([0, 1, 0], ["b", "a"])
+            assert (one.numbers("name").tolist(), one.texts("name").to_pylist()) == ([0, 1, 0], ["b", "a"])
             assert [one.lists("words", row) for row in range(3)] == [["x", "y"], [], ["z"]]
             assert one.facts == {"kind": "test"}
     assert file.is_one_of("id", ["q", "s"]).tolist() == [False, True, False]
