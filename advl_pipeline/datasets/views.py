@@ -188,7 +188,8 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
 def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     """Read a list that `advl datasets subset` wrote, as ids of an opened split.
 
-    A split that is opened for one task names its examples without the task; those of other tasks are left out.
+    An id without a task stands for the question's examples of all tasks; those of tasks that the split is not opened
+    for are left out.
 
     Raises:
         DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
@@ -203,11 +204,8 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     known = set(dataset.example_ids)
     found: list[str] = []
     for listed_id in listed.example_ids:
-        question, colon, task = listed_id.rpartition(":")
-        named = [listed_id, *([question] if colon and dataset.tasks == (task,) else [])]
-        here = [name for name in named if name in known]
-        if not here and not colon:
-            here = [name for each in dataset.tasks if (name := f"{listed_id}:{each}") in known]
+        _, colon, task = listed_id.rpartition(":")
+        here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
         if not here and not (colon and task not in dataset.tasks):
             raise DatasetError(
                 "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
