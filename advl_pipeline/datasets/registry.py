@@ -486,7 +486,8 @@ class OwnData:
             scores=answer_scores,
             is_own=True,
             called=self.rows.called,
-            held=HeldPictures(root, index.folder),
+            # Rows of files on this machine have their pictures here, too.
+            held=None if self.rows.files else HeldPictures(root, index.folder),
         )
         dataset = IndexedDataset(
             source,
