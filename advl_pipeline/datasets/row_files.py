@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -24,25 +24,7 @@ Numbered = tuple[int, Mapping[str, Any] | Malformed]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
-    """One line that is not blank: number from 1, byte offset, bytes with the line end."""
-
-    number: int
-    offset: int
-    data: bytes
-
-
-def scan_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file that are not blank."""
-    offset = 0
-    with path.open("rb", buffering=1 << 20) as file:
-        for number, data in enumerate(file, start=1):
-            if not data.isspace():
-                yield Line(number, offset, data)
-            offset += len(data)
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
+def _parsed_object(data: bytes) -> dict[str, Any]:
     """Parse one line into an object.
 
     Raises:
@@ -83,12 +65,13 @@ def read_table(path: Path) -> Iterator[Numbered]:
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
     """Yield the numbers of the lines that are not blank, each with its object or with what is wrong with it."""
-    for line in scan_lines(path):
-        data = line.data.removeprefix(_BYTE_ORDER_MARK) if line.number == 1 else line.data
-        try:
-            yield line.number, parse_object(data)
-        except Malformed as error:
-            yield line.number, error
+    with path.open("rb", buffering=1 << 20) as file:
+        for number, data in enumerate(file, start=1):
+            if not data.isspace():
+                try:
+                    yield number, _parsed_object(data.removeprefix(_BYTE_ORDER_MARK) if number == 1 else data)
+                except Malformed as error:
+                    yield number, error
 
 
 def _csv(path: Path) -> Iterator[Numbered]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.row_files import json_items, parse_object, scan_lines, text_field
+from advl_pipeline.datasets.row_files import json_items, json_lines, text_field
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
 from advl_pipeline.datasets.vcr import vcr_labels
 from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
@@ -124,13 +124,15 @@ def _lines(path: Path, parse: Callable[[dict[str, Any]], tuple[str, Item]]) -> I
     if not path.is_file():
         raise DatasetError("The annotations are missing.", where=str(path))
     seen: set[str] = set()
-    for line in scan_lines(path):
+    for line, record in json_lines(path):
         try:
-            name, parsed = parse(parse_object(line.data))
+            if isinstance(record, Malformed):
+                raise record
+            name, parsed = parse(record)
             if name in seen:
                 raise Malformed(f"{name!r} occurs twice")
         except Malformed as error:
-            raise _bad_annotation(path, line.number, error) from None
+            raise _bad_annotation(path, line, error) from None
         seen.add(name)
         yield name, parsed
 

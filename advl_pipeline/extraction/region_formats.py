@@ -44,7 +44,6 @@ from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.row_files import scan_lines
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import install_extra
 
@@ -259,21 +258,29 @@ class TsvRegions(RegionReader):
         # By picture the number, the offset and the length of its line.
         self._rows: dict[str, tuple[int, int, int]] = {}
         try:
-            for line in scan_lines(path):
-                name = line.data.split(b"\t", 1)[0].decode("utf-8", "replace")
-                num_columns = line.data.count(b"\t") + 1
+            with path.open("rb", buffering=1 << 20) as file:
+                self._scan(file)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if not self._rows:
+            raise _unreadable(path, ValueError("it has no lines"))
+
+    def _scan(self, file: IO[bytes]) -> None:
+        offset = 0
+        for number, data in enumerate(file, start=1):
+            length = len(data)
+            if not data.isspace():
+                name = data.split(b"\t", 1)[0].decode("utf-8", "replace")
+                num_columns = data.count(b"\t") + 1
                 why = ""
                 if num_columns not in _LAYOUTS:
                     why = f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}"
                 elif name in self._rows:
                     why = f"picture {name} was on line {self._rows[name][0]} already"
                 if why:
-                    raise DatasetError("Region features are malformed.", where=f"{path}:{line.number}", why=why)
-                self._rows[name] = (line.number, line.offset, len(line.data))
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if not self._rows:
-            raise _unreadable(path, ValueError("it has no lines"))
+                    raise DatasetError("Region features are malformed.", where=f"{self._path}:{number}", why=why)
+                self._rows[name] = (number, offset, length)
+            offset += length
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
