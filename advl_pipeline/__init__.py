@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from advl_pipeline.cache.reader import TeacherCache
     from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
     from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
-    from advl_pipeline.distillation.distance import distance
+    from advl_pipeline.distillation.distiller import distance
     from advl_pipeline.evaluation.answering import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
@@ -58,7 +58,7 @@ __all__ = [
 _MODULE_OF = {
     **dict.fromkeys(("CachedFeatures", "FeatureCollator"), "cache.torch_dataset"),
     **dict.fromkeys(("picture_unit_id", "text_unit_id"), "datasets.records"),
-    "distance": "distillation.distance",
+    "distance": "distillation.distiller",
     "PixelImageTower": "teachers.image_tower",
     "Teacher": "teachers.interface",
     "OpenOptions": "teachers.open_options",

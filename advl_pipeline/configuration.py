@@ -120,7 +120,7 @@ def option(
         also: another flag that means the same.
         was: the flag of an earlier release, taken for one more with a note on stderr.
         such_as: an example of its value, told where an option that is required is missing.
-        rare: few users set it: `--help-all` shows it, `--help` does not.
+        rare: see `rare_option`.
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
@@ -147,6 +147,11 @@ def option(
             "output": output,
         },
     )
+
+
+def rare_option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
+    """Declare an option that few users set, as `option` does: `--help-all` shows it, `--help` does not."""
+    return option(default, rare=True, **declared)
 
 
 def component(kind: type[Any]) -> Any:

@@ -30,9 +30,9 @@ from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
-from advl_pipeline.training.region_caches import use_region_caches
-from advl_pipeline.training.signals import SignalSource, cached_teacher
-from advl_pipeline.training.stored_pictures import StoredPictures
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_inputs import StoredPictures, use_region_caches
+from advl_pipeline.training.teacher_features import cached_teacher
 from benchmarks.made_up import sentence, write_photos, write_rows
 from benchmarks.rows import Row
 

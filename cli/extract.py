@@ -117,7 +117,7 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     if config.student is not None:
         require_student(config.student)
     from advl_pipeline.extraction.run import run_extract
-    from advl_pipeline.training.stored_pictures import picture_size
+    from advl_pipeline.training.student_inputs import picture_size
 
     size = config.size or picture_size(
         config.student,

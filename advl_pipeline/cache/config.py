@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.locations import Location
 
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
@@ -38,16 +38,13 @@ class DiskCacheOptions(Configuration):
 
     title: ClassVar[str] = "Remote caches"
 
-    disk_cache: Path | None = option(
+    disk_cache: Path | None = rare_option(
         None,
         help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].",
         identity="none",
-        rare=True,
         output=Output(makes="folders"),
     )
-    disk_cache_gb: float = option(
-        DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none", rare=True
-    )
+    disk_cache_gb: float = rare_option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
 
     @property
     def disk_cache_config(self) -> DiskCacheConfig:

@@ -23,7 +23,6 @@ from advl_pipeline.confidence.separation import outranked_candidates, outranked_
 from advl_pipeline.logistic import (
     MAX_ITERATIONS,
     FloatArray,
-    Likelihood,
     binary_loss,
     fit_logistic,
     of_candidates,
@@ -106,14 +105,33 @@ def cross_fitted_confidence(
     """
     num_folds = int(fold_N.max(initial=0)) + 1
     if num_folds < 2:
-        return _chance(data)
+        num_alternatives_N = np.full(len(data), data.num_classes)
+        if data.kind == "choice":
+            num_candidates = data.features_NCF.shape[1]
+            every_N = np.full(len(data), num_candidates)
+            num_alternatives_N = every_N if data.valid_NC is None else data.valid_NC.sum(axis=1)
+        return TruthConfidence(
+            probability_N=(1.0 / num_alternatives_N).astype(np.float32),
+            outranked_N=np.where(num_alternatives_N > 1, 0.5, np.nan).astype(np.float32),
+        )
     centred = centred_features(data)
     probability_N = np.zeros(len(data), dtype=np.float32)
     outranked_N = np.zeros(len(data), dtype=np.float32)
     for fold in range(num_folds):
         held_out = np.flatnonzero(fold_N == fold)
-        penalty = _choose_penalty(data, centred, fold_N, fold, num_folds)
-        (head,) = ProbeHead.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
+        best = DEFAULT_PENALTY
+        if num_folds > 2:
+            inner = (fold + 1) % num_folds
+            validation = _evenly_spaced(np.flatnonzero(fold_N == inner), MAX_FIT_EXAMPLES // 4)
+            training = np.flatnonzero((fold_N != fold) & (fold_N != inner))
+            best, lowest = PENALTIES[0], np.inf
+            for penalty, head in zip(PENALTIES, ProbeHead.fit(data, centred, training, PENALTIES), strict=True):
+                loss = head.mean_loss(data, centred, validation)
+                # Weaker penalties only overfit more from here on, and take the longest.
+                if loss >= lowest:
+                    break
+                best, lowest = penalty, loss
+        (head,) = ProbeHead.fit(data, centred, np.flatnonzero(fold_N != fold), [best])
         for block in _blocks(held_out):
             probability_N[block], outranked_N[block] = head.confidence(data, centred, block)
         progress(len(held_out))
@@ -148,24 +166,6 @@ def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_fea
     objective(np.zeros((num_features + 1) * (1 if choice else num_classes)))
     # Per fold one head to predict with, and about three penalties are tried before the loss rises.
     return (time.perf_counter() - began) * MAX_ITERATIONS * folds * 4
-
-
-def _choose_penalty(
-    data: ProbeData, centred: npt.NDArray[np.float32], fold_N: npt.NDArray[np.int64], fold: int, num_folds: int
-) -> float:
-    if num_folds < 3:
-        return DEFAULT_PENALTY
-    inner = (fold + 1) % num_folds
-    validation = _evenly_spaced(np.flatnonzero(fold_N == inner), MAX_FIT_EXAMPLES // 4)
-    training = np.flatnonzero((fold_N != fold) & (fold_N != inner))
-    best, lowest = PENALTIES[0], np.inf
-    for penalty, head in zip(PENALTIES, ProbeHead.fit(data, centred, training, PENALTIES), strict=True):
-        loss = head.mean_loss(data, centred, validation)
-        # Weaker penalties only overfit more from here on, and take the longest.
-        if loss >= lowest:
-            break
-        best, lowest = penalty, loss
-    return best
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +209,18 @@ class ProbeHead:
             max(varies_F.sum(), 1)
         )
         scaled = (features.astype(np.float64) - mean_F) * scale_F
-        likelihood, table = _likelihood(data, rows, scaled.shape[-1], class_O)
+        # Heads of soft labels start from the rates of answers.
+        table = np.zeros((scaled.shape[-1] + 1, 1 if data.kind == "choice" else data.num_classes))
+        if data.score_NK is not None:
+            target_nO = _targets(data.score_NK, rows, class_O)
+            rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
+            likelihood = of_soft_labels(target_nO)
+            table = np.concatenate([np.zeros((scaled.shape[-1], len(rate_O))), logit(rate_O)[None]])
+        else:
+            assert data.label_N is not None
+            valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
+            label_n = data.label_N[rows]
+            likelihood = of_classes(label_n) if data.kind == "classes" else of_candidates(label_n, valid_nC)
         for penalty in penalties:
             table = fit_logistic(
                 scaled.reshape(-1, scaled.shape[-1]),
@@ -273,21 +284,6 @@ class ProbeHead:
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
 
 
-def _likelihood(
-    data: ProbeData, rows: npt.NDArray[np.int64], num_features: int, class_O: npt.NDArray[np.int64] | None
-) -> tuple[Likelihood, FloatArray]:
-    """Return the likelihood of some examples, and where to start: (F + 1, O), with rates of answers as intercepts."""
-    if data.score_NK is not None:
-        target_nO = _targets(data.score_NK, rows, class_O)
-        rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
-        return of_soft_labels(target_nO), np.concatenate([np.zeros((num_features, len(rate_O))), logit(rate_O)[None]])
-    start_XO = np.zeros((num_features + 1, 1 if data.kind == "choice" else data.num_classes))
-    assert data.label_N is not None
-    if data.kind == "classes":
-        return of_classes(data.label_N[rows]), start_XO
-    return of_candidates(data.label_N[rows], None if data.valid_NC is None else data.valid_NC[rows]), start_XO
-
-
 def _targets(score_NK: csr_array, rows: npt.NDArray[np.int64], class_O: npt.NDArray[np.int64] | None) -> FloatArray:
     assert class_O is not None
     targets_nO: FloatArray = score_NK[rows].tocsc()[:, class_O].toarray().astype(np.float64)
@@ -321,16 +317,3 @@ def centred_features(data: ProbeData) -> npt.NDArray[np.float32]:
     mean_N1F = (data.features_NCF * weight_NC1).sum(axis=1, keepdims=True) / weight_NC1.sum(axis=1, keepdims=True)
     centred: npt.NDArray[np.float32] = (data.features_NCF - mean_N1F) * weight_NC1
     return centred
-
-
-def _chance(data: ProbeData) -> TruthConfidence:
-    if data.kind != "choice":
-        num_alternatives_N = np.full(len(data), data.num_classes)
-    elif data.valid_NC is None:
-        num_alternatives_N = np.full(len(data), data.features_NCF.shape[1])
-    else:
-        num_alternatives_N = data.valid_NC.sum(axis=1)
-    return TruthConfidence(
-        probability_N=(1.0 / num_alternatives_N).astype(np.float32),
-        outranked_N=np.where(num_alternatives_N > 1, 0.5, np.nan).astype(np.float32),
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.outputs import ReplaceOptions
@@ -32,41 +32,37 @@ class DataOptions(DataRootOptions):
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl", identity="content")
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
-    text_style: TextStyle | None = option(
-        None, help="How VCR's object tags become words [default: the dataset's].", rare=True
+    text_style: TextStyle | None = rare_option(
+        None, help="How VCR's object tags become words [default: the dataset's]."
     )
-    label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.", rare=True)
-    answers: Path | None = option(
+    label_order: Literal["uniter", "meter"] = rare_option("uniter", help="Whose order SNLI-VE's classes have.")
+    answers: Path | None = rare_option(
         None,
         help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list].",
-        rare=True,
     )
-    answer_list: Literal["train", "published"] = option(
+    answer_list: Literal["train", "published"] = rare_option(
         "train",
         help="Whose answers make VQA's vocabulary: those of train, or those of all splits that the published models "
         "count. For VQA v2 and VQA-CP these include val, whose answers are then known in training.",
-        rare=True,
     )
-    on_error: Literal["fail", "skip"] = option(
-        "fail", help="What to do about malformed items: as it was when the caches were extracted.", rare=True
+    on_error: Literal["fail", "skip"] = rare_option(
+        "fail", help="What to do about malformed items: as it was when the caches were extracted."
     )
     shots: int | None = option(
         None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1, paces=False
     )
-    ids: Path | None = option(
+    ids: Path | None = rare_option(
         None,
         help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots.",
         identity="content",
-        rare=True,
     )
-    pool: int | None = option(
+    pool: int | None = rare_option(
         None,
         help="Questions of the split whose inputs a run may see without labels. They are the first of the seed's "
         "order, so that the labelled ones are among them [default: all; the labelled ones where a cache holds a "
         "part].",
         minimum=1,
         paces=False,
-        rare=True,
     )
 
     @property

@@ -3,8 +3,8 @@
 The contrast (docs/method.md) pulls picture and text summaries of the downstream inputs together. The anchor holds
 what pretraining taught where it left it, as far as it is not to be moved.
 
-Shapes: B examples, N sequences (all candidates of all examples), L tokens, R visual tokens, W words, X nodes, E width
-of the common space, H student width.
+Shapes: B examples, N sequences (all candidates of all examples), L tokens, R visual tokens, W words, X nodes, E
+width of the common space, H student width.
 """
 
 from __future__ import annotations
@@ -55,47 +55,6 @@ def image_text_contrast(
     return (to_text + to_image) / 2
 
 
-def batch_contrast(
-    own_image_BE: torch.Tensor,
-    text_NE: torch.Tensor,
-    right_B: torch.Tensor,
-    image_ids_B: torch.Tensor,
-    batch: StudentBatch,
-    *,
-    known_B: torch.Tensor | None,
-    temperature: torch.Tensor,
-    gather: Gather,
-) -> torch.Tensor:
-    """Return the contrast of a batch that several processes may share; see `Distiller.contrast`.
-
-    Args:
-        own_image_BE: what the right candidate's pass shows of the picture.
-        batch: of this process.
-    """
-    ones_N = torch.ones_like(batch.example_N)
-    counts_B = torch.zeros_like(batch.first_B).index_add(0, batch.example_N, ones_N)
-    is_known_B = torch.ones_like(right_B, dtype=torch.bool) if known_B is None else known_B
-    counts_B, places_B, image_ids_B, is_known_B, image_BE = gather(
-        counts_B, right_B - batch.first_B, image_ids_B, is_known_B, own_image_BE
-    )
-    (text_NE,) = gather(text_NE)
-    right_B = counts_B.cumsum(0) - counts_B + places_B
-    place_B = torch.arange(len(counts_B), device=right_B.device)
-    example_N = place_B.repeat_interleave(counts_B, output_size=len(text_NE))
-    pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
-    if known_B is not None:
-        is_own_BN = example_N[None, :] == place_B[:, None]
-        pulled_BN = torch.where(is_known_B[:, None], pulled_BN, is_own_BN)
-    same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
-    return image_text_contrast(
-        image_BE,
-        text_NE,
-        pulled_BN,
-        left_out_BN=same_picture_BN & ~pulled_BN,
-        temperature=temperature,
-    )
-
-
 def anchor_loss(
     states: StudentOutput,
     reference: StudentOutput,
@@ -124,7 +83,16 @@ def anchor_loss(
     held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
     word_NL = words.word_of_token_NL
     held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
-    visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
+    # Visual tokens that stand for a region which a teacher places.
+    placed_BR = torch.zeros_like(batch.visual_mask_NR.index_select(0, batch.first_B))
+    for name, known_BS in known.items():
+        one = signal.vision[name]
+        assert one.region_mask_BS is not None
+        unplaced_BS = one.region_mask_BS & ~known_BS
+        if one.shares_BSR is not None:
+            unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
+        placed_BR |= unplaced_BS
+    visible_NR = batch.visual_mask_NR & ~placed_BR.index_select(0, batch.example_N)
     if anchored_B is not None:
         visible_NR = visible_NR & anchored_B.index_select(0, batch.example_N)[:, None]
 
@@ -156,16 +124,3 @@ def drift(
     moved_X = (states_XH.float() - reference).square().mean(-1) / variance.masked_fill(alike, 1.0)
     weight_X = weight_X * shown_X1[:, 0]
     return (moved_X * weight_X).sum().masked_fill(alike, 0.0) / weight_X.sum().clamp(min=1.0)
-
-
-def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], batch: StudentBatch) -> torch.Tensor:
-    """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
-    placed_BR = torch.zeros_like(batch.visual_mask_NR.index_select(0, batch.first_B))
-    for name, known_BS in known.items():
-        one = signal.vision[name]
-        assert one.region_mask_BS is not None
-        unplaced_BS = one.region_mask_BS & ~known_BS
-        if one.shares_BSR is not None:
-            unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
-        placed_BR |= unplaced_BS
-    return placed_BR.index_select(0, batch.example_N)

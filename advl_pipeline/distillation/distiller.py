@@ -2,23 +2,31 @@
 
 A `Distiller` lives only in training. Nothing of it is saved with the student, so inference costs exactly what the
 student costs.
-Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, H width, E common space.
+
+The plain baseline is in it, too: projections of the student's states follow the features of one teacher.
+docs/method.md, first reading: L_V = D(P(v_img), g(I)) [+ mean over regions of D(P(v_r), g_r(I))]; L_T = D(P(h_cls),
+t) + mean over the selected words of D(P(h_j), t_j), with D(a, b) = mean over width of f(LN(a) - sg LN(b)). P is
+linear. For visual states it may be what has served generative models (`build_projector`): their image tokens, from
+half to three quarters of the depth, follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
+Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, X vectors of a sequence, H student
+width, D teacher width, E common space.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from advl_pipeline.distillation.adapt_objectives import batch_contrast
+from advl_pipeline.distillation.adapt_objectives import image_text_contrast
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
     RegionLandmarks,
-    placed_nodes,
-    placed_texts,
     unplaced_words,
 )
 from advl_pipeline.distillation.pooling import (
@@ -28,24 +36,25 @@ from advl_pipeline.distillation.pooling import (
     pool_to_regions,
     pool_to_words,
 )
-from advl_pipeline.distillation.projected import Projections, projected_text, projected_vision
 from advl_pipeline.distillation.relational import (
     Gather,
-    divergences,
     gather_alone,
-    related_texts,
+    node_divergence,
     related_vision,
     require_relations,
+    text_divergence,
 )
-from advl_pipeline.distillation.selection import select_words
-from advl_pipeline.distillation.settings import DistillationSettings, Pathway, TeacherBalance, VisionTarget
+from advl_pipeline.distillation.settings import DistillationSettings, Pathway, Projector, TeacherBalance, VisionTarget
 from advl_pipeline.distillation.signal import (
     Nodes,
     TeacherSignal,
     TeacherWidths,
+    TextSignal,
+    VisionSignal,
     shared_words,
     teachers_by_pathway,
 )
+from advl_pipeline.distillation.weighting import select_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -228,31 +237,39 @@ class Distiller(nn.Module):
         """
         example_N = batch.example_N
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
-        num_examples = len(batch.num_candidates)
         if known is None:
             known = self.known_regions(distilled, batch, signal)
-        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator, gather)
-        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, gather)
-        return DistillationTerms(
-            pathways={
-                pathway: self._balanced(
-                    {
-                        name: mean_by_example(value_N, example_N, num_examples, counted_N)
-                        for name, value_N in losses_N.items()
-                    }
-                )
-                for pathway, losses_N in (("vision", vision_N), ("text", text_N))
-                if losses_N
-            },
-            selected_NW=selected_NW,
-        )
+        vision_N = {
+            name: self._follow_picture(name, distilled, known, batch, signal, image_ids_B, generator, gather)
+            for name in self.teachers["vision"]
+            if name in signal.vision
+        }
+        text_N, selected_NW = self._follow_text(distilled, signal, relevance_NL, generator, gather)
+        pathways = {}
+        for pathway, losses_N in (("vision", vision_N), ("text", text_N)):
+            if not losses_N:
+                continue
+            losses_B = {
+                name: mean_by_example(value_N, example_N, len(batch.num_candidates), counted_N)
+                for name, value_N in losses_N.items()
+            }
+            losses_KB = torch.stack(list(losses_B.values()))
+            given = self.settings.teacher_weights
+            factor_K = torch.stack([losses_KB.new_full((), given.get(name, 1.0)) for name in losses_B])
+            pathways[pathway] = PathwayTerm(
+                value_B=weighted_teachers(losses_KB, factor_K),
+                raw_B=losses_KB.detach().mean(0),
+                by_teacher={name: value.detach() for name, value in losses_B.items()},
+                balance=dict(zip(losses_B, factor_K.detach(), strict=True)),
+            )
+        return DistillationTerms(pathways=pathways, selected_NW=selected_NW)
 
     def contrast(
         self,
         separate: StudentOutput,
         batch: StudentBatch,
         right_B: torch.Tensor,
-        image_ids: torch.Tensor,
+        image_ids_B: torch.Tensor,
         *,
         known_B: torch.Tensor | None = None,
         gather: Gather = gather_alone,
@@ -262,20 +279,32 @@ class Distiller(nn.Module):
         Args:
             separate: output of `encode(..., mask_visual=True)`.
             right_B: int64, the sequence of each example's right candidate.
-            image_ids: int64 (B,), equal where two examples show the same picture.
+            image_ids_B: int64, equal where two examples show the same picture.
             known_B: bool, whether the right candidate is known; None for all. All candidates of an input without a
                 label belong to its picture, as a group. Of the others the right one does; its rivals are left out,
                 since what is said of another thing in the picture may be true as well.
         """
-        return batch_contrast(
-            self.contrast_image(image_state(separate, batch).index_select(0, right_B)),
-            self.contrast_text(separate.pooled_NP),
-            right_B,
-            image_ids,
-            batch,
-            known_B=known_B,
+        own_image_BE = self.contrast_image(image_state(separate, batch).index_select(0, right_B))
+        counts_B = torch.zeros_like(batch.first_B).index_add(0, batch.example_N, torch.ones_like(batch.example_N))
+        is_known_B = torch.ones_like(right_B, dtype=torch.bool) if known_B is None else known_B
+        counts_B, places_B, image_ids_B, is_known_B, image_BE = gather(
+            counts_B, right_B - batch.first_B, image_ids_B, is_known_B, own_image_BE
+        )
+        (text_NE,) = gather(self.contrast_text(separate.pooled_NP))
+        right_B = counts_B.cumsum(0) - counts_B + places_B
+        place_B = torch.arange(len(counts_B), device=right_B.device)
+        example_N = place_B.repeat_interleave(counts_B, output_size=len(text_NE))
+        pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
+        if known_B is not None:
+            is_own_BN = example_N[None, :] == place_B[:, None]
+            pulled_BN = torch.where(is_known_B[:, None], pulled_BN, is_own_BN)
+        same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
+        return image_text_contrast(
+            image_BE,
+            text_NE,
+            pulled_BN,
+            left_out_BN=same_picture_BN & ~pulled_BN,
             temperature=self.log_temperature.exp().clamp(min=0.01),
-            gather=gather,
         )
 
     def known_regions(
@@ -292,45 +321,39 @@ class Distiller(nn.Module):
             if name in signal.vision
         }
 
-    def _vision(
+    def _follow_picture(
         self,
+        name: str,
         distilled: StudentOutput,
         known: Mapping[str, torch.Tensor],
         batch: StudentBatch,
         signal: TeacherSignal,
-        example_N: torch.Tensor,
         image_ids_B: torch.Tensor,
         generator: torch.Generator | None,
         gather: Gather,
-    ) -> dict[str, torch.Tensor]:
-        losses = {}
-        for name, one in signal.vision.items():
-            if name not in self.teachers["vision"]:
-                continue
-            default: VisionTarget = "image" if one.regions_BSD is None else "regions"
-            target = self.vision_targets.get(name, default)
-            if self.settings.distance == "relational":
-                losses[name] = related_vision(
-                    self.settings,
-                    target,
-                    distilled,
-                    batch,
-                    one,
-                    image_ids_B,
-                    landmarks=self.region_landmarks.get(name),
-                    known_BS=known.get(name),
-                    generator=generator,
-                    gather=gather,
-                ).index_select(0, example_N)
-                continue
+    ) -> torch.Tensor:
+        """Return (N,): the loss of one vision teacher."""
+        one = signal.vision[name]
+        target = self.vision_targets.get(name, "image" if one.regions_BSD is None else "regions")
+        if self.settings.distance != "relational":
             projections = self.vision[module_key(name)]
             assert isinstance(projections, Projections)
-            losses[name] = projected_vision(
-                projections, distilled, batch, one.of_sequences(example_N), target, self.settings.distance
-            )
-        return losses
+            by_sequence = one.of_sequences(batch.example_N)
+            return projected_vision(projections, distilled, batch, by_sequence, target, self.settings.distance)
+        return related_vision(
+            self.settings,
+            target,
+            distilled,
+            batch,
+            one,
+            image_ids_B,
+            landmarks=self.region_landmarks.get(name),
+            known_BS=known.get(name),
+            generator=generator,
+            gather=gather,
+        ).index_select(0, batch.example_N)
 
-    def _text(
+    def _follow_text(
         self,
         distilled: StudentOutput,
         signal: TeacherSignal,
@@ -344,7 +367,10 @@ class Distiller(nn.Module):
         assert words is not None
         num_words = words.prior_NW.shape[1]
         words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
-        relevance_NW = self._relevance(relevance_NL, signal, num_words)
+        # How much of a word is seen: as an aligned pair of towers says, else as the student's attention does.
+        relevance_NW = next((one.relevance_NW for one in signal.text.values() if one.relevance_NW is not None), None)
+        if relevance_NW is None and relevance_NL is not None:
+            relevance_NW = pool_to_words(relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
         losses = {}
         selected_NW = None
         for name, one in signal.text.items():
@@ -377,14 +403,10 @@ class Distiller(nn.Module):
             )
             if self.settings.distance == "relational":
                 assert one.words_NWD is not None
-                if landmarks is None:
-                    each_NW = divergences(
-                        self.settings, words_NWH, one.words_NWD, nodes, words.form_NW, gather=gather
-                    )
-                    each_N = related_texts(self.settings, words_NWH, one, mask_NW, nodes, words, gather)
-                else:
-                    each_NW = placed_nodes(self.settings, words_NWH, one.words_NWD, nodes, landmarks)
-                    each_N = placed_texts(self.settings, words_NWH, one, mask_NW, nodes, landmarks)
+                each_NW = node_divergence(
+                    self.settings, words_NWH, one.words_NWD, nodes, words.form_NW, landmarks, gather
+                )
+                each_N = text_divergence(self.settings, words_NWH, one, mask_NW, nodes, words, landmarks, gather)
                 losses[name] = masked_mean(each_NW, selected_NW) + each_N
             else:
                 projections = self.text[module_key(name)]
@@ -394,30 +416,154 @@ class Distiller(nn.Module):
                 )
         return losses, selected_NW
 
-    def _balanced(self, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
-        losses_KB = torch.stack(list(losses_B.values()))
-        given = self.settings.teacher_weights
-        factor_K = torch.stack([losses_KB.new_full((), given.get(name, 1.0)) for name in losses_B])
-        return PathwayTerm(
-            value_B=weighted_teachers(losses_KB, factor_K),
-            raw_B=losses_KB.detach().mean(0),
-            by_teacher={name: value.detach() for name, value in losses_B.items()},
-            balance=dict(zip(losses_B, factor_K.detach(), strict=True)),
-        )
-
-    def _relevance(
-        self, relevance_NL: torch.Tensor | None, signal: TeacherSignal, num_words: int
-    ) -> torch.Tensor | None:
-        for one in signal.text.values():
-            if one.relevance_NW is not None:
-                return one.relevance_NW
-        if relevance_NL is None:
-            return None
-        assert signal.words is not None
-        pooled, _ = pool_to_words(relevance_NL[..., None], signal.words.word_of_token_NL, num_words)
-        return pooled[..., 0]
-
 
 def module_key(teacher: str) -> str:
     """Return a teacher's name as a key that a module dictionary takes (it takes no dots)."""
     return teacher.replace(".", "_")
+
+
+MLP_WIDTH = 2048
+
+
+class TokenNorm(nn.Module):
+    """BatchNorm1d over the vectors that count, by the statistics of the present batch in training and without."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Return (..., H) normalised; `counted` (...) is bool."""
+        share = (counted / counted.sum().clamp(min=1))[..., None]
+        leading = tuple(range(states.dim() - 1))
+        centred = states.float() - (states.float() * share).sum(leading)
+        variance = (centred.square() * share).sum(leading)
+        return centred * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+def build_projector(kind: Projector, states: int, features: int) -> nn.Module:
+    """Return a map between two widths.
+
+    `mlp` is VIRAL's (three layers, SiLU, 2,048 wide, trained). `frozen` stays random, as BlindVLA found a trained one
+    to collapse. `shared` is one for several layers, as in ROCKET, where one for each lost 17 points. `batch-norm`
+    is Spatial Forcing's: two layers behind a BatchNorm.
+    """
+    if kind == "linear":
+        return nn.Linear(states, features)
+    if kind == "batch-norm":
+        inside, outside = nn.Linear(states, MLP_WIDTH), nn.Linear(MLP_WIDTH, features)
+        return nn.ModuleDict({"norm": TokenNorm(states), "mlp": nn.Sequential(inside, nn.GELU(), outside)})
+    widths = [states, MLP_WIDTH, MLP_WIDTH, features]
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+    return mlp.requires_grad_(kind != "frozen")
+
+
+class Projections(nn.ModuleDict):
+    """Maps from the student's states to one teacher's features, by kind of feature; they live only in training."""
+
+    def __init__(self, projector: Projector = "linear", **widths: tuple[int, int | None]) -> None:
+        """Args:
+        widths: kind -> width of the student's states, and of the teacher's features; None for none of this kind.
+        """
+        super().__init__(
+            {
+                kind: build_projector(projector, states, features)
+                for kind, (states, features) in widths.items()
+                if features
+            }
+        )
+
+    def loss(
+        self,
+        kind: str,
+        states: torch.Tensor,
+        features: torch.Tensor,
+        distance_kind: Distance,
+        mask_NX: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return (N,): the distance of each projected state to its feature.
+
+        Args:
+            states: (N, H), or (N, X, H) with a mask.
+            features: (N, D) or (N, X, D).
+            mask_NX: bool, which of several vectors count; the mean is over these, and 0 for a row without any.
+        """
+        map_of = self[kind]
+        if isinstance(map_of, nn.ModuleDict):
+            every = states.new_ones(states.shape[:-1], dtype=torch.bool)
+            counted = every if mask_NX is None else mask_NX
+            projected = map_of["mlp"](map_of["norm"](states, counted))
+        else:
+            projected = map_of(states)
+        each = distance(projected, features, distance_kind)
+        return each if mask_NX is None else masked_mean(each, mask_NX)
+
+
+def projected_vision(
+    projections: Projections,
+    distilled: StudentOutput,
+    batch: StudentBatch,
+    signal: VisionSignal,
+    target: VisionTarget,
+    kind: Distance,
+) -> torch.Tensor:
+    """Return (N,): the distance of the whole picture, of its regions, or their sum; `signal` is by sequence.
+
+    Where the student gives several layers it is the mean over these, through one map.
+    """
+    if distilled.visual_layers:
+        of_layers = [replace(distilled, visual_states_NRH=one, visual_layers=()) for one in distilled.visual_layers]
+        each = [projected_vision(projections, one, batch, signal, target, kind) for one in of_layers]
+        return torch.stack(each).mean(0)
+    loss_N = torch.zeros(batch.num_sequences, device=distilled.visual_states_NRH.device)
+    if target in ("image", "both"):
+        loss_N = loss_N + projections.loss("image", image_state(distilled, batch), signal.global_BD, kind)
+    if target in ("regions", "both") and signal.regions_BSD is not None:
+        assert signal.region_mask_BS is not None
+        regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, signal.shares_BSR)
+        counted_NS = signal.region_mask_BS & seen_NS
+        loss_N = loss_N + projections.loss("region", regions_NSH, signal.regions_BSD, kind, counted_NS)
+    return loss_N
+
+
+def projected_text(
+    projections: Projections,
+    pooled_NP: torch.Tensor,
+    words_NWH: torch.Tensor,
+    signal: TextSignal,
+    selected_NW: torch.Tensor,
+    kind: Distance,
+) -> torch.Tensor:
+    """Return (N,): the distance of the whole text and, where the teacher has words, of the selected ones."""
+    loss_N = projections.loss("summary", pooled_NP, signal.global_ND, kind)
+    if signal.words_NWD is not None:
+        loss_N = loss_N + projections.loss("word", words_NWH, signal.words_NWD, kind, selected_NW)
+    return loss_N
+
+
+Distance = Literal["mse", "l1", "cosine", "smooth-l1"]
+
+
+def distance(a_D: torch.Tensor, target_D: torch.Tensor, kind: Distance) -> torch.Tensor:
+    """Return the distance of each vector to its target, without gradient into the target.
+
+    Args:
+        a_D: (..., D), the student's projection.
+        target_D: (..., D), the teacher's feature, standardised or not.
+        kind: f is the square, the absolute value or Huber's function; `cosine` is 1 - cosine instead.
+
+    Returns:
+        (...), one distance per vector; 0 where both point the same way, whatever their lengths.
+    """
+    width = (a_D.shape[-1],)
+    a = functional.layer_norm(a_D.float(), width)
+    b = functional.layer_norm(target_D.detach().float(), width)
+    if kind == "mse":
+        return (a - b).square().mean(-1)
+    if kind == "l1":
+        return (a - b).abs().mean(-1)
+    if kind == "smooth-l1":
+        return functional.smooth_l1_loss(a, b, reduction="none").mean(-1)
+    return 1.0 - functional.cosine_similarity(a, b, dim=-1)

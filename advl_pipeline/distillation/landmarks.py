@@ -1,11 +1,11 @@
 """Landmarks: what pretraining taught, by which a teacher's likenesses place what it did not teach.
 
-docs/method.md, second reading: p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with
-k over all known words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's
-states as pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the
-student clearly names by word k. What is known is held by the anchor and not distilled.
-Shapes: K landmarks, X nodes (words, texts or regions), N sequences, W words, B examples, S regions, H student width,
-D teacher width.
+docs/method.md, second reading: p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S),
+with k over all known words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the
+student's states as pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those
+that the student clearly names by word k. What is known is held by the anchor and not distilled.
+Shapes: K landmarks, X nodes (words, texts or regions), N sequences, W words, B examples, S regions, H student
+width, D teacher width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import Nodes, TextSignal, WordAlignment
+from advl_pipeline.distillation.signal import Nodes, WordAlignment, WordNodes
 
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
@@ -188,51 +187,6 @@ def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
     return node_NW & (words.known_NW < KNOWN) & ~words.frequent_NW
 
 
-def placed_nodes(
-    settings: DistillationSettings,
-    states_NWH: torch.Tensor,
-    features_NWD: torch.Tensor,
-    nodes: Nodes,
-    landmarks: Landmarks,
-) -> torch.Tensor:
-    """Return (N, W): the divergence of each word of a text, or region of a picture, that is a node; 0 elsewhere."""
-    each_X = _divergence(settings, nodes.take(states_NWH), nodes.take(features_NWD), landmarks)
-    return nodes.spread(each_X, states_NWH.shape[:2])
-
-
-def placed_texts(
-    settings: DistillationSettings,
-    words_NWH: torch.Tensor,
-    one: TextSignal,
-    unplaced_NW: torch.Tensor,
-    nodes: Nodes,
-    landmarks: Landmarks,
-) -> torch.Tensor:
-    """Return (N,): the divergence of each text, as the mean of its unplaced words; 0 where it has none.
-
-    What several words say together is told apart where each alone is not.
-
-    Args:
-        nodes: of `unplaced_NW`.
-    """
-    assert one.words_NWD is not None
-    states_TH, features_TD = (mean_of_words(values, unplaced_NW, nodes) for values in (words_NWH, one.words_NWD))
-    each_T = _divergence(settings, states_TH, features_TD, landmarks)
-    return each_T.new_zeros(len(unplaced_NW)).index_copy(0, nodes.row_Y, each_T)
-
-
-def _divergence(
-    settings: DistillationSettings, states_XH: torch.Tensor, features_XD: torch.Tensor, landmarks: Landmarks
-) -> torch.Tensor:
-    return landmark_divergence(
-        states_XH,
-        features_XD,
-        landmarks,
-        student_temperature=settings.student_temperature,
-        teacher_temperature=settings.teacher_temperature,
-    )
-
-
 def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: Nodes | None = None) -> torch.Tensor:
     """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order.
 
@@ -249,3 +203,27 @@ def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
     # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells words apart.
     with torch.autocast(states_XH.device.type, enabled=False):
         return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
+
+
+def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) -> Nodes:
+    """Return the regions that have a target and that the student sees; arguments as in `VisionSignal`."""
+    return Nodes.of(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
+
+
+def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor | None) -> WordNodes:
+    """Return the words of which a teacher and the student have states.
+
+    Args:
+        word_mask_NW: bool, those of the teacher; None for all.
+    """
+    num_texts, num_words = words.prior_NW.shape
+    bucket_NL = torch.where(words.word_of_token_NL >= 0, words.word_of_token_NL, num_words)
+    has_token_NW = torch.zeros(num_texts, num_words + 1, dtype=torch.bool).scatter_(1, bucket_NL, True)[:, :num_words]
+    meant_NW = words.word_mask_NW & has_token_NW & (words.prior_NW > 0)
+    if word_mask_NW is not None:
+        meant_NW = meant_NW & word_mask_NW
+    return WordNodes(
+        meant=Nodes.of(meant_NW),
+        num_forms=len(torch.unique(words.form_NW[meant_NW])),
+        unplaced=Nodes.of(unplaced_words(meant_NW, words)),
+    )

@@ -1,12 +1,13 @@
 """Relations instead of coordinates: the student's likenesses among words, or regions, follow the teacher's.
 
 docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau_T), q_ij = softmax_j(cos(h_i, h_j) / tau_S),
-vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, j runs over the words that pretraining
-taught and i over the others: they are placed by what is known, not by words that are lost themselves. A linear map
-that is learned from the few words that a student knows does not carry to the others; likenesses to the known words
-do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
-Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D teacher
-width.
+vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, j runs over the words that
+pretraining taught and i over the others: they are placed by what is known, not by words that are lost themselves. A
+linear map that is learned from the few words that a student knows does not carry to the others; likenesses to the
+known words do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and
+CLIP-KD.
+Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D
+teacher width.
 
 Relations need the items of all processes that share a batch: the loss code gathers them.
 """
@@ -19,11 +20,11 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from advl_pipeline.distillation.landmarks import Landmarks, placed_nodes
+from advl_pipeline.distillation.landmarks import Landmarks, landmark_divergence, mean_of_words
 from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
-from advl_pipeline.distillation.selection import min_max_scale
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.weighting import min_max_scale
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -143,56 +144,43 @@ def related_vision(
         if landmarks is not None:
             assert known_BS is not None
             node_BS = node_BS & ~known_BS
-            each_BS = placed_nodes(settings, regions_BSH, one.regions_BSD, nodes, landmarks)
         else:
             nodes = replace(nodes, place_X=some_of(nodes.place_X, MAX_RELATED, generator))
-            place_S = torch.arange(num_regions, device=image_ids_B.device)
-            group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
-            each_BS = divergences(settings, regions_BSH, one.regions_BSD, nodes, group_BS, gather=gather)
             node_BS = torch.zeros_like(node_BS).flatten().index_fill(0, nodes.place_X, True).view_as(node_BS)
+        group_BS = image_ids_B[:, None] * MOST_REGIONS + torch.arange(num_regions, device=image_ids_B.device)
+        each_BS = node_divergence(settings, regions_BSH, one.regions_BSD, nodes, group_BS, landmarks, gather)
         loss_B = loss_B + masked_mean(each_BS, node_BS)
     if target in ("image", "both"):
         image_BH = image_state(distilled, batch).index_select(0, batch.first_B)
-        loss_B = loss_B + _divergence(settings, image_BH, one.global_BD, image_ids_B, gather)
+        loss_B = loss_B + relational_divergence(
+            image_BH, one.global_BD, image_ids_B, gather=gather, **settings.temperatures
+        )
     return loss_B
 
 
-def divergences(
+def node_divergence(
     settings: DistillationSettings,
     states_NWH: torch.Tensor,
     features_NWD: torch.Tensor,
     nodes: Nodes,
     group_NW: torch.Tensor,
-    *,
-    gather: Gather = gather_alone,
+    landmarks: Landmarks | None,
+    gather: Gather,
 ) -> torch.Tensor:
-    """Return (N, W): the divergence of each node among all nodes of the batch, 0 elsewhere.
+    """Return (N, W): the divergence of each node to the landmarks, or among all nodes of the batch; 0 elsewhere.
 
     Args:
         nodes: what is compared: words with a meaning that both sides have, or common regions.
-        group_NW: int64, nodes of one group are not compared.
+        group_NW: int64, nodes of one group are not compared with one another.
         gather: of the processes that share the batch.
     """
-    group_X = nodes.take(group_NW)
-    each_X = _divergence(settings, nodes.take(states_NWH), nodes.take(features_NWD), group_X, gather)
-    return nodes.spread(each_X, group_NW.shape)
-
-
-def _divergence(
-    settings: DistillationSettings,
-    states_XH: torch.Tensor,
-    features_XD: torch.Tensor,
-    group_X: torch.Tensor,
-    gather: Gather,
-) -> torch.Tensor:
-    return relational_divergence(
-        states_XH,
-        features_XD,
-        group_X,
-        student_temperature=settings.student_temperature,
-        teacher_temperature=settings.teacher_temperature,
-        gather=gather,
-    )
+    states_XH, features_XD = nodes.take(states_NWH), nodes.take(features_NWD)
+    if landmarks is not None:
+        each_X = landmark_divergence(states_XH, features_XD, landmarks, **settings.temperatures)
+    else:
+        group_X = nodes.take(group_NW)
+        each_X = relational_divergence(states_XH, features_XD, group_X, gather=gather, **settings.temperatures)
+    return nodes.spread(each_X, states_NWH.shape[:2])
 
 
 def require_relations(
@@ -219,31 +207,37 @@ def require_relations(
         )
 
 
-def related_texts(
+def text_divergence(
     settings: DistillationSettings,
     words_NWH: torch.Tensor,
     one: TextSignal,
     node_NW: torch.Tensor,
     nodes: Nodes,
     words: WordAlignment,
-    gather: Gather = gather_alone,
+    landmarks: Landmarks | None,
+    gather: Gather,
 ) -> torch.Tensor:
-    """Return (N,): relational divergence of each text among the texts of the batch.
+    """Return (N,): the divergence of each text to the landmarks, or among the texts of the batch; 0 without nodes.
 
-    A text stands for the mean of its words, the more informative the more it counts: what several words say
-    together is told apart where each alone is not. Texts of the same words are not compared.
+    A text stands for the mean of its words, since what several words say together is told apart where each alone is
+    not. Without landmarks a word counts the more, the more informative it is, and texts of the same words are not
+    compared.
 
     Args:
         nodes: of `node_NW`.
     """
     assert one.words_NWD is not None
-    weight_NW = min_max_scale(words.prior_NW, node_NW)
-    weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
-    weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
-    states_TH, features_TD = (
-        torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
-        for values in (words_NWH, one.words_NWD)
-    )
-    same_N = torch.where(node_NW, words.form_NW, 0).sum(1)
-    each_T = _divergence(settings, states_TH, features_TD, same_N.index_select(0, nodes.row_Y), gather)
-    return each_T.new_zeros(len(same_N)).index_copy(0, nodes.row_Y, each_T)
+    if landmarks is not None:
+        states_TH, features_TD = (mean_of_words(values, node_NW, nodes) for values in (words_NWH, one.words_NWD))
+        each_T = landmark_divergence(states_TH, features_TD, landmarks, **settings.temperatures)
+    else:
+        weight_NW = min_max_scale(words.prior_NW, node_NW)
+        weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
+        weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
+        states_TH, features_TD = (
+            torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
+            for values in (words_NWH, one.words_NWD)
+        )
+        same_T = torch.where(node_NW, words.form_NW, 0).sum(1).index_select(0, nodes.row_Y)
+        each_T = relational_divergence(states_TH, features_TD, same_T, gather=gather, **settings.temperatures)
+    return each_T.new_zeros(len(node_NW)).index_copy(0, nodes.row_Y, each_T)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, option, rare_option
 
 Pathway = Literal["both", "vision", "text"]
 TeacherBalance = Literal["equal", "fixed"]
@@ -20,8 +20,8 @@ VisionTarget = Literal["image", "regions", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrengthOptions(Configuration):
-    """How strongly teachers are followed beside the labels."""
+class DistillationOptions(Configuration):
+    """Options of docs/method.md on what is distilled, and how strongly."""
 
     title: ClassVar[str] = "Distillation"
 
@@ -32,79 +32,62 @@ class StrengthOptions(Configuration):
         minimum=0,
         paces=False,
     )
-    distill_decay: Literal["none", "linear", "cosine"] = option(
-        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False, rare=True
+    distill_decay: Literal["none", "linear", "cosine"] = rare_option(
+        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationOptions(Configuration):
-    """Options of docs/method.md on what is distilled, and at which weight."""
-
-    title: ClassVar[str] = "Distillation"
-
-    pathway: Pathway = option("both", help="Pathways in use.", rare=True)
-    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
+    pathway: Pathway = rare_option("both", help="Pathways in use.")
+    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = rare_option(
         "relational",
         help="What of a teacher is followed. relational: its likenesses among the words (regions) of a batch. mse, "
         "l1, cosine, smooth-l1: the coordinates of its features, through a projection.",
-        rare=True,
     )
-    landmarks: Literal["all", "known"] = option(
+    landmarks: Literal["all", "known"] = rare_option(
         "known",
         help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
         "where it left them, and places the others. all takes the words of the batch, as does a student without "
         "a record of its pretraining.",
-        rare=True,
     )
-    student_temperature: float = option(
-        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0, rare=True
+    student_temperature: float = rare_option(
+        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
     )
-    teacher_temperature: float = option(
-        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0, rare=True
+    teacher_temperature: float = rare_option(
+        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
     )
-    distill_layer: Literal["unimodal", "fused"] = option(
+    distill_layer: Literal["unimodal", "fused"] = rare_option(
         "unimodal",
         help="Which states are distilled. unimodal: those that have seen one modality, from below the fusion where "
         "the student has such layers, else from a pass that hides the other. fused: those after the fusion.",
-        rare=True,
     )
-    vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
+    vision_target: Literal["auto", "patches", "regions", "image", "both"] = rare_option(
         "auto",
         help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
         "both places and picture. auto takes the places where student and cache have them, else the picture.",
-        rare=True,
     )
-    projector: Projector = option(
+    projector: Projector = rare_option(
         "linear",
         help="Of the other distances: the map from visual states of the student to features of the teacher. linear; "
         "mlp, of three layers; frozen, such a one that stays random; batch-norm, two layers behind a normalisation; "
         "shared, one mlp for the layers of a chat model from half to three quarters of its depth.",
-        rare=True,
     )
-    teacher_balance: TeacherBalance = option(
+    teacher_balance: TeacherBalance = rare_option(
         "equal",
         help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
-        rare=True,
     )
-    selection: Selection | None = option(None, help="Adaptive Text Token Selection: how words are scored.", rare=True)
-    selection_alpha: float = option(
-        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False, rare=True
+    selection: Selection | None = rare_option(None, help="Adaptive Text Token Selection: how words are scored.")
+    selection_alpha: float = rare_option(
+        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
     )
-    selection_rho: float = option(
-        0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False, rare=True
+    selection_rho: float = rare_option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
+    candidates: Literal["all", "right"] = rare_option(
+        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
     )
-    candidates: Literal["all", "right"] = option(
-        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation.", rare=True
-    )
-    weighting: Weighting | None = option(
+    weighting: Weighting | None = rare_option(
         None,
         help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control of studies, which "
         "reads labels: 1 where the bridge is right, else 0, in both steps.",
-        rare=True,
     )
-    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False, rare=True)
-    weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.", rare=True)
+    weight_max: float = rare_option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
+    weight_shuffle: bool = rare_option(False, help="Control: permute the weights inside the batch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,32 +96,28 @@ class AdaptTerms(Configuration):
 
     title: ClassVar[str] = "Adapt step"
 
-    adapt_objective: AdaptObjective | None = option(
+    adapt_objective: AdaptObjective | None = rare_option(
         None,
         help="What the adapt step learns: distillation alone, or the contrast of pictures and texts with it "
         "[default: contrastive for plain-two-step, else distil-only].",
-        rare=True,
     )
-    anchor_weight: float = option(
+    anchor_weight: float = rare_option(
         20.0,
         help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
         "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
-        rare=True,
     )
-    answer_weight: float | None = option(
+    answer_weight: float | None = rare_option(
         None,
         help="How strongly the adapt step learns to answer as a text teacher would by way of what the student names "
         "the tagged regions (docs/method.md, the bridge). 0 leaves it out [default: 1 where that tells right from "
         "wrong on the labelled items, else 0; the run says which].",
         minimum=0,
-        rare=True,
     )
-    answers_of: Literal["teacher", "student"] = option(
+    answers_of: Literal["teacher", "student"] = rare_option(
         "teacher",
         help="Whose likenesses of words say how a candidate is answered. student is a control, which needs no "
         "teacher: the student's own likenesses, as it starts.",
-        rare=True,
     )
 
 
@@ -151,3 +130,11 @@ class DistillationSettings(DistillationOptions, AdaptTerms):
     adapt_objective: AdaptObjective = "contrastive"
     answer_weight: float = 0.0
     teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Return those of the student's and the teacher's likenesses, by the names that divergences take them by."""
+        return {
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": self.teacher_temperature,
+        }

@@ -24,7 +24,7 @@ from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.training.given import open_region_caches
-from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 

@@ -17,8 +17,8 @@ from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, word_spans
 from advl_pipeline.distillation.landmarks import unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import Selection
+from advl_pipeline.distillation.weighting import select_words
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names

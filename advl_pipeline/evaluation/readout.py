@@ -20,16 +20,17 @@ from advl_pipeline.runs.results import read_config
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
-from advl_pipeline.training.compatibility import check_caches, holds
 from advl_pipeline.training.given import open_region_caches
-from advl_pipeline.training.placement import read_placement
-from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
-from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.inputs import check_caches, holds
+from advl_pipeline.training.placement import find_placement
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
+from advl_pipeline.training.teacher_features import cached_teacher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """Agreement by teacher (see `read_placement`)."""
+    """Agreement by teacher (see `Placement.agreements`)."""
 
     placement: dict[str, dict[str, Any]]
 
@@ -64,12 +65,11 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     use_region_caches(student, regions)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
-    device = open_device(config.device)
-    student.to(device).eval()
+    student.to(open_device(config.device)).eval()
     prior = fit_word_prior(choice.text for index in positions for choice in dataset[index].candidates)
     source = SignalSource(
         [cached_teacher(cache) for cache in caches],
         prior=prior,
         known=KnownWords(counts=known_words(config.student)),
     )
-    return ReadoutResult(placement=read_placement(student, dataset, positions, source, device=device))
+    return ReadoutResult(placement=find_placement(student, dataset, positions, source).agreements())

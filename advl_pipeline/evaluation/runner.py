@@ -57,8 +57,7 @@ from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.given import open_region_caches
-from advl_pipeline.training.region_caches import regions_of_run, use_region_caches
-from advl_pipeline.training.stored_pictures import use_stored_pictures
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
 _TRUE_PICTURE = ""
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")

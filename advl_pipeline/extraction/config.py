@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.cache.parts import WHOLE, Part, parse_part
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
@@ -44,11 +44,10 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         minimum=1,
         identity="content",
     )
-    ids: tuple[Path, ...] = option(
+    ids: tuple[Path, ...] = rare_option(
         (),
         help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable.",
         identity="content",
-        rare=True,
     )
     output: Location | None = option(
         None,
@@ -58,11 +57,10 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         output=Output(makes="cache"),
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
-    text_units: TextUnits = option(
+    text_units: TextUnits = rare_option(
         "question",
         help="What a text teacher reads of an answer choice: question, the candidate with its question; candidate, "
         "it alone; both, each by itself, of which features are the mean.",
-        rare=True,
     )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "boxes-roi", "grid", "none"] = option(
@@ -70,27 +68,24 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
         "gives any, else the grid.",
     )
-    grid_side: int = option(
+    grid_side: int = rare_option(
         12,
         help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
         minimum=1,
-        rare=True,
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
-    select_tokens: float | None = option(
+    select_tokens: float | None = rare_option(
         None,
         help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %).",
         above=0,
         maximum=1,
-        rare=True,
     )
-    select_texts: float | None = option(
+    select_texts: float | None = rare_option(
         None,
         help="Store only the tokens of some texts, chosen so that all words come up, which hold this share of the "
         "words; of these texts those with a meaning. Elsewhere a word then has the mean of its stored features.",
         above=0,
         maximum=1,
-        rare=True,
     )
     batch_size: int | Literal["auto"] = option(
         _USUAL_BATCH,
@@ -98,14 +93,14 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         minimum=1,
         identity="beside",
     )
-    shard_rows: int = option(
-        32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1, rare=True
+    shard_rows: int = rare_option(
+        32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1
     )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="beside")
-    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside", rare=True)
+    folds: int = rare_option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside")
     seed: tuple[int, ...] = option(
         (0,),
         help="Seed of the subset and of the folds; repeatable, for runs of several seeds.",
@@ -115,11 +110,10 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"
     )
-    progress_file: Path | None = option(
+    progress_file: Path | None = rare_option(
         None,
         help="Append progress here as JSON lines.",
         identity="none",
-        rare=True,
         output=Output(makes="lines", begins=rb'\{"event": "progress", '),
     )
     dry_run: bool = option(
@@ -140,12 +134,11 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         metavar="I/N",
         identity="none",
     )
-    ray_tasks: int | None = option(
+    ray_tasks: int | None = rare_option(
         None,
         help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
         minimum=1,
         identity="none",
-        rare=True,
     )
 
     @property

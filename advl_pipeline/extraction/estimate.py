@@ -22,7 +22,7 @@ from advl_pipeline.cache import layout
 from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
 from advl_pipeline.cache.layout import Placement, place
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
+from advl_pipeline.confidence.estimators import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.datasets.words import word_spans

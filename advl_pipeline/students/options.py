@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, option, rare_option
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import read_tables
 
@@ -38,12 +38,11 @@ class PictureOptions(RegionOptions):
 
     title: ClassVar[str] = "Student"
 
-    pictures: tuple[Location, ...] = option(
+    pictures: tuple[Location, ...] = rare_option(
         (),
         help="Pictures that `advl prepare` stored, folder or URL, in place of decoding them; repeatable [default: "
         "those of the split, where they lie in their usual place].",
         identity="none",
-        rare=True,
     )
 
 
@@ -59,47 +58,41 @@ class StudentOptions(Configuration):
         help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub.",
         identity="content",
     )
-    head_answers: Path | None = option(
+    head_answers: Path | None = rare_option(
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
         identity="content",
         paces=False,
-        rare=True,
     )
-    known_words: Path | None = option(
+    known_words: Path | None = rare_option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
         "count [default: what its pretraining recorded, else every word counts as known].",
         identity="content",
         paces=False,
-        rare=True,
     )
-    fresh_heads: bool = option(
-        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False, rare=True
+    fresh_heads: bool = rare_option(
+        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False
     )
-    tokenizer: str | None = option(
+    tokenizer: str | None = rare_option(
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
         "else the student's own].",
         identity="content",
-        rare=True,
     )
-    student_option: tuple[str, ...] = option(
+    student_option: tuple[str, ...] = rare_option(
         (),
         help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.",
         metavar="KEY=VALUE",
-        rare=True,
     )
-    gradient_checkpointing: bool = option(
+    gradient_checkpointing: bool = rare_option(
         False,
         help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
-        rare=True,
     )
-    align_layer: int | None = option(
+    align_layer: int | None = rare_option(
         None,
         help="Layer of a student that answers in words whose states are distilled, from 1 [default: the middle one].",
         minimum=1,
-        rare=True,
     )
     lora_rank: int | None = option(
         None,
@@ -107,22 +100,19 @@ class StudentOptions(Configuration):
         "starts from --init and answers in words, else 0].",
         minimum=0,
     )
-    lora_alpha: float | None = option(
+    lora_alpha: float | None = rare_option(
         None,
         help="Scale of low-rank updates, divided by their rank [default: twice the rank; the rank for a student that "
         "answers in words].",
         above=0,
-        rare=True,
     )
-    lora_target: tuple[str, ...] = option(
+    lora_target: tuple[str, ...] = rare_option(
         (),
         help="Modules that get low-rank updates, by the end of their name; repeatable [default: the student's own, "
         "else its attention projections].",
         metavar="NAME",
-        rare=True,
     )
-    compile: bool = option(
+    compile: bool = rare_option(
         False,
         help="Run the student through torch.compile; refused for students that are not tested under it.",
-        rare=True,
     )

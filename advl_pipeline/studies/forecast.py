@@ -36,8 +36,7 @@ from advl_pipeline.studies.execute import (
 from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
-from advl_pipeline.training.methods import finetune_steps, planned_steps
-from advl_pipeline.training.resolved import run_identity
+from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
 
 MEASURED_STEPS = 10
 """Few, so that a slow machine answers in minutes; the first of them are slower than those to come."""

@@ -41,8 +41,8 @@ from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, WITH_PICTURE, build_table
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import finetune_steps, resolve_method
-from advl_pipeline.training.without_effect import without_effect
+from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.resolved import finetune_steps, resolve_method
 
 _WEIGHT_BINS = 20
 _GROUP = ("setting", "method", "shots")

@@ -31,8 +31,14 @@ from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.methods import takes_two_steps
-from advl_pipeline.training.resolved import NAMED_FILES, SCHEMA, recipe_identity, resolve_run, run_identity
+from advl_pipeline.training.resolved import (
+    NAMED_FILES,
+    SCHEMA,
+    recipe_identity,
+    resolve_run,
+    run_identity,
+    takes_two_steps,
+)
 
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""

@@ -149,7 +149,7 @@ def adversarial_terms(
     """Run the passes of one micro-batch, with backward, and return what is to be logged.
 
     Args:
-        run_model: the model on this micro-batch, given `perturbation` and whether it is `clean`.
+        run_model: the model on this micro-batch, given `perturbation`, None for the clean pass.
         student: gives the perturbations' shapes.
         is_two_way: logits are two per candidate, whose divergence VILLA averages instead of adding up.
         backward: called with a loss and `retain_graph`.
@@ -157,7 +157,7 @@ def adversarial_terms(
     made: list[LossTerms] = []
 
     def forward(perturbation: Perturbation | None) -> torch.Tensor:
-        made.append(run_model(perturbation=perturbation, clean=perturbation is None))
+        made.append(run_model(perturbation=perturbation))
         compared = made[-1].compared
         assert compared is not None
         # Candidates that an example lacks score -inf, whose divergence is not a number.

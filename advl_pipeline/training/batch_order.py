@@ -9,13 +9,20 @@ tokens, shuffle the batches.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.resolved import Run
 
 BUCKET_SIZE = 8192
 """Examples that are sorted by length together: UNITER's `BUCKET_SIZE` (`utils/const.py`)."""
@@ -159,7 +166,6 @@ def token_batches(
     bucket_size: int,
     seed: int,
     multiple: int = 8,
-    drop_last: bool = False,
 ) -> list[list[int]]:
     """Return batches of positions in `lengths`.
 
@@ -169,7 +175,6 @@ def token_batches(
         bucket_size: items that are sorted together; larger means less padding and less mixing.
         seed: chooses both shuffles.
         multiple: items are added in groups of this many, which suits half-precision hardware.
-        drop_last: leave out what remains of each bucket once its last full batch is made.
 
     Raises:
         ConfigError: one group alone is over the bound.
@@ -180,28 +185,15 @@ def token_batches(
     batches: list[list[int]] = []
     for start in range(0, len(order), bucket_size):
         bucket = sorted(order[start : start + bucket_size], key=lambda item: lengths[item], reverse=True)
-        batches += _fill(bucket, lengths, max_tokens, multiple, drop_last=drop_last)
-    generator.shuffle(batches)
-    return batches
-
-
-def padding_share(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Return the share of all positions that is padding when each batch is as wide as its longest item."""
-    padded = sum(len(batch) * max(lengths[item] for item in batch) for batch in batches)
-    return 1.0 - sum(lengths[item] for batch in batches for item in batch) / padded
-
-
-def _fill(
-    bucket: Sequence[int], lengths: Sequence[int], max_tokens: int, multiple: int, *, drop_last: bool
-) -> list[list[int]]:
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    longest = 0
-    for start in range(0, len(bucket), multiple):
-        group = list(bucket[start : start + multiple])
-        # The longest item so far stays the bound of the whole bucket, as in the original: items come longest first.
-        longest = max(longest, *(lengths[item] for item in group))
-        if longest * (len(batch) + multiple) > max_tokens:
+        batch: list[int] = []
+        longest = 0
+        for first in range(0, len(bucket), multiple):
+            group = bucket[first : first + multiple]
+            # The longest item so far stays the bound of the whole bucket, as in the original.
+            longest = max(longest, *(lengths[item] for item in group))
+            if longest * (len(batch) + multiple) <= max_tokens:
+                batch = batch + group
+                continue
             if not batch:
                 raise ConfigError(
                     "A group of sequences is longer than a batch may be.",
@@ -210,8 +202,102 @@ def _fill(
                 )
             batches.append(batch)
             batch = group
-        else:
-            batch = batch + group
-    if batch and not drop_last:
         batches.append(batch)
+    generator.shuffle(batches)
     return batches
+
+
+def order_examples(
+    run: Run, student: Student, dataset: Dataset, indices: Sequence[int], *, rank: int
+) -> tuple[Sequence[int], BatchOrder]:
+    """Return the indices that are trained on and the order of the positions in them.
+
+    Batches of tokens leave out examples whose text is over the recipe's bound, as UNITER does in training.
+
+    Raises:
+        ConfigError: the student cannot count tokens, nothing is left, or a step has fewer examples than processes.
+    """
+    settings, world_size = run.settings, run.world_size
+    if settings.batch_unit == "examples":
+        if settings.batch_size < world_size:
+            raise ConfigError(
+                "A step has fewer examples than there are processes.",
+                why=f"{settings.batch_size} examples, {world_size} processes",
+                next_command=f"--batch-size {world_size} or more, or fewer processes",
+            )
+        return indices, ExampleOrder(
+            len(indices),
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            seed=run.config.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+    sizes = count_tokens(student, dataset, indices)
+    bound = settings.max_text_tokens
+    kept = [row for row, (text, _) in enumerate(sizes) if not bound or text <= bound]
+    if not kept:
+        raise ConfigError(
+            "Every text is longer than the recipe trains on.",
+            why=f"at most {bound} tokens, the shortest has {min(sizes)[0]}",
+            next_command="count batches in examples: --batch-size N",
+        )
+    order = TokenOrder(
+        [sum(sizes[row]) for row in kept],
+        max_tokens=settings.batch_size,
+        accumulate=settings.accumulate,
+        seed=run.config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return [indices[row] for row in kept], order
+
+
+CHUNK_SIZE = 256
+"""Examples that are tokenised together."""
+
+
+def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the text tokens of each example, all candidates as if as long as its longest, and its regions.
+
+    UNITER counts a picture's regions once, however many candidates see them (`data/vcr.py`).
+
+    Raises:
+        ConfigError: the student cannot say. DatasetError: a text or picture that it cannot take.
+    """
+    if not isinstance(student, TextStudent):
+        raise ConfigError(
+            f"{student.name} has no batches by tokens.",
+            why="it does not count the tokens of an example before batches are made",
+            next_command="--batch-size counts examples",
+        )
+    found = []
+    starts = range(0, len(indices), CHUNK_SIZE)
+    for start in tqdm(starts, desc="count tokens", unit="chunk", leave=False, disable=not sys.stderr.isatty()):
+        examples = [dataset[index] for index in indices[start : start + CHUNK_SIZE]]
+        tensors, _ = student.collate_texts(examples)
+        lengths = iter(tensors["token_mask_NL"].sum(1).tolist())
+        for example in examples:
+            longest = max(next(lengths) for _ in example.candidates)
+            found.append((longest * len(example.candidates), student.num_visual_of(example.image)))
+    return found
+
+
+def order_inputs(run: Run, inputs: Inputs, *, rank: int) -> ExampleOrder:
+    """Return the order in which the adapt step visits its inputs."""
+    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
+    return ExampleOrder(
+        len(inputs.adapt),
+        batch_size=max(2 * run.world_size, round(run.config.adapt.adapt_texts / texts_each)),
+        accumulate=1,
+        seed=run.config.seed,
+        rank=rank,
+        world_size=run.world_size,
+    )
+
+
+def inputs_visited(run: Run, inputs: Inputs) -> list[int]:
+    """Return the positions of the inputs that all processes together visit in the adapt step, each once."""
+    orders = [order_inputs(run, inputs, rank=rank) for rank in range(run.world_size)]
+    visits = (order.micro_batches(step) for order in orders for step in range(run.method.num_adapt_steps))
+    return [inputs.adapt[row] for row in sorted({int(row) for batches in visits for rows in batches for row in rows})]

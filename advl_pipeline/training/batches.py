@@ -1,12 +1,17 @@
-"""Training batches: the examples of each step, read and announced on one thread, and collated on several."""
+"""Training batches: the examples of each step, read and announced on one thread, collated on several, sent ahead.
+
+On their way to a GPU they are one step ahead: copied, and made targets of, beside what the model computes. A batch
+is collated into memory that is never paged out, so that the GPU copies it without a thread's help. Copies and
+targets have a stream of their own; who takes a batch has its own stream wait for them. On a CPU nothing travels.
+"""
 
 from __future__ import annotations
 
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,9 +19,8 @@ from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.tensors import moved
+from advl_pipeline.tensors import moved, with_tensors
 from advl_pipeline.training.batch_order import BatchOrder
-from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_signals import StoredSignal
 from advl_pipeline.training.targets import TaskTargets, collate_targets
@@ -29,7 +33,8 @@ ANNOUNCE_AHEAD = 8
 
 @dataclass(kw_only=True)
 class TrainingBatch:
-    """One micro-batch, on the device that computes it.
+    """One micro-batch: in memory with its teachers' features as they are `stored`, then on the device that computes
+    it, with the `signal` that is made of these there.
 
     `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
     of another split than the one that is trained on: pretraining may never have seen their like.
@@ -40,36 +45,22 @@ class TrainingBatch:
     task: str
     student: StudentBatch
     targets: TaskTargets
-    signal: TeacherSignal | None
-    image_ids_B: torch.Tensor
-    anchored_B: torch.Tensor
-    seconds_preparing: float = 0.0
-
-
-@dataclass(kw_only=True)
-class CollatedBatch:
-    """A micro-batch in memory, with its teachers' features as they are stored; fields as in `TrainingBatch`."""
-
-    example_ids: tuple[str, ...]
-    task: str
-    student: StudentBatch
-    targets: TaskTargets
-    stored: StoredSignal | None
+    stored: StoredSignal | None = None
+    signal: TeacherSignal | None = None
     image_ids_B: torch.Tensor
     anchored_B: torch.Tensor
     seconds_preparing: float = 0.0
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Return the batch on a device, where targets are made of the features."""
-        return TrainingBatch(
-            example_ids=self.example_ids,
-            task=self.task,
+        return replace(
+            self,
             student=self.student.to(device),
-            targets=self.targets.to(device),
+            targets=moved(self.targets, device),
+            stored=None,
             signal=None if self.stored is None else moved(self.stored, device).targets(),
             image_ids_B=self.image_ids_B.to(device, non_blocking=True),
             anchored_B=self.anchored_B.to(device, non_blocking=True),
-            seconds_preparing=self.seconds_preparing,
         )
 
 
@@ -86,7 +77,7 @@ def training_batches(
     other_ids: frozenset[str] = frozenset(),
     num_workers: int = 1,
     device: torch.device = CPU,
-) -> Iterator[SentBatches[TrainingBatch]]:
+) -> Iterator[SentBatches]:
     """Yield, for each optimiser step, the micro-batches of this rank, on their way to the device.
 
     What they hold does not depend on the number of threads.
@@ -104,34 +95,20 @@ def training_batches(
         device: that computes.
     """
 
-    def collate(examples: list[Example]) -> CollatedBatch:
+    def collate(examples: list[Example]) -> TrainingBatch:
         began = time.thread_time()
         batch = collate_batch(
             examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
         )
+        # On a CPU, targets are made by the threads, too.
+        batch = batch.to(device) if device.type == "cpu" else batch
         batch.seconds_preparing = time.thread_time() - began
-        return batch
-
-    def collate_in_place(examples: list[Example]) -> TrainingBatch:
-        began = time.thread_time()
-        batch = collate(examples).to(device)
-        batch.seconds_preparing = time.thread_time() - began
-        return batch
+        return pinned(batch) if device.type == "cuda" else batch
 
     readers: list[Student | SignalSource] = [student] if source is None else [student, source]
     read = _read_ahead(dataset, indices, readers, steps, order)
-    if device.type == "cpu":
-        # Targets are made by the threads, too.
-        made = in_order(lambda step: [collate_in_place(part) for part in step], read, num_workers=num_workers)
-        yield from (SentBatches(batches=batches) for batches in made)
-        return
-    can_pin = device.type == "cuda"
-    collated = in_order(
-        lambda step: [pinned(batch) if can_pin else batch for batch in map(collate, step)],
-        read,
-        num_workers=num_workers,
-    )
-    yield from send_ahead(collated, device)
+    made = in_order(lambda step: [collate(part) for part in step], read, num_workers=num_workers)
+    yield from send_ahead(made, device)
 
 
 def _read_ahead(
@@ -171,7 +148,7 @@ def collate_batch(
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
     other_ids: frozenset[str] = frozenset(),
-) -> CollatedBatch:
+) -> TrainingBatch:
     """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
 
     Labels are used of `labelled_ids` alone, where given. Answers in words are laid out where all labels may be used:
@@ -186,7 +163,7 @@ def collate_batch(
     if labelled_ids is None:
         wanted_BK = None if targets.scores_BK is None else targets.scores_BK > 0
         batch = student.with_answers(batch, task, names, wanted_BK)
-    return CollatedBatch(
+    return TrainingBatch(
         example_ids=tuple(example.example_id for example in examples),
         task=task,
         student=batch,
@@ -195,3 +172,50 @@ def collate_batch(
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentBatches:
+    """The micro-batches of a step, of which a GPU's are taken over by `received` before anything reads them."""
+
+    batches: list[TrainingBatch]
+    arrived: torch.cuda.Event | None = None
+
+    def received(self, device: torch.device) -> list[TrainingBatch]:
+        """Return the micro-batches; what this thread computes on the device next waits until they are there."""
+        if self.arrived is not None:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(self.arrived)
+
+            def keep(value: torch.Tensor) -> torch.Tensor:
+                # Their memory is the other stream's, which may use it again only after this one has passed them.
+                if value.is_cuda:
+                    value.record_stream(stream)
+                return value
+
+            for batch in self.batches:
+                with_tensors(batch, keep)
+        return self.batches
+
+
+def pinned(batch: TrainingBatch) -> TrainingBatch:
+    """Return a batch in memory that is never paged out."""
+    return with_tensors(batch, lambda value: value.pin_memory())
+
+
+def send_ahead(steps: Iterable[Sequence[TrainingBatch]], device: torch.device) -> Iterator[SentBatches]:
+    """Send the micro-batches of each step to a device, on a stream of their own where it is a GPU.
+
+    On a CPU they are there already.
+    """
+    if device.type != "cuda":
+        for step in steps:
+            yield SentBatches(batches=[batch if device.type == "cpu" else batch.to(device) for batch in step])
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for step in steps:
+        with torch.cuda.stream(stream):
+            batches = [batch.to(device) for batch in step]
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(stream)
+        yield SentBatches(batches=batches, arrived=arrived)

@@ -1,8 +1,8 @@
 """The bridge: how a text teacher would answer, by way of what the student already names, without labels.
 
-docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it starts
-says which of them names the tagged region, the teacher which of them the candidate's own words are like. In a control
-the student says that, too: the same answers without what a teacher knows.
+docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it
+starts says which of them names the tagged region, the teacher which of them the candidate's own words are like. In
+a control the student says that, too: the same answers without what a teacher knows.
 Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D teacher width.
 """
 
@@ -21,13 +21,12 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Examp
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.landmarks import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.signal import TextSignal, WordAlignment, shared_words
+from advl_pipeline.distillation.signal import TextSignal, shared_words
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import Student
+from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart
-from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
@@ -83,9 +82,6 @@ def find_answers(
     found_landmarks: FoundLandmarks,
     inputs: Inputs,
     source: SignalSource | None,
-    *,
-    num_processes: int,
-    device: torch.device,
 ) -> TeacherAnswers | None:
     """Return what the adapt step learns to answer; None for a method that learns no answers.
 
@@ -103,15 +99,17 @@ def find_answers(
         whose = "the student by its own likenesses"
     if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
         if is_asked or is_own:
-            raise _no_bridge("--answer-weight" if is_asked else "--answers-of student", why)
+            _require_bridge(
+                landmarks, inputs.adapt_dataset, "--answer-weight" if is_asked else "--answers-of student"
+            )
         return TeacherAnswers(shares={}, why=why)
     assert source is not None
-    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source, device=device)
+    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source)
     found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
     if not is_asked and not found.is_above_chance:
         return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found, whose=whose)
-    visited = inputs_visited(run.config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
-    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited, source, device=device)
+    visited = inputs_visited(run, inputs)
+    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited, source)
     return TeacherAnswers(shares=shares, why=str(found), separation=found, whose=whose)
 
 
@@ -124,13 +122,14 @@ def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
     return ""
 
 
-def _no_bridge(option: str, why: str) -> ConfigError:
-    return ConfigError(
-        "There is no bridge from the teacher to answers.",
-        where=option,
-        why=why,
-        next_command=f"leave out {option}",
-    )
+def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option: str) -> None:
+    if why := _why_no_bridge(landmarks, dataset):
+        raise ConfigError(
+            "There is no bridge from the teacher to answers.",
+            where=option,
+            why=why,
+            next_command=f"leave out {option}",
+        )
 
 
 def bridge_confidence(
@@ -139,8 +138,6 @@ def bridge_confidence(
     dataset: Dataset,
     positions: Sequence[int],
     source: SignalSource,
-    *,
-    device: torch.device,
 ) -> TruthConfidence:
     """Return the confidence in the truth of labelled items.
 
@@ -150,9 +147,8 @@ def bridge_confidence(
     Raises:
         ConfigError: there is no bridge.
     """
-    if why := _why_no_bridge(landmarks, dataset):
-        raise _no_bridge("--confidence bridge", why)
-    answers = bridge_answers(start, landmarks, dataset, positions, source, device=device)
+    _require_bridge(landmarks, dataset, "--confidence bridge")
+    answers = bridge_answers(start, landmarks, dataset, positions, source)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
     for row, position in enumerate(positions):
         example = dataset[position]
@@ -169,8 +165,6 @@ def oracle(
     dataset: Dataset,
     positions: Sequence[int],
     source: SignalSource,
-    *,
-    device: torch.device,
 ) -> dict[str, float]:
     """Return example id -> 1 where the bridge is right by the label, else 0: weights that no method can have.
 
@@ -182,8 +176,7 @@ def oracle(
     Raises:
         ConfigError: there is no bridge, or an item has no label.
     """
-    if why := _why_no_bridge(landmarks, dataset):
-        raise _no_bridge("--weighting oracle", why)
+    _require_bridge(landmarks, dataset, "--weighting oracle")
     if unlabelled := [position for position in positions if dataset[position].label is None]:
         raise ConfigError(
             "Weights by labels need the label of every input of the adapt step.",
@@ -191,7 +184,7 @@ def oracle(
             why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
             next_command="--adapt-on inputs, or subset, of a split with labels",
         )
-    found = bridge_confidence(start, landmarks, dataset, positions, source, device=device)
+    found = bridge_confidence(start, landmarks, dataset, positions, source)
     ids = [dataset[position].example_id for position in positions]
     return dict(zip(ids, (found.outranked_N == 1).astype(float).tolist(), strict=True))
 
@@ -203,8 +196,6 @@ def bridge_answers(
     dataset: Dataset,
     positions: Sequence[int],
     source: SignalSource,
-    *,
-    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
 
@@ -224,7 +215,7 @@ def bridge_answers(
             examples = [dataset[position] for position in of_task[first : first + EXAMPLES_AT_ONCE]]
             batch = collate_batch(
                 examples, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
-            ).to(device)
+            ).to(start.device)
             with start.evaluating():
                 of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
             scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
@@ -247,8 +238,18 @@ def _score(
     own = TextSignal(global_ND=states.pooled_NP, words_NWD=words_NWH, word_mask_NW=seen_NW)
     signal = own if teacher == THE_STUDENT else batch.signal.text[teacher]
     assert signal.words_NWD is not None
-    said_NW = _said_words(examples, words, signal, seen_NW)
-    place_NR = _places(start.student, examples, batch)
+    # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.
+    own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
+    place_NR = torch.zeros(batch.student.box_index_NR.shape, dtype=torch.float32)
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    of_sequences = places_of_boxes(start.student, examples, batch.student)
+    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
+        for place, (begin, _) in enumerate(word_spans(candidate.text)):
+            own_NW[row, place] = begin >= candidate.context_length
+        if boxes := sorted({tag.box for tag in candidate.tags}):
+            place_NR[row] = place_SR[boxes].mean(0)
+    own_NW, place_NR = own_NW.to(start.device), place_NR.to(start.device)
+    said_NW = shared_words(words, signal, seen_NW) & (words.prior_NW > 0) & ~words.frequent_NW & own_NW
     speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
     region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
     score_N = torch.zeros(len(said_NW), device=said_NW.device)
@@ -260,28 +261,3 @@ def _score(
         teacher=settings.teacher_temperature,
     )
     return score_N
-
-
-def _said_words(
-    examples: Sequence[Example], words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor
-) -> torch.Tensor:
-    """Return (N, W) bool: the words of each candidate's own part that mean something, as both sides have them."""
-    own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
-    candidates = [candidate for example in examples for candidate in example.candidates]
-    for row, candidate in enumerate(candidates):
-        for place, (start, _) in enumerate(word_spans(candidate.text)):
-            own_NW[row, place] = start >= candidate.context_length
-    means_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0) & ~words.frequent_NW
-    return means_NW & own_NW.to(means_NW.device)
-
-
-def _places(student: Student, examples: Sequence[Example], batch: TrainingBatch) -> torch.Tensor:
-    """Return (N, R): the mean place of the boxes that each candidate tags; 0 where it tags none that is seen."""
-    box_index_NR = batch.student.box_index_NR
-    place_NR = torch.zeros(box_index_NR.shape, dtype=torch.float32)
-    candidates = [candidate for example in examples for candidate in example.candidates]
-    of_sequences = places_of_boxes(student, examples, batch.student)
-    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
-        if boxes := sorted({tag.box for tag in candidate.tags}):
-            place_NR[row] = place_SR[boxes].mean(0)
-    return place_NR.to(box_index_NR.device)

@@ -1,34 +1,39 @@
-"""Build what a run trains: student, heads, and the model that holds them with the projections of the method."""
+"""Build what a run trains: student, heads, and the model that holds them with the projections of the method.
+
+The student's settings come from the run's options (kind of regions, tokenizer) and from what a recipe says of it.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, parse_toml
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lookup import LookupHead
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
+from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.training.adversarial import require_perturbable
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.heads import build_heads
-from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
+from advl_pipeline.training.heads import HeadOrigin, build_heads, fill_heads
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
+from advl_pipeline.training.recipes import ChosenRecipe
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
 from advl_pipeline.training.teaching import Teaching
 
@@ -61,7 +66,14 @@ def build_finetune_heads(
     """Build a student's heads and say where their values come from; the same seed gives the same for every method."""
     torch.manual_seed(run.config.seed + 1)
     heads = build_heads(student, inputs.dataset)
-    _read_texts(heads.values(), student, inputs)
+    # Heads that look things up see the texts of the split, evenly spaced ones where they are many; no label.
+    seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
+    for head in heads.values():
+        if isinstance(head, LookupHead):
+            head.read_texts(
+                student.text_tokens([inputs.dataset[position] for position in seen[first : first + TEXTS_AT_ONCE]])
+                for first in range(0, len(seen), TEXTS_AT_ONCE)
+            )
     for task in inputs.dataset.tasks:
         require_fitting_loss(run.settings.task_loss, task, heads[head_name(task)])
     return heads, fill_heads(heads, student, inputs.dataset, run.config)
@@ -108,17 +120,6 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     )
 
 
-def _read_texts(heads: Iterable[nn.Module], student: Student, inputs: Inputs) -> None:
-    """Show heads that look things up the texts of the split, evenly spaced ones where they are many; no label."""
-    seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
-    for head in heads:
-        if isinstance(head, LookupHead):
-            head.read_texts(
-                student.text_tokens([inputs.dataset[position] for position in seen[first : first + TEXTS_AT_ONCE]])
-                for first in range(0, len(seen), TEXTS_AT_ONCE)
-            )
-
-
 def compile_student(student: Student) -> None:
     """Compile the student's pass, in place; its parameters and their names stay.
 
@@ -146,3 +147,47 @@ def student_bytes(config: FinetuneConfig) -> int:
     with torch.device("meta"):
         student = build_student(config.student, overrides=options)
     return sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+
+
+def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run's options give its student.
+
+    Args:
+        config: plain configuration of the run (`config_to_dict`, or what its folder holds).
+
+    Raises:
+        ConfigError: a setting that is not KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in config.get("student_option") or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
+        name = key.replace("-", "_")
+        try:
+            found[name] = parse_toml(f"value = {value}")["value"]
+        except ValueError:
+            found[name] = value
+    for key in ("tokenizer", "align_layer"):
+        if config.get(key):
+            found[key] = config[key]
+    if config.get("regions"):
+        found["regions"] = "pixels" if list(config["regions"]) == [str(PIXELS)] else "detector"
+    return found
+
+
+def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:
+    """Return the settings of the architecture that a recipe states.
+
+    A recipe of another size says nothing about them, and a saved student has its own except for dropout.
+    """
+    recipe = chosen.recipe
+    if recipe is None or not chosen.is_own_size:
+        return {}
+    keys = ["dropout"]
+    if init is None or not (init / DESCRIPTION_FILE).is_file():
+        keys.append("image_size")
+        # Counted in tokens of a batch, a text's length is a bound on what is trained on (`TrainingSettings`).
+        if recipe.batch_unit == "examples":
+            keys.append("max_text_length")
+    return {key: getattr(recipe, key) for key in keys if key in recipe.sources}

@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file, written whole or not at all, never a pickle.
 
-Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the step,
-the phase, and the digest of all of these.
-Randomness needs no state: every step seeds itself from (seed, step).
-A run writes them beside its loop: the loop waits while the state is copied, not while it is hashed and written.
+Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the
+step, the phase, and the digest of all of these. Randomness needs no state: every step seeds itself from (seed,
+step). A run writes them beside its loop: the loop waits while the state is copied, not while it is hashed and
+written.
 """
 
 from __future__ import annotations
@@ -24,19 +24,6 @@ from advl_pipeline.errors import (
     again,
 )
 from advl_pipeline.tensors import parameter_digest, save_tensors
-
-
-def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
-    phase: str,
-    scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Write the state after `step` optimiser steps of a phase; `scaler` is that of fp16's losses."""
-    _write(path, _state(model, optimizer, scaler), step=step, phase=phase)
 
 
 class CheckpointWriter:
@@ -79,7 +66,11 @@ class CheckpointWriter:
             StorageError: the disk is full or failed when the state before this one was written.
         """
         self._wait()
-        state = _state(model, optimizer, scaler)
+        state = {f"model/{key}": value for key, value in model.state_dict().items()}
+        for index, of_parameter in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in of_parameter.items()}
+        if scaler is not None:
+            state |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
         copied = {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
         self._writing = self._thread.submit(_write, self._path, copied, step=step, phase=phase)
 
@@ -89,22 +80,9 @@ class CheckpointWriter:
             writing.result()
 
 
-def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
-) -> dict[str, torch.Tensor]:
-    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
-    if scaler is not None:
-        tensors |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
-    return tensors
-
-
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase: str) -> None:
-    on_cpu = {key: value.detach().cpu() for key, value in tensors.items()}
     metadata = {"step": str(step), "phase": phase}
-    save_tensors(path, on_cpu, metadata={**metadata, "digest": _digest(metadata, on_cpu)})
+    save_tensors(path, tensors, metadata={**metadata, "digest": _digest(metadata, tensors)})
 
 
 def read_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
@@ -143,22 +121,22 @@ def _damaged(path: Path, why: str) -> CorruptCache:
 
 def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Load a checkpoint's tensors; the optimiser only when the phase that it belongs to goes on."""
-    prefix = "model/"
-    model.load_state_dict({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+    model.load_state_dict(_under("model/", tensors))
     if optimizer is None:
         return
     state: dict[int, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/", 2)
-            state.setdefault(int(index), {})[name] = value
+    for key, value in _under("optimizer/", tensors).items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def restore_scaler(tensors: dict[str, torch.Tensor], scaler: torch.amp.GradScaler) -> None:
     """Load the scale of fp16's losses, and how long it has held."""
-    prefix = "scaler/"
-    state = {key[len(prefix) :]: value.item() for key, value in tensors.items() if key.startswith(prefix)}
-    if state:
+    if state := {key: value.item() for key, value in _under("scaler/", tensors).items()}:
         scaler.load_state_dict(state)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

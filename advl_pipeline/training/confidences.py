@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,12 +23,12 @@ from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.distillation.landmarks import Landmarks
+from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.bridge import bridge_confidence, oracle
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.landmark_search import StudentAtStart
-from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import score_task, student_confidence
@@ -36,8 +36,6 @@ from advl_pipeline.training.targets import score_task, student_confidence
 BATCH_SIZE = 32
 
 _MISSING = -1.0
-
-ConfidenceCheck = Literal["auc", "none"]
 
 _WEIGHTED = {"vision": "the vision pathway's weights", "text": "the text pathway's weights", "joint": "all weights"}
 
@@ -65,23 +63,6 @@ class CheckedConfidence:
         )
 
 
-def check_confidences(
-    estimates: Mapping[str, TruthConfidence], groups: Sequence[str], check: ConfidenceCheck
-) -> list[CheckedConfidence]:
-    """Tell for each modality whether its weights follow the confidence.
-
-    Args:
-        estimates: by modality, on the labelled items.
-        check: `auc` refuses a confidence whose 95 % interval does not lie above chance; `none` refuses nothing.
-    """
-    checked = []
-    for modality, estimate in estimates.items():
-        found = separation(estimate.outranked_N, groups)
-        is_used = check == "none" or found.is_above_chance
-        checked.append(CheckedConfidence(modality=modality, separation=found, is_used=is_used))
-    return checked
-
-
 def find_confidences(
     run: Run,
     caches: Sequence[TeacherCache],
@@ -89,9 +70,6 @@ def find_confidences(
     source: SignalSource,
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
-    *,
-    num_processes: int,
-    device: torch.device,
 ) -> tuple[tuple[CheckedConfidence, ...], Mapping[str, Mapping[str, float]]]:
     """Return what was found about each confidence, and those that weights follow: modality -> example id -> c_T.
 
@@ -104,14 +82,14 @@ def find_confidences(
     """
     config = run.config
     if run.method.settings.weighting == "oracle":
-        visited = inputs_visited(config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
+        visited = inputs_visited(run, inputs)
         known = sorted({*inputs.labelled, *visited})
-        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known, source, device=device)}
+        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known, source)}
     if run.method.settings.weighting == "uniform" or config.confidence == "none":
         return (), {}
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
     if config.confidence == "bridge":
-        bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source, device=device)
+        bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source)
         estimates: Mapping[str, TruthConfidence] = {"text": bridge}
     else:
         estimates = load_or_estimate_confidence(
@@ -126,7 +104,15 @@ def find_confidences(
         # What a vision teacher is sure of is nothing that the student's own tokens say.
         estimates = {name: one for name, one in estimates.items() if name == "text"}
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
-    checked = tuple(check_confidences(estimates, pictures, config.confidence_check))
+    separations = {modality: separation(estimate.outranked_N, pictures) for modality, estimate in estimates.items()}
+    checked = tuple(
+        CheckedConfidence(
+            modality=modality,
+            separation=found,
+            is_used=config.confidence_check == "none" or found.is_above_chance,
+        )
+        for modality, found in separations.items()
+    )
     followed = {
         one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))
         for one in checked
@@ -134,15 +120,10 @@ def find_confidences(
     }
     # Probes read the teachers as they are; the bridge reads them as the control makes them.
     if config.teacher_control == "shuffle" and config.confidence != "bridge":
-        followed = {name: _permute(values, config.seed) for name, values in followed.items()}
+        for name, values in followed.items():
+            order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed)).tolist()
+            followed[name] = {one: values[ids[index]] for one, index in zip(ids, order, strict=True)}
     return checked, followed
-
-
-def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(values), generator=generator).tolist()
-    numbers = list(values.values())
-    return {name: numbers[index] for name, index in zip(values, order, strict=True)}
 
 
 class StudentConfidence(nn.Module):
@@ -176,8 +157,6 @@ def measure_student_confidence(
     task_loss: TaskLoss,
     dataset: Dataset,
     positions: Sequence[int],
-    *,
-    device: torch.device,
 ) -> torch.Tensor:
     """Return (M,) float32: the probability that the student, without dropout, gives to each truth.
 
@@ -192,7 +171,7 @@ def measure_student_confidence(
         for first in range(0, len(rows), BATCH_SIZE):
             chosen = rows[first : first + BATCH_SIZE]
             examples = [dataset[positions[row]] for row in chosen]
-            batch = collate_batch(examples, dataset, start.student, None, labelled=True).to(device)
+            batch = collate_batch(examples, dataset, start.student, None, labelled=True).to(start.device)
             with start.evaluating():
                 output = start.student.encode(batch.student, mask_visual=start.hide_picture)
                 head = start.heads[head_name(batch.task)]

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, build_config, component, option
+from advl_pipeline.configuration import Configuration, Output, build_config, component, option, rare_option
 from advl_pipeline.datasets.config import DataOptions
-from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
+from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions, StudentOptions
@@ -37,16 +37,17 @@ PRETRAINED_LEARNING_RATE = 5e-5
 """Rate of a student with pretrained weights of whose family no recipe is known: the highest that BERT's authors
 finetuned at. The rate without weights is meant for small students that start at random; it undoes a pretraining."""
 
-AdversarialModality = Literal["none", "text", "image", "both"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdversarialConfig:
-    """VILLA's numbers. A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection."""
+class AdversarialConfig(Configuration):
+    """VILLA's numbers: the table `adversarial` of a recipe.
+
+    A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection.
+    """
 
     text_learning_rate: float = 0.0
     visual_learning_rate: float = 0.0
-    num_steps: int = 3
+    num_steps: int = option(3, help="Adversarial passes per micro-batch.", minimum=1)
     kl_weight: float = 1.5
     norm: Literal["l2", "linf"] = "l2"
     max_norm: float = 0.0
@@ -75,15 +76,14 @@ class Hyperparameters(Configuration, Generic[Undecided]):
     batch_size: int | Undecided = option(
         None, help="Examples per optimiser step [default: the recipe's, else {otherwise}].", minimum=1, otherwise=16
     )
-    accumulate: int | Undecided = option(
+    accumulate: int | Undecided = rare_option(
         None,
         help="Micro-batches that one optimiser step is split into [default: the recipe's, else {otherwise}].",
         minimum=1,
         otherwise=1,
-        rare=True,
     )
-    optimiser: Optimiser | Undecided = option(
-        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw", rare=True
+    optimiser: Optimiser | Undecided = rare_option(
+        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw"
     )
     learning_rate: float | Undecided = option(
         None,
@@ -93,37 +93,33 @@ class Hyperparameters(Configuration, Generic[Undecided]):
         paces=False,
         otherwise=5e-4,
     )
-    head_lr_scale: float | Undecided = option(
+    head_lr_scale: float | Undecided = rare_option(
         None,
         help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
         "{otherwise}].",
         minimum=0,
         paces=False,
         otherwise=1.0,
-        rare=True,
     )
-    weight_decay: float | Undecided = option(
+    weight_decay: float | Undecided = rare_option(
         None,
         help="Weight decay [default: the recipe's, else {otherwise}].",
         minimum=0,
         paces=False,
         otherwise=0.01,
-        rare=True,
     )
-    schedule: LearningRateSchedule | Undecided = option(
+    schedule: LearningRateSchedule | Undecided = rare_option(
         None,
         help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
         paces=False,
         otherwise="linear-nonzero",
-        rare=True,
     )
-    clip_norm: float | Undecided = option(
+    clip_norm: float | Undecided = rare_option(
         None,
         help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else {otherwise}].",
         minimum=0,
         paces=False,
         otherwise=2.0,
-        rare=True,
     )
 
 
@@ -139,13 +135,12 @@ class OptimiserOptions(Hyperparameters[None]):
         "TOML file of its keys. An option given here wins over it.",
         identity="content",
     )
-    batch_tokens: int | None = option(
+    batch_tokens: int | None = rare_option(
         None,
         help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
         minimum=1,
-        rare=True,
     )
-    warmup_fraction: float | None = option(
+    warmup_fraction: float | None = rare_option(
         None,
         help="Share of each step's budget spent warming up the learning rate [default: the recipe's, else "
         "{otherwise}].",
@@ -153,44 +148,15 @@ class OptimiserOptions(Hyperparameters[None]):
         below=1,
         paces=False,
         otherwise=0.1,
-        rare=True,
     )
-    task_loss: TaskLoss | None = option(
+    task_loss: TaskLoss | None = rare_option(
         None,
         help="Loss of the task [default: the recipe's, else softmax-choice, and soft-target-bce for VQA].",
-        rare=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdversarialOptions(Configuration):
-    """VILLA's adversarial finetuning; what is not given is the recipe's."""
-
-    title: ClassVar[str] = "Adversarial finetuning"
-
-    adversarial: AdversarialModality | None = option(
-        None, help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's].", rare=True
-    )
-    adversarial_norm: Literal["l2", "linf"] | None = option(
-        None, help="Norm of its gradient steps and of the ball [default: the recipe's, else l2].", rare=True
-    )
-    adversarial_max_norm: float | None = option(
+    adversarial: Literal["none", "text", "image", "both"] | None = rare_option(
         None,
-        help="Radius of the ball that perturbations stay in, 0 for none [default: the recipe's, else 0].",
-        minimum=0,
-        rare=True,
-    )
-    adversarial_learning_rate: float | None = option(
-        None, help="Step size of the perturbations [default: the recipe's, else 1e-3].", above=0, rare=True
-    )
-    adversarial_steps: int | None = option(
-        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3].", minimum=1, rare=True
-    )
-    adversarial_kl_weight: float | None = option(
-        None,
-        help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5].",
-        minimum=0,
-        rare=True,
+        help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's]. Its numbers are the "
+        "recipe's, else VILLA's; --recipe FILE.toml changes them.",
     )
 
 
@@ -210,55 +176,44 @@ class TeacherOptions(DiskCacheOptions):
         identity="content",
         paces=False,
     )
-    verify_caches: bool = option(
+    verify_caches: bool = rare_option(
         False,
         help="Hash every file of the caches before the first step; without, those that changed since they were "
         "written or last checked, and a sample of the numbers is looked at.",
         identity="none",
-        rare=True,
     )
-    teacher_weight: tuple[str, ...] = option(
+    teacher_weight: tuple[str, ...] = rare_option(
         (),
         help="Weight of a teacher in its pathways, for --teacher-balance fixed; once for each.",
         metavar="NAME=NUMBER",
-        rare=True,
     )
-    target_norm: Literal["standardise", "none"] = option(
-        "standardise", help="Scale teacher targets per dimension by the cache's mean and variance.", rare=True
+    target_norm: Literal["standardise", "none"] = rare_option(
+        "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
-    confidence: Literal["probe", "zero-shot", "bridge", "none"] = option(
+    confidence: Literal["probe", "zero-shot", "bridge", "none"] = rare_option(
         "probe",
         help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
         "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
         paces=False,
-        rare=True,
     )
-    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False, rare=True)
-    student_confidence: Literal["start", "current"] = option(
+    confidence_folds: int = rare_option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
+    student_confidence: Literal["start", "current"] = rare_option(
         "start",
         help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
         "a label (one pass over the labelled items). current: that of the present step.",
-        rare=True,
     )
-    confidence_check: Literal["auc", "none"] = option(
+    confidence_check: Literal["auc", "none"] = rare_option(
         "auc",
         help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong. Its AUC on "
         "the labelled items then has a 95 % interval that is not above 0.5. none follows it whatever it knows.",
-        rare=True,
     )
-    teacher_control: TeacherControl = option(
+    teacher_control: TeacherControl = rare_option(
         "none",
         help="Control: permute the teacher's features over units (shuffle). Or only move the cells of its grid "
         "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid). Or take the student's own "
         "visual tokens, before they meet the text, for a vision teacher's (own-tokens). A cache of `random:NAME` is "
         "another one.",
-        rare=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillOptions(StrengthOptions, DistillationOptions):
-    """What is distilled, and how strongly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,35 +222,30 @@ class AdaptOptions(AdaptTerms):
 
     title: ClassVar[str] = "Adapt step"
 
-    steps: Literal["one", "two"] | None = option(
-        None, help="Two-step finetuning, or the finetune step alone.", rare=True
-    )
+    steps: Literal["one", "two"] | None = rare_option(None, help="Two-step finetuning, or the finetune step alone.")
     adapt_steps: int = option(
         400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
     )
-    adapt_texts: int = option(
+    adapt_texts: int = rare_option(
         64,
         help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
         minimum=2,
-        rare=True,
     )
-    adapt_lr_scale: float | None = option(
+    adapt_lr_scale: float | None = rare_option(
         None,
         help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
         "which start anew, learn at their own [default: the recipe's, else {otherwise}].",
         minimum=0,
         paces=False,
         otherwise=1.0,
-        rare=True,
     )
-    adapt_on: tuple[str, ...] = option(
+    adapt_on: tuple[str, ...] = rare_option(
         ("inputs",),
         help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
         "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
         "Repeatable.",
         metavar="INPUTS",
         paces=False,
-        rare=True,
     )
 
 
@@ -312,32 +262,27 @@ class RunOptions(Configuration):
         output=Output(makes="run"),
     )
     method: Method = option("advl", help="What is done with the teachers.")
-    hide_picture: bool = option(
+    hide_picture: bool = rare_option(
         False,
         help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
         "options that would teach it from pictures are refused.",
-        rare=True,
     )
     seed: int = option(
         0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0, paces=False
     )
-    checkpoint_every: int = option(
-        100, help="Optimiser steps between checkpoints.", minimum=1, identity="none", rare=True
-    )
-    deterministic: bool = option(
+    checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
+    deterministic: bool = rare_option(
         False,
         help="Have a GPU add up in one order wherever torch can, so that a resumed run is the same to the last bit; "
         "slower. What torch cannot is named.",
         identity="none",
-        rare=True,
     )
-    resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none", rare=True)
-    log_with: str = option(
+    resume: bool = rare_option(True, help="Continue an interrupted run in the output folder.", identity="none")
+    log_with: str = rare_option(
         "",
         help="Also log for tensorboard, wandb or mlflow, several joined by commas; into the run folder, unless "
         "MLFLOW_TRACKING_URI says otherwise. WANDB_MODE=offline needs no account.",
         identity="none",
-        rare=True,
     )
 
 
@@ -353,21 +298,19 @@ class DryRunOptions(Configuration):
         identity="none",
         paces=False,
     )
-    step_ms: float | None = option(
+    step_ms: float | None = rare_option(
         None,
         help="Of --dry-run: milliseconds of a step on another machine, such as one with a GPU [default: measured].",
         above=0,
         identity="none",
         paces=False,
-        rare=True,
     )
-    disk_mb_s: float | None = option(
+    disk_mb_s: float | None = rare_option(
         None,
         help="Of --dry-run: MB/s that the disk reads; without, everything read is taken to be in memory.",
         above=0,
         identity="none",
         paces=False,
-        rare=True,
     )
 
 
@@ -375,10 +318,9 @@ class DryRunOptions(Configuration):
 class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, TeacherOptions, ComputeConfig):
     """Configuration of `advl finetune`; options that are None by default follow `method` or a recipe."""
 
-    distill: DistillOptions = component(DistillOptions)
+    distill: DistillationOptions = component(DistillationOptions)
     adapt: AdaptOptions = component(AdaptOptions)
     optimisation: OptimiserOptions = component(OptimiserOptions)
-    adversary: AdversarialOptions = component(AdversarialOptions)
     forecast: DryRunOptions = component(DryRunOptions)
 
 
@@ -387,10 +329,10 @@ _GONE: Mapping[str, Any] = {
     "weight_normalise": "none",
     "live": False,
     "live_weights": [],
-    **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split")),
+    **{f"adversarial_{name}": None for name in ("norm", "max_norm", "learning_rate", "steps", "kl_weight")},
+    **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split", "projection_start", "target_check")),
 }
-_GONE_OF_COORDINATES = ("projection_start", "target_check")
-"""Options of 0.2: the values that every run now computes as, and those that only coordinate distances read."""
+"""Options of 0.2: the values that every run now computes as. The last two are read by coordinate distances alone."""
 
 
 def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:
@@ -404,21 +346,15 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
     Raises:
         ConfigError: the run was made with an option that is gone, at a value that no run now computes as.
     """
-    gone = {name: stored[name] for name in (*_GONE, *_GONE_OF_COORDINATES) if name in stored}
-    if stored["distance"] == "relational":
-        gone = {name: value for name, value in gone.items() if name in _GONE}
-    for name, value in gone.items():
-        if value != _GONE.get(name):
+    # None says that nobody gave the option.
+    known = {name: value for name, value in stored.items() if name not in _GONE and value is not None}
+    unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
+    for name in stored.keys() & _GONE.keys() - unread:
+        if stored[name] != _GONE[name]:
             raise ConfigError(
                 "This run was made with an option that is gone, so it cannot stand beside others.",
                 where=where,
-                why=f"{name} = {value!r} went with version 0.3",
+                why=f"{name} = {stored[name]!r} went with version 0.3",
                 next_command="leave this run out; it is evaluated as before",
             )
-    # None says that nobody gave the option.
-    known = {
-        name: value
-        for name, value in stored.items()
-        if name not in (*_GONE, *_GONE_OF_COORDINATES) and value is not None
-    }
     return build_config(FinetuneConfig, known, changes, where=where)

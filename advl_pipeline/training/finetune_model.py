@@ -7,7 +7,7 @@ Shapes: B examples, N sequences, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,15 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
-from advl_pipeline.distillation.own_tokens import with_own_tokens
+from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.targets import (
-    TaskTargets,
+    TaskScores,
     right_sequences,
     score_task,
     shape_logits,
@@ -64,12 +65,31 @@ class LossTerms:
         """Whether anything is learned: not where an adapt step of distillation alone has no target left."""
         return any(value.requires_grad for value in self.weighted.values())
 
+    def add(self, name: str, value: torch.Tensor, weight: float = 1.0) -> None:
+        """Add a summand, and keep it for the log."""
+        self.weighted[name] = value if weight == 1.0 else weight * value
+        self.raw[name] = value.detach()
+
     def note(self, pathway: str, term: PathwayTerm) -> None:
         """Keep what the log tells of a pathway."""
         self.raw[pathway] = term.raw_B.mean()
         if len(term.by_teacher) > 1:
             self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
             self.balance |= {f"{pathway}/{name}": factor for name, factor in term.balance.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConditions:
+    """What an optimiser step says to each of its micro-batches.
+
+    In the phase `adapt` no label is learned from. `strength` is lambda, `generator` draws words and regions, and
+    `gather` is of the processes that share the batch.
+    """
+
+    phase: Phase
+    strength: float = 1.0
+    generator: torch.Generator | None = None
+    gather: Gather = gather_alone
 
 
 class FinetuneModel(nn.Module):
@@ -109,87 +129,49 @@ class FinetuneModel(nn.Module):
         self.teaches_itself = teaches_itself
 
     def forward(
-        self,
-        batch: StudentBatch,
-        targets: TaskTargets,
-        signal: TeacherSignal | None,
-        *,
-        task: str,
-        phase: Phase,
-        strength: float,
-        image_ids_B: torch.Tensor,
-        anchored_B: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        perturbation: Perturbation | None = None,
-        example_ids: Sequence[str] = (),
-        gather: Gather = gather_alone,
+        self, batch: TrainingBatch, step: StepConditions, *, perturbation: Perturbation | None = None
     ) -> LossTerms:
         """Return the loss terms of one batch.
 
         Args:
-            targets: used in the finetune step; in the adapt step only to pick the right candidate.
-            signal: of the teachers, None for methods without.
-            task: of every example of the batch, up to the head that it uses.
-            phase: `adapt` (no label is learned from) or `finetune`.
-            strength: lambda.
-            image_ids_B: int64, equal where two examples show the same picture.
-            anchored_B: bool, pictures of a kind that pretraining saw; None for all.
-            perturbation: of the student's inputs in the finetune step.
-            example_ids: of the batch, where the student's confidences or a teacher's answers are remembered.
-            gather: of the processes that share the batch.
+            perturbation: of the student's inputs in the finetune step; teachers are asked of clean inputs alone.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
-            if phase == "adapt":
-                terms = self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator, gather)
-                if self.answers:
-                    shares = [self.answers[name] for name in example_ids]
-                    self._answer(terms, batch, targets, task, shares, terms.weights.get("text"))
-                return terms
-            return self._finetune(
-                batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids, gather
-            )
+            return self._adapt(batch, step) if step.phase == "adapt" else self._finetune(batch, step, perturbation)
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
         scores = self.student.class_logits(self.heads[head_name(task)], batch)
         return shape_logits(scores, batch.num_candidates, is_choice)
 
-    def _adapt(
-        self,
-        batch: StudentBatch,
-        targets: TaskTargets,
-        signal: TeacherSignal | None,
-        image_ids_B: torch.Tensor,
-        anchored_B: torch.Tensor | None,
-        generator: torch.Generator | None,
-        gather: Gather,
-    ) -> LossTerms:
-        terms = LossTerms()
-        contrasts = self.distiller.settings.adapt_objective == "contrastive"
+    def _adapt(self, batch: TrainingBatch, step: StepConditions) -> LossTerms:
+        terms, signal, settings = LossTerms(), batch.signal, self.distiller.settings
+        contrasts = settings.adapt_objective == "contrastive"
         needs_apart = contrasts or self._reference or self._distils_apart(signal)
-        apart = self.student.encode_unimodal(batch) if needs_apart else None
+        apart = self.student.encode_unimodal(batch.student) if needs_apart else None
         if contrasts:
             assert apart is not None
-            right_B = right_sequences(targets, batch.first_B)
             contrast = self.distiller.contrast(
-                apart, batch, right_B, image_ids_B, known_B=targets.known_B, gather=gather
+                apart,
+                batch.student,
+                right_sequences(batch.targets, batch.student.first_B),
+                batch.image_ids_B,
+                known_B=batch.targets.known_B,
+                gather=step.gather,
             )
-            terms.weighted["contrast"] = contrast
-            terms.raw["contrast"] = contrast.detach()
+            terms.add("contrast", contrast)
         reference = known = None
         if self._reference:
             assert signal is not None
             with torch.no_grad():
-                reference = self._reference[0].encode_unimodal(batch)
-            known = self.distiller.known_regions(reference, batch, signal)
+                reference = self._reference[0].encode_unimodal(batch.student)
+            known = self.distiller.known_regions(reference, batch.student, signal)
         if signal is not None:
-            for name, term in self.distilled(
-                batch, targets, signal, image_ids_B, None, apart, generator, gather, known=known
-            ).items():
+            for name, term in self.distillation_terms(batch, signal, step, apart=apart, known=known).pathways.items():
                 value_B = term.value_B
-                if self.distiller.settings.weighting == "oracle":
+                if settings.weighting == "oracle":
                     weights_B = pathway_weights(
-                        self.distiller.settings, signal, name, torch.ones_like(value_B), generator=generator
+                        settings, signal, name, torch.ones_like(value_B), generator=step.generator
                     )
                     terms.weights[name], value_B = weights_B, weights_B * value_B
                 terms.weighted[name] = value_B.mean()
@@ -198,147 +180,102 @@ class FinetuneModel(nn.Module):
             assert apart is not None
             assert signal is not None
             assert known is not None
-            if self.hide_picture:
-                anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
-            drift = anchor_loss(apart, reference, batch, signal, known, anchored_B, gather=gather)
-            terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
-            terms.raw["drift"] = drift.detach()
+            anchored_B = torch.zeros_like(batch.anchored_B) if self.hide_picture else batch.anchored_B
+            drift = anchor_loss(apart, reference, batch.student, signal, known, anchored_B, gather=step.gather)
+            terms.add("drift", drift, settings.anchor_weight)
+        if self.answers:
+            # docs/method.md: L = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the student
+            # compares candidates by: a head's logits or, of answers in words, their likelihood per token.
+            scored = self._score(batch, self.encode(batch.student, need_relevance=False))
+            share_BC = pad_sequence([self.answers[name] for name in batch.example_ids], batch_first=True)
+            log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
+            loss_B = -(share_BC * log_share_BC).sum(1)
+            if "text" in terms.weights:
+                loss_B = terms.weights["text"] * loss_B
+            terms.add("answers", loss_B.mean(), settings.answer_weight)
         return terms
 
-    def _answer(
-        self,
-        terms: LossTerms,
-        batch: StudentBatch,
-        targets: TaskTargets,
-        task: str,
-        answers: Sequence[torch.Tensor],
-        weights_B: torch.Tensor | None,
-    ) -> None:
-        """Add how far the student's answers are from a teacher's: cross-entropy, of each example's candidates.
-
-        docs/method.md: L = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the student
-        compares candidates by: a head's logits or, of answers in words, their likelihood per token.
-        """
-        output = self.encode(batch, need_relevance=False)
-        scored = score_task(self.task_loss, self.heads[head_name(task)], output, batch.num_candidates, targets)
-        share_BC = pad_sequence(list(answers), batch_first=True)
-        log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
-        loss_B = -(share_BC * log_share_BC).sum(1)
-        loss = (loss_B if weights_B is None else weights_B * loss_B).mean()
-        terms.weighted["answers"] = self.distiller.settings.answer_weight * loss
-        terms.raw["answers"] = loss.detach()
-
-    def _finetune(
-        self,
-        batch: StudentBatch,
-        targets: TaskTargets,
-        signal: TeacherSignal | None,
-        image_ids_B: torch.Tensor,
-        task: str,
-        strength: float,
-        generator: torch.Generator | None,
-        perturbation: Perturbation | None,
-        example_ids: Sequence[str],
-        gather: Gather,
-    ) -> LossTerms:
-        distils = signal is not None and strength != 0.0 and any(self.distiller.teachers.values())
-        if distils and (self.distiller.needs_relevance or not self._distils_apart(signal)):
-            need_relevance = self.distiller.needs_relevance
-            output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
+    def _finetune(self, batch: TrainingBatch, step: StepConditions, perturbation: Perturbation | None) -> LossTerms:
+        signal = batch.signal if perturbation is None else None
+        distils = signal is not None and step.strength != 0.0 and any(self.distiller.teachers.values())
+        needs_relevance = self.distiller.needs_relevance
+        if distils and (needs_relevance or not self._distils_apart(signal)):
+            output = self.encode(batch.student, perturbation=perturbation, need_relevance=needs_relevance)
         else:
-            output = self.student.encode_pooled(batch, perturbation=perturbation, mask_visual=self.hide_picture)
-        head = self.heads[head_name(task)]
-        scored = score_task(self.task_loss, head, output, batch.num_candidates, targets)
-        logits, loss = scored.logits, scored.loss
-        terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()}, compared=scored.compared)
-        if targets.label_B is not None:
-            terms.num_correct = (logits.detach().argmax(1) == targets.label_B).sum()
+            output = self.student.encode_pooled(
+                batch.student, perturbation=perturbation, mask_visual=self.hide_picture
+            )
+        scored = self._score(batch, output)
+        terms = LossTerms(compared=scored.compared)
+        terms.add("task", scored.loss)
+        if batch.targets.label_B is not None:
+            terms.num_correct = (scored.logits.detach().argmax(1) == batch.targets.label_B).sum()
         if signal is None or not distils:
             return terms
-        confidence_B = student_confidence(self.task_loss, logits, targets)
-        if self.remembered is not None:
-            confidence_B = self.remembered.look_up(example_ids)
+        if self.remembered is None:
+            confidence_B = student_confidence(self.task_loss, scored.logits, batch.targets)
+        else:
+            confidence_B = self.remembered.look_up(batch.example_ids)
         terms.confidence = {"student": confidence_B, **signal.confidence}
-        distilled = self.distilled(batch, targets, signal, image_ids_B, output, None, generator, gather)
-        for name, term in distilled.items():
-            weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=generator)
-            terms.weighted[name] = strength * (weights_B * term.value_B).mean()
+        for name, term in self.distillation_terms(batch, signal, step, fused=output).pathways.items():
+            weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=step.generator)
+            terms.weighted[name] = step.strength * (weights_B * term.value_B).mean()
             terms.note(name, term)
             terms.weights[name] = weights_B
         return terms
 
-    def distilled(
-        self,
-        batch: StudentBatch,
-        targets: TaskTargets,
-        signal: TeacherSignal,
-        image_ids_B: torch.Tensor,
-        fused: StudentOutput | None,
-        apart: StudentOutput | None,
-        generator: torch.Generator | None,
-        gather: Gather,
-        *,
-        known: Mapping[str, torch.Tensor] | None = None,
-    ) -> Mapping[str, PathwayTerm]:
-        """Return the pathways' terms.
-
-        Args:
-            image_ids_B: int64, equal where two examples show the same picture.
-            fused: the ordinary pass, where there is one already.
-            apart: the pass in which neither modality has seen the other, where there is one already.
-            known: which regions the student as it was pretrained names clearly, in the adapt step.
-        """
-        right_B = right_sequences(targets, batch.first_B)
-        is_right_N = self._right_mask(batch, right_B, targets)
-        return self.distillation_terms(
-            batch,
-            signal,
-            is_right_N,
-            image_ids_B,
-            fused=fused,
-            apart=apart,
-            known=known,
-            generator=generator,
-            gather=gather,
-        ).pathways
+    def _score(self, batch: TrainingBatch, output: StudentOutput) -> TaskScores:
+        head = self.heads[head_name(batch.task)]
+        return score_task(self.task_loss, head, output, batch.student.num_candidates, batch.targets)
 
     def distillation_terms(
         self,
-        batch: StudentBatch,
+        batch: TrainingBatch,
         signal: TeacherSignal,
-        is_right_N: torch.Tensor,
-        image_ids_B: torch.Tensor,
+        step: StepConditions,
         *,
         fused: StudentOutput | None = None,
         apart: StudentOutput | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        gather: Gather = gather_alone,
     ) -> DistillationTerms:
-        """Return terms and selected words from the states that the run distils; see `distilled`."""
-        needs_relevance = self.distiller.needs_relevance
-        if apart is None and self._distils_apart(signal):
-            apart = self.student.encode_unimodal(batch)
-        if fused is None and (needs_relevance or not self._distils_apart(signal)):
+        """Return the pathways' terms, and selected words, from the states that the run distils.
+
+        Args:
+            fused: the ordinary pass, where there is one already.
+            apart: the pass in which neither modality has seen the other, where there is one already.
+            known: which regions the student as it was pretrained names clearly, in the adapt step.
+        """
+        student, targets = batch.student, batch.targets
+        needs_relevance, distils_apart = self.distiller.needs_relevance, self._distils_apart(signal)
+        if apart is None and distils_apart:
+            apart = self.student.encode_unimodal(student)
+        if fused is None and (needs_relevance or not distils_apart):
             # Nothing is learned from a pass that only tells which words matter.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._distils_apart(signal)):
-                fused = self.encode(batch, need_relevance=needs_relevance)
-        states = apart if self._distils_apart(signal) else fused
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not distils_apart):
+                fused = self.encode(student, need_relevance=needs_relevance)
+        states = apart if distils_apart else fused
         assert states is not None
         if self.teaches_itself:
             # After the passes that take gradients, whose layers below the fusion may be shared.
             with torch.no_grad():
-                signal = with_own_tokens(signal, self.student.visual_tokens(batch), batch)
+                signal = with_own_tokens(signal, self.student.visual_tokens(student), student)
+        right_N = torch.ones_like(student.example_N, dtype=torch.bool)
+        if targets.is_choice:
+            right_B = right_sequences(targets, student.first_B)
+            right_N = right_B[student.example_N] == torch.arange(student.num_sequences, device=right_B.device)
+            if targets.known_B is not None:
+                # Which candidate of an unlabelled input is right is not known, so all of them count.
+                right_N = right_N | ~targets.known_B[student.example_N]
         return self.distiller.terms(
             states,
-            batch,
+            student,
             signal,
-            is_right_N,
-            image_ids_B,
+            right_N,
+            batch.image_ids_B,
             relevance_NL=None if fused is None else fused.relevance_NL,
             known=known,
-            generator=generator,
-            gather=gather,
+            generator=step.generator,
+            gather=step.gather,
         )
 
     def _distils_apart(self, signal: TeacherSignal | None) -> bool:
@@ -352,12 +289,3 @@ class FinetuneModel(nn.Module):
         return self.student.encode(
             batch, perturbation=perturbation, mask_visual=self.hide_picture, need_relevance=need_relevance
         )
-
-    @staticmethod
-    def _right_mask(batch: StudentBatch, right_B: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
-        if not targets.is_choice:
-            return torch.ones(batch.num_sequences, dtype=torch.bool, device=right_B.device)
-        example_N = batch.example_N
-        is_right_N = right_B[example_N] == torch.arange(batch.num_sequences, device=right_B.device)
-        # Which candidate of an unlabelled input is right is not known, so all of them count.
-        return is_right_N if targets.known_B is None else is_right_N | ~targets.known_B[example_N]

@@ -1,17 +1,21 @@
-"""What is refused before torch loads: names, folders, files and options of a run that cannot be right."""
+"""What is refused before torch loads: names, folders, files and options of a run that cannot be right.
+
+An option that would change nothing is refused where a user gives it, and left out of a command that is told. A study
+gives its options to all its methods, so that a plain run of one may hold what only others heed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.configuration import read_toml, refuse_ineffective
+from advl_pipeline.configuration import option_values, options_of, read_toml, refuse_ineffective
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
@@ -27,9 +31,8 @@ from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.without_effect import without_effect
+from advl_pipeline.training.resolved import ResolvedMethod, finetune_steps, resolve_method
 
 
 def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
@@ -97,13 +100,10 @@ def region_places(
     for option, (dataset, split) in itertools.product([one for one in given if one != PIXELS], splits):
         named = str(option).replace("{dataset}", dataset_label(dataset))
         tried = [parse_location(named.replace("{split}", one)) for one in (split, *picture_splits(dataset, split))]
-        found.setdefault(next(filter(_may_be_cache, tried), tried[0]), (option, dataset, split))
+        # An object store is asked when the cache is opened.
+        caches = (one for one in tried if not isinstance(one, Path) or (one / IDENTITY_FILE).is_file())
+        found.setdefault(next(caches, tried[0]), (option, dataset, split))
     return found
-
-
-def _may_be_cache(place: Location) -> bool:
-    """Whether a folder is one of a cache; an object store is asked when the cache is opened."""
-    return not isinstance(place, Path) or (place / IDENTITY_FILE).is_file()
 
 
 def open_region_caches(
@@ -126,8 +126,22 @@ def open_region_caches(
     """
     found = []
     for place, (option, dataset, split) in region_places(given, splits).items():
-        if isinstance(place, Path) and not _may_be_cache(place):
-            raise _no_region_cache(place, option, dataset, split, data_root)
+        if isinstance(place, Path) and not (place / IDENTITY_FILE).is_file():
+            source = str(option).replace("{dataset}", dataset_label(dataset))
+            filed_under = picture_splits(dataset, split)[0]
+            are_there = place.exists() or Path(source.replace("{split}", filed_under)).exists()
+            words = ["advl", "cache", "import", source if are_there else "FILE", "--name", "regions"]
+            words += ["--dataset", dataset, "--split", split]
+            usual = default_cache("import-regions", "{dataset}", "{split}")
+            raise ConfigError(
+                "Regions are read from a cache, which is made of a detector's files once.",
+                where=str(place),
+                why="these are no files of a cache" if are_there else "there is nothing here",
+                next_command=advise(
+                    words if data_root is None else [*words, "--data-root", str(data_root)],
+                    note=f"then give --regions {shlex.quote(str(usual))}",
+                ),
+            )
         cache = open_cache(place, disk_cache=disk_cache)
         if cache.image is None or not cache.image.has_regions:
             raise ConfigError(
@@ -140,21 +154,6 @@ def open_region_caches(
     return found
 
 
-def _no_region_cache(place: Path, option: Location, dataset: str, split: str, data_root: Path | None) -> ConfigError:
-    source = str(option).replace("{dataset}", dataset_label(dataset))
-    filed_under = picture_splits(dataset, split)[0]
-    are_there = place.exists() or Path(source.replace("{split}", filed_under)).exists()
-    words = ["advl", "cache", "import", source if are_there else "FILE", "--name", "regions", "--dataset", dataset]
-    words += ["--split", split, *(["--data-root", str(data_root)] if data_root is not None else [])]
-    usual = default_cache("import-regions", "{dataset}", "{split}")
-    return ConfigError(
-        "Regions are read from a cache, which is made of a detector's files once.",
-        where=str(place),
-        why="these are no files of a cache" if are_there else "there is nothing here",
-        next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
-    )
-
-
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     """Open the caches that the options name, through the disk cache where they lie in an object store.
 
@@ -164,15 +163,85 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     caches = [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
     for cache in caches:
         if cache.teacher_name.startswith(PICTURES):
-            raise ConfigError(
-                "This cache holds pictures, and no teacher's features.",
-                where=str(cache.path),
-                next_command=f"give it as --pictures {shlex.quote(str(cache.path))}",
-            )
-        if cache.image is not None and cache.image.has_regions:
-            raise ConfigError(
-                "This cache holds a detector's regions, and no teacher's features.",
-                where=str(cache.path),
-                next_command=f"give it as --regions {shlex.quote(str(cache.path))}, to a student that sees regions",
-            )
+            holds, option, note = "pictures", "--pictures", ""
+        elif cache.image is not None and cache.image.has_regions:
+            holds, option, note = "a detector's regions", "--regions", ", to a student that sees regions"
+        else:
+            continue
+        raise ConfigError(
+            f"This cache holds {holds}, and no teacher's features.",
+            where=str(cache.path),
+            next_command=f"give it as {option} {shlex.quote(str(cache.path))}{note}",
+        )
     return caches
+
+
+_OF_TASKS = (
+    ("text_style", {"vcr-q2a", "vcr-qa2r"}, "are not in the format of VCR"),
+    ("label_order", {"snli-ve"}, "are not in the format of SNLI-VE"),
+    ("answers", {"vqa", "answers", "classes"}, "have neither open answers nor classes"),
+    ("head_answers", {"vqa", "answers"}, "have no open answers"),
+)
+"""Options, the tasks that heed them, and what is said of data without one."""
+
+
+def without_effect(config: FinetuneConfig, method: ResolvedMethod, tasks: Collection[str] = ()) -> dict[str, str]:
+    """Return the options that are not at their default and would change nothing: name -> why.
+
+    Args:
+        config: as a user gives it.
+        method: what it decides.
+        tasks: of the dataset; none to leave aside what depends on them.
+    """
+    distill, adapt, settings = config.distill, config.adapt, method.settings
+    hears, two_steps = method.uses_teachers, method.steps == "two"
+    holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.answers_of == "student")
+    relates_words = hears and distill.distance == "relational" and distill.landmarks == "known"
+    of_texts = "candidates selection selection_rho selection_alpha"
+    of_weights = "confidence_folds confidence_check student_confidence weight_max"
+    idle = (
+        (
+            not hears,
+            "this method hears no teacher",
+            "target_norm teacher_weight teacher_balance teacher_control distill_weight distill_decay pathway "
+            "distance distill_layer weighting landmarks student_temperature teacher_temperature vision_target "
+            f"projector confidence weight_shuffle {of_texts} {of_weights}",
+        ),
+        (
+            not two_steps,
+            "this run has no adapt step",
+            "answers_of adapt_objective anchor_weight adapt_steps adapt_texts adapt_lr_scale adapt_on",
+        ),
+        (
+            distill.distance != "relational",
+            "--distance is not relational",
+            "landmarks student_temperature teacher_temperature",
+        ),
+        (distill.distance == "relational", "--distance relational projects nothing", "projector"),
+        (distill.pathway == "vision", "--pathway vision distils no text", of_texts),
+        (distill.pathway == "text", "--pathway text distils no picture", "vision_target projector"),
+        (distill.distill_weight == 0 and not two_steps, "--distill-weight 0 distils nothing", "projector"),
+        (settings.selection == "all", "all words are kept", "selection_rho"),
+        (settings.selection != "adaptive", "--selection is not adaptive", "selection_alpha"),
+        (settings.weighting == "uniform", "all weights are 1", "weight_shuffle"),
+        (settings.weighting != "ratio", "--weighting is not ratio", f"confidence {of_weights}"),
+        (config.confidence == "none", "--confidence none weighs nothing", f"weight_shuffle {of_weights}"),
+        (config.confidence != "probe", "--confidence fits no probe", "confidence_folds"),
+        (settings.answer_weight == 0, "no answers are learned", "answers_of"),
+        (not holds_words and not relates_words, "nothing here asks which words are known", "known_words"),
+        (not config.forecast.dry_run, "this is no --dry-run", "step_ms disk_mb_s"),
+        (
+            config.init is None,
+            "there are no pretrained weights (--init)",
+            "head_answers fresh_heads lora_rank lora_alpha lora_target",
+        ),
+        (config.lora_rank == 0, "--lora-rank 0 makes no low-rank updates", "lora_alpha lora_target"),
+        *((bool(tasks) and not heeding & set(tasks), f"the data {lack}", name) for name, heeding, lack in _OF_TASKS),
+    )
+    reasons: dict[str, str] = {}
+    for applies, why, ineffective in idle:
+        for name in ineffective.split() if applies else ():
+            reasons.setdefault(name, why)
+    options = options_of(FinetuneConfig)
+    changed = [name for name, value in option_values(config).items() if value != options[name].default]
+    return {name: reasons[name] for name in changed if name in reasons}

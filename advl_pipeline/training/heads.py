@@ -1,22 +1,37 @@
-"""Task heads beside the student in a run folder: `heads.safetensors` and `heads.json`."""
+"""Task heads: as a run begins with them, and beside its student in its folder, `heads.safetensors` and `heads.json`.
+
+A run begins with the checkpoint's heads where it has them for the same classes, else with fresh ones: a head is
+only meaningful with the classes that it was trained for. A run folder names its own; a pretrained student's folder
+holds the head that named regions, from which multiple choice starts. An original file does not, so VQA's answers
+have to be given: by `--answers` when they are the run's too, by `--head-answers` when they are others, such as
+those of LXMERT's pretraining. SNLI-VE's have the order that the student's authors use.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.atomic import write_text
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
-from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Task, head_name
+from advl_pipeline.datasets.vqa_answers import read_vocabulary
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
+from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import load_file as load_checkpoint
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import family_of
+from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.tensors import save_tensors
-from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.config import FinetuneConfig
 
 
 def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
@@ -29,9 +44,9 @@ def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
     return heads
 
 
-def save_heads(folder: Path, model: FinetuneModel, dataset: Dataset) -> None:
+def save_heads(folder: Path, heads: nn.ModuleDict, dataset: Dataset) -> None:
     """Write the heads with the meaning of their classes."""
-    save_tensors(folder / names.HEADS_WEIGHTS, model.heads.state_dict())
+    save_tensors(folder / names.HEADS_WEIGHTS, heads.state_dict())
     description = {
         head_name(task): {"task": task, "label_names": list(dataset.label_names(task))} for task in dataset.tasks
     }
@@ -73,3 +88,131 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
             next_command="give the command that trained it again, with --no-resume",
         ) from None
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}
+
+
+METER_ORDER = frozenset({"meter", "bridgetower"})
+"""Families whose SNLI-VE classes are contradiction, neutral, entailment; the others have UNITER's order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadOrigin:
+    """Where a head's values come from, and why."""
+
+    origin: Literal["checkpoint", "fresh", "none"]
+    why: str
+
+
+def fill_heads(
+    heads: Mapping[str, nn.Module], student: Student, dataset: Dataset, config: FinetuneConfig
+) -> dict[str, HeadOrigin]:
+    """Fill fresh heads from the checkpoint that a run starts from, in place; say of each what became of it.
+
+    Raises:
+        ConfigError: the checkpoint's SNLI-VE head has its classes in another order than the run.
+    """
+    if not any(True for head in heads.values() for _ in head.parameters()):
+        why = f"{student.name} scores answers by their likelihood"
+        return {name: HeadOrigin(origin="none", why=why) for name in heads}
+    if config.init is None:
+        return {name: HeadOrigin(origin="fresh", why="no checkpoint is given") for name in heads}
+    if config.fresh_heads:
+        return {name: HeadOrigin(origin="fresh", why="--fresh-heads") for name in heads}
+    tasks = {head_name(task): task for task in dataset.tasks}
+    saved = (config.init / DESCRIPTION_FILE).is_file()
+    return {
+        name: _from_run(head, name, tuple(dataset.label_names(tasks[name])), config.init)
+        if saved
+        else _from_original(head, tasks[name], student, config.init, dataset, config)
+        for name, head in heads.items()
+    }
+
+
+def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: Path) -> HeadOrigin:
+    if not (folder / names.HEADS).is_file():
+        return HeadOrigin(origin="fresh", why="the folder holds a student without heads")
+    described = read_json(folder / names.HEADS)
+    if name not in described:
+        return HeadOrigin(origin="fresh", why=f"the folder has heads for {', '.join(described)}")
+    if tuple(described[name]["label_names"]) != label_names:
+        own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
+        return HeadOrigin(origin="fresh", why=f"the folder's head has other classes{own}")
+    tensors = {
+        key.removeprefix(f"{name}."): value
+        for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
+        if key.startswith(f"{name}.")
+    }
+    kept, built = ({key: value.shape for key, value in one.items()} for one in (tensors, head.state_dict()))
+    if kept != built:
+        return HeadOrigin(origin="fresh", why="the folder's head is of another shape, of an earlier version")
+    head.load_state_dict(tensors)
+    return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))
+
+
+def _from_original(
+    head: nn.Module, task: Task, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
+) -> HeadOrigin:
+    task_rules = student.head_rules(head_name(task))
+    if task_rules is None:
+        return HeadOrigin(origin="fresh", why=f"{student.name} declares no heads in its original files")
+    if task == "classes":
+        return HeadOrigin(origin="fresh", why="the file's head, if it has one, is of SNLI-VE's classes")
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    is_answers = head_name(task) == "vqa"
+    if is_answers and config.head_answers is not None:
+        return _by_answers(head, student, task_rules, path, dataset.label_names(task), config.head_answers)
+    report = load_checkpoint(head, path, task_rules, must_fit=False)
+    if not report.num_loaded:
+        return HeadOrigin(origin="fresh", why="the file holds no head for this task")
+    if report.missing or report.reinitialised:
+        head.load_state_dict(before)
+        return HeadOrigin(
+            origin="fresh", why="of another shape: " + "; ".join([*report.reinitialised, *report.missing])
+        )
+    if is_answers and config.answers is None:
+        head.load_state_dict(before)
+        return HeadOrigin(
+            origin="fresh", why="the file has as many answers, but does not name them: give its list by --answers"
+        )
+    expected = "meter" if family_of(student.name) in METER_ORDER else "uniter"
+    if task == "snli-ve" and config.label_order != expected:
+        raise ConfigError(
+            "The checkpoint's head has SNLI-VE's classes in another order.",
+            where=str(path),
+            why=f"{student.name} is trained in the order of {expected}, the run has that of {config.label_order}",
+            next_command=f"--label-order {expected}, or --fresh-heads to start the head anew",
+        )
+    return HeadOrigin(origin="checkpoint", why="of as many classes")
+
+
+def _by_answers(
+    head: nn.Module, student: Student, rules: KeyRules, path: Path, answers: Sequence[str], listed: Path
+) -> HeadOrigin:
+    """Take the head of other answers: answers that both have keep their weights, the others start at zero.
+
+    LXMERT does this with the head of its pretraining (`src/pretrain/qa_answer_table.py`).
+
+    Raises:
+        ConfigError: the file's head does not have as many answers as the list. DatasetError: the list is none.
+    """
+    theirs = read_vocabulary(listed)
+    source = student.build_head("vqa", len(theirs))
+    report = load_checkpoint(source, path, rules, must_fit=False)
+    if report.missing or report.reinitialised:
+        raise ConfigError(
+            "The checkpoint has no VQA head of the answers that are listed.",
+            where=str(path),
+            why="; ".join([*report.reinitialised, *report.missing]),
+            next_command=f"give --head-answers the list that this checkpoint was trained with, not {listed}",
+        )
+    place = {answer: index for index, answer in enumerate(theirs)}
+    written: Callable[[str], str] = getattr(student, "pretraining_answer", str)
+    pairs = [(row, place[written(answer)]) for row, answer in enumerate(answers) if written(answer) in place]
+    state = source.state_dict()
+    *_, last = (name for name, part in head.named_modules() if isinstance(part, nn.Linear))
+    for kind in ("weight", "bias"):
+        taken = torch.zeros_like(head.state_dict()[f"{last}.{kind}"])
+        for row, index in pairs:
+            taken[row] = state[f"{last}.{kind}"][index]
+        state[f"{last}.{kind}"] = taken
+    head.load_state_dict(state)
+    return HeadOrigin(origin="checkpoint", why=f"{len(pairs)} of {len(answers)} answers are in {listed.name}")

@@ -1,23 +1,32 @@
-"""What a run trains on: the labelled subset of a split, and the inputs of the adapt step."""
+"""What a run trains on: the labelled subset of a split and the inputs of the adapt step, and whether caches hold it.
+
+That is checked before anything trains: the same content of the dataset, and every unit present.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
+from advl_pipeline.cache.identity import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.views import JoinedDataset, listed_ids, refuse_two_subsets
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import (
     ConfigError,
     DatasetError,
+    IdentityMismatch,
     advise,
 )
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import takes_two_steps
+from advl_pipeline.training.resolved import dataset_identity, takes_two_steps
 
 OWN_INPUTS = ("inputs", "subset")
 
@@ -48,27 +57,6 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
                 next_command=f"--adapt-on DATASET/{text}, with the dataset of the split" if not slash else "",
             )
         found.append((dataset, split))
-    return found
-
-
-def open_other_inputs(config: FinetuneConfig, dataset: Dataset) -> list[Dataset]:
-    """Open the other splits that the adapt step sees, for the tasks of the run.
-
-    Raises:
-        ConfigError: a split whose tasks are of another kind. DatasetError: it is not there.
-    """
-    found: list[Dataset] = []
-    for name, split in other_splits(config.adapt.adapt_on):
-        tasks = config.task if name == config.dataset else ()
-        other = open_dataset(name, split=split, tasks=tasks, **config.reading)
-        kinds = {head_name(task) for task in dataset.tasks}
-        if {head_name(task) for task in other.tasks} != kinds:
-            raise ConfigError(
-                f"{name}/{split} holds tasks of another kind than the run's.",
-                where="--adapt-on",
-                why=f"it has {', '.join(other.tasks)}; the run has {', '.join(dataset.tasks)}",
-            )
-        found.append(other)
     return found
 
 
@@ -142,8 +130,8 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
             without a pool than the labelled ones.
 
     Raises:
-        DatasetError, ConfigError: as `open_splits`, `nested_subset`, `listed_ids` and `open_other_inputs` say, or no
-            item to learn from has a label.
+        DatasetError, ConfigError: as `open_splits`, `nested_subset` and `listed_ids` say, no item to learn from has a
+            label, or a split of the adapt step has tasks of another kind.
     """
     refuse_two_subsets(config.shots, config.ids)
     dataset = open_splits(config.dataset, split=config.split, tasks=config.task, **config.reading)
@@ -153,7 +141,7 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
         labelled = _positions(dataset, listed_ids(config.ids, dataset))
     elif config.shots is not None:
         labelled = _positions(dataset, nested_subset(dataset, config.shots, config.seed))
-    if not any(_has_label(dataset[position]) for position in labelled):
+    if not any(dataset[place].label is not None or dataset[place].soft_label for place in labelled):
         raise DatasetError(
             "No item has a label, so there is nothing to learn.",
             where=f"{dataset_label(config.dataset)}/{config.split}",
@@ -162,9 +150,22 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
         )
     if config.pool is not None:
         seen = sorted({*labelled, *_positions(dataset, nested_subset(dataset, config.pool, config.seed))})
-    elif any(_is_part_of(cache, dataset) for cache in caches):
+    elif any(
+        "selection" in made_from and (made_from["name"], made_from["split"]) == (dataset.identity_name, dataset.split)
+        for made_from in (cache.identity["dataset"] for cache in caches)
+    ):
         seen = labelled
-    others = open_other_inputs(config, dataset) if takes_two_steps(config) else []
+    others: list[Dataset] = []
+    for name, split in other_splits(config.adapt.adapt_on) if takes_two_steps(config) else ():
+        tasks = config.task if name == config.dataset else ()
+        other = open_dataset(name, split=split, tasks=tasks, **config.reading)
+        if {head_name(task) for task in other.tasks} != {head_name(task) for task in dataset.tasks}:
+            raise ConfigError(
+                f"{name}/{split} holds tasks of another kind than the run's.",
+                where="--adapt-on",
+                why=f"it has {', '.join(other.tasks)}; the run has {', '.join(dataset.tasks)}",
+            )
+        others.append(other)
     joined = JoinedDataset([dataset, *others]) if others else dataset
     own = seen if "inputs" in config.adapt.adapt_on else labelled if "subset" in config.adapt.adapt_on else []
     return Inputs(
@@ -182,13 +183,130 @@ def _positions(dataset: Dataset, ids: Collection[str]) -> list[int]:
     return [index for index, name in enumerate(dataset.example_ids) if name in chosen]
 
 
-def _has_label(example: Example) -> bool:
-    return example.label is not None or bool(example.soft_label)
+def check_caches(
+    caches: Sequence[TeacherCache], dataset: Dataset, *, data_root: Path | None, on_error: str = "fail"
+) -> None:
+    """Compare each cache's dataset with the one that is trained on.
+
+    Args:
+        data_root: where the dataset was found, for the advice.
+        on_error: how it was opened: whatever was left out makes it another one.
+
+    Raises:
+        IdentityMismatch: with both values and the command that extracts again, or the option that the cache had.
+    """
+    expected = dataset_identity(dataset)
+    for cache in caches:
+        found = cache.identity["dataset"]
+        skipped = cache.provenance["config"].get("on_error", "fail")
+        if found.get("content_digest") != expected["content_digest"] and skipped != on_error:
+            raise IdentityMismatch(
+                f"The cache was made with --on-error {skipped}, and the dataset is read with --on-error {on_error}.",
+                where=str(cache.path),
+                why="items that cannot be read are left out by skip, which makes another dataset",
+                next_command=f"add --on-error {skipped}",
+            )
+        lines = [
+            f"{key:<16} cache {found.get(key)!s:<40} dataset {value}"
+            for key, value in expected.items()
+            if found.get(key) != value
+        ]
+        if not lines:
+            continue
+        style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
+        config = cache.provenance["config"] | {
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "text_style": style,
+            "data_root": data_root,
+        }
+        same = {key for key, value in expected.items() if found.get(key) == value}
+        if same >= {"name", "split", "text_style"}:
+            instead = renew_command(config, cache.path)
+        else:
+            # A cache of other data is as good as ever and stays.
+            output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
+            whole = config | {"shots": None, "ids": []}
+            instead = fresh_command(whole, output=output, note="then give that cache as --cache")
+        raise IdentityMismatch(
+            "The cache was made from another dataset than the one to train on.",
+            where=str(cache.path),
+            why="\n         ".join(lines),
+            next_command=instead,
+        )
 
 
-def _is_part_of(cache: TeacherCache, dataset: Dataset) -> bool:
-    made_from = cache.identity["dataset"]
-    return "selection" in made_from and (made_from["name"], made_from["split"]) == (
-        dataset.identity_name,
-        dataset.split,
+def check_part(
+    caches: Sequence[TeacherCache], dataset: Dataset, positions: Sequence[int], config: FinetuneConfig
+) -> None:
+    """Refuse a cache of a part of a split that lacks what a run sees. A cache of the whole split is not looked into.
+
+    Args:
+        positions: of the examples whose inputs the run sees.
+        config: of the run, for the advice.
+
+    Raises:
+        IdentityMismatch: with the command that extracts what the run needs.
+    """
+    for cache in caches:
+        if "selection" not in cache.identity["dataset"]:
+            continue
+        num_missing = sum(not holds(cache, dataset[position]) for position in positions)
+        if not num_missing:
+            continue
+        needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
+        if config.ids is not None and config.pool is None:
+            needed["ids"] = [str(config.ids)]
+        elif config.shots is not None or config.pool is not None:
+            needed["shots"] = max(config.shots or 1, config.pool or 1)
+        raise IdentityMismatch(
+            "The cache holds a part of the split, and the run sees more.",
+            where=str(cache.path),
+            why=f"it was made for {cache.identity['dataset']['selection']['num_examples']:,} examples; "
+            f"{num_missing:,} of the {len(positions):,} that the run sees are not in it",
+            next_command=fresh_command(
+                cache.provenance["config"] | needed,
+                # The file of ids may be called as the one that this cache was made of.
+                output=f"{cache.path}-new" if needed["ids"] else "",
+                note="then give that cache as --cache",
+            ),
+        )
+
+
+def holds(cache: TeacherCache, example: Example) -> bool:
+    """Whether a cache has features of an example's picture and texts."""
+    texts = [candidate.text_unit.unit_id for candidate in example.candidates]
+    return (cache.image is None or bool(cache.image.contains([example.image.unit_id]).all())) and (
+        cache.text is None or bool(cache.text.contains(texts).all())
     )
+
+
+def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
+    """Refuse token selections that a cache with only some of the words cannot serve.
+
+    `prior` gives what a full cache gives; `adaptive` chooses among the words that were kept. The others would
+    quietly become something else: `all` would not be all, and `random` would draw among the prior's choice.
+
+    Raises:
+        ConfigError: with the command that extracts all tokens.
+    """
+    if settings.pathway == "vision":
+        return
+    for cache in caches:
+        share, rho = cache.kept_share, settings.selection_rho
+        if cache.keeps_some_texts and settings.distance != "relational":
+            what, option = f"This cache cannot serve the distance {settings.distance!r}.", "select_texts"
+            why = "it holds the words of some texts only, and of these those with a meaning"
+            instead = "--distance relational"
+        elif share is not None and settings.selection not in ("adaptive", "prior"):
+            what, option = f"This cache cannot serve the token selection {settings.selection!r}.", "select_tokens"
+            why = f"it holds only the {share:g} of each text's words with the highest prior"
+            instead = "--selection prior"
+        elif share is not None and rho > share:
+            what = f"This cache holds fewer words than a selection of {rho:g} of them takes."
+            option, why = "select_tokens", f"it holds {share:g} of each text's words"
+            instead = f"--selection-rho {share:g}"
+        else:
+            continue
+        again = renew_command(cache.provenance["config"] | {option: None}, cache.path)
+        raise ConfigError(what, where=str(cache.path), why=why, next_command=f"add {instead}, or {again}")

@@ -2,7 +2,8 @@
 
 They are the known words of its inputs, and the regions that the student names by such a word.
 
-A pure function of the student as it starts and the inputs, so that a resumed run finds the same. Labels are not read.
+A pure function of the student as it starts and the inputs, so that a resumed run finds the same. Labels are not
+read.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from torch import nn
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
-from advl_pipeline.distillation.own_tokens import with_own_tokens
-from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
+from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words, with_own_tokens
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
@@ -44,6 +44,11 @@ class StudentAtStart:
     hide_picture: bool = False
     teaches_itself: bool = False
     """Its own visual tokens stand in a vision teacher's place."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.parameters()).device
 
     def signal(self, batch: TrainingBatch) -> TeacherSignal | None:
         """Return a batch's signal as the run hears it."""
@@ -87,7 +92,7 @@ class FoundLandmarks:
 
 @torch.no_grad()
 def find_landmarks(
-    start: StudentAtStart, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+    start: StudentAtStart, dataset: Dataset, positions: Sequence[int], source: SignalSource
 ) -> FoundLandmarks:
     """Return the landmarks of a run; none where the method has no use for them, or words have no record.
 
@@ -116,7 +121,7 @@ def find_landmarks(
             of_task = [example for example in examples if example.task == task]
             batch = collate_batch(
                 of_task, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
-            ).to(device)
+            ).to(start.device)
             assert batch.signal is not None
             words = batch.signal.words
             assert words is not None

@@ -1,8 +1,8 @@
 """The loop over one step of the method (adapt or finetune): optimiser, schedule, log, checkpoint, resume.
 
-Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws what an uninterrupted one would
-have. On a CPU it also computes the same to the bit. On a GPU many threads add up in any order, so that the last bits
-may differ; with `--deterministic` torch keeps to one order wherever it has such an operation.
+Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws what an uninterrupted one
+would have. On a CPU it also computes the same to the bit. On a GPU many threads add up in any order, so that the
+last bits may differ; with `--deterministic` torch keeps to one order wherever it has such an operation.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ from advl_pipeline.errors import NotFinite
 from advl_pipeline.interruption import Stop, finishing
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.run_folder import RunFolder
-from advl_pipeline.students.interface import Perturbation, Student
+from advl_pipeline.students.interface import Student
 from advl_pipeline.training.adversarial import adversarial_terms
-from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.batches import SentBatches, TrainingBatch
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
-from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
-from advl_pipeline.training.finite import (
+from advl_pipeline.training.finetune_model import FinetuneModel, Phase, StepConditions
+from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
+from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
+from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.step_log import (
+    StepNumbers,
     StepPlace,
     require_finite_gradient,
     require_finite_terms,
     require_finite_weights,
+    summarise,
 )
-from advl_pipeline.training.gradient_sum import GradientSum
-from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
-from advl_pipeline.training.process_group import align_parameters, gather_rows
-from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.sending import SentBatches
-from advl_pipeline.training.settings import TrainingSettings
-from advl_pipeline.training.step_log import StepNumbers, summarise
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 """Steps whose batches may lie ready; one more may wait for room."""
@@ -63,7 +62,7 @@ def run_phase(
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
-    make_batches: Callable[[range], Iterator[SentBatches[TrainingBatch]]],
+    make_batches: Callable[[range], Iterator[SentBatches]],
     *,
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
@@ -79,7 +78,13 @@ def run_phase(
         progress: called with 1 after each step.
     """
     config, settings = run.config, run.settings
-    wrapped, optimizer = _prepared(settings, plan.phase, model, accelerator, checkpoint)
+    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if plan.phase == "adapt" else 1.0)
+    if checkpoint is not None:
+        restore(checkpoint, model, built)
+    align_parameters(model.to(accelerator.device), accelerator)
+    # Not as accelerate shares a model among processes: see `process_group.py`.
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    optimizer: Any = accelerator.prepare_optimizer(built)
     # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
     shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
     gather: Gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
@@ -110,8 +115,16 @@ def run_phase(
                 start=config.distill.distill_weight,
                 decay=config.distill.distill_decay,
             )
-            seed_step(config.seed, plan.phase, step, accelerator.process_index)
+            mixed = (config.seed * 1_000_003 + _PHASE_SEED[plan.phase]) * 1_000_003 + step
+            seed = (mixed * 1009 + accelerator.process_index) % (1 << 63)
+            torch.manual_seed(seed)
             logged_step = plan.first_logged_step + step
+            conditions = StepConditions(
+                phase=plan.phase,
+                strength=strength,
+                generator=torch.Generator().manual_seed(seed),
+                gather=gather,
+            )
             place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
                 before = taken
@@ -121,10 +134,8 @@ def run_phase(
                     accelerator,
                     micro_batches,
                     settings,
-                    plan.phase,
-                    strength,
+                    conditions,
                     place,
-                    gather,
                     gradients,
                     is_asked_to_stop,
                 )
@@ -174,33 +185,6 @@ def run_phase(
     accelerator.free_memory()
 
 
-def _prepared(
-    settings: TrainingSettings,
-    phase: Phase,
-    model: FinetuneModel,
-    accelerator: Accelerator,
-    checkpoint: dict[str, torch.Tensor] | None,
-) -> tuple[Any, Any]:
-    """Return the model and its optimiser, restored, on the device, the same in all processes."""
-    optimizer = build_optimizer(
-        settings,
-        model,
-        student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0,
-    )
-    if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
-    align_parameters(model.to(accelerator.device), accelerator)
-    # Not as accelerate shares a model among processes: see `process_group.py`.
-    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    return wrapped, accelerator.prepare_optimizer(optimizer)
-
-
-def seed_step(seed: int, phase: Phase, step: int, rank: int) -> None:
-    """Seed torch for one optimiser step of one process."""
-    mixed = (seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
-    torch.manual_seed((mixed * 1009 + rank) % (1 << 63))
-
-
 @dataclass(kw_only=True)
 class TakenStep:
     """An optimiser step that the device may still be at: its record but for what the device computes.
@@ -240,10 +224,8 @@ def _optimiser_step(
     accelerator: Accelerator,
     micro_batches: list[TrainingBatch],
     settings: TrainingSettings,
-    phase: Phase,
-    strength: float,
+    conditions: StepConditions,
     place: StepPlace,
-    gather: Gather,
     gradients: GradientSum,
     is_asked_to_stop: Callable[[], bool],
 ) -> TakenStep:
@@ -257,13 +239,10 @@ def _optimiser_step(
     if accelerator.num_processes > 1:
         counts = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
     num_examples, num_texts, num_cut = counts
-    generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
     numbers = StepNumbers()
     for number, batch in enumerate(micro_batches, 1):
         share = len(batch.example_ids) / num_examples
-        run_model = partial(
-            _run_model, wrapped, batch, phase=phase, strength=strength, generator=generator, gather=gather
-        )
+        run_model = partial(wrapped, batch, conditions)
 
         def backward(
             loss: torch.Tensor,
@@ -276,7 +255,7 @@ def _optimiser_step(
                 gradients.begin_last_pass()
             accelerator.backward(loss * scale, retain_graph=retain_graph)
 
-        if settings.adversarial is not None and phase == "finetune":
+        if settings.adversarial is not None and conditions.phase == "finetune":
             student: Student = accelerator.unwrap_model(wrapped).student
             two_way = settings.task_loss == "two-way-choice"
             terms = adversarial_terms(
@@ -312,31 +291,3 @@ def _optimiser_step(
         place=place,
         stops=stops,
     )
-
-
-def _run_model(
-    wrapped: nn.Module,
-    batch: TrainingBatch,
-    *,
-    phase: Phase,
-    strength: float,
-    generator: torch.Generator,
-    gather: Gather,
-    perturbation: Perturbation | None = None,
-    clean: bool = True,
-) -> LossTerms:
-    terms: LossTerms = wrapped(
-        batch.student,
-        batch.targets,
-        batch.signal if clean else None,
-        task=batch.task,
-        phase=phase,
-        strength=strength,
-        image_ids_B=batch.image_ids_B,
-        anchored_B=batch.anchored_B,
-        example_ids=batch.example_ids,
-        generator=generator,
-        perturbation=perturbation,
-        gather=gather,
-    )
-    return terms

@@ -173,10 +173,33 @@ def build_optimizer(
     Projections and heads are the "head" of a recipe: parts that start anew. The student's rates are multiplied by
     `student_scale`.
     """
-    fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
-    groups = _by_kind(settings, model) if settings.no_decay is None else _by_name(settings, model)
-    if student_scale != 1.0:
-        groups = _slowed(groups, fresh, student_scale)
+    named = model.named_parameters()
+    trained = {name.removeprefix("student."): value for name, value in named if value.requires_grad}
+    fresh = {id(value) for part in (model.heads, model.distiller) for value in part.parameters()}
+    spared = None
+    if settings.no_decay is None:
+        undecayed = {
+            id(parameter)
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if name == "bias"
+            or isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d))
+            or parameter.ndim == 0
+        }
+        spared = {name for name, value in trained.items() if id(value) in undecayed}
+    found = group_parameters(
+        [name for name, value in trained.items() if id(value) not in fresh],
+        [name for name, value in trained.items() if id(value) in fresh],
+        settings,
+        spared,
+    )
+    groups: list[dict[str, Any]] = []
+    for group in found:
+        # A recipe's group may hold both.
+        for is_fresh, scale in ((False, student_scale), (True, 1.0)):
+            if inside := [trained[name] for name in group.names if (id(trained[name]) in fresh) == is_fresh]:
+                rate = group.learning_rate * scale
+                groups.append({"params": inside, "lr": rate, "weight_decay": group.weight_decay})
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     if settings.optimiser == "adamw":
@@ -195,59 +218,3 @@ def rate_factor(settings: TrainingSettings, step: int, *, num_steps: int) -> flo
     # Counted from 1, as UNITER does; the others count from 0, so that their first step has rate 0 and here the last.
     rate = learning_rate_at(step + 1, dataclasses.replace(settings, warmup=warmup), num_steps=num_steps)
     return rate / settings.learning_rate
-
-
-def _slowed(groups: list[dict[str, Any]], fresh: set[int], scale: float) -> list[dict[str, Any]]:
-    """Scale the rate of what is not fresh; a recipe's group may hold both."""
-    found = []
-    for group in groups:
-        for is_fresh, factor in ((False, scale), (True, 1.0)):
-            inside = [parameter for parameter in group["params"] if (id(parameter) in fresh) == is_fresh]
-            if inside:
-                found.append({**group, "params": inside, "lr": group["lr"] * factor})
-    return found
-
-
-def _by_kind(settings: TrainingSettings, model: FinetuneModel) -> list[dict[str, Any]]:
-    """Spare biases, norms and scalars by kind of module."""
-    fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
-    no_decay = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name == "bias" or isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)) or parameter.ndim == 0
-    }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in fresh, id(parameter) in no_decay), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": settings.learning_rate * (settings.head_lr_scale if is_fresh else 1.0),
-            "weight_decay": 0.0 if undecayed else settings.weight_decay,
-        }
-        for (is_fresh, undecayed), parameters in groups.items()
-    ]
-
-
-def _by_name(settings: TrainingSettings, model: FinetuneModel) -> list[dict[str, Any]]:
-    """Follow a recipe's rules over parameter names."""
-    encoder, fresh = (
-        {f"{prefix}{name}": value for prefix, part in parts for name, value in part.named_parameters()}
-        for parts in ([("", model.student)], [("heads.", model.heads), ("distiller.", model.distiller)])
-    )
-    named = {name: value for name, value in {**encoder, **fresh}.items() if value.requires_grad}
-    groups = group_parameters(
-        [name for name in encoder if name in named],
-        [name for name in fresh if name in named],
-        settings,
-    )
-    return [
-        {
-            "params": [named[name] for name in group.names],
-            "lr": group.learning_rate,
-            "weight_decay": group.weight_decay,
-        }
-        for group in groups
-    ]

@@ -1,8 +1,8 @@
 """Read how a student places the words and regions of a split beside its teachers, before and after the adapt step.
 
-Read from likenesses, without labels and in seconds. Of `num_choices` nodes, one of which the teacher finds most like
-a node, the student finds one most like it. A student that knows nothing of the teacher's relations agrees with chance
-1 / num_choices; the teacher itself agrees always.
+Read from likenesses, without labels and in seconds. Of `num_choices` nodes, one of which the teacher finds most
+like a node, the student finds one most like it. A student that knows nothing of the teacher's relations agrees with
+chance 1 / num_choices; the teacher itself agrees always.
 Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
 choices.
 """
@@ -23,8 +23,8 @@ from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.geometry import pooling
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
-from advl_pipeline.training.batches import TrainingBatch, collate_batch
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.signals import SignalSource
 
 NUM_CHOICES = 4
@@ -54,7 +54,6 @@ def agreement(
     asked_X: torch.Tensor,
     offered_X: torch.Tensor,
     kin_X: torch.Tensor,
-    generator: torch.Generator,
     num_choices: int = NUM_CHOICES,
 ) -> Agreement | None:
     """Ask of each node which of several others is most like it, the teacher and then the student.
@@ -68,7 +67,11 @@ def agreement(
     Returns:
         None where there are too few nodes to choose among.
     """
-    student_XX, teacher_XX = (_cosines(states) for states in (student_XH, teacher_XD))
+    generator = torch.Generator().manual_seed(0)
+    centred = (
+        functional.normalize(states.float() - states.float().mean(0), dim=-1) for states in (student_XH, teacher_XD)
+    )
+    student_XX, teacher_XX = (states @ states.T for states in centred)
     hits: list[bool] = []
     for node in torch.nonzero(asked_X).flatten().tolist():
         allowed_Y = torch.nonzero(offered_X & (kin_X != kin_X[node])).flatten()
@@ -86,11 +89,6 @@ def agreement(
     return Agreement(share=sum(hits) / len(hits), num_asked=len(hits), chance=1 / num_choices)
 
 
-def _cosines(states_XH: torch.Tensor) -> torch.Tensor:
-    centred_XH = functional.normalize(states_XH.float() - states_XH.float().mean(0), dim=-1)
-    return centred_XH @ centred_XH.T
-
-
 MAX_TEXTS = 1024
 """Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
 
@@ -105,49 +103,64 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The states of words, texts and regions of a sample, beside each teacher's features; lists of batches."""
+    """The states of words, texts and regions of a sample, beside each teacher's features, on the CPU."""
 
-    words: Mapping[str, list[Nodes]]
-    texts: Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]
-    regions: Mapping[str, list[Nodes]]
+    words: Mapping[str, Nodes]
+    texts: Mapping[str, tuple[torch.Tensor, ...]]
+    regions: Mapping[str, Nodes]
     teachers: tuple[str, ...]
 
     def agreements(self) -> dict[str, dict[str, dict[str, float] | None]]:
         """Return, by teacher, the agreement on `words`, on `texts` and on `regions`; None where there are too few."""
-        return {
-            name: {
-                "words": _as_numbers(_word_agreement(self.words.get(name, []))),
-                "texts": _as_numbers(_text_agreement(self.texts.get(name, []), self.words.get(name, []))),
-                "regions": _as_numbers(_region_agreement(self.regions.get(name, []))),
-            }
-            for name in self.teachers
-        }
+        found: dict[str, dict[str, dict[str, float] | None]] = {}
+        for name in self.teachers:
+            of_teacher: dict[str, Agreement | None] = dict.fromkeys(("words", "texts", "regions"))
+            if name in self.words:
+                states_XH, features_XD, form_X, known_X = self.words[name]
+                states_GH, form_G = mean_by_group(states_XH, form_X)
+                features_GD, _ = mean_by_group(features_XD, form_X)
+                known_G = mean_by_group(known_X.float()[:, None], form_X)[0][:, 0] >= KNOWN
+                has_both = bool(known_G.any()) and not bool(known_G.all())
+                offered_G = known_G if has_both else torch.ones_like(known_G)
+                asked_G = ~known_G if has_both else offered_G
+                of_teacher["words"] = agreement(
+                    states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, kin_X=form_G
+                )
+                states_TH, features_TD = self.texts[name]
+                known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
+                known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
+                is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
+                of_teacher["texts"] = agreement(
+                    torch.cat([states_TH, known_KH]),
+                    torch.cat([features_TD, known_KD]),
+                    asked_X=is_text_Y,
+                    offered_X=~is_text_Y,
+                    kin_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
+                )
+            if name in self.regions:
+                states_XH, features_XD, picture_X, every_X = self.regions[name]
+                of_teacher["regions"] = agreement(
+                    states_XH, features_XD, asked_X=every_X, offered_X=every_X, kin_X=picture_X
+                )
+            found[name] = {kind: None if one is None else asdict(one) for kind, one in of_teacher.items()}
+        return found
 
     def names(self) -> torch.Tensor | None:
         """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""
         words, regions = next(iter(self.words.values()), None), next(iter(self.regions.values()), None)
-        if not words or not regions:
+        if words is None or regions is None:
             return None
-        states_XH, _, form_X, known_X = (torch.cat(column).cpu() for column in zip(*words, strict=True))
+        states_XH, _, form_X, known_X = words
         if not bool(known_X.any()):
             return None
         known_KH, form_K = mean_by_group(states_XH[known_X].float(), form_X[known_X])
-        regions_XH = torch.cat([states for states, *_ in regions]).cpu().float()
+        regions_XH = regions[0].float()
         cosine_XK = functional.normalize(regions_XH, dim=-1) @ functional.normalize(known_KH, dim=-1).T
         return form_K[cosine_XK.argmax(1)]
 
 
-def read_placement(
-    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
-) -> dict[str, dict[str, dict[str, float] | None]]:
-    """Return the agreements of `find_placement`."""
-    return find_placement(student, dataset, positions, source, device=device).agreements()
-
-
 @torch.inference_mode()
-def find_placement(
-    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
-) -> Placement:
+def find_placement(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Placement:
     """Return how a student places words, texts and regions.
 
     Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
@@ -162,11 +175,11 @@ def find_placement(
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
-    was_training = student.training
+    device, was_training = next(student.parameters()).device, student.training
     student.eval()
     words: dict[str, list[Nodes]] = {}
     regions: dict[str, list[Nodes]] = {}
-    texts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    texts: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
     most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
@@ -174,112 +187,49 @@ def find_placement(
         examples = [dataset[position] for position in chosen[start : start + EXAMPLES_AT_ONCE]]
         batch = collate_batch(examples, dataset, student, source, labelled=False, labelled_ids=frozenset()).to(device)
         assert batch.signal is not None
-        output = student.encode_unimodal(batch.student)
-        for name, nodes, means in _words(output, batch):
-            words.setdefault(name, []).append(nodes)
-            texts.setdefault(name, []).append(means)
-        fresh = [int(picture) not in seen_pictures for picture in batch.image_ids_B]
-        seen_pictures.update(map(int, batch.image_ids_B))
-        for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device), most, generator):
-            regions.setdefault(name, []).append(nodes)
-    student.train(was_training)
-    teachers = tuple(teacher.name for teacher in source.teachers)
-    return Placement(words=words, texts=texts, regions=regions, teachers=teachers)
-
-
-def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes, tuple[torch.Tensor, torch.Tensor]]]:
-    """Return, by teacher, the words with a meaning, and of each text the mean of the words that a teacher places."""
-    signal = batch.signal
-    assert signal is not None
-    assert signal.words is not None
-    words = signal.words
-    states_NWH, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-    found = []
-    for name, one in signal.text.items():
-        if one.words_NWD is None:
-            continue
-        node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
-        is_known_X = words.known_NW[node_NW] >= KNOWN
-        nodes = (states_NWH[node_NW], one.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)
-        unplaced_NW = unplaced_words(node_NW, words)
-        means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(one.words_NWD, unplaced_NW))
-        found.append((name, nodes, means))
-    return found
-
-
-def _regions(
-    output: StudentOutput, batch: TrainingBatch, fresh_B: torch.Tensor, most: int, generator: torch.Generator
-) -> list[tuple[str, Nodes]]:
-    assert batch.signal is not None
-    found = []
-    for name, one in batch.signal.vision.items():
-        if one.regions_BSD is None or one.region_mask_BS is None:
-            continue
-        states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
-        states_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
-        place_X = torch.nonzero((seen_BS & one.region_mask_BS & fresh_B[:, None]).flatten())[:, 0]
-        place_X = some_of(place_X, most, generator)
-        picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
-        states_XH, features_XD, picture_X = (
-            values.flatten(0, 1).index_select(0, place_X) for values in (states_BSH, one.regions_BSD, picture_BS)
+        assert batch.signal.words is not None
+        output, alignment = student.encode_unimodal(batch.student), batch.signal.words
+        states_NWH, seen_NW = pool_to_words(
+            output.text_states_NLH, alignment.word_of_token_NL, alignment.prior_NW.shape[1]
         )
-        found.append((name, (states_XH, features_XD, picture_X, torch.ones_like(picture_X, dtype=torch.bool))))
-    return found
+        for name, text in batch.signal.text.items():
+            if text.words_NWD is None:
+                continue
+            node_NW = shared_words(alignment, text, seen_NW) & (alignment.prior_NW > 0)
+            is_known_X = alignment.known_NW[node_NW] >= KNOWN
+            words.setdefault(name, []).append(
+                (states_NWH[node_NW], text.words_NWD[node_NW], alignment.form_NW[node_NW], is_known_X)
+            )
+            unplaced_NW = unplaced_words(node_NW, alignment)
+            means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
+            texts.setdefault(name, []).append(means)
+        is_new_B = torch.tensor([int(picture) not in seen_pictures for picture in batch.image_ids_B], device=device)
+        seen_pictures.update(map(int, batch.image_ids_B))
+        states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
+        for name, vision in batch.signal.vision.items():
+            if vision.regions_BSD is None or vision.region_mask_BS is None:
+                continue
+            states_BSH, seen_BS = pool_to_regions(states_BRH, vision.shares_BSR)
+            place_X = torch.nonzero((seen_BS & vision.region_mask_BS & is_new_B[:, None]).flatten())[:, 0]
+            place_X = some_of(place_X, most, generator)
+            picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
+            states_XH, features_XD, picture_X = (
+                values.flatten(0, 1).index_select(0, place_X)
+                for values in (states_BSH, vision.regions_BSD, picture_BS)
+            )
+            every_X = torch.ones_like(picture_X, dtype=torch.bool)
+            regions.setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
+    student.train(was_training)
 
+    def joined(parts: Sequence[tuple[torch.Tensor, ...]]) -> Any:
+        return tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
 
-def _word_agreement(parts: list[Nodes]) -> Agreement | None:
-    if not parts:
-        return None
-    states_XH, features_XD, form_X, known_X = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    states_GH, form_G = mean_by_group(states_XH, form_X)
-    features_GD, _ = mean_by_group(features_XD, form_X)
-    known_G = mean_by_group(known_X.float()[:, None], form_X)[0][:, 0] >= KNOWN
-    everything_G = torch.ones_like(known_G)
-    has_both = bool(known_G.any()) and not bool(known_G.all())
-    return agreement(
-        states_GH,
-        features_GD,
-        asked_X=~known_G if has_both else everything_G,
-        offered_X=known_G if has_both else everything_G,
-        kin_X=form_G,
-        generator=torch.Generator().manual_seed(0),
+    return Placement(
+        words={name: joined(parts) for name, parts in words.items()},
+        texts={name: joined(parts) for name, parts in texts.items()},
+        regions={name: joined(parts) for name, parts in regions.items()},
+        teachers=tuple(teacher.name for teacher in source.teachers),
     )
-
-
-def _text_agreement(parts: list[tuple[torch.Tensor, torch.Tensor]], words: list[Nodes]) -> Agreement | None:
-    if not parts:
-        return None
-    states_TH, features_TD = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    states_XH, features_XD, form_X, known_X = (torch.cat(column).cpu() for column in zip(*words, strict=True))
-    known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
-    known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
-    is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
-    return agreement(
-        torch.cat([states_TH, known_KH]),
-        torch.cat([features_TD, known_KD]),
-        asked_X=is_text_Y,
-        offered_X=~is_text_Y,
-        kin_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _region_agreement(parts: list[Nodes]) -> Agreement | None:
-    if not parts:
-        return None
-    states_XH, features_XD, picture_X, every_X = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return agreement(
-        states_XH,
-        features_XD,
-        asked_X=every_X,
-        offered_X=every_X,
-        kin_X=picture_X,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _as_numbers(found: Agreement | None) -> dict[str, Any] | None:
-    return None if found is None else asdict(found)
 
 
 def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:

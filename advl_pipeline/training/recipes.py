@@ -1,9 +1,8 @@
 """How the originals were finetuned: one declared recipe per (student, task, size), each number with its source.
 
-The files are `data/recipes/*.toml` and those of plug-ins. A file has `[common]` and one table per task and size, such
-as `[vqa.base]`; a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another place for
-single keys.
-Parameter groups follow from a recipe by pure functions.
+The files are `data/recipes/*.toml` and those of plug-ins. A file has `[common]` and one table per task and size,
+such as `[vqa.base]`; a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another
+place for single keys. Parameter groups follow from a recipe by pure functions.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Never
@@ -150,12 +149,18 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
 
 
 def group_parameters(
-    encoder_names: Iterable[str], head_names: Iterable[str], recipe: FinetuningNumbers[Never]
+    encoder_names: Iterable[str],
+    head_names: Iterable[str],
+    recipe: FinetuningNumbers[Never],
+    spared: Collection[str] | None = None,
 ) -> tuple[ParameterGroup, ...]:
     """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
 
     The decay test is a search in the name, so a norm whose name does not match `no_decay` is decayed (UNITER's
     `img_layer_norm.weight`): that is the original's behaviour.
+
+    Args:
+        spared: names without decay [default: those in which `no_decay` is found].
     """
     no_decay = re.compile(recipe.no_decay) if recipe.no_decay else None
     rules = [(re.compile(rule.pattern), rule.scale) for rule in recipe.lr_scales]
@@ -165,7 +170,8 @@ def group_parameters(
             scale = recipe.head_lr_scale if is_head else 1.0
             if not is_head:
                 scale = next((scale for pattern, scale in rules if pattern.search(name)), 1.0)
-            decay = 0.0 if no_decay is not None and no_decay.search(name) else recipe.weight_decay
+            found = no_decay is not None and no_decay.search(name)
+            decay = 0.0 if (found if spared is None else name in spared) else recipe.weight_decay
             groups.setdefault((scale, decay), []).append(name)
     return tuple(
         ParameterGroup(
@@ -242,7 +248,13 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
         recipe = read_recipe(Path(wanted), family, task, own, base=published)
         return ChosenRecipe(recipe=recipe, is_own_size=size in (None, own), note=f"recipe of {wanted}")
     if published is None:
-        return _lent(family, task, own)
+        note = f"no recipe is published for {family} on {task}"
+        for lender in LENDERS:
+            lent, size = _published(family, lender, own)
+            if lent is not None:
+                note += f", so that optimiser and rates are those of {family} {lender} {size}"
+                return ChosenRecipe(recipe=None, is_own_size=False, note=note, rates_of=lent)
+        return ChosenRecipe(recipe=None, is_own_size=False, note=note)
     return ChosenRecipe(recipe=published, is_own_size=size == own, note=f"recipe {family} {task} {size}")
 
 
@@ -250,17 +262,6 @@ def _published(family: str, task: str, own: str) -> tuple[Recipe | None, str | N
     sizes = _read(family).get(task, {}) if family in _students() else {}
     size = next((size for size in (own, FALLBACK_SIZE) if size in sizes), None)
     return (load_recipe(family, task, size) if size else None), size
-
-
-def _lent(family: str, task: str, own: str) -> ChosenRecipe:
-    """Return no recipe, but the rates of the family's own on another task where there is one."""
-    note = f"no recipe is published for {family} on {task}"
-    for lender in LENDERS:
-        recipe, size = _published(family, lender, own)
-        if recipe is not None:
-            note += f", so that optimiser and rates are those of {family} {lender} {size}"
-            return ChosenRecipe(recipe=None, is_own_size=False, note=note, rates_of=recipe)
-    return ChosenRecipe(recipe=None, is_own_size=False, note=note)
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:

@@ -5,54 +5,49 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from advl_pipeline.compute import allow_tf32, device_name, num_threads, one_order, resolved
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.folders import LOCK
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.memory import lora_settings, merge_lora
+from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.students.weight_files import located
-from advl_pipeline.training.batches import TrainingBatch, training_batches
+from advl_pipeline.training.batch_order import order_examples, order_inputs
+from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.given import open_caches, open_region_caches, require_given, splits_read
-from advl_pipeline.training.initial_heads import HeadOrigin
+from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import PhasePlan, run_phase
-from advl_pipeline.training.methods import finetune_steps, resolve_method
-from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.process_memory import forget_peak_memory
-from advl_pipeline.training.region_caches import use_region_caches
-from advl_pipeline.training.resolved import Run, describe_run, resolve_run
-from advl_pipeline.training.run_end import end_run
-from advl_pipeline.training.sending import SentBatches
-from advl_pipeline.training.settings import TrainingSettings
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.stored_pictures import use_stored_pictures
-from advl_pipeline.training.student_inputs import read_inputs
+from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
+from advl_pipeline.training.resolved import Run, describe_run, finetune_steps, resolve_method, resolve_run
+from advl_pipeline.training.step_log import TOTALLED, StepPlace, phase_totals, require_finite_weights
+from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
+from advl_pipeline.training.word_selection import describe_selection, selected_words, selects_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +80,19 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
         return _finetune(config, held, uses_teachers=uses_teachers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """All parts of a run, opened and checked."""
+
+    run: Run
+    accelerator: Accelerator
+    folder: RunFolder
+    inputs: Inputs
+    start: StudentAtStart
+    teaching: Teaching
+    model: FinetuneModel
 
 
 def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -> FinetuneResult:
@@ -130,16 +138,24 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     )
     stored += use_region_caches(student, region_caches, hash_all=config.verify_caches)
     heads, origins = build_finetune_heads(run, student, inputs)
-    device = accelerator.device
     start = StudentAtStart(
-        student=student.to(device),
-        heads={name: head.to(device) for name, head in heads.items()},
+        student=student.to(accelerator.device),
+        heads={name: head.to(accelerator.device) for name, head in heads.items()},
         settings=run.method.settings,
         hide_picture=config.hide_picture,
         teaches_itself=config.teacher_control == "own-tokens" and run.method.uses_teachers,
     )
     teaching = open_teaching(run, start, caches, inputs, accelerator)
     model = build_finetune_model(run, start, teaching, inputs)
+    opened = _Opened(
+        run=run,
+        accelerator=accelerator,
+        folder=folder,
+        inputs=inputs,
+        start=start,
+        teaching=teaching,
+        model=model,
+    )
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
@@ -167,38 +183,25 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
             },
             resume=config.resume,
         )
+        lines = [run.settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in origins.items())]
         precision = ["products of fp32 matrices are computed in TF32"] if multiplies_in_tf32 else []
-        _say(run.settings, origins, [step_line, *precision, *reads.lines(), *stored, *teaching.lines()])
+        for line in (*lines, step_line, *precision, *reads.lines(), *stored, *teaching.lines()):
+            tqdm.write(line, file=sys.stderr)
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
-    first_step = _train(run, model, start, accelerator, folder, inputs, teaching)
+    first_step = _train(opened)
     if accelerator.is_main_process:
-        end_run(
-            run, given, model, accelerator, folder, inputs, teaching.source, reads, began=began, first_step=first_step
-        )
+        _end_run(opened, given, reads, began=began, first_step=first_step)
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
     return FinetuneResult(output=config.output, summary=result, is_main=accelerator.is_main_process)
 
 
-def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequence[str]) -> None:
-    lines = [settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())]
-    for line in (*lines, *found):
-        tqdm.write(line, file=sys.stderr)
-
-
-def _train(
-    run: Run,
-    model: FinetuneModel,
-    start: StudentAtStart,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    inputs: Inputs,
-    teaching: Teaching,
-) -> int:
+def _train(opened: _Opened) -> int:
     """Take the steps that are left; return the number of the first of them."""
+    run, accelerator, folder, model = opened.run, opened.accelerator, opened.folder, opened.model
     config, method = run.config, run.method
     phases = [
         PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
@@ -213,11 +216,16 @@ def _train(
         folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
         if checkpoint:
             tqdm.write(f"resumes at step {first_step + 1} of {run.num_steps}: {first_step} are done", file=sys.stderr)
+
+    def placement() -> Placement | None:
+        judge = opened.teaching.judge
+        if judge is None or not judge.teachers or not method.num_adapt_steps:
+            return None
+        model.student.to(accelerator.device)
+        return find_placement(model.student, opened.inputs.dataset, opened.inputs.seen, judge)
+
     # Before a checkpoint is restored, the student is still as it was pretrained.
-    readout = partial(
-        _read_placement, model, inputs, teaching, enabled=method.num_adapt_steps > 0, device=accelerator.device
-    )
-    before = readout()
+    before = placement()
     if checkpoint:
         restore(checkpoint[2], model, None)
         if accelerator.scaler is not None:
@@ -241,11 +249,7 @@ def _train(
                     with accelerator.autocast():
                         remembered.begin(
                             measure_student_confidence(
-                                start,
-                                model.task_loss,
-                                inputs.dataset,
-                                inputs.labelled,
-                                device=accelerator.device,
+                                opened.start, model.task_loss, opened.inputs.dataset, opened.inputs.labelled
                             )
                         )
                 run_phase(
@@ -254,33 +258,25 @@ def _train(
                     model,
                     accelerator,
                     folder,
-                    _batch_maker(run, plan, model.student, accelerator, inputs, teaching.source),
+                    _batch_maker(opened, plan.phase),
                     start_step=start_step,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
                 )
             # Also where the run was stopped between its last step of a phase and this.
             if before is not None and accelerator.is_main_process:
-                _write_readout(folder, plan.phase, before, readout())
+                now = placement()
+                assert now is not None
+                _write_readout(folder, plan.phase, before, now)
     folder.close()
     return first_step
 
 
-def _read_placement(
-    model: FinetuneModel, inputs: Inputs, teaching: Teaching, *, enabled: bool, device: torch.device
-) -> Placement | None:
-    if teaching.judge is None or not enabled or not teaching.judge.teachers:
-        return None
-    model.student.to(device)
-    return find_placement(model.student, inputs.dataset, inputs.seen, teaching.judge, device=device)
-
-
-def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Placement | None) -> None:
+def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Placement) -> None:
     """Write how the student places things as it starts, after the adapt step and at the end.
 
     `names_kept` is the share of the regions that still have the known word as their nearest that they began with.
     """
-    assert now is not None
     began, has = before.names(), now.names()
     kept = None if began is None or has is None else float((began == has).float().mean())
     if phase == "adapt":
@@ -291,50 +287,88 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
         found |= {"finetuned": now.agreements(), "names_kept": kept_before | {"finetuned": kept}}
     folder.write_json(names.READOUT, found)
     if kept is not None:
-        when = "the adapt step" if phase == "adapt" else "the finetune step"
-        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after {when}", file=sys.stderr)
+        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} step", file=sys.stderr)
 
 
-def _batch_maker(
-    run: Run,
-    plan: PhasePlan,
-    student: Student,
-    accelerator: Accelerator,
-    inputs: Inputs,
-    source: SignalSource | None,
-) -> Callable[[range], Iterator[SentBatches[TrainingBatch]]]:
-    config = run.config
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    num_workers = num_threads(config.num_workers)
-    if plan.phase == "finetune":
-        indices, order = order_examples(
-            run.settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
-        )
-        return partial(
-            training_batches,
-            inputs.dataset,
-            indices,
-            student,
-            source,
-            order=order,
-            labelled=True,
-            num_workers=num_workers,
-            device=accelerator.device,
-        )
-    order = order_inputs(config, inputs, rank=rank, world_size=world_size)
-    ids = inputs.dataset.example_ids
-    # The adapt step may see more inputs than there are labels for.
-    labelled_ids = frozenset(ids[position] for position in inputs.labelled)
-    return partial(
-        training_batches,
-        inputs.adapt_dataset,
-        inputs.adapt,
-        student,
-        source,
-        order=order,
-        labelled=run.method.settings.weighting == "oracle",
-        labelled_ids=labelled_ids,
-        other_ids=inputs.other_ids,
-        num_workers=num_workers,
-        device=accelerator.device,
-    )
+def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:
+    run, inputs, student = opened.run, opened.inputs, opened.start.student
+    config, ids = run.config, inputs.dataset.example_ids
+    rank = opened.accelerator.process_index
+    given: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": opened.accelerator.device}
+    dataset: Dataset = inputs.dataset
+    if phase == "finetune":
+        indices, order = order_examples(run, student, inputs.dataset, inputs.labelled, rank=rank)
+        given |= {"order": order, "labelled": True}
+    else:
+        dataset, indices = inputs.adapt_dataset, inputs.adapt
+        given |= {
+            "order": order_inputs(run, inputs, rank=rank),
+            "labelled": run.method.settings.weighting == "oracle",
+            # The adapt step may see more inputs than there are labels for.
+            "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
+            "other_ids": inputs.other_ids,
+        }
+    return partial(training_batches, dataset, indices, student, opened.teaching.source, **given)
+
+
+def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, began: float, first_step: int) -> None:
+    """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
+
+    Args:
+        given: the options as they were given, for the base that an adapter is of.
+        began: when this sitting began, by `time.perf_counter`.
+        first_step: step that it began with; those before were taken in others.
+
+    Raises:
+        NotFinite: a weight is not.
+    """
+    run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
+    config, source = run.config, opened.teaching.source
+    updates = lora_settings(model.student, config)
+    adapter = None
+    if updates is not None and model.student.lora is not None and given.init is not None:
+        adapter = Adapter(updates=updates, base=given.init)
+    elif updates is not None:
+        merge_lora(model.student)
+    end = StepPlace(config=config, step=run.num_steps, phase="finetune", num_saved=run.num_steps)
+    require_finite_weights(model, end)
+    origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
+    save_student(folder.path, model.student, origin=origin, adapter=adapter)
+    if adapter is not None:
+        merge_lora(model.student)
+    save_heads(folder.path, model.heads, inputs.dataset)
+    if source is not None and selects_words(model):
+        folder.write_json(names.SELECTED_WORDS, selected_words(model, inputs.dataset, inputs.labelled, source))
+        folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
+    records = read_log(folder.path)
+    phases = phase_totals(records)
+    totals = {key: sum(of_phase[key] for of_phase in phases.values()) for key in TOTALLED}
+    earlier = phase_totals([record for record in records if record["step"] < first_step])
+    computed, num_steps = totals["seconds"], max(1, totals["num_steps"])
+    summary = {
+        "status": "done",
+        **origin,
+        "num_steps": run.num_steps,
+        "recipe": run.settings.line(),
+        "num_labelled": len(inputs.labelled),
+        "num_skipped": inputs.num_skipped,
+        "num_adapt_inputs": len(inputs.adapt),
+        "seconds": time.perf_counter() - began + sum(of_phase["seconds"] for of_phase in earlier.values()),
+        "seconds_per_step": computed / num_steps,
+        "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
+        "num_texts": totals["num_texts"],
+        "num_texts_cut": totals["num_texts_cut"],
+        "wait_share": totals["seconds_waited"] / computed if computed else 0.0,
+        "seconds_preparing": totals["seconds_preparing"] / num_steps,
+        "phases": {
+            name: {key: of_phase[key] for key in ("seconds", "num_steps", "num_examples")}
+            for name, of_phase in phases.items()
+        },
+        "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
+        "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "student_start": reads.start,
+        "caveats": list(reads.caveats),
+    }
+    folder.write_json(names.RESULT, summary)
+    folder.checkpoint.unlink(missing_ok=True)

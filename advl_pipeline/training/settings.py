@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Never
 
 from advl_pipeline.configuration import (
+    build_config,
     check_ranges,
     config_to_dict,
     fallbacks,
     flag_of,
     option_values,
-    with_options,
 )
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import (
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
-    AdversarialOptions,
     FinetuneConfig,
     TaskLoss,
 )
@@ -103,11 +102,13 @@ def resolve_settings(
     Raises:
         ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
     """
-    asked = config.optimisation.batch_size
+    options = config.optimisation
+    asked = batch_size = options.batch_size
     if asked is not None:
+        if options.batch_tokens is not None:
+            raise ConfigError("--batch-size and --batch-tokens exclude each other.")
         # More examples than there are would be the same ones again, in memory and in time.
-        most = max(num_labelled, (config.optimisation.accumulate or 1) * world_size)
-        config = with_options(config, batch_size=min(asked, most))
+        batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
     values: dict[str, Any] = {
         **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
         "warmup": PLAIN["warmup_fraction"],
@@ -125,22 +126,48 @@ def resolve_settings(
         "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
     }
     sources = dict.fromkeys(values, OURS)
+
+    def take(found: Mapping[str, Any], recipe: Recipe) -> None:
+        values.update(found)
+        unstated = f"not stated by the recipe of {recipe.student}: its optimiser's or loop's default"
+        renamed = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}
+        if not recipe.num_steps:
+            renamed["num_steps"] = "num_epochs"
+        sources.update({key: recipe.sources.get(renamed.get(key, key), unstated) for key in found})
+
+    def give(found: Mapping[str, Any], source: str) -> None:
+        values.update(found)
+        sources.update(dict.fromkeys(found, source))
+
     if config.init is not None:
-        values["learning_rate"], sources["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
+        give({"learning_rate": PRETRAINED_LEARNING_RATE}, OURS_FOR_PRETRAINED)
     if chosen.rates_of is not None:
-        values |= {key: getattr(chosen.rates_of, key) for key in RATES}
-        sources |= {key: _source_of(key, chosen.rates_of) for key in RATES}
+        take({key: getattr(chosen.rates_of, key) for key in RATES}, chosen.rates_of)
     if chosen.recipe is not None:
-        found = _of_recipe(config, chosen.recipe, num_labelled, world_size)
-        values |= found
-        sources |= {key: _source_of(key, chosen.recipe) for key in found}
-    given = _of_options(config, chosen.recipe)
-    values |= {key: value for key, (value, _) in given.items()}
-    sources |= {key: source for key, (_, source) in given.items()}
-    if config.optimisation.batch_size != asked:
-        cut = f"--batch-size {asked}, cut to the {config.optimisation.batch_size} examples there are"
-        sources = {key: cut if source == "--batch-size" else source for key, source in sources.items()}
-    values["adversarial"], sources["adversarial"] = _adversarial(config.adversary, chosen.recipe)
+        take(_of_recipe(config, chosen.recipe, num_labelled, world_size, batch_size), chosen.recipe)
+    decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
+    for name, value in option_values(config).items():
+        if name in decided and value is not None:
+            give({name: value}, flag_of(name))
+    if options.warmup_fraction is not None:
+        give({"warmup": options.warmup_fraction}, "--warmup-fraction")
+    for name, number, unit in (
+        ("batch_size", batch_size, "examples"),
+        ("batch_tokens", options.batch_tokens, "tokens"),
+    ):
+        if number is None:
+            continue
+        is_cut = unit == "examples" and number != asked
+        source = f"--batch-size {asked}, cut to the {number} examples there are" if is_cut else flag_of(name)
+        give({"batch_size": number, "batch_unit": unit}, source)
+        if options.accumulate is None:
+            give({"accumulate": 1}, source)
+        if unit == "examples":
+            give({"max_text_tokens": 0}, source)
+    accumulated_by = sources["accumulate"]
+    if chosen.recipe is not None and chosen.recipe.accumulation == "sum" and accumulated_by.startswith("--"):
+        give({"loss_scale": float(values["accumulate"])}, accumulated_by)
+    values["adversarial"], sources["adversarial"] = _adversarial(options.adversarial, chosen.recipe, chosen.note)
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(
             "The schedule of steps needs milestones.",
@@ -150,7 +177,9 @@ def resolve_settings(
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 
-def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
+def _of_recipe(
+    config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int, batch_size: int | None
+) -> dict[str, Any]:
     same = {field.name for field in dataclasses.fields(FinetuningNumbers)} - {"num_steps", "batch_size", "accumulate"}
     values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
     values["task_loss"] = recipe.loss
@@ -170,76 +199,25 @@ def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":
-            batch_size = config.optimisation.batch_size or values.get("batch_size", PLAIN["batch_size"])
-            values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / batch_size)
+            each = batch_size or values.get("batch_size", PLAIN["batch_size"])
+            values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / each)
     return values
 
 
-def _source_of(key: str, recipe: Recipe) -> str:
-    name = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}.get(key, key)
-    if key == "num_steps" and not recipe.num_steps:
-        name = "num_epochs"
-    return recipe.sources.get(
-        name, f"not stated by the recipe of {recipe.student}: its optimiser's or loop's default"
-    )
-
-
-def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tuple[Any, str]]:
-    found: dict[str, tuple[Any, str]] = {}
-    decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
-    for name, value in option_values(config).items():
-        if name in decided and value is not None:
-            found[name] = (value, flag_of(name))
-    if config.optimisation.warmup_fraction is not None:
-        found["warmup"] = (config.optimisation.warmup_fraction, "--warmup-fraction")
-    if config.optimisation.batch_size is not None and config.optimisation.batch_tokens is not None:
-        raise ConfigError("--batch-size and --batch-tokens exclude each other.")
-    for option, unit in (("batch_size", "examples"), ("batch_tokens", "tokens")):
-        if (value := getattr(config.optimisation, option)) is not None:
-            source = flag_of(option)
-            accumulate = config.optimisation.accumulate or 1
-            found |= {"batch_size": (value, source), "batch_unit": (unit, source)}
-            found.setdefault("accumulate", (accumulate, source))
-            if unit == "examples":
-                found["max_text_tokens"] = (0, source)
-    if "accumulate" in found and recipe is not None and recipe.accumulation == "sum":
-        found["loss_scale"] = (float(found["accumulate"][0]), found["accumulate"][1])
-    return found
-
-
-def _adversarial(config: AdversarialOptions, recipe: Recipe | None) -> tuple[AdversarialConfig | None, str]:
-    published = AdversarialConfig(**recipe.adversarial) if recipe is not None and recipe.adversarial else None
-    changes = {
-        "norm": config.adversarial_norm,
-        "max_norm": config.adversarial_max_norm,
-        "num_steps": config.adversarial_steps,
-        "kl_weight": config.adversarial_kl_weight,
-    }
-    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    rate = config.adversarial_learning_rate
-    modality = config.adversarial
-    if modality == "none" or (modality is None and published is None):
-        if given or rate is not None:
-            raise ConfigError(
-                "Options of adversarial finetuning are given, but it is off.",
-                next_command="add --adversarial text, image or both",
-            )
-        return None, OURS if modality is None else "--adversarial"
+def _adversarial(asked: str | None, recipe: Recipe | None, where: str) -> tuple[AdversarialConfig | None, str]:
+    published = None
+    if recipe is not None and recipe.adversarial:
+        published = build_config(AdversarialConfig, recipe.adversarial, where=where)
+    if asked is None:
+        return published, OURS if recipe is None or published is None else recipe.sources["adversarial"]
+    if asked == "none":
+        return None, "--adversarial"
     base = published or AdversarialConfig()
-    if modality is None and rate is None and not given:
-        assert recipe is not None
-        return base, recipe.sources["adversarial"]
     # A modality that the recipe leaves alone learns at the other one's rate.
-    usual = max(base.text_learning_rate, base.visual_learning_rate) or ADVERSARIAL_LEARNING_RATE
-    rate = usual if rate is None else rate
-    uses_text = base.text_learning_rate > 0 if modality is None else modality in ("text", "both")
-    uses_image = base.visual_learning_rate > 0 if modality is None else modality in ("image", "both")
+    rate = max(base.text_learning_rate, base.visual_learning_rate) or ADVERSARIAL_LEARNING_RATE
     made = dataclasses.replace(
         base,
-        text_learning_rate=rate if uses_text else 0.0,
-        visual_learning_rate=rate if uses_image else 0.0,
-        **given,
+        text_learning_rate=rate if asked in ("text", "both") else 0.0,
+        visual_learning_rate=rate if asked in ("image", "both") else 0.0,
     )
-    if made.num_steps < 1 or rate <= 0:
-        raise ConfigError("Adversarial finetuning needs at least one step, of a size above 0.")
     return made, "--adversarial"

@@ -6,163 +6,54 @@ Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
-from advl_pipeline.distillation.nodes import compared_words, seen_regions
-from advl_pipeline.distillation.signal import (
-    TeacherSignal,
-    TeacherWidths,
-    WordAlignment,
-)
+from advl_pipeline.distillation.landmarks import compared_words, seen_regions
+from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
-from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.stored_signals import (
     Fillings,
-    Moments,
-    StoredRows,
+    StoredFeatures,
     StoredSignal,
     StoredText,
     StoredVision,
+    box_targets,
+    grid_targets,
+    word_averages,
 )
-from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets
-from advl_pipeline.training.word_rows import WordMeans, form_of, word_averages
-
-Array = npt.NDArray[Any]
+from advl_pipeline.training.teacher_features import TeacherFeatures, UnitFeatures, form_of
 
 _TEXTS_REMEMBERED = 65536
-"""Of as many texts the words' prior is kept for the epochs to come."""
+"""Of as many texts the words' numbers are kept for the epochs to come."""
+
+WordNumbers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Of each word of a text the prior, the spelling, and how well the student knows it."""
 
 
-class StandIn:
-    """What takes the place of a cache's features: their widths and moments, and what it does not change of them."""
+@dataclass(frozen=True)
+class SignalSource:
+    """Builds the `TeacherSignal` of a batch from several teachers' features of every unit that will be asked for.
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
-        self.global_dim = store.global_dim
-        self.token_dim = store.token_dim
-        self.has_tokens = store.has_tokens
-        self.global_mean, self.global_variance = store.global_mean, store.global_variance
-        if store.has_tokens:
-            self.token_mean, self.token_variance = store.token_mean, store.token_variance
-
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return (Q, D)."""
-        return self._store.global_features(ids)
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
-        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
-        return self._store.token_features(ids)
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return (M, 2) the characters that each token row covers."""
-        return self._store.char_spans(ids)
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch of the store."""
-        self._store.begin_epoch()
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the units to the store."""
-        self._store.announce(ids)
-
-
-UnitFeatures = FeatureStore | StandIn
-"""Features of units by id: a cache's, or what stands in for them, such as a control."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherFeatures:
-    """One teacher's features of one split, from a cache or what stands in for it.
-
-    `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
-    are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
-    those of candidates, without what stands before them. `word_means` are what words of a text without rows have.
+    `prior` is IDF over the training texts, `known` what the student's pretraining knew [default: every word],
+    `target_norm` is `standardise` or `none`, and `confidence` is modality -> example id -> probability of the truth.
     """
 
-    name: str
-    image: UnitFeatures | None
-    text: UnitFeatures | None
-    image_places: Literal["boxes"] | TeacherGrid | None
-    aligned: bool
-    words_are_selected: bool = False
-    reads_context: bool = True
-    word_means: WordMeans | None = None
-
-    @property
-    def sees_words(self) -> bool:
-        """Whether the two towers share a space, so that each word's features can be compared with the picture's."""
-        return (
-            self.aligned
-            and self.image is not None
-            and self.text is not None
-            and self.text.has_tokens
-            and self.image.global_dim == self.text.token_dim
-        )
-
-
-def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
-    """View a cache as a teacher's features."""
-    teacher = cache.identity["teacher"]
-    places: Literal["boxes"] | TeacherGrid | None = None
-    if teacher["image_tokens"] in ("boxes", "boxes-roi"):
-        places = "boxes"
-    elif teacher["image_tokens"] == "grid":
-        places = TeacherGrid.of_description(teacher["image"])
-    return TeacherFeatures(
-        name=teacher["name"],
-        image=cache.image,
-        text=cache.text,
-        image_places=places,
-        aligned=teacher["aligned"],
-        words_are_selected=cache.kept_share is not None,
-        reads_context=reads_of(teacher["text"]) != "candidate",
-    )
-
-
-class SignalSource:
-    """Builds the `TeacherSignal` of a batch from several teachers' features."""
-
-    def __init__(
-        self,
-        teachers: Sequence[TeacherFeatures],
-        *,
-        prior: WordPrior,
-        known: KnownWords | None = None,
-        target_norm: str = "standardise",
-        confidence: Mapping[str, Mapping[str, float]] | None = None,
-    ) -> None:
-        """Args:
-        teachers: with features of every unit that will be asked for.
-        prior: IDF over the training texts.
-        known: what the student's pretraining knew [default: every word].
-        target_norm: `standardise` or `none`.
-        confidence: modality -> example id -> probability of the ground truth.
-        """
-        self.teachers = teachers
-        self.prior = prior
-        self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
-        self.known = known or KnownWords(counts=None)
-        self._forms_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._spelling)
-        self.confidence = confidence or {}
-        self.target_norm = target_norm
-
-    def with_teachers(
-        self, teachers: Sequence[TeacherFeatures], confidence: Mapping[str, Mapping[str, float]] | None = None
-    ) -> SignalSource:
-        """Return the same with other teachers and other confidences, or none."""
-        return SignalSource(
-            teachers, prior=self.prior, known=self.known, target_norm=self.target_norm, confidence=confidence
-        )
+    teachers: Sequence[TeacherFeatures]
+    _: KW_ONLY
+    prior: WordPrior
+    known: KnownWords = field(default_factory=lambda: KnownWords(counts=None))
+    target_norm: str = "standardise"
+    confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def widths(self) -> dict[str, TeacherWidths]:
         """Return the feature widths by teacher, in the order of the teachers."""
@@ -235,17 +126,26 @@ class SignalSource:
         }
         return StoredSignal(vision=vision, text=text, words=words, confidence=confidence)
 
+    @cached_property
+    def _word_numbers(self) -> Callable[[str], WordNumbers]:
+        @lru_cache(maxsize=_TEXTS_REMEMBERED)
+        def of_text(text: str) -> WordNumbers:
+            words = [text[start:end].lower() for start, end in word_spans(text)]
+            forms = np.array([form_of(word) for word in words], dtype=np.int64)
+            known = np.array([self.known.of_word(word) for word in words], dtype=np.float32)
+            return np.array(self.prior.of_text(text), dtype=np.float32), forms, known
+
+        return of_text
+
     def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
         words = [word_spans(text) for text in texts]
-        num_words = max(1, *(len(spans) for spans in words))
-        prior = np.zeros((len(texts), num_words), dtype=np.float32)
-        mask = np.zeros((len(texts), num_words), dtype=bool)
-        form = np.zeros((len(texts), num_words), dtype=np.int64)
-        known = np.zeros((len(texts), num_words), dtype=np.float32)
+        shape = (len(texts), max(1, *(len(spans) for spans in words)))
+        prior, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        form, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
-            prior[row, : len(spans)] = self._prior_of(text)
-            mask[row, : len(spans)] = True
-            form[row, : len(spans)], known[row, : len(spans)] = self._forms_of(text)
+            own = np.s_[row, : len(spans)]
+            prior[own], form[own], known[own] = self._word_numbers(text)
+            mask[own] = True
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
             prior_NW=torch.from_numpy(prior),
@@ -255,38 +155,28 @@ class SignalSource:
             frequent_NW=torch.from_numpy((prior > 0) & (prior < self.prior.frequent_below)),
         )
 
-    def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        words = [text[start:end].lower() for start, end in word_spans(text)]
-        forms = np.array([form_of(word) for word in words], dtype=np.int64)
-        return forms, np.array([self.known.of_word(word) for word in words], dtype=np.float32)
-
     def _vision(
         self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
     ) -> StoredVision:
         store = teacher.image
         assert store is not None
         ids = [example.image.unit_id for example in examples]
-        whole = StoredVision(
-            global_BD=StoredRows(values_MD=_tensor(store.global_features(ids))),
-            global_moments=self._moments(store.global_mean, store.global_variance),
-        )
+        whole = StoredVision(picture=self._whole_units(store, ids))
         lie_at = teacher.image_places
         if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
             return whole
-        cells, lengths = _token_rows(store, ids)
-        found = (
+        cells, lengths = self._token_rows(store, ids)
+        averages, mask_BS, shares_BSR = (
             box_targets(lengths, examples, batch, places=places)
             if lie_at == "boxes"
             else grid_targets(lie_at, examples, batch)
         )
         return replace(
             whole,
-            cells_MD=cells,
-            averages=found.averages,
-            moments=self._moments(store.token_mean, store.token_variance),
-            region_mask_BS=found.region_mask_BS,
-            shares_BSR=found.shares_BSR,
-            seen=seen_regions(found.region_mask_BS, found.shares_BSR),
+            regions=replace(cells, averages=averages),
+            region_mask_BS=mask_BS,
+            shares_BSR=shares_BSR,
+            seen=seen_regions(mask_BS, shares_BSR),
         )
 
     def _text(
@@ -295,13 +185,10 @@ class SignalSource:
         store = teacher.text
         assert store is not None
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
-        whole = StoredText(
-            global_ND=StoredRows(values_MD=_tensor(store.global_features(ids))),
-            global_moments=self._moments(store.global_mean, store.global_variance),
-        )
+        whole = StoredText(text=self._whole_units(store, ids))
         if not store.has_tokens:
             return whole
-        tokens, lengths = _token_rows(store, ids)
+        tokens, lengths = self._token_rows(store, ids)
         is_token_NM = np.arange(int(lengths.max())) < lengths[:, None]
         spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
         spans_NM2[is_token_NM] = store.char_spans(ids)
@@ -312,36 +199,47 @@ class SignalSource:
             filled_NW, mean_FD = teacher.word_means.of(words.form_NW, words.word_mask_NW & ~mask_NW)
             mask_NW |= filled_NW
             fillings = Fillings(place_F=torch.nonzero(filled_NW.flatten())[:, 0], mean_FD=mean_FD)
-        pictures = None
+        picture = None
         if teacher.sees_words:
             assert teacher.image is not None
             picture_ids = [example.image.unit_id for example in examples for _ in example.candidates]
-            pictures = StoredRows(values_MD=_tensor(teacher.image.global_features(picture_ids)))
+            picture = self._whole_units(teacher.image, picture_ids)
         return replace(
             whole,
-            tokens_MD=tokens,
-            averages=averages,
+            words=replace(tokens, averages=averages),
             fillings=fillings,
-            moments=self._moments(store.token_mean, store.token_variance),
             word_mask_NW=mask_NW,
             nodes=compared_words(words, mask_NW),
-            picture_ND=pictures,
+            picture=picture,
             is_selected=teacher.words_are_selected,
         )
 
-    def _moments(self, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]) -> Moments | None:
-        if self.target_norm != "standardise":
-            return None
-        return Moments(mean_D=torch.from_numpy(np.array(mean)), variance_D=torch.from_numpy(np.array(variance)))
+    def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> StoredFeatures:
+        return self._stored(store.global_features(ids), None, store.global_mean, store.global_variance)
 
+    def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[StoredFeatures, npt.NDArray[np.int32]]:
+        """Return the rows of the units one after another, and how many each has."""
+        scales = None
+        if isinstance(store, FeatureStore):
+            values, scales, lengths = store.stored_tokens(ids)
+        else:
+            values, lengths = store.token_features(ids)
+        return self._stored(values, scales, store.token_mean, store.token_variance), lengths
 
-def _token_rows(store: UnitFeatures, ids: Sequence[str]) -> tuple[StoredRows, npt.NDArray[np.int32]]:
-    """Return the rows of the units one after another, (M, D), and how many each has."""
-    if isinstance(store, FeatureStore):
-        values, scales, lengths = store.stored_tokens(ids)
-        return StoredRows(values_MD=_tensor(values), scale_M=None if scales is None else _tensor(scales)), lengths
-    values, lengths = store.token_features(ids)
-    return StoredRows(values_MD=_tensor(values)), lengths
+    def _stored(
+        self,
+        values: npt.NDArray[Any],
+        scales: npt.NDArray[Any] | None,
+        mean_D: npt.NDArray[np.float32],
+        variance_D: npt.NDArray[np.float32],
+    ) -> StoredFeatures:
+        is_scaled = self.target_norm == "standardise"
+        return StoredFeatures(
+            values_MD=_tensor(values),
+            scale_M=None if scales is None else _tensor(scales),
+            mean_D=torch.from_numpy(np.array(mean_D)) if is_scaled else None,
+            variance_D=torch.from_numpy(np.array(variance_D)) if is_scaled else None,
+        )
 
 
 def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:

@@ -1,17 +1,26 @@
 """What an optimiser step tells of itself: a record of metrics.jsonl, over all micro-batches and processes.
 
-Its numbers leave the device in one piece, and are read when the next step is under way: whoever reads a number waits
-for everything that the device was asked to do before.
+Its numbers leave the device in one piece, and are read when the next step is under way: whoever reads a number
+waits for everything that the device was asked to do before. A loss term, a gradient or a weight that is not finite
+stops the training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
+from advl_pipeline.errors import (
+    NotFinite,
+    advise,
+)
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import LossTerms, Phase
 
 HISTOGRAM_BINS = 20
@@ -21,54 +30,39 @@ HISTOGRAM_BINS = 20
 class LoggedTerms:
     """The terms of one micro-batch as plain numbers, which processes can hand one another.
 
-    `share` is that of its examples in the optimiser step.
+    `share` is that of its examples in the optimiser step. `values` are by kind (`weighted`, `raw`, `balance`,
+    `weights`, `confidence`, `correct`) and name.
     """
 
     share: float
     is_learned: bool
-    weighted: dict[str, float]
-    raw: dict[str, float]
-    balance: dict[str, float]
-    weights: dict[str, list[float]]
-    confidence: dict[str, list[float]]
-    num_correct: float | None
+    values: dict[str, dict[str, list[float]]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PhaseTotals:
-    """Sums over the logged steps of a phase, whichever sitting they were taken in.
+TOTALLED = (
+    "seconds",
+    "num_steps",
+    "seconds_waited",
+    "seconds_preparing",
+    "num_examples",
+    "num_texts",
+    "num_texts_cut",
+)
+
+
+def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, dict[str, float]]:
+    """Add up the records of metrics.jsonl, phase by phase; phases without a step are left out.
 
     `seconds` holds `seconds_waited` for data and the writing of checkpoints before each step. `seconds_preparing` is
-    processor time of preparing data elsewhere.
+    processor time of preparing data elsewhere. Steps that version 0.2.0 logged lack some numbers, which count 0.
     """
-
-    seconds: float
-    seconds_waited: float
-    seconds_preparing: float
-    num_steps: int
-    num_examples: int
-    num_texts: int
-    num_texts_cut: int
-
-
-def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, PhaseTotals]:
-    """Add up the records of metrics.jsonl, phase by phase; phases without a step are left out."""
-    found: dict[Phase, PhaseTotals] = {}
+    found: dict[Phase, dict[str, float]] = {}
     for phase in get_args(Phase):
         steps = [record for record in records if record["phase"] == phase]
-        if not steps:
-            continue
-        # Steps that version 0.2.0 logged lack these; what they cut would be a share of nothing.
-        counted = [step for step in steps if "num_texts" in step]
-        found[phase] = PhaseTotals(
-            seconds=sum(step["seconds"] + step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps),
-            seconds_waited=sum(step["seconds_waited"] for step in steps),
-            seconds_preparing=sum(step["seconds_preparing"] for step in counted),
-            num_steps=len(steps),
-            num_examples=sum(step["num_examples"] for step in steps),
-            num_texts=sum(step["num_texts"] for step in counted),
-            num_texts_cut=sum(step["num_texts_cut"] for step in counted),
-        )
+        if steps:
+            found[phase] = {key: sum(step.get(key, 0) for step in steps) for key in TOTALLED}
+            found[phase]["num_steps"] = len(steps)
+            found[phase]["seconds"] += sum(step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps)
     return found
 
 
@@ -76,7 +70,7 @@ class StepNumbers:
     """The numbers of the micro-batches of one optimiser step, on their way from the device."""
 
     def __init__(self) -> None:
-        self._micro_batches: list[tuple[float, bool, dict[str, dict[str, int]], bool]] = []
+        self._micro_batches: list[tuple[float, bool, dict[str, dict[str, int]]]] = []
         self._values: list[torch.Tensor] = []
         self._ready: Any = None
 
@@ -88,13 +82,11 @@ class StepNumbers:
             "balance": terms.balance,
             "weights": terms.weights,
             "confidence": terms.confidence,
+            "correct": {} if terms.num_correct is None else {"correct": terms.num_correct},
         }
         self._values += [value for of_kind in kinds.values() for value in of_kind.values()]
         sizes = {kind: {name: value.numel() for name, value in found.items()} for kind, found in kinds.items()}
-        has_count = terms.num_correct is not None
-        if terms.num_correct is not None:
-            self._values.append(terms.num_correct)
-        self._micro_batches.append((share, is_learned, sizes, has_count))
+        self._micro_batches.append((share, is_learned, sizes))
 
     def send(self, gradient_norm: torch.Tensor | None) -> None:
         """Let the numbers leave the device, and the norm of the gradient with them."""
@@ -114,47 +106,30 @@ class StepNumbers:
             self._ready.synchronize()
         numbers = iter(self._values[0].tolist())
         found = []
-        for share, is_learned, sizes, has_count in self._micro_batches:
-            found.append(
-                LoggedTerms(
-                    share=share,
-                    is_learned=is_learned,
-                    # In the order in which they were added.
-                    weighted=_take_each(numbers, sizes["weighted"]),
-                    raw=_take_each(numbers, sizes["raw"]),
-                    balance=_take_each(numbers, sizes["balance"]),
-                    weights=_take(numbers, sizes["weights"]),
-                    confidence=_take(numbers, sizes["confidence"]),
-                    num_correct=next(numbers) if has_count else None,
-                )
-            )
+        for share, is_learned, sizes in self._micro_batches:
+            # In the order in which they were added.
+            values = {
+                kind: {name: list(islice(numbers, size)) for name, size in of_kind.items()}
+                for kind, of_kind in sizes.items()
+            }
+            found.append(LoggedTerms(share=share, is_learned=is_learned, values=values))
         return found, next(numbers)
-
-
-def _take_each(numbers: Iterator[float], sizes: Mapping[str, int]) -> dict[str, float]:
-    return {name: next(numbers) for name in sizes}
-
-
-def _take(numbers: Iterator[float], sizes: Mapping[str, int]) -> dict[str, list[float]]:
-    return {name: [next(numbers) for _ in range(size)] for name, size in sizes.items()}
 
 
 def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
     """Return the record of an optimiser step from all of its micro-batches."""
     record: dict[str, Any] = {"num_examples": num_examples}
     for terms in logged:
-        for kind, values in (("raw", terms.raw), ("weighted", terms.weighted)):
-            for name, value in values.items():
+        for kind in ("raw", "weighted"):
+            for name, (value,) in terms.values[kind].items():
                 key = f"{kind}/{name}"
                 record[key] = record.get(key, 0.0) + terms.share * value
-        if terms.num_correct is not None:
-            record["correct"] = record.get("correct", 0.0) + terms.num_correct / num_examples
-    for name, factor in logged[0].balance.items():
-        record[f"balance/{name}"] = factor
-    for name in logged[0].weights:
-        record[f"weights/{name}"] = histogram([value for terms in logged for value in terms.weights[name]])
-    for name in logged[0].confidence:
-        record[f"confidence/{name}"] = histogram([value for terms in logged for value in terms.confidence[name]])
+        for (number,) in terms.values["correct"].values():
+            record["correct"] = record.get("correct", 0.0) + number / num_examples
+    record |= {f"balance/{name}": factor for name, (factor,) in logged[0].values["balance"].items()}
+    for kind in ("weights", "confidence"):
+        for name in logged[0].values[kind]:
+            record[f"{kind}/{name}"] = histogram([value for terms in logged for value in terms.values[kind][name]])
     return record
 
 
@@ -169,3 +144,89 @@ def histogram(values: Sequence[float]) -> dict[str, Any]:
         "bin_width": top / HISTOGRAM_BINS,
         "counts": counts.long().tolist(),
     }
+
+
+_SHOWN = 3
+_SMALLEST_LOSS_SCALE = 1.0
+"""A scale of fp16 gradients below this was halved so often that their overflow is none of the scale's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlace:
+    """Where a run is: step and phase as in metrics.jsonl, and the steps that its checkpoint holds."""
+
+    config: FinetuneConfig
+    step: int
+    phase: str
+    num_saved: int
+
+    def error(self, what: str, why: str, *, suspects_cache: bool = False) -> NotFinite:
+        """Return the error that stops the run here."""
+        kept = f"the checkpoint after {self.num_saved} steps is kept" if self.num_saved else "there is no checkpoint"
+        anew = "lower --learning-rate and start over with --no-resume"
+        verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
+        return NotFinite(
+            f"Training stopped at step {self.step} of the {self.phase} step: {what} is not finite.",
+            where=str(self.config.output),
+            why=f"{why}; {kept}",
+            next_command=advise(*verify, note=f"where the caches are sound, {anew}") if suspects_cache else anew,
+        )
+
+
+def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None:
+    """Stop on loss terms that are not finite, named.
+
+    Raises:
+        NotFinite: as said; where only terms of teachers are at fault, their caches are to be verified.
+    """
+    values: dict[str, float] = {}
+    for one in terms:
+        for name, (number,) in (*one.values["weighted"].items(), *one.values["raw"].items()):
+            if not math.isfinite(number) or name not in values:
+                values[name] = number
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        named = ", ".join(f"{name} = {value}" for name, value in sorted(bad.items()))
+        raise place.error(
+            f"the loss term {_list(sorted(bad))}",
+            named,
+            suspects_cache=bool(place.config.cache) and len(bad) < len(values) and "task" not in bad,
+        )
+
+
+def require_finite_gradient(
+    norm: float,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    place: StepPlace,
+    *,
+    loss_scale: Callable[[], float] | None,
+) -> None:
+    """Stop on a gradient that is not finite, with the parameters at fault.
+
+    Args:
+        norm: of all gradients together.
+        parameters: by name.
+        loss_scale: of fp16, None without. A gradient that overflows under a large one only skips the step.
+
+    Raises:
+        NotFinite: as said.
+    """
+    if math.isfinite(norm) or (loss_scale is not None and loss_scale() >= _SMALLEST_LOSS_SCALE):
+        return
+    bad = [name for name, value in parameters if value.grad is not None and not bool(value.grad.isfinite().all())]
+    raise place.error("the gradient", f"its norm is {norm}, from {_list(bad) or 'the sum of finite ones'}")
+
+
+def require_finite_weights(model: nn.Module, place: StepPlace) -> None:
+    """Stop on weights that are not finite, before anything is written of them.
+
+    Raises:
+        NotFinite: with their names.
+    """
+    bad = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
+    if bad:
+        raise place.error("a weight", f"not finite: {_list(bad)}")
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

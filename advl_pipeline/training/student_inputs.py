@@ -1,21 +1,44 @@
-"""What a run's student reads, as far as it may surprise: its tokenizer, texts that are cut, regions of no detector.
+"""What a student reads: regions and pictures from caches, and what of its inputs may surprise.
 
-It is looked at before the first step and said in the output, in settings.json and beside every number of the run.
+`advl cache import` makes caches of a detector's regions, `advl prepare` those of squeezed pictures: the same pixels
+as decoding gives. A tokenizer that lies with the weights, texts that are cut and regions of no detector are looked
+at before the first step, and said in the output, in settings.json and beside every number of the run.
+Shapes: B pictures, S side in pixels, R regions, F feature width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.errors import ConfigError
+import numpy as np
+import torch
+
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
+from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.identity import require_identity
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.verify import require_trustworthy
+from advl_pipeline.datasets.records import Dataset, ImageUnit, head_name
+from advl_pipeline.datasets.registry import tasks_of
+from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.errors import ConfigError, DatasetError, advise, ineffective
+from advl_pipeline.folders import default_cache
+from advl_pipeline.locations import Location, parse_location
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.picture_source import WHOLE_POSITION_17, DecodedPictures, Regions, RegionSource
+from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.region_student import RegionStudent
+from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import tokenizer_folder
+from advl_pipeline.teachers.open_options import PICTURES
+from advl_pipeline.teachers.squares import SquarePictures
+from advl_pipeline.training.build_model import recipe_options, student_options
+from advl_pipeline.training.recipes import choose_recipe
 
 SAMPLED_TEXTS = 256
 """Enough to see a share of a few percent; tokenised in less than a second."""
@@ -59,7 +82,16 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
         WeightsUnavailable: its tokenizer is not at hand.
     """
     student.require_inputs()
-    require_meaningful_regions(student, init)
+    is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
+    if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
+        # A student that this package saved was trained on what it is shown.
+        raise ConfigError(
+            f"{student.name} would see noise: small crops of the pictures through a random projection.",
+            where=str(init),
+            why="its weights learned from features of its own kind, and no --regions is given",
+            next_command="--regions CACHE of such features; or a student that sees pixels, such as --student vilt; "
+            "or --regions pixels for the crops all the same",
+        )
     each = len(dataset[positions[0]].candidates)
     wanted = max(1, SAMPLED_TEXTS // each)
     stride = max(1, len(positions) // wanted)
@@ -82,22 +114,216 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     )
 
 
-def require_meaningful_regions(student: Student, init: Path | None) -> None:
-    """Refuse published weights of a region student on crops that it never saw, unless they are asked for by name.
+class _OfCaches:
+    """Pictures of which caches hold something; they are asked for by the digest of their content."""
 
-    A student that this package saved was trained on what it is shown.
+    def __init__(self, caches: Sequence[TeacherCache]) -> None:
+        self._caches = caches
+        self._stores = [(cache, cache.image) for cache in caches if cache.image is not None]
+
+    def announce(self, units: Sequence[ImageUnit]) -> None:
+        """Let the kernel read ahead what is held of the pictures."""
+        ids = [unit.unit_id for unit in units]
+        for _, store in self._stores:
+            store.announce([name for name, held in zip(ids, store.contains(ids), strict=True) if held])
+
+    def begin_epoch(self) -> None:
+        """Look anew at the memory there is."""
+        for _, store in self._stores:
+            store.begin_epoch()
+
+
+class CachedRegions(_OfCaches, RegionSource):
+    """The source over caches of regions, whose features are as wide as the student expects."""
+
+    def __init__(self, caches: Sequence[TeacherCache], feature_size: int) -> None:
+        super().__init__(caches)
+        self.feature_size = feature_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Maps are not copied with the student; a copy opens the caches itself.
+        return CachedRegions, (self._caches, self.feature_size)
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        """Return the regions in the order of their files; before them the whole picture where they have it.
+
+        Raises:
+            DatasetError: no cache holds the picture.
+        """
+        ids = [unit.unit_id]
+        for cache, store in self._stores:
+            if not store.contains(ids)[0]:
+                continue
+            found = store.regions(ids)
+            boxes_R6 = found["boxes"]
+            # A copy: torch warns about arrays that cannot be written to, which a map is.
+            features_RF = np.array(found["values"])
+            positions_R7 = np.concatenate([boxes_R6, boxes_R6[:, 4:5] * boxes_R6[:, 5:]], axis=1)
+            box_index_R = found["box_index"].astype(np.int64)
+            has_whole = cache.identity["teacher"]["image"]["global"] == "as given"
+            if has_whole:
+                features_RF = np.concatenate([store.global_features(ids), features_RF])
+                positions_R7 = np.concatenate([WHOLE_POSITION_17, positions_R7])
+                box_index_R = np.concatenate([np.array([-1]), box_index_R])
+            return Regions(
+                features_RF=features_RF, positions_R7=positions_R7, box_index_R=box_index_R, whole_first=has_whole
+            )
+        raise DatasetError(
+            "A picture has no region features.",
+            where=str(unit.path),
+            why=f"it is not in {', '.join(str(cache.path) for cache in self._caches)}",
+            next_command=advise(
+                "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split(),
+                note="of its split, then add --regions CACHE",
+            ),
+        )
+
+
+def regions_of_run(trained_on: Mapping[str, Any]) -> list[Location]:
+    """Return the caches of regions that a run was given, from its plain configuration; 0.2 stored one path."""
+    stored = trained_on.get("regions") or []
+    return list(map(parse_location, [stored] if isinstance(stored, str) else stored))
+
+
+def use_region_caches(student: Student, caches: Sequence[TeacherCache], *, hash_all: bool = False) -> list[str]:
+    """Let a student see the regions in caches, and return a line about each of them.
+
+    Args:
+        student: whose source of regions is replaced, where there are any.
+        caches: as `given.open_region_caches` opens them.
+        hash_all: hash every file before it is trusted.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the student sees no regions, or such of another width, or those of a detector and there are none.
+        CorruptCache: a cache is damaged.
     """
-    if init is None or not isinstance(student, RegionStudent) or student.config.regions is not None:
-        return
-    if (init / DESCRIPTION_FILE).is_file():
-        return
-    raise ConfigError(
-        f"{student.name} would see noise: small crops of the pictures through a random projection.",
-        where=str(init),
-        why="its weights learned from features of its own kind, and no --regions is given",
-        next_command="--regions CACHE of such features; or a student that sees pixels, such as --student vilt; or "
-        "--regions pixels for the crops all the same",
-    )
+    if not isinstance(student, RegionStudent):
+        if caches:
+            raise ineffective("--regions", why=f"{student.name} sees no regions of a detector")
+        return []
+    for cache in caches:
+        require_trustworthy(cache, hash_all=hash_all)
+        assert cache.image is not None
+        if cache.image.token_dim != student.config.feature_size:
+            raise ConfigError(
+                "The region features have another width than the student expects.",
+                where=str(cache.path),
+                why=f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}",
+            )
+    if caches:
+        student.regions = CachedRegions(caches, student.config.feature_size)
+    student.region_source()
+    return [f"regions: of {len(cache.image or ()):,} pictures, from {cache.path}" for cache in caches]
+
+
+class StoredPictures(_OfCaches, DecodedPictures):
+    """The source over caches of pictures that `advl prepare` stored; what none of them holds is decoded."""
+
+    def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
+        _OfCaches.__init__(self, caches)
+        DecodedPictures.__init__(self, size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Maps are not copied with the student; a copy opens the caches itself.
+        return StoredPictures, (self._caches, self.size)
+
+    def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
+        """Return (B, 3, S, S) uint8."""
+        size, ids = self.size, [unit.unit_id for unit in units]
+        pixels = np.empty((0, 3, size, size), np.uint8)
+        wanted_B = np.ones(len(units), np.bool_)
+        for _, store in self._stores:
+            held_B = wanted_B & store.contains(ids)
+            if not held_B.any():
+                continue
+            positions = store.positions([name for name, held in zip(ids, held_B, strict=True) if held])
+            rows = store.padded_tokens(positions)[0].reshape(-1, 3, size, size)
+            if held_B.all():
+                return torch.from_numpy(rows)
+            pixels = pixels if len(pixels) else np.empty((len(units), 3, size, size), np.uint8)
+            pixels[held_B] = rows
+            wanted_B &= ~held_B
+        missing = [unit for unit, wanted in zip(units, wanted_B, strict=True) if wanted]
+        if len(missing) == len(units):
+            return super().pictures(units)
+        if missing:
+            pixels[wanted_B] = super().pictures(missing).numpy()
+        return torch.from_numpy(pixels)
+
+
+def use_stored_pictures(
+    student: Student,
+    given: Sequence[Location],
+    splits: Sequence[tuple[str, str]],
+    *,
+    disk_cache: DiskCacheConfig | None = None,
+    hash_all: bool = False,
+) -> list[str]:
+    """Let a student read pictures that are stored, and return a line about each place that they come from.
+
+    Args:
+        student: whose source of pictures is replaced, where there are any.
+        given: caches of pictures; without, those that lie where `advl prepare` puts them are taken.
+        splits: dataset and split of what is read.
+        disk_cache: where files of remote caches are kept.
+        hash_all: hash every file before it is trusted.
+
+    Raises:
+        ConfigError: pictures are given to a student that reads none. IdentityMismatch: they are of another size.
+        CorruptCache: they are damaged or unfinished.
+    """
+    if not isinstance(student, PixelStudent):
+        if given:
+            raise ineffective("--pictures", why=f"{student.name} reads no squeezed pictures")
+        return []
+    size = student.config.image_size
+    usual = [
+        default_cache(f"{PICTURES}{size}", dataset_label(dataset), split) for dataset, split in dict.fromkeys(splits)
+    ]
+    places = given or [place for place in usual if (place / COMPLETE_RECORD).is_file()]
+    caches = [open_cache(place, disk_cache=disk_cache) for place in places]
+    for cache in caches:
+        expected = {"teacher": {"image": SquarePictures(size).describe()}}
+        words = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]
+        again = [words]
+        stored = cache.identity["teacher"].get("image") or {}
+        if stored.get("picture", {}).get("size") == size:
+            # Made by another version, in the place where these are to lie; of another size it is good for others.
+            again = [["advl", "cache", "prune", str(cache.path), "--all"], words]
+        require_identity(expected, cache.identity, where=str(cache.path), next_command=advise(*again), partial=True)
+        require_trustworthy(cache, hash_all=hash_all)
+    if caches:
+        student.pictures = StoredPictures(caches, size)
+    return [
+        f"pictures: {len(cache.image or ()):,} of {size} x {size} are read from {cache.path}, others are decoded"
+        for cache in caches
+    ]
+
+
+def picture_size(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
+    """Return the side in pixels that a student squeezes pictures to, when it is finetuned with these options.
+
+    Args:
+        options: settings of it as KEY=VALUE.
+        dataset: that it is finetuned on, by whose task a recipe is chosen.
+
+    Raises:
+        ConfigError: no or an unknown student or setting, or a student that reads no squeezed pictures.
+    """
+    if student is None:
+        raise ConfigError(
+            "Nothing says how large the stored pictures are to be.",
+            next_command="add --student NAME, such as vilt, or --size PIXELS",
+        )
+    chosen = choose_recipe(student, head_name(tasks_of(dataset, data_root)[0]), "auto")
+    given = student_options({"student_option": list(options)})
+    overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}
+    with torch.device("meta"):
+        built = build_student(student, overrides=overrides)
+    if not isinstance(built, PixelStudent):
+        raise ConfigError(
+            f"{student} reads no squeezed pictures, so that there is nothing to store for it.",
+            why="it sees regions of a picture",
+            next_command=advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt"),
+        )
+    return built.config.image_size

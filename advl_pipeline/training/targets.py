@@ -34,15 +34,6 @@ class TaskTargets:
     scores_BK: torch.Tensor | None
     known_B: torch.Tensor | None = None
 
-    def to(self, device: torch.device) -> TaskTargets:
-        """Return the targets on a device."""
-        return TaskTargets(
-            is_choice=self.is_choice,
-            label_B=None if self.label_B is None else self.label_B.to(device, non_blocking=True),
-            scores_BK=None if self.scores_BK is None else self.scores_BK.to(device, non_blocking=True),
-            known_B=None if self.known_B is None else self.known_B.to(device, non_blocking=True),
-        )
-
 
 def collate_targets(
     examples: Sequence[Example], num_classes: int, *, labelled_ids: frozenset[str] | None = None
@@ -105,28 +96,28 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
     Raises:
         ConfigError: as said.
     """
-    is_choice = task in MULTIPLE_CHOICE_TASKS
+    is_choice, whose = task in MULTIPLE_CHOICE_TASKS, ""
+    allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
     if isinstance(head, AnswerHead):
         # Of VQA's thousands of answers, training scores those that annotators gave.
-        if kind not in (ANSWERS_IN_WORDS[:1] if head_name(task) == "vqa" else ANSWERS_IN_WORDS):
-            raise ConfigError(
-                f"The loss {kind} does not fit {task} of a student that answers in words.",
-                next_command=f"--task-loss {ANSWERS_IN_WORDS[0]}",
-            )
-        return
-    if kind == "two-way-choice" and is_choice and not hasattr(head, "two_way"):
+        allowed = ANSWERS_IN_WORDS[:1] if head_name(task) == "vqa" else ANSWERS_IN_WORDS
+        whose = " of a student that answers in words"
+    elif is_choice:
+        allowed = ("softmax-choice", "sigmoid-choice", "two-way-choice")
+    elif head_name(task) != "vqa":
+        allowed = (*allowed, "softmax-choice")
+    if kind not in allowed:
+        raise ConfigError(
+            f"The loss {kind} does not fit {task}{whose}.",
+            why=f"there are: {', '.join(allowed)}",
+            next_command=f"--task-loss {allowed[0]}",
+        )
+    if kind == "two-way-choice" and not hasattr(head, "two_way"):
         raise ConfigError(
             "This student's head gives one logit per candidate.",
             why="two-way-choice needs two",
             next_command="--task-loss sigmoid-choice judges candidates one by one as well",
         )
-    allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
-    if is_choice:
-        allowed = ("softmax-choice", "sigmoid-choice", "two-way-choice")
-    elif head_name(task) != "vqa":
-        allowed = (*allowed, "softmax-choice")
-    if kind not in allowed:
-        raise ConfigError(f"The loss {kind} does not fit {task}.", why=f"there are: {', '.join(allowed)}")
 
 
 def score_task(
@@ -147,22 +138,17 @@ def score_task(
     logits = shape_logits(output.class_logits(head), num_candidates, targets.is_choice)
     if kind == "answer-lm":
         assert output.answered is not None
-        return TaskScores(logits=logits, loss=answer_loss(output.answered, num_candidates, targets), compared=logits)
-    return TaskScores(logits=logits, loss=_loss(kind, logits, targets), compared=logits)
-
-
-def _loss(kind: TaskLoss, logits: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
-    if kind == "softmax-choice":
+        loss = answer_loss(output.answered, num_candidates, targets)
+    elif kind in ("softmax-choice", "sigmoid-choice"):
         assert targets.label_B is not None
-        return softmax_choice(logits, targets.label_B)
-    if kind == "sigmoid-choice":
-        assert targets.label_B is not None
-        return sigmoid_choice(logits, targets.label_B)
-    scores_BK = targets.scores_BK
-    if scores_BK is None:
-        assert targets.label_B is not None
-        scores_BK = functional.one_hot(targets.label_B, logits.shape[1]).to(logits.dtype)
-    return soft_target_bce(logits, scores_BK) if kind == "soft-target-bce" else soft_target_kl(logits, scores_BK)
+        loss = (softmax_choice if kind == "softmax-choice" else sigmoid_choice)(logits, targets.label_B)
+    else:
+        scores_BK = targets.scores_BK
+        if scores_BK is None:
+            assert targets.label_B is not None
+            scores_BK = functional.one_hot(targets.label_B, logits.shape[1]).to(logits.dtype)
+        loss = (soft_target_bce if kind == "soft-target-bce" else soft_target_kl)(logits, scores_BK)
+    return TaskScores(logits=logits, loss=loss, compared=logits)
 
 
 def answer_loss(answered: Answered, num_candidates: Sequence[int], targets: TaskTargets) -> torch.Tensor:

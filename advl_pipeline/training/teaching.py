@@ -1,7 +1,8 @@
 """What a run learns from beside labels: one object, built in one place before the first step, that nothing changes.
 
 It has the signals of teachers, as they are or as a control makes them, the places that are distilled, landmarks,
-confidences and answers.
+confidences and answers. What is distilled of a vision teacher (the places that the student sees, the whole picture,
+or both) is decided on a sample of pictures: a target that no place has would be a loss of zero for a whole run.
 """
 
 from __future__ import annotations
@@ -14,22 +15,66 @@ from accelerate import Accelerator
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.verify import require_trustworthy
-from advl_pipeline.datasets.records import Candidate
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
+from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.students.weight_files import known_words, read_known_words
 from advl_pipeline.training.bridge import TeacherAnswers, find_answers
-from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences
-from advl_pipeline.training.inputs import Inputs, cache_of_split
-from advl_pipeline.training.joined_teacher import joined_teacher
+from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
 from advl_pipeline.training.process_group import told_by_first
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
-from advl_pipeline.training.teacher_controls import controlled_teacher, require_moved_cells, require_vision_teacher
-from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
-from advl_pipeline.training.word_rows import word_means
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import (
+    TeacherFeatures,
+    cached_teacher,
+    controlled_teacher,
+    joined_teacher,
+    require_control,
+    word_means,
+)
+
+
+def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
+    """Return the words that pretraining taught, with their counts; None where it left no record."""
+    if config.known_words is not None:
+        return read_known_words(config.known_words)
+    return None if config.init is None else known_words(config.init)
+
+
+NUM_PICTURES = 64
+"""Pictures that are looked at."""
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionChoice:
+    """What is distilled of a teacher; `num_targets` of the `num_places` that the sampled pictures have got a target.
+
+    `places` says what these are; None where only the picture was asked for.
+    """
+
+    teacher: str
+    target: VisionTarget
+    places: PlaceKind | None = None
+    num_targets: int = 0
+    num_places: int = 0
+    num_pictures: int = 0
+
+    def line(self) -> str:
+        """Return one line for people."""
+        if self.places is None:
+            return f"vision target of {self.teacher}: the whole picture"
+        what = {"image": "the whole picture", "regions": self.places, "both": f"{self.places} and the whole picture"}
+        return (
+            f"vision target of {self.teacher}: {what[self.target]}; {self.num_targets} of {self.num_places} "
+            f"{self.places} have one in {self.num_pictures} pictures looked at"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,43 +111,33 @@ def open_teaching(
         ConfigError: teachers or options that contradict each other.
     """
     opened = _open_sources(run, caches, inputs)
-    device, num_processes = accelerator.device, accelerator.num_processes
     if opened is None:
-        return Teaching(
-            answers=find_answers(
-                run, start, FoundLandmarks(), inputs, None, num_processes=num_processes, device=device
-            )
-        )
+        answers = find_answers(run, start, FoundLandmarks(), inputs, None)
+        return Teaching(answers=answers)
     source, judge = opened
     vision, source = choose_vision_targets(
         run.method.settings, start.student, inputs.dataset, inputs.labelled, source
     )
 
     def find() -> FoundLandmarks:
-        found = find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source, device=device)
-        return found.to(torch.device("cpu"))
+        return find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source).to(torch.device("cpu"))
 
-    landmarks = told_by_first(find, accelerator).to(device)
+    landmarks = told_by_first(find, accelerator).to(accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
-        checked, followed = find_confidences(
-            run, caches, inputs, source, start, landmarks.words, num_processes=num_processes, device=device
-        )
-    answers = find_answers(run, start, landmarks, inputs, source, num_processes=num_processes, device=device)
+        checked, followed = find_confidences(run, caches, inputs, source, start, landmarks.words)
     return Teaching(
-        source=source.with_teachers(source.teachers, followed),
+        source=replace(source, confidence=followed),
         judge=judge,
         vision=tuple(vision),
         landmarks=landmarks,
         confidences=checked,
-        answers=answers,
+        answers=find_answers(run, start, landmarks, inputs, source),
     )
 
 
 def _open_sources(
-    run: Run,
-    caches: Sequence[TeacherCache],
-    inputs: Inputs,
+    run: Run, caches: Sequence[TeacherCache], inputs: Inputs
 ) -> tuple[SignalSource, SignalSource] | None:
     """Return the teachers' signals, checked against the inputs, and those of the teachers as they are.
 
@@ -121,51 +156,156 @@ def _open_sources(
     for split, of_split in zip(inputs.splits, by_split, strict=True):
         check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
         check_selection(of_split, method.settings)
-        if split is inputs.dataset:
-            check_part(of_split, split, sorted({*inputs.labelled, *inputs.seen}), config)
-        else:
-            check_part(of_split, split, range(len(split)), config)
+        sees_some = split is inputs.dataset
+        check_part(
+            of_split, split, sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split)), config
+        )
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
-    read = [[controlled_teacher(teacher, config) for teacher in of_split] for of_split in cached]
-    require_moved_cells(read[0], config)
-    require_vision_teacher(read[0], config)
     candidates = [
         candidate
         for index in sorted({*inputs.labelled, *inputs.adapt})
         for candidate in inputs.adapt_dataset[index].candidates
     ]
-    some_texts = {cache.teacher_name for cache in caches if cache.keeps_some_texts}
-    teachers, judges = (
-        [_with_word_means(one, candidates) if one.name in some_texts else one for one in several]
-        for several in (
-            [
-                joined_teacher(of_teacher, as_read)
-                for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
-            ],
-            [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)],
-        )
-    )
+    texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
+    teachers: list[TeacherFeatures] = []
+    judges: list[TeacherFeatures] = []
+    for of_teacher in zip(*by_split, strict=True):
+        cached = [cached_teacher(cache) for cache in of_teacher]
+        read = [controlled_teacher(teacher, config) for teacher in cached]
+        for found, features in ((teachers, read), (judges, cached)):
+            one = joined_teacher(cached, features)
+            if any(cache.keeps_some_texts for cache in of_teacher) and one.text is not None:
+                # Only some texts have rows; words of the others have their means.
+                one = replace(one, word_means=word_means(one.text, texts))
+            found.append(one)
+    require_control(judges, config)
     source = SignalSource(
         teachers,
         prior=fit_word_prior(candidate.text for candidate in candidates),
         known=KnownWords(counts=_known_words(config)),
         target_norm=config.target_norm,
     )
-    return source, source.with_teachers(judges)
+    return source, replace(source, teachers=judges)
 
 
-def _with_word_means(teacher: TeacherFeatures, candidates: Sequence[Candidate]) -> TeacherFeatures:
-    """Return a teacher of which only some texts have rows; words of the others have their means."""
-    if teacher.text is None:
-        return teacher
-    texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
-    return replace(teacher, word_means=word_means(teacher.text, texts))
+def choose_vision_targets(
+    settings: DistillationSettings,
+    student: Student,
+    dataset: Dataset,
+    positions: Sequence[int],
+    source: SignalSource,
+) -> tuple[list[VisionChoice], SignalSource]:
+    """Return each vision teacher's targets, and the source without features of places that are no target.
+
+    Args:
+        positions: in it, of a sample of which the pictures are looked at.
+
+    Raises:
+        ConfigError: what was asked for is not what student and cache have, or no place of the sample has it.
+    """
+    teachers = [teacher for teacher in source.teachers if teacher.image and settings.pathway != "text"]
+    wanted = settings.vision_target
+    kinds = {one.name: None if wanted == "image" else _kind(one, student, wanted) for one in teachers}
+    counts = _count(student, dataset, positions, source, [name for name, kind in kinds.items() if kind is not None])
+    choices = []
+    for name, kind in kinds.items():
+        if kind is None:
+            choices.append(VisionChoice(teacher=name, target="image"))
+            continue
+        num_targets, num_places, num_pictures = counts[name]
+        if num_targets == 0 and wanted != "auto":
+            of_places = (
+                f"of their {num_places} {kind} the student sees none that the teacher has features of"
+                if num_places
+                else f"the student sees {num_places} {kind} in them"
+            )
+            raise ConfigError(
+                f"None of the student's {kind} has a target.",
+                where=name,
+                why=f"{num_pictures} pictures were looked at; {of_places}",
+                next_command="--vision-target image; or extract again with --image-tokens grid; or give the student "
+                "regions: --regions, --ground-truth-regions",
+            )
+        choices.append(
+            VisionChoice(
+                teacher=name,
+                target="both" if wanted == "both" else "regions" if num_targets else "image",
+                places=kind,
+                num_targets=num_targets,
+                num_places=num_places,
+                num_pictures=num_pictures,
+            )
+        )
+    with_places = {choice.teacher for choice in choices if choice.target != "image"}
+    read = [one if one.name in with_places else replace(one, image_places=None) for one in source.teachers]
+    return choices, replace(source, teachers=read)
 
 
-def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
-    """Return the words that pretraining taught, with their counts; None where it left no record."""
-    if config.known_words is not None:
-        return read_known_words(config.known_words)
-    return None if config.init is None else known_words(config.init)
+def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind | None:
+    """Return what the places are that student and teacher share; None where the teacher has none and may have none.
+
+    Raises:
+        ConfigError: as `choose_vision_targets`.
+    """
+    if teacher.image_places is None:
+        if wanted == "auto":
+            return None
+        raise ConfigError(
+            "This teacher's cache has no features of regions or of grid cells, so none can be a target.",
+            where=teacher.name,
+            why="it was made without them, or it does not say where its rows lie in a picture",
+            next_command="--vision-target image, or extract again with --image-tokens grid",
+        )
+    if teacher.image_places == "boxes":
+        kind: PlaceKind = "regions"
+        why = "its cache holds features of the dataset's boxes"
+        advice = "--vision-target regions, or extract again with --image-tokens grid"
+    elif student.places is None:
+        raise ConfigError(
+            f"A teacher's grid cannot be laid over what {student.name} sees.",
+            where=teacher.name,
+            why="the student does not say where its visual tokens lie (`places_BR4` of its batches)",
+            next_command="--vision-target image; to say it: docs/adding-a-student.md, rule 4",
+        )
+    else:
+        kind = student.places
+        why = f"the visual tokens of {student.name} are {kind}"
+        advice = f"--vision-target {kind}"
+    if wanted not in (kind, "auto", "both"):
+        raise ConfigError(f"There are no {wanted} to be a target.", where=teacher.name, why=why, next_command=advice)
+    return kind
+
+
+def _count(
+    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, names: Sequence[str]
+) -> Mapping[str, tuple[int, int, int]]:
+    """Return, by teacher, how many places have a target, how many there are, and in how many pictures.
+
+    The pictures come from all over the positions.
+    """
+    totals = dict.fromkeys(names, (0, 0, 0))
+    by_picture: dict[str, Example] = {}
+    for position in positions[:: max(1, len(positions) // NUM_PICTURES)] if names else ():
+        example = dataset[position]
+        by_picture.setdefault(example.image.unit_id, example)
+    examples = list(by_picture.values())[:NUM_PICTURES]
+    for start in range(0, len(examples), _AT_ONCE):
+        part = examples[start : start + _AT_ONCE]
+        batch = student.collate(part)
+        signal = source.signal(part, batch, with_confidence=False, places=student.places)
+        for name in names:
+            one = signal.vision[name]
+            assert one.region_mask_BS is not None
+            if one.shares_BSR is not None:
+                has_target, is_place = one.region_mask_BS & one.shares_BSR.any(2), one.region_mask_BS
+            else:
+                assert batch.places_BR4 is not None
+                has_target, is_place = one.region_mask_BS, ~batch.places_BR4.isnan().any(2)
+            before = totals[name]
+            totals[name] = (
+                before[0] + int(has_target.sum()),
+                before[1] + int(is_place.sum()),
+                before[2] + len(part),
+            )
+    return totals

@@ -15,9 +15,8 @@ import torch
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.training.batches import collate_batch
-from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.finetune_model import FinetuneModel, StepConditions
 from advl_pipeline.training.signals import SignalSource
 
 MAX_EXAMPLES = 24
@@ -37,8 +36,16 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
     Where that cannot be, `obstacle` says why in its place: words are drawn at random, an aligned pair of towers says
     how much of a word is seen, or the teacher has features of some words only.
     """
-    settings = model.distiller.settings
-    if obstacle := _obstacle(settings, source):
+    settings, obstacle = model.distiller.settings, ""
+    selecting = [one.name for one in source.teachers if one.words_are_selected or not one.reads_context]
+    seeing = [teacher.name for teacher in source.teachers if teacher.sees_words]
+    if settings.selection == "random":
+        obstacle = "they are drawn at random, so that they would be others each time"
+    elif selecting:
+        obstacle = f"the cache of {', '.join(selecting)} holds some words of the training texts only"
+    elif seeing and settings.selection == "adaptive" and settings.selection_alpha < 1:
+        obstacle = f"the towers of {seeing[0]} decide how much of a word is seen, and no teacher runs on test items"
+    if obstacle:
         return {"selection": settings.selection, "obstacle": obstacle}
     return {
         "selection": settings.selection,
@@ -51,22 +58,9 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
     }
 
 
-def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
-    if settings.selection == "random":
-        return "they are drawn at random, so that they would be others each time"
-    selecting = [one.name for one in source.teachers if one.words_are_selected or not one.reads_context]
-    if selecting:
-        return f"the cache of {', '.join(selecting)} holds some words of the training texts only"
-    is_mixed = settings.selection == "adaptive" and settings.selection_alpha < 1
-    seeing = [teacher.name for teacher in source.teachers if teacher.sees_words]
-    if seeing and is_mixed:
-        return f"the towers of {seeing[0]} decide how much of a word is seen, and no teacher runs on test items"
-    return ""
-
-
 @torch.inference_mode()
 def selected_words(
-    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource
 ) -> SelectedWords:
     """Select words as the last training step would have, with dropout off.
 
@@ -76,6 +70,7 @@ def selected_words(
     """
     ids = dataset.example_ids
     ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())
+    device = next(model.parameters()).device
     found: SelectedWords = {}
     was_training = model.training
     model.eval()
@@ -83,14 +78,8 @@ def selected_words(
         example = dataset[position]
         batch = collate_batch([example], dataset, model.student, source, labelled=False).to(device)
         assert batch.signal is not None
-        every_N = torch.ones(batch.student.num_sequences, dtype=torch.bool, device=device)
-        selected_NW = model.distillation_terms(
-            batch.student,
-            batch.signal,
-            every_N,
-            batch.image_ids_B,
-            generator=torch.Generator().manual_seed(position),
-        ).selected_NW
+        conditions = StepConditions(phase="finetune", generator=torch.Generator().manual_seed(position))
+        selected_NW = model.distillation_terms(batch, batch.signal, conditions).selected_NW
         if selected_NW is None:
             continue
         found[example.example_id] = [

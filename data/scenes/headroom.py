@@ -43,11 +43,11 @@ from advl_pipeline.outputs import require_outputs
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import load_student_weights, read_description
-from advl_pipeline.training.compatibility import check_caches
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.joined_teacher import joined_teacher
+from advl_pipeline.training.inputs import check_caches
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures
+from advl_pipeline.training.teacher_features import cached_teacher, joined_teacher
 
 TRAIN = "train"
 

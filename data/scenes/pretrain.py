@@ -62,7 +62,7 @@ from advl_pipeline.students.saved import (
 )
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
-from advl_pipeline.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore
 from advl_pipeline.training.heads import save_choice_head
 from advl_pipeline.training.optimiser import linear_warmup_decay
 from advl_pipeline.training.placement import places_of_boxes
@@ -456,7 +456,8 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             # The description comes first, so that it is known whose checkpoint lies there.
             write_description(output, student, {}, origin=origin)
-            save_checkpoint(output / names.CHECKPOINT, trained, optimizer, step=step, phase="pretrain")
+            with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
+                checkpoint.save(trained, optimizer, step=step, phase="pretrain")
 
         losses = _train(config, options, dataset, tagged, student, heads, output, keep)
         student.to("cpu")

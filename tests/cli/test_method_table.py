@@ -12,7 +12,7 @@ import pytest
 from advl_pipeline.configuration import declared, option_values
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.resolved import resolve_method
 
 SECTION = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
 HEADER = "| part | options (default first) | fixed by |\n| --- | --- | --- |\n"

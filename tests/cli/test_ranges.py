@@ -24,9 +24,9 @@ from advl_pipeline.configuration import (
     option,
     with_options,
 )
+from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.training.config import DistillOptions
 from advl_pipeline.training.recipes import choose_recipe
 
 
@@ -88,7 +88,7 @@ def test_finetune_refuses_a_number_outside_its_range(
 
 def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:
     with pytest.raises(ConfigError, match="--selection-rho must be above 0, at most 1"):
-        DistillOptions(selection_rho=0.0)
+        DistillationOptions(selection_rho=0.0)
     config = EvaluateConfig(run=Path("any"))
     with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
         with_options(config, batch_size=0)

@@ -16,8 +16,12 @@ from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.confidence.estimators import confidence_identity, load_or_estimate_confidence
-from advl_pipeline.confidence.features import ProbeFeatures, bag_of_words
+from advl_pipeline.confidence.estimators import (
+    ProbeFeatures,
+    bag_of_words,
+    confidence_identity,
+    load_or_estimate_confidence,
+)
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit

@@ -13,7 +13,7 @@ from advl_pipeline.distillation.distiller import (
     weighted_teachers,
 )
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.methods import teacher_weights
+from advl_pipeline.training.resolved import teacher_weights
 
 BOTH = {"vision": ["eyes", "lens"], "text": ["words"]}
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
+from advl_pipeline.distillation.distiller import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.errors import ConfigError
@@ -21,9 +21,9 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.without_effect import without_effect
 
 N, R, H, D = 3, 4, 6, 5
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.distillation.selection import min_max_scale, select_words
+from advl_pipeline.distillation.weighting import min_max_scale, select_words
 
 PRIOR = torch.tensor([[0.0, 3.0, 1.0, 2.0, 0.0, 0.0]])
 RELEVANCE = torch.tensor([[0.9, 0.1, 0.2, 0.3, 0.8, 0.0]])

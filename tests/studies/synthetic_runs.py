@@ -22,7 +22,7 @@ from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
-from advl_pipeline.training.methods import planned_steps, takes_two_steps
+from advl_pipeline.training.resolved import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}

@@ -27,8 +27,8 @@ from advl_pipeline.teachers.text_units import (
     reads_of,
     with_text_units,
 )
-from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
-from advl_pipeline.training.vision_signals import TeacherGrid
+from advl_pipeline.training.stored_signals import TeacherGrid
+from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
 
 class LiveFeatures(StandIn):

@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from advl_cli.main import main
-from advl_pipeline.training import gradient_sum, loop, process_group, teaching
+from advl_pipeline.training import loop, process_group, teaching
 
 steps: list[dict[str, Any]] = []
 """By step: exchanges of gradients, those of them inside a backward pass, of rows, and all others."""
@@ -92,15 +92,15 @@ def disturb_landmarks() -> None:
 
 def raise_in_the_third_step() -> None:
     """Fail in this process alone."""
-    run, calls = loop._run_model, []
+    take, calls = loop._optimiser_step, []
 
     def fail(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise ValueError("one of two")
-        return run(*arguments, **options)
+        return take(*arguments, **options)
 
-    loop._run_model = fail
+    loop._optimiser_step = fail
 
 
 if __name__ == "__main__":
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     watched, *words = sys.argv[1:]
     is_first = os.environ["RANK"] == "0"
     # Several buckets of so small a model.
-    gradient_sum.BUCKET_NUMBERS = 1 << 16
+    process_group.BUCKET_NUMBERS = 1 << 16
     watch_exchanges()
     if words[0] == "--disturb" and not is_first:
         disturb_landmarks()

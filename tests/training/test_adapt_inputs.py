@@ -18,9 +18,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training import inputs
-from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import cached_teacher
+from advl_pipeline.training.teacher_features import cached_teacher, joined_teacher
 
 OTHER = "scenes-vcr/train-shift"
 

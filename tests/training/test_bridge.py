@@ -79,9 +79,9 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 ) -> None:
     asked: list[Any] = []
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
-        found = bridge_confidence(start, landmarks, dataset, positions, source, device=device)
-        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1], source, device=device)))
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
+        found = bridge_confidence(start, landmarks, dataset, positions, source)
+        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1], source)))
         return found
 
     monkeypatch.setattr(confidences, "bridge_confidence", keep)
@@ -185,9 +185,7 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def found(
-        start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any
-    ) -> TruthConfidence:
+    def found(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> TruthConfidence:
         share_N = np.full(len(positions), outranked, np.float32)
         return TruthConfidence(probability_N=share_N, outranked_N=share_N)
 
@@ -217,9 +215,9 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
 ) -> None:
     asked: list[int] = []
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
         asked.append(len(positions))
-        return bridge_answers(start, landmarks, dataset, positions, source, device=device)
+        return bridge_answers(start, landmarks, dataset, positions, source)
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
     run_finetune(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))

@@ -21,8 +21,9 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures
-from advl_pipeline.training.vision_signals import TeacherGrid
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.stored_signals import TeacherGrid
+from advl_pipeline.training.teacher_features import TeacherFeatures
 
 CELL = 8
 FRAMINGS = {

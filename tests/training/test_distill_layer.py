@@ -15,8 +15,9 @@ from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batches import collate_batch
-from advl_pipeline.training.finetune_model import FinetuneModel, Phase
-from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.finetune_model import FinetuneModel, Phase, StepConditions
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import cached_teacher
 
 
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
@@ -53,16 +54,7 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     # The same question with its picture turned into its negative.
     negative = replace(batch.student, crops_BRP=255 - batch.student.crops_BRP)  # type: ignore[attr-defined,call-arg]
     found = [
-        model(
-            inputs,
-            batch.targets,
-            batch.signal,
-            task="vcr-q2a",
-            phase=phase,
-            strength=1.0,
-            image_ids_B=batch.image_ids_B,
-        ).raw
-        for inputs in (batch.student, negative)
+        model(replace(batch, student=inputs), StepConditions(phase=phase)).raw for inputs in (batch.student, negative)
     ]
     assert found[0]["vision"] != found[1]["vision"]
     assert (found[0]["text"] != found[1]["text"]) == sees

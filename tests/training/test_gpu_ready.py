@@ -25,10 +25,9 @@ from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.students.registry import student_names
 from advl_pipeline.training import batches, loop
 from advl_pipeline.training import run as run_module
-from advl_pipeline.training.gradient_sum import GradientSum
-from advl_pipeline.training.process_group import start_processes
+from advl_pipeline.training.batches import SentBatches
+from advl_pipeline.training.process_group import GradientSum, start_processes
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.sending import SentBatches
 from advl_pipeline.training.step_log import StepNumbers
 
 TINY = [name for name in student_names() if name.endswith("-tiny")]
@@ -68,7 +67,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
             taken.waits.setdefault(began.pop(), []).append(Counter(watch.waits))
 
     def watched_step(*args: Any) -> Any:
-        phase = args[5]
+        phase = args[5].phase
         if began and began[0] != phase:
             began.clear()
         cut()
@@ -98,7 +97,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         yield taken
 
 
-def _waiting(steps: Iterable[Any], _: torch.device) -> Iterator[SentBatches[Any]]:
+def _waiting(steps: Iterable[Any], _: torch.device) -> Iterator[SentBatches]:
     for step in steps:
         yield SentBatches(batches=list(step))
 

@@ -18,7 +18,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
 
 TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}

@@ -22,9 +22,9 @@ from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import run as run_module
 from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import read_checkpoint
-from advl_pipeline.training.finite import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
+from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
 
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(
@@ -85,10 +85,10 @@ def test_weights_are_looked_at_before_the_student_is_written(
 ) -> None:
     train = run_module._train
 
-    def spoil(run: Any, model: nn.Module, *others: Any) -> Any:
-        timings = train(run, model, *others)
+    def spoil(opened: Any) -> Any:
+        timings = train(opened)
         with torch.no_grad():
-            next(model.parameters()).view(-1)[0] = torch.inf
+            next(opened.model.parameters()).view(-1)[0] = torch.inf
         return timings
 
     monkeypatch.setattr(run_module, "_train", spoil)

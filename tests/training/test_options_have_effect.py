@@ -15,11 +15,10 @@ import pytest
 from advl_pipeline.configuration import build_config, config_to_dict, declared, options_of, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.build_model import student_options
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import finetune_steps, resolve_method
-from advl_pipeline.training.resolved import resolve_run
-from advl_pipeline.training.student_options import student_options
-from advl_pipeline.training.without_effect import without_effect
+from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.resolved import finetune_steps, resolve_method, resolve_run
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
@@ -44,13 +43,13 @@ READ_AT = {
     **dict.fromkeys(("split", "task", "shots", "ids", "pool"), "training/inputs.py"),
     **dict.fromkeys(("init", "hide_picture", "compile", "gradient_checkpointing"), "training/build_model.py"),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
-    **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/initial_heads.py"),
+    **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/heads.py"),
     **dict.fromkeys(("known_words", "target_norm"), "training/teaching.py"),
     **dict.fromkeys(("confidence", "confidence_folds", "confidence_check", "seed"), "training/confidences.py"),
     "student_confidence": "training/build_model.py",
-    "teacher_control": "training/teacher_controls.py",
+    "teacher_control": "training/teacher_features.py",
     "adapt_on": "training/inputs.py",
-    "adapt_texts": "training/ordering.py",
+    "adapt_texts": "training/batch_order.py",
     "distill_weight": "training/loop.py",
     "distill_decay": "training/loop.py",
     "adapt_lr_scale": "training/loop.py",
@@ -74,7 +73,6 @@ VALUES: dict[str, Any] = {
 
 
 BESIDE: dict[str, dict[str, Any]] = {
-    **{name: {"adversarial": "text"} for name in FIELDS if name.startswith("adversarial_")},
     "projector": {"distance": "cosine"},
     **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
 }

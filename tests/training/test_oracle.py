@@ -63,9 +63,9 @@ def test_weights_are_one_where_the_bridge_is_right_by_the_label(
     right: dict[str, bool] = {}
     measure = confidences.oracle
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
-        weights = measure(start, landmarks, dataset, positions, source, device=device)
-        shares = bridge_answers(start, landmarks, dataset, positions, source, device=device)
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
+        weights = measure(start, landmarks, dataset, positions, source)
+        shares = bridge_answers(start, landmarks, dataset, positions, source)
         for position in positions:
             example = dataset[position]
             share_C = shares[example.example_id]

@@ -23,8 +23,8 @@ from advl_pipeline.students.lxmert import Lxmert
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.build_model import student_options
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.student_options import student_options
 
 FEATURE_SIZE = 24
 

@@ -12,14 +12,14 @@ import torch
 from run_logs import losses
 
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
-from advl_pipeline.distillation.own_tokens import with_own_tokens
+from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
-from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.without_effect import without_effect
 
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
 
@@ -46,8 +46,8 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     kept: list[Any] = []
     answer = bridge.bridge_answers
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
-        kept.append((start, landmarks, dataset, answer(start, landmarks, dataset, positions, source, device=device)))
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
+        kept.append((start, landmarks, dataset, answer(start, landmarks, dataset, positions, source)))
         return kept[-1][-1]
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)

@@ -24,7 +24,7 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
         "kin_X": torch.arange(count),
         **changes,
     }
-    found = agreement(student, teacher, **settings, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    found = agreement(student, teacher, **settings)  # type: ignore[arg-type]
     assert found is not None
     return found.share
 
@@ -33,9 +33,7 @@ def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_ch
     student, teacher = nodes()
     assert share(student, teacher) == 1.0
     assert share(5 * student + 3, teacher) == 1.0
-    assert share(student[torch.randperm(300, generator=torch.Generator().manual_seed(2))], teacher) == pytest.approx(
-        0.25, abs=0.08
-    )
+    assert share(student[torch.randperm(300)], teacher) == pytest.approx(0.25, abs=0.08)
 
 
 def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
@@ -47,7 +45,6 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
         asked_X=~offered,
         offered_X=offered,
         kin_X=torch.arange(8),
-        generator=torch.Generator().manual_seed(0),
     )
     assert found is not None
     assert (found.num_asked, found.share, found.chance) == (3, 1.0, 0.25)
@@ -58,7 +55,6 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
         asked_X=torch.ones(8, dtype=torch.bool),
         offered_X=torch.ones(8, dtype=torch.bool),
         kin_X=torch.arange(8) % 4 // 2,
-        generator=torch.Generator().manual_seed(0),
     )
     assert few is None
 

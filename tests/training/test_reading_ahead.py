@@ -27,8 +27,8 @@ from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource, cached_teacher
-from advl_pipeline.training.teacher_controls import shuffled_teacher
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import cached_teacher, shuffled_teacher
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

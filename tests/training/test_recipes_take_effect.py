@@ -20,9 +20,9 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
 from advl_pipeline.training.config import FinetuneConfig, Optimiser
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.optimiser import BertAdam, BertAdamW, build_optimizer, rate_factor
 from advl_pipeline.training.recipes import choose_recipe
+from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
@@ -146,11 +146,9 @@ def test_contradictions_are_refused() -> None:
         settle("uniter-base", "vcr", batch_size=2, batch_tokens=100)
     with pytest.raises(ConfigError, match="milestones"):
         settle("uniter-base", "vcr", schedule="steps")
-    with pytest.raises(ConfigError, match="it is off"):
-        settle("uniter-base", "vcr", adversarial_steps=2)
 
 
-def test_villas_variants_are_options() -> None:
+def test_villas_variants_are_options_and_keys_of_a_recipe(tmp_path: Path) -> None:
     published = settle("villa-base", "vqa").adversarial
     assert published is not None
     assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
@@ -158,9 +156,13 @@ def test_villas_variants_are_options() -> None:
         {"adversarial": "text"},
         {"adversarial": "image"},
         {"adversarial": "both"},
-        {"adversarial": "both", "adversarial_norm": "linf"},
-        {"adversarial": "both", "adversarial_max_norm": 0.15},
+        *({"adversarial": "both", "recipe": str(tmp_path / f"{name}.toml")} for name in ("norm", "max_norm")),
     ]
+    for name, value in (("norm", '"linf"'), ("max_norm", "0.15"), ("num_steps", "0")):
+        text = f"adversarial = {{ text_learning_rate = 1e-3, {name} = {value} }}\n"
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="num-steps"):
+        settle("villa-base", "vqa", recipe=str(tmp_path / "num_steps.toml"))
     made = [settle("villa-base", "vqa", **change).adversarial for change in changes]
     assert len({str(item) for item in made}) == 5
     assert made[1] is not None

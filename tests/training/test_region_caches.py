@@ -24,7 +24,7 @@ from advl_pipeline.extraction.run import import_features
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.region_caches import CachedRegions, use_region_caches
+from advl_pipeline.training.student_inputs import CachedRegions, use_region_caches
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZE = (64, 48)

@@ -29,7 +29,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.text_student import embedded_tokenizer_file
 from advl_pipeline.students.weight_files import write_known_words
-from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler, save_checkpoint
+from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore, restore_scaler
 
 
 def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path | None = None) -> list[object]:
@@ -329,7 +329,8 @@ def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> Non
     optimizer = torch.optim.AdamW(model.parameters())
     stopped, resumed = (torch.amp.GradScaler("cpu") for _ in range(2))
     stopped.load_state_dict(stopped.state_dict() | {"scale": 1024.0, "_growth_tracker": 7})
-    save_checkpoint(tmp_path / "checkpoint", model, optimizer, step=3, phase="adapt", scaler=stopped)
+    with CheckpointWriter(tmp_path / "checkpoint") as writer:
+        writer.save(model, optimizer, step=3, phase="adapt", scaler=stopped)
     kept = read_checkpoint(tmp_path / "checkpoint")
     assert kept is not None
     restore(kept[2], model, optimizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict, fallbacks
-from advl_pipeline.training import methods
+from advl_pipeline.training import resolved
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import SCHEMA, run_identity
 
@@ -22,7 +22,7 @@ def defaults() -> dict[str, Any]:
         "schema": SCHEMA,
         "options": options,
         "without a recipe": fallbacks(FinetuneConfig),
-        "by method": methods._DEFAULTS,
+        "by method": resolved._DEFAULTS,
     }
 
 

@@ -18,14 +18,14 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.tensors import moved, with_tensors
-from advl_pipeline.training.batches import CollatedBatch, collate_batch
-from advl_pipeline.training.sending import SentBatches, pinned, send_ahead
-from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, pinned, send_ahead
+from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_signals import StoredSignal
+from advl_pipeline.training.teacher_features import cached_teacher
 
 
 @pytest.fixture(scope="module")
-def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> CollatedBatch:
+def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingBatch:
     """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
     codes = tmp_path_factory.mktemp("codes") / "minilm-l6"
     run_extract(
@@ -46,14 +46,14 @@ def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory
     return collate_batch(examples, dataset, build_student("scenes-small"), source, labelled=False)
 
 
-def test_rows_travel_as_they_are_stored(collated: CollatedBatch) -> None:
+def test_rows_travel_as_they_are_stored(collated: TrainingBatch) -> None:
     assert collated.stored is not None
     (text,), (picture,) = collated.stored.text.values(), collated.stored.vision.values()
-    assert text.tokens_MD is not None
-    assert text.tokens_MD.values_MD.dtype == torch.int8
-    assert text.tokens_MD.scale_M is not None
-    assert picture.cells_MD is not None
-    assert picture.cells_MD.values_MD.dtype == picture.global_BD.values_MD.dtype == torch.float16
+    assert text.words is not None
+    assert text.words.values_MD.dtype == torch.int8
+    assert text.words.scale_M is not None
+    assert picture.regions is not None
+    assert picture.regions.values_MD.dtype == picture.picture.values_MD.dtype == torch.float16
     targets = collated.stored.targets()
     sent, made = num_bytes(collated.stored), num_bytes(targets)
     assert sent < made / 1.5, (sent, made)
@@ -77,7 +77,7 @@ class PosingTensor(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def test_a_device_makes_the_same_targets(collated: CollatedBatch) -> None:
+def test_a_device_makes_the_same_targets(collated: TrainingBatch) -> None:
     assert collated.stored is not None
     here = collated.stored.targets()
     there = with_tensors(collated.stored, lambda value: value.as_subclass(PosingTensor)).targets()
@@ -145,7 +145,7 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: CollatedBatch) -> None:
+def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> None:
     assert collated.stored is not None
     here, device = collated.stored.targets(), torch.device("cuda")
     (sent,) = send_ahead([[pinned(collated)]], device)

@@ -10,8 +10,7 @@ from small_corpus import SmallCorpus
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
-from advl_pipeline.training.signals import cached_teacher
-from advl_pipeline.training.teacher_controls import ShuffledFeatures, Tower, shuffled_teacher
+from advl_pipeline.training.teacher_features import ShuffledFeatures, Tower, cached_teacher, shuffled_teacher
 
 
 @pytest.fixture(name="stores")

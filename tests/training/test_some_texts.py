@@ -17,8 +17,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.stored_signals import Fillings, StoredRows, StoredText
-from advl_pipeline.training.word_rows import WordMeans, form_of, word_averages, word_means
+from advl_pipeline.training.stored_signals import Fillings, StoredFeatures, StoredText, word_averages
+from advl_pipeline.training.teacher_features import WordMeans, form_of, word_means
 
 
 def extracted(corpus: Any, output: Path, share: float) -> Path:
@@ -63,10 +63,8 @@ def test_missing_words_take_their_means_and_others_stay() -> None:
     # The first word alone has a row, of which it is the mean.
     averages, _ = word_averages(np.array([0]), np.array([1], np.int32), (1, 4))
     stored = StoredText(
-        global_ND=StoredRows(values_MD=torch.zeros(1, 2)),
-        global_moments=None,
-        tokens_MD=StoredRows(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16)),
-        averages=averages,
+        text=StoredFeatures(values_MD=torch.zeros(1, 2)),
+        words=StoredFeatures(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16), averages=averages),
         fillings=Fillings(place_F=torch.nonzero(found_NW.flatten())[:, 0], mean_FD=mean_FD),
     )
     words_NWD = stored.targets().words_NWD

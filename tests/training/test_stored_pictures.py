@@ -24,7 +24,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.stored_pictures import StoredPictures
+from advl_pipeline.training.student_inputs import StoredPictures
 
 SIZE = 112
 

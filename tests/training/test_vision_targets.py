@@ -27,8 +27,9 @@ from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource, cached_teacher
-from advl_pipeline.training.vision_targets import choose_vision_targets
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import cached_teacher
+from advl_pipeline.training.teaching import choose_vision_targets
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,380 @@
+"""A teacher's features by unit: as its caches hold them, joined over several splits, or as a control changes them.
+
+A control keeps the statistics of features and takes away what a gain should come from. Shuffled, features are
+permuted over the units, and mean nothing of them. Moved, the cells of a grid lie in the wrong places of their own
+picture: what it shows stays, and where it shows it is lost.
+Shapes: Q units, M token rows, N texts, W words, K words by spelling, F words without rows, D teacher width.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.teachers.text_units import reads_of
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.stored_signals import TeacherGrid, word_averages
+
+Array = npt.NDArray[Any]
+Lengths = npt.NDArray[np.int32]
+
+Tower = Literal["image", "text"]
+_TOWERS: tuple[Tower, ...] = get_args(Tower)
+
+TEXTS_AT_ONCE = 1024
+
+
+class StandIn:
+    """What takes the place of a cache's features: their widths and moments, and what it does not change of them."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self.global_dim = store.global_dim
+        self.token_dim = store.token_dim
+        self.has_tokens = store.has_tokens
+        self.global_mean, self.global_variance = store.global_mean, store.global_variance
+        if store.has_tokens:
+            self.token_mean, self.token_variance = store.token_mean, store.token_variance
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D)."""
+        return self._store.global_features(ids)
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
+        return self._store.token_features(ids)
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return (M, 2) the characters that each token row covers."""
+        return self._store.char_spans(ids)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch of the store."""
+        self._store.begin_epoch()
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the units to the store."""
+        self._store.announce(ids)
+
+
+UnitFeatures = FeatureStore | StandIn
+"""Features of units by id: a cache's, or what stands in for them."""
+
+
+def form_of(word: str) -> int:
+    """Return the number of a lower-cased word's spelling."""
+    return zlib.crc32(word.encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordMeans:
+    """The mean feature (K, D) of each word, by the number of its spelling (K,), ascending."""
+
+    form_K: npt.NDArray[np.int64]
+    mean_KD: torch.Tensor
+
+    def of(self, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (N, W) bool, which of the missing words have a mean, and these, (F, D), in order."""
+        if not len(self.form_K):
+            return torch.zeros_like(missing_NW), self.mean_KD
+        asked_X = form_NW[missing_NW].numpy()
+        place_X = np.searchsorted(self.form_K, asked_X).clip(max=len(self.form_K) - 1)
+        found_X = torch.from_numpy(self.form_K[place_X] == asked_X)
+        filled_NW = torch.zeros_like(missing_NW).masked_scatter(missing_NW, found_X)
+        return filled_NW, self.mean_KD[torch.from_numpy(place_X)[found_X]]
+
+
+def word_means(rows: UnitFeatures, texts: Mapping[str, str]) -> WordMeans:
+    """Return the means of a teacher's features by word, over the texts (unit id -> text) that have rows."""
+    sums: dict[int, tuple[torch.Tensor, int]] = {}
+    ids = list(texts)
+    for first in range(0, len(ids), TEXTS_AT_ONCE):
+        part = ids[first : first + TEXTS_AT_ONCE]
+        values, lengths = rows.token_features(part)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        spans_M2 = rows.char_spans(part)
+        for place in np.flatnonzero(lengths).tolist():
+            text, own = texts[part[place]], slice(int(starts[place]), int(starts[place + 1]))
+            words = word_spans(text)
+            word_M = assign_tokens_to_words(spans_M2[own], words)
+            averages, has_1W = word_averages(word_M, lengths[place : place + 1], (1, len(words)))
+            pooled_1WD = averages.of(torch.from_numpy(np.array(values[own], dtype=np.float32)))
+            for number in torch.nonzero(has_1W[0])[:, 0].tolist():
+                form = form_of(text[slice(*words[number])].lower())
+                total, count = sums.get(form, (torch.zeros(pooled_1WD.shape[2]), 0))
+                sums[form] = (total + pooled_1WD[0, number], count + 1)
+    forms = sorted(sums)
+    means = [sums[form][0] / sums[form][1] for form in forms]
+    return WordMeans(form_K=np.array(forms, np.int64), mean_KD=torch.stack(means) if means else torch.zeros(0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures:
+    """One teacher's features of one split, from a cache or what stands in for it.
+
+    `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
+    are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
+    those of candidates, without what stands before them. `word_means` are what words of a text without rows have.
+    """
+
+    name: str
+    image: UnitFeatures | None
+    text: UnitFeatures | None
+    image_places: Literal["boxes"] | TeacherGrid | None
+    aligned: bool
+    words_are_selected: bool = False
+    reads_context: bool = True
+    word_means: WordMeans | None = None
+
+    @property
+    def sees_words(self) -> bool:
+        """Whether the two towers share a space, so that each word's features can be compared with the picture's."""
+        return (
+            self.aligned
+            and self.image is not None
+            and self.text is not None
+            and self.text.has_tokens
+            and self.image.global_dim == self.text.token_dim
+        )
+
+
+def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
+    """View a cache as a teacher's features."""
+    teacher = cache.identity["teacher"]
+    places: Literal["boxes"] | TeacherGrid | None = None
+    if teacher["image_tokens"] in ("boxes", "boxes-roi"):
+        places = "boxes"
+    elif teacher["image_tokens"] == "grid":
+        places = TeacherGrid.of_description(teacher["image"])
+    return TeacherFeatures(
+        name=teacher["name"],
+        image=cache.image,
+        text=cache.text,
+        image_places=places,
+        aligned=teacher["aligned"],
+        words_are_selected=cache.kept_share is not None,
+        reads_context=reads_of(teacher["text"]) != "candidate",
+    )
+
+
+class JoinedFeatures(StandIn):
+    """Features of several stores: each unit's are those of the one that holds it. Moments are the first store's."""
+
+    def __init__(self, stores: Sequence[FeatureStore], features: Sequence[UnitFeatures]) -> None:
+        """Args:
+        stores: what is asked whether it holds a unit.
+        features: what then gives its features, one for each store: itself, or what stands in for it.
+        """
+        super().__init__(stores[0])
+        self._stores = stores
+        self._features = features
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D)."""
+        return np.concatenate(
+            self._gather(ids, lambda features, wanted: list(features.global_features(wanted)[:, None]))
+        )
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
+        units = self._gather(ids, lambda features, wanted: _split(*features.token_features(wanted)))
+        return np.concatenate(units), np.array([len(rows) for rows in units], dtype=np.int32)
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return (M, 2) the characters that each token row covers."""
+
+        def spans(features: UnitFeatures, wanted: list[str]) -> list[Array]:
+            return _split(features.char_spans(wanted), features.token_features(wanted)[1])
+
+        return np.concatenate(self._gather(ids, spans))
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch of every store."""
+        for features in self._features:
+            features.begin_epoch()
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce each unit to the store that holds it."""
+        for features, places in zip(self._features, self._places(ids), strict=True):
+            features.announce([ids[place] for place in places])
+
+    def _gather(self, ids: Sequence[str], read: Callable[[UnitFeatures, list[str]], Sequence[Array]]) -> list[Array]:
+        """Return what is read of each unit, in the order of the ids."""
+        found: dict[int, Array] = {}
+        for features, places in zip(self._features, self._places(ids), strict=True):
+            if places:
+                found.update(zip(places, read(features, [ids[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(ids))]
+
+    def _places(self, ids: Sequence[str]) -> list[list[int]]:
+        """Return, by store, the places of the ids that it gives; what none holds goes to the first, which says so."""
+        holder = np.zeros(len(ids), dtype=np.int64)
+        for number in range(len(self._stores) - 1, -1, -1):
+            holder[self._stores[number].contains(ids)] = number
+        return [np.flatnonzero(holder == number).tolist() for number in range(len(self._stores))]
+
+
+def _split(rows: Array, lengths: Lengths) -> list[Array]:
+    return np.split(rows, np.cumsum(lengths)[:-1])
+
+
+def joined_teacher(cached: Sequence[TeacherFeatures], features: Sequence[TeacherFeatures]) -> TeacherFeatures:
+    """Return one teacher over the splits of several caches.
+
+    Args:
+        cached: as the caches hold it, the split that is trained on first.
+        features: as it is to be read: the same, or a control in its place.
+    """
+    first = features[0]
+    if len(features) == 1:
+        return first
+    towers: dict[str, UnitFeatures | None] = {}
+    for tower in _TOWERS:
+        stores = [store for teacher in cached if isinstance(store := getattr(teacher, tower), FeatureStore)]
+        towers[tower] = JoinedFeatures(stores, [getattr(teacher, tower) for teacher in features]) if stores else None
+    return replace(first, image=towers["image"], text=towers["text"])
+
+
+class ShuffledFeatures(StandIn):
+    """Every unit gets the features of another one, by one random cycle through the store's units.
+
+    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
+    of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
+    as many pictures as texts would leave the pairs matched.
+    """
+
+    def __init__(self, store: FeatureStore, *, seed: int, tower: Tower) -> None:
+        super().__init__(store)
+        entropy = np.random.SeedSequence([seed, 0x5EED, _TOWERS.index(tower)])
+        ids = list(store.ids)
+        cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
+        self._other = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+        self._other_with_rows: dict[str, str] = {}
+        if store.has_tokens:
+            has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
+            donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
+            for unit in reversed(cycle):
+                self._other_with_rows[unit] = donor
+                donor = unit if has_rows[unit] else donor
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return the other units' global features."""
+        return self._store.global_features([self._other[unit] for unit in ids])
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return as many rows per unit as it has, taken in turn from the other unit."""
+        _, lengths = self._store.token_features(ids)
+        other_rows, other_lengths = self._store.token_features([self._other_with_rows[unit] for unit in ids])
+        starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
+        take = [
+            start + np.arange(length) % max(1, other)
+            for start, length, other in zip(starts, lengths, other_lengths, strict=True)
+        ]
+        return other_rows[np.concatenate(take).astype(np.int64)], lengths
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the other units."""
+        self._store.announce([self._other[unit] for unit in ids])
+
+
+def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
+    """Return a cached teacher with its features permuted over units, each tower by itself."""
+    image, text = teacher.image, teacher.text
+    return replace(
+        teacher,
+        image=ShuffledFeatures(image, seed=seed, tower="image") if isinstance(image, FeatureStore) else None,
+        text=ShuffledFeatures(text, seed=seed, tower="text") if isinstance(text, FeatureStore) else None,
+    )
+
+
+class MovedCells(StandIn):
+    """Each cell gets the features of another one of the same picture; `order_of` gives, by unit, which (M,) int64."""
+
+    def __init__(self, store: FeatureStore, order_of: Callable[[str], npt.NDArray[np.int64]]) -> None:
+        super().__init__(store)
+        self._order_of = order_of
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return the pictures' own cells, in another order."""
+        rows, lengths = self._store.token_features(ids)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        take = [start + self._order_of(unit) for unit, start in zip(ids, starts, strict=True)]
+        return rows[np.concatenate(take)], lengths
+
+
+def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
+    """Return a cached teacher as the control makes it: with its units shuffled, or the cells of each picture moved.
+
+    Cells are permuted in an order of each picture's own, or shifted by half the grid around the picture's edges.
+
+    Raises:
+        ConfigError: cells are to be moved, of a teacher that sees pictures and has no grid.
+    """
+    if config.teacher_control in ("none", "own-tokens"):
+        return teacher
+    if config.teacher_control == "shuffle":
+        return shuffled_teacher(teacher, seed=config.seed)
+    if teacher.image is None:
+        return teacher
+    grid = teacher.image_places
+    if not isinstance(grid, TeacherGrid):
+        raise ConfigError(
+            "This teacher's cache has no grid whose cells could be moved.",
+            where=teacher.name,
+            next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
+        )
+    assert isinstance(teacher.image, FeatureStore)
+    cells = np.arange(grid.rows * grid.columns)
+    shifted = np.roll(cells.reshape(grid.rows, grid.columns), (grid.rows // 2, grid.columns // 2), axis=(0, 1))
+
+    def order_of(unit: str) -> npt.NDArray[np.int64]:
+        if config.teacher_control == "shift-grid":
+            return shifted.reshape(-1)
+        entropy = np.random.SeedSequence([config.seed, 0xCE11, zlib.crc32(unit.encode())])
+        return np.random.default_rng(entropy).permutation(len(cells))
+
+    return replace(teacher, image=MovedCells(teacher.image, order_of))
+
+
+def require_control(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
+    """Refuse a control that no loss would read, or that would be the method itself.
+
+    Args:
+        teachers: as the caches hold them.
+
+    Raises:
+        ConfigError: as said.
+    """
+    where = f"--teacher-control {config.teacher_control}"
+    if config.teacher_control in ("shuffle-cells", "shift-grid"):
+        if config.distill.vision_target == "image" or config.distill.pathway == "text":
+            raise ConfigError(
+                "The cells of a grid that no loss reads cannot be a control.",
+                where=where,
+                next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
+            )
+        grids = [one.image_places for one in teachers if isinstance(one.image_places, TeacherGrid)]
+        if not any(grid.rows * grid.columns > 1 for grid in grids):
+            raise ConfigError(
+                "No teacher has a grid of several cells, so the control would be the method itself.",
+                where=where,
+                why=f"the teachers are {', '.join(one.name for one in teachers)}",
+                next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
+            )
+    is_text = config.distill.pathway == "text"
+    if config.teacher_control == "own-tokens" and (is_text or not any(one.image for one in teachers)):
+        raise ConfigError(
+            "The student's own tokens stand in for a vision teacher, and none is distilled.",
+            where=where,
+            why="--pathway text" if is_text else "no cache is of a vision teacher",
+            next_command="add the --cache of a vision teacher, or leave out --teacher-control",
+        )
