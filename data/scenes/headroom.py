@@ -46,8 +46,8 @@ from advl_pipeline.students.saved import load_student_weights, read_description
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.inputs import check_caches
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures
-from advl_pipeline.training.teacher_features import cached_teacher, joined_teacher
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import TeacherFeatures, cached_teacher, joined_teacher
 
 TRAIN = "train"
 
