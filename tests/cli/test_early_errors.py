@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,15 @@ from own_rows import choice_row, write_json_lines
 
 CODE = """
 import io, json, shlex, sys, time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from advl_cli.main import main
 for words in json.load(sys.stdin):
     told, began = io.StringIO(), time.process_time()
     try:
-        with redirect_stderr(told):
+        with redirect_stderr(told), redirect_stdout(io.StringIO()):
             main(shlex.split(words))
     except SystemExit as stop:
-        loaded = sorted({'torch', 'transformers', 'zarr'} & set(sys.modules))
+        loaded = sorted({'torch', 'transformers', 'zarr', 'scipy'} & set(sys.modules))
         print(json.dumps([stop.code, told.getvalue(), time.process_time() - began, loaded]))
 """
 DATA = "--data mine.jsonl"
@@ -77,19 +78,42 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stopped(folder: Path) -> dict[str, tuple[int, str, float, list[str]]]:
-    """Give each command in one process: its exit code, what it said, its processor time, and what is imported."""
-    given = [words for words, _, _ in CASES]
+def answers(folder: Path, given: list[str]) -> dict[str, tuple[int, str, float, list[str]]]:
+    """Give commands in one process: the exit code of each, its errors, its processor time, and what is imported."""
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
         input=json.dumps(given),
         capture_output=True,
         text=True,
         check=True,
     )
     return dict(zip(given, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> dict[str, tuple[int, str, float, list[str]]]:
+    return answers(folder, [words for words, _, _ in CASES])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("--version", 0),
+        ("--help", 0),
+        ("datasets list", 0),
+        ("datasets card aokvqa", 0),
+        ("datasets check aokvqa", 5),
+        ("datasets check vcr", 5),
+        ("report taken", 2),
+    ],
+)
+def test_what_is_known_is_told_at_once(folder: Path, words: str, code: int) -> None:
+    """In a process of its own, which imports all that it needs."""
+    found, stderr, seconds, loaded = answers(folder, [words])[words]
+    assert (found, loaded) == (code, []), stderr
+    assert seconds < 1.0
 
 
 @pytest.mark.parametrize(("words", "code", "told"), CASES)
