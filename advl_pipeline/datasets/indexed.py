@@ -98,18 +98,15 @@ def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequ
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 
-def _same_name(pictures: Path, name: str) -> str:
-    return name
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How the rows of an index become examples: what one dataset has other than another.
 
     `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has. Of data of one's own (`is_own`), content stands for the name unless they are `called`
-    something, and pictures with boxes are grouped by their bytes. `held` gives the pictures that nobody has fetched.
+    name that the row has, where the two differ. Of data of one's own (`is_own`), content stands for the name unless
+    they are `called` something, and pictures with boxes are grouped by their bytes. `held` gives the pictures that
+    nobody has fetched.
     """
 
     variants: tuple[Variant, ...]
@@ -117,7 +114,7 @@ class Reading:
     word: Wording = word_as_written
     classes: Callable[[], tuple[str, ...]] = tuple
     scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
-    locate: Callable[[Path, str], str] = _same_name
+    locate: Callable[[Path, str], str] | None = None
     is_own: bool = False
     called: str = ""
     held: HeldPictures | None = None
@@ -233,7 +230,8 @@ class IndexedDataset:
             return (str(self._reading.held.file_of(picture.name)),)
         if picture.name.startswith("/"):
             return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
-        name = self._reading.locate(self._source.pictures, picture.name)
+        locate = self._reading.locate
+        name = locate(self._source.pictures, picture.name) if locate else picture.name
         return (name, picture.boxes_file) if picture.boxes_file else (name,)
 
     @property

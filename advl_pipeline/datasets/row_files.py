@@ -24,24 +24,6 @@ Numbered = tuple[int, Mapping[str, Any] | Malformed]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def _parsed_object(data: bytes) -> dict[str, Any]:
-    """Parse one line into an object.
-
-    Raises:
-        Malformed: not UTF-8, not JSON, cut off, or not an object.
-    """
-    try:
-        record = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        if "UTF-8" in error.msg:
-            raise Malformed("the line is not UTF-8") from None
-        cut_off = not data.rstrip().endswith(b"}")
-        raise Malformed("the line is cut off" if cut_off else f"not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise Malformed("the line is not an object")
-    return record
-
-
 def text_field(record: Mapping[str, Any], name: str) -> str:
     """Return a string field that is not empty.
 
@@ -66,12 +48,17 @@ def read_table(path: Path) -> Iterator[Numbered]:
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
     """Yield the numbers of the lines that are not blank, each with its object or with what is wrong with it."""
     with path.open("rb", buffering=1 << 20) as file:
-        for number, data in enumerate(file, start=1):
-            if not data.isspace():
-                try:
-                    yield number, _parsed_object(data.removeprefix(_BYTE_ORDER_MARK) if number == 1 else data)
-                except Malformed as error:
-                    yield number, error
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            data = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            try:
+                record = orjson.loads(data)
+            except orjson.JSONDecodeError as error:
+                why = "the line is cut off" if not data.rstrip().endswith(b"}") else f"not JSON: {error}"
+                yield number, Malformed("the line is not UTF-8" if "UTF-8" in error.msg else why)
+            else:
+                yield number, record if isinstance(record, dict) else Malformed("the line is not an object")
 
 
 def _csv(path: Path) -> Iterator[Numbered]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
             found = builder.as_streaming_dataset()
             files = builder.config.data_files or {}
             version = repr([(split, of_split.origin_metadata) for split, of_split in files.items()])
-            if _REVISION.fullmatch(name.revision) and all(_is_parquet(one) for of in files.values() for one in of):
+            names = map(str, chain.from_iterable(files.values()))
+            if _REVISION.fullmatch(name.revision) and all(one.endswith(".parquet") for one in names):
                 found = {split: _held(name, files[split], part) for split, part in found.items()}
         else:
             if not Path(builder.cache_dir).exists():
@@ -216,10 +217,6 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
         raise _refused(name, root, obstacle, error) from None
     # The library calls a lone dataset train; its rows may say otherwise.
     return {None if is_saved else str(split): part for split, part in found.items()}, version, builder.info
-
-
-def _is_parquet(file: object) -> bool:
-    return str(file).endswith(".parquet")
 
 
 def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
