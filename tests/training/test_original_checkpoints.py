@@ -222,7 +222,9 @@ def test_pixel_students_and_scenes_small_refuse_adversarial_finetuning(small_cor
         with pytest.raises(ConfigError, match=words):
             run_finetune(settings(small_corpus, tmp_path / student, student=student, adversarial="text"))
     with pytest.raises(ConfigError, match="no batches by tokens"):
-        run_finetune(settings(small_corpus, tmp_path / "b", student="scenes-small", batch_size=None, batch_tokens=99))
+        run_finetune(
+            settings(small_corpus, tmp_path / "b", student="scenes-smolvlm", batch_size=None, batch_tokens=99)
+        )
 
 
 def test_adversarial_passes_teach_a_student_without_teachers(small_corpus: Any, tmp_path: Path) -> None:

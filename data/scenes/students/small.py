@@ -17,19 +17,18 @@ S crop side, P = 3 * S * S.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
-from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.configuration import Configuration, build_config, option
+from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
     attention_bias,
     attention_mass,
@@ -39,18 +38,18 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.picture_source import RegionPixels, box_positions
+from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import load_student_weights
 from advl_pipeline.students.text_student import (
     EMBEDDED_TOKENIZER,
     Part,
+    TextBatch,
     TextRow,
-    TextTokenizer,
-    fit_parts,
+    TextStudent,
     language_model_words,
-    load_text_tokenizer,
     longer_texts,
     pair_row,
     text_length,
@@ -128,7 +127,10 @@ def place_of_tags(tags_NLR: torch.Tensor, *, hidden: bool) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSmallConfig(Configuration):
-    """Architecture of `scenes-small`."""
+    """Architecture of `scenes-small`; the tokenizer is that of the embedded text model, of which it has the words."""
+
+    tokenizer: ClassVar[str] = EMBEDDED_TOKENIZER
+    vocab_size: ClassVar[int] = 30522
 
     hidden_size: int = option(128, help="Width H.", minimum=1)
     word_size: int = option(128, help="Width of the word vectors before they are projected up.", minimum=1)
@@ -143,42 +145,33 @@ class ScenesSmallConfig(Configuration):
 
 
 @dataclass(kw_only=True)
-class ScenesSmallBatch(StudentBatch):
-    """Adds token types, tag references, crops and positions to the common batch.
+class ScenesSmallBatch(TextBatch):
+    """Adds tag references, crops and positions to texts.
 
-    `types_NL` (int64) is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word
-    piece refers to by tag, or -1. `picture_N` (int64) is the example that a sequence belongs to. `crops_BRP` (uint8)
-    are crops of the whole picture and of each box with a tenth of its size around it, (S, S, RGB) flattened.
-    `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each as shares of the picture. `visible_BR`
-    (bool) says which visual tokens of a picture there are. The last three are there once for each example.
+    `types_NL` is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word piece
+    refers to by tag, or -1. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of its
+    size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each
+    as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three are
+    there once for each example.
     """
 
     picture_field: ClassVar[str] = "crops_BRP"
     blank_value: ClassVar[int] = 127
 
-    types_NL: torch.Tensor
     tag_NL: torch.Tensor
-    picture_N: torch.Tensor
     crops_BRP: torch.Tensor
     positions_BR7: torch.Tensor
     visible_BR: torch.Tensor
 
-    def of_sequences(self, states_BRH: torch.Tensor) -> torch.Tensor:
-        """Return (N, R, H): what a picture has, for each of its sequences."""
-        return states_BRH if states_BRH.shape[0] == self.num_sequences else states_BRH[self.picture_N]
 
+class ScenesSmall(TextStudent):
+    """The demo's student."""
 
-class ScenesSmall(Student):
-    """The demo's student. `tokenizer` is that of the embedded text model (its vocabulary only)."""
-
+    config: Any
     places = "regions"
 
-    def __init__(self, name: str, config: ScenesSmallConfig, tokenizer: TextTokenizer) -> None:
-        super().__init__()
-        self.name = name
-        self.config = config
-        self.hidden_size = self.pooled_size = config.hidden_size
-        self.tokenizer = tokenizer
+    def __init__(self, name: str, config: ScenesSmallConfig) -> None:
+        super().__init__(name, config)  # type: ignore[arg-type]
         self.pixels = RegionPixels(config.crop_size)
         width = config.hidden_size
         bert = bert_config(
@@ -188,7 +181,7 @@ class ScenesSmall(Student):
             intermediate_size=config.intermediate_size,
             dropout=config.dropout,
         )
-        self.word_embedding = nn.Embedding(tokenizer.vocab_size, config.word_size)
+        self.word_embedding = nn.Embedding(config.vocab_size, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
         self.position_embedding = nn.Embedding(config.max_text_length, width)
         self.type_embedding = nn.Embedding(3, width)
@@ -205,72 +198,36 @@ class ScenesSmall(Student):
         self.agreement = Agreement(width)
         initialise_bert(self)
 
+    def num_visual_of(self, unit: ImageUnit) -> int:
+        return len(unit.boxes_R4) + 1
+
     def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
-        sequences = [(example, candidate) for example in examples for candidate in example.candidates]
-        encoded, num_cut = self._encode([candidate for _, candidate in sequences])
-        token_ids, token_mask = _padded(encoded)
-        num_sequences, num_text = token_ids.shape
-        types = torch.zeros(num_sequences, num_text, dtype=torch.long)
-        spans = torch.zeros(num_sequences, num_text, 2, dtype=torch.long)
-        tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
-        for row, ((_, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
-            length = len(item.token_ids)
-            types[row, :length] = torch.tensor(item.types)
-            spans[row, :length] = torch.tensor(item.spans)
-            tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(np.array(item.spans), candidate))
-        num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
-        visible = torch.zeros(len(examples), num_visual, dtype=torch.bool)
-        box_index = torch.full((len(examples), num_visual), -1, dtype=torch.long)
-        crops = torch.zeros(len(examples), num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
-        positions = torch.zeros(len(examples), num_visual, 7)
-        places = torch.full((len(examples), num_visual, 4), torch.nan)
-        for row, example in enumerate(examples):
-            pixels = self.pixels.crops(example.image)
-            count = len(pixels)
-            visible[row, :count] = True
-            box_index[row, 1:count] = torch.arange(count - 1)
-            crops[row, :count] = torch.from_numpy(pixels.reshape(count, -1))
-            positions[row, :count] = torch.from_numpy(box_positions(example.image))
-            places[row, 1:count] = positions[row, 1:count, :4]
+        text, num_cut = self.collate_texts(examples)
         num_candidates = tuple(len(example.candidates) for example in examples)
-        picture = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(num_candidates))
-        return ScenesSmallBatch(
+        crops = [torch.from_numpy(self.pixels.crops(example.image)).flatten(1) for example in examples]
+        positions = pad_sequence([torch.from_numpy(box_positions(one.image)) for one in examples], batch_first=True)
+        num_visual = torch.tensor([len(of_picture) for of_picture in crops])
+        place_R = torch.arange(int(num_visual.max()))
+        visible = place_R < num_visual[:, None]
+        is_box = visible & (place_R > 0)
+        repeats = torch.tensor(num_candidates)
+        batch = ScenesSmallBatch(
             num_candidates=num_candidates,
             num_cut=num_cut,
-            token_ids_NL=token_ids,
-            token_mask_NL=token_mask,
-            char_spans_NL2=spans,
-            visual_mask_NR=visible[picture],
-            box_index_NR=box_index[picture],
-            places_BR4=places,
-            types_NL=types,
-            tag_NL=tags,
-            picture_N=picture,
-            crops_BRP=crops,
+            **text,
+            visual_mask_NR=visible.repeat_interleave(repeats, dim=0),
+            box_index_NR=(place_R - 1).where(is_box, -1).repeat_interleave(repeats, dim=0),
+            places_BR4=positions[..., :4].masked_fill(~is_box[..., None], torch.nan),
+            tag_NL=text["types_NL"],
+            crops_BRP=pad_sequence(crops, batch_first=True),
             positions_BR7=positions,
             visible_BR=visible,
         )
-
-    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, _ = self._encode([candidate for example in examples for candidate in example.candidates])
-        return _padded(rows)
-
-    @property
-    def max_text_length(self) -> int:
-        return self.config.max_text_length
+        batch.tag_NL = tagged_regions(batch, examples)
+        return batch
 
     def num_special_of(self, num_parts: int) -> int:
-        """Return the special tokens that `lay_out` adds to so many parts."""
         return 1 + min(num_parts, 2)
-
-    def count_cut(self, examples: Sequence[Example]) -> int:
-        if self.config.overlong == "error":
-            return 0
-        _, num_cut = self._encode([candidate for example in examples for candidate in example.candidates])
-        return num_cut
-
-    def cut_texts(self) -> None:
-        self.config = replace(self.config, overlong="cut")
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """Put the parts of one candidate between special tokens, in the same way for every task."""
@@ -278,14 +235,6 @@ class ScenesSmall(Student):
         num_answer = len(parts[-1].token_ids) + 1
         row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
         return row
-
-    def _encode(self, candidates: Sequence[Candidate]) -> tuple[list[TextRow], int]:
-        """Return the rows of the candidates, and how many of them were cut."""
-        rows, num_cut = [], 0
-        for candidate, parts in zip(candidates, self.tokenizer.encode(candidates), strict=True):
-            num_cut += fit_parts(parts, self.num_special_of(len(parts)), self.config, candidate) > 0
-            rows.append(self.lay_out(parts, ""))
-        return rows, num_cut
 
     def encode(
         self,
@@ -298,7 +247,10 @@ class ScenesSmall(Student):
         assert isinstance(batch, ScenesSmallBatch)
         text_NLH, visual_NRH = self.text_states(batch, perturbation), self.visual_states(batch, perturbation)
         num_text = text_NLH.shape[1]
-        tagged_NLH = text_NLH if mask_visual else text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
+        tagged_NLH = text_NLH
+        if not mask_visual:
+            index_NLH = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+            tagged_NLH = text_NLH + visual_NRH.gather(1, index_NLH) * (batch.tag_NL >= 0)[..., None]
         x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
         kinds_NT = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds_NT, separate=mask_visual, dtype=compute_dtype(x_NTH))
@@ -357,11 +309,11 @@ class ScenesSmall(Student):
         Each picture is encoded once, unless candidates are perturbed apart.
         """
         if perturbation is not None and perturbation.visual_NRF is not None:
-            pixels_NRP = perturbation.of_features(self._pixels(batch)[batch.picture_N])
-            positions_NR7 = batch.positions_BR7[batch.picture_N]
+            pixels_NRP = perturbation.of_features(batch.per_sequence(self._pixels(batch)))
+            positions_NR7 = batch.per_sequence(batch.positions_BR7)
             return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
         inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
-        return batch.of_sequences(self.once("picture", inputs, lambda: self._picture_states(batch)))
+        return batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
         return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
@@ -383,9 +335,6 @@ class ScenesSmall(Student):
             nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
         )
 
-    def config_dict(self) -> dict[str, Any]:
-        return config_to_dict(self.config)
-
     def _embed_visual(self, pixels_XRP: torch.Tensor, positions_XR7: torch.Tensor) -> torch.Tensor:
         patch = self.patch_norm(self.patch_encoder(pixels_XRP))
         box = self.box_norm(self.box_encoder(positions_XR7))
@@ -399,27 +348,6 @@ class ScenesSmall(Student):
         return x_XTH
 
 
-def _padded(encoded: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and mask, (N, L)."""
-    rows = [torch.tensor(item.token_ids) for item in encoded]
-    return pad_sequence(rows, True), pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)
-
-
-def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
-    """Return (N, L, H): the visual state that each word piece refers to by tag, 0 for the others."""
-    index = tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
-    return visual_NRH.gather(1, index) * (tag_NL >= 0)[..., None]
-
-
-def _tagged_visual_tokens(char_spans_L2: np.ndarray[Any, Any], candidate: Candidate) -> np.ndarray[Any, Any]:
-    """Return (L,) int64: 1 + box index of the tag that a word piece lies in, else -1 (token 0 is the picture)."""
-    index = np.full(len(char_spans_L2), -1, dtype=np.int64)
-    for tag in candidate.tags:
-        inside = (char_spans_L2[:, 0] >= tag.start) & (char_spans_L2[:, 1] <= tag.end)
-        index[inside & (char_spans_L2[:, 1] > char_spans_L2[:, 0])] = tag.box + 1
-    return index
-
-
 def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
     """Build the student, from a folder that `save_student` wrote or with random weights.
 
@@ -427,7 +355,7 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Scen
     """
     saved, load = load_student_weights(weights, name) if weights else ({}, None)
     config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
-    student = ScenesSmall(name, config, load_text_tokenizer(EMBEDDED_TOKENIZER))
+    student = ScenesSmall(name, config)
     if load:
         load(student)
     elif name == "scenes-small-lm":
