@@ -11,7 +11,6 @@ Shapes: N sequences, L text tokens, R regions, H width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,11 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens, shares_of_tags
+from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens, shares_of_tags
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import run_layers
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
-from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
@@ -38,10 +36,9 @@ class TaggedRegionBatch(RegionBatch):
     tags_NL: torch.Tensor
 
 
-class ScenesUniter(Uniter):
+class ScenesUniter(AgreementStream, Uniter):
     """The student."""
 
-    compile_refusal = Student.compile_refusal
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-uniter": {
             "hidden_size": 96,
@@ -84,37 +81,11 @@ class ScenesUniter(Uniter):
         )
         return x_NSH[:, :num_text], x_NSH[:, num_text:]
 
-    def fuse(
-        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
-    ) -> StudentOutput:
-        """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
-        assert isinstance(batch, TaggedRegionBatch)
-        tags_NLR = shares_of_tags(batch.tags_NL, visual_NRH)
-        tagged_NLH = text_NLH if hidden else text_NLH + tags_NLR @ visual_NRH
-        output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
+    def spoken_of(self, batch: TaggedRegionBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # With a given answer before it, what is said is the reason: the last of the parts.
         last_N1 = (batch.types_NL * batch.token_mask_NL).amax(1, keepdim=True)
         is_answer_NL = (batch.types_NL >= ANSWER_TYPE) & (batch.types_NL == last_N1)
-        said_NL = said_tokens(is_answer_NL, batch.token_mask_NL)
-        place_NR = place_of_tags(tags_NLR, hidden=hidden)
-        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
-        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
-        return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
-
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        assert isinstance(batch, RegionBatch)
-        text_NLH, regions_NRH = self.embed(batch, Perturbation())
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=regions_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=regions_NRH[:, 0] if batch.whole_first else None,
-        )
-
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        if task in LOOKUP_TASKS:
-            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
-        return super().build_head(task, num_classes)
+        return shares_of_tags(batch.tags_NL, visual_NRH), said_tokens(is_answer_NL, batch.token_mask_NL)
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.embeddings.word_embeddings, self.tokenizer.mask_id

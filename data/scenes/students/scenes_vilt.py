@@ -12,7 +12,6 @@ Shapes: N sequences, L text tokens, R visual tokens (class token, then patches),
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +20,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens
+from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.interface import (
     Perturbation,
     Pretraining,
-    Student,
-    StudentBatch,
-    StudentOutput,
-    UnimodalStates,
 )
-from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.pixel_student import PixelBatch
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.vilt import Vilt, ViltConfig
@@ -68,10 +62,9 @@ class PatchStem(nn.Sequential):
         super().__init__(*layers, nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2))
 
 
-class ScenesVilt(Vilt):
+class ScenesVilt(AgreementStream, Vilt):
     """The student."""
 
-    compile_refusal = Student.compile_refusal
     # It sees no boxes, and has to learn what lies where.
     pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -141,32 +134,8 @@ class ScenesVilt(Vilt):
             image_BRH = layer(image_BRH, None)[0]
         return image_BRH
 
-    def fuse(
-        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
-    ) -> StudentOutput:
-        """Run the joint layers; unless the picture is hidden, tagged words hold their patches' states."""
-        assert isinstance(batch, TaggedPixelBatch)
-        tagged_NLH = text_NLH if hidden else text_NLH + batch.tags_NLR @ visual_NRH
-        output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
-        place_NR = place_of_tags(batch.tags_NLR, hidden=hidden)
-        pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, visual_NRH, place_NR)
-        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
-        return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
-
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        assert isinstance(batch, PixelBatch)
-        text_NLH, image_NRH = self.embed(batch, Perturbation())
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=image_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=image_NRH[:, 0],
-        )
-
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        if task in LOOKUP_TASKS:
-            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
-        return super().build_head(task, num_classes)
+    def spoken_of(self, batch: TaggedPixelBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch.tags_NLR, batch.said_NL
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.embeddings.text_embeddings.word_embeddings, self.tokenizer.mask_id

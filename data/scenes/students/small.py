@@ -8,7 +8,8 @@ object's visual state where text and picture meet, in the manner of VL-BERT. Dro
 
 Three things differ from UNITER because of its size. In the lower layers text and picture attend to themselves, so
 that pretraining can align words and regions before they mix, and a picture is encoded once for all candidates. Word
-vectors are projected, as in ALBERT. And heads also read whether text and region agree (`Agreement`).
+vectors are projected, as in ALBERT. And heads also read whether text and region agree (`Agreement`), as those of the
+other small students do (`AgreementStream`).
 
 Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
 S crop side, P = 3 * S * S.
@@ -16,8 +17,9 @@ S crop side, P = 3 * S * S.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +40,7 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, UnimodalStates
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.picture_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
@@ -46,9 +48,8 @@ from advl_pipeline.students.saved import load_student_weights
 from advl_pipeline.students.text_student import (
     EMBEDDED_TOKENIZER,
     Part,
-    TextBatch,
+    SingleStream,
     TextRow,
-    TextStudent,
     language_model_words,
     longer_texts,
     pair_row,
@@ -125,6 +126,46 @@ def place_of_tags(tags_NLR: torch.Tensor, *, hidden: bool) -> torch.Tensor:
     return torch.where(total_N1 > 0, summed_NR / total_N1.clamp(min=1e-6), whole_R)
 
 
+class AgreementStream(SingleStream):
+    """A small single stream: a word that names an object by tag also holds its state, and heads read the agreement.
+
+    `embed` returns the states below the fusion, in which text and picture attend to themselves alone.
+    """
+
+    compile_refusal = Student.compile_refusal
+    agreement: Agreement
+
+    @abstractmethod
+    def spoken_of(self, batch: Any, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each token's tagged box as shares of visual tokens (N, L, R), and what says something (N, L)."""
+
+    def fuse(
+        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
+    ) -> StudentOutput:
+        """Run the joint layers; unless the picture is hidden, tagged words hold the states of what they name."""
+        tags_NLR, said_NL = self.spoken_of(batch, visual_NRH)
+        tagged_NLH = text_NLH if hidden else text_NLH + tags_NLR @ visual_NRH
+        output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
+        place_NR = place_of_tags(tags_NLR, hidden=hidden)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
+        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
+        return replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
+
+    def encode_unimodal(self, batch: Any) -> StudentOutput:
+        text_NLH, visual_NRH = self.embed(batch, Perturbation(), hidden=True)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.pool(text_NLH, batch),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        if task in LOOKUP_TASKS:
+            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
+        return super().build_head(task, num_classes)  # type: ignore[safe-super]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSmallConfig(Configuration):
     """Architecture of `scenes-small`; the tokenizer is that of the embedded text model, of which it has the words."""
@@ -145,26 +186,30 @@ class ScenesSmallConfig(Configuration):
 
 
 @dataclass(kw_only=True)
-class ScenesSmallBatch(TextBatch):
-    """Adds tag references, crops and positions to texts.
+class ScenesSmallBatch(StudentBatch):
+    """Adds token types, tag references, crops and positions to the common batch.
 
-    `types_NL` is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word piece
-    refers to by tag, or -1. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of its
-    size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each
-    as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three are
-    there once for each example.
+    `types_NL` (int64) is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word
+    piece refers to by tag, or -1. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of
+    its size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of
+    each as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three
+    are there once for each example.
     """
 
     picture_field: ClassVar[str] = "crops_BRP"
     blank_value: ClassVar[int] = 127
 
+    whole_first: ClassVar[bool] = True
+
+    types_NL: torch.Tensor
+    pool_index_N: torch.Tensor
     tag_NL: torch.Tensor
     crops_BRP: torch.Tensor
     positions_BR7: torch.Tensor
     visible_BR: torch.Tensor
 
 
-class ScenesSmall(TextStudent):
+class ScenesSmall(AgreementStream):
     """The demo's student."""
 
     config: Any
@@ -236,84 +281,47 @@ class ScenesSmall(TextStudent):
         row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
         return row
 
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        assert isinstance(batch, ScenesSmallBatch)
-        text_NLH, visual_NRH = self.text_states(batch, perturbation), self.visual_states(batch, perturbation)
-        num_text = text_NLH.shape[1]
-        tagged_NLH = text_NLH
-        if not mask_visual:
-            index_NLH = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
-            tagged_NLH = text_NLH + visual_NRH.gather(1, index_NLH) * (batch.tag_NL >= 0)[..., None]
-        x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
-        kinds_NT = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds_NT, separate=mask_visual, dtype=compute_dtype(x_NTH))
-        *first, last = self.encoder.layer[self.config.num_separate_layers :]
-        for layer in first:
-            x_NTH = layer(x_NTH, bias)
-        relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
-        x_NTH = last(x_NTH, bias)
-        return StudentOutput(
-            text_states_NLH=x_NTH[:, :num_text],
-            visual_states_NRH=x_NTH[:, num_text:],
-            pooled_NP=self._pool(x_NTH[:, 0], batch, text_NLH, visual_NRH, hidden=mask_visual),
-            image_state_NH=x_NTH[:, num_text],
-            relevance_NL=relevance,
-            unimodal=UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=mask_visual),
-        )
-
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        assert isinstance(batch, ScenesSmallBatch)
-        text_NLH, visual_NRH = self.text_states(batch), self.visual_states(batch)
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=self._pool(text_NLH[:, 0], batch, text_NLH, visual_NRH, hidden=True),
-            image_state_NH=visual_NRH[:, 0],
-        )
-
-    def _pool(
-        self,
-        first_NH: torch.Tensor,
-        batch: ScenesSmallBatch,
-        text_NLH: torch.Tensor,
-        visual_NRH: torch.Tensor,
-        *,
-        hidden: bool,
-    ) -> torch.Tensor:
-        """Return (N, H) from the first token's state and the states below the fusion."""
-        said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
-        place_NR = place_of_tags(shares_of_tags(batch.tag_NL, visual_NRH), hidden=hidden)
-        return self.agreement(first_NH, text_NLH, said_NL, visual_NRH, place_NR)  # type: ignore[no-any-return]
-
-    def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
-        """Return (N, L, H): the text's states before the modalities meet."""
+    def embed(
+        self, batch: ScenesSmallBatch, delta: Perturbation, *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
-        return self.once("text", inputs, lambda: self._text_states(batch, perturbation))
+        text_NLH = self.once("text", inputs, lambda: self._text_states(batch, delta))
+        if delta.visual_NRF is not None:
+            # Candidates of one picture are perturbed apart.
+            pixels_NRP = delta.of_features(batch.per_sequence(self._pixels(batch)))
+            embedded_NRH = self._embed_visual(pixels_NRP, batch.per_sequence(batch.positions_BR7))
+            return text_NLH, self._lower_layers(embedded_NRH, batch.visual_mask_NR)
+        inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
+        return text_NLH, batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
-    def _text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
-        words_NLE = (perturbation or Perturbation()).of_words(self.word_embedding(batch.token_ids_NL))
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return list(self.encoder.layer[self.config.num_separate_layers :])
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: ScenesSmallBatch, *, num_text: int, separate: bool, **how: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
+        *first, last = self.fusion_layers
+        for layer in first:
+            x_NSH = layer(x_NSH, bias)
+        attention = last.attention.self
+        relevance_NL = attention_mass(attention, x_NSH, bias, num_text) if how.get("need_relevance") else None
+        return last(x_NSH, bias), relevance_NL
+
+    def pool(self, text_NLH: torch.Tensor, batch: ScenesSmallBatch) -> torch.Tensor:
+        return text_NLH[:, 0]
+
+    def spoken_of(self, batch: ScenesSmallBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
+        return shares_of_tags(batch.tag_NL, visual_NRH), said_NL
+
+    def _text_states(self, batch: ScenesSmallBatch, delta: Perturbation) -> torch.Tensor:
+        words_NLE = delta.of_words(self.word_embedding(batch.token_ids_NL))
         positions = self.position_embedding.weight[: words_NLE.shape[1]]
         embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
         return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
-
-    def visual_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
-        """Return (N, R, H): the pictures' states before the modalities meet.
-
-        Each picture is encoded once, unless candidates are perturbed apart.
-        """
-        if perturbation is not None and perturbation.visual_NRF is not None:
-            pixels_NRP = perturbation.of_features(batch.per_sequence(self._pixels(batch)))
-            positions_NR7 = batch.per_sequence(batch.positions_BR7)
-            return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
-        inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
-        return batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
         return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
@@ -328,9 +336,9 @@ class ScenesSmall(TextStudent):
         return self.word_embedding, self.tokenizer.mask_id
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        width = self.hidden_size
         if task in LOOKUP_TASKS:
-            return LookupHead(width, self.word_embedding.num_embeddings, num_classes)
+            return super().build_head(task, num_classes)
+        width = self.hidden_size
         return nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
         )
