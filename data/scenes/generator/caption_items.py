@@ -63,7 +63,28 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
         elif draws.below(2):
             calls[tag] = indefinite(thing.kind.family.hypernym)
     order = draws.shuffled(list(calls))
-    for position, parts in enumerate((_relation_parts(scene, order, draws), _listing_parts(order, draws))):
+    # "a cat to the left of a hammer"; numbers are tags.
+    pairs = [
+        (one, side, other)
+        for one in order
+        for other in order
+        if one != other and (side := relation(scene.centres[one], scene.centres[other])) is not None
+    ]
+    if pairs:
+        one, side, other = draws.pick(pairs)
+        related: list[str | int] = [one, f" {PHRASES[side]} ", other]
+    else:
+        one, other = draws.some(order, 2)
+        related = [one, " next to ", other]
+    # "a picture of a cat, a bee and a hammer"
+    listed: list[str | int] = [draws.pick(_OPENINGS)]
+    for position, tag in enumerate(order):
+        if position:
+            listed.append(" and " if position == len(order) - 1 else ", ")
+        listed.append(tag)
+    if draws.below(2):
+        listed.append(" .")
+    for position, parts in enumerate((related, listed)):
         caption = ""
         phrases: list[dict[str, int]] = []
         for part in parts:
@@ -83,30 +104,3 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
             "caption": caption,
             "phrases": phrases,
         }
-
-
-def _relation_parts(scene: Scene, mentioned: Sequence[int], draws: Draws) -> list[str | int]:
-    """Return a caption as strings and tags: "a cat to the left of a hammer"."""
-    pairs = [
-        (one, side, other)
-        for one in mentioned
-        for other in mentioned
-        if one != other and (side := relation(scene.centres[one], scene.centres[other])) is not None
-    ]
-    if not pairs:
-        one, other = draws.some(mentioned, 2)
-        return [one, " next to ", other]
-    one, side, other = draws.pick(pairs)
-    return [one, f" {PHRASES[side]} ", other]
-
-
-def _listing_parts(order: Sequence[int], draws: Draws) -> list[str | int]:
-    """Return a caption as strings and tags: "a picture of a cat, a bee and a hammer"."""
-    parts: list[str | int] = [draws.pick(_OPENINGS)]
-    for position, thing in enumerate(order):
-        if position:
-            parts.append(" and " if position == len(order) - 1 else ", ")
-        parts.append(thing)
-    if draws.below(2):
-        parts.append(" .")
-    return parts

@@ -97,9 +97,14 @@ def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]
             style: AnswerStyle = topic if topic in ("name", "category") else "described"
             answers = [(_answer(one.target, topic, voice, draws), one.target.code) for one in asked]
             for one in asked:
+                # It points at what is asked about by tag, or by the side of the reference.
+                reference, index = one.task.reference, one.task.scene.index
+                it = f"[{index(reference or one.target)}]"
+                if reference is not None:
+                    it = f"the thing {PHRASES[one.task.side(one.target, reference)]} {it}"
                 yield _record(
                     one.task,
-                    capitalised(wording.format(it=_it(one.task, one.target))),
+                    capitalised(wording.format(it=it)),
                     [(text, code == one.target.code) for text, code in draws.shuffled(answers)],
                     draws.shuffled(_rationales(one, voice, draws)),
                     split=voice.split,
@@ -148,15 +153,12 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
             for task in twins.scenes
             for target in (task.subject, task.partner)
         ]
-        yield _topic([one.target for one in asked], draws), asked
-
-
-def _topic(targets: Sequence[Kind], draws: Draws) -> Topic:
-    if draw_manner(draws) == "name":
-        return "name"
-    known = [{description.aspect for description in kind.descriptions} for kind in targets]
-    shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
-    return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
+        topic: Topic = "name"
+        if draw_manner(draws) == "described":
+            known = [{description.aspect for description in one.target.descriptions} for one in asked]
+            shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
+            topic = "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
+        yield topic, asked
 
 
 def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
@@ -166,13 +168,6 @@ def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
     aspect: Aspect | None = None if topic == "mixed" else topic
     template = draws.pick(_DESCRIPTIONS)
     return template.format(d=voice.description(kind, draws, aspect))
-
-
-def _it(task: TaskScene, target: Kind) -> str:
-    """Point at what is asked about: by its tag, or by its side of the reference."""
-    if task.reference is None:
-        return f"[{task.scene.index(target)}]"
-    return f"the thing {PHRASES[task.side(target, task.reference)]} [{task.scene.index(task.reference)}]"
 
 
 def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
