@@ -22,6 +22,7 @@ OF_BENCHMARKS = {"--quick", "--only", "--markdown", "--json"}
 def test_the_command_reference_is_up_to_date() -> None:
     written = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert written == render_reference(), "docs/cli.md is out of date: run `make docs`"
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", written), "a control character"
 
 
 def test_every_option_that_a_page_names_is_there() -> None:

@@ -282,24 +282,3 @@ def _made_by(words: Sequence[str]) -> list[Path]:
     if words[0] == "finetune":
         return [Path(words[words.index("--output") + 1])]
     return []
-
-
-def test_the_recorded_reference_is_readable() -> None:
-    """What a person sees in docs/cli.md: every example on a line of its own, in a block, and no control character."""
-    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert not re.search(r"[\x00-\x09\x0b-\x1f]", page)
-    block = page.partition("## `advl cache`\n")[2].partition("\n## ")[0]
-    assert block == (
-        "\nInspect, verify, repair, convert or measure a teacher feature cache.\n"
-        "\n"
-        "```sh\n"
-        "advl cache info caches/minilm-l6/vcr/train\n"
-        "advl cache verify caches/minilm-l6/vcr/train --recompute 8\n"
-        "```\n"
-    )
-    inside = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    outside = re.sub(r"^```sh\n.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
-    assert "advl " not in re.sub(r"`[^`]*`", "", outside)
-    for example in inside:
-        for line in re.sub(r" \\\n +", " ", example).splitlines():
-            assert line.startswith("advl ")
