@@ -39,7 +39,10 @@ def imported() -> set[str]:
                     found |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                     found.add(node.module.partition(".")[0])
-    return found - set(sys.stdlib_module_names) - OWN
+                elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                    named = [str(name.value) for name in node.args if isinstance(name, ast.Constant)]
+                    found |= {name.partition(".")[0] for name in named}
+    return found - set(sys.stdlib_module_names) - OWN - {""}
 
 
 def distributions(modules: set[str]) -> set[str]:
