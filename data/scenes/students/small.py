@@ -139,12 +139,16 @@ class AgreementStream(SingleStream):
     def spoken_of(self, batch: Any, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each token's tagged box as shares of visual tokens (N, L, R), and what says something (N, L)."""
 
+    def states_of_tags(self, batch: Any, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
+        """Return (N, L, H): the state of what each token names by tag, 0 for the others."""
+        return tags_NLR @ visual_NRH
+
     def fuse(
         self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold the states of what they name."""
         tags_NLR, said_NL = self.spoken_of(batch, visual_NRH)
-        tagged_NLH = text_NLH if hidden else text_NLH + tags_NLR @ visual_NRH
+        tagged_NLH = text_NLH if hidden else text_NLH + self.states_of_tags(batch, tags_NLR, visual_NRH)
         output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
         place_NR = place_of_tags(tags_NLR, hidden=hidden)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
@@ -316,6 +320,13 @@ class ScenesSmall(AgreementStream):
     def spoken_of(self, batch: ScenesSmallBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
         return shares_of_tags(batch.tag_NL, visual_NRH), said_NL
+
+    def states_of_tags(
+        self, batch: ScenesSmallBatch, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor
+    ) -> torch.Tensor:
+        # A look-up and no product: a stored student rests on the order in which its gradients are added up.
+        index_NLH = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+        return visual_NRH.gather(1, index_NLH) * (batch.tag_NL >= 0)[..., None]
 
     def _text_states(self, batch: ScenesSmallBatch, delta: Perturbation) -> torch.Tensor:
         words_NLE = delta.of_words(self.word_embedding(batch.token_ids_NL))
