@@ -78,7 +78,7 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
         "is_sound": report.is_sound,
         "num_files": len(report.files),
         "num_bytes": report.num_bytes,
-        "findings": report.findings,
+        "findings": [{"path": path, "problem": problem} for path, problem in report.findings.items()],
         "recomputed": result.recomputed,
         "worst_cosine_error": result.worst,
     }

@@ -6,6 +6,7 @@ import faulthandler
 import fcntl
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -113,3 +114,20 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return build_small_corpus(folder)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `data` and the finished `cache` of the small dataset; never to be changed."""
+    from tiny_extraction import tiny_extract
+
+    folder = tmp_path_factory.mktemp("pristine-cache")
+    tiny_extract(folder / "data", folder / "cache")
+    return folder
+
+
+@pytest.fixture
+def cache_path(pristine: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    shutil.copytree(pristine / "cache", tmp_path / "cache")
+    return tmp_path / "cache"

@@ -1,16 +1,15 @@
 """Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
 
-On them lie the ragged token rows of a modality, of which each unit has some, checked to lie within its shard, and the
-look-up of units by id: sorted 64-bit prefixes beside unit positions, searched in place.
+Units are looked up by id: sorted 64-bit prefixes lie beside unit positions, and are searched in place.
 
-Shapes: N units, U of them readable, Q units or ids asked for, M token rows, D feature width.
+Shapes: N units, U of them readable, Q units or ids asked for, M token rows.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -18,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.layout import DTYPES, ID_BYTES, ArraySpec
-from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.cache.store import Readable
-from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.errors import CorruptCache
 
 BLOCK_BYTES = 1 << 20
 """What is read ahead at once where a whole epoch fits into memory: large enough for disks to run at full speed."""
@@ -168,96 +166,6 @@ class MappedArray:
         """Let go of a mapped file; what was handed out of it stays valid."""
         self._views.pop(shard, None)
         self._maps.pop(shard, None)
-
-
-class TokenRows:
-    """Arrays with one row per token: "values", "scales", what stands beside them; none where there are no tokens."""
-
-    def __init__(
-        self,
-        arrays: Mapping[str, MappedArray],
-        *,
-        starts_N: npt.NDArray[np.int64],
-        lengths_N: npt.NDArray[np.int32],
-        where: str,
-    ) -> None:
-        self.arrays = arrays
-        self._starts_N = starts_N
-        self._lengths_N = lengths_N
-        self._where = where
-
-    def bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
-        """Return first row and number of rows of units.
-
-        Raises:
-            CorruptCache: a unit's rows lie outside its shard.
-        """
-        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q].astype(np.int64)
-        if len(start_Q) and self.arrays:
-            spec = self.arrays["values"].spec
-            shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
-            outside = start_Q.min() < 0 or length_Q.min() < 0
-            if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
-                raise CorruptCache("A unit's rows lie outside its shard.", where=self._where)
-        return start_Q, length_Q
-
-    def lengths(self, positions_Q: Positions) -> npt.NDArray[np.int32]:
-        """Return how many rows units have, (Q,)."""
-        return self._lengths_N[positions_Q]
-
-    def collect(self, name: str, positions_Q: Positions) -> Rows:
-        """Return the rows of units one after another; of one unit a view."""
-        return self._joined(name, *self.bounds(positions_Q))
-
-    def values(self, positions_Q: Positions) -> Rows:
-        """Return the features of units one after another, (M, D); stored int8 codes come as float16."""
-        values_MD, scale_M = self.stored(positions_Q)
-        return values_MD if scale_M is None else from_int8(values_MD, scale_M)
-
-    def stored(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.float32] | None]:
-        """Return stored rows of units one after another, (M, D), and the scales of those that are codes, (M,)."""
-        start_Q, length_Q = self.bounds(positions_Q)
-        scale_M = self._joined("scales", start_Q, length_Q) if "scales" in self.arrays else None
-        return self._joined("values", start_Q, length_Q), scale_M
-
-    def padded(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return stored rows zero-padded to the longest unit, (Q, M, D)."""
-        array = self._array("values")
-        start_Q, length_Q = self.bounds(positions_Q)
-        longest = int(length_Q.max(initial=0))
-        padded_QMD = np.empty((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
-        rows = array.stretches(start_Q, length_Q)
-        for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
-            target_MD[:length] = rows_MD
-            if length < longest:
-                target_MD[length:] = 0
-        return padded_QMD, self.lengths(positions_Q)
-
-    def padded_scales(self, positions_Q: Positions) -> npt.NDArray[np.float32] | None:
-        """Return the scales of the rows of `padded`, (Q, M), 0 at the padding; None where they are no codes."""
-        if "scales" not in self.arrays:
-            return None
-        start_Q, length_Q = self.bounds(positions_Q)
-        is_row_QM = np.arange(length_Q.max(initial=0)) < length_Q[:, None]
-        scale_QM = np.zeros(is_row_QM.shape, np.float32)
-        scale_QM[is_row_QM] = self._joined("scales", start_Q, length_Q)
-        return scale_QM
-
-    def _joined(self, name: str, start_Q: Positions, length_Q: Positions) -> Rows:
-        array = self._array(name)
-        parts = array.stretches(start_Q, length_Q)
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
-
-    def _array(self, name: str) -> MappedArray:
-        if not self.arrays:
-            raise ConfigError(
-                "This cache holds no token features of this modality.",
-                where=self._where,
-                next_command="extract again with --image-tokens boxes or grid",
-            )
-        return self.arrays[name]
 
 
 def are_spans(rows_M2: Rows) -> bool:

@@ -27,7 +27,6 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
     WORK_FOLDER,
-    Store,
     journal_path,
     read_json,
     require_cache,
@@ -292,7 +291,20 @@ def run_prune(config: PruneConfig) -> PruneResult:
         if not config.dry_run:
             # What an extraction that runs would go on to write could be resumed by nothing.
             with holding(store):
-                _remove_all(store, sizes)
+                # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last
+                # what makes it a cache at all, so that the removal can be given again.
+                store.delete(COMPLETE_RECORD)
+                store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
+                store.delete_under()
+                if store.folder is not None:
+                    for beside in (journal_path, vouched_path):
+                        beside(store.folder).unlink(missing_ok=True)
+                if left := store.list():
+                    raise StorageError(
+                        "The cache could not be removed whole.",
+                        where=store.where(min(left)),
+                        next_command=again("see who may write there, then give the same command again"),
+                    )
         return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
     known = committed_keys(sizes)
     chosen = known if config.all_confidences else list(config.confidence)
@@ -314,23 +326,6 @@ def run_prune(config: PruneConfig) -> PruneResult:
         {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
     )
     return PruneResult(path=config.cache, removed=tuple(folders), num_bytes=size)
-
-
-def _remove_all(store: Store, sizes: Mapping[str, int]) -> None:
-    # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last what makes
-    # it a cache at all, so that the removal can be given again.
-    store.delete(COMPLETE_RECORD)
-    store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
-    store.delete_under()
-    if store.folder is not None:
-        for beside in (journal_path, vouched_path):
-            beside(store.folder).unlink(missing_ok=True)
-    if left := store.list():
-        raise StorageError(
-            "The cache could not be removed whole.",
-            where=store.where(min(left)),
-            next_command=again("see who may write there, then give the same command again"),
-        )
 
 
 def _size(sizes: Mapping[str, int]) -> int:

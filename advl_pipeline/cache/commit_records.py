@@ -149,7 +149,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
 def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
     """Render a record in its stored form."""
     content = {item.name: getattr(record, item.name) for item in fields(record)}
-    content["files"] = files_to_json(record.files)
+    content["files"] = dict(record.files)
     if not isinstance(record, ShardRecord):
         content["schema_version"] = SCHEMA_VERSION
     if isinstance(record, PlanRecord):
@@ -163,7 +163,7 @@ def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
 
 
 def render_tables(modality: str, files: Files) -> bytes:
-    return seal({"modality": modality, "files": files_to_json(files)})
+    return seal({"modality": modality, "files": dict(files)})
 
 
 def load_plan(store: Readable) -> PlanRecord:
@@ -224,10 +224,6 @@ def load_complete(store: Readable) -> CompleteRecord:
             quarantined={name: dict(units) for name, units in content["quarantined"].items()},
             clipped=dict(content["clipped"]),
         )
-
-
-def files_to_json(files: Files) -> dict[str, list[Any]]:
-    return {name: [entry.num_bytes, entry.sha256] for name, entry in files.items()}
 
 
 def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:

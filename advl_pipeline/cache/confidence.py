@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.commit_records import files_from_json, files_to_json, seal, unseal
+from advl_pipeline.cache.commit_records import files_from_json, seal, unseal
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, require_recorded
@@ -118,7 +118,7 @@ def _write(
         "identity": dict(identity),
         "num_examples": len(example_ids),
         "num_bytes": len(text),
-        "files": files_to_json(files),
+        "files": files,
     }
     with suppress(Overtaken):
         store.commit(confidence_record_path(key), seal(record))

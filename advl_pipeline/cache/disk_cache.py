@@ -35,7 +35,7 @@ from advl_pipeline.cache.store import (
 from advl_pipeline.errors import AdvlError, StorageError
 
 if TYPE_CHECKING:
-    from advl_pipeline.cache.object_store import ObjectStore
+    from advl_pipeline.cache.stores import ObjectStore
 
 _DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"
@@ -140,7 +140,10 @@ class DiskCache(Readable):
             try:
                 if path.exists():
                     return True
-                if not self._reserve(descriptor, entry.num_bytes, free_room_only=free_room_only):
+                if "/c/" not in name:
+                    # Of a few kilobytes of metadata it is not asked whether there is room.
+                    os.ftruncate(descriptor, entry.num_bytes)
+                elif not self._reserve(descriptor, entry.num_bytes, free_room_only=free_room_only):
                     return False
                 self._download(name, descriptor, entry)
                 self._verified.add(_content_key(descriptor))

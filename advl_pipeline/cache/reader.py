@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import layout
-from advl_pipeline.cache.arrays import MappedArray, TokenRows, UnitIds, are_spans, ids_to_bytes, look_up
+from advl_pipeline.cache.arrays import MappedArray, Positions, UnitIds, are_spans, ids_to_bytes, look_up
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     PLAN_RECORD,
@@ -28,7 +28,8 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, extract_command, require_identity
-from advl_pipeline.cache.layout import ArraySpec
+from advl_pipeline.cache.layout import DTYPES, ArraySpec
+from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, read_json, require_cache, require_recorded
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, advise
@@ -183,25 +184,15 @@ class FeatureStore:
         self._unit_U = self._table(index["unit"]).whole() if index else np.zeros(0, np.int64)
         self._global = self._table(layout.global_spec(modality, plan))
         num_rows = int(starts_N[-1]) + max(1, int(lengths_N[-1]))
-        self._tokens = TokenRows(
-            {
-                name: MappedArray(files, self._sound(spec))
-                for name, spec in layout.token_specs(modality, plan, num_rows).items()
-            },
-            starts_N=starts_N,
-            lengths_N=lengths_N,
-            where=files.where(f"{modality}/tokens"),
-        )
-        self._readahead = Readahead(
-            self._global,
-            self._tokens,
-            num_units=shape.num_units,
-            num_bytes=sum(item.num_bytes for name, item in self._entries.items() if name.startswith(f"{modality}/")),
-        )
-        self.has_tokens = bool(self._tokens.arrays)
-        self.has_spans = "char_spans" in self._tokens.arrays
-        self.has_kept = "kept" in self._tokens.arrays
-        self.has_regions = "boxes" in self._tokens.arrays
+        self._starts_N, self._lengths_N = starts_N, lengths_N
+        self._tokens = {
+            name: self._table(spec) for name, spec in layout.token_specs(modality, plan, num_rows).items()
+        }
+        self.has_tokens = bool(self._tokens)
+        self.has_spans = "char_spans" in self._tokens
+        self.has_kept = "kept" in self._tokens
+        self.has_regions = "boxes" in self._tokens
+        self._memory: Literal["holds", "fits", "exceeds"] | None = None
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
@@ -224,7 +215,7 @@ class FeatureStore:
         """The ids of all readable units, in the order in which they are stored."""
         return UnitIds(self._unit_ids_N16, self._order_U)
 
-    def ids_at(self, positions_Q: npt.NDArray[np.int64]) -> UnitIds:
+    def ids_at(self, positions_Q: Positions) -> UnitIds:
         """Return the ids of units by position, decoded when asked for."""
         return UnitIds(self._unit_ids_N16, positions_Q)
 
@@ -249,33 +240,49 @@ class FeatureStore:
         One unit alone is a view into the cache; several are copied together. Features stored as int8 come as float16.
         """
         positions_Q = self.positions(ids)
-        return self._tokens.values(positions_Q), self._tokens.lengths(positions_Q)
+        return self._values(positions_Q), self._lengths_N[positions_Q]
 
     def stored_tokens(
         self, ids: Sequence[str]
     ) -> tuple[Features, npt.NDArray[np.float32] | None, npt.NDArray[np.int32]]:
         """As `token_features`, but of features stored as int8 the codes, with their scales, (M,), in the middle."""
         positions_Q = self.positions(ids)
-        return *self._tokens.stored(positions_Q), self._tokens.lengths(positions_Q)
+        scale_M = self._joined("scales", positions_Q) if "scales" in self._tokens else None
+        return self._joined("values", positions_Q), scale_M, self._lengths_N[positions_Q]
 
-    def readable_positions(self, order_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def readable_positions(self, order_Q: Positions) -> Positions:
         """Turn places in `ids` into positions in the store."""
         return order_Q if self._order_U is None else self._order_U[order_Q]
 
-    def global_rows(self, positions_Q: npt.NDArray[np.int64]) -> Features:
+    def global_rows(self, positions_Q: Positions) -> Features:
         """As `global_features`, by position."""
         return self._global.gather(positions_Q)
 
-    def padded_tokens(self, positions_Q: npt.NDArray[np.int64]) -> tuple[Features, npt.NDArray[np.int32]]:
+    def padded_tokens(self, positions_Q: Positions) -> tuple[Features, npt.NDArray[np.int32]]:
         """Return stored token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
 
         Rows stored as int8 are codes, to be multiplied by their `padded_scales`.
         """
-        return self._tokens.padded(positions_Q)
+        array = self._token_array("values")
+        start_Q, length_Q = self._bounds(positions_Q)
+        longest = int(length_Q.max(initial=0))
+        padded_QMD = np.empty((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
+        rows = array.stretches(start_Q, length_Q)
+        for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
+            target_MD[:length] = rows_MD
+            if length < longest:
+                target_MD[length:] = 0
+        return padded_QMD, self._lengths_N[positions_Q]
 
-    def padded_scales(self, positions_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+    def padded_scales(self, positions_Q: Positions) -> npt.NDArray[np.float32] | None:
         """Return the scales of the rows of `padded_tokens`, (Q, M) float32; None where they are not codes."""
-        return self._tokens.padded_scales(positions_Q)
+        if "scales" not in self._tokens:
+            return None
+        _, length_Q = self._bounds(positions_Q)
+        is_row_QM = np.arange(length_Q.max(initial=0)) < length_Q[:, None]
+        scale_QM = np.zeros(is_row_QM.shape, np.float32)
+        scale_QM[is_row_QM] = self._joined("scales", positions_Q)
+        return scale_QM
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
@@ -283,7 +290,7 @@ class FeatureStore:
             raise ConfigError(
                 f"The {self.modality} tokens of this cache have no spans.", where=str(self._files.location)
             )
-        rows_M2 = self._tokens.collect("char_spans", self.positions(ids))
+        rows_M2 = self._joined("char_spans", self.positions(ids))
         if not are_spans(rows_M2):
             raise CorruptCache(
                 "The character spans of a cache are no spans.",
@@ -300,7 +307,7 @@ class FeatureStore:
         """
         if not self.has_kept:
             raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._files.location))
-        return self._tokens.collect("kept", self.positions(ids))
+        return self._joined("kept", self.positions(ids))
 
     def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """Return the rows of `token_features(ids)`, "values", and what stands beside them where they are regions.
@@ -314,12 +321,12 @@ class FeatureStore:
         if not self.has_regions:
             raise ConfigError("This cache holds no regions of a detector.", where=str(self._files.location))
         positions_Q = self.positions(ids)
-        beside = {name: self._tokens.collect(name, positions_Q) for name in layout.REGION_COLUMNS}
-        return {"values": self._tokens.values(positions_Q), **beside}
+        beside = {name: self._joined(name, positions_Q) for name in layout.REGION_COLUMNS}
+        return {"values": self._values(positions_Q), **beside}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return how many token rows each unit has, (Q,), without touching the features."""
-        return self._tokens.lengths(self.positions(ids))
+        return self._lengths_N[self.positions(ids)]
 
     def stat_names(self) -> list[str]:
         """Return the names of the per-unit statistics."""
@@ -336,30 +343,47 @@ class FeatureStore:
             raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
         return self._table(layout.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
 
+    def begin_epoch(self) -> None:
+        """Look anew at how the store relates to memory, and forget what was announced."""
+        sample_Q = np.linspace(0, self._num_units - 1, _SAMPLED_UNITS).astype(np.int64)
+        if self.has_tokens:
+            values = self._tokens["values"]
+            is_held = all(map(values.is_resident, np.minimum(self._bounds(sample_Q)[0], len(values) - 1).tolist()))
+        else:
+            is_held = all(map(self._global.is_resident, sample_Q.tolist()))
+        own = (item.num_bytes for name, item in self._entries.items() if name.startswith(f"{self.modality}/"))
+        self._memory = "holds" if is_held else "fits" if 2 * sum(own) < available_memory() else "exceeds"
+        for item in (self._global, *self._tokens.values()):
+            item.forget_announcements()
+
     def announce(self, ids: Sequence[str]) -> None:
         """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
         self.announce_positions(self.positions(ids))
 
-    def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
-        """As `announce`, by position; `Readahead` and `disk_cache.FetchAhead` say how."""
-        self._readahead.announce(positions_Q)
+    def announce_positions(self, positions_Q: Positions) -> None:
+        """As `announce`, by position.
+
+        Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
+        at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
+        where a sample of the store was in memory when the epoch began. Of a remote store, the files that hold the
+        units are fetched, array by array, in the order in which the units need them.
+        """
+        start_Q, length_Q = self._bounds(positions_Q)
         if self._files.reads_whole:
-            self._files.fetch_ahead(self._shards_of(positions_Q))
+            for array, row_Q in [(self._global, positions_Q), *((item, start_Q) for item in self._tokens.values())]:
+                shards = dict.fromkeys((row_Q // array.spec.shard_rows).tolist())
+                self._files.fetch_ahead(map(array.spec.shard_path, shards))
+            return
+        if self._memory is None:
+            self.begin_epoch()
+        if self._memory == "holds" or not len(positions_Q):
+            return
+        is_used, in_blocks = length_Q > 0, self._memory == "fits"
+        self._global.announce(positions_Q, np.ones_like(positions_Q), in_blocks=in_blocks)
+        for name in self._tokens.keys() & {"values", "scales"}:
+            self._tokens[name].announce(start_Q[is_used], length_Q[is_used], in_blocks=in_blocks)
 
-    def _shards_of(self, positions_Q: npt.NDArray[np.int64]) -> Iterator[str]:
-        """Yield the files that hold units, array by array, in the order in which the units need them."""
-        start_Q, _ = self._tokens.bounds(positions_Q)
-        for array, row_Q in [
-            (self._global, positions_Q),
-            *((item, start_Q) for item in self._tokens.arrays.values()),
-        ]:
-            yield from map(array.spec.shard_path, dict.fromkeys((row_Q // array.spec.shard_rows).tolist()))
-
-    def begin_epoch(self) -> None:
-        """Look anew at how the store relates to memory, and forget what was announced."""
-        self._readahead.begin_epoch()
-
-    def positions(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    def positions(self, ids: Sequence[str]) -> Positions:
         """Return where units lie, (Q,); raises `UnknownUnit` for an id that is not there."""
         if len(ids) == 0:
             return np.zeros(0, np.int64)
@@ -368,7 +392,7 @@ class FeatureStore:
             self._raise_unknown(ids[int(found_Q.argmin())])
         return found_Q
 
-    def _look_up(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    def _look_up(self, ids: Sequence[str]) -> Positions:
         try:
             wanted_Q16 = ids_to_bytes(ids)
         except ValueError as error:
@@ -386,60 +410,45 @@ class FeatureStore:
             else extract_command(self._files),
         )
 
-    def _table(self, spec: ArraySpec) -> MappedArray:
-        return MappedArray(self._files, self._sound(spec))
+    def _bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
+        """Return first token row and number of token rows of units; raises `CorruptCache` for rows elsewhere."""
+        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q].astype(np.int64)
+        if len(start_Q) and self._tokens:
+            spec = self._tokens["values"].spec
+            shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
+            outside = start_Q.min() < 0 or length_Q.min() < 0
+            if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
+                where = self._files.where(f"{self.modality}/tokens")
+                raise CorruptCache("A unit's rows lie outside its shard.", where=where)
+        return start_Q, length_Q
 
-    def _sound(self, spec: ArraySpec) -> ArraySpec:
+    def _token_array(self, name: str) -> MappedArray:
+        if not self._tokens:
+            raise ConfigError(
+                "This cache holds no token features of this modality.",
+                where=self._files.where(f"{self.modality}/tokens"),
+                next_command="extract again with --image-tokens boxes or grid",
+            )
+        return self._tokens[name]
+
+    def _values(self, positions_Q: Positions) -> Features:
+        values_MD = self._joined("values", positions_Q)
+        return from_int8(values_MD, self._joined("scales", positions_Q)) if "scales" in self._tokens else values_MD
+
+    def _joined(self, name: str, positions_Q: Positions) -> Features:
+        """Return the rows of units one after another; of one unit a view."""
+        array = self._token_array(name)
+        parts = array.stretches(*self._bounds(positions_Q))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
+
+    def _table(self, spec: ArraySpec) -> MappedArray:
         # Opened only if its metadata is, to the byte, what the plan implies.
         raw = require_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
             raise self._files.damaged("An array is not what the plan of the cache says.", spec.metadata_path)
-        return spec
-
-
-class Readahead:
-    """Announcements for one feature store; `num_bytes` is its size on disk."""
-
-    def __init__(self, table: MappedArray, tokens: TokenRows, *, num_units: int, num_bytes: int) -> None:
-        self._table = table
-        self._tokens = tokens
-        self._values = tokens.arrays.get("values")
-        self._streamed = [array for name, array in tokens.arrays.items() if name in ("values", "scales")]
-        self._num_units = num_units
-        self._num_bytes = num_bytes
-        self._memory: Literal["holds", "fits", "exceeds"] | None = None
-
-    def begin_epoch(self) -> None:
-        """Look anew at how the store relates to memory, and forget what was announced."""
-        sample_Q = np.linspace(0, self._num_units - 1, _SAMPLED_UNITS).astype(np.int64)
-        if self._values is not None:
-            rows_Q, _ = self._tokens.bounds(sample_Q)
-            is_held = all(map(self._values.is_resident, np.minimum(rows_Q, len(self._values) - 1).tolist()))
-        else:
-            is_held = all(map(self._table.is_resident, sample_Q.tolist()))
-        fits = 2 * self._num_bytes < available_memory()
-        self._memory = "holds" if is_held else "fits" if fits else "exceeds"
-        for item in (self._table, *self._tokens.arrays.values()):
-            item.forget_announcements()
-
-    def announce(self, positions_Q: npt.NDArray[np.int64]) -> None:
-        """Announce units.
-
-        Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
-        at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
-        where a sample of the store was in memory when the epoch began.
-        """
-        if self._memory is None:
-            self.begin_epoch()
-        if self._memory == "holds" or not len(positions_Q):
-            return
-        one_Q = np.ones_like(positions_Q)
-        start_Q, length_Q = self._tokens.bounds(positions_Q)
-        used = length_Q > 0
-        wanted = [(self._table, positions_Q, one_Q)]
-        wanted += [(array, start_Q[used], length_Q[used]) for array in self._streamed]
-        for array, first_Q, number_Q in wanted:
-            array.announce(first_Q, number_Q, in_blocks=self._memory == "fits")
+        return MappedArray(self._files, spec)
 
 
 def available_memory() -> int:

@@ -1,8 +1,8 @@
 """One place that holds a cache, whatever it is: what every command of a cache is written over.
 
-A store is a folder (`stores`) or a prefix in a bucket (`object_store`); `stores.open_store` alone asks which. Names
-are those of `docs/cache-format.md`, relative to the cache. A file is there whole or not at all. What is checked of
-files when a cache is opened stands here too: that it is one, that they are plain, whole and where they belong.
+A store is a folder or a prefix in a bucket; `stores.open_store` alone asks which. Names are those of
+`docs/cache-format.md`, relative to the cache. A file is there whole or not at all. What is checked of files when a
+cache is opened stands here too: that it is one, that they are plain, whole and where they belong.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from advl_pipeline.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
 from advl_pipeline.folders import MARKERS
@@ -38,9 +37,8 @@ Stamp = tuple[int, int, int, int]
 """Size, inode, time of modification and of status change, in ns: what tells that a file was not touched."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
-    """Size and hexadecimal SHA-256 of a file."""
+class FileEntry(NamedTuple):
+    """Size and hexadecimal SHA-256 of a file; in a record a list of both."""
 
     num_bytes: int
     sha256: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +29,6 @@ from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     MODALITIES,
     PLAN_RECORD,
-    CompleteRecord,
     committed_shards,
     files_from_json,
     load_complete,
@@ -78,21 +77,16 @@ SAMPLED_UNITS = 64
 Content = TypeVar("Content")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One thing wrong: the file, relative to the cache, and what is wrong with it."""
-
-    path: str
-    problem: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked and what was found. `files` is what the records that could be read list."""
+    """What was checked and what was found.
+
+    `files` is what the records that could be read list, `findings` what is wrong with which file, in their order.
+    """
 
     path: Location
     files: Files
-    findings: tuple[Finding, ...]
+    findings: Mapping[str, str]
 
     @property
     def num_bytes(self) -> int:
@@ -103,7 +97,7 @@ class VerifyReport:
         return not self.findings
 
     def bad_paths(self) -> frozenset[str]:
-        return frozenset(finding.path for finding in self.findings)
+        return frozenset(self.findings)
 
 
 def verify_cache(location: Location, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
@@ -121,37 +115,33 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     sizes = require_cache(store)
     with suppress(CorruptCache):
         load_plan(store)  # A cache of a form that is not read any more is refused, not mended.
-    findings: list[Finding] = []
+    findings: dict[str, str] = {}
     files = recorded_files(store, sizes, findings)
     numbers: StoredNumbers | None = None
-    small = [name for name in sorted(files) if not is_bulk(name)]
-    for name in [*small, *sorted(files.keys() - set(small))]:
+    for name in sorted(files, key=lambda name: (is_bulk(name), name)):
         if numbers is None and is_bulk(name) and not findings:
             try:
                 numbers = StoredNumbers(store)
             except AdvlError as error:
-                findings.append(Finding(path=PLAN_RECORD, problem=error.what))
+                findings[PLAN_RECORD] = error.what
         problem = size_problem(sizes, name, files[name].num_bytes) or file_problem(
             store, name, files[name], None if findings else numbers
         )
         if problem:
-            findings.append(Finding(path=name, problem=problem))
+            findings.setdefault(name, problem)
         progress(files[name].num_bytes)
-    if COMPLETE_RECORD not in {finding.path for finding in findings}:
+    if COMPLETE_RECORD not in findings:
         known = {*files, COMPLETE_RECORD, *map(confidence_record_path, committed_keys(sizes))}
         # Locks are of who writes, such as a repair that verifies first.
-        found = (name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/"))
-        findings += [Finding(path=name, problem="it belongs to no record") for name in found]
+        found = [name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/")]
+        findings |= dict.fromkeys(found, "it belongs to no record")
     if not findings:
-        findings += _senseless(store)
-    if not findings and numbers is not None:
-        findings += numbers.wrong_moments()
-    unique = {finding.path: finding for finding in reversed(findings)}
-    return VerifyReport(
-        path=location,
-        files=files,
-        findings=tuple(unique[path] for path in sorted(unique)),
-    )
+        try:
+            numbers = numbers or StoredNumbers(store)
+            findings = numbers.senseless() or numbers.wrong_moments()
+        except AdvlError as error:
+            findings = {error.where or PLAN_RECORD: error.what}
+    return VerifyReport(path=location, files=files, findings=dict(sorted(findings.items())))
 
 
 def is_bulk(name: str) -> bool:
@@ -168,7 +158,7 @@ _FEATURES = (
 
 def describe_findings(report: VerifyReport) -> CorruptCache:
     """Return the error that a command ends with when a cache is not sound."""
-    lines = [f"{finding.path}: {finding.problem}" for finding in report.findings]
+    lines = [f"{name}: {problem}" for name, problem in report.findings.items()]
     return CorruptCache(
         f"The cache is not sound: {len(lines)} finding(s).",
         where=str(report.path),
@@ -177,7 +167,7 @@ def describe_findings(report: VerifyReport) -> CorruptCache:
     )
 
 
-def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Finding]) -> Files:
+def recorded_files(store: Store, sizes: Mapping[str, int], findings: dict[str, str]) -> Files:
     """Return the files that records list: those of the complete record, or of all others where it is damaged.
 
     Args:
@@ -204,28 +194,17 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
             continue
         files |= files_from_json(content["files"])
         if confidence_key(content["identity"]) != key:
-            findings.append(Finding(path=name, problem="it stands under another set's name"))
-    unfinished = map(confidence_record_path, unfinished_keys(sizes))
-    findings += [Finding(path=name, problem="it is missing") for name in unfinished]
+            findings.setdefault(name, "it stands under another set's name")
+    findings |= dict.fromkeys(map(confidence_record_path, unfinished_keys(sizes)), "it is missing")
     return files
 
 
-def _attempt(findings: list[Finding], path: str, read: Callable[[], Content]) -> Content | None:
+def _attempt(findings: dict[str, str], path: str, read: Callable[[], Content]) -> Content | None:
     try:
         return read()
     except CorruptCache as error:
-        findings.append(Finding(path=path, problem=error.why or error.what))
+        findings.setdefault(path, error.why or error.what)
         return None
-
-
-def verify_files(store: Store, files: Files, *, progress: Callable[[int], object]) -> VerifyReport:
-    """Check that files have the content that is recorded of them; `progress` is as in `verify_cache`."""
-    findings = []
-    for name, entry in files.items():
-        if problem := file_problem(store, name, entry):
-            findings.append(Finding(path=name, problem=problem))
-        progress(entry.num_bytes)
-    return VerifyReport(path=store.location, files=files, findings=tuple(findings))
 
 
 def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbers | None = None) -> str | None:
@@ -246,11 +225,15 @@ def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbe
 
 
 class StoredNumbers:
-    """The features of a cache, looked at shard by shard as they are hashed, and added up to their moments."""
+    """The features of a cache, looked at shard by shard as they are hashed, and added up to their moments.
+
+    When all were looked at, it is asked what hashes cannot tell: whether what was written makes a cache.
+    """
 
     def __init__(self, store: Store) -> None:
+        self._store = store
         self._writer = CacheWriter(store)
-        self._clipped = load_complete(store).clipped
+        self._complete = load_complete(store)
         self._shards: dict[str, tuple[MappedArray, int]] = {}
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
         self._norms: dict[str, npt.NDArray[np.float32]] = {}
@@ -277,12 +260,12 @@ class StoredNumbers:
         if kind == "global":
             units = slice(shard * array.spec.shard_rows, shard * array.spec.shard_rows + array.spec.valid_rows(shard))
             norm_N = self._norms[modality][units]
-            if not self._clipped.get(modality) and not has_its_norms(rows[: len(norm_N)], norm_N):
+            if not self._complete.clipped.get(modality) and not has_its_norms(rows[: len(norm_N)], norm_N):
                 return "its rows are neither of unit length nor as long as stats/norm says"
             self._add(modality, "global", sums(rows))
         elif kind == "tokens/values":
             scales = self._writer.token_specs(modality).get("scales")
-            scale_M = None if scales is None else MappedArray(self._writer.store, scales).shard(shard)[: len(rows)]
+            scale_M = None if scales is None else MappedArray(self._store, scales).shard(shard)[: len(rows)]
             self._add(modality, "token", _approximate_sums(rows, scale_M))
         return None
 
@@ -290,32 +273,83 @@ class StoredNumbers:
         key = f"{modality}/{kind}"
         self._sums[key] = self._sums.get(key, np.zeros_like(added_2D)) + added_2D
 
-    def wrong_moments(self) -> list[Finding]:
+    def senseless(self) -> dict[str, str]:
+        """Return the files that contradict the plan, the units or the records of the shards."""
+        findings: dict[str, str] = {}
+
+        def expect(is_so: bool, path: str, problem: str) -> None:
+            if not is_so:
+                findings.setdefault(path, problem)
+
+        store, writer, complete = self._store, self._writer, self._complete
+        try:
+            is_planned = digest(read_json(store, IDENTITY_FILE)) == writer.plan.identity_sha256
+            expect(is_planned, IDENTITY_FILE, "it is not what the cache was planned for")
+            for modality, shape in writer.plan.modalities.items():
+                placement = writer.placement(modality)
+                # First, for by units that the record misreports the index cannot be read.
+                records = [load_shard(store, modality, shard) for shard in range(placement.num_shards)]
+                said = f"what it says of {modality} shards is not what their records say"
+                files = {name: entry for record in records for name, entry in record.files.items()}
+                expect(files.items() <= complete.files.items(), COMPLETE_RECORD, said)
+                clipped = sum(record.clipped for record in records)
+                said = f"its count of clipped {modality} values is not that of the shards"
+                expect(complete.clipped.get(modality, 0) == clipped, COMPLETE_RECORD, said)
+                ids = UnitIds(writer.unit_ids(modality), None)
+                unreadable = {ids[int(unit)]: why for record in records for unit, why in record.quarantined.items()}
+                said = f"its unreadable {modality} units are not those of the shards"
+                expect(complete.quarantined.get(modality, {}) == unreadable, COMPLETE_RECORD, said)
+                planned = layout.plan_specs(modality, shape.num_units)
+                starts_N = MappedArray(store, planned["starts"]).whole()
+                is_placed = np.array_equal(starts_N, placement.starts_N)
+                expect(is_placed, planned["starts"].path, "units overlap, overrun or leave gaps")
+                moments = layout.moment_specs(modality, writer.plan)
+                for name, spec in moments.items():
+                    moment_D = MappedArray(store, spec).whole()
+                    expect(is_finite(moment_D), spec.path, "it holds values that are not finite")
+                    is_varied = not name.endswith("variance") or shape.num_units == 1 or bool(moment_D.any())
+                    expect(is_varied, spec.path, "all features are alike: their variance is zero")
+                readable_N = self._readable(modality)
+                index = dict(zip(("prefix", "unit"), build_index(writer.unit_ids(modality), readable_N), strict=True))
+                index_specs = layout.index_specs(modality, int(readable_N.sum()))
+                for spec in (
+                    *planned.values(),
+                    *writer.row_specs(modality),
+                    *moments.values(),
+                    *index_specs.values(),
+                ):
+                    is_planned = store.get(spec.metadata_path) == spec.metadata()
+                    expect(is_planned, spec.metadata_path, "it is not what the plan says")
+                    is_listed = set(spec.shard_paths()) <= complete.files.keys()
+                    expect(is_listed, COMPLETE_RECORD, f"it does not list all of {spec.path}")
+                for name, spec in index_specs.items():
+                    is_index = np.array_equal(MappedArray(store, spec).whole(), index[name])
+                    expect(is_index, spec.path, "it is not the index of the units")
+        except AdvlError as error:
+            findings.setdefault(error.where or PLAN_RECORD, error.what)
+        return findings
+
+    def _readable(self, modality: str) -> npt.NDArray[np.bool_]:
+        quarantined = self._complete.quarantined.get(modality, {})
+        return np.array([unit_id not in quarantined for unit_id in UnitIds(self._writer.unit_ids(modality), None)])
+
+    def wrong_moments(self) -> dict[str, str]:
         """Return the moments that are not those of the features; every shard must have been looked at."""
-        store, findings = self._writer.store, []
-        quarantined = load_complete(store).quarantined
+        findings = {}
         for modality in self._writer.plan.modalities:
-            readable_N = _readable(self._writer.unit_ids(modality), quarantined.get(modality, {}))
+            readable_N = self._readable(modality)
             lengths_N = self._writer.placement(modality).lengths_N
             counts = {"global": int(readable_N.sum()), "token": int(lengths_N[readable_N].sum(dtype=np.int64))}
             specs = layout.moment_specs(modality, self._writer.plan)
-            stored = {name: MappedArray(store, spec).whole() for name, spec in specs.items()}
             for kind in (name.removesuffix("_mean") for name in specs if name.endswith("_mean")):
                 mean_D, variance_D = mean_and_variance(self._sums[f"{modality}/{kind}"], count=counts[kind])
                 # Blocks are summed in float32, and codes of int8 not rounded to the float16 that they stand for.
                 blur_D = _MOMENT_TOLERANCE * (variance_D + _MOMENT_TOLERANCE * mean_D**2)
-                is_off = {
-                    "mean": np.square(stored[f"{kind}_mean"] - mean_D) > _MOMENT_TOLERANCE * blur_D + _SMALLEST,
-                    "variance": np.abs(stored[f"{kind}_variance"] - variance_D) > blur_D + _SMALLEST,
-                }
-                findings += [
-                    Finding(
-                        path=specs[f"{kind}_{moment}"].shard_path(0),
-                        problem=f"it is not the {moment} of the features",
-                    )
-                    for moment, off_D in is_off.items()
-                    if off_D.any()
-                ]
+                may_differ = {"mean": np.sqrt(_MOMENT_TOLERANCE * blur_D + _SMALLEST), "variance": blur_D + _SMALLEST}
+                for moment, expected_D in (("mean", mean_D), ("variance", variance_D)):
+                    spec = specs[f"{kind}_{moment}"]
+                    if (np.abs(MappedArray(self._store, spec).whole() - expected_D) > may_differ[moment]).any():
+                        findings[spec.shard_path(0)] = f"it is not the {moment} of the features"
         return findings
 
 
@@ -340,70 +374,6 @@ def _approximate_sums(
     return total_2D
 
 
-def _senseless(store: Store) -> list[Finding]:
-    """Look at what hashes cannot tell: whether what was written makes a cache."""
-    findings: list[Finding] = []
-
-    def expect(path: str, is_so: bool, problem: str) -> None:
-        if not is_so:
-            findings.append(Finding(path=path, problem=problem))
-
-    try:
-        writer = CacheWriter(store)
-        complete = load_complete(store)
-        expect(
-            IDENTITY_FILE,
-            digest(read_json(store, IDENTITY_FILE)) == writer.plan.identity_sha256,
-            "it is not what the cache was planned for",
-        )
-        for modality, shape in writer.plan.modalities.items():
-            unit_ids_N16, placement = writer.unit_ids(modality), writer.placement(modality)
-            # First, for by units that the record misreports the index cannot be read.
-            findings += _misreported(writer, complete, modality)
-            planned, moments = (
-                layout.plan_specs(modality, shape.num_units),
-                layout.moment_specs(modality, writer.plan),
-            )
-            starts_N = MappedArray(store, planned["starts"]).whole()
-            is_placed = np.array_equal(starts_N, placement.starts_N)
-            expect(planned["starts"].path, is_placed, "units overlap, overrun or leave gaps")
-            for name, spec in moments.items():
-                moment_D = MappedArray(store, spec).whole()
-                expect(spec.path, is_finite(moment_D), "it holds values that are not finite")
-                is_varied = not name.endswith("variance") or shape.num_units == 1 or bool(moment_D.any())
-                expect(spec.path, is_varied, "all features are alike: their variance is zero")
-            for spec in (*planned.values(), *writer.row_specs(modality), *moments.values()):
-                is_planned = store.get(spec.metadata_path) == spec.metadata()
-                expect(spec.metadata_path, is_planned, "it is not what the plan says")
-            readable_N = _readable(unit_ids_N16, complete.quarantined.get(modality, {}))
-            index = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
-            for name, spec in layout.index_specs(modality, int(readable_N.sum())).items():
-                is_index = np.array_equal(MappedArray(store, spec).whole(), index[name])
-                expect(spec.path, is_index, "it is not the index of the units")
-    except AdvlError as error:
-        findings.append(Finding(path=error.where or PLAN_RECORD, problem=error.what))
-    return findings
-
-
-def _misreported(writer: CacheWriter, complete: CompleteRecord, modality: str) -> list[Finding]:
-    """Compare what the complete record says of units with what the records of the shards say."""
-    records = [load_shard(writer.store, modality, shard) for shard in range(writer.placement(modality).num_shards)]
-    unit_ids = UnitIds(writer.unit_ids(modality), None)
-    unreadable = {unit_ids[int(unit)]: why for record in records for unit, why in record.quarantined.items()}
-    problems = []
-    if complete.clipped.get(modality, 0) != sum(record.clipped for record in records):
-        problems.append(f"its count of clipped {modality} values is not that of the shards")
-    if any(complete.files.get(name) != entry for record in records for name, entry in record.files.items()):
-        problems.append(f"what it says of {modality} shards is not what their records say")
-    if complete.quarantined.get(modality, {}) != unreadable:
-        problems.append(f"its unreadable {modality} units are not those of the shards")
-    return [Finding(path=COMPLETE_RECORD, problem=problem) for problem in problems]
-
-
-def _readable(unit_ids_N16: npt.NDArray[np.uint8], quarantined: Mapping[str, str]) -> npt.NDArray[np.bool_]:
-    return np.array([unit_id not in quarantined for unit_id in UnitIds(unit_ids_N16, None)])
-
-
 def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
     """Refuse a cache that is not what its commit record says, as far as can be seen at little cost.
 
@@ -419,18 +389,21 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
     files = load_complete(store).files
     changed = store.changed(files)
     if hash_all or changed:
-        to_hash = recorded_files(store, store.list(), []) if hash_all else {name: files[name] for name in changed}
+        to_hash = recorded_files(store, store.list(), {}) if hash_all else {name: files[name] for name in changed}
         num_bytes = sum(entry.num_bytes for entry in to_hash.values())
         with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
             if hash_all:
-                report = verify_cache(cache.path, progress=bar.update)
+                found = verify_cache(cache.path, progress=bar.update)
                 # Other runs may be adding confidences at this moment; whoever reads those checks them.
-                findings = tuple(finding for finding in report.findings if finding.path in report.files)
-                report = replace(report, findings=findings)
+                findings = {name: problem for name, problem in found.findings.items() if name in found.files}
             else:
-                report = verify_files(store, to_hash, progress=bar.update)
-        if not report.is_sound:
-            raise describe_findings(report)
+                findings = {}
+                for name, entry in to_hash.items():
+                    if problem := file_problem(store, name, entry):
+                        findings[name] = problem
+                    bar.update(entry.num_bytes)
+        if findings:
+            raise describe_findings(VerifyReport(path=store.location, files=to_hash, findings=findings))
     if changed:
         store.vouch(changed)
     if not store.reads_whole:

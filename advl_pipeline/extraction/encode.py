@@ -39,7 +39,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
 from advl_pipeline.prefetch import Prefetcher, in_order
-from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
+from advl_pipeline.teachers.interface import EncodedBatch
 
 BATCHES_READY = 2
 """Batches that lie ready beside those that are being made ready."""
@@ -255,8 +255,13 @@ def _fastest(source: Source) -> int:
     longest = sorted(prepared, key=lambda unit: unit.num_tokens)[-_TRIED:]
     best, best_rate, size = SMALLEST, 0.0, SMALLEST
     while size <= LARGEST:
+        units = list(islice(cycle(longest), size))
         try:
-            rate = _rate(source, list(islice(cycle(longest), size)))
+            # The first pass of a size also pays for what a device prepares for it.
+            for _ in range(2):
+                began = time.perf_counter()
+                source.tower.encode(units).on_cpu()
+                rate = size / (time.perf_counter() - began)
         except torch.OutOfMemoryError:
             # Half of it did fit; half of that leaves room for units that are longer than those that were tried.
             return max(1, min(best, size // 4))
@@ -264,12 +269,3 @@ def _fastest(source: Source) -> int:
             break
         best, best_rate, size = size, rate, 2 * size
     return best
-
-
-def _rate(source: Source, units: Sequence[PreparedUnit]) -> float:
-    # The first pass of a size also pays for what a device prepares for it.
-    for _ in range(2):
-        began = time.perf_counter()
-        source.tower.encode(units).on_cpu()
-        seconds = time.perf_counter() - began
-    return len(units) / seconds

@@ -1,8 +1,9 @@
 """Features that people have already, taken into a cache: a detector's regions, and arrays filed under pictures.
 
-Regions are read by `extraction/regions.py`. Arrays lie in an HDF5 file, or in a folder of `.npy` or `.pt` files. They
-are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
-filed under. Two-dimensional arrays are token rows, and their mean is the global feature; others are global.
+Regions are read by `region_formats.py`; here is which file holds a picture, and by which name. Arrays lie in an HDF5
+file, or in a folder of `.npy` or `.pt` files. They are found by the name of a picture's file, with or without
+extension, and with as many of its folders as they are filed under. Two-dimensional arrays are token rows, and their
+mean is the global feature; others are global.
 
 Shapes: M token rows, D feature width.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +28,17 @@ from tqdm import tqdm
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import DatasetError, again
+from advl_pipeline.errors import ConfigError, DatasetError, again
 from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.given import require_source
-from advl_pipeline.extraction.region_formats import FoundFeatures
-from advl_pipeline.extraction.regions import RegionFiles, are_regions, found_features
+from advl_pipeline.extraction.region_formats import (
+    FoundFeatures,
+    Hdf5Regions,
+    PerPictureRegions,
+    RegionReader,
+    TsvRegions,
+    UniterRegions,
+)
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 _SUFFIXES = (".npy", ".pt")
@@ -37,6 +46,20 @@ _SUFFIXES = (".npy", ".pt")
 _HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
 
 _OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
+
+SPLIT = "{split}"
+"""Stands in a path for the split that the pictures are filed under."""
+
+Naming = Literal["stem", "number", "uniter"]
+"""number  "9": the number that ends the file's name (BUTD's TSV and HDF5).
+stem    "COCO_val2014_000000000009": the file's name without its suffix (LXMERT's TSV, files per picture).
+uniter  "coco_val2014_000000000009", "flickr30k_000000000009", "vcr_val_<stem>", "vcr_gt_val_<stem>"."""
+
+NAMINGS: tuple[Naming, ...] = get_args(Naming)
+
+_LAST_NUMBER = re.compile(r"(\d+)$")
+
+_COCO = re.compile(r"COCO_(?P<subtype>[a-z]+\d{4})_(?P<number>\d{12})")
 
 
 def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: ExitStack) -> ImportedTower:
@@ -265,3 +288,186 @@ def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
             next_command=again("make them anew by the program that wrote them, then give the same command again"),
         )
     return features
+
+
+class RegionFiles:
+    """Files of regions, one or one per split of the pictures.
+
+    Args:
+        path: `{split}` in it stands for each split.
+        prefix: of UNITER's names of VCR's pictures, before the split.
+        splits: that the pictures are filed under, such as ["train2014", "val2014"].
+        naming: how the files name pictures; None for the first way by which `first` is found.
+        first: a picture.
+        stack: closes the files.
+        ground_truth: they hold features of the dataset's own boxes, row by row.
+
+    Raises:
+        DatasetError: no such files, or `first` is not found.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prefix: str,
+        splits: Sequence[str],
+        naming: Naming | None,
+        first: ImageUnit,
+        stack: ExitStack,
+        ground_truth: bool = False,
+    ) -> None:
+        places = {split: Path(str(path).replace(SPLIT, split)) for split in splits}
+        readers = {place: open_regions(place, stack) for place in dict.fromkeys(places.values())}
+        self._files = [(f"{prefix}{split}_", readers[place]) for split, place in places.items()]
+        self._is_ground_truth = ground_truth
+        self._pictures: dict[tuple[str, str], Path] = {}
+
+        def is_found(by: Naming) -> bool:
+            try:
+                return any(name_of(first.path, by, vcr_prefix=before) in reader for before, reader in self._files)
+            except ConfigError:
+                return False  # The picture's name does not fit this way of naming.
+
+        named = naming or next((by for by in NAMINGS if is_found(by)), None)
+        if named is None:
+            raise DatasetError(
+                "A picture has no region features.",
+                where=str(path),
+                why=f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}",
+            )
+        self._naming: Naming = named
+
+    def regions(self, unit: ImageUnit) -> FoundFeatures:
+        """Read a picture from the file that holds it; where none does, the first one says what it misses.
+
+        Raises:
+            DatasetError: there are no regions, they are damaged or for another size, two pictures go by one name, or
+                ground-truth rows are not as many as the picture's boxes.
+        """
+        named = [
+            (before, name_of(unit.path, self._naming, vcr_prefix=before), reader) for before, reader in self._files
+        ]
+        holding = (entry for entry in named if len(named) == 1 or entry[1] in entry[2])
+        before, name, reader = next(holding, named[0])
+        if (other := self._pictures.setdefault((before, name), unit.path)) != unit.path:
+            raise DatasetError(
+                "Two pictures go by one name in region features.",
+                where=name,
+                why=f"{other} and {unit.path}",
+                next_command="give the pictures names of their own, in the region features too",
+            )
+        found = reader.read(name, width=unit.width, height=unit.height)
+        if not self._is_ground_truth:
+            return found
+        if len(found.values) != len(unit.boxes_R4):
+            raise DatasetError(
+                "Features of ground-truth boxes do not fit the dataset's boxes.",
+                where=name,
+                why=f"{len(found.values)} regions, the picture has {len(unit.boxes_R4)} boxes",
+            )
+        return replace(found, regions={**found.regions, "box_index": np.arange(len(found.values), dtype=np.int32)})
+
+
+def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit: ImageUnit) -> FoundFeatures:
+    """Return a picture's regions as a cache stores them: of the dataset's own boxes first, as UNITER joins them.
+
+    Raises:
+        DatasetError: as `RegionFiles.regions` says, or the picture has no region at all.
+    """
+    found = detected.regions(unit)
+    if ground_truth is not None:
+        found = join_regions(ground_truth.regions(unit), found)
+    if not len(found.values):
+        raise DatasetError("A picture has no region features.", where=str(unit.path), why="its entry has no region")
+    return found
+
+
+def join_regions(first: FoundFeatures, second: FoundFeatures) -> FoundFeatures:
+    """Return the regions of both, without confidences where one has none; raises `DatasetError` for two widths."""
+    if first.values.shape[1] != second.values.shape[1]:
+        raise DatasetError("Region features of two detectors cannot be joined.")
+    joined = {name: np.concatenate([rows, second.regions[name]]) for name, rows in first.regions.items()}
+    if any(len(part.values) and (part.regions["confidence"] < 0).all() for part in (first, second)):
+        joined["confidence"] = np.full_like(joined["confidence"], -1)
+    return FoundFeatures(values=np.concatenate([first.values, second.values]), regions=joined)
+
+
+def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
+    """Return a picture's name in a format.
+
+    Args:
+        naming: see `Naming`.
+        vcr_prefix: for UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
+
+    Raises:
+        ConfigError: the file's name does not fit the naming.
+    """
+    stem = picture.stem
+    if naming == "stem":
+        return stem
+    number = _LAST_NUMBER.search(stem)
+    if naming == "number" and number:
+        return str(int(number[1]))
+    if naming == "uniter":
+        if coco := _COCO.fullmatch(stem):
+            return f"coco_{coco['subtype']}_{coco['number']}"
+        if stem.isdecimal():
+            return f"flickr30k_{int(stem):012d}"
+        if vcr_prefix:
+            return vcr_prefix + stem
+    raise ConfigError(f"The naming {naming!r} does not fit a picture.", where=str(picture))
+
+
+def are_regions(source: Path, split: str) -> bool:
+    """Tell whether a source of an import is a detector's region features, and not arrays without boxes."""
+    path = Path(str(source).replace(SPLIT, split))
+    if path.is_dir():
+        return not any(file.suffix in (".npy", ".pt") for file in path.rglob("*"))
+    if path.suffix not in (".h5", ".hdf5"):
+        return path.suffix == ".tsv"
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "image_features" in file
+    except OSError:
+        return False
+
+
+def open_regions(path: Path, stack: ExitStack) -> RegionReader:
+    """Open region features.
+
+    Args:
+        path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.pkl` or `.json` beside it); folder with
+            `data.mdb`, or in which one folder has it, as UNITER's lie; or folder of `.npz` or `.json` files.
+        stack: closes the file.
+
+    Raises:
+        DatasetError: nothing of these is there.
+    """
+    if path.suffix == ".tsv":
+        return TsvRegions(path)
+    if path.suffix in (".h5", ".hdf5"):
+        return Hdf5Regions(path, stack)
+    found = sorted(file.parent for file in path.glob("*/data.mdb"))
+    if (path / "data.mdb").is_file():
+        return UniterRegions(path, stack)
+    if len(found) > 1:
+        raise DatasetError(
+            "Several LMDBs of region features lie in one folder.",
+            where=str(path),
+            why=", ".join(folder.name for folder in found),
+            next_command=f"name one of them, such as {found[0]}",
+        )
+    if found:
+        return UniterRegions(found[0], stack)
+    for suffix in (".npz", ".json"):
+        # Counts beside UNITER's LMDB are no features.
+        if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
+            return PerPictureRegions(path, suffix=suffix)
+    raise DatasetError(
+        "There are no region features in a known format.",
+        where=str(path),
+        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json, .npy or .pt files",
+    )

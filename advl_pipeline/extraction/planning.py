@@ -36,8 +36,8 @@ from advl_pipeline.teachers.interface import Teacher
 class Plan:
     """What an extraction will cost, per modality, and the room there is; empty where the plan was made before."""
 
-    estimates: tuple[Estimate, ...]
-    free_bytes: int | None
+    estimates: tuple[Estimate, ...] = ()
+    free_bytes: int | None = None
 
 
 def build_identity(
@@ -139,8 +139,8 @@ def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], 
         is_planned()
         return make_plan(config, store, sources, identity, provenance=provenance)
     if is_planned():
-        return Plan(estimates=(), free_bytes=None)
-    plan = Plan(estimates=(), free_bytes=None)
+        return Plan()
+    plan = Plan()
     with suppress(Overtaken):
         plan = make_plan(config, store, sources, identity, provenance=provenance)
     if not is_planned():

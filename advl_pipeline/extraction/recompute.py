@@ -21,7 +21,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
+from advl_pipeline.cache.verify import VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config, command_words, options_without
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths
@@ -123,7 +123,7 @@ def recompute(
     from advl_pipeline.extraction.sources import open_sources
 
     cache = open_cache(report.path)
-    findings = list(report.findings)
+    findings = dict(report.findings)
     worst = 0.0
     recomputed = 0
     for source in open_sources(config, teacher, dataset):
@@ -142,14 +142,11 @@ def recompute(
             recomputed += 1
             worst = max(worst, error)
             if error > tolerance:
-                findings.append(
-                    Finding(
-                        path=f"{source.modality}/tokens/values",
-                        problem=f"unit {unit_id} is not what the teacher gives: 1 - cosine {error:.2g} > {tolerance}",
-                    )
-                )
+                path = f"{source.modality}/tokens/values"
+                problem = f"unit {unit_id} is not what the teacher gives: 1 - cosine {error:.2g} > {tolerance}"
+                findings[path] = f"{findings[path]}; {problem}" if path in findings else problem
     return VerifyResult(
-        report=replace(report, findings=tuple(findings)),
+        report=replace(report, findings=findings),
         recomputed=recomputed,
         worst=worst,
     )

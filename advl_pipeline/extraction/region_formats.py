@@ -233,7 +233,7 @@ class RegionReader(ABC):
         """Read the regions of one picture.
 
         Args:
-            name: of the picture in this format, see `regions.Naming`.
+            name: of the picture in this format, see `imported.Naming`.
             width, height: of the picture in pixels; formats that store shares of the picture are scaled by them.
 
         Raises:
@@ -402,9 +402,26 @@ class PerPictureRegions(RegionReader):
         return str(self._path / f"{name}{self._suffix}")
 
     def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        # NumPy leaves a file open that it opened itself and found damaged.
-        with Path(self._where(name)).open("rb") as file:
-            return regions_of(_archived(file), size) if self._suffix == ".npz" else _of_json(file.read(), size)
+        path = Path(self._where(name))
+        if self._suffix == ".npz":
+            # NumPy leaves a file open that it opened itself and found damaged.
+            with path.open("rb") as file:
+                return regions_of(_archived(file), size)
+        try:
+            record = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise Malformed(f"not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise Malformed("not an object")
+        count = positive(record.get("num_boxes"), "num_boxes")
+        whole = record.get("image_box_feature")
+        return make_regions(
+            features_RF=decode_floats(record.get("features"), rows=count, what="features"),
+            boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
+            size=size,
+            stated_size=_stated_size(record),
+            whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
+        )
 
 
 def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
@@ -412,24 +429,6 @@ def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
         return read_array_archive(file, wanted=lambda name: name != "soft_labels")
     except DamagedArchive as error:
         raise Malformed(str(error)) from None
-
-
-def _of_json(raw: bytes, size: tuple[int, int]) -> FoundFeatures:
-    try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise Malformed("not an object")
-    count = positive(record.get("num_boxes"), "num_boxes")
-    whole = record.get("image_box_feature")
-    return make_regions(
-        features_RF=decode_floats(record.get("features"), rows=count, what="features"),
-        boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
-        size=size,
-        stated_size=_stated_size(record),
-        whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
-    )
 
 
 class UniterRegions(RegionReader):

@@ -112,7 +112,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
         raise describe_findings(report)
     return RepairResult(
         path=store.location,
-        findings=tuple((finding.path, finding.problem) for finding in first.findings),
+        findings=tuple(first.findings.items()),
         encoded_units=encoded,
         is_identical=all(report.files.get(path) == entry for path, entry in first.files.items()),
     )

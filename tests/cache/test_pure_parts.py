@@ -76,15 +76,8 @@ def near_misses(value: Any) -> list[Any]:
     return [*wrapped, None, str(value), [str(value)], f"{value} "]
 
 
-@given(settings_dicts)
-def test_a_tuple_counts_as_a_list(value: dict[str, Any]) -> None:
-    assert canonical_json(as_tuples(value)) == canonical_json(value)
-
-
-def as_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: as_tuples(item) for key, item in value.items()}
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+def test_a_tuple_counts_as_a_list() -> None:
+    assert canonical_json({"a": (1, ("b",))}) == canonical_json({"a": [1, ["b"]]})
 
 
 @pytest.mark.parametrize("value", [{"a": float("nan")}, {1: "a"}, {"a": {1, 2}}, {"a": np.float32(1)}, {"a": b"x"}])

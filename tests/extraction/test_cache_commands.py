@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import torch
 from commands import advl
 from safetensors.numpy import load_file
-from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+from tiny_extraction import TinyDataset, tiny_config, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache import identity
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
@@ -31,17 +30,9 @@ from advl_pipeline.extraction.recompute import recompute
 from advl_pipeline.extraction.run import import_features
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
-    tiny_extract(folder / "data", folder / "cache")
-    return folder
-
-
 @pytest.fixture
-def cache(pristine: Path, tmp_path: Path) -> Path:
-    shutil.copytree(pristine / "cache", tmp_path / "cache")
-    return tmp_path / "cache"
+def cache(cache_path: Path) -> Path:
+    return cache_path
 
 
 def test_info(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,8 +183,7 @@ def test_prune_removes_no_folder_that_is_no_cache(tmp_path: Path, capsys: pytest
     assert (tmp_path / "work/thesis.tex").read_text() == "years"
 
 
-def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
+def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(pristine: Path) -> None:
     script = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 4096))\n"
@@ -207,7 +197,7 @@ def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(tmp_p
         "    print(type(error).__name__, error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "cache"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, pristine / "cache"], capture_output=True, text=True, check=True
     )
     assert "StorageError" in done.stdout
     assert "ulimit -n" in done.stdout

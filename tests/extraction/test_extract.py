@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +55,9 @@ def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
         np.testing.assert_allclose(rows, expected.token_values[0].numpy(), atol=2e-3)
 
 
-def test_plain_zarr_reads_every_array(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    cache = open_cache(tmp_path / "cache")
-    group = zarr.open_group(tmp_path / "cache", mode="r")
+def test_plain_zarr_reads_every_array(pristine: Path) -> None:
+    cache = open_cache(pristine / "cache")
+    group = zarr.open_group(pristine / "cache", mode="r")
     for modality in ("image", "text"):
         store = cache.stores()[modality]
         starts, lengths = group[f"{modality}/tokens/starts"][:], group[f"{modality}/tokens/lengths"][:]
@@ -79,26 +79,24 @@ def test_plain_zarr_reads_every_array(tmp_path: Path) -> None:
         assert {name for name, _ in group.members()} == {"image", "text"}
 
 
-def test_same_command_again_does_nothing(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
-    again = tiny_extract(tmp_path / "data", tmp_path / "cache")
+def test_same_command_again_does_nothing(pristine: Path, cache_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in cache_path.rglob("*")}
+    again = tiny_extract(pristine / "data", cache_path)
     assert again.encoded_units == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in cache_path.rglob("*")} == before
 
 
-def test_workers_and_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "one", num_workers=1)
-    tiny_extract(tmp_path / "data", tmp_path / "four", num_workers=4)
-    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "four")
-    assert not (tmp_path / "one" / ".work").exists()
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_workers_and_runs_give_the_same_bytes(pristine: Path, tmp_path: Path, num_workers: int) -> None:
+    tiny_extract(pristine / "data", tmp_path / "other", num_workers=num_workers)
+    assert tree_bytes(tmp_path / "other") == tree_bytes(pristine / "cache")
+    assert not (tmp_path / "other" / ".work").exists()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_batch_size_changes_nothing_beyond_rounding(tmp_path: Path, batch_size: int) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "one")
-    tiny_extract(tmp_path / "data", tmp_path / "other", batch_size=batch_size)
-    one, other = open_cache(tmp_path / "one"), open_cache(tmp_path / "other")
+def test_batch_size_changes_nothing_beyond_rounding(pristine: Path, tmp_path: Path, batch_size: int) -> None:
+    tiny_extract(pristine / "data", tmp_path / "other", batch_size=batch_size)
+    one, other = open_cache(pristine / "cache"), open_cache(tmp_path / "other")
     for name, store in one.stores().items():
         ids = list(store.ids)
         np.testing.assert_allclose(
@@ -119,35 +117,30 @@ def test_batch_size_changes_nothing_beyond_rounding(tmp_path: Path, batch_size: 
         {"mixed_precision": "bf16"},
     ],
 )
-def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    before = tree_bytes(tmp_path / "cache")
+def test_other_settings_are_refused(pristine: Path, cache_path: Path, change: dict[str, Any]) -> None:
+    before = tree_bytes(cache_path)
     with pytest.raises(IdentityMismatch) as caught:
-        tiny_extract(tmp_path / "data", tmp_path / "cache", **change)
+        tiny_extract(pristine / "data", cache_path, **change)
     assert "asked for" in str(caught.value)
     command = list(caught.value.next_command.commands[1])
     assert command[:4] == ["advl", "extract", "--teacher", "tiny"]
     for option in ("dtype", "image_tokens", "mixed_precision"):
         if option in change:
             assert command[command.index("--" + option.replace("_", "-")) + 1] == change[option]
-    assert tree_bytes(tmp_path / "cache") == before
+    assert tree_bytes(cache_path) == before
 
 
-def test_moved_and_touched_files_are_accepted(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    (tmp_path / "data").rename(tmp_path / "moved")
-    (tmp_path / "cache").rename(tmp_path / "moved-cache")
-    for path in (tmp_path / "moved").iterdir():
-        path.touch()
+def test_moved_and_touched_files_are_accepted(pristine: Path, cache_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(pristine / "data", tmp_path / "moved", copy_function=shutil.copyfile)
+    cache_path.rename(tmp_path / "moved-cache")
     assert tiny_extract(tmp_path / "moved", tmp_path / "moved-cache").encoded_units == 0
 
 
-def test_expectation_of_the_reader(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    cache = open_cache(tmp_path / "cache", expect={"dataset": {"name": "tiny"}})
-    assert cache.identity_digest == digest(json.loads((tmp_path / "cache/identity.json").read_text()))
+def test_expectation_of_the_reader(pristine: Path) -> None:
+    cache = open_cache(pristine / "cache", expect={"dataset": {"name": "tiny"}})
+    assert cache.identity_digest == digest(json.loads((pristine / "cache/identity.json").read_text()))
     with pytest.raises(IdentityMismatch, match=r"dataset\.split"):
-        open_cache(tmp_path / "cache", expect={"dataset": {"split": "val"}})
+        open_cache(pristine / "cache", expect={"dataset": {"split": "val"}})
 
 
 def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
@@ -205,23 +198,21 @@ def test_full_disk_is_seen_before_it_is_full(tmp_path: Path, monkeypatch: pytest
     assert not list((tmp_path / "mine").iterdir())
 
 
-def test_a_link_in_the_place_of_the_work_folder_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_work_folder_is_not_followed(pristine: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "claims").mkdir(parents=True)
     (tmp_path / "elsewhere" / "claims" / "plan").write_text("mine", encoding="utf-8")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".work").symlink_to(tmp_path / "elsewhere")
     before = tree_bytes(tmp_path / "elsewhere")
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    tiny_extract(pristine / "data", tmp_path / "cache")
     assert tree_bytes(tmp_path / "elsewhere") == before
-    tiny_extract(tmp_path / "data", tmp_path / "other")
-    assert tree_bytes(tmp_path / "cache") == tree_bytes(tmp_path / "other")
+    assert tree_bytes(tmp_path / "cache") == tree_bytes(pristine / "cache")
 
 
-def test_confidences_that_cannot_be_written_are_an_error_of_the_extraction(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
-    (tmp_path / "cache" / "confidence").write_text("in the way", encoding="utf-8")
+def test_confidences_that_cannot_be_written_are_an_error_of_the_extraction(pristine: Path, cache_path: Path) -> None:
+    (cache_path / "confidence").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
-        tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=True)
+        tiny_extract(pristine / "data", cache_path, confidence=True)
 
 
 def test_progress_lines(tmp_path: Path) -> None:
@@ -280,10 +271,9 @@ def test_impossible_numbers_are_refused_before_anything_is_encoded(tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_other_stored_dtypes(tmp_path: Path, dtype: str) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "half")
-    tiny_extract(tmp_path / "data", tmp_path / "other", dtype=dtype)
-    half, other = open_cache(tmp_path / "half").text, open_cache(tmp_path / "other").text
+def test_other_stored_dtypes(pristine: Path, tmp_path: Path, dtype: str) -> None:
+    tiny_extract(pristine / "data", tmp_path / "other", dtype=dtype)
+    half, other = open_cache(pristine / "cache").text, open_cache(tmp_path / "other").text
     assert half is not None
     assert other is not None
     ids = list(half.ids)
@@ -293,10 +283,9 @@ def test_other_stored_dtypes(tmp_path: Path, dtype: str) -> None:
     assert other.padded_tokens(other.positions(ids))[0].dtype == np.dtype(dtype)
 
 
-def test_unfinished_cache_is_not_opened(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache")
-    (tmp_path / "cache/records/complete.json").unlink()
+def test_unfinished_cache_is_not_opened(pristine: Path, cache_path: Path) -> None:
+    (cache_path / "records/complete.json").unlink()
     with pytest.raises(CorruptCache, match="not finished"):
-        open_cache(tmp_path / "cache")
+        open_cache(cache_path)
     with pytest.raises(ConfigError, match="no cache"):
-        open_cache(tmp_path / "data")
+        open_cache(pristine / "data")

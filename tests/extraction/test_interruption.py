@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +11,11 @@ import pytest
 from chaos import kill_and_resume, make_job, reference_run, started_writing
 from tiny_extraction import tiny_config, tree_bytes
 
+from advl_pipeline.cache.commands import run_prune
+from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, InUse
 from advl_pipeline.extraction.run import run_extract
 
 
@@ -102,19 +102,12 @@ def test_a_second_process_on_the_same_shards_is_refused(
     assert re.search(
         rf"Another process is writing this cache(?s:.)*process {running.process.pid} on", refused.messages()
     )
-    code, said = prune_all(folder / output)
-    assert code == 7
-    assert "Another process is writing this cache" in said
+    with pytest.raises(InUse, match="Another process is writing this cache"):
+        run_prune(PruneConfig(cache=folder / output, all=True))
     running.send(signal.SIGKILL)
     running.wait()
     make_job(folder, output, delay=0).finish()
     assert tree_bytes(folder / output) == files
-
-
-def prune_all(cache: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "advl_cli", "cache", "prune", str(cache), "--all"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])

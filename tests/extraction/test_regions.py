@@ -21,8 +21,8 @@ from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.imported import RegionFiles, join_regions, name_of, open_regions
 from advl_pipeline.extraction.region_formats import make_regions, read_numbers
-from advl_pipeline.extraction.regions import RegionFiles, join_regions, name_of, open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZE = {"width": 640, "height": 480}

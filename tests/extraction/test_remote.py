@@ -12,17 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos import make_job
-from objects import objects, spoil
+from objects import objects, spoil, upload
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache.commands import run_info, run_prune
 from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
-from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
 from advl_pipeline.locations import Url, parse_location
+
+
+@pytest.fixture
+def finished(url: Url, pristine: Path) -> Url:
+    """Where a finished cache lies."""
+    upload(url, tree_bytes(pristine / "cache"))
+    return url
 
 
 def batches(ids: list[str], size: int, *, seed: int) -> list[list[str]]:
@@ -91,8 +98,8 @@ def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, changes: di
         open_cache(url, disk_cache=DiskCacheConfig(folder=tmp_path / "none", max_bytes=10))
 
 
-def test_shards_are_fetched_before_they_are_read(url: Url, tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", url)
+def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) -> None:
+    url = finished
     here = tmp_path / "disk-cache/reading"
 
     def shards(array: str) -> set[str]:
@@ -122,8 +129,8 @@ def test_shards_are_fetched_before_they_are_read(url: Url, tmp_path: Path) -> No
     assert shards("text/tokens/values") == every
 
 
-def test_what_goes_wrong_ahead_is_told_when_it_is_read(url: Url, tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", url)
+def test_what_goes_wrong_ahead_is_told_when_it_is_read(finished: Url, tmp_path: Path) -> None:
+    url = finished
     name = "text/tokens/values/c/2/0"
     content = ObjectStore(url).get(name)
     spoil(url, name, content[:-1] + b"x")
@@ -138,18 +145,18 @@ def test_what_goes_wrong_ahead_is_told_when_it_is_read(url: Url, tmp_path: Path)
     assert len(text.token_features(ids)[1]) == len(ids)
 
 
-def test_damage_in_the_store_is_found(url: Url, tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", url)
+def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
+    url = finished
     name = "text/tokens/values/c/1/0"
     content = ObjectStore(url).get(name)
     spoil(url, name, content[:7] + bytes([content[7] ^ 1]) + content[8:])
-    assert [finding.path for finding in verify_cache(url).findings] == [name]
+    assert list(verify_cache(url).findings) == [name]
     text = open_cache(url).text
     assert text is not None
     with pytest.raises(CorruptCache, match="content changed"):
         text.token_features(list(text.ids))
     spoil(url, name, content[:-1])
-    assert [finding.path for finding in verify_cache(url).findings] == [name]
+    assert list(verify_cache(url).findings) == [name]
     with pytest.raises(CorruptCache, match=name):
         open_cache(url)
     spoil(url, name, content)
@@ -163,7 +170,7 @@ def test_damage_in_the_store_is_found(url: Url, tmp_path: Path) -> None:
     assert again is not None
     np.testing.assert_array_equal(again.token_features(list(again.ids))[0], values)
     spoil(url, "text/stray", b"x")
-    assert [finding.path for finding in verify_cache(url).findings] == ["text/stray"]
+    assert list(verify_cache(url).findings) == ["text/stray"]
     ObjectStore(url).delete("records/complete.json")
     with pytest.raises(CorruptCache, match="not finished"):
         open_cache(url)
@@ -230,8 +237,8 @@ def test_urls_that_are_refused(text: str) -> None:
     assert "SESAME" not in str(caught.value)
 
 
-def test_file_url_is_a_folder(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "a b")
+def test_file_url_is_a_folder(cache_path: Path, tmp_path: Path) -> None:
+    cache_path.rename(tmp_path / "a b")
     assert open_cache((tmp_path / "a b").as_uri()).path == tmp_path / "a b"
 
 
@@ -244,9 +251,8 @@ def read_in_fork(store: ObjectStore, answers: SimpleQueue[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")
-def test_a_forked_process_is_told_instead_of_waiting_forever(url: Url, tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", url)
-    store = ObjectStore(url)
+def test_a_forked_process_is_told_instead_of_waiting_forever(finished: Url) -> None:
+    store = ObjectStore(finished)
     store.get("identity.json")
     context = multiprocessing.get_context("fork")
     answers: SimpleQueue[str] = context.SimpleQueue()

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 from chaos import make_job
-from objects import objects
+from objects import objects, upload
 from obstore.exceptions import BaseError
 from s3_faults import Fault, serve_faults
 from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import object_store
+from advl_pipeline.cache import stores
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
@@ -46,23 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_PAUSE_SECONDS", PAUSE_SECONDS)
-
-
-def extraction(folder: Path, url: Url, environment: dict[str, str], tmp_path: Path) -> Any:
-    """Describe the extraction as a process that reaches the store by `environment`."""
-    job = make_job(tmp_path, "remote", delay=0.0, batch_size=8, shard_rows=64, folds=5)
-    job.settings["config"]["output"] = str(url)
-    job.settings.update({"folder": str(folder / "data"), "dataset": SMALL, "environment": environment})
-    job.settings["first_pause_seconds"] = PAUSE_SECONDS
-    return job
+    monkeypatch.setattr(stores, "FIRST_PAUSE_SECONDS", PAUSE_SECONDS)
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_extraction_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, fault: Fault) -> None:
-    with serve_faults(s3_server, fault) as store:
-        running = extraction(folder, url, store.environment, tmp_path).start()
-        assert running.wait() == 0, running.messages()
+def test_extraction_goes_on(folder: Path, url: Url, s3_server: S3Server, fault: Fault) -> None:
+    with serve_faults(s3_server, fault) as store, environment_of(store.environment):
+        tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
         assert store.num_faults > 20
     assert verify_cache(url).is_sound
     assert objects(url) == tree_bytes(folder / "cache")
@@ -70,7 +60,7 @@ def test_extraction_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_pat
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_reading_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, fault: Fault) -> None:
-    tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
+    upload(url, tree_bytes(folder / "cache"))
     local = open_cache(folder / "cache").text
     assert local is not None
     ids = list(local.ids)
@@ -89,9 +79,9 @@ def test_reading_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: 
 def test_a_store_that_stays_ill_is_named(
     folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    tiny_extract(folder / "data", url, dataset=SMALL)
-    monkeypatch.setattr(object_store, "_STALLED_SECONDS", 1)
-    monkeypatch.setattr(object_store, "_RETRY_SECONDS", 3)
+    upload(url, tree_bytes(folder / "cache"))
+    monkeypatch.setattr(stores, "_STALLED_SECONDS", 1)
+    monkeypatch.setattr(stores, "_RETRY_SECONDS", 3)
     with serve_faults(s3_server, fault, every=1, spared=10_000) as store, environment_of(store.environment):
         text = open_cache(url).text
         assert text is not None
@@ -116,7 +106,7 @@ def test_cut_answers_are_asked_for_again_as_often_as_the_library_asks(url: Url, 
             raise error
         return "whole"
 
-    store = object_store.ObjectStore(url)
+    store = stores.ObjectStore(url)
     if num_cut == 5:
         assert store._ask("name", request) == "whole"
         return
@@ -128,8 +118,11 @@ def test_cut_answers_are_asked_for_again_as_often_as_the_library_asks(url: Url, 
 def test_extraction_stops_with_a_message_and_resumes(
     folder: Path, url: Url, s3_server: S3Server, tmp_path: Path
 ) -> None:
+    job = make_job(tmp_path, "remote", delay=0.0, batch_size=8, shard_rows=64, folds=5)
+    job.settings["config"]["output"] = str(url)
+    job.settings.update({"folder": str(folder / "data"), "dataset": SMALL, "first_pause_seconds": PAUSE_SECONDS})
     with serve_faults(s3_server, "503", every=1, spared=40) as store:
-        job = extraction(folder, url, store.environment, tmp_path)
+        job.settings["environment"] = store.environment
         running = job.start()
         assert running.wait() == 7, running.messages()
         assert "503 Service" in running.messages()

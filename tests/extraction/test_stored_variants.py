@@ -27,12 +27,11 @@ from advl_pipeline.teachers.text_units import fit_split_prior
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `data` and the caches `plain` and `selected`; never to be changed."""
-    folder = tmp_path_factory.mktemp("variants")
-    tiny_extract(folder / "data", folder / "plain")
-    tiny_extract(folder / "data", folder / "selected", select_tokens=0.4)
-    return folder
+def selected(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with some of the tokens; never to be changed."""
+    cache = tmp_path_factory.mktemp("variants") / "cache"
+    tiny_extract(pristine / "data", cache, select_tokens=0.4)
+    return cache
 
 
 def compressed_in_0_2(source: Path, target: Path) -> Path:
@@ -50,9 +49,9 @@ def compressed_in_0_2(source: Path, target: Path) -> Path:
 
 
 def test_compressed_caches_of_version_0_2_are_refused_with_the_way_out(
-    variants: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pristine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = compressed_in_0_2(variants / "plain", tmp_path / "cache")
+    cache = compressed_in_0_2(pristine / "cache", tmp_path / "cache")
     before = tree_bytes(cache)
     for words in (
         ["verify", cache],
@@ -72,14 +71,14 @@ def test_compressed_caches_of_version_0_2_are_refused_with_the_way_out(
 
 
 def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_any_more(
-    variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = Path(shutil.copytree(variants / "plain", tmp_path / "cache"))
+    cache = Path(shutil.copytree(pristine / "cache", tmp_path / "cache"))
     for name in ("records/plan.json", "records/provenance.json", "zarr.json"):
         (cache / name).unlink()
-    opened = (tiny_teacher(), TinyDataset(variants / "data"))
+    opened = (tiny_teacher(), TinyDataset(pristine / "data"))
     monkeypatch.setattr(run, "open_inputs", lambda config: opened)
-    made = open_cache(variants / "plain").provenance
+    made = open_cache(pristine / "cache").provenance
     old = {**made, "config": {**made["config"], "compression": "none"}}
     (cache / "records/provenance.json").write_bytes(render_json(old))
     assert not run_repair(RepairConfig(cache=cache)).is_identical
@@ -87,10 +86,10 @@ def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_a
     assert open_cache(cache).provenance == old
 
 
-def test_kept_rows_are_those_of_the_rarest_words(variants: Path) -> None:
-    dataset = TinyDataset(variants / "data")
+def test_kept_rows_are_those_of_the_rarest_words(pristine: Path, selected: Path) -> None:
+    dataset = TinyDataset(pristine / "data")
     prior = fit_split_prior(dataset)
-    full, kept = open_cache(variants / "plain").text, open_cache(variants / "selected").text
+    full, kept = open_cache(pristine / "cache").text, open_cache(selected).text
     assert full is not None
     assert kept is not None
     for unit in dataset.text_units():
@@ -111,33 +110,33 @@ def test_kept_rows_are_those_of_the_rarest_words(variants: Path) -> None:
         full.kept_tokens(ids)
 
 
-def test_selection_is_part_of_the_identity(variants: Path) -> None:
-    cache = open_cache(variants / "selected")
+def test_selection_is_part_of_the_identity(pristine: Path, selected: Path) -> None:
+    cache = open_cache(selected)
     assert cache.kept_share == 0.4
-    assert open_cache(variants / "plain").kept_share is None
+    assert open_cache(pristine / "cache").kept_share is None
     for share in (None, 0.5):
         with pytest.raises(IdentityMismatch, match=r"kept_tokens"):
-            tiny_extract(variants / "data", variants / "selected", select_tokens=share)
-    report = verify_cache(variants / "selected")
+            tiny_extract(pristine / "data", selected, select_tokens=share)
+    report = verify_cache(selected)
     assert report.is_sound
-    config = tiny_config(variants / "selected", select_tokens=0.4)
-    checked = recompute(report, config, tiny_teacher(), TinyDataset(variants / "data"), count=5, seed=0)
+    config = tiny_config(selected, select_tokens=0.4)
+    checked = recompute(report, config, tiny_teacher(), TinyDataset(pristine / "data"), count=5, seed=0)
     assert checked.report.is_sound
     assert checked.recomputed > 5
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
-def test_senseless_shares_are_refused(variants: Path, tmp_path: Path, share: float) -> None:
+def test_senseless_shares_are_refused(pristine: Path, tmp_path: Path, share: float) -> None:
     with pytest.raises(ConfigError, match="must be above 0, at most 1"):
-        tiny_extract(variants / "data", tmp_path / "cache", select_tokens=share)
+        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=share)
 
 
-def test_pictures_alone_have_no_words(variants: Path, tmp_path: Path) -> None:
+def test_pictures_alone_have_no_words(pristine: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no text tokens"):
-        tiny_extract(variants / "data", tmp_path / "cache", select_tokens=0.3, modality="image")
+        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=0.3, modality="image")
 
 
-def test_a_share_of_words_needs_the_words_of_the_whole_text(variants: Path, tmp_path: Path) -> None:
+def test_a_share_of_words_needs_the_words_of_the_whole_text(pristine: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="where its question is not read"):
-        tiny_extract(variants / "data", tmp_path / "cache", select_tokens=0.3, text_units="candidate")
+        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=0.3, text_units="candidate")
     assert not (tmp_path / "cache").exists()

@@ -150,7 +150,7 @@ def kill_and_resume(
         raise AssertionError(f"killed after {moment:.3f} s, resumed differently: {different[:5]}")
     report = verify_cache(job.output)
     if not report.is_sound:
-        raise AssertionError(f"killed after {moment:.3f} s, not sound: {report.findings[:5]}")
+        raise AssertionError(f"killed after {moment:.3f} s, not sound: {list(report.findings.items())[:5]}")
     return moment, committed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advl_pipeline.cache.confidence import write_confidence
-from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.locations import Url
 
 

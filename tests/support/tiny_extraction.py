@@ -25,7 +25,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from advl_cli.main import main
-from advl_pipeline.cache import object_store
+from advl_pipeline.cache import stores
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
@@ -281,7 +281,7 @@ def run_settings(path: str, log: str) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
     torch.set_num_threads(1)
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    object_store.FIRST_PAUSE_SECONDS = settings.get("first_pause_seconds", object_store.FIRST_PAUSE_SECONDS)
+    stores.FIRST_PAUSE_SECONDS = settings.get("first_pause_seconds", stores.FIRST_PAUSE_SECONDS)
     os.environ.update(settings.get("environment", {}))
     if "file_size_limit" in settings:
         sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.

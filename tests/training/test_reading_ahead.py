@@ -14,7 +14,7 @@ from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
-from advl_pipeline.cache.reader import Readahead, open_cache
+from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
@@ -40,13 +40,13 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     prior = fit_word_prior(candidate.text for example in (dataset[0], dataset[1]) for candidate in example.candidates)
     source = SignalSource(teachers, prior=prior, target_norm="standardise")
     begun: list[int] = []
-    original = Readahead.begin_epoch
+    original = FeatureStore.begin_epoch
 
-    def count(self: Readahead) -> None:
+    def count(self: FeatureStore) -> None:
         begun.append(id(self))
         original(self)
 
-    monkeypatch.setattr(Readahead, "begin_epoch", count)
+    monkeypatch.setattr(FeatureStore, "begin_epoch", count)
     num_examples, num_epochs = len(dataset), 3
     order = ExampleOrder(num_examples, batch_size=1, accumulate=1, seed=0)
     batches = training_batches(
