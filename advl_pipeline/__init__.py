@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
     from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
     from advl_pipeline.distillation.distiller import distance
-    from advl_pipeline.evaluation.answering import AnsweringRun
+    from advl_pipeline.evaluation.predict import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
     from advl_pipeline.extraction.run import ExtractResult
@@ -191,7 +191,7 @@ def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> Answering
     """
     from pathlib import Path
 
-    from advl_pipeline.evaluation.answering import open_run
+    from advl_pipeline.evaluation.predict import open_run
 
     return open_run(Path(path), device=device)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict, to_plain
-from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
@@ -53,14 +53,14 @@ def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]
     if choice := student_choice(config):
         click.echo(choice, err=True)
     if dry_run or measure:
-        from advl_pipeline.reporting.forecast_text import forecast_as_text
+        from advl_pipeline.reporting.tables import forecast_as_text
         from advl_pipeline.studies.forecast import forecast_study
 
         forecast = forecast_study(config, measure=measure)
         yield config_to_dict(forecast)
         click.echo(forecast_as_text(forecast))
         return
-    from advl_pipeline.reporting.formats import as_json, as_text
+    from advl_pipeline.reporting.tables import as_json, as_text
     from advl_pipeline.studies.run import Failure, run_study
 
     failures: list[Failure] = []
@@ -87,9 +87,6 @@ def report(config: ReportConfig) -> Iterator[Any]:
     advl report runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
-    from advl_pipeline.reporting.given import require_given
-
-    require_given(config)
     from advl_pipeline.reporting.report import run_report
 
     result = run_report(config)

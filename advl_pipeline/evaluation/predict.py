@@ -1,4 +1,4 @@
-"""Scores of a finished run on examples: the student and its head alone, no teacher anywhere.
+"""Scores of a finished run on examples, and its answer to one question: the student and its head alone, no teacher.
 
 Whether a student uses the picture is seen where the same items are scored with other pictures of the test set, with
 ones that show nothing (`StudentBatch.blanked`), or by the text alone (`encode(..., mask_visual=True)`).
@@ -7,6 +7,9 @@ Shapes: B examples, C candidates, K classes.
 
 from __future__ import annotations
 
+import io
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -17,24 +20,44 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import nn
 
+from advl_pipeline.atomic import write_bytes
 from advl_pipeline.compute import (
+    AUTO,
     ComputeConfig,
     MixedPrecision,
     allow_tf32,
     num_threads,
     open_device,
     precision,
+    resolved,
 )
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError, leave_out
+from advl_pipeline.datasets.own.columns import compose
+from advl_pipeline.datasets.pictures import picture_size
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import (
+    MULTIPLE_CHOICE_TASKS,
+    Candidate,
+    Example,
+    ImageUnit,
+    Task,
+    head_name,
+    picture_unit_id,
+)
+from advl_pipeline.errors import ConfigError, DatasetError, leave_out
 from advl_pipeline.evaluation.given import require_finished
+from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.prefetch import Prefetcher, in_order
+from advl_pipeline.runs import names
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.given import open_region_caches
 from advl_pipeline.training.heads import load_heads
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 from advl_pipeline.training.targets import shape_logits
 
 View = Literal["shown", "swapped", "blanked", "removed"]
@@ -218,3 +241,124 @@ def _cycle(images: Sequence[ImageUnit], generator: np.random.Generator) -> dict[
     order = generator.permutation(len(images))
     following = np.roll(order, -1)
     return {images[a].unit_id: images[b] for a, b in zip(order.tolist(), following.tolist(), strict=True)}
+
+
+Picture = str | os.PathLike[str] | bytes | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a run answers: the text, and the logit of every answer that it could choose from."""
+
+    text: str
+    logits: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringRun:
+    """A finished run that answers questions.
+
+    `answers` are the classes or open answers that it knows; none where it chooses. `finished` is its student.
+    """
+
+    path: Path
+    task: Task
+    answers: tuple[str, ...]
+    finished: FinishedRun
+
+    def answer(self, picture: Picture, question: str, choices: Sequence[str] = ()) -> Answer:
+        """Answer one question about one picture.
+
+        Args:
+            picture: its file, its bytes, or an image of Pillow.
+            question: or the text that is to be judged, of a run that learned classes.
+            choices: to choose from, of a run that learned to choose; other runs answer from `answers`.
+
+        Raises:
+            ConfigError: choices are missing, or given to a run that takes none.
+            DatasetError: the picture cannot be read.
+        """
+        chooses = self.task in MULTIPLE_CHOICE_TASKS
+        if chooses and len(set(choices)) < 2:
+            raise ConfigError(
+                "The run chooses among choices, and there are not two different ones.",
+                where=str(self.path),
+                why=f"got {list(choices)}",
+                next_command="give two choices or more: answer(picture, question, choices)",
+            )
+        if choices and not chooses:
+            raise ConfigError(
+                "The run answers with the classes that it learned, not with choices.",
+                where=str(self.path),
+                why=f"it knows {', '.join(self.answers[:5])}{', ...' if len(self.answers) > 5 else ''}",
+                next_command="leave out choices: answer(picture, question)",
+            )
+        candidates = [compose([question], choice, 0) for choice in choices] or [compose([], question, 0)]
+        with tempfile.TemporaryDirectory() as folder:
+            example = Example(
+                example_id="question",
+                task=self.task,
+                image=_unit(picture, Path(folder)),
+                candidates=tuple(candidates),
+                label=None,
+            )
+            ((logits,),) = self.finished.scores([example], batch_size=1)
+        texts = tuple(choices) or self.answers
+        chosen = int(first_maximum(logits[None], [question])[0])
+        return Answer(text=texts[chosen], logits=dict(zip(texts, logits.tolist(), strict=True)))
+
+
+def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
+    """Load a finished run to ask it questions.
+
+    Args:
+        path: its folder.
+        device: where it computes, such as cpu or cuda:0.
+
+    Raises:
+        ConfigError: the folder holds no run, or one that learned tasks of several heads.
+        WeightsUnavailable: the run is not finished.
+    """
+    finished = load_run(path, resolved(ComputeConfig(device=device, num_workers=1)))
+    trained_on = read_config(path)
+    splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
+    use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
+    finished.student.cut_texts()
+    heads = read_json(path / names.HEADS)
+    if len(heads) != 1:
+        raise ConfigError(
+            "The run learned several tasks, so it is not plain which of them a question is of.",
+            where=str(path),
+            why=", ".join(sorted(heads)),
+            next_command="score it with `evaluate`, or train a run of one task",
+        )
+    ((name, facts),) = heads.items()
+    # Tasks that choose share a head, whichever of them the run learned.
+    task: Task = "choice" if name == head_name("choice") else facts["task"]
+    return AnsweringRun(path=path, task=task, answers=finished.label_names[name], finished=finished)
+
+
+def _unit(picture: Picture, folder: Path) -> ImageUnit:
+    """Return a picture without boxes; one in memory is written into the folder first."""
+    if isinstance(picture, Image.Image):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        picture = file.getvalue()
+    if isinstance(picture, bytes):
+        path = folder / "picture"
+        write_bytes(path, picture)
+    else:
+        path = Path(picture)
+    try:
+        width, height = picture_size(path, str(path))
+    except Malformed as error:
+        raise DatasetError(
+            "The picture cannot be read.", where=str(path), why=str(error), next_command="give another picture"
+        ) from None
+    return ImageUnit(
+        unit_id=picture_unit_id(path),
+        path=path,
+        width=width,
+        height=height,
+        boxes_R4=np.zeros((0, 4), dtype=np.float32),
+    )

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
@@ -33,8 +34,8 @@ from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
-from advl_pipeline.evaluation.prediction_files import malformed, read_csv_rows, read_vqa_results, require_same_ids
-from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrix
+from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices
+from advl_pipeline.evaluation.scoring import malformed, read_csv_rows, read_vqa_results, require_same_ids
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
@@ -66,13 +67,16 @@ def write_vcr_submission(
     Raises:
         DatasetError: a score is not finite or an id occurs twice.
     """
+    for name in annot_ids:
+        if not name.rpartition("-")[2].isdecimal():
+            raise DatasetError("A VCR id has no number.", where=name, why="expected an id such as test-12")
     rows = [
         (name, np.concatenate([answers, rationales.reshape(-1)]))
         for name, answers, rationales in zip(annot_ids, answer_scores_NC, rationale_scores_NAC, strict=True)
     ]
-    rows.sort(key=lambda row: _number_of(row[0]))
+    rows.sort(key=lambda row: (int(row[0].rpartition("-")[2]), row[0]))
     # str() of a NumPy number is the shortest text that reads back as the same number.
-    _write_csv(path, VCR_COLUMNS, ([name, *map(str, scores)] for name, scores in rows))
+    _write_csv(path, VCR_COLUMNS, [[name, *map(str, scores)] for name, scores in rows])
     check_vcr_submission(path, annot_ids)
 
 
@@ -123,8 +127,7 @@ def write_snli_ve_predictions(path: Path, labels: Mapping[str, str]) -> None:
     Raises:
         DatasetError: it does not read back as it was meant.
     """
-    _write_csv(path, ("pairID", "label"), labels.items())
-    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], labels)
+    _write_csv(path, ("pairID", "label"), list(labels.items()))
 
 
 def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> None:
@@ -136,29 +139,22 @@ def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> No
     Raises:
         DatasetError: it does not read back as it was meant.
     """
-    written = [(_as_text(name), place, _as_text(text)) for name, (place, text) in rows.items()]
+    written = [(_as_text(name), str(place), _as_text(text)) for name, (place, text) in rows.items()]
     _write_csv(path, ("id", "index", "prediction"), written)
-    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], [name for name, _, _ in written])
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], [row[0] for row in rows])
 
 
 def _as_text(cell: str) -> str:
     """Return a cell that no spreadsheet takes for a formula; numbers stay as they are."""
     return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_finite(cell) else cell
-
-
-def _number_of(annot_id: str) -> tuple[int, str]:
-    number = annot_id.rpartition("-")[2]
-    if not number.isdecimal():
-        raise DatasetError("A VCR id has no number.", where=annot_id, why="expected an id such as test-12")
-    return int(number), annot_id
 
 
 def _is_finite(cell: str) -> bool:
@@ -214,9 +210,23 @@ def run_predict(config: PredictConfig) -> PredictResult:
     dataset = open_as_trained(
         config, finished, trained_on, dataset=name, split=split, conditioning=conditioning, tasks=learned
     )
-    predict = _predict_vcr if is_vcr else _predict_classes if is_benchmark else _predict_own
     make_folder(path.parent)
-    num_items = predict(config, finished, dataset, path)
+    if is_vcr:
+        num_items = _predict_vcr(config, finished, dataset, path)
+    else:
+        rows = dict[str, tuple[int, str]]()
+        for task in dataset.tasks:
+            label_names = finished.label_names[task] if is_benchmark else dataset.label_names(task)
+            for part in example_parts(dataset):
+                examples = [example for example in part if example.task == task]
+                rows |= _predicted(config, finished, examples, label_names) if examples else {}
+        num_items = len(rows)
+        if not is_benchmark:
+            write_own_predictions(path, rows)
+        elif dataset.tasks == ("vqa",):
+            write_vqa_submission(path, {int(name): text for name, (_, text) in rows.items()})
+        else:
+            write_snli_ve_predictions(path, {name: text for name, (_, text) in rows.items()})
     num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))
     return PredictResult(path=path, dataset=name, split=split, num_items=num_items, num_cut=num_cut)
 
@@ -227,57 +237,27 @@ def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedD
     annot_ids = [question_of(name) for name in dataset.example_ids[::per_question]]
     answers, rationales = [], []
     for part in example_parts(dataset, multiple_of=per_question):
-        answers.append(score_matrix(finished, part[::per_question], config.batch_size))
+        answers.append(score_matrices(finished, part[::per_question], config.batch_size)[0])
         conditioned = [example for index, example in enumerate(part) if index % per_question]
-        scores = score_matrix(finished, conditioned, config.batch_size)
+        scores = score_matrices(finished, conditioned, config.batch_size)[0]
         rationales.append(scores.reshape(-1, NUM_CHOICES, NUM_CHOICES))
     write_vcr_submission(path, annot_ids, np.concatenate(answers), np.concatenate(rationales))
     return len(annot_ids)
 
 
-def _predict_classes(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
-    (task,) = dataset.tasks
-    called: dict[str, str] = {}
-    generates = config.generate and task == "vqa"
-    for part in example_parts(dataset):
-        ids = [example.example_id for example in part]
-        if generates:
-            called |= zip(ids, finished.generated(part, batch_size=config.batch_size), strict=True)
-        else:
-            called |= predicted_names(
-                ids, score_matrix(finished, part, config.batch_size), finished.label_names[task]
-            )
-    if task == "vqa":
-        write_vqa_submission(path, {int(question_id): answer for question_id, answer in called.items()})
-    else:
-        write_snli_ve_predictions(path, called)
-    return len(called)
-
-
-def _predict_own(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
-    """Name the answer to each item of one's own data: a class, or a choice by its position and its text."""
-    rows: dict[str, tuple[int, str]] = {}
-    for task in dataset.tasks:
-        names = dataset.label_names(task)
-        for part in example_parts(dataset):
-            examples = [example for example in part if example.task == task]
-            if not examples:
-                continue
-            ids = [example.example_id for example in examples]
-            chosen = first_maximum(score_matrix(finished, examples, config.batch_size), ids).tolist()
-            for example, place in zip(examples, chosen, strict=True):
-                if names:
-                    rows[example.example_id] = (place, names[place])
-                else:
-                    candidate = example.candidates[place]
-                    rows[example.example_id] = (place, candidate.text[candidate.answer_start :])
-    write_own_predictions(path, rows)
-    return len(rows)
-
-
-def predicted_names(
-    example_ids: Sequence[str], scores_NK: npt.NDArray[np.floating], label_names: tuple[str, ...]
-) -> Mapping[str, str]:
-    """Return example id -> name of the class with the first maximum."""
-    chosen = first_maximum(scores_NK, example_ids).tolist()
-    return {name: label_names[label] for name, label in zip(example_ids, chosen, strict=True)}
+def _predicted(
+    config: PredictConfig, finished: FinishedRun, examples: Sequence[Example], label_names: Sequence[str]
+) -> dict[str, tuple[int, str]]:
+    """Return example id -> the place of its answer among classes or choices, and its text."""
+    ids = [example.example_id for example in examples]
+    if config.generate and examples[0].task == "vqa":
+        texts = finished.generated(examples, batch_size=config.batch_size)
+        return {name: (0, text) for name, text in zip(ids, texts, strict=True)}
+    chosen = first_maximum(score_matrices(finished, examples, config.batch_size)[0], ids).tolist()
+    if label_names:
+        return {name: (place, label_names[place]) for name, place in zip(ids, chosen, strict=True)}
+    answers = [example.candidates[place] for example, place in zip(examples, chosen, strict=True)]
+    return {
+        name: (place, answer.text[answer.answer_start :])
+        for name, place, answer in zip(ids, chosen, answers, strict=True)
+    }

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from advl_pipeline.datasets.records import Dataset, Example, ImageUnit, Task, he
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
+from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig
 from advl_pipeline.evaluation.given import require_given
-from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
     GENERATED,
     JOINT_METRICS,
@@ -43,7 +41,7 @@ from advl_pipeline.evaluation.items import (
     score_soft_labels,
     score_texts,
 )
-from advl_pipeline.evaluation.official_metrics import VqaMode, snli_ve_accuracy
+from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
     NO_OTHERS,
     FinishedRun,
@@ -51,10 +49,10 @@ from advl_pipeline.evaluation.predict import (
     load_run,
     swapped_pictures,
 )
-from advl_pipeline.evaluation.question_match import question_namer
+from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.interruption import interruptible
-from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
+from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.given import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
@@ -77,7 +75,7 @@ class EvaluateResult:
 def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
 
-    Of the first set, also which words the run would distil, where it selects words (`.words.json`).
+    Scores by another evaluator of VQA than the set's usual one lie beside those, in `<set>@<evaluator>`.
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
@@ -85,108 +83,143 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """
     require_given(config.run, config.on, config.data_root)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
-        return _evaluate(config)
+        config = resolved(config)
+        trained_on = read_config(config.run)
+        config = replace(config, data_root=moved_to(config.data_root, trained_on))
+        finished = load_run(config.run, config)
+        finished.student.cut_texts()
+        sets: dict[str, dict[str, Any]] = {}
+        for name in config.on:
+            dataset_name, split = set_name(name, trained_on["dataset"])
+            dataset = open_as_trained(
+                config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
+            )
+            is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
+            sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen)
+        return EvaluateResult(run=config.run, sets=sets)
 
 
-def _evaluate(config: EvaluateConfig) -> EvaluateResult:
-    config = resolved(config)
-    trained_on = read_config(config.run)
-    config = replace(config, data_root=moved_to(config.data_root, trained_on))
-    finished = load_run(config.run, config)
-    finished.student.cut_texts()
-    sets: dict[str, dict[str, Any]] = {}
-    for name in config.on:
-        dataset_name, split = set_name(name, trained_on["dataset"])
-        dataset = open_as_trained(
-            config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
-        )
-        is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
-        sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen)
-        if name == config.on[0] and (described := read_selection(config.run)) is not None:
-            words = item_words(finished, described, dataset, batch_size=config.batch_size)
-            write_text(evaluation_file(config.run, name, ITEM_WORDS_SUFFIX), json.dumps(words) + "\n")
-    return EvaluateResult(run=config.run, sets=sets)
+@dataclass(kw_only=True)
+class _Scored:
+    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
+
+    `items` maps a view of the pictures and a metric to the items' scores.
+    """
+
+    tally: AnswerTally
+    shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=dict)
+    example_ids: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+    seconds: float = 0.0
+    num_texts: int = 0
+    num_cut: int = 0
 
 
 def _evaluate_set(
     config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, name: str, *, is_seen: bool
 ) -> dict[str, Any]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
-    mode = config.vqa_mode or vqa_mode_of(dataset.name)
+    """Score a set part by part, each part with all of its views, an example read once; write what was found."""
+    usual_mode = vqa_mode_of(dataset.name)
+    mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
-    probes = tuple(dict.fromkeys(probe for probe in config.probe if probe != "none")) if is_probed else ()
+    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if is_probed and view in config.probe))
     named = question_namer(dataset.name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
-    scored = _score_set(config, finished, dataset, probes, mode, sampled)
-    for task, one in scored.items():
-        for kind, parts in one.items.items():
-            items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
-        if one.generated:
-            items[_TRUE_PICTURE][GENERATED] = concatenate_items(one.generated)
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
+    scored = {
+        task: _Scored(tally=AnswerTally(label_names=finished.label_names[head_name(task)])) for task in dataset.tasks
+    }
+    parts = ((part, *one) for part in example_parts(dataset, sampled) for one in scored.items())
+    for part, task, kept in parts:
+        examples = [example for example in part if example.task == task]
+        if not examples:
+            continue
+        began = time.perf_counter()
+        matrices = score_matrices(finished, examples, config.batch_size, views, others)
+        kept.seconds += time.perf_counter() - began
+        kept.num_texts += sum(len(example.candidates) for example in examples)
+        kept.num_cut += finished.student.count_cut(examples)
+        kept.shown.append(matrices[0])
+        kept.tally.add(examples, matrices[0])
+        kept.example_ids += [example.example_id for example in examples]
+        kept.labels += [example.label for example in examples]
+        for view, matrix in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
+            # VQA is scored officially, other answers by their soft labels, the rest by the label.
+            if task == "vqa":
+                answers = finished.label_names["vqa"]
+                items = score_answers(examples, matrix, answers=answers, dataset=_answered(dataset), mode=mode)
+            else:
+                items = (score_soft_labels if head_name(task) == "vqa" else score_items)(examples, matrix)
+            kept.items.setdefault((view, METRIC_OF_TASK[task]), []).append(items)
+        if config.generate and task == "vqa":
+            texts = list(finished.generated(examples, batch_size=config.batch_size))
+            items = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
+            kept.items.setdefault((_TRUE_PICTURE, GENERATED), []).append(items)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    by_view: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
+    for task, kept in scored.items():
+        for (view, metric), of_parts in kept.items.items():
+            by_view.setdefault(view, {})[metric] = concatenate_items(of_parts)
         # -inf fills the places of candidates that a part does not have.
-        width = max(part.shape[1] for part in one.shown)
-        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in one.shown]
+        width = max(part.shape[1] for part in kept.shown)
+        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
         arrays[f"scores/{task}"] = np.concatenate(wide)
-        arrays[f"example_ids/{task}"] = np.array(one.example_ids)
+        arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
         if head_name(task) != "vqa":
-            arrays[f"labels/{task}"] = np.array(one.labels, dtype=np.int64)
+            arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
     percents: dict[str, dict[str, float]] = {}
-    for kind, found in items.items():
+    for view, found in by_view.items():
         for (first, second), joint in JOINT_METRICS.items():
             if {first, second} <= set(found):
                 found[joint] = joint_items(found[first], found[second])
-        prefix = f"item_{kind}" if kind else "item"
-        for metric, one_metric in found.items():
-            arrays[f"{prefix}/{metric}"] = one_metric.score
-            arrays[f"{prefix}_ids/{metric}"] = np.array(one_metric.question_ids)
-            percents.setdefault(kind, {})[metric] = 100.0 * float(one_metric.score.mean())
-    for metric, one_metric in items[_TRUE_PICTURE].items():
-        arrays[f"pictures/{metric}"] = np.array(one_metric.pictures)
-        arrays[f"strata/{metric}"] = np.array(one_metric.strata)
-    metrics = percents.pop(_TRUE_PICTURE)
-    tallies = {METRIC_OF_TASK[task]: one.tally for task, one in scored.items()}
+        prefix = f"item_{view}" if view else "item"
+        for metric, one in found.items():
+            arrays[f"{prefix}/{metric}"] = one.score
+            arrays[f"{prefix}_ids/{metric}"] = np.array(one.question_ids)
+            percents.setdefault(view, {})[metric] = 100.0 * float(one.score.mean())
+    true_items, metrics = by_view[_TRUE_PICTURE], percents.pop(_TRUE_PICTURE)
+    intervals = {}
+    for metric, one in true_items.items():
+        arrays[f"pictures/{metric}"] = np.array(one.pictures)
+        arrays[f"strata/{metric}"] = np.array(one.strata)
+        interval = accuracy_interval(one.score, one.pictures, one.strata)
+        intervals[metric] = {"low": interval.low, "high": interval.high}
+    tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
     caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
-    if num_cut := sum(one.num_cut for one in scored.values()):
-        num_texts = sum(one.num_texts for one in scored.values())
+    if num_cut := sum(kept.num_cut for kept in scored.values()):
+        num_texts = sum(kept.num_texts for kept in scored.values())
         caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")
+    seconds = sum(kept.seconds for kept in scored.values())
+    num_examples = sum(len(kept.example_ids) for kept in scored.values())
+    asked = config.num_questions
     document: dict[str, Any] = {
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
         "caveats": caveats,
-        "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
+        "num_items": {metric: len(one.score) for metric, one in true_items.items()},
         "metrics": metrics,
-        "intervals": {
-            metric: {"low": interval.low, "high": interval.high}
-            for metric, one in items[_TRUE_PICTURE].items()
-            for interval in (accuracy_interval(one.score, one.pictures, one.strata),)
-        },
+        "intervals": intervals,
         "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
         | {
             joint: tallies[first].joint_summary(tallies[second])
             for (first, second), joint in JOINT_METRICS.items()
             if joint in metrics
         },
-        "sample": None
-        if config.num_questions is None
-        else {"asked": config.num_questions, "of_examples": len(dataset)},
-        "seconds": sum(one.seconds for one in scored.values()),
-        "num_examples": sum(len(one.example_ids) for one in scored.values()),
+        "sample": None if asked is None else {"asked": asked, "of_examples": len(dataset)},
+        "seconds": seconds,
+        "num_examples": num_examples,
         # Every view costs one pass over the same batches.
-        "milliseconds_per_item": 1000.0
-        * sum(one.seconds for one in scored.values())
-        / (sum(len(one.example_ids) for one in scored.values()) * len(_views(probes))),
-        "by_question_type": {
-            metric: accuracy_by(one.strata, one.score) for metric, one in items[_TRUE_PICTURE].items()
-        },
+        "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
+        "by_question_type": {metric: accuracy_by(one.strata, one.score) for metric, one in true_items.items()},
     }
-    if isinstance(dataset, IndexedDataset) and dataset.is_grouped and config.num_questions is None:
-        document["by_group"] = {metric: group_accuracy(one) for metric, one in items[_TRUE_PICTURE].items()}
+    if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
+        document["by_group"] = {metric: group_accuracy(one) for metric, one in true_items.items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
-        document["by_answer_type"] = accuracy_by_answer_type(items[_TRUE_PICTURE]["vqa"], _answered(dataset))
+        document["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))
     for task in scored:
         if head_name(task) == "snli-ve":
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
@@ -195,14 +228,15 @@ def _evaluate_set(
     if percents:
         document["use_of_vision"] = {
             metric: {
-                kind: {"accuracy": spoilt_percents[metric], "drop": metrics[metric] - spoilt_percents[metric]}
-                for kind, spoilt_percents in percents.items()
+                view: {"accuracy": spoilt[metric], "drop": metrics[metric] - spoilt[metric]}
+                for view, spoilt in percents.items()
             }
             for metric in metrics
             if metric != GENERATED
         }
-    make_folder(evaluation_file(config.run, name, "").parent)
-    target = evaluation_file(config.run, name, ".npz")
+    filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
+    target = evaluation_file(config.run, filed, ".npz")
+    make_folder(target.parent)
     # Nobody else's, for a run may be scored on one set by two processes.
     partial = partial_beside(target)
     try:
@@ -213,64 +247,8 @@ def _evaluate_set(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    write_text(evaluation_file(config.run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
+    write_text(target.with_suffix(".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
     return document
-
-
-@dataclass(kw_only=True)
-class _Scored:
-    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are."""
-
-    tally: AnswerTally
-    shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    items: dict[str, list[ItemScores]] = field(default_factory=dict)
-    generated: list[ItemScores] = field(default_factory=list)
-    example_ids: list[str] = field(default_factory=list)
-    labels: list[int | None] = field(default_factory=list)
-    seconds: float = 0.0
-    num_texts: int = 0
-    num_cut: int = 0
-
-
-def _score_set(
-    config: EvaluateConfig,
-    finished: FinishedRun,
-    dataset: Dataset,
-    probes: Sequence[Probe],
-    mode: VqaMode,
-    sampled: Sequence[int],
-) -> dict[Task, _Scored]:
-    """Score a set part by part, each part with all of its views; an example is read once."""
-    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else NO_OTHERS
-    views = _views(probes)
-    scored: dict[Task, _Scored] = {
-        task: _Scored(tally=AnswerTally(label_names=finished.label_names[head_name(task)])) for task in dataset.tasks
-    }
-    for part in example_parts(dataset, sampled):
-        for task, kept in scored.items():
-            examples = [example for example in part if example.task == task]
-            if not examples:
-                continue
-            score = _scorer(task, dataset, finished, mode)
-            began = time.perf_counter()
-            matrices = score_matrices(finished, examples, config.batch_size, views, others)
-            kept.seconds += time.perf_counter() - began
-            kept.num_texts += sum(len(example.candidates) for example in examples)
-            kept.num_cut += finished.student.count_cut(examples)
-            kept.shown.append(matrices[0])
-            kept.tally.add(examples, matrices[0])
-            kept.example_ids += [example.example_id for example in examples]
-            kept.labels += [example.label for example in examples]
-            if config.generate and task == "vqa":
-                texts = list(finished.generated(examples, batch_size=config.batch_size))
-                kept.generated.append(score_texts(examples, texts, dataset=_answered(dataset), mode=mode))
-            for kind, scores in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
-                kept.items.setdefault(kind, []).append(score(examples, scores))
-    return scored
-
-
-def _views(probes: Sequence[Probe]) -> tuple[View, ...]:
-    return ("shown", *(view for view in _VIEWS if view in probes))
 
 
 def sample_questions(
@@ -303,24 +281,17 @@ def example_parts(
         yield [dataset[index] for index in positions[start : start + size]]
 
 
-def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:
-    """Return (num_examples, C or K) scores; all examples must be of one task.
-
-    Raises:
-        DatasetError: there are no examples.
-    """
-    (scores,) = score_matrices(finished, examples, batch_size, ("shown",))
-    return scores
-
-
 def score_matrices(
     finished: FinishedRun,
     examples: Sequence[Example],
     batch_size: int,
-    views: Sequence[View],
+    views: Sequence[View] = ("shown",),
     others: Mapping[str, ImageUnit] = NO_OTHERS,
 ) -> list[npt.NDArray[np.float32]]:
-    """As `score_matrix`, once for each view of the pictures; `others` are those of the view "swapped".
+    """Return (num_examples, C or K) scores for each view of the pictures; all examples must be of one task.
+
+    Args:
+        others: the pictures of the view "swapped".
 
     Raises:
         DatasetError: there are no examples.
@@ -337,17 +308,6 @@ def score_matrices(
         for matrix, row in zip(stacked, by_view, strict=True):
             matrix[index, : len(row)] = row
     return stacked
-
-
-def _scorer(
-    task: Task, dataset: Dataset, finished: FinishedRun, mode: VqaMode
-) -> Callable[[Sequence[Example], npt.NDArray[np.float32]], ItemScores]:
-    """Return what scores a task: VQA officially, other answers by their soft labels, the rest by the label."""
-    if head_name(task) != "vqa":
-        return score_items
-    if task != "vqa":
-        return score_soft_labels
-    return partial(score_answers, answers=finished.label_names["vqa"], dataset=_answered(dataset), mode=mode)
 
 
 def _answered(dataset: Dataset) -> IndexedDataset:
@@ -389,30 +349,21 @@ def open_as_trained(
             # A run stays valid when its data move.
             error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
         raise
-    _require_same_labels(opened, finished)
+    for task in opened.tasks:
+        head = head_name(task)
+        fits = head in finished.label_names
+        # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
+        if fits and head != "vqa":
+            fits = finished.label_names[head] == tuple(opened.label_names(task))
+        if not fits:
+            raise ConfigError(
+                f"The run has no head for {task} with this set's classes.",
+                where=f"{opened.name}/{opened.split}",
+                why=f"heads of the run: {', '.join(finished.label_names)}",
+            )
     read = [(dataset, split)]
     regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
     stored = use_stored_pictures(finished.student, config.pictures, read)
     for line in (*stored, *use_region_caches(finished.student, regions)):
         tqdm.write(line, file=sys.stderr)
     return opened
-
-
-def _require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
-    """Refuse a set whose tasks the run has no head for, or whose classes are others.
-
-    Raises:
-        ConfigError: as said.
-    """
-    for task in dataset.tasks:
-        head = head_name(task)
-        fits = head in finished.label_names
-        # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
-        if fits and head != "vqa":
-            fits = finished.label_names[head] == tuple(dataset.label_names(task))
-        if not fits:
-            raise ConfigError(
-                f"The run has no head for {task} with this set's classes.",
-                where=f"{dataset.name}/{dataset.split}",
-                why=f"heads of the run: {', '.join(finished.label_names)}",
-            )

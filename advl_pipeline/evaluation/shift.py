@@ -2,14 +2,23 @@
 
 Several shifted sets ask only a part of the original questions in another way (VCR's rule-based sets). Their drop is
 between two accuracies over the same questions, or it mixes the shift with the choice of questions. Where the choice
-itself is the shift (the hard part of SNLI-VE), it is between the part and the whole (`question_match`).
+itself is the shift (the hard part of SNLI-VE), it is between the part and the whole.
+
+Questions are told by their ids. There are three cases, and only in the first is a drop over the common questions a
+number of its own:
+  - "same": the shifted set asks questions of the original otherwise, in other words or on another picture;
+  - "part": it holds questions of the original as they are (the hard pairs of SNLI-VE, VQA-CE, VQA-VS). The choice is
+    the shift: over the common questions nothing could ever drop, so the part is compared with the whole;
+  - "other": the two have no question in common.
 
 Shapes: N questions of the original set, M of the shifted one, n that both hold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,20 +26,23 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
+from advl_pipeline.datasets.cards import Card
+from advl_pipeline.datasets.registry import benchmark_of
+from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreShiftConfig
-from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part
 from advl_pipeline.evaluation.items import ItemScores
-from advl_pipeline.evaluation.question_match import QuestionMatch, match_questions, original_of
 from advl_pipeline.evaluation.statistics import (
+    Contribution,
     Effect,
     Interval,
     Significance,
     effect,
-    hierarchical_bootstrap,
+    joint_interval,
+    lost_in_part,
     sign_flip_test,
 )
-from advl_pipeline.runs.names import evaluation_file
+from advl_pipeline.runs.names import evaluation_file, set_of
 from advl_pipeline.runs.results import read_config
 
 
@@ -98,7 +110,8 @@ def shift_drop(
     before_n, after_n = original_N.astype(np.float64), shifted_M.astype(np.float64)
     if match.questions == "same":
         before_n, after_n = before_n[match.original_n], after_n[match.shifted_n]
-        interval = hierarchical_bootstrap((after_n - before_n)[None], resample_seeds=False)
+        gained = Contribution(values_SN=(after_n - before_n)[None], groups=None)
+        interval = joint_interval([gained], resamples=4000, resample_seeds=False)
         significance = sign_flip_test(after_n - before_n)
     else:
         gained, whole = (Contribution(values_SN=-values[None], groups=None) for values in (after_n, before_n))
@@ -137,3 +150,87 @@ def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
         why=why,
         next_command=advise(["advl", "evaluate", str(run), "--on", name]),
     )
+
+
+Questions = Literal["same", "part", "other"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionMatch:
+    """How two sets go together. Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other."""
+
+    questions: Questions
+    original_n: npt.NDArray[np.int64]
+    shifted_n: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Set:
+    """A test set: the dataset that it is of, its split, its card where it has one, and what names its questions."""
+
+    dataset: str
+    split: str
+    card: Card | None
+    common_name: Callable[[str], str] = str
+
+
+def original_of(dataset: str, shifted_set: str) -> str | None:
+    """Return the set that the card of a shifted set compares it with, named as the shifted set is; None for none.
+
+    Args:
+        shifted_set: a split of it, or of another dataset as "dataset/split".
+    """
+    name, _, split = shifted_set.rpartition("/")
+    card = _test_set(dataset, shifted_set).card
+    original = card.splits.get(split, {}).get("compare_with") if card else None
+    if original is None:
+        return None
+    return f"{name}/{original}" if name else str(original)
+
+
+def match_questions(
+    dataset: str, original_set: str, original_ids: Sequence[str], shifted_set: str, shifted_ids: Sequence[str]
+) -> QuestionMatch:
+    """Find the questions that two sets have in common.
+
+    Args:
+        original_set: a split of it, or of another dataset as "dataset/split".
+        shifted_set: as `original_set`.
+    """
+    original, shifted = _test_set(dataset, original_set), _test_set(dataset, shifted_set)
+    row_of = {original.common_name(question): row for row, question in enumerate(original_ids)}
+    pairs = [
+        (row_of[name], row)
+        for row, question in enumerate(shifted_ids)
+        if (name := shifted.common_name(question)) in row_of
+    ]
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    found: Questions = "other" if not pairs else "part" if _asks_alike(original, shifted) else "same"
+    return QuestionMatch(questions=found, original_n=rows[:, 0], shifted_n=rows[:, 1])
+
+
+def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
+    """Return what gives a question of a set the name that it has in all sets that ask it."""
+    return _test_set(dataset, test_set).common_name
+
+
+def _test_set(dataset: str, name: str) -> _Set:
+    dataset, split = set_name(set_of(name), dataset)
+    benchmark = benchmark_of(dataset)
+    if benchmark is None:
+        return _Set(dataset=dataset, split=split, card=None)
+    return _Set(dataset=dataset, split=split, card=benchmark.card, common_name=partial(benchmark.common_name, split))
+
+
+def _asks_alike(original: _Set, shifted: _Set) -> bool:
+    """Whether a common id stands for the same words on the same picture with the same answer in both sets.
+
+    A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
+    """
+    if original.card is None or shifted.card is None:
+        return False
+    formats = {original.card.format, shifted.card.format}
+    files = {original.card.splits.get(original.split, {}).get("annotations")}
+    files.add(shifted.card.splits.get(shifted.split, {}).get("annotations"))
+    same_file = original.dataset == shifted.dataset and len(files) == 1 and None not in files
+    return formats == {"vqa"} or same_file

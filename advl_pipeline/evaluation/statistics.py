@@ -1,14 +1,24 @@
 """Paired statistics: is one student really better than another, and by how much?
 
-Shapes: S seeds, N test items, K shot sizes. `difference_SN[s, n]` is the score of one method minus the score of
-another on item n, both trained with seed s; scores lie in [0, 1]. Test items are the same for every seed (a crossed
-design), so seeds and items are resampled independently of each other. Items on one picture are resampled together.
+Shapes: S seeds, N test items, K shot sizes, B resamples, C candidates or classes. `difference_SN[s, n]` is the score
+of one method minus the score of another on item n, both trained with seed s; scores lie in [0, 1]. Test items are the
+same for every seed (a crossed design), so seeds and items are resampled independently of each other. Items on one
+picture are resampled together.
 
 Everything the module returns is in *points* (percentage points of accuracy) unless its name says
 `relative_percent`; the two are never added, averaged or compared.
 
+Numbers that are not one accuracy on one test set are sums of `Contribution`s. A gain averaged over shot sizes, the
+slope of a gain, the use of pictures, and what any of them is more than another method's, are all means over items of
+a combination of scores. A drop to a set of other questions is the sum of two such means, over two sets of items. So
+one bootstrap serves them all: items are resampled together with their picture, each set by itself, and seeds once
+for all sets.
+
+Calibration asks whether a student is right as often as it is sure.
+
 Sources: sign-flip permutation tests (Fisher 1935; Good, "Permutation Tests", 2000), percentile bootstrap (Efron and
-Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010).
+Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010),
+expected calibration error with equal-width bins (Naeini 2015).
 """
 
 from __future__ import annotations
@@ -21,6 +31,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.special import expit, softmax
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -44,6 +55,10 @@ class Interval:
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def negated(self) -> Interval:
+        """Return the interval of the same number with the other sign."""
+        return Interval(low=-self.high, high=-self.low, level=self.level)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
@@ -55,14 +70,6 @@ class Spread:
     mean: float
     deviation: float | None
     interval: Interval | None
-    count: int
-
-    def negated(self) -> Spread:
-        """Return the spread of the same values with the other sign: of a change, where this one is of a loss."""
-        flipped = self.interval and Interval(
-            low=-self.interval.high, high=-self.interval.low, level=self.interval.level
-        )
-        return Spread(mean=-self.mean, deviation=self.deviation, interval=flipped, count=self.count)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +77,7 @@ class Significance:
     """A two-sided test of "no difference". `smallest_p` is the least p that this many observations can give."""
 
     p_value: float
-    method: Literal["exact sign-flip", "sampled sign-flip", "paired t"]
+    method: Literal["exact sign-flip", "sampled sign-flip"]
     num_observations: int
     smallest_p: float
 
@@ -114,23 +121,23 @@ def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedComparison:
-    """One method against another over the same seeds and the same items."""
+    """One method against another over the same seeds and the same items.
 
-    effect: Effect
+    `mean` and `per_seed` are differences in points, one per seed in the order of the seeds. `p_seed` is of the paired
+    t-test over seeds, None where that says nothing, and `p_sign_flip` of their sign-flip test. `p_item` is of the
+    sign-flip test over items of the difference averaged over seeds, in which items of one group are flipped together.
+    For it and `item_interval` these seeds are taken as given; `joint_interval` is over seeds and items, what another
+    draw of both would give.
+    """
+
+    mean: float
+    relative_percent: float | None
     per_seed: tuple[float, ...]
-    """Difference in points, one per seed, in the order of the seeds."""
-    seed_spread: Spread
-    seed_t: Significance | None
-    seed_sign_flip: Significance
-    item_test: Significance
-    """Sign-flip test over items of the difference averaged over seeds: these seeds are taken as given.
-
-    Items of one group are flipped together."""
+    p_seed: float | None
+    p_sign_flip: float
+    p_item: float
     item_interval: Interval
-    """Bootstrap over items alone: these seeds are taken as given."""
     joint_interval: Interval
-    """Bootstrap over seeds and items: what another draw of both would give."""
-    num_seeds: int
     num_items: int
 
 
@@ -151,27 +158,21 @@ def summarise(values: Sequence[float], *, level: float = 0.95) -> Spread:
         raise ValueError("the mean of no values is undefined")
     mean = float(array.mean())
     if array.size == 1:
-        return Spread(mean=mean, deviation=None, interval=None, count=1)
+        return Spread(mean=mean, deviation=None, interval=None)
     deviation = float(array.std(ddof=1))
     half = float(stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
-    return Spread(
-        mean=mean,
-        deviation=deviation,
-        interval=Interval(low=mean - half, high=mean + half, level=level),
-        count=int(array.size),
-    )
+    return Spread(mean=mean, deviation=deviation, interval=Interval(low=mean - half, high=mean + half, level=level))
 
 
-def paired_t_test(differences: Sequence[float]) -> Significance | None:
-    """Student's paired t-test of differences, one per seed.
+def paired_t_test(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p of Student's paired t-test of differences, one per seed.
 
-    Returns None where the test says nothing: fewer than two seeds, or no spread between them.
+    It is None where the test says nothing: fewer than two seeds, or no spread between them.
     """
     array = np.asarray(differences, dtype=np.float64)
     if array.size < 2 or float(np.ptp(array)) <= _GRAIN:
         return None
-    p_value = float(stats.ttest_1samp(array, 0.0).pvalue)
-    return Significance(p_value=p_value, method="paired t", num_observations=int(array.size), smallest_p=0.0)
+    return float(stats.ttest_1samp(array, 0.0).pvalue)
 
 
 def sign_flip_test(
@@ -234,46 +235,22 @@ def accuracy_interval(
         num_right = round(num_pictures * float(scores_N.mean()))
         wilson = stats.binomtest(num_right, num_pictures).proportion_ci(method="wilson")
         return Interval(low=100.0 * float(wilson.low), high=100.0 * float(wilson.high))
-    groups = item_groups(pictures, strata)
-    return hierarchical_bootstrap(scores_N[None], groups=groups, resamples=1000, resample_seeds=False)
-
-
-def hierarchical_bootstrap(
-    difference_SN: FloatArray,
-    *,
-    groups: ItemGroups | None = None,
-    level: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
-    resample_seeds: bool = True,
-) -> Interval:
-    """Percentile bootstrap interval, in points, of the mean difference over resampled seeds and resampled items.
-
-    Items of one group, such as the questions on one picture, are drawn together: they are not independent of one
-    another. With strata, each resample's means per stratum are weighted by the strata's true shares
-    (post-stratification), so that a resample does not gain by holding more questions of an easy type.
-
-    Groups with the same content are exchangeable, so their multiplicities are drawn together. With S seeds the share
-    of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of S values; the t
-    interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
-
-    Args:
-        difference_SN: differences of item scores.
-        groups: which items belong together; None for items that are all apart.
-        resample_seeds: whether seeds are resampled too.
-
-    Raises:
-        ValueError: there is no item or no seed.
-    """
-    random = np.random.default_rng(seed)
-    means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
-    return interval_of_resamples(means_BS, level=level, random=random if resample_seeds else None)
+    whole = Contribution(values_SN=scores_N[None], groups=item_groups(pictures, strata))
+    return joint_interval([whole], resamples=1000, resample_seeds=False)
 
 
 def resampled_means(
     difference_SN: FloatArray, *, groups: ItemGroups | None, resamples: int, random: np.random.Generator
 ) -> FloatArray:
     """Return (B, S) the mean difference of each seed over each of B resamples of the items.
+
+    Items of one group, such as the questions on one picture, are drawn together: they are not independent of one
+    another. With strata, each resample's means per stratum are weighted by the strata's true shares
+    (post-stratification), so that a resample does not gain by holding more questions of an easy type. Groups with the
+    same content are exchangeable, so their multiplicities are drawn together.
+
+    Args:
+        groups: which items belong together; None for items that are all apart.
 
     Raises:
         ValueError: there is no item or no seed.
@@ -296,7 +273,9 @@ def resampled_means(
     return means_BS
 
 
-def interval_of_resamples(means_BS: FloatArray, *, level: float, random: np.random.Generator | None) -> Interval:
+def interval_of_resamples(
+    means_BS: FloatArray, *, level: float = 0.95, random: np.random.Generator | None
+) -> Interval:
     """Return the percentile interval, in points, of the mean over seeds; `random` resamples the seeds too."""
     resamples, num_seeds = means_BS.shape
     if random is not None:
@@ -363,13 +342,7 @@ def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatAr
 
 
 def compare(
-    treated_SN: FloatArray,
-    baseline_SN: FloatArray,
-    *,
-    groups: ItemGroups | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    treated_SN: FloatArray, baseline_SN: FloatArray, *, groups: ItemGroups | None = None, resamples: int = 2000
 ) -> PairedComparison:
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
 
@@ -385,17 +358,141 @@ def compare(
     per_seed_S, mean_N = 100.0 * difference_SN.mean(axis=1), difference_SN.mean(axis=0)
     sum_G: FloatArray = mean_N if groups is None else np.bincount(groups.group_N, mean_N).astype(np.float64)
     per_seed = tuple(float(value) for value in per_seed_S)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
+    change = effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN)))
     return PairedComparison(
-        effect=effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))),
+        mean=change.points,
+        relative_percent=change.relative_percent,
         per_seed=per_seed,
-        seed_spread=summarise(per_seed, level=level),
-        seed_t=paired_t_test(per_seed),
-        seed_sign_flip=sign_flip_test(per_seed_S, seed=seed),
-        item_test=sign_flip_test(sum_G, seed=seed),
-        item_interval=interval_of_resamples(means_BS, level=level, random=None),
-        joint_interval=interval_of_resamples(means_BS, level=level, random=random),
-        num_seeds=difference_SN.shape[0],
+        p_seed=paired_t_test(per_seed),
+        p_sign_flip=sign_flip_test(per_seed_S).p_value,
+        p_item=sign_flip_test(sum_G).p_value,
+        item_interval=interval_of_resamples(means_BS, random=None),
+        joint_interval=interval_of_resamples(means_BS, random=random),
         num_items=difference_SN.shape[1],
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """Of one set of items: what each adds, in combinations of scores in [0, 1], and which belong together."""
+
+    values_SN: FloatArray
+    groups: ItemGroups | None
+
+
+def lost_in_part(
+    whole: Contribution, part: Contribution, whole_n: npt.NDArray[np.int64], part_n: npt.NDArray[np.int64]
+) -> tuple[Contribution, ...]:
+    """Return what a part is below the whole that it is of, as disjoint sets: what both hold, and what only one holds.
+
+    With N items in the whole, all n of the part among them, whole - part is (1 - n / N) (rest - part). Of samples of
+    the two, each may hold questions that the other does not.
+
+    Args:
+        whole_n: positions in the whole of the questions that both hold.
+        part_n: their positions in the part.
+    """
+    num_whole, num_part, num_both = whole.values_SN.shape[1], part.values_SN.shape[1], len(whole_n)
+    rest, more = (np.setdiff1d(np.arange(count), held) for count, held in ((num_whole, whole_n), (num_part, part_n)))
+    both_Sn = num_both * (whole.values_SN[:, whole_n] / num_whole - part.values_SN[:, part_n] / num_part)
+    sets = (
+        (both_Sn, whole.groups, whole_n),
+        (whole.values_SN[:, rest] * (len(rest) / num_whole), whole.groups, rest),
+        (part.values_SN[:, more] * (-len(more) / num_part), part.groups, more),
+    )
+    return tuple(
+        Contribution(values_SN=values, groups=None if groups is None else groups.subset(held))
+        for values, groups, held in sets
+        if len(held)
+    )
+
+
+def mean_per_seed(sets: Sequence[Contribution]) -> tuple[float, ...]:
+    """Return the sum over sets of the mean over items, in points, one per seed."""
+    return tuple(float(value) for value in 100.0 * sum(one.values_SN.mean(axis=1) for one in sets))
+
+
+def joint_interval(sets: Sequence[Contribution], *, resamples: int = 2000, resample_seeds: bool = True) -> Interval:
+    """Return the percentile bootstrap interval, in points, of the sum over sets of the mean over items.
+
+    With S seeds the share of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of
+    S values; the t interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
+
+    Args:
+        sets: disjoint sets of items, over the same seeds.
+        resample_seeds: whether seeds are resampled too.
+
+    Raises:
+        ValueError: there is no set, no item or no seed.
+    """
+    if not sets:
+        raise ValueError("a bootstrap needs at least one set of items")
+    random = np.random.default_rng(0)
+    means_BS = sum(
+        (resampled_means(one.values_SN, groups=one.groups, resamples=resamples, random=random) for one in sets),
+        start=np.zeros(()),
+    )
+    return interval_of_resamples(means_BS, random=random if resample_seeds else None)
+
+
+ScoreKind = Literal["compete", "independent", "likelihood"]
+"""Classes that compete (softmax), that are judged one by one (VQA's soft labels: sigmoid), or that are texts, whose
+likelihoods are among all texts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityBin:
+    """Items whose confidence falls into one bin; both means lie in [0, 1]."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reliability:
+    """Bins that hold items, by rising confidence, and the expected calibration error in points."""
+
+    bins: tuple[ReliabilityBin, ...]
+    expected_error: float
+
+
+def top_confidence(scores_NC: npt.NDArray[np.floating], *, kind: ScoreKind) -> FloatArray:
+    """Return the probability (N,) that the student gives to what it answers.
+
+    Args:
+        scores_NC: logits, or logarithms of likelihoods.
+        kind: see `ScoreKind`.
+    """
+    scores = np.asarray(scores_NC, dtype=np.float64)
+    if kind == "compete":
+        scores = softmax(scores, axis=1)
+    else:
+        scores = expit(scores) if kind == "independent" else np.exp(scores)
+    top: FloatArray = scores.max(axis=1)
+    return top
+
+
+def reliability(confidence_N: FloatArray, correct_N: FloatArray, *, num_bins: int = 10) -> Reliability:
+    """Compare confidence and accuracy in equal-width bins over [0, 1].
+
+    Raises:
+        ValueError: the two differ in length, or there is no item.
+    """
+    if confidence_N.shape != correct_N.shape or confidence_N.size == 0:
+        raise ValueError(f"confidence {confidence_N.shape} and correctness {correct_N.shape} are not paired")
+    index_N = np.minimum((confidence_N * num_bins).astype(np.int64), num_bins - 1)
+    bins = []
+    for index in np.unique(index_N):
+        inside = index_N == index
+        bins.append(
+            ReliabilityBin(
+                confidence=float(confidence_N[inside].mean()),
+                accuracy=float(correct_N[inside].mean()),
+                count=int(inside.sum()),
+            )
+        )
+    error = sum(item.count * abs(item.confidence - item.accuracy) for item in bins) / confidence_N.size
+    return Reliability(bins=tuple(bins), expected_error=100.0 * error)

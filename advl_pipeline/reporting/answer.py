@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.evaluation.items import JOINT_METRICS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
-from advl_pipeline.studies.config import Setting
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import Place
+from advl_pipeline.studies.table import Place, StudyResult
 
 _ASKED = {
     "qa2r": "rationales",
@@ -48,9 +47,34 @@ class Answer:
 
 
 def answers(result: StudyResult) -> tuple[Answer, ...]:
-    """Return the answer of each setting where the focus method has met its baseline or stands alone."""
-    found = (_answer(result, setting) for setting in result.study.settings)
-    return tuple(answer for answer in found if answer is not None)
+    """Return the answer of each setting where the focus method has met its baseline or stands alone.
+
+    It is by the metric of the whole task, on the first test set, at the smallest size that was finished.
+    """
+    study, found = result.study, []
+    for setting in study.settings:
+        metric = next((name for name in JOINT_METRICS.values() if name in setting.metrics), setting.metrics[0])
+        places = [
+            place
+            for place in sorted(result.places(), key=lambda place: place.rank)
+            if place[:3] == (setting.name, metric, setting.reference)
+            and result.one("accuracy", place, method=study.focus)
+            and (len(study.methods) == 1 or result.one("gain", place, method=study.focus, against=study.baseline))
+        ]
+        if not places:
+            continue
+        place = places[0]
+        rows = {row.method: row for row in result.find("accuracy", place)}
+        focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
+        controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
+        name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
+        told = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
+        told += f", {_beside(result, baseline)}" if baseline else ""
+        told += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
+        where = f"On {setting.name}, " if len(study.settings) > 1 else ""
+        facts = tuple(_facts(result, place, focus))
+        found.append(Answer(place=place, sentence=f"{where}{told}.", facts=facts))
+    return tuple(found)
 
 
 def nothing_yet(result: StudyResult) -> str:
@@ -61,32 +85,6 @@ def nothing_yet(result: StudyResult) -> str:
     return f"Nothing is told yet: no seed of {focus} and of {baseline} has finished the same size."
 
 
-def _answer(result: StudyResult, setting: Setting) -> Answer | None:
-    """Answer by the metric of the whole task, on the first test set, at the smallest size that was finished."""
-    study = result.study
-    metric = next((name for name in JOINT_METRICS.values() if name in setting.metrics), setting.metrics[0])
-    places = [
-        place
-        for place in sorted(result.places(), key=lambda place: place.rank)
-        if place[:3] == (setting.name, metric, setting.reference)
-        and result.one("accuracy", place, method=study.focus)
-        and (len(study.methods) == 1 or result.one("gain", place, method=study.focus, against=study.baseline))
-    ]
-    if not places:
-        return None
-    place = places[0]
-    rows = {row.method: row for row in result.find("accuracy", place)}
-    focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
-    controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
-    name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
-    told = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
-    told += f", {_beside(result, baseline)}" if baseline else ""
-    told += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
-    where = f"On {setting.name}, " if len(study.settings) > 1 else ""
-    facts = [*_gains(result, place), *_trivial(result, place), _basis(result, place, focus)]
-    return Answer(place=place, sentence=f"{where}{told}.", facts=tuple(facts))
-
-
 def _beside(result: StudyResult, row: Any) -> str:
     """Name a method as a sentence does, with its number."""
     if not is_teacher_control(result.study, row.method):
@@ -95,45 +93,28 @@ def _beside(result: StudyResult, row: Any) -> str:
     return f"with {kind} teachers {row.mean:.0f}"
 
 
-def _gains(result: StudyResult, place: Place) -> list[Fact]:
-    """Say what the focus method gains over its baseline, and over the best control where that is another."""
+def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:
+    """Yield what the focus method gains, what is right without a student, and what the numbers rest on."""
     study, best = result.study, result.best_control(place)
-    facts = []
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
         if (gain := result.one("gain", place, method=study.focus, against=other)) is None:
             continue
         name, told = wording.method_label(study, other), {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
         tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in told.items() if p is not None)
         open_ = " This is not told from no gain." if gain.joint_interval.contains(0.0) else ""
-        facts.append(
-            Fact(
-                label=f"over the best control, {name}" if best and other == best.method else f"over {name}",
-                value=wording.signed(gain.mean),
-                note=f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
-            )
+        yield Fact(
+            label=f"over the best control, {name}" if best and other == best.method else f"over {name}",
+            value=wording.signed(gain.mean),
+            note=f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
         )
-    return facts
-
-
-def _trivial(result: StudyResult, place: Place) -> list[Fact]:
-    """Say what is right without a student; of a single run, also what the student answers most."""
-    known = result.trivial_of(place)
-    if not known:
-        return []
-    note = f"of 100 are right without a student; an answer at random {known['chance']:.0f}."
-    facts = [Fact(label=f"always “{known['answer']}”", value=f"{known['majority']:.0f}", note=note)]
-    if len(result.cells) == 1 and known.get("given") is not None:
-        note = f"times of 100 it answers “{known['given_answer']}”."
-        facts.append(Fact(label="its commonest answer", value=f"{known['given']:.0f}", note=note))
-    return facts
-
-
-def _basis(result: StudyResult, place: Place, focus: Any) -> Fact:
-    """Say what the numbers rest on."""
-    few = len(focus.seeds) < result.study.min_seeds and len(result.cells) > 1
-    note = (
-        f"labelled questions; {wording.seeds(len(focus.seeds))}, scored on {focus.num_items:,} of {place.test_set}."
-    )
-    if few and not result.of_runs:
-        note += f" A claim rests on at least {wording.seeds(result.study.min_seeds)}."
-    return Fact(label="learned from", value=f"{place.size:,}", note=note)
+    if known := result.trivial_of(place):
+        note = f"of 100 are right without a student; an answer at random {known['chance']:.0f}."
+        yield Fact(label=f"always “{known['answer']}”", value=f"{known['majority']:.0f}", note=note)
+        if len(result.cells) == 1 and known.get("given") is not None:
+            note = f"times of 100 it answers “{known['given_answer']}”."
+            yield Fact(label="its commonest answer", value=f"{known['given']:.0f}", note=note)
+    count = len(focus.seeds)
+    note = f"labelled questions; {wording.seeds(count)}, scored on {focus.num_items:,} of {place.test_set}."
+    if count < study.min_seeds and len(result.cells) > 1 and not result.of_runs:
+        note += f" A claim rests on at least {wording.seeds(study.min_seeds)}."
+    yield Fact(label="learned from", value=f"{place.size:,}", note=note)

@@ -10,6 +10,8 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
@@ -17,6 +19,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+
+from advl_pipeline.configuration import read_toml
 
 INK, SOFT, GRID, PAPER = (f"#0{number}0000" for number in range(1, 5))
 SERIES = tuple(f"#00{number:02x}00" for number in range(1, 9))
@@ -33,6 +37,8 @@ _LONGEST_NAME = 23
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _UNITS_PER_INCH = 72
+
+_SAID = read_toml(Path(str(resources.files("advl_pipeline.reporting") / "assets" / "figures.toml")))
 _KEPT = re.compile(
     r"stroke-(width|dasharray|linecap|opacity)|fill-opacity|opacity|text-anchor|font-(size|weight)|fill|stroke"
 )
@@ -44,21 +50,16 @@ Drawing = tuple[str, Axes, Sequence[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Panel:
-    """One drawing of a figure with its heading."""
-
-    heading: str
-    svg: Markup
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """What a section shows. `series` are the methods in it, for the legend; `rows` repeat every number drawn."""
+    """What a section shows: drawings with their headings.
+
+    `series` are the methods in it, for the legend; `rows` repeat every number that is drawn.
+    """
 
     identifier: str
     title: str
     caption: str
-    panels: tuple[Panel, ...]
+    panels: tuple[tuple[str, Markup], ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     runs: tuple[str, ...]
@@ -183,21 +184,23 @@ def mark_ticks(
 
 
 def as_figure(
+    kind: str,
     drawings: Sequence[Drawing],
     *,
     identifier: str,
-    title: str,
-    caption: str,
-    columns: tuple[str, ...],
     runs: Iterable[str],
     series: Iterable[str] = (),
+    **words: str,
 ) -> Figure:
     """Return drawings as a figure, each with a text alternative that says every number.
 
     Args:
+        kind: of `assets/figures.toml`, where title and caption stand and the names of the columns of rows.
         identifier: unique on the page.
-        columns: what the cells of the rows are.
+        words: filled into title and caption.
     """
+    said = _SAID[kind]
+    title, columns = said["title"].format(**words), tuple(said["columns"])
     panels = []
     for number, (heading, drawn, rows) in enumerate(drawings):
         told = (", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows)
@@ -207,11 +210,11 @@ def as_figure(
             title=f"{title}, {heading}" if heading else title,
             description="; ".join(told) + ".",
         )
-        panels.append(Panel(heading=heading, svg=svg))
+        panels.append((heading, svg))
     return Figure(
         identifier=identifier,
         title=title,
-        caption=caption,
+        caption=said["caption"].format(**words),
         panels=tuple(panels),
         columns=columns,
         rows=tuple(row for _, _, rows in drawings for row in rows),

@@ -2,10 +2,8 @@
 examples that it answers rightly and wrongly.
 
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
-chose them. The words that the focus method would distil are marked, as its evaluation stored them; training examples
-are shown with the words that it does distil, as its run stored them in `selected_words.json`. Both files map an
-example id to one list of [start, end) character spans per candidate. Where words of test items cannot be told, the
-run's `word_selection.json` says why, and the page repeats it.
+chose them. Training examples are shown with the words that the focus method distils, as its run stored them in
+`selected_words.json`: an example id -> one list of [start, end) character spans per candidate.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import Dataset, Example, head_name
@@ -26,16 +24,15 @@ from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
-from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.results import moved_to, read_evaluation, read_json
+from advl_pipeline.runs.results import filed_as, moved_to, read_evaluation, read_json
 from advl_pipeline.studies.config import Setting
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import StudyResult
 
 PICTURE_WIDTH = 360
 """Pixels; pictures are scaled down to it before they enter the page."""
 
-Spans = Sequence[Sequence[Sequence[int]]]
-"""One list of [start, end) character spans per candidate."""
+Name = int | str | None
+"""An answer: a class by name, or a candidate by position; None where there is none."""
 
 
 def collect_words(
@@ -50,14 +47,14 @@ def collect_words(
     cell = next((cell for cell in done if (result.runs / cell.run / names.SELECTED_WORDS).exists()), None)
     if cell is None or limit == 0:
         return None
-    selected: dict[str, Spans] = read_json(result.runs / cell.run / names.SELECTED_WORDS)
+    selected = read_json(result.runs / cell.run / names.SELECTED_WORDS)
     config = read_json(result.runs / cell.run / names.CONFIG)
 
     def rendered() -> Iterator[dict[str, Any]]:
         dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
         for name in list(selected)[:limit]:
             example = _find(dataset, name, "")
-            yield _shown(example, _truth_name(dataset, example), None, None, selected[example.example_id])
+            yield _shown(example, dataset, spans=selected[example.example_id])
 
     where = f"{config['split']}, {wording.shots_text(cell.shots)}, seed {cell.seed}"
     return {"setting": setting.name, "where": where, "runs": [cell.run], **_if_at_hand(rendered)}
@@ -70,52 +67,57 @@ def collect_examples(
 
     Returns:
         setting, where and runs; whether two students are compared, else one is shown where it is right (won) and
-        where it is wrong (lost); num_won, num_lost and num_tied; examples and why they are missing if so; whether the
-        words are marked that the focus run would distil, and why they cannot be.
+        where it is wrong (lost); num_won, num_lost and num_tied; examples and why they are missing if so.
     """
-    cells = _shown_runs(result, setting)
-    test_set = setting.reference
-    evaluations = [one for cell in cells if (one := read_evaluation(result.runs / cell.run, test_set)) is not None]
+    # Baseline and focus run of the first seed that finished both, or the only run.
+    study, done, test_set = result.study, result.finished(setting.name), setting.reference
+    pairs = [
+        [other, focus]
+        for focus in done
+        for other in done
+        if focus.method == study.focus
+        and (other.method, other.shots, other.seed) == (study.baseline, focus.shots, focus.seed)
+    ]
+    cells = done[:1] if len(study.methods) == 1 else next(iter(pairs), [])
+    runs = [result.runs / cell.run for cell in cells]
+    mode = study.evaluation.get("vqa_mode")
+    evaluations = [one for run in runs if (one := read_evaluation(run, filed_as(run, test_set, mode))) is not None]
     task = next((name for name in setting.tasks if all(name in one.scores for one in evaluations)), None)
     if not cells or limit == 0 or len(evaluations) < len(cells) or task is None:
         return None
-    metric, ids = METRIC_OF_TASK[task], evaluations[-1].ids[METRIC_OF_TASK[task]]
-    right, chosen = [], []
+    answers: list[pd.DataFrame] = []
     for one in evaluations:
-        row_of = {name: row for row, name in enumerate(one.ids[metric])}
-        order = [row_of[name] for name in ids]
-        right.append(one.items[metric][order])
-        chosen.append(one.scores[task].argmax(axis=1)[order])
+        shown = one.items[(one.items["metric"] == METRIC_OF_TASK[task]) & (one.items["view"] == "")]
+        found = pd.DataFrame(
+            {"right": shown["score"].to_numpy(), "said": one.scores[task].argmax(axis=1)}, index=shown["item"]
+        )
+        answers.append(found)
+    focus_right, focus_said = answers[-1]["right"], answers[-1]["said"]
     compares = len(cells) > 1
     # Without another student, one that is right half of the time is met by nobody better.
-    other = right[0] if compares else np.full_like(right[0], 0.5)
-    won, lost = np.flatnonzero(right[-1] > other), np.flatnonzero(right[-1] < other)
-    tied = (chosen[0] != chosen[-1]) & (right[0] == right[-1])
-    runs = [result.runs / cell.run for cell in cells]
-    words_file = evaluation_file(runs[-1], test_set, names.ITEM_WORDS_SUFFIX)
-    marked: dict[str, Spans] = read_json(words_file) if words_file.exists() else {}
-    obstacle = runs[-1] / names.WORD_SELECTION
+    other = answers[0]["right"].reindex(focus_right.index) if compares else 0.5
+    won, lost = (list(focus_right.index[is_so]) for is_so in (focus_right > other, focus_right < other))
+    tied = (answers[0]["said"].reindex(focus_said.index) != focus_said) & (focus_right == other)
 
     def rendered() -> Iterator[dict[str, Any]]:
-        name, split = set_name(test_set, setting.dataset)
+        name, split = set_name(names.set_of(test_set), setting.dataset)
         dataset = _open(read_json(runs[-1] / names.CONFIG), name, split, (task,), data_root)
         # Answers of a head mean what they meant in training.
-        classes = [
-            read_json(run / names.HEADS)[head_name(task)]["label_names"]
-            if dataset.label_names(dataset.tasks[0])
-            else ()
-            for run in runs
-        ]
-        for row in (*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)):
-            example = _find(dataset, ids[row], task)
-            said = [own[one[row]] if own else int(one[row]) for one, own in zip(chosen, classes, strict=True)]
+        has_classes = bool(dataset.label_names(dataset.tasks[0]))
+        heads = [read_json(run / names.HEADS)[head_name(task)] if has_classes else {} for run in runs]
+        # Chosen by the hash of their ids: as good as at random, and the same every time.
+        drawn = sorted(won, key=question_rank)[: (limit + 1) // 2] + sorted(lost, key=question_rank)[: limit // 2]
+        for item in drawn:
+            said = [int(one["said"][item]) for one in answers]
+            named: list[Name] = [
+                head["label_names"][answer] if head else answer for head, answer in zip(heads, said, strict=True)
+            ]
             yield _shown(
-                example,
-                _truth_name(dataset, example),
-                said[0] if compares else None,
-                said[-1],
-                marked.get(example.example_id, []),
-                focus_is_right=bool(right[-1][row] > other[row]),
+                _find(dataset, item, task),
+                dataset,
+                by_baseline=named[0] if compares else None,
+                by_focus=named[-1],
+                focus_is_right=item in won,
             )
 
     return {
@@ -126,8 +128,6 @@ def collect_examples(
         "num_won": len(won),
         "num_lost": len(lost),
         "num_tied": int(tied.sum()),
-        "marks_words": bool(marked),
-        "unmarked_because": "" if marked or not obstacle.exists() else str(read_json(obstacle).get("obstacle", "")),
         **_if_at_hand(rendered),
     }
 
@@ -138,24 +138,6 @@ def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, A
         return {"examples": list(rendered()), "missing": ""}
     except AdvlError as error:
         return {"examples": [], "missing": error.what + (f" ({error.where})" if error.where else "")}
-
-
-def _shown_runs(result: StudyResult, setting: Setting) -> list[Any]:
-    """Return baseline and focus run of the smallest size and the first seed that finished both, or the only run."""
-    done = result.finished(setting.name)
-    if len(result.study.methods) == 1:
-        return done[:1]
-    for focus in (cell for cell in done if cell.method == result.study.focus):
-        for other in done:
-            if (other.method, other.shots, other.seed) == (result.study.baseline, focus.shots, focus.seed):
-                return [other, focus]
-    return []
-
-
-def _draw(rows: np.ndarray, ids: Sequence[str], number: int) -> list[int]:
-    """Choose rows by the hash of their ids: as good as at random, and the same every time."""
-    ranked = sorted(map(int, rows), key=lambda row: question_rank(ids[row]))
-    return ranked[:number]
 
 
 def _open(
@@ -176,15 +158,6 @@ def _open(
     )
 
 
-def _truth_name(dataset: Dataset, example: Example) -> int | str | None:
-    """Return the right answer: a class by name, or a candidate by position; None where it is not known."""
-    best = example.label
-    if best is None and example.soft_label:
-        best = max(example.soft_label, key=lambda pair: pair[1])[0]
-    classes = dataset.label_names(example.task)
-    return classes[best] if classes and best is not None else best
-
-
 def _find(dataset: Dataset, item_id: str, task: str) -> Example:
     """Return an example by its id or by the id of its question."""
     ids = list(dataset.example_ids)
@@ -196,33 +169,53 @@ def _find(dataset: Dataset, item_id: str, task: str) -> Example:
 
 def _shown(
     example: Example,
-    truth: int | str | None,
-    by_baseline: int | str | None,
-    by_focus: int | str | None,
-    spans: Spans,
+    dataset: Dataset,
     *,
+    by_baseline: Name = None,
+    by_focus: Name = None,
+    spans: Sequence[Sequence[Sequence[int]]] = (),
     focus_is_right: bool | None = None,
 ) -> dict[str, Any]:
     """Return what the page shows of an example; `focus_is_right` is None where no student answered.
 
-    `picture` is a data URI. A text is a list of pieces: a stretch of it, and whether it was selected.
+    `picture` is a data URI. A text is a list of pieces: a stretch of it, and whether it was selected. Boxes are those
+    that the texts speak of, in pixels of the shown picture, by what the texts call them; all of them when the texts
+    speak of none.
+
+    Raises:
+        DatasetError: the picture cannot be read.
     """
-    picture, width, height = _picture(example.image.path)
-    first, texts = example.candidates[0], {}
-    if len(example.candidates) == 1:
-        names = dict.fromkeys(name for name in (truth, by_baseline, by_focus) if name is not None)
-        texts = {name: [(str(name), False)] for name in names}
-    else:
+    truth: Name = example.label
+    if truth is None and example.soft_label:
+        truth = max(example.soft_label, key=lambda pair: pair[1])[0]
+    classes = dataset.label_names(example.task)
+    truth = classes[truth] if classes and isinstance(truth, int) else truth
+    picture = read_rgb(example.image.path)
+    if picture.width > PICTURE_WIDTH:
+        picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=82)
+    image, scale, boxes = example.image, picture.width / example.image.width, []
+    called = {tag.box: c.text[tag.start : tag.end] for c in reversed(example.candidates) for tag in reversed(c.tags)}
+    for row in sorted(row for row in called if row < len(image.boxes_R4)) or range(len(image.boxes_R4)):
+        x1, y1, x2, y2 = (float(value) * scale for value in image.boxes_R4[row])
+        label = called.get(row) or f"{row} {image.box_labels[row] if row < len(image.box_labels) else ''}".strip()
+        boxes.append({"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": label})
+    first, chooses = example.candidates[0], len(example.candidates) > 1
+    texts: dict[Name, list[tuple[str, bool]]] = {}
+    if chooses:
         for index, one in enumerate(example.candidates):
             own = spans[index] if index < len(spans) else []
             texts[index] = _pieces(one.text, one.answer_start, len(one.text), own)
-    end = len(first.text) if len(example.candidates) == 1 else first.context_length
+    else:
+        texts = {name: [(str(name), False)] for name in (truth, by_baseline, by_focus) if name is not None}
+    end = first.context_length if chooses else len(first.text)
     return {
         "example_id": example.example_id,
-        "picture": picture,
-        "width": width,
-        "height": height,
-        "boxes": _boxes(example, width),
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
+        "width": picture.width,
+        "height": picture.height,
+        "boxes": boxes,
         "context": _pieces(first.text, 0, end, spans[0] if spans else []),
         "choices": [
             {
@@ -245,36 +238,3 @@ def _pieces(text: str, start: int, end: int, spans: Sequence[Sequence[int]]) -> 
             pieces += [(text[at:low], False), (text[low:high], True)]
             at = high
     return [piece for piece in (*pieces, (text[at:end], False)) if piece[0]]
-
-
-def _boxes(example: Example, width: int) -> list[dict[str, Any]]:
-    """Return the boxes that the texts speak of, in pixels of the shown picture, by what the texts call them.
-
-    They are all boxes when the texts speak of none.
-    """
-    image = example.image
-    scale = width / image.width
-    called = {tag.box: c.text[tag.start : tag.end] for c in reversed(example.candidates) for tag in reversed(c.tags)}
-    rows = sorted(row for row in called if row < len(image.boxes_R4)) or range(len(image.boxes_R4))
-    found = []
-    for row in rows:
-        x1, y1, x2, y2 = (float(value) * scale for value in image.boxes_R4[row])
-        name = image.box_labels[row] if row < len(image.box_labels) else ""
-        label = called.get(row) or f"{row} {name}".strip()
-        found.append({"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": label})
-    return found
-
-
-def _picture(path: Path) -> tuple[str, int, int]:
-    """Return a picture as a data URI with its width and height.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
-    picture = read_rgb(path)
-    if picture.width > PICTURE_WIDTH:
-        picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=82)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/jpeg;base64,{encoded}", picture.width, picture.height

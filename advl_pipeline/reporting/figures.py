@@ -27,10 +27,8 @@ from advl_pipeline.reporting.drawing import (
     row_axes,
     write_value,
 )
-from advl_pipeline.studies.comparisons import negated
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.result import StudyResult, place_of
-from advl_pipeline.studies.table import Place, rows_of
+from advl_pipeline.studies.table import Place, StudyResult, place_of, rows_of
 
 _SMALL = 172.0
 """Width of a drawing of which two stand beside each other on a phone, and six on a desk: there are many of them."""
@@ -88,22 +86,19 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
         shown = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
         drawings.append((test_set, drawn, shown))
     return as_figure(
+        "answer",
         drawings,
         identifier=f"answer-{anchor(result, place.setting, place.metric)}",
-        title=f"{wording.metric_name(place.metric)} in percent, {wording.shots_text(place.shots)}",
-        caption="Large marks are means over seeds, small ones the seeds, bars the 95 % interval of the mean. Hollow "
-        "marks are controls: what they gain does not come from what a teacher knows.",
-        columns=("test set", "method", "mean", "95 % interval"),
         runs=(run for rows in by_set.values() for row in rows for run in row.runs),
+        metric=wording.metric_name(place.metric),
+        shots=wording.shots_text(place.shots),
     )
 
 
 def accuracy_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
     """Accuracy over shots; None where there are not several sizes."""
     rows = result.find("accuracy", setting=setting, metric=metric)
-    title = f"{wording.metric_name(metric)} in percent"
-    caption = "Means over seeds; bars span the 95 % interval of the mean."
-    return _over_shots(result, look, rows, name="accuracy", title=title, caption=caption)
+    return _over_shots(result, look, rows, "accuracy", metric=wording.metric_name(metric))
 
 
 def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
@@ -112,25 +107,18 @@ def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) 
     A student that never sees a picture is left out: what it lacks would set the scale of the figure, and beside it
     no gain of a method could be seen.
     """
-    blind = {name for name in result.study.methods if result.study.variant(name).training.get("hide_picture")}
-    rows = result.find("gain along shots", setting=setting, metric=metric)
-    caption = (
-        "Difference in points of the same metric, paired by seed; bars span its 95 % interval over seeds. "
-        "A method helps where its bar clears zero, and the teacher helps where it also clears the controls."
-    )
-    caption += " The student that sees no picture stands in the table." if blind else ""
-    title = f"Gain over {wording.method_label(result.study, result.study.baseline)}"
-    seen = [row for row in rows if row.method not in blind]
-    return _over_shots(result, look, seen, name="gain", title=title, caption=caption)
+    study = result.study
+    blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}
+    rows = [row for row in result.find("gain along shots", setting=setting, metric=metric) if row.method not in blind]
+    told = " The student that sees no picture stands in the table." if blind else ""
+    return _over_shots(result, look, rows, "gain", baseline=wording.method_label(study, study.baseline), blind=told)
 
 
-def _over_shots(
-    result: StudyResult, look: Looks, rows: list[Any], *, name: str, title: str, caption: str
-) -> Figure | None:
+def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **words: str) -> Figure | None:
     sizes = {row.size: row.shots for row in sorted(rows, key=lambda row: place_of(row).rank)}
     if len(sizes) < 2:
         return None
-    gains = name == "gain"
+    gains = kind == "gain"
     ends = [end for row in rows for end in _ends(row)]
     # The t-interval of few seeds reaches beyond what a share can be.
     ticks = round_ticks([*ends, 0.0] if gains else _percents(ends))
@@ -163,40 +151,23 @@ def _over_shots(
             for row in line
         ]
         drawings.append((test_set, drawn, shown))
-    return as_figure(
-        drawings,
-        identifier=f"{name}-{anchor(result, rows[0].setting, rows[0].metric)}",
-        title=title,
-        caption=caption,
-        columns=("test set", "method", "shots", "mean", "95 % interval"),
-        runs=_runs(result, rows[0]),
-        series=(row.method for row in rows),
-    )
+    return _figure(result, rows[0], kind, drawings, series=(row.method for row in rows), **words)
 
 
 def drop_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
     """From in-domain accuracy to shifted accuracy, one row per method; None without a shifted set."""
-    caption = (
-        f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means "
-        "over seeds; the number is the change, in points. Where the shifted set asks the same questions otherwise, "
-        "both are over the questions that the two sets share."
-    )
     rows = result.find("drop", setting=setting, metric=metric)
-    return _losses(result, look, rows, title="What the shift changes", caption=caption)
+    return _losses(result, look, rows, "drop", metric=wording.metric_name(metric))
 
 
 def vision_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
     """From accuracy with the picture to accuracy without it; None when no run was scored so."""
     reference = result.study.setting(setting).reference
-    caption = (
-        f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one "
-        "(hollow). The longer the line, the more the answers hang on the picture."
-    )
     rows = result.find("use", setting=setting, metric=metric, test_set=reference)
-    return _losses(result, look, rows, title="What hangs on the picture", caption=caption)
+    return _losses(result, look, rows, "vision", metric=wording.metric_name(metric), reference=reference)
 
 
-def _losses(result: StudyResult, look: Looks, rows: list[Any], *, title: str, caption: str) -> Figure | None:
+def _losses(result: StudyResult, look: Looks, rows: list[Any], kind: str, **words: str) -> Figure | None:
     """Draw what is lost of accuracy as the change that it is."""
     groups: dict[str, list[tuple[Any, ...]]] = {}
     for row in rows:
@@ -208,15 +179,16 @@ def _losses(result: StudyResult, look: Looks, rows: list[Any], *, title: str, ca
             result.one(f"{row.quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
         )
         spread = wording.signed(-row.mean) + ("" if row.deviation is None else f" ± {row.deviation:.1f}")
-        more = (wording.signed(-change.mean), wording.interval(negated(change.interval))) if change else ("", "")
-        kind = (row.test_set, questions) if questions else (row.against,)
-        told = (*kind, look[row.method].label, row.shots, spread, *more)
+        more = (
+            (wording.signed(-change.mean), wording.interval(change.interval and change.interval.negated()))
+            if change
+            else ("", "")
+        )
+        first = (row.test_set, questions) if questions else (row.against,)
+        told = (*first, look[row.method].label, row.shots, spread, *more)
         drawn = (row.method, before.mean, after.mean, wording.signed(-row.mean))
         groups.setdefault(heading, []).append((*drawn, told))
-    columns = ("method", "shots", "change", "change minus the baseline's", "95 % interval")
-    first = ("shifted set", "questions") if rows and rows[0].quantity == "drop" else ("picture",)
-    name = "drop" if len(first) == 2 else "vision"
-    return _pairs_figure(result, look, rows, groups, name=name, title=title, caption=caption, columns=first + columns)
+    return _pairs_figure(result, look, rows, groups, kind, **words)
 
 
 def text_share_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
@@ -240,17 +212,11 @@ def text_share_figure(result: StudyResult, look: Looks, *, setting: str, metric:
         look,
         shares,
         groups,
-        name="textshare",
-        title="What the texts alone give away",
-        caption=f"{wording.metric_name(metric)} on {reference}, split by what a text-only student of the same seed, "
-        f"trained on the same questions without pictures ({text_only}), gets right: accuracy on the items that it "
-        "gets wrong (filled) and on those that it gets right (hollow). The number is the former: only there can a "
-        "picture have helped.",
-        columns=(
-            "method", "shots", "text alone right, %", "accuracy there", "accuracy elsewhere",
-            "elsewhere minus the baseline's", "95 % interval",
-        ),
-    )  # fmt: skip
+        "textshare",
+        metric=wording.metric_name(metric),
+        reference=reference,
+        text_only=text_only,
+    )
 
 
 def _pairs_figure(
@@ -258,11 +224,8 @@ def _pairs_figure(
     look: Looks,
     rows: list[Any],
     groups: Mapping[str, list[tuple[Any, ...]]],
-    *,
-    name: str,
-    title: str,
-    caption: str,
-    columns: tuple[str, ...],
+    kind: str,
+    **words: str,
 ) -> Figure | None:
     """Draw one panel per group, all on one scale: a row per method from a filled mark to a hollow one.
 
@@ -283,14 +246,7 @@ def _pairs_figure(
             mark(drawn, filled, height, style, hollow=False)
             write_value(drawn, height, text)
         drawings.append((heading, drawn, [pair[-1] for pair in group]))
-    return as_figure(
-        drawings,
-        identifier=f"{name}-{anchor(result, rows[0].setting, rows[0].metric)}",
-        title=title,
-        caption=caption,
-        columns=columns,
-        runs=_runs(result, rows[0]),
-    )
+    return _figure(result, rows[0], kind, drawings, **words)
 
 
 def weight_figure(result: StudyResult, look: Looks, *, setting: str) -> Figure | None:
@@ -318,18 +274,8 @@ def weight_figure(result: StudyResult, look: Looks, *, setting: str) -> Figure |
         drawings.append(
             (f"{what}, {size}", drawn, [(what, row.shots, f"{row.mean:.2f}", top_share, wording.count(row.count))])
         )
-    return as_figure(
-        drawings,
-        identifier=f"weights-{anchor(result, setting)}",
-        title="How much each instance is distilled",
-        caption="Confidence weights w given in the finetune step, and the probabilities of the right answer behind "
-        "them, of the student (c_S) and of the teachers' cross-fitted probes (c_T), pooled over seeds and steps. "
-        "With the default ratio c_T / c_S, a weight above 1 means that the teacher was surer of the right answer "
-        "than the student. If nearly all lie at one value, weighting does nothing; if c_T lies at chance, it follows "
-        "the student alone.",
-        columns=("quantity", "shots", "mean", "share in the top bin", "count"),
-        runs=(cell.run for cell in rows_of(result.cells, setting=setting, method=method)),
-    )
+    runs = (cell.run for cell in rows_of(result.cells, setting=setting, method=method))
+    return as_figure("weights", drawings, identifier=f"weights-{anchor(result, setting)}", runs=runs)
 
 
 def calibration_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
@@ -358,14 +304,33 @@ def calibration_figure(result: StudyResult, look: Looks, *, setting: str, metric
         told = ", ".join(f"{100 * one.accuracy:.0f} at {100 * one.confidence:.0f}" for one in bins)
         drawings.append((style.label, drawn, [(style.label, row.shots, error, told)]))
     return as_figure(
+        "calibration",
         drawings,
         identifier=f"calibration-{anchor(result, setting, metric)}",
-        title="Right as often as sure",
-        caption=f"{reference}, {wording.shots_text(smallest.shots)}, all seeds: accuracy of the answers in each "
-        "tenth of confidence; the area of a mark grows with the number of answers. On the diagonal, confidence is "
-        "honest; below it, the student is too sure. ECE is the mean distance from it in points.",
-        columns=("method", "shots", "ECE, points", "% right at % sure"),
         runs=(run for row in result.find("accuracy", place_of(smallest)) for run in row.runs),
+        reference=reference,
+        shots=wording.shots_text(smallest.shots),
+    )
+
+
+def _figure(
+    result: StudyResult,
+    row: Any,
+    kind: str,
+    drawings: list[Drawing],
+    *,
+    series: Iterable[str] = (),
+    **words: str,
+) -> Figure:
+    """Return drawings as the figure of the setting and the metric of a row, with all of their runs."""
+    where = {"setting": row.setting, "metric": row.metric}
+    return as_figure(
+        kind,
+        drawings,
+        identifier=f"{kind}-{anchor(result, row.setting, row.metric)}",
+        runs=(run for one in result.find("accuracy", **where) for run in one.runs),
+        series=series,
+        **words,
     )
 
 
@@ -393,7 +358,3 @@ def _bounds(row: Any, *, signed: bool = False) -> str:
         return ""
     write = wording.signed if signed else wording.percent
     return f"[{write(row.interval.low)}, {write(row.interval.high)}]"
-
-
-def _runs(result: StudyResult, row: Any) -> list[str]:
-    return [run for one in result.find("accuracy", setting=row.setting, metric=row.metric) for run in one.runs]

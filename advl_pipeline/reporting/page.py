@@ -10,16 +10,15 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.reporting.drawing import Figure
+from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (
     Looks,
     accuracy_figure,
@@ -33,10 +32,9 @@ from advl_pipeline.reporting.figures import (
     weight_figure,
 )
 from advl_pipeline.reporting.run_view import view_run
-from advl_pipeline.reporting.tables import readout_tables, wide_tables
-from advl_pipeline.studies.claim_tests import NOT_SUPPORTED, SUPPORTED, UNDECIDED
-from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.reporting.tables import readout_tables, templates, wide_tables
+from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge_claims
+from advl_pipeline.studies.table import StudyResult
 
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
 
@@ -50,24 +48,28 @@ _SECTIONS = {
 """Sections made of figures of each setting and metric; those of weights are of each setting."""
 
 
-def render_page(
-    result: StudyResult, examples: Sequence[Mapping[str, Any]], words: Sequence[Mapping[str, Any]]
-) -> str:
+def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -> str:
     """Render the report of a study, of several runs, or of one run as one HTML document."""
+    examples, words = (
+        [
+            found
+            for setting in result.study.settings
+            if (found := collect(result, setting, data_root=data_root, limit=num_examples)) is not None
+        ]
+        for collect in (collect_examples, collect_words)
+    )
     look = looks(result.study)
     is_run = result.of_runs and len(result.cells) == 1
     verdicts = judge_claims(result)
     found = answers(result)
-    style, script = _asset("page.css"), _asset("page.js")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("advl_pipeline.reporting", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(wording=wording, outcome_class=_OUTCOME_CLASS)
-    return environment.get_template("run.html" if is_run else "study.html").render(
+    assets = resources.files("advl_pipeline.reporting").joinpath("assets")
+    style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    # Nothing is loaded, and only this style sheet and this script are in force.
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
+    template = templates().get_template("run.html" if is_run else "study.html")
+    return template.render(
+        outcome_class=_OUTCOME_CLASS,
         result=result,
         study=result.study,
         cells=result.cells.to_dict("records"),
@@ -75,7 +77,7 @@ def render_page(
         look=look,
         style=Markup(style),
         script=Markup(script),
-        policy=_policy(style, script),
+        policy=policy,
         answers=found,
         nothing_yet=nothing_yet(result),
         answer_figures=[] if is_run else [answer_figure(result, look, answer.place) for answer in found],
@@ -116,18 +118,5 @@ def _sections(result: StudyResult, look: Looks) -> dict[str, tuple[str, list[Fig
     return sections
 
 
-def _policy(style: str, script: str) -> str:
-    """Content security policy: nothing is loaded, and only this style sheet and this script are in force."""
-
-    def digest(content: str) -> str:
-        return "'sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() + "'"
-
-    return f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}"
-
-
 def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
-
-
-def _asset(name: str) -> str:
-    return resources.files("advl_pipeline.reporting").joinpath("assets", name).read_text(encoding="utf-8")

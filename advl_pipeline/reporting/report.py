@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.reporting.answer import Answer, answers
-from advl_pipeline.reporting.config import ReportConfig, ReportFormat
-from advl_pipeline.reporting.formats import as_csv, as_items, as_json, as_latex, as_markdown
-from advl_pipeline.reporting.given import require_given
-from advl_pipeline.studies.claims import Verdict, judge_claims
-from advl_pipeline.studies.gather import gather_runs, gather_study
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.configuration import Output, option
+from advl_pipeline.datasets.config import DataRootOptions
+from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.folders import MARKERS
+from advl_pipeline.outputs import ReplaceOptions, require_outputs
 
-_WRITERS: dict[ReportFormat, tuple[str, Callable[[StudyResult], str]]] = {
-    "csv": ("csv", as_csv),
-    "items": ("items.csv", as_items),
-    "json": ("json", as_json),
-    "latex": ("tex", as_latex),
-    "md": ("md", as_markdown),
-}
-"""How files of a format end, and what writes them."""
+if TYPE_CHECKING:
+    from advl_pipeline.reporting.answer import Answer
+    from advl_pipeline.studies.claims import Verdict
+    from advl_pipeline.studies.table import StudyResult
+
+ReportFormat = Literal["html", "csv", "items", "json", "latex", "md"]
+
+_ENDINGS = {"items": "items.csv", "latex": "tex"}
+"""How files end of a format that does not say so itself."""
+
+_BEGINS = b"|".join(
+    (
+        rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" .*>\n'
+        rb'<meta name="color-scheme" content="light dark">\n<meta http-equiv="Content-Security-Policy" ',
+        rb"setting,metric,test_set,shots,method,role,num_seeds,",
+        rb"cell,run,setting,method,shots,size,seed,",
+        rb'\{\n  "(answers|verdicts)": \[',
+        rb"% .*mean \xc2\xb1 standard deviation over seeds|\n\Z",
+        rb"# .*\n\n(.* answers \d+ of 100 |Nothing is told yet|\| claim \| setting \| verdict \| why \|\n)",
+    )
+)
+"""How reports of each format begin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(DataRootOptions, ReplaceOptions):
+    """Configuration of `advl report`."""
+
+    run: tuple[Path, ...] = option(
+        help="A study folder, or run folders and folders of runs.", such_as="runs/mine", metavar="RUN"
+    )
+    to: ReportFormat = option(
+        "html",
+        help="One self-contained page, or its numbers; `items` is the score of every item of every run, as CSV.",
+    )
+    output: Path | None = option(
+        None,
+        help="File to write [default: report.EXT in that folder, of several in the one that holds them all].",
+        output=Output(makes="file", begins=_BEGINS, home=("run", "report.*")),
+    )
+    num_examples: int = option(
+        6, help="Examples shown of differing answers, and of selected words; 0 for none.", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,28 +76,33 @@ def run_report(config: ReportConfig) -> ReportResult:
             file that is no report lies in the place of this one.
         StorageError: the file cannot be written.
     """
+    from advl_pipeline.studies.loose_runs import folders_of_runs
+
     require_outputs(config)
-    study = require_given(config)
-    result = gather_study(study) if study else gather_runs(*config.run)
-    ending, write = _WRITERS.get(config.to, ("html", partial(_page, config=config)))
-    output = config.output or result.folder / f"report.{ending}"
+    studies = [folder for folder in config.run if (folder / MARKERS["study"].file).exists()]
+    if studies and len(config.run) > 1:
+        raise ConfigError(
+            "A study is reported by itself.",
+            where=str(studies[0]),
+            why=f"{len(config.run)} folders were given",
+            next_command=advise(["advl", "report", str(studies[0])]),
+        )
+    if not studies:
+        folders_of_runs(config.run)
+    # All that can be refused without them is refused by now.
+    from advl_pipeline.reporting import tables
+    from advl_pipeline.reporting.answer import answers
+    from advl_pipeline.reporting.page import page_of
+    from advl_pipeline.studies.claims import judge_claims
+    from advl_pipeline.studies.gather import gather_runs, gather_study
+
+    result = gather_study(studies[0]) if studies else gather_runs(*config.run)
+    output = config.output or result.folder / f"report.{_ENDINGS.get(config.to, config.to)}"
     require_outputs(config, output=output)
-    content = write(result)
+    if config.to == "html":
+        content = page_of(result, data_root=config.data_root, num_examples=config.num_examples)
+    else:
+        content = tables.WRITERS[config.to](result)
     make_folder(output.parent)
     write_text(output, content)
     return ReportResult(output=output, study=result, answers=answers(result), verdicts=judge_claims(result))
-
-
-def _page(result: StudyResult, config: ReportConfig) -> str:
-    from advl_pipeline.reporting.examples import collect_examples, collect_words
-    from advl_pipeline.reporting.page import render_page
-
-    examples, words = (
-        [
-            found
-            for setting in result.study.settings
-            if (found := collect(result, setting, data_root=config.data_root, limit=config.num_examples)) is not None
-        ]
-        for collect in (collect_examples, collect_words)
-    )
-    return render_page(result, examples, words)

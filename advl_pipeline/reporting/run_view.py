@@ -21,7 +21,7 @@ from advl_pipeline.reporting.drawing import (
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json, read_log
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import StudyResult
 
 _MOST_CLASSES = 12
 """Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""
@@ -136,44 +136,39 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
         end = sum(values[-10:]) / len(values[-10:])
         told = (f"{number:.4g}" for number in (values[0], min(values), end))
         drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *told)]))
-    return as_figure(
-        drawings,
-        identifier="loss",
-        title="Loss of each term over the steps",
-        caption="Raw values before they are weighed, each step thin and their running mean bold."
-        + (f" Left of the dotted line, the {began} steps of the adapt step." if began else ""),
-        columns=("term", "steps", "first", "least", "mean of the last ten"),
-        runs=[run],
-    )
+    adapt = f" Left of the dotted line, the {began} steps of the adapt step." if began else ""
+    return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
 
 
 def _kinds_figures(documents: Mapping[str, Mapping[str, Any]], *, run: str) -> list[Figure]:
     """Accuracy by question type and by answer type, where there are several; answer types are of VQA alone."""
-    found = []
+    figures = []
     for number, (test_set, document) in enumerate(documents.items()):
-        by_answer = document.get("by_answer_type")
-        ways = {"question type": document.get("by_question_type", {}), "answer type": {"vqa": by_answer or {}}}
+        by_answer = document.get("by_answer_type") or {}
+        ways = {"question type": document.get("by_question_type", {}), "answer type": {"vqa": by_answer}}
         for place, (way, by_metric) in enumerate(ways.items()):
             for metric, kinds in by_metric.items():
-                if len(kinds) > 1:
-                    title = f"{wording.metric_name(metric)} on {test_set} by {way}"
-                    found.append(_kinds_figure(title, kinds, identifier=f"kinds-{number}-{metric}-{place}", run=run))
-    return found
-
-
-def _kinds_figure(title: str, kinds: Mapping[str, Mapping[str, float]], *, identifier: str, run: str) -> Figure:
-    ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])[-_MOST_KINDS:]
-    names = [f"{name} ({found['num_items']:.0f})" for name, found in ordered]
-    drawn = row_axes(names, [0.0, 25.0, 50.0, 75.0, 100.0])
-    for row, (_, found) in enumerate(ordered):
-        drawn.plot([0, found["accuracy"]], [row, row], color=SERIES[1], linewidth=6, solid_capstyle="butt")
-        write_value(drawn, row, wording.percent(found["accuracy"]))
-    rows = [(name, f"{found['num_items']:.0f}", f"{found['accuracy']:.1f}") for name, found in kinds.items()]
-    return as_figure(
-        [("", drawn, rows)],
-        identifier=identifier,
-        title=title,
-        caption="Percent right, and how many items there are of each kind.",
-        columns=("kind", "items", "percent right"),
-        runs=[run],
-    )
+                if len(kinds) < 2:
+                    continue
+                ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])[-_MOST_KINDS:]
+                labels = [f"{name} ({found['num_items']:.0f})" for name, found in ordered]
+                drawn = row_axes(labels, [0.0, 25.0, 50.0, 75.0, 100.0])
+                for row, (_, found) in enumerate(ordered):
+                    accuracy = found["accuracy"]
+                    drawn.plot([0, accuracy], [row, row], color=SERIES[1], linewidth=6, solid_capstyle="butt")
+                    write_value(drawn, row, wording.percent(accuracy))
+                rows = [
+                    (name, f"{found['num_items']:.0f}", f"{found['accuracy']:.1f}") for name, found in kinds.items()
+                ]
+                figures.append(
+                    as_figure(
+                        "kinds",
+                        [("", drawn, rows)],
+                        identifier=f"kinds-{number}-{metric}-{place}",
+                        runs=[run],
+                        metric=wording.metric_name(metric),
+                        test_set=test_set,
+                        way=way,
+                    )
+                )
+    return figures

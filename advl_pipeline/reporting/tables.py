@@ -1,18 +1,29 @@
-"""The numbers of a study as plain tables: one long (a row per method and place), and what people read."""
+"""The numbers of a study as plain tables, and these as text for the terminal, Markdown, LaTeX, CSV and JSON.
+
+One table is long (a row per method and place); the others are what people read. Templates in `assets/` say them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import pandas as pd
 
+from advl_pipeline.configuration import to_plain
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.answer import answers, nothing_yet
+from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import FULL
-from advl_pipeline.studies.result import StudyResult, place_of
-from advl_pipeline.studies.table import Place
+from advl_pipeline.studies.forecast import Forecast
+from advl_pipeline.studies.table import Place, StudyResult, place_of
 
 _RANDOM = "random:"
 
@@ -24,6 +35,16 @@ LONG_COLUMNS = (
     "majority_percent", "majority_answer", "chance_percent", "runs", "caveats",
 )  # fmt: skip
 """Of the long table; units are in their names."""
+
+
+_LATEX_SPECIAL = str.maketrans(
+    {
+        "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+        "±": r"$\pm$", wording.MINUS: "$-$", "→": r"$\to$", "–": "--",
+        "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +74,8 @@ class ShownTable:
 
 def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """Arrange the accuracies: one table per setting and metric, rows by shots and method, columns by test set."""
-    tables = []
-    for setting in result.study.settings:
+    tables, study = [], result.study
+    for setting in study.settings:
         for metric in setting.metrics:
             found = [place for place in result.places() if place[:2] == (setting.name, metric)]
             by_shots: dict[str, dict[str, Place]] = {}
@@ -62,11 +83,15 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                 by_shots.setdefault(place.shots, {})[place.test_set] = place
             rows = []
             for shots, by_set in by_shots.items():
-                for method in result.study.methods:
+                for method in study.methods:
                     places = (by_set.get(name) for name in setting.test_sets)
                     cells = tuple(_accuracy(result, place, method) if place else None for place in places)
                     if any(cells):
-                        rows.append(_row(result, shots, method, _label(result, method), cells))
+                        # What its change is against, where that is not the study's baseline.
+                        label, baseline = wording.method_label(study, method), study.baseline_of(method)
+                        if baseline != study.baseline:
+                            label += f" (against {wording.method_label(study, baseline)})"
+                        rows.append(_row(result, shots, method, label, cells))
             trivial = [result.trivial.get((setting.name, metric, name), {}) for name in setting.test_sets]
             majority = (f"{wording.percent(one['majority'])} ({one['answer']})" if one else "" for one in trivial)
             chance = (wording.percent(one["chance"]) if one else "" for one in trivial)
@@ -95,13 +120,6 @@ def _row(result: StudyResult, shots: str, method: str, label: str, cells: Sequen
     variant = result.study.variant(method)
     told = {"shots": shots, "method": method, "label": label, "role": variant.role, "note": variant.note}
     return told | {"cells": cells}
-
-
-def _label(result: StudyResult, method: str) -> str:
-    """Return a method's name, with what its change is against where that is not the study's baseline."""
-    study = result.study
-    label, baseline = wording.method_label(study, method), study.baseline_of(method)
-    return label if baseline == study.baseline else f"{label} (against {wording.method_label(study, baseline)})"
 
 
 def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] | None:
@@ -149,7 +167,14 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                     label = wording.method_label(result.study, method)
                     if alike["teacher"].str.startswith(_RANDOM).any():
                         label += " (beside that random teacher)"
-                    cells = [_readout(alike[alike["column"] == column]) for column in columns]
+                    cells: list[dict[str, str] | None] = []
+                    for runs in (alike[alike["column"] == column] for column in columns):
+                        if runs.empty:
+                            cells.append(None)
+                            continue
+                        before = wording.percent(runs["before"].mean())
+                        after = wording.spread(summarise(list(runs["after"])))
+                        cells.append({"text": f"{before} → {after}", "before": before, "after": after})
                     number = {"text": str(alike.groupby("column").size().max())}
                     rows.append(_row(result, shots, method, label, (*cells, number)))
         if rows:
@@ -160,34 +185,158 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     return tuple(tables)
 
 
-def _readout(runs: pd.DataFrame) -> dict[str, str] | None:
-    if runs.empty:
-        return None
-    before, after = wording.percent(runs["before"].mean()), wording.spread(summarise(list(runs["after"])))
-    return {"text": f"{before} → {after}", "before": before, "after": after}
-
-
 def long_rows(result: StudyResult) -> list[dict[str, Any]]:
     """Return a record per method and place, unrounded; keys are `LONG_COLUMNS`."""
-    return [_long_row(result, row) for row in result.find("accuracy")]
+    rows = []
+    for row in result.find("accuracy"):
+        place, trivial = place_of(row), result.trivial_of(place_of(row))
+        gain = result.one("gain", place, method=row.method, against=result.study.baseline_of(row.method))
+        over = _over_best(result, place, row.method)
+        told = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
+        against, points, relative, *tests = (getattr(gain, name) if gain else None for name in told)
+        ends, ends_over = (
+            (one.joint_interval.low, one.joint_interval.high) if one else (None, None) for one in (gain, over)
+        )
+        values = (
+            row.setting, row.metric, row.test_set, row.shots, row.method, result.study.variant(row.method).role,
+            len(row.seeds), row.num_items, row.mean, row.deviation,
+            against, points, *ends, relative, *tests,
+            over and over.against, over and over.mean, *ends_over,
+            trivial.get("majority"), trivial.get("answer"), trivial.get("chance"),
+            " ".join(row.runs), "; ".join(result.caveats.get(row.setting, ())),
+        )  # fmt: skip
+        rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
+    return rows
 
 
-def _long_row(result: StudyResult, row: Any) -> dict[str, Any]:
-    place, trivial = place_of(row), result.trivial_of(place_of(row))
-    gain = result.one("gain", place, method=row.method, against=result.study.baseline_of(row.method))
-    over = _over_best(result, place, row.method)
-    told = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
-    against, points, relative, *tests = (getattr(gain, name) if gain else None for name in told)
-    values = (
-        row.setting, row.metric, row.test_set, row.shots, row.method, result.study.variant(row.method).role,
-        len(row.seeds), row.num_items, row.mean, row.deviation,
-        against, points, *_ends(gain), relative, *tests,
-        over and over.against, over and over.mean, *_ends(over),
-        trivial.get("majority"), trivial.get("answer"), trivial.get("chance"),
-        " ".join(row.runs), "; ".join(result.caveats.get(row.setting, ())),
-    )  # fmt: skip
-    return dict(zip(LONG_COLUMNS, values, strict=True))
+def as_text(result: StudyResult) -> str:
+    """Render the answer, the tables and the verdicts for a terminal."""
+    return _render("text.jinja", result, judge_claims(result)).removesuffix("\n")
 
 
-def _ends(gain: Any) -> tuple[float | None, float | None]:
-    return (gain.joint_interval.low, gain.joint_interval.high) if gain else (None, None)
+def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
+    """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
+    heading = result.study.title or result.study.name if title is None else title
+    return _render("markdown.jinja", result, judge_claims(result) if title is None else (), heading=heading)
+
+
+def as_latex(result: StudyResult) -> str:
+    """Render the tables as LaTeX tabulars for booktabs."""
+    return _render("latex.jinja", result, ()) or "\n"
+
+
+def as_csv(result: StudyResult) -> str:
+    """Render the long table as CSV, unrounded; empty where there is no number."""
+    frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def as_items(result: StudyResult) -> str:
+    """Render the tidy table of item scores as CSV: a row is a run, a test set, a metric, a view and an item."""
+    return result.items.to_csv(index=False, lineterminator="\n")
+
+
+def as_json(result: StudyResult) -> str:
+    """Render everything that was gathered, but the items, as JSON; a frame is a list of records."""
+    gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    document = {
+        "answers": answers(result),
+        "verdicts": judge_claims(result),
+        "table": long_rows(result),
+        **{
+            name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
+            for name, value in gathered.items()
+            if name not in ("items", "trivial")
+        },
+        "trivial": [
+            {"setting": setting, "metric": metric, "test_set": test_set, **found}
+            for (setting, metric, test_set), found in result.trivial.items()
+        ],
+    }
+    return json.dumps(to_plain(document), indent=2, ensure_ascii=False) + "\n"
+
+
+WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "latex": as_latex, "md": as_markdown}
+"""What writes each form of a report but the page."""
+
+
+def forecast_as_text(forecast: Forecast) -> str:
+    """Render the grid as one line per setting, method and shots, then what is left to do."""
+    width = max(len(row["method"]) for row in forecast.cells)
+    grid: dict[str, list[str]] = {}
+    for row in forecast.cells:
+        name = f"{row['setting']}  {row['method']:<{width}}  {row['shots']:>6} shots"
+        grid.setdefault(name, []).append(f"{row['seed']}{'*' if row['finished'] else ''}")
+    return (
+        templates()
+        .get_template("forecast.jinja")
+        .render(
+            forecast=forecast,
+            grid=grid,
+            num_of_steps=sorted(Counter(row["steps"] for row in forecast.cells if not row["finished"]).items()),
+            extraction=sum(cache.seconds or 0.0 for cache in forecast.caches),
+            known=[cache.num_bytes for cache in forecast.caches if cache.num_bytes is not None],
+        )
+    )
+
+
+def _render(template: str, result: StudyResult, verdicts: Sequence[Any], **more: Any) -> str:
+    number, legend = len(result.cells) - result.num_finished, "mean ± standard deviation over seeds"
+    if len(result.study.methods) > 1:
+        legend += (
+            "; in brackets the change in points against the baseline and Holm's p over seeds (paired t) and over "
+            "items (sign flips), then that against the best control"
+        )
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            opening=[str(answer) for answer in answers(result)] or [nothing_yet(result)],
+            tables=wide_tables(result),
+            readouts=readout_tables(result),
+            legend=legend,
+            verdicts=verdicts,
+            num_settings=len(result.study.settings),
+            unfinished=[f"{number} of {len(result.cells)} cells are not finished; the same command goes on."]
+            if number
+            else [],
+            **more,
+        )
+    )
+
+
+@functools.cache
+def templates() -> jinja2.Environment:
+    """Return the templates of all reports; those of HTML escape everything."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("advl_pipeline.reporting", "assets"),
+        autoescape=jinja2.select_autoescape(["html"], default_for_string=False),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["wording"] = wording
+    environment.filters |= {
+        "aligned": _aligned,
+        "md": _md,
+        "md_table": _md_table,
+        "tex": lambda text: text.translate(_LATEX_SPECIAL),
+    }
+    return environment
+
+
+def _aligned(table: ShownTable) -> str:
+    grid = table.grid()
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    rows = ("  ".join(item.ljust(width) for item, width in zip(row, widths, strict=True)) for row in grid)
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def _md_table(table: ShownTable) -> str:
+    """Return a table whose first two columns are words and whose others are numbers."""
+    header, *rows = ["| " + " | ".join(map(_md, row)) + " |" for row in table.grid()]
+    return "\n".join([header, "|---|---|" + "--:|" * len(table.columns), *rows])
+
+
+def _md(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advl_pipeline.evaluation.question_match import Questions
+from advl_pipeline.evaluation.shift import Questions
 from advl_pipeline.evaluation.statistics import Interval
-from advl_pipeline.studies.claim_tests import MINUS as MINUS
-from advl_pipeline.studies.claim_tests import signed as signed
+from advl_pipeline.studies.claims import MINUS as MINUS
+from advl_pipeline.studies.claims import signed as signed
 from advl_pipeline.studies.config import FULL, StudyConfig
 
 METRIC_NAMES = {

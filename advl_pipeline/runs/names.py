@@ -5,6 +5,7 @@ Training writes all but the last two folders, which `advl evaluate` and `advl pr
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from advl_pipeline.folders import MARKERS
@@ -37,15 +38,11 @@ PROCESSOR = "student_processor"
 HEADS = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 SELECTED_WORDS = "selected_words.json"
-WORD_SELECTION = "word_selection.json"
 READOUT = "readout.json"
 RESULT = "result.json"
 """Written last: a run that has it is finished."""
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions"
-
-ITEM_WORDS_SUFFIX = ".words.json"
-"""Of the file of an evaluation that holds the words that would be distilled."""
 
 
 def is_finished(run: Path) -> bool:
@@ -56,3 +53,8 @@ def is_finished(run: Path) -> bool:
 def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
     """Return the file of a test set; a set of another dataset, "vcr-shift/val", is filed as "vcr-shift--val"."""
     return run / EVALUATION / (test_set.replace("/", "--") + suffix)
+
+
+def set_of(filed: str) -> str:
+    """Return the test set of a name that scores are filed under, such as "val" of "val@2017"."""
+    return re.sub("@[^/]*$", "", filed)

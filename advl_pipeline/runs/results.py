@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,31 +19,29 @@ from advl_pipeline.errors import ConfigError, advise, again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 
-FloatArray = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import pandas as pd
 
 Quantity = Literal["weight", "confidence"]
 Nodes = Literal["words", "texts", "regions"]
 
 _QUANTITIES: Mapping[str, Quantity] = {"weights": "weight", "confidence": "confidence"}
 _NODES: tuple[Nodes, ...] = ("words", "texts", "regions")
-_ITEM = "item"
-_SCORES = "scores"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Scores of one run on one test set; item scores lie in [0, 1]."""
+    """Scores of one run on one test set.
+
+    `items` is tidy, a row for each score, with the columns `metric`, `view` ("" for the true picture, else how it was
+    spoilt), `item`, its `picture` and question `type` ("" where the evaluation did not write them), and `score`,
+    which lies in [0, 1].
+    """
 
     summary: Mapping[str, Any]
-    ids: Mapping[str, tuple[str, ...]]
-    """Metric -> the items it was computed on, in the order of `items`."""
-    items: Mapping[str, FloatArray]
-    spoilt: Mapping[str, Mapping[str, FloatArray]]
-    """Kind of spoilt picture -> metric -> item scores."""
+    items: pd.DataFrame
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
-    groups: Mapping[str, tuple[list[str], list[str]]]
-    """Metric -> the picture of each item, and its question type, where the evaluation wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +117,43 @@ def moved_to(data_root: Path | None, config: Mapping[str, Any]) -> Path | None:
     return data_root or (Path(made_with) if made_with and Path(made_with).is_dir() else None)
 
 
+def read_documents(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what each evaluation of a run found, by its test set as `advl evaluate --on` was given it.
+
+    Scores by an evaluator of VQA that is not the set's usual one go by the name that they are filed under.
+
+    Raises:
+        ConfigError: an evaluation is damaged.
+    """
+    documents: dict[str, dict[str, Any]] = {}
+    for path in sorted((run / names.EVALUATION).glob("*.json")):
+        if not path.with_suffix(".npz").exists():
+            continue
+        found = read_json(path)
+        given = (found["split"], f"{found['dataset']}/{found['split']}")
+        filed = [*given, *(f"{name}@{found.get('vqa_mode')}" for name in given)]
+        name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
+        documents[name or path.stem.replace("--", "/")] = found
+    return documents
+
+
+def filed_as(run: Path, test_set: str, vqa_mode: str | None) -> str:
+    """Return the name that the scores of a test set by an evaluator of VQA are filed under.
+
+    It is the set's own where they are by the set's usual evaluator; those by another one stand beside them.
+
+    Args:
+        vqa_mode: the evaluator that is asked for; None for the usual one.
+
+    Raises:
+        ConfigError: the evaluation is damaged.
+    """
+    usual = evaluation_file(run, test_set, ".json")
+    if vqa_mode is None or (usual.exists() and read_json(usual).get("vqa_mode", vqa_mode) == vqa_mode):
+        return test_set
+    return f"{test_set}@{vqa_mode}"
+
+
 def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     """Read a run's evaluation on a test set; None when it was not made.
 
@@ -129,9 +164,29 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     arrays_path = evaluation_file(run, test_set, ".npz")
     if not summary_path.exists():
         return None
-    summary = read_json(summary_path)
+    import pandas as pd
+
+    summary, parts = read_json(summary_path), []
     try:
-        return _evaluation(summary, read_array_archive(arrays_path))
+        arrays = read_array_archive(arrays_path)
+        # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC tell what goes together.
+        for name, array in arrays.items():
+            group, _, metric = name.partition("/")
+            if group != "item" and (not group.startswith("item_") or group.endswith("_ids")):
+                continue
+            ids = list(map(str, arrays[f"{group}_ids/{metric}"]))
+            if len(ids) != len(array):
+                raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
+            if ids != list(map(str, arrays[f"item_ids/{metric}"])):
+                raise ValueError(f"{name} is about other items than item/{metric}")
+            told: dict[str, Any] = {"metric": metric, "view": group[len("item_") :], "item": ids}
+            for column, kind in (("picture", "pictures"), ("type", "strata")):
+                told[column] = arrays[f"{kind}/{metric}"].tolist() if f"{kind}/{metric}" in arrays else ""
+            parts.append(pd.DataFrame(told | {"score": array.astype(np.float64)}))
+        scores = {name.removeprefix("scores/"): array for name, array in arrays.items() if name.startswith("scores/")}
+        columns = ["metric", "view", "item", "picture", "type", "score"]
+        items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        return Evaluation(summary=summary, items=items, scores=scores)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             "The item scores of a run cannot be read.",
@@ -152,44 +207,6 @@ def read_task_loss(run: Path) -> str:
         return str(read_json(path)["settings"]["task_loss"]["value"])
     except (KeyError, TypeError) as error:
         raise DamagedRun("The settings of a run do not name the loss of its task.", path, error) from error
-
-
-def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Evaluation:
-    """Sort arrays by their names: item/METRIC, item_KIND/METRIC, each with its ids, and scores/TASK.
-
-    pictures/METRIC and strata/METRIC tell which items belong together.
-    """
-    ids: dict[str, tuple[str, ...]] = {}
-    items: dict[str, FloatArray] = {}
-    spoilt: dict[str, dict[str, FloatArray]] = {}
-    scores: dict[str, npt.NDArray[np.floating]] = {}
-    for name, array in arrays.items():
-        group, _, key = name.partition("/")
-        if group == _ITEM:
-            ids[key] = _ids(arrays, name, array)
-            items[key] = array.astype(np.float64)
-    for name, array in arrays.items():
-        group, _, key = name.partition("/")
-        if group.startswith(f"{_ITEM}_") and not group.endswith("_ids"):
-            if _ids(arrays, name, array) != ids[key]:
-                raise ValueError(f"{name} is about other items than {_ITEM}/{key}")
-            spoilt.setdefault(group.removeprefix(f"{_ITEM}_"), {})[key] = array.astype(np.float64)
-        elif group == _SCORES:
-            scores[key] = array
-    groups = {
-        metric: (arrays[f"pictures/{metric}"].tolist(), arrays[f"strata/{metric}"].tolist())
-        for metric in items
-        if f"pictures/{metric}" in arrays
-    }
-    return Evaluation(summary=summary, ids=ids, items=items, spoilt=spoilt, scores=scores, groups=groups)
-
-
-def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:
-    group, _, key = name.partition("/")
-    ids = tuple(str(item) for item in arrays[f"{group}_ids/{key}"])
-    if len(ids) != len(array):
-        raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
-    return ids
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 run.json (what makes it this run; first) · config.json (every option as given) · environment.json · settings.json
 (what it trains with, and where each number came from) · caches.json ·
 metrics.jsonl · logs of trackers (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
-student.json · selected_words.json and word_selection.json (of methods that select words) · result.json (last) ·
+student.json · selected_words.json (of methods that select words) · result.json (last) ·
 evaluation/ (written by `advl evaluate`).
 """
 
@@ -28,7 +28,7 @@ from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
     *(names.STUDENT_WEIGHTS, names.STUDENT, names.TOKENIZER, names.HEADS_WEIGHTS, names.HEADS),
-    *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.WORD_SELECTION, names.READOUT),
+    *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.READOUT),
 )
 _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
 """Folders that belong to the run that is gone."""

@@ -15,15 +15,15 @@ from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.formats import as_markdown
 from advl_pipeline.reporting.run_view import scores_of
+from advl_pipeline.reporting.tables import as_markdown
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_evaluation, read_json
+from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import families, family_of
-from advl_pipeline.studies.folder import studies_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
+from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.studies.table import rows_of
 from advl_pipeline.teachers.inspection import show_teacher
 from advl_pipeline.training.config import config_of_run
@@ -47,9 +47,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         # Its headings stand below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)
-    files = sorted((run / names.EVALUATION).glob("*.json"))
-    sets = [path.stem.replace("--", "/") for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
-    documents = {name: stored.summary for name in sets if (stored := read_evaluation(run, name)) is not None}
+    documents = {name: found.summary for name in read_documents(run) if (found := read_evaluation(run, name))}
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_torch = model.endswith(".py")
     environment = read_json(run / names.ENVIRONMENT)

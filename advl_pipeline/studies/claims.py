@@ -1,6 +1,6 @@
 """Verdicts on the claims C1-C5 of the method, each phrased so that it can fail.
 
-A claim is a conjunction of tests (`claim_tests`), as good as its weakest. A study can fall short of it in two ways.
+A claim is a conjunction of tests, as good as its weakest. A study can fall short of it in two ways.
 What it *lacks* (a control, a part left out) might have shown that a gain has another cause: it keeps a claim from
 being supported, but a gain that is ruled out stays so. What it did *not reach* (full data, a second shot size) is
 what the claim is about: without it the claim is undecided, whatever the numbers that stand in.
@@ -14,35 +14,40 @@ that, so they contain the same test against each such control and cannot be supp
     baseline. A drop also shrinks where a method starts lower, and a method that only got worse is no more robust;
   - C4: what swapping pictures costs, against the baseline and the controls;
   - C5: accuracy against naive KD, and against the method without each part.
+
+A test is of a mean difference over seeds, in points, that has to be positive. It is
+  - supported, when there are at least `min_seeds` seeds: the paired t-test over them, corrected by Holm over all
+    tests of all claims, has p < 0.05, the mean is positive, and the interval over seeds and items excludes 0;
+  - not supported, when it is not, and with as many seeds a gain of the smallest size that would matter (`margin`) is
+    ruled out: the one-sided t-test over seeds against it, corrected by Holm over the tests of the claim, has
+    p < 0.025: the study was large enough to see it. Where all seeds give the same number there is no such test; a
+    number below the margin is then ruled out if the items agree, their interval lying below it too;
+  - undecided at this size otherwise.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from advl_pipeline.evaluation.statistics import Interval, holm
-from advl_pipeline.studies.claim_tests import (
-    NOT_SUPPORTED,
-    SIGNIFICANT,
-    SUPPORTED,
-    UNDECIDED,
-    ClaimTest,
-    Outcome,
-    signed,
-    try_tests,
-    untried,
-    why_open,
-)
-from advl_pipeline.studies.config import FULL, Setting, StudyConfig
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import USE_VIEW, Place
-from advl_pipeline.studies.variants import PARTS
+from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
+from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
+from advl_pipeline.studies.table import USE_VIEW, Place, StudyResult
 
-_NOTHING_FINISHED = "no cell of this comparison is finished"
+Outcome = Literal["supported", "not supported", "undecided at this size"]
+SUPPORTED: Outcome = "supported"
+NOT_SUPPORTED: Outcome = "not supported"
+UNDECIDED: Outcome = "undecided at this size"
+SIGNIFICANT = 0.05
+RULED_OUT = 0.025
+"""One-sided, as an interval of 95 % has it on either side."""
+
+MINUS = "\N{MINUS SIGN}"
+
 _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (other questions)"}
 """Said beside a drop that is not over the same questions."""
 
@@ -56,6 +61,21 @@ _STATEMENTS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimTest:
+    """One mean difference that has to be positive. `unit` names what the numbers are."""
+
+    name: str
+    unit: str
+    per_seed: tuple[float, ...]
+    mean: float
+    interval: Interval | None
+    joint_interval: Interval
+    p_value: float | None
+    p_adjusted: float | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """A claim, what became of it in one setting, and the numbers. `reason` is one sentence."""
 
@@ -66,38 +86,6 @@ class Verdict:
     reason: str
     tests: tuple[ClaimTest, ...]
     notes: tuple[str, ...]
-
-
-def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
-    """Judge the claims that a study could test, in every setting; runs that no study asked for claim nothing.
-
-    A test that is a contrast of the table has the p of the table. The other tests are one family.
-    """
-    if result.of_runs:
-        return ()
-    study = result.study
-    drafts = [
-        _Draft(claim=claim, setting=setting, result=result)
-        for setting in study.settings
-        for claim in _STATEMENTS
-        if _could_test(claim, study, setting)
-    ]
-    for draft in drafts:
-        {"C1": _full_data, "C2": _low_shot, "C3": _shift, "C4": _vision, "C5": _parts}[draft.claim](draft)
-    own = [test for draft in drafts for test in draft.tests if test not in draft.of_table]
-    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
-    return tuple(_judge(draft, [(adjusted | draft.of_table)[test] for test in draft.tests]) for draft in drafts)
-
-
-def _could_test(claim: str, study: StudyConfig, setting: Setting) -> bool:
-    """Whether the grid of a study holds what a claim is about, however much of it is finished."""
-    return {
-        "C1": None in study.shots,
-        "C2": len(study.shots) > 1,
-        "C3": len(setting.test_sets) > 1,
-        "C4": USE_VIEW in study.evaluation.get("probe", (USE_VIEW,)),
-        "C5": "naive-kd" in study.methods and any(study.variant(name).part for name in study.methods),
-    }[claim]
 
 
 @dataclass(kw_only=True)
@@ -119,24 +107,47 @@ class _Draft:
 
     def add(self, name: str, unit: str, row: Any, *, factor: float = 1.0) -> ClaimTest:
         """Add the test that a number of the study, times a factor, is above 0."""
-        ends = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
+        low, high = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
         per_seed = [factor * value for value in row.per_seed]
-        joint = Interval(low=ends[0], high=ends[1], level=row.joint_interval.level)
+        joint = Interval(low=low, high=high, level=row.joint_interval.level)
         self.tests.append(untried(name=name, unit=unit, per_seed=per_seed, joint_interval=joint))
         return self.tests[-1]
 
-    def controls(self) -> list[str]:
-        """Return the teacher controls of the study; without one the claim cannot be supported."""
-        controls = [name for name in self.result.study.methods if is_teacher_control(self.result.study, name)]
+    def add_mean(self, quantity: str, other: str, like: Any, name: str) -> None:
+        """Add the test of a mean over shots against another method, on the test set of `like`."""
+        where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
+        found = self.result.one(f"mean {quantity}", against=other, **where)
+        if found is None:
+            self.lacks.append(f"{other} is not finished")
+            return
+        if missing := [shots for shots in like.over if shots not in found.over]:
+            self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
+        self.add(name, "points, mean over shots", found, factor=-1.0 if quantity == "drop" else 1.0)
+
+    def add_gains(self, place: Place) -> None:
+        """Add the tests of the focus method against the baseline and the controls at a place."""
+        study, where = self.result.study, f"{place.metric} at {_shots(place.shots)}"
+        own = self.gain(place, study.baseline)
+        for number, other in enumerate(self.rivals()):
+            if (gain := self.gain(place, other)) is None:
+                self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
+                continue
+            self.of_table[self.add(f"{where}: {study.focus} minus {other}", "points", gain)] = gain.p_seed_holm
+            if number and own.mean > 0:
+                self.notes.append(_control_note(where, own, gain))
+
+    def rivals(self) -> list[str]:
+        """Return the baseline and the teacher controls; without one of those the claim cannot be supported."""
+        study = self.result.study
+        controls = [name for name in study.methods if is_teacher_control(study, name)]
         if not controls:
             self.lacks.append("the study runs no shuffled or random teacher")
-        return controls
+        return [study.baseline, *controls]
 
     def in_domain(self) -> list[Place]:
         """Return the places on the in-domain test set where the focus method met its baseline."""
-        found = self.result.places()
         here = (self.setting.name, self.setting.reference)
-        own = (place for place in found if (place.setting, place.test_set) == here)
+        own = [place for place in self.result.places() if (place.setting, place.test_set) == here]
         return [place for place in own if self.gain(place, self.result.study.baseline)]
 
     def gain(self, place: Place, over: str) -> Any:
@@ -148,6 +159,48 @@ class _Draft:
         return self.result.find(f"mean {quantity}", setting=self.setting.name, against=self.result.study.baseline)
 
 
+def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
+    """Judge the claims that a study could test, in every setting; runs that no study asked for claim nothing.
+
+    A test that is a contrast of the table has the p of the table. The other tests are one family.
+    """
+    study, drafts = result.study, list[_Draft]()
+    for setting in () if result.of_runs else study.settings:
+        # What the grid holds, however much of it is finished.
+        could_be_tested = {
+            "C1": None in study.shots,
+            "C2": len(study.shots) > 1,
+            "C3": len(setting.test_sets) > 1,
+            "C4": USE_VIEW in study.evaluation.get("probe", (USE_VIEW,)),
+            "C5": "naive-kd" in study.methods and any(study.variant(name).part for name in study.methods),
+        }
+        for claim in (name for name, could in could_be_tested.items() if could):
+            drafts.append(_Draft(claim=claim, setting=setting, result=result))
+            _COLLECT[claim](drafts[-1])
+    own = [test for draft in drafts for test in draft.tests if test not in draft.of_table]
+    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
+    verdicts = []
+    for draft in drafts:
+        corrected = [(adjusted | draft.of_table)[test] for test in draft.tests]
+        tests = try_tests(draft.tests, corrected, margin=study.margin, min_seeds=study.min_seeds)
+        outcome, reason = _verdict(draft, tests)
+        cautions = (f"Caution: {lack}." for lack in (*draft.not_reached, *draft.lacks))
+        verdicts.append(
+            Verdict(
+                claim=draft.claim,
+                setting=draft.setting.name,
+                statement=_STATEMENTS[draft.claim].format(
+                    focus=study.variant(study.focus).label, baseline=study.baseline
+                ),
+                outcome=outcome,
+                reason=reason,
+                tests=tests,
+                notes=tuple(dict.fromkeys([*draft.notes, *cautions])),
+            )
+        )
+    return tuple(verdicts)
+
+
 def _full_data(draft: _Draft) -> None:
     places = draft.in_domain()
     largest = max((place.size for place in places), default=0)
@@ -156,7 +209,7 @@ def _full_data(draft: _Draft) -> None:
     if found and not full:
         draft.not_reached.append(f"no full data was run; the largest size, {largest} shots, stands in")
     for place in full or found:
-        _add_gains(draft, place)
+        draft.add_gains(place)
 
 
 def _low_shot(draft: _Draft) -> None:
@@ -177,44 +230,27 @@ def _low_shot(draft: _Draft) -> None:
             draft.add(name, "points, along the fitted line", slope, factor=-math.log2(most / fewest))
     smallest = min((place.size for place in places), default=0)
     for place in (place for place in places if place.size == smallest):
-        _add_gains(draft, place)
-
-
-def _add_gains(draft: _Draft, place: Place) -> None:
-    """Add the tests of the focus method against the baseline and the controls at a place."""
-    study, where = draft.result.study, f"{place.metric} at {_shots(place.shots)}"
-    own = draft.gain(place, study.baseline)
-    for number, other in enumerate((study.baseline, *draft.controls())):
-        gain = draft.gain(place, other)
-        if gain is None:
-            draft.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
-            continue
-        draft.of_table[draft.add(f"{where}: {study.focus} minus {other}", "points", gain)] = gain.p_seed_holm
-        if number and own.mean > 0:
-            draft.notes.append(_control_note(where, own, gain))
+        draft.add_gains(place)
 
 
 def _shift(draft: _Draft) -> None:
     study, drops = draft.result.study, draft.means("drop")
     if not drops:
         draft.lacks.append(f"there is no shifted test set with scores of {study.focus} and {study.baseline}")
-        return
-    controls = draft.controls()
     for drop in drops:
         where, questions = f"{drop.metric} on {drop.test_set}", _QUESTIONS[drop.questions or "same"]
-        for other in (study.baseline, *controls):
-            _add_mean(draft, "drop", other, drop, f"{where}: drop of {other} minus drop of {study.focus}{questions}")
-        _add_mean(draft, "accuracy", study.baseline, drop, f"{where}: {study.focus} minus {study.baseline}")
+        for other in draft.rivals():
+            draft.add_mean("drop", other, drop, f"{where}: drop of {other} minus drop of {study.focus}{questions}")
+        draft.add_mean("accuracy", study.baseline, drop, f"{where}: {study.focus} minus {study.baseline}")
 
 
 def _vision(draft: _Draft) -> None:
     study, uses = draft.result.study, draft.means("use")
     if not uses:
         draft.lacks.append(f"{study.focus} and {study.baseline} were not both scored with swapped pictures")
-        return
-    for use, other in itertools.product(uses, (study.baseline, *draft.controls())):
+    for use, other in itertools.product(uses, draft.rivals() if uses else ()):
         name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
-        _add_mean(draft, "use", other, use, name)
+        draft.add_mean("use", other, use, name)
 
 
 def _parts(draft: _Draft) -> None:
@@ -225,19 +261,11 @@ def _parts(draft: _Draft) -> None:
     baseline = [row for row in draft.means("accuracy") if row.test_set == draft.setting.reference]
     for other, like in itertools.product(("naive-kd", *parts), baseline):
         name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
-        _add_mean(draft, "accuracy", other, like, f"{like.metric}: {name}")
+        draft.add_mean("accuracy", other, like, f"{like.metric}: {name}")
 
 
-def _add_mean(draft: _Draft, quantity: str, other: str, like: Any, name: str) -> None:
-    """Add the test of a mean over shots against another method, on the test set of `like`."""
-    where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
-    found = draft.result.one(f"mean {quantity}", against=other, **where)
-    if found is None:
-        draft.lacks.append(f"{other} is not finished")
-        return
-    if missing := [shots for shots in like.over if shots not in found.over]:
-        draft.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
-    draft.add(name, "points, mean over shots", found, factor=-1.0 if quantity == "drop" else 1.0)
+_COLLECT = {"C1": _full_data, "C2": _low_shot, "C3": _shift, "C4": _vision, "C5": _parts}
+"""What collects the tests of a claim."""
 
 
 def _control_note(where: str, own: Any, rest: Any) -> str:
@@ -273,29 +301,14 @@ def is_teacher_control(study: StudyConfig, name: str) -> bool:
     return spoilt and told[0] == told[1]
 
 
-def _judge(draft: _Draft, adjusted: Sequence[float | None]) -> Verdict:
-    study = draft.result.study
-    tests = try_tests(draft.tests, adjusted, margin=study.margin, min_seeds=study.min_seeds)
-    outcome, reason = _verdict(draft, tests)
-    cautions = (f"Caution: {lack}." for lack in (*draft.not_reached, *draft.lacks))
-    return Verdict(
-        claim=draft.claim,
-        setting=draft.setting.name,
-        statement=_STATEMENTS[draft.claim].format(focus=study.variant(study.focus).label, baseline=study.baseline),
-        outcome=outcome,
-        reason=reason,
-        tests=tests,
-        notes=tuple(dict.fromkeys([*draft.notes, *cautions])),
-    )
-
-
 def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
     """Return what becomes of a claim by its tests, and why."""
     study = draft.result.study
     failed = [test for test in tests if test.outcome == NOT_SUPPORTED]
     open_tests = [test for test in tests if test.outcome == UNDECIDED]
     if not tests:
-        return UNDECIDED, f"Not tested: {[*draft.not_reached, *draft.lacks, _NOTHING_FINISHED][0]}."
+        why, *_ = [*draft.not_reached, *draft.lacks, "no cell of this comparison is finished"]
+        return UNDECIDED, f"Not tested: {why}."
     outcome: Outcome
     if failed:
         outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].name}."
@@ -309,3 +322,86 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
         short = draft.not_reached[0]
         return UNDECIDED, f"{short[0].upper()}{short[1:]}. There: {reason}"
     return outcome, reason
+
+
+def untried(*, name: str, unit: str, per_seed: Sequence[float], joint_interval: Interval) -> ClaimTest:
+    """Return a test whose outcome waits for the correction over all tests.
+
+    Args:
+        per_seed: differences in points, one per seed.
+        joint_interval: of their mean over seeds and items.
+    """
+    spread = summarise(per_seed)
+    return ClaimTest(
+        name=name,
+        unit=unit,
+        per_seed=tuple(per_seed),
+        mean=spread.mean,
+        interval=spread.interval,
+        joint_interval=joint_interval,
+        p_value=paired_t_test(per_seed),
+        p_adjusted=None,
+        outcome=UNDECIDED,
+    )
+
+
+def try_tests(
+    tests: Sequence[ClaimTest], adjusted: Sequence[float | None], *, margin: float, min_seeds: int
+) -> tuple[ClaimTest, ...]:
+    """Decide the tests of one claim.
+
+    Args:
+        adjusted: p of each, corrected over all tests of all claims.
+        margin: smallest gain in points that would matter.
+        min_seeds: fewest seeds that decide anything.
+    """
+    # One test that fails sinks a claim, so the more tests it has, the more each must show.
+    against_margin = holm([margin_p(test, margin) for test in tests])
+    return tuple(
+        dataclasses.replace(
+            test, p_adjusted=p_adjusted, outcome=_outcome(test, p_adjusted, p_margin, min_seeds=min_seeds)
+        )
+        for test, p_adjusted, p_margin in zip(tests, adjusted, against_margin, strict=True)
+    )
+
+
+def margin_p(test: ClaimTest, margin: float) -> float | None:
+    """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested.
+
+    The same number from every seed has no such test, and nothing but the items tells how sure it is: it is as good as
+    ruled out if it and their interval lie below the margin.
+    """
+    over_seeds = paired_t_test([value - margin for value in test.per_seed])
+    if over_seeds is not None:
+        return over_seeds / 2 if test.mean < margin else 1.0 - over_seeds / 2
+    if test.interval is not None and max(test.mean, test.joint_interval.high) < margin:
+        return 0.0
+    return None
+
+
+def _outcome(test: ClaimTest, p_adjusted: float | None, p_margin: float | None, *, min_seeds: int) -> Outcome:
+    if len(test.per_seed) < max(min_seeds, 2):
+        return UNDECIDED
+    if test.mean > 0.0 and p_adjusted is not None and p_adjusted < SIGNIFICANT and test.joint_interval.low > 0.0:
+        return SUPPORTED
+    return NOT_SUPPORTED if p_margin is not None and p_margin < RULED_OUT else UNDECIDED
+
+
+def why_open(test: ClaimTest, *, min_seeds: int) -> str:
+    """Say in a sentence why a test is undecided."""
+    count, needed = len(test.per_seed), max(min_seeds, 2)
+    if count < needed:
+        return f"{count} seed{'s' if count != 1 else ''}; a verdict rests on at least {needed}."
+    if test.p_adjusted is None:
+        return f"{test.name}: {signed(test.mean)} with no spread between seeds, so there is no test."
+    if test.p_adjusted >= SIGNIFICANT:
+        return f"{test.name}: {signed(test.mean)}, p {test.p_adjusted:.3f} after correction."
+    return f"{test.name}: {signed(test.mean)}, but the interval over seeds and items includes 0."
+
+
+def signed(value: float) -> str:
+    """Write a difference in points with its sign; what rounds to nothing has none."""
+    text = f"{abs(value):.1f}"
+    if float(text) == 0.0:
+        return text
+    return ("+" if value > 0 else MINUS) + text

@@ -22,6 +22,7 @@ Shapes: S seeds, N items, K shot sizes.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,12 +30,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
-from advl_pipeline.evaluation.question_match import Questions
+from advl_pipeline.evaluation.shift import Questions
 from advl_pipeline.evaluation.statistics import (
-    Interval,
+    Contribution,
     compare,
     holm,
+    joint_interval,
     paired_t_test,
     sign_flip_test,
     slope_per_doubling,
@@ -89,17 +90,7 @@ def _gains(table: Table) -> Iterator[Row]:
                 compared = compare(one.matrix, other.matrix, groups=one.groups)
                 by_seed = dict(zip(one.seeds, compared.per_seed, strict=True))
                 row = _number("gain", place, treated, by_seed, against=baseline, family=family)
-                row |= {
-                    "mean": compared.effect.points,
-                    "relative_percent": compared.effect.relative_percent,
-                    "joint_interval": compared.joint_interval,
-                    "item_interval": compared.item_interval,
-                    "p_seed": compared.seed_t.p_value if compared.seed_t else None,
-                    "p_sign_flip": compared.seed_sign_flip.p_value,
-                    "p_item": compared.item_test.p_value,
-                    "num_items": compared.num_items,
-                }
-                found.append(row)
+                found.append(row | {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)})
         for name in ("p_seed", "p_item"):
             for row, adjusted in zip(found, holm([row[name] for row in found]), strict=True):
                 row[f"{name}_holm"], row["family_size"] = adjusted, len(found)
@@ -125,7 +116,8 @@ def _trends(table: Table) -> Iterator[Row]:
         sizes = [place.size for place in places]
         if len(set(sizes)) > 1:
             slopes = slope_per_doubling(sizes, np.stack(gains, axis=1)).tolist()
-            test = paired_t_test(slopes) or sign_flip_test(slopes)
+            p_value = paired_t_test(slopes)
+            p_value = sign_flip_test(slopes).p_value if p_value is None else p_value
             # As each item's gains have a slope, theirs is its mean.
             gain_SNK = np.stack([one.matrix - other.matrix for one, other in pairs], axis=2)
             slope_SN = slope_per_doubling(sizes, gain_SNK.reshape(-1, len(pairs))).reshape(gain_SNK.shape[:2])
@@ -133,7 +125,7 @@ def _trends(table: Table) -> Iterator[Row]:
             by_seed = dict(zip(seeds, slopes, strict=True))
             yield _number(
                 "slope", places[-1], method, by_seed,
-                against=study.baseline, over=_labels(places), joint_interval=joint, p_seed=test.p_value,
+                against=study.baseline, over=_labels(places), joint_interval=joint, p_seed=p_value,
             )  # fmt: skip
 
 
@@ -230,8 +222,3 @@ def _change(study: StudyConfig, method: str, by_method: Mapping[str, Mapping[int
 
 def _labels(places: Sequence[Place] | Mapping[Place, object]) -> tuple[str, ...]:
     return tuple(place.shots for place in places)
-
-
-def negated(interval: Interval | None) -> Interval | None:
-    """Return the interval of the same number with the other sign."""
-    return interval and Interval(low=-interval.high, high=-interval.low, level=interval.level)

@@ -5,41 +5,56 @@ A file has plain keys (the grid, and the defaults of its settings), and tables: 
 `[evaluation]` override `ExtractConfig` and `EvaluateConfig`, where `weights = { TEACHER = "PATH" }` says where the
 weights of each teacher lie, `[[settings]]` lists several datasets, students or teacher sets in one study.
 `extends = "NAME"` starts from a shipped study and replaces whole keys of it.
+
+A variant is one of the controls and ablations of docs/method.md: a base method with other options. Every variant
+shares subset, seeds, optimiser steps and evaluation with all others of its study; only what its entry states differs.
+The shipped ones are in `variants.toml`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
-from advl_pipeline.configuration import Configuration, Output, build_config, config_to_dict, option, read_toml
+from advl_pipeline.configuration import (
+    Configuration,
+    Output,
+    build_config,
+    config_to_dict,
+    option,
+    options_of,
+    read_toml,
+)
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    suggest_names,
-)
+from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.options import DEFAULT_STUDENT
-from advl_pipeline.studies.variants import SET_BY_THE_STUDY, Variant, find_variant, variant_table
 from advl_pipeline.training.config import FinetuneConfig
-
-_OF_EVALUATION = frozenset({"run", "on", "data_root"})
-"""Options of an evaluation that a study's grid decides."""
 
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
+
+PARTS = frozenset({"vision pathway", "language pathway", "token selection", "confidence weighting", "two steps"})
+"""The parts that make up the method, each of which claim C5 is about."""
+
+_SET_BY_THE_GRID = frozenset(
+    {"dataset", "output", "cache", "data_root", "shots", "ids", "seed", "student", "init", "task"}
+)
+"""Options of a run that a study's grid decides, which no table may set."""
+
+_TEACHERLESS = frozenset({"plain", "plain-two-step"})
+"""Base methods that read no cache."""
 
 _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,6 +83,27 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
     workers: int = option(
         1, help="Cells run side by side, each in a process of its own with its share of the cores.", minimum=1
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A row of a study: a base method and what is changed about it."""
+
+    method: str = option(help="Base method of `advl finetune`.")
+    role: Literal["baseline", "method", "control", "ablation"] = option("method", help="How the report treats it.")
+    label: str = option("", help="Name in tables and figures.")
+    note: str = option("", help="What the variant is there to show.")
+    baseline: str | None = option(None, help="Variant it is compared with, in place of the study's baseline.")
+    part: str = option("", help="Of an ablation: the part of the method that is left out.")
+    teachers: tuple[str, ...] | None = option(None, help="Teachers in place of the setting's.")
+    teacher_prefix: str = option("", help="Put before every teacher's name, such as 'random:'.")
+    teacher_suffix: str = option("", help="Put after every teacher's name, such as '@1'.")
+    training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    """Fields of `FinetuneConfig` that this variant sets."""
+
+    @property
+    def uses_teachers(self) -> bool:
+        return self.method not in _TEACHERLESS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +156,20 @@ class StudyConfig(Configuration):
     source: str = option("", help="File that the study was read from.")
 
     def variant(self, name: str) -> Variant:
-        """Return a variant by name. Raises `ConfigError` when there is none."""
-        return find_variant(name, self.variants, where=self.source)
+        """Return a variant by name, the study's own before the shipped ones.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        variant = self.variants.get(name) or SHIPPED.get(name)
+        if variant is None:
+            raise ConfigError(
+                f"Unknown method {name!r}.",
+                where=self.source,
+                why=suggest_names(name, {*self.variants, *SHIPPED}),
+                next_command=f"define it in the study file under [variants.{name}]",
+            )
+        return variant
 
     def setting(self, name: str) -> Setting:
         """Return one of the settings by its name."""
@@ -136,6 +184,53 @@ def shots_label(shots: int | None) -> str:
     return FULL if shots is None else str(shots)
 
 
+def published_name(teacher: str) -> str:
+    """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
+    inner = teacher.removeprefix("random:")
+    return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
+
+
+def with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the metrics, and that of two tasks both being right where both are there."""
+    joint = (joint for both, joint in JOINT_METRICS.items() if set(both) <= set(metrics))
+    return tuple(dict.fromkeys((*metrics, *joint)))
+
+
+def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Sort the flat keys of each variant of a file into those of `Variant` and those of `FinetuneConfig`.
+
+    Raises:
+        ConfigError: a key of neither.
+    """
+    own = {item.name for item in dataclasses.fields(Variant)} - {"training"}
+    known = own | (options_of(FinetuneConfig).keys() - _SET_BY_THE_GRID)
+    variants: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        place = f"{where}{name}]"
+        variants[name] = variant = {"training": {}, "label": name}
+        for key, value in _table(table, name, place).items():
+            field_name = key.replace("-", "_")
+            if field_name not in known:
+                raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(field_name, known))
+            (variant if field_name in own else variant["training"])[field_name] = value
+    return variants
+
+
+def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must be a table.", where=where, why=f"got {value!r}")
+    return value
+
+
+def _shipped_variants() -> Mapping[str, Variant]:
+    path = Path(str(resources.files("advl_pipeline.studies").joinpath("variants.toml")))
+    tables = _read_variants(read_toml(path), f"{path} [")
+    return MappingProxyType({name: build_config(Variant, table) for name, table in tables.items()})
+
+
+SHIPPED = _shipped_variants()
+
+
 def shipped_studies() -> dict[str, Path]:
     """Return the studies that come with the package and with plug-ins: name -> file."""
     return data_files("studies")
@@ -147,89 +242,28 @@ def load_study(name_or_file: str) -> StudyConfig:
     Raises:
         ConfigError: no such study, or a key, name or value in it that cannot be used; file and key are named.
     """
-    shipped = shipped_studies()
-    if name_or_file in shipped:
-        return read_study(shipped[name_or_file])
-    path = Path(name_or_file)
-    if path.suffix != ".toml" and not path.exists():
+    shipped, path = shipped_studies(), Path(name_or_file)
+    if name_or_file not in shipped and path.suffix != ".toml" and not path.exists():
         raise ConfigError(
             f"No study {name_or_file!r}.",
             why=suggest_names(name_or_file, shipped),
             next_command=advise(["advl", "study", "--list"]),
         )
-    return read_study(path)
-
-
-def asked_study(config: StudyRunConfig) -> StudyConfig:
-    """Return the study of a command, with the regions, the device and the precision that it asks for.
-
-    Raises:
-        ConfigError: as `load_study`, or regions for a study that has no student for them.
-    """
-    study = load_study(config.study)
-    settings = tuple(_asked_setting(study, setting, config) for setting in study.settings)
-    study = dataclasses.replace(study, settings=settings)
-    given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
-    if config.num_workers or config.workers > 1:
-        given["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
-    return dataclasses.replace(
-        study,
-        training={**study.training, **given},
-        extraction={**study.extraction, **given},
-        evaluation={**study.evaluation, **given},
-    )
-
-
-def _asked_setting(study: StudyConfig, setting: Setting, config: StudyRunConfig) -> Setting:
-    if not config.regions:
-        return setting if config.init is None else dataclasses.replace(setting, init=config.init)
-    if not study.with_regions:
-        raise ConfigError(
-            "This study has no student that takes regions of a detector.",
-            where=study.source,
-            next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
-        )
-    changed = build_config(
-        Setting, config_to_dict(setting), study.with_regions, where=f"{study.source} [with-regions]"
-    )
-    return dataclasses.replace(
-        changed,
-        metrics=setting.metrics,
-        init=config.init or changed.init,
-        training={**changed.training, "regions": list(map(str, config.regions))},
-    )
-
-
-def student_choice(config: StudyRunConfig) -> str:
-    """Return one line on which student a study trains, and why, where that depends on regions; else ""."""
-    study = load_study(config.study)
-    if not study.with_regions:
-        return ""
-    asked = asked_study(config).settings[0]
-    other = study.with_regions.get("student", asked.student)
-    if config.regions:
-        return f"student: {asked.student} from {asked.init}, on the regions in {', '.join(map(str, config.regions))}"
-    return (
-        f"student: {asked.student} from {asked.init}, which sees pixels, since no regions of a detector are given; "
-        f"--regions CACHE --init CHECKPOINT takes {other}"
-    )
+    return read_study(shipped.get(name_or_file, path))
 
 
 def read_study(path: Path) -> StudyConfig:
     """Read a study file. Raises `ConfigError` naming the file and the key at fault."""
-    return parse_study(_extended(path), where=str(path))
-
-
-def _extended(path: Path) -> dict[str, Any]:
-    raw = read_toml(path)
-    if "extends" not in raw:
-        return raw
-    shipped, base = shipped_studies(), str(raw.pop("extends"))
-    if base not in shipped:
-        raise ConfigError(
-            f"extends names no shipped study: {base!r}.", where=str(path), why=suggest_names(base, shipped)
-        )
-    return {**_extended(shipped[base]), **raw}
+    raw, source = read_toml(path), path
+    while "extends" in raw:
+        shipped, base = shipped_studies(), str(raw.pop("extends"))
+        if base not in shipped:
+            raise ConfigError(
+                f"extends names no shipped study: {base!r}.", where=str(source), why=suggest_names(base, shipped)
+            )
+        source = shipped[base]
+        raw = {**read_toml(source), **raw}
+    return parse_study(raw, where=str(path))
 
 
 def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
@@ -240,26 +274,22 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     """
     values = {key.replace("-", "_"): value for key, value in raw.items()}
     setting_keys = {item.name for item in dataclasses.fields(Setting)} - {"name", "training"}
-    study_keys = {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
-    for key in values:
-        if key not in setting_keys | study_keys:
-            raise ConfigError(
-                f"Unknown key {key!r} in a study.", where=where, why=suggest_names(key, setting_keys | study_keys)
-            )
+    known = setting_keys | {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
+    if unknown := next((key for key in values if key not in known), None):
+        raise ConfigError(f"Unknown key {unknown!r} in a study.", where=where, why=suggest_names(unknown, known))
     defaults = {key: values.pop(key) for key in setting_keys & set(values)}
     blocks = values.pop("settings", [{}])
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
         raise ConfigError("settings must be tables.", where=where, next_command="write each as [[settings]]")
     if "shots" in values:
-        values["shots"] = [_shots(item, where) for item in _as_list(values["shots"])]
-    values["variants"] = {
-        name: variant_table(name, _table(table, name, where), where=f"{where} [variants.{name}]")
-        for name, table in _table(values.get("variants", {}), "variants", where).items()
-    }
+        shots = values["shots"] if isinstance(values["shots"], list) else [values["shots"]]
+        values["shots"] = [None if item == FULL else item for item in shots]
+    variants, evaluation = (_table(values.get(key, {}), key, where) for key in ("variants", "evaluation"))
+    values["variants"] = _read_variants(variants, f"{where} [variants.")
+    values["evaluation"] = {key.replace("-", "_"): value for key, value in evaluation.items()}
     values["settings"] = [{**defaults, **block} for block in blocks]
     study = build_config(StudyConfig, values, {"source": where}, where=where)
-    named = tuple(_complete(setting, where) for setting in study.settings)
-    study = dataclasses.replace(study, settings=named)
+    study = dataclasses.replace(study, settings=tuple(_complete(setting, where) for setting in study.settings))
     _check(study, where)
     return study
 
@@ -275,108 +305,122 @@ def _complete(setting: Setting, where: str) -> Setting:
         )
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
-    for metric in setting.metrics:
-        # Without a list of tasks a run learns all that its data have.
-        if setting.tasks and metric not in measured:
-            raise ConfigError(
-                f"{metric!r} is no metric of the tasks {', '.join(setting.tasks)}.",
-                where=where,
-                why=suggest_names(metric, measured),
-            )
+    # Without a list of tasks a run learns all that its data have.
+    if setting.tasks and (foreign := [metric for metric in setting.metrics if metric not in measured]):
+        raise ConfigError(
+            f"{foreign[0]!r} is no metric of the tasks {', '.join(setting.tasks)}.",
+            where=where,
+            why=suggest_names(foreign[0], measured),
+        )
     return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
 
 
-def with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the metrics, and that of two tasks both being right where both are there."""
-    joint = (joint for both, joint in JOINT_METRICS.items() if set(both) <= set(metrics))
-    return tuple(dict.fromkeys((*metrics, *joint)))
-
-
 def _check(study: StudyConfig, where: str) -> None:
-    for label, values in (("methods", study.methods), ("shots", study.shots), ("seeds", study.seeds)):
+    """Refuse a grid that is none, and options in a table that the command would refuse, or that the grid decides."""
+    names = [setting.name for setting in study.settings]
+    for label, values in {
+        "methods": study.methods,
+        "shots": study.shots,
+        "seeds": study.seeds,
+        "names": names,
+    }.items():
         if not values or len(set(values)) != len(values):
             raise ConfigError(f"{label} must hold at least one value, each once.", where=where, why=f"got {values}")
-    names = [setting.name for setting in study.settings]
-    if len(set(names)) != len(names):
-        raise ConfigError("Two settings have the same name.", where=where, why=", ".join(names))
-    for method in study.methods:
-        variant = study.variant(method)
-        _check_training(variant.training, where=f"{where} [variants.{method}]", also={"method": variant.method})
-        if study.baseline_of(method) not in study.methods:
-            raise ConfigError(
-                f"{method} is compared with {study.baseline_of(method)!r}, which the study does not run.",
-                where=where,
-                why=suggest_names(study.baseline_of(method), study.methods),
-            )
-    _check_training(study.training, where=f"{where} [training]")
+    tables: list[tuple[str, Mapping[str, Any]]] = [("training", study.training)]
+    tables += [("settings.training", setting.training) for setting in study.settings]
     for shots, table in study.at_shots.items():
         if shots not in map(shots_label, study.shots):
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
-        _check_training(table, where=f"{where} [at-shots.{shots}]")
-    build_config(Setting, {"dataset": "any"}, study.with_regions, where=f"{where} [with-regions]")
-    _refuse_keys(study.evaluation, _OF_EVALUATION, where=f"{where} [evaluation]")
-    build_config(EvaluateConfig, {"run": "any"}, study.evaluation, where=f"{where} [evaluation]")
-    _check_extraction(study, where=f"{where} [extraction]")
-    for setting in study.settings:
-        _check_training(setting.training, where=f"{where} [settings.training]")
-
-
-def _check_extraction(study: StudyConfig, *, where: str) -> None:
-    options = dict(study.extraction)
-    weights = options.pop("weights", None)
-    build_config(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, where=where)
-    if weights is None:
-        return
-    of_methods = [study.variant(method).teachers or () for method in study.methods]
-    teachers = {*itertools.chain(*(setting.teachers for setting in study.settings), *of_methods)}
+        tables.append((f"at-shots.{shots}", table))
+    for method in study.methods:
+        variant, baseline = study.variant(method), study.baseline_of(method)
+        tables.append((f"variants.{method}", {"method": variant.method} | dict(variant.training)))
+        if baseline not in study.methods:
+            raise ConfigError(
+                f"{method} is compared with {baseline!r}, which the study does not run.",
+                where=where,
+                why=suggest_names(baseline, study.methods),
+            )
+    for name, table in tables:
+        _try(FinetuneConfig, {"dataset": "any", "output": "any"}, table, _SET_BY_THE_GRID, f"{where} [{name}]")
+    _try(Setting, {"dataset": "any"}, study.with_regions, frozenset(), f"{where} [with-regions]")
+    grid = frozenset({"run", "on", "data_root"})
+    _try(EvaluateConfig, {"run": "any"}, study.evaluation, grid, f"{where} [evaluation]")
+    place, options = f"{where} [extraction]", dict(study.extraction)
+    weights = options.pop("weights", {})
+    _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, frozenset(), place)
+    teachers = {name for setting in study.settings for name in setting.teachers}
+    teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
     if not isinstance(weights, Mapping):
         if len(teachers) > 1:
             places = ", ".join(f'"{name}" = "PATH"' for name in sorted(teachers))
             raise ConfigError(
                 "One place of weights cannot serve several teachers.",
-                where=where,
+                where=place,
                 why=f"the study has {', '.join(sorted(teachers))}",
                 next_command=f"write weights = {{ {places} }}",
             )
         weights = dict.fromkeys(teachers, weights)
-    for name, place in weights.items():
+    for name, path in weights.items():
         if name not in teachers:
             raise ConfigError(
-                f"weights names no teacher of the study: {name!r}.", where=where, why=suggest_names(name, teachers)
+                f"weights names no teacher of the study: {name!r}.", where=place, why=suggest_names(name, teachers)
             )
-        build_config(ExtractConfig, {"teacher": name, "dataset": "any", "weights": place}, where=where)
+        _try(ExtractConfig, {"teacher": name, "dataset": "any"}, {"weights": path}, frozenset(), place)
 
 
-def published_name(teacher: str) -> str:
-    """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
-    inner = teacher.removeprefix("random:")
-    return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
+def _try(
+    kind: type[Any], required: Mapping[str, Any], table: Mapping[str, Any], decided: frozenset[str], where: str
+) -> None:
+    """Refuse a table that makes no configuration, or that holds what the grid has decided."""
+    if refused := next((key for key in table if key.replace("-", "_") in decided), None):
+        raise ConfigError(f"{refused!r} is set by the grid and cannot be overridden here.", where=where)
+    build_config(kind, required, table, where=where)
 
 
-def _check_training(table: Mapping[str, Any], *, where: str, also: Mapping[str, Any] = _NO_TABLE) -> None:
-    _refuse_keys(table, SET_BY_THE_STUDY, where=where)
-    build_config(FinetuneConfig, {"dataset": "any", "output": "any"}, also, table, where=where)
+def asked_study(config: StudyRunConfig) -> StudyConfig:
+    """Return the study of a command, with the regions, the device and the precision that it asks for.
+
+    Raises:
+        ConfigError: as `load_study`, or regions for a study that has no student for them.
+    """
+    study = load_study(config.study)
+    if config.regions and not study.with_regions:
+        raise ConfigError(
+            "This study has no student that takes regions of a detector.",
+            where=study.source,
+            next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
+        )
+    settings = []
+    for setting in study.settings:
+        if config.regions:
+            where = f"{study.source} [with-regions]"
+            changed = build_config(Setting, config_to_dict(setting), study.with_regions, where=where)
+            training = {**changed.training, "regions": list(map(str, config.regions))}
+            setting = dataclasses.replace(changed, metrics=setting.metrics, training=training)
+        settings.append(dataclasses.replace(setting, init=config.init or setting.init))
+    given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
+    if config.num_workers or config.workers > 1:
+        given["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
+    return dataclasses.replace(
+        study,
+        settings=tuple(settings),
+        training={**study.training, **given},
+        extraction={**study.extraction, **given},
+        evaluation={**study.evaluation, **given},
+    )
 
 
-def _refuse_keys(table: Mapping[str, Any], keys: Collection[str], *, where: str) -> None:
-    for key in table:
-        if key.replace("-", "_") in keys:
-            raise ConfigError(f"{key!r} is set by the grid and cannot be overridden here.", where=where)
-
-
-def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must be a table.", where=where, why=f"got {value!r}")
-    return value
-
-
-def _shots(value: Any, where: str) -> int | None:
-    if value == FULL or value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError("shots are positive integers or 'full'.", where=where, why=f"got {value!r}")
-    return value
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def student_choice(config: StudyRunConfig) -> str:
+    """Return one line on which student a study trains, and why, where that depends on regions; else ""."""
+    study = load_study(config.study)
+    if not study.with_regions:
+        return ""
+    setting = asked_study(config).settings[0]
+    told = f"student: {setting.student} from {setting.init}"
+    if config.regions:
+        return f"{told}, on the regions in {', '.join(map(str, config.regions))}"
+    return (
+        f"{told}, which sees pixels, since no regions of a detector are given; --regions CACHE --init CHECKPOINT "
+        f"takes {study.with_regions.get('student', setting.student)}"
+    )

@@ -1,4 +1,4 @@
-"""What running one cell means: finetune, then score on every test set. Also what must exist before.
+"""What running one cell means: finetune, then score on every test set. Also what must exist before: teacher caches.
 
 The two phases are imported when a cell runs, so that planning and gathering stay light.
 """
@@ -6,28 +6,37 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.problems import OnError
-from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import filed_as, read_json
 from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
-from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.folder import given_values, studies_of
-from advl_pipeline.studies.plan import Cell, build_plan, trained_on
+from advl_pipeline.studies.config import StudyConfig, published_name
+from advl_pipeline.studies.plan import CacheNeed, Cell, Plan, studies_of, trained_on
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
-from advl_pipeline.training.resolved import NAMED_FILES, named_files
+from advl_pipeline.training.resolved import NAMED_FILES
+
+_SECONDS_BETWEEN_LOOKS = 10.0
 
 CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
 
 DatasetDigester = Callable[[str, str, Path | None], str]
 """Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
+
+CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
+"""Makes sure that a cache exists. Returns the seconds that extracting took, now or earlier, None if unknown."""
 
 
 def execute_cell(cell: Cell) -> None:
@@ -42,27 +51,31 @@ def execute_cell(cell: Cell) -> None:
     if not names.is_finished(cell.run):
         run_finetune(cell.finetune, is_control=cell.is_control)
     if missing:
-        run_evaluate(_asked_or_stored(cell, missing))
+        # An evaluation has what the study asks for and what another study of the cell has asked for.
+        asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
+        probes = dict.fromkeys(probe for probe in asked.probe if probe != "none")
+        probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
+        found = [_num_questions(document) for document in stored.values() if document]
+        most = max([asked.num_questions or math.inf, *found])
+        probed = (name for name, document in stored.items() if _probed(document))
+        run_evaluate(
+            replace(
+                asked,
+                on=missing,
+                num_questions=None if most == math.inf else int(most),
+                probe=tuple(probes) or ("none",),
+                probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
+            )
+        )
     if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):
         for file in _weights(cell.run):
             file.unlink(missing_ok=True)
 
 
-def _asked_or_stored(cell: Cell, test_sets: tuple[str, ...]) -> EvaluateConfig:
-    """Return an evaluation that has what the study asks for and what another study of the cell has asked for."""
-    asked = cell.evaluate
-    files = {name: names.evaluation_file(cell.run, name, ".json") for name in test_sets}
-    stored = {name: read_json(file) for name, file in files.items() if file.exists()}
-    probes = dict.fromkeys(probe for probe in asked.probe if probe != "none")
-    probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
-    most = max([asked.num_questions or math.inf, *map(_num_questions, stored.values())])
-    return replace(
-        asked,
-        on=test_sets,
-        num_questions=None if most == math.inf else int(most),
-        probe=tuple(probes) or ("none",),
-        probe_on=tuple(dict.fromkeys((*asked.probe_on, *(name for name, found in stored.items() if _probed(found))))),
-    )
+def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
+    """Return the document of a cell's evaluation by the evaluator that the study asks for; nothing without one."""
+    file = names.evaluation_file(cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode), ".json")
+    return read_json(file) if file.exists() else {}
 
 
 def _probed(document: Mapping[str, Any]) -> list[Any]:
@@ -83,22 +96,15 @@ def _weights(run: Path) -> list[Path]:
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
     """Return the test sets that the cell has no finished evaluation of, with the study's probes and VQA evaluator."""
-    return tuple(name for name in cell.test_sets if not _is_scored(cell, name))
-
-
-def _is_scored(cell: Cell, test_set: str) -> bool:
-    path = names.evaluation_file(cell.run, test_set, ".json")
-    if not path.exists():
-        return False
-    found, asked = read_json(path), cell.evaluate
-    # The questions of a sample are the first ones of a larger one.
-    if _num_questions(found) < (asked.num_questions or math.inf):
-        return False
-    if asked.vqa_mode is not None and found.get("vqa_mode", asked.vqa_mode) != asked.vqa_mode:
-        return False
-    if test_set not in asked.probe_on or cell.finetune.hide_picture:
-        return True
-    return set(_probed(found)) >= set(asked.probe) - {"none"}
+    missing, asked = [], cell.evaluate
+    for name in cell.test_sets:
+        found = _stored(cell, name)
+        is_probed = name in asked.probe_on and not cell.finetune.hide_picture
+        wanted = set(asked.probe) - {"none"} if is_probed else set()
+        # The questions of a sample are the first ones of a larger one.
+        if not found or _num_questions(found) < (asked.num_questions or math.inf) or wanted - set(_probed(found)):
+            missing.append(name)
+    return tuple(missing)
 
 
 def is_finished(cell: Cell) -> bool:
@@ -107,17 +113,66 @@ def is_finished(cell: Cell) -> bool:
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
 
 
-def init_digests(study: StudyConfig) -> dict[str, str]:
-    """Digest the pretrained students that the study starts from, and the files of students that its options name.
+def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
+    """Extract a cache; where another process is at it, that one's end is waited for.
 
-    Another content makes other cells.
+    A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
+    """
+    from advl_pipeline.extraction.planning import is_extracted
+    from advl_pipeline.extraction.progress import extraction_seconds
+    from advl_pipeline.extraction.run import run_extract
+
+    config = extraction_config(need, study, data_root)
+    while not is_extracted(config, same_weights=True):
+        try:
+            run_extract(config)
+            break
+        except WeightsUnavailable:
+            if is_extracted(config, same_weights=False):
+                break
+            raise
+        except InUse as error:
+            tqdm.write(f"{need.path}: waiting for {error.why}", file=sys.stderr)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return extraction_seconds(need.path)
+
+
+def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> ExtractConfig:
+    """Return how a study extracts a cache that it needs."""
+    options = dict(study.extraction)
+    weights = options.pop("weights", None)
+    if isinstance(weights, Mapping):
+        weights = weights.get(published_name(need.teacher))
+    values: Mapping[str, Any] = {
+        "teacher": need.teacher,
+        "dataset": need.dataset,
+        "split": need.split,
+        "output": need.path,
+        "data_root": data_root,
+        "weights": weights,
+    } | ({} if need.shots is None else {"shots": need.shots, "seed": [need.seed]})
+    return build_config(ExtractConfig, options, values, where=f"{study.source} [extraction]")
+
+
+def missing_inits(study: StudyConfig) -> dict[Path, str]:
+    """Return the pretrained students that do not exist, with the name of the student each is for."""
+    inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
+    return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}
+
+
+def input_digests(draft: Plan, data_root: Path | None) -> dict[str, str]:
+    """Digest what cells start from or see beside their dataset, so that another content makes other cells.
+
+    These are pretrained students, files of students that options name, and caches of regions.
+
+    Args:
+        draft: the plan as it is laid out without digests.
 
     Raises:
-        ConfigError: a pretrained student does not exist.
+        ConfigError: a pretrained student does not exist, or a cache of regions is none, with the command that makes
+            it. CorruptCache: it is damaged.
     """
-    missing = missing_inits(study)
-    if missing:
-        path, student = next(iter(missing.items()))
+    for path, student in missing_inits(draft.study).items():
         published = (
             f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
         )
@@ -127,27 +182,16 @@ def init_digests(study: StudyConfig) -> dict[str, str]:
             why="init names a folder with a *.safetensors file, or a checkpoint file",
             next_command=making_command(student, path) or published,
         )
-    inits = {setting.init for setting in study.settings if setting.init is not None}
-    named = {
-        str(Path(value)): digest
-        for option in NAMED_FILES
-        for value in given_values(study, option)
-        if (digest := named_files({option: value})[option]) is not None
-    }
-    return {str(init): student_digest(init) for init in inits if not is_on_hub(init)} | named
-
-
-def region_digests(study: StudyConfig, data_root: Path | None, recipes: Mapping[str, Path]) -> dict[str, str]:
-    """Digest the caches of regions that the study's students see.
-
-    Args:
-        recipes: as `build_plan` takes them.
-
-    Raises:
-        ConfigError: a cache that is none, with the command that imports it. CorruptCache: it is damaged.
-    """
     found: dict[str, str] = {}
-    for config in (cell.finetune for cell in build_plan(study, cells=Path(), recipes=recipes).cells):
+    for config in (cell.finetune for cell in draft.cells):
+        if config.init is not None and str(config.init) not in found and not is_on_hub(config.init):
+            found[str(config.init)] = student_digest(config.init)
+        for option, digest_file in NAMED_FILES.items():
+            value = getattr(config, option)
+            if value is None or str(Path(value)) in found:
+                continue
+            if (digest := digest_file(str(value))) is not None:
+                found[str(Path(value))] = digest
         if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
             caches = open_region_caches(config.regions, splits_read(config), data_root=data_root)
             found |= {str(cache.path): cache.identity_digest for cache in caches}
@@ -155,19 +199,14 @@ def region_digests(study: StudyConfig, data_root: Path | None, recipes: Mapping[
 
 
 def dataset_digests(
-    study: StudyConfig,
-    data_root: Path | None,
-    digest: DatasetDigester,
-    *,
-    recorded: Mapping[str, str],
-    recipes: Mapping[str, Path],
+    draft: Plan, data_root: Path | None, digest: DatasetDigester, *, recorded: Mapping[str, str]
 ) -> dict[str, str]:
-    """Digest every split that the study trains on, so that a rebuilt dataset makes other cells.
+    """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
 
     Args:
+        draft: the plan as it is laid out without digests.
         recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
             study can be looked at anywhere.
-        recipes: as `build_plan` takes them.
 
     Returns:
         "dataset/split" -> digest.
@@ -175,8 +214,7 @@ def dataset_digests(
     Raises:
         DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
     """
-    cells = build_plan(study, cells=Path(), recipes=recipes).cells
-    splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in cells}
+    splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in draft.cells}
     try:
         return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}
     except DatasetError:
@@ -190,9 +228,3 @@ def digest_dataset(dataset: str, split: str, data_root: Path | None, *, on_error
     from advl_pipeline.datasets.registry import open_splits
 
     return open_splits(dataset, split=split, data_root=data_root, on_error=on_error).content_digest()
-
-
-def missing_inits(study: StudyConfig) -> dict[Path, str]:
-    """Return the pretrained students that do not exist, with the name of the student each is for."""
-    inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
-    return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}

@@ -7,34 +7,33 @@ took runs alike that are finished, or takes in a few steps that are run now.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.compute import device_name
 from advl_pipeline.configuration import config_to_dict, pacing_options, with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study, shots_label
 from advl_pipeline.studies.execute import (
     dataset_digests,
     digest_dataset,
-    init_digests,
+    extraction_config,
+    input_digests,
     is_finished,
     missing_inits,
-    region_digests,
 )
-from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
-from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
+from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, cells_folder, default_folder, recorded
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
 
@@ -43,9 +42,6 @@ MEASURED_STEPS = 10
 
 MEASURED_QUESTIONS = 32
 """Of each test set: enough for a few batches."""
-
-FINISHED = "finished runs"
-MEASURED = f"runs of {MEASURED_STEPS} steps made now"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,20 +120,15 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
                 num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
-    return CacheForecast(
-        path=need.path, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle, content=describe_content(config)
-    )
-
-
-def describe_content(config: ExtractConfig) -> str:
-    """Return in words what an extraction keeps: of which questions, which tokens, how exactly."""
-    share = config.select_tokens
     seeds = " and ".join(map(str, config.seed))
     questions = "all questions" if config.shots is None else f"{config.shots:,} questions of seed {seeds}"
-    tokens = "all tokens" if share is None else f"the tokens of {share:.0%} of the words"
+    tokens = "all tokens"
     if config.select_texts is not None:
         tokens = f"texts with {config.select_texts:.0%} of the words"
-    return f"{questions}, {tokens}, {config.dtype}"
+    elif config.select_tokens is not None:
+        tokens = f"the tokens of {config.select_tokens:.0%} of the words"
+    content = f"{questions}, {tokens}, {config.dtype}"
+    return CacheForecast(path=need.path, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle, content=content)
 
 
 CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
@@ -164,36 +155,54 @@ def forecast_study(
     """
     study = asked_study(config)
     folder = config.output or default_folder(study)
-    absent = tuple(missing_inits(study))
+    absent, missing_dataset, content = tuple(missing_inits(study)), "", dict[str, str]()
     copies, digests = recorded(folder)
     recipes = {name: kept for name, kept in copies.items() if not Path(name).exists()}
-    missing_dataset = ""
-    try:
-        content = dataset_digests(study, config.data_root, digest_dataset, recorded=digests, recipes=recipes)
-    except DatasetError as error:
-        # A grid can be looked at before its data are there.
-        content, missing_dataset = {}, error.what + (f" ({error.where})" if error.where else "")
-    plan = build_plan(
+    place = partial(
+        build_plan,
         study,
         cells=cells_folder(folder),
         caches=config.caches,
         data_root=config.data_root,
-        init_digests=({} if absent else init_digests(study)) | region_digests(study, config.data_root, recipes),
-        dataset_digests=content,
         recipes=recipes,
     )
+    draft = place()
+    try:
+        content = dataset_digests(draft, config.data_root, digest_dataset, recorded=digests)
+    except DatasetError as error:
+        # A grid can be looked at before its data are there.
+        missing_dataset = error.what + (f" ({error.where})" if error.where else "")
+    init_digests = {} if absent else input_digests(draft, config.data_root)
+    plan = place(init_digests=init_digests, dataset_digests=content)
     left = [cell for cell in plan.cells if not is_finished(cell)]
     done = [cell.run for cell in plan.cells if cell not in left]
-    paces = finished_paces(cells_folder(folder)) if left else {}
-    kinds = {pace.kind for pace in paces.values()}
-    made = measure_kinds([cell for cell in left if cell_kind(cell) not in kinds]) if measure else []
+    paces: dict[str, Pace] = {}
+    for run in sorted(result.parent for result in cells_folder(folder).glob(f"*/{names.RESULT}") if left):
+        with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
+            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
+            paces[run.name] = _pace(run, _kind(config_of_run(read_config(run)), teachers), source="finished runs")
+    kinds = {cell.cell_id: _kind(cell.finetune, cell.teachers) for cell in plan.cells}
+    known = {pace.kind for pace in paces.values()}
+    unknown: dict[str, Cell] = {}
+    for cell in sorted(left, key=lambda cell: cell.shots or math.inf) if measure else ():
+        # Those whose caches are not extracted yet cannot be run.
+        has_caches = all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache)
+        if has_caches and kinds[cell.cell_id] not in known:
+            unknown.setdefault(kinds[cell.cell_id], cell)
+    made = _measure(unknown)
     used: dict[int, str] = {}
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
         row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
         rows.append(row | {"finished": cell not in left})
         if cell in left:
-            told = _paces_for(cell, plan.cells, paces, made)
+            # Runs that tell its time: those alike, else some made now, else others of its setting.
+            pools = (list(paces.values()), made)
+            alike = [[pace for pace in pool if pace.kind == kinds[cell.cell_id]] for pool in pools]
+            others = {other.cell_id: kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
+            done_beside = [paces[name] for name in others if name in paces]
+            made_beside = [pace for pace in made if pace.kind in others.values()]
+            told = next(filter(None, [*alike, done_beside, made_beside]), [])
             used |= {id(pace): pace.source for pace in told}
             steps = planned_steps(cell.finetune)
             # Training of one whose scores alone are missing is over.
@@ -241,16 +250,6 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _paces_for(cell: Cell, cells: Sequence[Cell], paces: Mapping[str, Pace], made: Sequence[Pace]) -> list[Pace]:
-    """Return the runs that tell a cell's time: those alike, else some made now, else others of its setting."""
-    kind = cell_kind(cell)
-    alike = [[pace for pace in pool if pace.kind == kind] for pool in (paces.values(), made)]
-    others = [other for other in cells if other.setting == cell.setting]
-    finished = [paces[other.cell_id] for other in others if other.cell_id in paces]
-    kinds = {cell_kind(other) for other in others} if made else set()
-    return next(filter(None, [*alike, finished, [pace for pace in made if pace.kind in kinds]]), [])
-
-
 def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:
     """Return the bytes of the run folders of the cells that are left, and what that rests on.
 
@@ -277,53 +276,34 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) 
     return sum(known[key] for key in keys), "the size of the student"
 
 
-def cell_kind(cell: Cell) -> str:
-    """Return what a step of a cell costs by: dataset, tasks, student, method, batch, teachers and so on."""
-    return _kind(cell.finetune, cell.teachers)
-
-
 def _kind(config: FinetuneConfig, teachers: Sequence[str]) -> str:
+    """Return what a step of a run costs by: dataset, tasks, student, method, batch, teachers and so on."""
     kept = pacing_options(FinetuneConfig, run_identity(config_to_dict(config)))
     return json.dumps({**kept, "teachers": list(teachers)}, sort_keys=True, default=str)
 
 
-def finished_paces(cells: Path) -> dict[str, Pace]:
-    """Return what the finished runs in a folder took, by their names; those that cannot be read tell nothing."""
-    found: dict[str, Pace] = {}
-    for result in sorted(cells.glob(f"*/{names.RESULT}")):
-        run = result.parent
-        with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
-            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
-            kind = _kind(config_of_run(read_config(run)), teachers)
-            found[run.name] = _pace(run, kind, source=FINISHED)
-    return found
-
-
 def _pace(run: Path, kind: str, *, source: str) -> Pace:
-    found = read_json(run / names.RESULT)
+    found, scoring = read_json(run / names.RESULT), {}
     per_step = float(found["seconds_per_step"])
-    documents = {path.stem.replace("--", "/"): read_json(path) for path in (run / names.EVALUATION).glob("*.json")}
-    return Pace(
-        kind=kind,
-        per_step=per_step,
-        around=max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"])),
-        scoring={name: _whole_set(document) for name, document in documents.items() if "seconds" in document},
-        source=source,
-    )
+    for path in (run / names.EVALUATION).glob("*.json"):
+        document = read_json(path)
+        if "seconds" in document:
+            # Of the whole set, where a part of it was scored.
+            sample = document.get("sample")
+            share = document["num_examples"] / sample["of_examples"] if sample else 1.0
+            scoring[names.set_of(path.stem.replace("--", "/"))] = document["seconds"] / share
+    around = max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"]))
+    return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring, source=source)
 
 
-def _whole_set(document: Mapping[str, Any]) -> float:
-    """Return what scoring the whole of a set takes, from an evaluation of all or of a part of it."""
-    sample, num_examples = document.get("sample"), document["num_examples"]
-    seconds: float = document["seconds"]
-    return seconds * sample["of_examples"] / num_examples if sample else seconds
-
-
-def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
-    """Train one cell of each kind for a few steps, the one with the fewest labels, and score some questions.
+def _measure(cells: Mapping[str, Cell]) -> list[Pace]:
+    """Train one cell of each kind for a few steps and score some questions.
 
     What it writes is deleted. Confidences that the run estimates stay in the caches, where the cell itself will find
-    them. Kinds whose caches are not extracted yet cannot be run and are left out.
+    them.
+
+    Args:
+        cells: kind -> the cell of it with the fewest labels.
 
     Raises:
         AdvlError: what a run raised.
@@ -331,12 +311,8 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
-    by_kind: dict[str, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.shots or float("inf")):
-        if all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache):
-            by_kind.setdefault(cell_kind(cell), cell)
     found = []
-    for kind, cell in by_kind.items():
+    for kind, cell in cells.items():
         with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
             run = Path(folder)
             # The adapt step keeps its share: its steps cost something else.
@@ -346,5 +322,5 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
             short = with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run)
             run_finetune(short, is_control=True)
             run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
-            found.append(_pace(run, kind, source=MEASURED))
+            found.append(_pace(run, kind, source=f"runs of {MEASURED_STEPS} steps made now"))
     return found

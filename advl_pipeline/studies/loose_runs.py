@@ -23,10 +23,9 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.folders import folder_kind
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.studies.config import Setting, StudyConfig, with_joint
+from advl_pipeline.runs.results import read_config, read_documents, read_json
+from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint
 from advl_pipeline.studies.plan import Cell, Plan
-from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
 _OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", "cache"})
@@ -56,13 +55,11 @@ class _Run:
     choices: Mapping[str, str]
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
-        return tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
-
-    @property
     def setting(self) -> tuple[str, str, tuple[str, ...]]:
-        return (self.config.dataset, self.config.student, self.tasks)
+        """Dataset, student and tasks that it was scored on."""
+        metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
+        tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
+        return (self.config.dataset, self.config.student, tasks)
 
     @property
     def is_random(self) -> bool:
@@ -75,13 +72,18 @@ class _Run:
         return sorted(self.evaluations, key=lambda name: (not self.evaluations[name].get("use_of_vision"), name))
 
 
+def common_folder(folders: Sequence[Path]) -> Path:
+    """Return the folder itself, or the one that all of several lie in."""
+    return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
+
+
 def folders_of_runs(named: Sequence[Path]) -> list[Path]:
-    """Return the run folders among the named ones and in them.
+    """Return the run folders among the named ones and in them, each once.
 
     Raises:
         ConfigError: one is none and holds none.
     """
-    folders: list[Path] = []
+    folders: dict[Path, None] = {}
     for folder in named:
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         found = [
@@ -94,8 +96,8 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
                 why="it is neither a study, nor a run, nor a folder of runs",
                 next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
             )
-        folders += found
-    return folders
+        folders |= dict.fromkeys(found)
+    return list(folders)
 
 
 def lay_out_runs(*named: Path) -> Plan:
@@ -108,7 +110,7 @@ def lay_out_runs(*named: Path) -> Plan:
         ConfigError: one holds no run, or none was evaluated.
     """
     folders = folders_of_runs(named)
-    runs = [run for path in dict.fromkeys(folders) if (run := _read(path)) is not None]
+    runs = [run for path in folders if (run := _read(path)) is not None]
     if not runs:
         raise ConfigError(
             "No run here was evaluated.",
@@ -116,61 +118,9 @@ def lay_out_runs(*named: Path) -> Plan:
             why=f"of {len(folders)} none is both finished and scored on a test set",
             next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
         )
-    return _plan(common_folder(named), runs)
-
-
-def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the folder itself, or the one that all of several lie in."""
-    return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
-
-
-def _read(folder: Path) -> _Run | None:
-    files = sorted((folder / names.EVALUATION).glob("*.json")) if names.is_finished(folder) else []
-    found = [path for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
-    if not found:
-        return None
-    config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
-    caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
-    made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
-    teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
-    options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
-    features = hashlib.sha256(made.encode()).hexdigest()[:8]
-    return _Run(
-        folder=folder,
-        config=config,
-        evaluations={_test_set(folder, path): read_json(path) for path in found},
-        teachers=teachers,
-        choices={name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-        | {_TEACHERS: " and ".join(teachers) or "none", _FEATURES: features},
-    )
-
-
-def _test_set(folder: Path, path: Path) -> str:
-    """Return what `advl evaluate --on` was given for a file of an evaluation."""
-    document = read_json(path)
-    for name in (document["split"], f"{document['dataset']}/{document['split']}"):
-        if names.evaluation_file(folder, name, ".json") == path:
-            return str(name)
-    return path.stem.replace("--", "/")
-
-
-def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
-    rows = _rows(runs)
+    folder = common_folder(named)
+    rows, settings = _rows(runs), _settings(runs)
     variants = dict(rows.values())
-    settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
-    for run in runs:
-        before = settings[run.setting].test_sets if run.setting in settings else ()
-        settings[run.setting] = Setting(
-            dataset=run.config.dataset,
-            name=dataset_label(run.config.dataset),
-            tasks=run.tasks,
-            metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in run.tasks)),
-            student=run.config.student,
-            init=run.config.init,
-            teachers=run.teachers,
-            test_sets=tuple(dict.fromkeys([*before, *run.test_sets])),
-        )
-    settings = dict(zip(settings, _distinct(list(settings.values())), strict=True))
     baseline, focus = _judged(variants)
     study = StudyConfig(
         name=folder.absolute().name,
@@ -184,8 +134,71 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
         variants=variants,
         source=str(folder),
     )
-    cells = tuple(_cell(run, settings[run.setting], rows[run.folder][0], folder) for run in runs)
-    return Plan(study=study, cells=cells, caches=(), of_runs=True)
+    cells = []
+    for run in runs:
+        setting, run_name = settings[run.setting], str(run.folder.absolute().relative_to(folder.absolute()))
+        cells.append(
+            Cell(
+                cell_id=run.folder.absolute().name if run_name == "." else run_name,
+                setting=setting.name,
+                method=rows[run.folder][0],
+                shots=run.config.shots,
+                seed=run.config.seed,
+                teachers=run.teachers,
+                test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
+                finetune=run.config,
+                evaluate=EvaluateConfig(run=run.folder, on=tuple(run.test_sets)),
+                run_name=run_name,
+            )
+        )
+    return Plan(study=study, cells=tuple(cells), caches=(), of_runs=True)
+
+
+def _read(folder: Path) -> _Run | None:
+    documents = read_documents(folder) if names.is_finished(folder) else {}
+    if not documents:
+        return None
+    config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
+    caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
+    made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
+    teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
+    options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
+    choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
+    choices[_TEACHERS] = " and ".join(teachers) or "none"
+    choices[_FEATURES] = hashlib.sha256(made.encode()).hexdigest()[:8]
+    return _Run(folder=folder, config=config, evaluations=documents, teachers=teachers, choices=choices)
+
+
+def _settings(runs: Sequence[_Run]) -> dict[tuple[str, str, tuple[str, ...]], Setting]:
+    """Return the setting of each dataset, student and tasks.
+
+    Those of one dataset have the student's name too, and a number where that is not enough.
+    """
+    settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
+    for run in runs:
+        before = settings[run.setting].test_sets if run.setting in settings else ()
+        *_, tasks = run.setting
+        settings[run.setting] = Setting(
+            dataset=run.config.dataset,
+            name=dataset_label(run.config.dataset),
+            tasks=tasks,
+            metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in tasks)),
+            student=run.config.student,
+            init=run.config.init,
+            teachers=run.teachers,
+            test_sets=tuple(dict.fromkeys([*before, *run.test_sets])),
+        )
+    counts, taken = Counter(setting.name for setting in settings.values()), set[str]()
+    for key, setting in settings.items():
+        name, number = setting.name, 1
+        if counts[name] > 1:
+            name = f"{setting.name}, {setting.student}"
+        while name in taken:
+            number += 1
+            name = f"{setting.name}, {setting.student} ({number})"
+        taken.add(name)
+        settings[key] = replace(setting, name=name)
+    return settings
 
 
 def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
@@ -262,33 +275,3 @@ def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
         training=options,
     )
     return ", ".join([method, *words.values()]), variant
-
-
-def _distinct(settings: Sequence[Setting]) -> tuple[Setting, ...]:
-    """Give settings of one name the student's too, and a number where that is not enough."""
-    named: list[Setting] = []
-    for setting in settings:
-        name, number = setting.name, 1
-        if sum(other.name == setting.name for other in settings) > 1:
-            name = f"{setting.name}, {setting.student}"
-        while any(other.name == name for other in named):
-            number += 1
-            name = f"{setting.name}, {setting.student} ({number})"
-        named.append(replace(setting, name=name))
-    return tuple(named)
-
-
-def _cell(run: _Run, setting: Setting, method: str, folder: Path) -> Cell:
-    run_name = str(run.folder.absolute().relative_to(folder.absolute()))
-    return Cell(
-        cell_id=run.folder.absolute().name if run_name == "." else run_name,
-        setting=setting.name,
-        method=method,
-        shots=run.config.shots,
-        seed=run.config.seed,
-        teachers=run.teachers,
-        test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
-        finetune=run.config,
-        evaluate=EvaluateConfig(run=run.folder, on=tuple(run.test_sets)),
-        run_name=run_name,
-    )

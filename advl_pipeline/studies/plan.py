@@ -5,32 +5,40 @@ nothing else: all options and what stands for those that are not given, the reci
 training split and of the pretrained student, but not where these lie, no time, no position in the grid. Adding a
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
 same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
+
+The study folder keeps what the plan is made of again: study.json (the study as it was resolved, and a list of its
+cells), recipes/ (copies of the recipe files that the study names), and extraction/ (the time that each cache took,
+whoever extracted it). Runs lie beside the studies, each once: runs/cells/ID for runs/studies/NAME. So studies that
+ask for one cell share it, and studies that are copied to another machine with the folder of cells gather there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
-from advl_pipeline.locations import local_folder
+from advl_pipeline.folders import MARKERS
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
-from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
+from advl_pipeline.training.recipes import AUTO, NONE
 from advl_pipeline.training.resolved import (
     NAMED_FILES,
     SCHEMA,
@@ -40,12 +48,17 @@ from advl_pipeline.training.resolved import (
     takes_two_steps,
 )
 
-ID_LENGTH = 12
-"""Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
+STUDY_FILE = MARKERS["study"].file
+_STUDIES_FOLDER = "studies"
+_RECIPE_FOLDER = "recipes"
 
+_ID_LENGTH = 12
+"""Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +118,8 @@ def build_plan(
     cells: Path,
     caches: Path = Path("caches"),
     data_root: Path | None = None,
-    init_digests: Mapping[str, str] = MappingProxyType({}),
-    dataset_digests: Mapping[str, str] = MappingProxyType({}),
+    init_digests: Mapping[str, str] = _NOTHING,
+    dataset_digests: Mapping[str, str] = _NOTHING,
     recipes: Mapping[str, Path] = MappingProxyType({}),
 ) -> Plan:
     """Lay out the grid.
@@ -126,73 +139,20 @@ def build_plan(
     Raises:
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
     """
-    lay_out = partial(
-        _cell,
-        study,
-        cells=cells,
-        caches=caches,
-        data_root=data_root,
-        init_digests=init_digests,
-        dataset_digests=dataset_digests,
-        recipes=recipes,
-    )
-    grid = [
-        lay_out(setting, method, shots, seed)
-        for seed in study.seeds
-        for setting in study.settings
-        for shots in study.shots
-        for method in study.methods
-    ]
+    grid: list[Cell] = []
     needs: dict[Path, CacheNeed] = {}
-    for cell in grid:
-        read = [(*place, teacher) for place in distilled_splits(cell.finetune) for teacher in cell.teachers]
-        for (dataset, split, teacher), location in zip(read, cell.finetune.cache, strict=True):
-            path = local_folder(location, what="caches")
-            own = (dataset, split) == (cell.finetune.dataset, cell.finetune.split)
-            needs[path] = CacheNeed(
-                teacher=teacher,
-                dataset=dataset,
-                split=split,
-                path=path,
-                shots=questions_seen(cell.finetune) if own else None,
-                seed=cell.seed,
+    for seed, setting, shots, method in itertools.product(study.seeds, study.settings, study.shots, study.methods):
+        variant = study.variant(method)
+        named = setting.teachers if variant.teachers is None else variant.teachers
+        teachers = tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
+        teachers = teachers if variant.uses_teachers else ()
+        if variant.uses_teachers and not teachers:
+            raise ConfigError(
+                f"{method} needs a teacher and the setting {setting.name} names none.",
+                where=study.source,
+                next_command='add teachers = ["minilm-l6"] to the study file',
             )
-    return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
-
-
-def _cell(
-    study: StudyConfig,
-    setting: Setting,
-    method: str,
-    shots: int | None,
-    seed: int,
-    *,
-    cells: Path,
-    caches: Path,
-    data_root: Path | None,
-    init_digests: Mapping[str, str],
-    dataset_digests: Mapping[str, str],
-    recipes: Mapping[str, Path],
-) -> Cell:
-    variant = study.variant(method)
-    teachers = _teachers(variant, setting)
-    if variant.uses_teachers and not teachers:
-        raise ConfigError(
-            f"{method} needs a teacher and the setting {setting.name} names none.",
-            where=study.source,
-            next_command='add teachers = ["minilm-l6"] to the study file',
-        )
-    # The last layer to name an option wins: what is special about a variant must survive every general override.
-    layers: list[Mapping[str, Any]] = [
-        study.training,
-        setting.training,
-        study.at_shots.get(shots_label(shots), {}),
-        {"method": variant.method, **variant.training},
-    ]
-    config = build_config(
-        FinetuneConfig,
-        *layers,
-        {
+        decided = {
             "dataset": setting.dataset,
             "task": setting.tasks,
             "student": setting.student,
@@ -201,52 +161,60 @@ def _cell(
             "seed": seed,
             "data_root": data_root,
             "output": cells,
-        },
-        where=study.source,
-    )
-    config = with_options(
-        config,
-        recipe=str(recipes.get(config.optimisation.recipe, config.optimisation.recipe)),
-        cache=tuple(
-            _cache_path(caches, teacher, dataset, split, config)
-            for dataset, split in distilled_splits(config)
-            for teacher in teachers
-        ),
-    )
-    if config.distill.weighting == "oracle" and variant.role != "control":
-        raise ConfigError(
-            f"{method} weighs by labels and is not marked as a control.",
-            where=study.source,
-            why="--weighting oracle reads the labels of all inputs that the adapt step sees",
-            next_command=f'role = "control" under [variants.{method}]',
+        }
+        # The last layer to name an option wins: what is special about a variant must survive every general override.
+        layers = (study.training, setting.training, study.at_shots.get(shots_label(shots), {}), variant.training)
+        config = build_config(FinetuneConfig, *layers, {"method": variant.method}, decided, where=study.source)
+        recipe = config.optimisation.recipe
+        # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
+        seen = None if config.pool is None or shots is None else max(config.pool, shots)
+        paths = []
+        for split, teacher in itertools.product(distilled_splits(config), teachers):
+            num_seen = seen if split == (config.dataset, config.split) else None
+            part = part_name(num_seen, [seed]) if split == (config.dataset, config.split) else ""
+            usual = default_output(teacher, *split, part=part)
+            path = caches / usual.relative_to(usual.parts[0])
+            paths.append(path)
+            needs[path] = CacheNeed(
+                teacher=teacher, dataset=split[0], split=split[1], path=path, shots=num_seen, seed=seed
+            )
+        config = with_options(config, recipe=str(recipes.get(recipe, recipe)), cache=tuple(paths))
+        if config.distill.weighting == "oracle" and variant.role != "control":
+            raise ConfigError(
+                f"{method} weighs by labels and is not marked as a control.",
+                where=study.source,
+                why="--weighting oracle reads the labels of all inputs that the adapt step sees",
+                next_command=f'role = "control" under [variants.{method}]',
+            )
+        options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
+        if (content := dataset_digests.get(trained_on(config))) is not None:
+            options["dataset_digest"] = content
+        text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
+        cell_id = hashlib.blake2b(text.encode(), digest_size=_ID_LENGTH // 2).hexdigest()
+        config = replace(config, output=cells / cell_id)
+        grid.append(
+            Cell(
+                cell_id=cell_id,
+                setting=setting.name,
+                method=method,
+                shots=shots,
+                seed=seed,
+                teachers=teachers,
+                test_sets=setting.test_sets,
+                finetune=config,
+                evaluate=build_config(
+                    EvaluateConfig,
+                    {"probe_on": setting.test_sets[:1]},
+                    study.evaluation,
+                    {"run": config.output, "on": setting.test_sets, "data_root": data_root},
+                    where=f"{study.source} [evaluation]",
+                ),
+                run_name=f"{cells.name}/{cell_id}",
+                keeps_student=study.keep_weights,
+                is_control=variant.role == "control",
+            )
         )
-    options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
-    if (content := dataset_digests.get(trained_on(config))) is not None:
-        options["dataset_digest"] = content
-    text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
-    cell_id = hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
-    config = replace(config, output=cells / cell_id)
-    evaluate = build_config(
-        EvaluateConfig,
-        {"probe_on": setting.test_sets[:1]},
-        study.evaluation,
-        {"run": config.output, "on": setting.test_sets, "data_root": data_root},
-        where=f"{study.source} [evaluation]",
-    )
-    return Cell(
-        cell_id=cell_id,
-        setting=setting.name,
-        method=method,
-        shots=shots,
-        seed=seed,
-        teachers=teachers,
-        test_sets=setting.test_sets,
-        finetune=config,
-        evaluate=evaluate,
-        run_name=f"{cells.name}/{cell_id}",
-        keeps_student=study.keep_weights,
-        is_control=variant.role == "control",
-    )
+    return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
 
 
 def identity_options(
@@ -302,23 +270,131 @@ def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     return [(config.dataset, config.split), *others]
 
 
-def questions_seen(config: FinetuneConfig) -> int | None:
-    """Return how many questions of its split a run sees, the first of its seed's order; None for all.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyRecord:
+    """What study.json holds.
 
-    It depends on the run alone, never on the other cells of a grid: a cache's moments are of what it holds.
+    `init_digests` are of the pretrained students and of other files that options name, `dataset_digests` of the
+    splits that are trained on. `recipes`: a recipe file as the study names it -> the name of its copy. `cells`: id ->
+    title.
     """
-    return None if config.pool is None or config.shots is None else max(config.pool, config.shots)
+
+    study: StudyConfig
+    init_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    recipes: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    caches: Path
+    command: str = ""
+    cells: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
 
-def _cache_path(caches: Path, teacher: str, dataset: str, split: str, config: FinetuneConfig) -> Path:
-    own = (dataset, split) == (config.dataset, config.split)
-    part = part_name(questions_seen(config), [config.seed]) if own else ""
-    default = default_output(teacher, dataset, split, part=part)
-    return caches / default.relative_to(default.parts[0])
+def default_folder(study: StudyConfig) -> Path:
+    return Path("runs") / _STUDIES_FOLDER / study.name
 
 
-def _teachers(variant: Variant, setting: Setting) -> tuple[str, ...]:
-    if not variant.uses_teachers:
-        return ()
-    names = setting.teachers if variant.teachers is None else variant.teachers
-    return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in names)
+def cells_folder(folder: Path) -> Path:
+    """Return where the runs of a study lie: in `cells`, beside the study or beside the folder `studies` of it."""
+    beside = folder.parent
+    return (beside.parent if beside.name == _STUDIES_FOLDER else beside) / "cells"
+
+
+def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the studies beside a run's folder that list its cell, by name, and whether they keep its student."""
+    outer = run.absolute().parent.parent
+    for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
+        with suppress(OSError, ValueError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if run.name in record["cells"]:
+                yield file.parent, record["study"].get("keep_weights", True)
+
+
+def write_study(folder: Path, record: StudyRecord, copies: Mapping[Path, bytes]) -> None:
+    """Record the study, so that the folder alone says what it holds, and then copy its recipes."""
+    make_folder(folder)
+    write_text(folder / STUDY_FILE, json.dumps(config_to_dict(record), indent=2, ensure_ascii=False) + "\n")
+    for path, content in copies.items():
+        make_folder(path.parent)
+        write_bytes(path, content)
+
+
+def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dict[Path, bytes]]:
+    """Read the study's recipe files, which its folder keeps copies of: what cells follow must not change under them.
+
+    A file that is gone is taken from the folder, if it was copied before. Nothing is written.
+
+    Returns:
+        A recipe file as the study names it -> its copy in the folder; and the copies that are to be written, with
+        their content.
+
+    Raises:
+        ConfigError: a file can be read neither there nor here, or the record of the study is damaged.
+    """
+    kept, _ = recorded(folder)
+    copies: dict[Path, bytes] = {}
+    tables = [study.training, *(setting.training for setting in study.settings), *study.at_shots.values()]
+    tables += [study.variant(name).training for name in study.methods]
+    given = {str(table["recipe"]) for table in tables if "recipe" in table}
+    for name in sorted(given - {AUTO, NONE}):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            if name in kept:
+                continue
+            raise ConfigError("A recipe cannot be read.", where=name, why=str(error)) from error
+        kept[name] = folder / _RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
+        copies[kept[name]] = content
+    return kept, copies
+
+
+def recorded(folder: Path) -> tuple[dict[str, Path], Mapping[str, str]]:
+    """Return the recipe files that the folder holds copies of and the digests of the splits; none for a new folder.
+
+    Returns:
+        Name of a recipe in the study -> its copy; split that the folder's study was trained on -> its digest.
+
+    Raises:
+        ConfigError: the record of the study is damaged.
+    """
+    if not (folder / STUDY_FILE).exists():
+        return {}, {}
+    record = _read_record(folder)
+    copies = {name: folder / _RECIPE_FOLDER / Path(file).name for name, file in record.recipes.items()}
+    return copies, record.dataset_digests
+
+
+def extraction_file(folder: Path, cache: Path) -> Path:
+    """Return where a study notes how long a cache took: caches keep no times, so that equal ones are equal."""
+    return folder / "extraction" / ("-".join(cache.parts[-3:]) + ".json")
+
+
+def _read_record(folder: Path) -> StudyRecord:
+    path = folder / STUDY_FILE
+    if not path.exists():
+        raise ConfigError(
+            "This folder holds no study.",
+            where=str(folder),
+            why=f"it has no {STUDY_FILE}",
+            next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
+        )
+    try:
+        return build_config(StudyRecord, read_json(path), where=str(path))
+    except TypeError as error:
+        raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error
+
+
+def read_study_folder(folder: Path) -> tuple[Plan, StudyRecord]:
+    """Rebuild the plan of a study folder; also returns its record.
+
+    Raises:
+        ConfigError: the folder holds no study, or its record is damaged.
+    """
+    record = _read_record(folder)
+    plan = build_plan(
+        record.study,
+        cells=cells_folder(folder),
+        caches=record.caches,
+        init_digests=record.init_digests,
+        dataset_digests=record.dataset_digests,
+        recipes=recorded(folder)[0],
+    )
+    return plan, record

@@ -1,10 +1,17 @@
-"""Run a study: every cell once, shared between as many processes as are started, resumed after any interruption."""
+"""Run a study: every cell once, shared between as many processes as are started, resumed after any interruption.
+
+Cells run one after another here, or side by side in processes that share the cores. Small students gain little from a
+second core within one step, so two cells at once finish sooner than one after the other on two cores each.
+"""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,39 +19,46 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.compute import num_cores
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import AdvlError, ConfigError, InUse, again
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, InUse, again
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.process_lock import process_lock
+from advl_pipeline.processes import worker_processes
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.studies.caches import CachePreparer, prepare_cache
+from advl_pipeline.runs.results import filed_as, read_config, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import (
+    CachePreparer,
     CellExecutor,
     DatasetDigester,
     dataset_digests,
     digest_dataset,
     execute_cell,
-    init_digests,
+    input_digests,
     is_finished,
-    region_digests,
-)
-from advl_pipeline.studies.folder import (
-    StudyRecord,
-    cells_folder,
-    default_folder,
-    read_recipes,
-    recorded,
-    write_extraction,
-    write_study,
+    prepare_cache,
 )
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.plan import Cell, Plan, build_plan
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.workers import run_in_processes, run_in_turn
+from advl_pipeline.studies.plan import (
+    Cell,
+    Plan,
+    StudyRecord,
+    build_plan,
+    cells_folder,
+    default_folder,
+    extraction_file,
+    read_recipes,
+    recorded,
+    write_study,
+)
+from advl_pipeline.studies.table import StudyResult
+
+Outcome = tuple[Cell, AdvlError | None]
+"""A cell that is over, and what went wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,27 +102,23 @@ def run_study(
         recipes, copies = read_recipes(folder, study)
         # Until the copies are written, a plan is read from the files that they are copies of.
         readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
-        digests = init_digests(study) | region_digests(study, config.data_root, readable)
-        known = recorded(folder)[1]
-        content = dataset_digests(study, config.data_root, read_digest, recorded=known, recipes=readable)
-        lay_out = partial(
-            build_plan,
-            study,
-            cells=cells_folder(folder),
-            caches=config.caches,
-            data_root=config.data_root,
-            init_digests=digests,
-            dataset_digests=content,
+        place = partial(
+            build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root
         )
+        draft = place(recipes=readable)
+        digests = input_digests(draft, config.data_root)
+        content = dataset_digests(draft, config.data_root, read_digest, recorded=recorded(folder)[1])
+        lay_out = partial(place, init_digests=digests, dataset_digests=content)
         draft = lay_out(recipes=readable)
         _require_same_test_sets(draft, config.data_root)
+        flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
         record = StudyRecord(
             study=study,
             init_digests=digests,
             dataset_digests=content,
             recipes={name: path.name for name, path in recipes.items()},
             caches=config.caches,
-            command=study_command(config),
+            command=shlex.join(["advl", "study", config.study, *flags]),
             cells={cell.cell_id: cell.title for cell in draft.cells},
         )
         write_study(folder, record, copies)
@@ -121,7 +131,10 @@ def run_study(
         for need in (need for need in plan.caches if need.path in needed):
             seconds = prepare(need, study, config.data_root)
             if seconds is not None:
-                write_extraction(folder, need, seconds)
+                path = extraction_file(folder, need.path)
+                make_folder(path.parent)
+                noted = {"teacher": need.teacher, "cache": str(need.path), "seconds": seconds}
+                write_text(path, json.dumps(noted) + "\n")
         _run_cells(plan, config, execute, report_failure)
         return gather_study(folder)
 
@@ -140,7 +153,8 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     scored: dict[tuple[str, str], Path] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
-            path = names.evaluation_file(cell.run, test_set, ".json")
+            filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode)
+            path = names.evaluation_file(cell.run, filed, ".json")
             if path.exists() and names.is_finished(cell.run):
                 scored.setdefault((cell.finetune.dataset, test_set), path)
     for (dataset, test_set), path in scored.items():
@@ -159,12 +173,6 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
                 why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand beside new ones",
                 next_command=again(f"rm {old}   (the old scores), then give the same command again"),
             )
-
-
-def study_command(config: StudyRunConfig) -> str:
-    """Return the `advl study` command that repeats a study."""
-    flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
-    return shlex.join(["advl", "study", config.study, *flags])
 
 
 def _run_cells(
@@ -197,10 +205,13 @@ def _run_cells(
 
 
 def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
+    def say_who(holder: str) -> None:
+        tqdm.write(f"{cell.title}: waiting for {holder}", file=sys.stderr)
+
     with ExitStack() as held:
         path = cell.run.parent / f".work/claims/cell-{cell.cell_id}"
         try:
-            held.enter_context(process_lock(path, "this cell", wait=partial(_say_who, cell) if waits else None))
+            held.enter_context(process_lock(path, "this cell", wait=say_who if waits else None))
         except InUse:
             return
         # Another process may have finished the cell between our look at it and the lock.
@@ -208,5 +219,49 @@ def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
             execute(cell)
 
 
-def _say_who(cell: Cell, holder: str) -> None:
-    tqdm.write(f"{cell.title}: waiting for {holder}", file=sys.stderr)
+def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[Outcome]:
+    """Run cells in this process, in order; another kind of error than `AdvlError` is raised."""
+    for cell in cells:
+        try:
+            run(cell)
+        except Interrupted:
+            raise
+        except AdvlError as error:
+            yield cell, error
+        else:
+            yield cell, None
+
+
+def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Outcome]:
+    """Run cells in `num_workers` fresh processes; yield each as it ends.
+
+    When the consumer stops early, or a signal stops this process, the workers end the steps that they are at and
+    write their checkpoints. When this process dies they are ended at once. An unfinished cell resumes.
+
+    Args:
+        cells: to be run, the first ones first.
+        run: runs one cell; sent to the workers, so it must be importable there.
+        num_workers: processes; each computes on its share of the cores.
+
+    Raises:
+        AdvlError: a worker died, such as for want of memory. Interrupted: a signal stopped one.
+    """
+    threads = max(1, num_cores() // num_workers)
+    with worker_processes(num_workers, threads_each=threads, ends_steps=True) as pool:
+        cell_of = {pool.submit(_run_interruptible, run, cell): cell for cell in cells}
+        for future in as_completed(cell_of):
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise AdvlError(
+                    "A worker of the study died.",
+                    why="the system may have ended it for want of memory",
+                    next_command=again("run the same command with fewer --workers; finished cells are kept"),
+                ) from None
+            if error is not None and (not isinstance(error, AdvlError) or isinstance(error, Interrupted)):
+                raise error
+            yield cell_of[future], error
+
+
+def _run_interruptible(run: Callable[[Cell], None], cell: Cell) -> None:
+    with interruptible("The cell", kept="its checkpoint has every step that was finished"):
+        run(cell)

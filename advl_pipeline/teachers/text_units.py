@@ -120,12 +120,6 @@ def candidate_starts(reads: TextUnits, dataset: Dataset) -> dict[str, int]:
     return starts
 
 
-def reads_of(description: Mapping[str, Any] | None) -> TextUnits:
-    """Return what the text tower of a cache's identity read."""
-    reads: TextUnits = (description or {}).get("reads", "question")
-    return reads
-
-
 def _shift(prepared: PreparedUnit, start: int) -> PreparedUnit:
     assert prepared.char_spans_M2 is not None
     empty_M = prepared.char_spans_M2[:, 0] == prepared.char_spans_M2[:, 1]

@@ -47,7 +47,7 @@ from advl_pipeline.training.resolved import Run, describe_run, finetune_steps, r
 from advl_pipeline.training.step_log import TOTALLED, StepPlace, phase_totals, require_finite_weights
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
-from advl_pipeline.training.word_selection import describe_selection, selected_words, selects_words
+from advl_pipeline.training.word_selection import selected_words, selects_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,7 +339,6 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
     save_heads(folder.path, model.heads, inputs.dataset)
     if source is not None and selects_words(model):
         folder.write_json(names.SELECTED_WORDS, selected_words(model, inputs.dataset, inputs.labelled, source))
-        folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
     records = read_log(folder.path)
     phases = phase_totals(records)
     totals = {key: sum(of_phase[key] for of_phase in phases.values()) for key in TOTALLED}

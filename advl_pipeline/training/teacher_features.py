@@ -20,7 +20,6 @@ import torch
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.stored_signals import TeacherGrid, word_averages
 
@@ -132,7 +131,6 @@ class TeacherFeatures:
     image_places: Literal["boxes"] | TeacherGrid | None
     aligned: bool
     words_are_selected: bool = False
-    reads_context: bool = True
     word_means: WordMeans | None = None
 
     @property
@@ -162,7 +160,6 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         image_places=places,
         aligned=teacher["aligned"],
         words_are_selected=cache.kept_share is not None,
-        reads_context=reads_of(teacher["text"]) != "candidate",
     )
 
 

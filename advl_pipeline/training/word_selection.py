@@ -1,5 +1,4 @@
-"""Which words a finished run distils, on a few of its training examples, and what tells them on other items: for
-people to look at.
+"""Which words a finished run distils, on a few of its training examples: for people to look at.
 
 Shapes: N sequences, W words.
 """
@@ -8,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -28,34 +25,6 @@ SelectedWords = dict[str, list[list[list[int]]]]
 def selects_words(model: FinetuneModel) -> bool:
     """Whether the run distils some words and not others."""
     return bool(model.distiller.teachers["text"]) and model.distiller.settings.selection != "all"
-
-
-def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, Any]:
-    """Return what `evaluation/item_words.py` selects words of items without teachers by.
-
-    Where that cannot be, `obstacle` says why in its place: words are drawn at random, an aligned pair of towers says
-    how much of a word is seen, or the teacher has features of some words only.
-    """
-    settings, obstacle = model.distiller.settings, ""
-    selecting = [one.name for one in source.teachers if one.words_are_selected or not one.reads_context]
-    seeing = [teacher.name for teacher in source.teachers if teacher.sees_words]
-    if settings.selection == "random":
-        obstacle = "they are drawn at random, so that they would be others each time"
-    elif selecting:
-        obstacle = f"the cache of {', '.join(selecting)} holds some words of the training texts only"
-    elif seeing and settings.selection == "adaptive" and settings.selection_alpha < 1:
-        obstacle = f"the towers of {seeing[0]} decide how much of a word is seen, and no teacher runs on test items"
-    if obstacle:
-        return {"selection": settings.selection, "obstacle": obstacle}
-    return {
-        "selection": settings.selection,
-        "alpha": settings.selection_alpha,
-        "rho": settings.selection_rho,
-        "content_words": settings.distance == "relational",
-        # With landmarks, known and frequent words are not placed.
-        "known": source.known.counts if model.distiller.landmarks else None,
-        "prior": asdict(source.prior),
-    }
 
 
 @torch.inference_mode()

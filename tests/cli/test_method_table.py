@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advl_pipeline.configuration import declared, option_values
-from advl_pipeline.studies.variants import SHIPPED
+from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import resolve_method
 

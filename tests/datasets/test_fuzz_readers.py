@@ -28,7 +28,7 @@ from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.evaluation.prediction_files import read_choice_scores, read_pair_labels, read_vqa_results
+from advl_pipeline.evaluation.scoring import read_choice_scores, read_pair_labels, read_vqa_results
 from advl_pipeline.extraction.imported import open_regions
 
 fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])

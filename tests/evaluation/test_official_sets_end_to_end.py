@@ -123,6 +123,10 @@ def test_the_whole_way(
         scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
         document = documents[split]
         assert document["vqa_mode"] == scored["mode"] == mode
+        advl(capsys, "evaluate", run, "--on", split, "--vqa-mode", "2017", "--probe", "none")
+        files = [run / "evaluation" / f"{split}{ending}.json" for ending in ("", "@2017")]
+        kept, other = (json.loads(file.read_text()) for file in files)
+        assert (kept["metrics"], other["vqa_mode"]) == (document["metrics"], "2017")
         assert round(document["metrics"]["vqa"], 2) == scored["overall"]
         assert {kind: round(found["accuracy"], 2) for kind, found in document["by_answer_type"].items()} == scored[
             "per_answer_type"

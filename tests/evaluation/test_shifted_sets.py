@@ -18,9 +18,8 @@ from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
-from advl_pipeline.evaluation.question_match import match_questions, original_of, question_namer
 from advl_pipeline.evaluation.runner import sample_questions
-from advl_pipeline.evaluation.shift import shift_drop
+from advl_pipeline.evaluation.shift import match_questions, original_of, question_namer, shift_drop
 
 
 def test_vqa_vs_looks_for_its_pictures_in_both_folders(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
         "read_config": lambda _: trained_on,
         "load_run": lambda *_, **__: untrained(),
         "open_as_trained": opened,
-        "score_matrix": lambda _, examples, __: np.array([[0.0] * len(item.candidates) for item in examples]),
+        "score_matrices": lambda _, examples, __: [np.array([[0.0] * len(item.candidates) for item in examples])],
     }.items():
         monkeypatch.setattr(predict_files, name, stand_in)
     path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path

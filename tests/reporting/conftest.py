@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from advl_pipeline.reporting.config import ReportConfig
-from advl_pipeline.reporting.report import run_report
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import rows_of
+from advl_pipeline.reporting.report import ReportConfig, run_report
+from advl_pipeline.studies.table import StudyResult, rows_of
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]
 
@@ -20,18 +18,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "stu
 def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
     from small_vcr import write_vcr
-    from synthetic_runs import NUM_ITEMS
-    from synthetic_study import make_study
+    from synthetic_runs import NUM_ITEMS, run_trial
 
     folder = tmp_path_factory.mktemp("vcr")
     write_vcr(folder / "data", num_items=NUM_ITEMS, hostile="<b>&")
     extra = "[training]\nsplit = 'val'\n"
-    result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
+    result = run_trial(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
     (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
     (result.runs / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
-    told = {f"val-{index}:vcr-q2a": [[[4, 8]]] for index in range(NUM_ITEMS)}
-    (result.runs / cell.run / "evaluation" / "val.words.json").write_text(json.dumps(told), encoding="utf-8")
     return result, folder / "data"
 
 

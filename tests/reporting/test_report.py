@@ -13,21 +13,16 @@ from typing import get_args
 import pandas as pd
 import pytest
 from page_reader import Element, read_page
-from small_vcr import write_vcr
-from synthetic_runs import NUM_ITEMS
-from synthetic_study import make_study
+from synthetic_runs import NUM_ITEMS, run_trial
 
 from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks
-from advl_pipeline.reporting.formats import as_markdown, as_text
-from advl_pipeline.reporting.report import run_report
-from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
+from advl_pipeline.reporting.report import ReportConfig, ReportFormat, run_report
+from advl_pipeline.reporting.tables import LONG_COLUMNS, as_markdown, as_text, readout_tables
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.result import StudyResult, place_of
-from advl_pipeline.studies.table import rows_of
+from advl_pipeline.studies.table import StudyResult, place_of, rows_of
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 
@@ -205,7 +200,7 @@ def test_the_readout_stands_behind_the_table_with_its_controls(page: Element, vc
 
 
 def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=1, methods='["plain", "advl", "advl-random-1"]', shots="[100]")
+    result = run_trial(tmp_path, num_seeds=1, methods='["plain", "advl", "advl-random-1"]', shots="[100]")
     assert {item.teacher for item in rows_of(result.readouts, method="advl-random-1")} == {
         "random:minilm-l6@1",
         "random:efficientnet-lite0@1",
@@ -220,7 +215,7 @@ def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Pa
 
 
 def test_a_study_without_an_adapt_step_shows_no_readout(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=1, methods='["plain", "naive-kd"]', focus='"naive-kd"', shots="[100]")
+    result = run_trial(tmp_path, num_seeds=1, methods='["plain", "naive-kd"]', focus='"naive-kd"', shots="[100]")
     report = run_report(ReportConfig(run=(result.folder,)))
     assert not read_page(report.output.read_text(encoding="utf-8")).find("section", id="readout")
     assert "Does the student place" not in as_text(result) + as_markdown(result)
@@ -270,11 +265,11 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
 
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
-    result = make_study(tmp_path, num_seeds=2)
+    result = run_trial(tmp_path, num_seeds=2)
     result.numbers.at[0, "interval"] = Interval(low=-80.0, high=190.0)
     figure = accuracy_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
-    (drawn, *_) = [read_page(panel.svg) for panel in figure.panels]
+    (drawn, *_) = [read_page(svg) for _, svg in figure.panels]
     ticks = [float(tick.text) for tick in drawn.find("text", **{"text-anchor": "end"})]
     assert (min(ticks), max(ticks)) == (0.0, 100.0)
     assert figure.rows[0][-1] == "[-80.0, 190.0]"
@@ -293,26 +288,10 @@ def test_examples_show_both_answers(page: Element) -> None:
         assert winner in right.text
         context = example.find("p", class_="context")[0].text
         assert "<b>&" in context
-        # "Why does ...": the word that the run would distil is marked.
-        assert [mark.text for mark in example.find("mark")] == ["does"]
         # Boxes are called what the texts call them.
         labels = [label.text for label in example.find("text", class_="box-label")]
         assert len(labels) == 2
         assert all(label in context for label in labels)
-
-
-def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp_path: Path) -> None:
-    write_vcr(tmp_path / "data", num_items=NUM_ITEMS, hostile="")
-    extra = "[training]\nsplit = 'val'\n"
-    result = make_study(tmp_path, num_seeds=1, extra=extra, dataset='"vcr"', test_sets='["val"]')
-    (cell,) = rows_of(result.cells, method="advl", shots="100")
-    obstacle = json.dumps({"selection": "adaptive", "obstacle": "the towers of <clip-vit-l> decide"})
-    (result.runs / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
-    report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "data"))
-    section = read_page(report.output.read_text(encoding="utf-8")).find("section", id="examples")[0]
-    assert section.find("article", class_="example")
-    assert not section.find("mark")
-    assert "ADVL would distil cannot be marked here: the towers of <clip-vit-l> decide." in section.text
 
 
 def test_training_examples_show_the_selected_words(page: Element) -> None:
@@ -331,7 +310,7 @@ def test_confidences_are_drawn_beside_the_weights(page: Element) -> None:
 
 
 def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gains(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=1, methods='["plain", "plain-no-picture", "advl"]', test_sets='["test"]')
+    result = run_trial(tmp_path, num_seeds=1, methods='["plain", "plain-no-picture", "advl"]', test_sets='["test"]')
     look, (setting,) = looks(result.study), result.study.settings
     accuracy, gain = (
         draw(result, look, setting=setting.name, metric="q2a") for draw in (accuracy_figure, gain_figure)
@@ -344,7 +323,7 @@ def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gai
 
 
 def test_a_study_of_one_size_has_no_figure_over_sizes(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]')
+    result = run_trial(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]')
     look, (setting,) = looks(result.study), result.study.settings
     drawn = [draw(result, look, setting=setting.name, metric="q2a") for draw in (accuracy_figure, gain_figure)]
     assert drawn == [None, None]
@@ -352,7 +331,7 @@ def test_a_study_of_one_size_has_no_figure_over_sizes(tmp_path: Path) -> None:
 
 def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
     quoted = json.dumps(HOSTILE)
-    result = make_study(
+    result = run_trial(
         tmp_path,
         num_seeds=1,
         title=quoted,
@@ -375,7 +354,7 @@ def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
 
 
 def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=3)
+    result = run_trial(tmp_path, num_seeds=3)
     report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "nowhere"))
     page = read_page(report.output.read_text(encoding="utf-8"))
     badges = {badge.text for badge in page.find("p", class_="badge")}
@@ -384,7 +363,7 @@ def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp
 
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
-    result = make_study(tmp_path, num_seeds=2)
+    result = run_trial(tmp_path, num_seeds=2)
     for run in result.cells["run"][3:]:
         shutil.rmtree(result.runs / run)
     text = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
@@ -407,7 +386,7 @@ def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> 
         '[[settings]]\nname = "a b"\ntasks = ["vcr-q2a", "vcr-qa2r"]\n'
         '[[settings]]\nname = "a-b"\nteachers = ["minilm-l6"]\n'
     )
-    result = make_study(tmp_path, extra=extra)
+    result = run_trial(tmp_path, extra=extra)
     page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert len(page.find("table", class_="main")) == 4
     captions = [item.find("b")[0].text for item in page.find("figcaption")]
@@ -418,7 +397,7 @@ def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> 
 def test_a_row_says_what_its_change_is_against_and_a_size_is_called_as_it_was_asked_for(tmp_path: Path) -> None:
     own = '[variants.mine]\nmethod = "advl"\nlabel = "a|b<c>"\nbaseline = "naive-kd"\n'
     methods = '["plain", "naive-kd", "advl", "mine"]'
-    result = make_study(tmp_path, extra=own, methods=methods, shots='[100, 1600, "full"]')
+    result = run_trial(tmp_path, extra=own, methods=methods, shots='[100, 1600, "full"]')
     page = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     assert "a|b&lt;c&gt; (against naive KD)" in page
     figure = gain_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")

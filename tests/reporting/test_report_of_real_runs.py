@@ -9,12 +9,11 @@ from page_reader import Element, read_page
 
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_pipeline.reporting.config import ReportConfig
-from advl_pipeline.reporting.report import run_report
+from advl_pipeline.reporting.report import ReportConfig, run_report
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.table import StudyResult
 
 STUDY = """
 name = "real"

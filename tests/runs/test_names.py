@@ -29,4 +29,4 @@ def test_no_other_module_spells_the_name_of_a_run_file() -> None:
 def test_the_page_about_folders_lists_every_name() -> None:
     page = (ROOT / "docs" / "folders.md").read_text(encoding="utf-8").partition("## The run folder")[2]
     table = page.partition("\n\n`run.json` decides")[0]
-    assert {name for name in FILES if f"`{name}" not in table} == {names.ITEM_WORDS_SUFFIX}
+    assert {name for name in FILES if f"`{name}" not in table} == set()

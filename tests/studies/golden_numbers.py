@@ -13,16 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import synthetic_runs
-from synthetic_runs import write_study_file
+from synthetic_runs import run_trial
 
-from advl_pipeline.evaluation.statistics import Interval, Spread, summarise
-from advl_pipeline.reporting.formats import as_json
+from advl_pipeline.evaluation.statistics import Interval, summarise
+from advl_pipeline.reporting.tables import as_json
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.config import FULL, StudyRunConfig
-from advl_pipeline.studies.result import StudyResult, place_of
-from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.table import rows_of
+from advl_pipeline.studies.config import FULL
+from advl_pipeline.studies.table import StudyResult, place_of, rows_of
 
 EXTRA = """
 min_seeds = 3
@@ -54,13 +51,7 @@ METHODS = '["plain", "plain-two-step", "plain-no-picture", "naive-kd", "advl", "
 
 def make_golden_study(folder: Path) -> StudyResult:
     """Run a study of two settings, with controls, an ablation, a text-only student and full data, on made-up runs."""
-    file = write_study_file(folder, num_seeds=3, methods=METHODS, shots='[100, "full"]', extra=EXTRA)
-    return run_study(
-        StudyRunConfig(study=str(file), output=folder / "study", caches=folder / "caches"),
-        execute=synthetic_runs.execute,
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-    )
+    return run_trial(folder, num_seeds=3, methods=METHODS, shots='[100, "full"]', extra=EXTRA)
 
 
 def golden_numbers(result: StudyResult) -> dict[str, Any]:
@@ -132,8 +123,8 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
     readouts = result.readouts.groupby(["setting", "method", "shots", "teacher", "nodes"], sort=False)
     for (setting, method, shots, *side), runs in readouts:
         found[_name("readout", setting, method, _shots(shots), *side)] = {
-            "before": _spread(summarise(list(runs["before"]))),
-            "after": _spread(summarise(list(runs["after"]))),
+            "before": _spread(summarise(list(runs["before"])), len(runs)),
+            "after": _spread(summarise(list(runs["after"])), len(runs)),
             "chance": float(runs["chance"].mean()),
         }
     for cost in rows_of(result.costs):
@@ -181,11 +172,10 @@ def _shots(label: str) -> int | None:
     return None if label == FULL else int(label)
 
 
-def _spread(row: Any) -> list[Any] | None:
+def _spread(row: Any, count: int | None = None) -> list[Any] | None:
     if row is None:
         return None
-    count = row.count if isinstance(row, Spread) else len(row.per_seed)
-    return [row.mean, row.deviation, _ends(row.interval), count]
+    return [row.mean, row.deviation, _ends(row.interval), len(row.per_seed) if count is None else count]
 
 
 def _ends(value: Interval | None) -> list[float] | None:

@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,11 @@ import numpy as np
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.execute import CachePreparer, CellExecutor
 from advl_pipeline.studies.plan import CacheNeed, Cell
+from advl_pipeline.studies.run import Failure, run_study
+from advl_pipeline.studies.table import StudyResult
 from advl_pipeline.training.resolved import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
@@ -208,6 +213,26 @@ def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **rep
     path = folder / "trial.toml"
     path.write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
     return path
+
+
+def run_trial(
+    folder: Path,
+    *,
+    output: str = "study",
+    executor: CellExecutor | None = None,
+    gains: Mapping[str, float] = GAINS,
+    prepare: CachePreparer = prepare,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    report_failure: Callable[[Failure], None] = print,
+    num_seeds: int = 2,
+    extra: str = "",
+    **lines: str,
+) -> StudyResult:
+    """Write a study file as `write_study_file` does and run it on made-up runs; `options` are of the command."""
+    file = write_study_file(folder, num_seeds=num_seeds, extra=extra, **lines)
+    asked = StudyRunConfig(study=str(file), output=folder / output, caches=folder / "caches", **options)
+    run = executor or partial(execute, gains=gains)
+    return run_study(asked, execute=run, prepare=prepare, digest=digest, report_failure=report_failure)
 
 
 def fail_first_seed(cell: Cell) -> None:

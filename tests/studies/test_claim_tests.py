@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from advl_pipeline.evaluation.statistics import Interval
-from advl_pipeline.studies.claim_tests import (
+from advl_pipeline.studies.claims import (
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,

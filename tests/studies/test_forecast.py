@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import synthetic_runs
-from synthetic_runs import write_study_file
+from synthetic_runs import run_trial, write_study_file
 
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
@@ -20,7 +20,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import Estimate, estimates_by_card
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.extraction.sources import open_part
-from advl_pipeline.reporting.forecast_text import forecast_as_text
+from advl_pipeline.reporting.tables import forecast_as_text
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.forecast import (
@@ -31,7 +31,6 @@ from advl_pipeline.studies.forecast import (
     forecast_study,
 )
 from advl_pipeline.studies.plan import CacheNeed
-from advl_pipeline.studies.run import run_study
 from advl_pipeline.teachers.teacher_cards import TeacherCard
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -39,9 +38,9 @@ ONE_STEP, TWO_STEPS = 30.0, 63.0
 """Seconds of a cell of 300 steps, and of one with 400 of the adapt step before them: 0.09 s each, and 3 s around."""
 
 
-def config(folder: Path, path: Path, output: str = "mine") -> StudyRunConfig:
+def config(folder: Path, path: Path) -> StudyRunConfig:
     return StudyRunConfig(
-        study=str(path), output=folder / "studies" / output, caches=folder / "caches", data_root=folder / "data"
+        study=str(path), output=folder / "studies" / "mine", caches=folder / "caches", data_root=folder / "data"
     )
 
 
@@ -53,27 +52,17 @@ def no_plan(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> Cach
     return CacheForecast(path=need.path, num_bytes=5000, seconds=7.0, obstacle="")
 
 
-def finish(folder: Path, path: Path, output: str) -> None:
-    run_study(
-        config(folder, path, output),
-        execute=synthetic_runs.execute,
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-    )
+def asked(folder: Path, path: Path) -> StudyRunConfig:
+    return StudyRunConfig(study=str(path), output=folder / "study", caches=folder / "caches")
 
 
 def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path) -> None:
-    asked = StudyRunConfig(
-        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
-    )
-    before = forecast_study(asked)
+    before = forecast_study(asked(tmp_path, write_study_file(tmp_path, num_seeds=2)))
     assert (before.num_left, before.seconds_left, before.bytes_left) == (16, None, None)
     assert len(before.caches) == 2
     assert not (tmp_path / "study").exists()
-    write_study_file(tmp_path, num_seeds=1)
-    run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
-    write_study_file(tmp_path, num_seeds=2)
-    after = forecast_study(asked)
+    run_trial(tmp_path, num_seeds=1)
+    after = forecast_study(asked(tmp_path, write_study_file(tmp_path, num_seeds=2)))
     assert after.num_left == 8
     assert after.seconds_left == pytest.approx(4 * ONE_STEP + 4 * TWO_STEPS)
     assert after.bytes_left is not None
@@ -82,17 +71,17 @@ def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path)
 
 
 def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
-    path = write_study_file(tmp_path, extra=f'init = "{tmp_path / "student"}"\n')
-    asked = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
-    assert forecast_study(asked).missing_inits == (tmp_path / "student",)
+    extra = f'init = "{tmp_path / "student"}"\n'
+    told = forecast_study(asked(tmp_path, write_study_file(tmp_path, extra=extra)))
+    assert told.missing_inits == (tmp_path / "student",)
     with pytest.raises(ConfigError, match="advl scenes pretrain"):
-        run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+        run_trial(tmp_path, extra=extra)
 
 
 def test_runs_of_any_study_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
     path = write_study_file(tmp_path, num_seeds=2)
     assert forecast(tmp_path, path).cell_seconds is None
-    finish(tmp_path, write_study_file(tmp_path, seeds="[7]"), "earlier")
+    run_trial(tmp_path, output="studies/earlier", seeds="[7]")
     # One that cannot be read tells nothing.
     synthetic_runs.write_json(tmp_path / "cells" / "damaged" / "result.json", {})
     told = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
@@ -127,10 +116,10 @@ def test_before_any_run_is_finished_a_run_folder_is_as_large_as_its_student(tmp_
 
 
 def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
-    finish(tmp_path, path := write_study_file(tmp_path, num_seeds=1), "mine")
+    run_trial(tmp_path, output="studies/mine", num_seeds=1)
     for file in (tmp_path / "caches").rglob("identity.json"):
         file.unlink()
-    done = forecast(tmp_path, path)
+    done = forecast(tmp_path, tmp_path / "trial.toml")
     assert (done.num_left, done.caches, done.seconds_left, done.bytes_left) == (0, (), 0, 0)
     more = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
     assert len(more.caches) == 2

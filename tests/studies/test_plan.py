@@ -12,9 +12,8 @@ import advl_pipeline.studies.plan as plan_module
 import advl_pipeline.training.resolved as resolved_module
 from advl_pipeline.configuration import build_config, config_to_dict, option, option_values, with_options
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.studies.config import StudyConfig, read_study
+from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
-from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.resolved import run_identity

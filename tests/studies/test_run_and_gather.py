@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,55 +22,28 @@ import pytest
 import synthetic_runs
 from PIL import Image
 from scipy import special, stats
-from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
+from synthetic_runs import GAINS, NUM_ITEMS, run_trial, write_study_file
 
 from advl_cli.flags import config_options
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
-from advl_pipeline.evaluation.calibration import top_confidence
+from advl_pipeline.evaluation.statistics import top_confidence
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.results import WeightBins
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyRunConfig, read_study
-from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
-from advl_pipeline.studies.folder import read_study_folder
+from advl_pipeline.studies.execute import CellExecutor, digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study, pool_histograms
-from advl_pipeline.studies.plan import Cell, build_plan
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.run import Failure, run_study
-from advl_pipeline.studies.table import Place, rows_of
-from advl_pipeline.studies.workers import num_cores
+from advl_pipeline.studies.plan import Cell, build_plan, read_study_folder
+from advl_pipeline.studies.run import Failure, num_cores, run_study
+from advl_pipeline.studies.table import Place, StudyResult, rows_of
 from advl_pipeline.training.config import FinetuneConfig
-
-
-def run(
-    tmp_path: Path,
-    *,
-    gains: Mapping[str, float] = GAINS,
-    keep_going: bool = False,
-    num_seeds: int = 5,
-    first_seeds: int | None = None,
-    **lines: str,
-) -> StudyResult:
-    config = StudyRunConfig(
-        study=str(write_study_file(tmp_path, num_seeds=num_seeds, **lines)),
-        output=tmp_path / "study",
-        caches=tmp_path / "caches",
-        keep_going=keep_going,
-        first_seeds=first_seeds,
-    )
-    return run_study(
-        config,
-        execute=lambda cell: synthetic_runs.execute(cell, gains=gains),
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-    )
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
-    return run(tmp_path_factory.mktemp("gathered"))
+    return run_trial(tmp_path_factory.mktemp("gathered"), num_seeds=5)
 
 
 def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:
@@ -87,18 +59,16 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
     with pytest.raises(DatasetError):
         digest_dataset(str(data), "train", None)
     extra = '[training]\non_error = "skip"\n'
-    study = write_study_file(tmp_path, dataset=json.dumps(str(data)), tasks='["choice"]', extra=extra)
     trained = []
 
     def execute(cell: Cell) -> None:
         trained.append(cell.finetune.on_error)
         synthetic_runs.execute(cell)
 
-    run_study(
-        StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches"),
-        execute=execute,
-        prepare=synthetic_runs.prepare,
-    )
+    lines = {"dataset": json.dumps(str(data)), "tasks": '["choice"]'}
+    study = write_study_file(tmp_path, extra=extra, **lines)
+    asked = StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches")
+    run_study(asked, execute=execute, prepare=synthetic_runs.prepare)
     assert set(trained) == {"skip"}
 
 
@@ -156,32 +126,8 @@ def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
     assert gain.p_seed_holm >= gain.p_seed
 
 
-def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyResult) -> None:
-    def mean(method: str, test_set: str, shots: int) -> float:
-        return float(result.one("accuracy", place(result, test_set, shots), method=method).mean)
-
-    along = result.find("gain along shots", method="advl", test_set="test")
-    gains = [mean("advl", "test", shots) - mean("plain", "test", shots) for shots in (100, 400)]
-    assert [gain.size for gain in along] == [100, 400]
-    assert [gain.mean for gain in along] == pytest.approx(gains)
-    slope = result.one("slope", method="advl", test_set="test")
-    assert slope.mean == pytest.approx((gains[1] - gains[0]) / 2)
-
-    drop = result.one("drop", method="advl", shots="100")
-    assert drop.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
-    plain_drop = mean("plain", "test", 100) - mean("plain", "test-shift", 100)
-    assert result.one("drop change", method="advl", shots="100").mean == pytest.approx(drop.mean - plain_drop)
-
-    use, before, after = (
-        result.one(name, place(result, "test", 100), method="advl", against="swapped")
-        for name in ("use", "use before", "use after")
-    )
-    assert use.mean == pytest.approx(before.mean - after.mean)
-    assert after.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
-
-
 def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
-    result = run(
+    result = run_trial(
         tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]'
     )
     assert [gain.size for gain in result.find("gain along shots")] == [100, 1600, 1600]
@@ -190,23 +136,7 @@ def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path:
     assert [row["shots"] for row in table.rows] == ["100", "100", "1600", "1600", "full", "full"]
 
 
-def test_cost_weights_calibration_caches_and_environment_are_gathered(result: StudyResult) -> None:
-    (advl,), (plain,) = (rows_of(result.costs, method=name, shots="100") for name in ("advl", "plain"))
-    assert advl.seconds_per_step == pytest.approx(0.09)
-    assert plain.training_only_parameters == 0
-    assert {(item.quantity, item.method, item.modality) for item in rows_of(result.weights)} == {
-        (quantity, method, modality)
-        for method in ("naive-kd", "advl", "advl-shuffled")
-        for quantity, modality in (
-            ("weight", "vision"),
-            ("weight", "text"),
-            ("confidence", "student"),
-            ("confidence", "vision"),
-            ("confidence", "text"),
-        )
-    }
-    assert all(sum(shares) == pytest.approx(1) for shares in result.weights["shares"])
-    assert set(result.calibrations["method"]) == set(result.study.methods)
+def test_caches_and_environment_are_gathered(result: StudyResult) -> None:
     assert len(result.caches) == 2
     assert [cache["seconds"] for cache in result.caches] == [12.5, 12.5]
     assert all(cache["num_bytes"] for cache in result.caches)
@@ -214,23 +144,9 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     assert "command" not in result.environments[0]
 
 
-def test_readouts_are_those_of_the_runs_with_an_adapt_step(result: StudyResult) -> None:
-    keys = ["method", "shots", "teacher", "nodes"]
-    sides = {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
-    methods = ("advl", "advl-shuffled")
-    assert set(result.readouts.groupby(keys).groups) == {
-        (method, shots, *side) for method in methods for shots in ("100", "400") for side in sides
-    }
-    advl, shuffled = (rows_of(result.readouts, method=name, shots="100", nodes="words") for name in methods)
-    assert [row.seed for row in advl] == [0, 1, 2, 3, 4]
-    assert [row.after for row in advl] == pytest.approx([70, 71, 72, 73, 74])
-    assert [row.after for row in shuffled] == pytest.approx([30, 31, 32, 33, 34])
-    assert {(row.before, row.chance) for row in (*advl, *shuffled)} == {(30.0, 25.0)}
-
-
 @pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
 def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path: Path, loss: str) -> None:
-    result = run(
+    result = run_trial(
         tmp_path,
         num_seeds=1,
         dataset='"scenes-vqa"',
@@ -249,31 +165,24 @@ def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path
 
 
 def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
-    first = run(tmp_path, num_seeds=1)
+    first = run_trial(tmp_path, num_seeds=1)
     stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
-    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
-
-    def refuse(cell: Cell) -> None:
-        raise AssertionError(cell.title)
-
-    assert (
-        run_study(config, execute=refuse, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest).num_finished
-        == 8
-    )
+    again = run_trial(tmp_path, num_seeds=1, executor=refuse, prepare=refuse)
+    assert again.num_finished == 8
     assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
 
 
 def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: Path) -> None:
     """Then the same command without the option runs what is left."""
-    first = run(tmp_path, num_seeds=3, first_seeds=1)
+    first = run_trial(tmp_path, num_seeds=3, options={"first_seeds": 1})
     assert {(cell.seed, cell.shots) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
     assert set(first.cells["seed"]) == {0, 1, 2}
-    whole = run(tmp_path, num_seeds=3)
+    whole = run_trial(tmp_path, num_seeds=3)
     assert first.num_finished * 3 * 2 == whole.num_finished == len(whole.cells)
 
 
 def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
-    first = run(tmp_path, num_seeds=1)
+    first = run_trial(tmp_path, num_seeds=1)
     run_folders = sorted(path.parent for path in (tmp_path / "cells").glob("*/result.json"))
     (tmp_path / "other").mkdir()
     # The folder remembers the content of the data, which are not at hand here.
@@ -289,7 +198,7 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
 
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     assert forecast_study(config).num_left == 2
-    second = run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+    second = run_trial(tmp_path, output="other", num_seeds=1, executor=record)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
     assert second.num_finished == len(run_folders) == 8
     assert second.numbers.equals(first.numbers)
@@ -298,14 +207,14 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
 
 
 def test_caches_of_cells_that_another_study_has_finished_are_not_extracted(tmp_path: Path) -> None:
-    first = run(tmp_path, num_seeds=1)
+    first = run_trial(tmp_path, num_seeds=1)
     shutil.rmtree(tmp_path / "caches")
     (tmp_path / "other").mkdir()
     shutil.copy(first.folder / "study.json", tmp_path / "other")
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     forecast = forecast_study(config)
     assert (forecast.caches, forecast.bytes_left, forecast.seconds_left) == ((), 0, 0)
-    second = run_study(config, execute=refuse, prepare=refuse, digest=synthetic_runs.digest)
+    second = run_trial(tmp_path, output="other", num_seeds=1, executor=refuse, prepare=refuse)
     assert second.num_finished == 8
 
 
@@ -314,17 +223,14 @@ def refuse(*_: object) -> None:
 
 
 def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path) -> None:
-    run(tmp_path, num_seeds=1)
+    run_trial(tmp_path, num_seeds=1)
     ran: list[tuple[int, str]] = []
-    config = StudyRunConfig(
-        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
-    )
 
     def record(cell: Cell) -> None:
         ran.append((cell.seed, cell.method))
         synthetic_runs.execute(cell)
 
-    run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+    run_trial(tmp_path, executor=record)
     assert {seed for seed, _ in ran} == {1}
     assert len(ran) == 8
 
@@ -335,19 +241,11 @@ def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
             raise DatasetError("A picture cannot be read.", where="scenes-1.png")
         synthetic_runs.execute(cell)
 
-    path = str(write_study_file(tmp_path, num_seeds=1))
-    config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches")
     with pytest.raises(DatasetError, match=r"scenes-1\.png"):
-        run_study(config, execute=fail, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+        run_trial(tmp_path, num_seeds=1, executor=fail)
     failures: list[Failure] = []
-    config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches", keep_going=True)
-    result = run_study(
-        config,
-        execute=fail,
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-        report_failure=failures.append,
-    )
+    options = {"keep_going": True}
+    result = run_trial(tmp_path, num_seeds=1, executor=fail, options=options, report_failure=failures.append)
     assert result.num_finished == 6
     assert len(failures) == 2
     assert all("scenes-1.png" in failure.message for failure in failures)
@@ -419,12 +317,8 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert gather_study(tmp_path / "study").num_finished == 24
 
 
-def in_workers(tmp_path: Path, execute: Any, **settings: Any) -> StudyResult:
-    file = write_study_file(tmp_path, num_seeds=2)
-    config = StudyRunConfig(
-        study=str(file), output=tmp_path / "study", caches=tmp_path / "caches", workers=2, **settings
-    )
-    return run_study(config, execute=execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+def in_workers(tmp_path: Path, executor: CellExecutor, **options: Any) -> StudyResult:
+    return run_trial(tmp_path, executor=executor, options={"workers": 2, **options})
 
 
 def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
@@ -462,7 +356,7 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
 
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
-    result = run(tmp_path, num_seeds=1)
+    result = run_trial(tmp_path, num_seeds=1)
     path = result.runs / result.cells["run"][1] / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
@@ -484,7 +378,7 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["result.json", "evaluation/test.json", "evaluation/test.npz", "metrics.jsonl"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
-    result = run(tmp_path, num_seeds=1)
+    result = run_trial(tmp_path, num_seeds=1)
     path = result.runs / result.cells["run"][0] / name
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ConfigError) as caught:
@@ -502,7 +396,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path, content: str) -> None:
-    result = run(tmp_path, num_seeds=2, shots="[100]")
+    result = run_trial(tmp_path, num_seeds=2, shots="[100]")
     (cell,) = rows_of(result.cells, method="advl", seed=0)
     path = result.runs / cell.run / "readout.json"
     path.unlink()
@@ -547,7 +441,7 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
-    result = run(tmp_path, num_seeds=1)
+    result = run_trial(tmp_path, num_seeds=1)
     for number, name in enumerate(result.cells["run"]):
         path = result.runs / name / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -562,16 +456,10 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "mine.toml"
     recipe.write_text("learning_rate = 3e-4\n", encoding="utf-8")
-    config = StudyRunConfig(
-        study=str(write_study_file(tmp_path, num_seeds=1, extra="[training]\nrecipe = 'mine.toml'\n")),
-        output=tmp_path / "study",
-        caches=tmp_path / "caches",
-    )
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
 
     def again() -> StudyResult:
-        return run_study(
-            config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
-        )
+        return run_trial(tmp_path, num_seeds=1, extra="[training]\nrecipe = 'mine.toml'\n")
 
     first = again()
     plan, _ = read_study_folder(first.folder)
@@ -602,19 +490,19 @@ def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -
 
     def study(extra: str) -> list[str]:
         scored.clear()
-        path = write_study_file(tmp_path, num_seeds=1, extra=extra, methods='["plain"]', shots="[100]")
-        run_study(
-            StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches"),
-            execute=execute,
-            prepare=synthetic_runs.prepare,
-            digest=synthetic_runs.digest,
-        )
+        run_trial(tmp_path, num_seeds=1, executor=execute, extra=extra, methods='["plain"]', shots="[100]")
         return list(scored)
 
     assert study("[evaluation]\nprobe = ['swapped']\n") == ["test", "test-shift"]
     assert study("[evaluation]\nprobe = ['swapped']\n") == []
     assert study("[evaluation]\nprobe = ['swapped', 'blanked']\n") == ["test"]
     assert study("[evaluation]\nprobe = ['none']\n") == []
+
+
+def cells_of(folder: Path) -> dict[tuple[str, int], Cell]:
+    """Return the cells of 100 shots, by method and seed."""
+    study = read_study(write_study_file(folder))
+    return {(cell.method, cell.seed): cell for cell in build_plan(study, cells=folder).cells if cell.shots == 100}
 
 
 def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
@@ -628,8 +516,7 @@ def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
 
 
 def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
+    cells = cells_of(tmp_path)
     runs = tmp_path / "runs"
     for seed in (0, 1):
         loose_run(runs / f"plain-{seed}", cells["plain", seed])
@@ -655,8 +542,7 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
 
 
 def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
+    cells = cells_of(tmp_path)
     loose_run(tmp_path / "mine" / "run", cells["plain", 0])
     loose_run(tmp_path / "yours" / "run", cells["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
@@ -667,8 +553,7 @@ def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
+    cells = cells_of(tmp_path)
     runs = tmp_path / "runs"
     random = ("random:efficientnet-lite0@1", "random:minilm-l6@1")
     for seed in (0, 1):
@@ -723,8 +608,7 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path
 def test_which_rows_of_a_folder_of_runs_are_judged(
     rows: dict[str, tuple[str, dict[str, Any]]], baseline: str, focus: str, tmp_path: Path
 ) -> None:
-    study = read_study(write_study_file(tmp_path))
-    (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
+    cell = cells_of(tmp_path)["advl", 0]
     for name, (method, options) in rows.items():
         of_method = replace(cell, method=method)
         loose_run(tmp_path / "runs" / name, of_method, **{"method": method, **options})
@@ -733,8 +617,7 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
 
 
 def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
+    cell = cells_of(tmp_path)["advl", 0]
     run = loose_run(tmp_path / "runs" / "old", cell)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
@@ -749,8 +632,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_p
 
 
 def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
+    cells = cells_of(tmp_path)
     for seed in (0, 1):
         run = loose_run(tmp_path / "runs" / f"advl-{seed}", cells["advl", seed])
     assert len(set(gather_runs(tmp_path / "runs").cells["method"])) == 1
@@ -763,8 +645,7 @@ def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Pat
 
 
 def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    cell = build_plan(study, cells=tmp_path).cells[0]
+    cell = cells_of(tmp_path)["plain", 0]
     run = loose_run(tmp_path / "runs" / "one", cell)
     other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
     synthetic_runs.evaluate(other, "mine", GAINS)

@@ -14,8 +14,8 @@ from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import StudyRunConfig, read_study
 from advl_pipeline.studies.plan import Cell, build_plan
-from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.table import StudyResult
 from advl_pipeline.training.config import FinetuneConfig
 
 WEIGHTS = ("model.safetensors", "heads.safetensors")
@@ -28,18 +28,20 @@ class Machine:
         self.folder = folder
         self.trained = 0
         self.scored: list[tuple[tuple[str, ...], int | None, tuple[str, ...]]] = []
+        self.modes: list[str | None] = []
         monkeypatch.setattr("advl_pipeline.training.run.run_finetune", self.finetune)
         monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", self.evaluate)
 
-    def study(self, name: str, extra: str, test_sets: str = '["test"]') -> StudyResult:
+    def study(self, name: str, extra: str, test_sets: str = '["test"]', **more: str) -> StudyResult:
         lines = {"name": f'"{name}"', "methods": '["plain"]', "shots": "[100]", "test_sets": test_sets}
-        file = write_study_file(self.folder, num_seeds=1, extra=extra, **lines)
+        file = write_study_file(self.folder, num_seeds=1, extra=extra, **lines, **more)
         self.plan = read_study(file)
         asked = StudyRunConfig(study=str(file), output=self.folder / name, caches=self.folder / "caches")
         return run_study(asked, digest=synthetic_runs.digest, prepare=synthetic_runs.prepare)
 
     def cell(self, run: Path) -> Cell:
-        digests = {"scenes-vcr/train": synthetic_runs.digest("scenes-vcr", "train", None)}
+        (dataset,) = {setting.dataset for setting in self.plan.settings}
+        digests = {f"{dataset}/train": synthetic_runs.digest(dataset, "train", None)}
         (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
         return cell
 
@@ -54,10 +56,12 @@ class Machine:
     def evaluate(self, config: EvaluateConfig) -> None:
         assert is_finished(config.run)
         self.scored.append((config.on, config.num_questions, config.probe))
+        self.modes.append(config.vqa_mode)
         for name in config.on:
-            synthetic_runs.evaluate(self.cell(config.run), name, GAINS)
-            file = config.run / "evaluation" / f"{name}.json"
-            document = read_json(file)
+            filed = name if config.vqa_mode in (None, "2021") else f"{name}@{config.vqa_mode}"
+            synthetic_runs.evaluate(self.cell(config.run), filed, GAINS)
+            file = config.run / "evaluation" / f"{filed}.json"
+            document = read_json(file) | {"vqa_mode": config.vqa_mode or "2021"}
             if config.num_questions is not None:
                 document["sample"] = {"asked": config.num_questions, "of_examples": NUM_ITEMS}
             kinds = {kind: {"accuracy": 30.0, "drop": 20.0} for kind in config.probe if name in config.probe_on}
@@ -111,3 +115,16 @@ def test_what_another_study_has_asked_of_an_evaluation_is_asked_again(machine: M
     machine.study("blanks", "[evaluation]\nprobe = ['blanked']\nnum_questions = 40\n")
     machine.study("swaps", "[evaluation]\nprobe = ['swapped']\n")
     assert machine.scored == [(("test",), None, ("swapped",)), (("test",), None, ("blanked", "swapped"))]
+
+
+def test_scores_by_another_evaluator_of_vqa_take_no_place(machine: Machine) -> None:
+    lines = {"dataset": '"scenes-vqa"', "tasks": '["vqa"]'}
+    usual = machine.study("usual", "", **lines)
+    named = machine.study("named", "[evaluation]\nvqa-mode = '2021'\n", **lines)
+    older = machine.study("older", "[evaluation]\nvqa-mode = '2017'\n", **lines)
+    again = machine.study("usual", "", **lines)
+    assert (machine.trained, machine.modes) == (1, [None, "2017"])
+    assert usual.numbers.equals(again.numbers)
+    assert usual.numbers.equals(named.numbers)
+    (of_older,), (of_usual,) = (one.find("accuracy") for one in (older, usual))
+    assert of_older.mean != of_usual.mean

@@ -16,7 +16,7 @@ from advl_pipeline.errors import ConfigError, InUse
 from advl_pipeline.extraction import planning as extraction_identity
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.studies import caches
+from advl_pipeline.studies import execute
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import CacheNeed
 
@@ -102,8 +102,8 @@ def test_a_cache_that_another_process_extracts_is_waited_for(
 
     monkeypatch.setattr(extraction_identity, "is_extracted", lambda config, *, same_weights: False)
     monkeypatch.setattr(extraction_run, "run_extract", extract)
-    monkeypatch.setattr(caches, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(execute, "_SECONDS_BETWEEN_LOOKS", 0.0)
     need = CacheNeed(teacher="roberta-l", dataset="vcr", split="train", path=tmp_path / "cache")
-    assert caches.prepare_cache(need, study, None) is None
+    assert execute.prepare_cache(need, study, None) is None
     assert next(tries, "none left") == "none left"
     assert "waiting for process 7 on host" in capsys.readouterr().err

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import synthetic_runs
-from synthetic_runs import write_study_file
+from synthetic_runs import run_trial, write_study_file
 
 from advl_cli.main import main
-from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.run import run_study
 
 
 def call(*arguments: str) -> int:
@@ -23,14 +20,7 @@ def call(*arguments: str) -> int:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    run_study(
-        StudyRunConfig(
-            study=str(write_study_file(folder, num_seeds=2)), output=folder / "study", caches=folder / "caches"
-        ),
-        execute=synthetic_runs.execute,
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-    )
+    run_trial(folder)
     return folder
 
 

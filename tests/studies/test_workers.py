@@ -16,7 +16,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from waiting_cell import wait_in
-from advl_pipeline.studies.workers import run_in_processes
+from advl_pipeline.studies.run import run_in_processes
 
 # A worker that ran this file again would start workers of its own.
 list(run_in_processes([Path(sys.argv[1])] * 3, wait_in, num_workers=2))

@@ -24,7 +24,6 @@ from advl_pipeline.teachers.text_units import (
     RarestWords,
     SelectingTextTower,
     fit_split_prior,
-    reads_of,
     with_text_units,
 )
 from advl_pipeline.training.stored_signals import TeacherGrid
@@ -103,7 +102,7 @@ def live_teacher(
         dtype=identity["compute_dtype"],
     )
     if teacher.text is not None:
-        text_tower = with_text_units(teacher.text, reads_of(identity["text"]), dataset)
+        text_tower = with_text_units(teacher.text, (identity["text"] or {}).get("reads", "question"), dataset)
         if cache.kept_share is not None:
             text_tower = SelectingTextTower(
                 text_tower, RarestWords(prior=fit_split_prior(dataset), share=cache.kept_share)

@@ -21,8 +21,6 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimators import confidence_identity
 from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.evaluation.item_words import item_words, read_selection
-from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.run import run_finetune
@@ -137,10 +135,6 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
         ]
     # Neither is the same for all, or it would tell nothing.
     assert np.std(list(confidence.values())) > 0.01
-    # No tower runs at inference: the run says why it cannot tell the words of test items.
-    assert read_selection(run) is None
-    described = json.loads((run / "word_selection.json").read_text(encoding="utf-8"))
-    assert "the towers of hf:local/pair decide" in described["obstacle"]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     means = [record["confidence/joint"]["mean"] for record in logged if "confidence/joint" in record]
     assert means
@@ -154,18 +148,3 @@ def test_the_cache_holds_what_the_pair_itself_gives(pair: Pair) -> None:
     with torch.no_grad():
         seen = pair.model.get_image_features(pixel_values=pixels).pooler_output[0].numpy()
     np.testing.assert_allclose(picture_of(pair.cache, example), seen, atol=2e-3, rtol=1e-2)
-
-
-def test_words_that_the_pair_does_not_choose_are_told_of_test_items(
-    small_corpus: Any, pair: Pair, tmp_path: Path
-) -> None:
-    """Chosen by their rarity alone, they need no tower."""
-    run_finetune(
-        small_corpus.config(
-            tmp_path, cache=(pair.path,), confidence="none", selection="prior", selection_rho=RHO, num_steps=2
-        )
-    )
-    described = read_selection(tmp_path)
-    assert described is not None
-    chosen = json.loads((tmp_path / "selected_words.json").read_text(encoding="utf-8"))
-    assert item_words(load_run(tmp_path), described, pair.dataset, batch_size=4) == chosen

@@ -20,7 +20,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_run, swapped_pictures, with_picture
-from advl_pipeline.evaluation.runner import run_evaluate, score_matrices, score_matrix
+from advl_pipeline.evaluation.runner import run_evaluate, score_matrices
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.run import run_finetune
@@ -135,7 +135,7 @@ def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpu
     # Once as it is, and once as the other one of another picture.
     assert sum(read.values()) == 2 * len(examples)
     moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
-    np.testing.assert_allclose(together[1], score_matrix(finished, moved, 4), atol=1e-5)
+    np.testing.assert_allclose(together[1], score_matrices(finished, moved, 4)[0], atol=1e-5)
     for view, found in zip(views, together, strict=True):
         if view != "swapped":
             (alone,) = score_matrices(finished, examples, 4, (view,))
@@ -178,7 +178,7 @@ def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: P
     examples = [dataset[index] for index in range(len(dataset))]
     others = swapped_pictures(dataset.image_units(), seed=0)
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
-    one, two = (score_matrix(finished, items, 4) for items in (examples, swapped))
+    one, two = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))
     np.testing.assert_allclose(one, two, atol=1e-5)
     visual = [name for name in finished.student.state_dict() if name.startswith(("patch_encoder", "box_encoder"))]
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
-from advl_pipeline.studies.variants import SHIPPED
+from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune

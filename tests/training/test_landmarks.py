@@ -13,8 +13,6 @@ from run_logs import losses
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation import landmarks as landmarks_of_regions
 from advl_pipeline.errors import Interrupted
-from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.training.run import run_finetune
 
@@ -108,15 +106,3 @@ def test_likenesses_are_compared_in_full_precision_where_the_student_computes_in
         full, found = (losses(tmp_path / run)[0][name] for run in ("full", "half"))
         assert full > 0
         assert found == pytest.approx(full, rel=0.02)
-
-
-def test_words_of_test_items_are_selected_as_in_training(small_corpus: Any, known: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run_finetune(
-        small_corpus.config(run, known_words=known, selection="prior", cache=small_corpus.caches[:1], num_steps=1)
-    )
-    trained = json.loads((run / "selected_words.json").read_text())
-    run_evaluate(EvaluateConfig(run=run, on=("train",), data_root=small_corpus.data_root, probe=()))
-    told = json.loads((run / "evaluation" / "train.words.json").read_text())
-    assert any(spans for candidates in trained.values() for spans in candidates)
-    assert {name: told[name] for name in trained} == trained

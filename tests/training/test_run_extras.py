@@ -16,10 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run
-from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
@@ -48,34 +45,6 @@ def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> 
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         run_finetune(small_corpus.config(tmp_path / name, num_steps=2, **changes))
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
-
-
-def test_evaluation_tells_the_words_that_would_be_distilled_on_test_items(
-    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On training items the words are those that the run itself chose with its teachers at hand."""
-    run_finetune(small_corpus.config(tmp_path / "run", selection_rho=0.3, num_steps=4))
-    described = read_selection(tmp_path / "run")
-    assert described is not None
-    finished = load_run(tmp_path / "run")
-    trained = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    chosen = json.loads((tmp_path / "run" / names.SELECTED_WORDS).read_text(encoding="utf-8"))
-    assert item_words(finished, described, trained, batch_size=3) == chosen
-    assert item_words(finished, {**described, "selection": "prior"}, trained, batch_size=3) != chosen
-
-    evaluate = {"run": tmp_path / "run", "data_root": small_corpus.data_root, "probe": ("none",)}
-    run_evaluate(EvaluateConfig(**evaluate, on=("test", "test-shift")))
-    told = json.loads((tmp_path / "run" / "evaluation" / "test.words.json").read_text(encoding="utf-8"))
-    tested = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    assert set(told) == set(tested.example_ids)
-    assert not (tmp_path / "run" / "evaluation" / "test-shift.words.json").exists()
-    monkeypatch.setattr("advl_pipeline.evaluation.item_words.MAX_ITEMS", 3)
-    few = item_words(finished, described, tested, batch_size=64)
-    assert few == {name: told[name] for name in few}
-    assert len(few) == 3
-    # Drawn at random they would be others each time, so nothing is told.
-    run_finetune(small_corpus.config(tmp_path / "random", selection="random", num_steps=2))
-    assert read_selection(tmp_path / "random") is None
 
 
 def test_confidences_behind_the_weights_are_logged(small_corpus: Any, tmp_path: Path) -> None:
