@@ -284,12 +284,15 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     if "shots" in values:
         shots = values["shots"] if isinstance(values["shots"], list) else [values["shots"]]
         values["shots"] = [None if item == FULL else item for item in shots]
-    variants, evaluation = (_table(values.get(key, {}), key, where) for key in ("variants", "evaluation"))
+    variants = _table(values.get("variants", {}), "variants", where)
     values["variants"] = _read_variants(variants, f"{where} [variants.")
-    values["evaluation"] = {key.replace("-", "_"): value for key, value in evaluation.items()}
     values["settings"] = [{**defaults, **block} for block in blocks]
     study = build_config(StudyConfig, values, {"source": where}, where=where)
-    study = dataclasses.replace(study, settings=tuple(_complete(setting, where) for setting in study.settings))
+    study = dataclasses.replace(
+        study,
+        settings=tuple(_complete(setting, where) for setting in study.settings),
+        evaluation={key.replace("-", "_"): value for key, value in study.evaluation.items()},
+    )
     _check(study, where)
     return study
 
