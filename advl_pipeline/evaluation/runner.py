@@ -223,8 +223,8 @@ def _evaluate_set(
     for task in scored:
         if head_name(task) == "snli-ve":
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
-            matrix = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
-            document["confusion"] = {"label_names": list(matrix.label_names), "counts": matrix.counts}
+            whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
+            document["confusion"] = {"label_names": list(whole.label_names), "counts": whole.counts}
     if percents:
         document["use_of_vision"] = {
             metric: {

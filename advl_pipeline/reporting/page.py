@@ -61,7 +61,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     look = looks(result.study)
     is_run = result.of_runs and len(result.cells) == 1
     verdicts = judge_claims(result)
-    found = answers(result)
+    opening = answers(result)
     assets = resources.files("advl_pipeline.reporting").joinpath("assets")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # Nothing is loaded, and only this style sheet and this script are in force.
@@ -78,9 +78,9 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
         style=Markup(style),
         script=Markup(script),
         policy=policy,
-        answers=found,
+        answers=opening,
         nothing_yet=nothing_yet(result),
-        answer_figures=[] if is_run else [answer_figure(result, look, answer.place) for answer in found],
+        answer_figures=[] if is_run else [answer_figure(result, look, answer.place) for answer in opening],
         run=view_run(result) if is_run else None,
         verdicts=verdicts,
         notes=list(dict.fromkeys(note for verdict in verdicts for note in verdict.notes)),
