@@ -207,7 +207,8 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
     variants: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         place = f"{where}{name}]"
-        variants[name] = variant = {"training": {}, "label": name}
+        variant: dict[str, Any] = {"training": {}, "label": name}
+        variants[name] = variant
         for key, value in _table(table, name, place).items():
             field_name = key.replace("-", "_")
             if field_name not in known:
