@@ -49,7 +49,7 @@ def reference() -> Path:
 class CacheMachine(RuleBasedStateMachine):
     """The model is one word and the names of the files that were damaged.
 
-    absent; begun: nothing but work in progress; unfinished; littered: complete, with work in progress left over;
+    absent; begun: nothing that says how it was made; unfinished; littered: complete, with work in progress left over;
     sound; damaged: the names are known; wounded: a repair was killed.
     """
 
@@ -75,7 +75,7 @@ class CacheMachine(RuleBasedStateMachine):
         self._kill(moment, repair=False)
         if (self.cache / "records/complete.json").exists():
             self.state = "littered" if (self.cache / ".work").exists() else "sound"
-        elif (self.cache / "identity.json").exists():
+        elif (self.cache / "records/provenance.json").exists():
             self.state = "unfinished"
         else:
             self.state = "begun" if self.cache.exists() else "absent"
