@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from advl_pipeline.teachers.image_tower import PixelImageTower
     from advl_pipeline.teachers.interface import Teacher
     from advl_pipeline.teachers.open_options import OpenOptions
-    from advl_pipeline.teachers.pixels import PixelSettings
-    from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
+    from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
     from advl_pipeline.training.run import FinetuneResult
 
 __version__ = "0.2.0"
@@ -62,7 +61,7 @@ _MODULE_OF = {
     "PixelImageTower": "teachers.image_tower",
     "Teacher": "teachers.interface",
     "OpenOptions": "teachers.open_options",
-    "PixelSettings": "teachers.pixels",
+    "PixelSettings": "teachers.vision_backbone",
     **dict.fromkeys(("ImageFeatures", "VisionBackbone"), "teachers.vision_backbone"),
 }
 """Names for loops and teachers of one's own -> the module that has them, imported when they are first asked for."""

@@ -34,17 +34,20 @@ def list_command() -> Iterator[Any]:
     advl teachers list
     advl teachers list --json
     """
-    from advl_pipeline.teachers.inspection import list_teachers
-    from advl_pipeline.teachers.teacher_cards import DOORS
+    from advl_pipeline.teachers.registry import DOORS, list_teachers
 
     summaries = list_teachers()
     yield {"teachers": summaries, "doors": DOORS}
     click.echo(f"{'name':<18} {'towers':<11} {'weights':<12} about")
     for summary in summaries:
         weights = (
-            "plug-in" if summary.at_hand is None else "at hand" if summary.at_hand else f"{summary.megabytes} MB"
+            "plug-in"
+            if summary["at_hand"] is None
+            else "at hand"
+            if summary["at_hand"]
+            else f"{summary['megabytes']} MB"
         )
-        click.echo(f"{summary.name:<18} {', '.join(summary.modalities):<11} {weights:<12} {summary.about}")
+        click.echo(f"{summary['name']:<18} {', '.join(summary['modalities']):<11} {weights:<12} {summary['about']}")
     for form, meaning in DOORS.items():
         click.echo(f"{form:<43} {meaning}")
 
@@ -59,19 +62,21 @@ def show_command(name: str) -> Iterator[Any]:
     advl teachers show clip-vit-l
     advl teachers show dinov2-b --json
     """
-    from advl_pipeline.teachers.inspection import show_teacher
+    from advl_pipeline.teachers.registry import show_teacher
 
     details = show_teacher(name)
     yield details
-    click.echo(f"{details.summary.name}: {details.summary.about}")
-    click.echo(f"  source     {details.source} ({details.summary.licence})")
-    click.echo(f"  weights    {details.how_to_get or 'at hand'}")
-    click.echo(f"  global     {details.global_feature}")
-    if details.long_texts:
-        click.echo(f"  long texts {details.long_texts}")
-    for size in details.features:
-        click.echo(f"  {size.feature:<28} width {size.width:>5}, {size.num_bytes:>8} bytes per {size.per} (float16)")
-    if not details.features:
+    summary = details["summary"]
+    click.echo(f"{summary['name']}: {summary['about']}")
+    click.echo(f"  source     {details['source']} ({summary['licence']})")
+    click.echo(f"  weights    {details['how_to_get'] or 'at hand'}")
+    click.echo(f"  global     {details['global_feature']}")
+    if details["long_texts"]:
+        click.echo(f"  long texts {details['long_texts']}")
+    for size in details["features"]:
+        stored = f"width {size['width']:>5}, {size['num_bytes']:>8} bytes per {size['per']} (float16)"
+        click.echo(f"  {size['feature']:<28} {stored}")
+    if not details["features"]:
         click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
 
 

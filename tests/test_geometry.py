@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from advl_pipeline.geometry import Framing, grid_rectangles, overlap, pooling
-from advl_pipeline.teachers.pixels import PixelSettings, fit_picture
+from advl_pipeline.teachers.vision_backbone import PixelSettings, fit_picture
 
 NOWHERE = np.full((1, 4), np.nan, np.float32)
 

@@ -30,8 +30,7 @@ from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
 from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of, repeated, units_to_encode
-from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.teachers.teacher_cards import TeacherCard
+from advl_pipeline.teachers.registry import TeacherCard, card_of
 from advl_pipeline.teachers.text_units import candidate_starts
 
 _CONFIDENCE_BYTES = 32

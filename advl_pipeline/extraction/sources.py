@@ -21,10 +21,15 @@ from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imported import ImportedTower
-from advl_pipeline.teachers.covering_texts import CoveringTexts
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower
 from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.text_units import RarestWords, SelectingTextTower, fit_split_prior, with_text_units
+from advl_pipeline.teachers.text_units import (
+    CoveringTexts,
+    RarestWords,
+    SelectingTextTower,
+    fit_split_prior,
+    with_text_units,
+)
 
 _TOKENISE_UNITS = 1024
 

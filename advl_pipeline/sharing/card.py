@@ -25,10 +25,17 @@ from advl_pipeline.students.registry import families, family_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.studies.table import rows_of
-from advl_pipeline.teachers.inspection import show_teacher
+from advl_pipeline.teachers.registry import show_teacher
 from advl_pipeline.training.config import config_of_run
 
 CARD_FILE = "README.md"
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the text of a template of this folder, in which every value is given."""
+    page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    source = (resources.files(__package__) / f"{template}.jinja").read_text(encoding="utf-8")
+    return page.from_string(source).render(**values)
 
 
 def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
@@ -50,16 +57,18 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     documents = {name: found.summary for name in read_documents(run) if (found := read_evaluation(run, name))}
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_torch = model.endswith(".py")
+    # What the common harness calls the public sets that students are scored on.
+    lmms_eval = [facts["lmms_eval"] for name in card_names() if "lmms_eval" in (facts := load_card(name).facts)]
     environment = read_json(run / names.ENVIRONMENT)
-    page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return page.from_string((resources.files(__package__) / "card.md.jinja").read_text(encoding="utf-8")).render(
+    return render(
+        "card.md",
         library="torch" if is_torch else "transformers",
         is_torch=is_torch,
         student=student.name,
         title=family["title"],
         model=model,
         usage=usage,
-        lmms_eval=_tasks_of_lmms_eval() if isinstance(student, GenerativeStudent) and not is_torch else (),
+        lmms_eval=lmms_eval if isinstance(student, GenerativeStudent) and not is_torch else (),
         notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
         dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
         tasks=", ".join(config["task"]),
@@ -86,12 +95,6 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     )
 
 
-def _tasks_of_lmms_eval() -> list[str]:
-    """Return what lmms-eval calls the public sets that students are scored on."""
-    cards = (load_card(name) for name in card_names())
-    return [card.facts["lmms_eval"] for card in cards if "lmms_eval" in card.facts]
-
-
 def without_folders(value: Any) -> Any:
     """Return a JSON value whose absolute paths are their last parts: folders of a machine are not published."""
     if isinstance(value, Mapping):
@@ -105,7 +108,7 @@ def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
     identity = cache["identity"]
     name = str(identity["teacher"]["name"])
     try:
-        licence = show_teacher(name).summary.licence
+        licence = str(show_teacher(name)["summary"]["licence"])
     except ConfigError:
         licence = ""
     provenance = Path(cache["path"]) / PROVENANCE_FILE

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,90 +32,21 @@ LOADER_FILE = "load.py"
 LARGEST_DIFFERENCE = 1e-4
 """Of logits, between a student and its program, in float32."""
 
-LOADER = '''\
-"""{name}, a student of ADVL, for torch alone. `load()` returns a function from a batch to logits.
-
-A batch is a dictionary of tensors. N sequences may be any number, and so may L tokens of a text:
-{inputs}
-"""
-
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-
-
-INPUTS = {names}
-
-
-def load(folder: Path = Path(__file__).parent) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-    """Read program and weights; the function returns (N, {num_classes})."""
-    weights = dict(sorted(load_file(folder / "model.safetensors").items()))
-    program = torch.export.load(folder / "program.pt2").module()
-
-    def logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.inference_mode():
-            return program(weights, {{name: batch[name] for name in INPUTS}})
-
-    return logits
-'''
-
-PREPARE = '''
-
-def prepare(
-    picture: Image.Image, texts: list[str], answers: list[str] | None = None, folder: Path = Path(__file__).parent
-) -> dict[str, torch.Tensor]:
-    """Return the batch of one picture and some texts, or some questions with an answer each."""
-    rows = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(
-        list(zip(texts, answers, strict=True)) if answers else texts
-    )
-    # Transparent pixels lie over white.
-    rgba = picture.convert("RGBA")
-    square = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    square = square.resize(({side}, {side}), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
-    return {{
-        "token_ids_NL": torch.tensor([row.ids for row in rows]),
-        "types_NL": torch.tensor([row.type_ids for row in rows]),
-        "token_mask_NL": torch.tensor([row.attention_mask for row in rows], dtype=torch.bool),
-        "visual_mask_NR": torch.ones(len(rows), {num_visual}, dtype=torch.bool),
-        "pixels_B3SS": pixels.expand(len(rows), -1, -1, -1),
-    }}
-'''
-"""From a picture and texts to tensors, for a student that reads no more than these."""
-
 PREPARED = frozenset({"token_ids_NL", "types_NL", "token_mask_NL", "visual_mask_NR", "pixels_B3SS"})
+"""What `prepare` of `load.py` makes of a picture and texts, for a student that reads no more than these."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentProgram:
     """The traced student. `inputs` are the tensors of a batch that it reads, with their types and shapes in words.
 
-    `legend` says what they hold.
+    `legend` says what they hold, a sentence an item.
     """
 
     program: ExportedProgram
     weights: Mapping[str, torch.Tensor]
     inputs: Mapping[str, str]
-    legend: str
-
-    def loader(self, name: str, num_classes: int, *, side: int | None = None, num_visual: int = 0) -> str:
-        """Return the source of `load.py`.
-
-        Args:
-            name: of the student.
-            num_classes: width of what it gives.
-            side: of the square that it sees a picture as, for the code from pictures and texts; None for none.
-            num_visual: visual tokens of a picture, for the same.
-        """
-        told = "\n".join(f"- {key}: {shape}" for key, shape in self.inputs.items())
-        code = LOADER.format(name=name, inputs=told, names=tuple(self.inputs), num_classes=num_classes)
-        if side is None:
-            return code
-        code = code.replace("import torch\n", "import numpy as np\nimport torch\nfrom PIL import Image\n", 1)
-        code = code.replace("import load_file\n", "import load_file\nfrom tokenizers import Tokenizer\n", 1)
-        return code + PREPARE.format(side=side, num_visual=num_visual)
+    legend: tuple[str, ...]
 
 
 class _Scores(nn.Module):
@@ -170,21 +101,16 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
             f"The program of {student.name} does not compute what the student does.",
             why=f"logits differ by {difference:.1g} on made-up examples",
         )
+    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(type(batch).__mro__[:-1])]
+    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
     # They hold the weights a second time.
     program.example_inputs = None
     return StudentProgram(
         program=program,
         weights=weights,
         inputs={name: _shape_in_words(name, value) for name, value in inputs.items()},
-        legend=_legend(type(batch), inputs),
+        legend=tuple(one for one in sentences if any(f"`{name}`" in one for name in inputs)),
     )
-
-
-def _legend(kind: type[StudentBatch], names: Iterable[str]) -> str:
-    """Return what the docstrings of a batch and its bases say of some of its tensors, a sentence a line."""
-    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(kind.__mro__[:-1])]
-    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
-    return "\n".join(one for one in sentences if any(f"`{name}`" in one for name in names))
 
 
 def _fields_read(scores: _Scores, batch: StudentBatch) -> list[str]:

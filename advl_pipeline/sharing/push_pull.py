@@ -231,7 +231,10 @@ def _told(name: str) -> Iterator[None]:
     except AdvlError:
         raise
     except Exception as error:  # The library raises whatever its parts do.
-        refused = _http_error(error)
+        # What the hub answered may be behind it: the library wraps that.
+        refused: BaseException | None = error
+        while refused is not None and not isinstance(refused, HfHubHTTPError):
+            refused = refused.__cause__ or refused.__context__
         status = 0 if refused is None else refused.response.status_code
         why, following = _REASONS.get(status, ("", again("give the same command again; it goes on")))
         if not why:
@@ -240,10 +243,3 @@ def _told(name: str) -> Iterator[None]:
                 cause = cause.__cause__
             why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise _refusal(name, f"{why} (HTTP {status})" if status else why, following) from None
-
-
-def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
-    """Return what the hub answered, None where it is not behind an error; the library wraps it."""
-    while error is not None and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__ or error.__context__
-    return error

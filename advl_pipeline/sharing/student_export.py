@@ -7,17 +7,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import indent
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcessor
+from transformers import (
+    BridgeTowerModel,
+    LxmertForQuestionAnswering,
+    ModernVBertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ViltForQuestionAnswering,
+    ViltProcessor,
+    VisualBertForMultipleChoice,
+    VisualBertForQuestionAnswering,
+    VisualBertForVisualReasoning,
+    ViTImageProcessor,
+)
 
 from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
@@ -26,20 +37,20 @@ from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
+from advl_pipeline.sharing.card import CARD_FILE, model_card, render, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, trace_student
 from advl_pipeline.sharing.push_pull import open_repository, upload
-from advl_pipeline.sharing.transformers_models import (
-    FAMILIES,
-    family_for,
-    image_tokens_of,
-    num_classes_of,
-    transformers_model,
-)
+from advl_pipeline.students.bridgetower import bridgetower_config
 from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.lxmert import lxmert_config
+from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.students.registry import door_of, family_of
 from advl_pipeline.students.text_student import Part, TextRow, TextTokenizer
+from advl_pipeline.students.vilt import vilt_config
+from advl_pipeline.students.visualbert import visualbert_config
 from advl_pipeline.tensors import save_tensors
 
 _FIRST, _SECOND = -1, -2
@@ -124,6 +135,120 @@ def shared_processor(student: PixelStudent, tokenizer: PreTrainedTokenizerFast) 
 
 HEAD_FILE = "head.safetensors"
 
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one family of students is laid out in transformers.
+
+    `build(student, task, num_classes)` gives the empty model. `body` replaces "model." in the student's names;
+    `head` maps starts of the head's names to theirs, and is empty where transformers has no such head: it is kept in
+    a file beside the model. What a user types is in `usage.py.jinja`, by the family and by what it `reads`.
+    """
+
+    build: Callable[[Any, str, int], PreTrainedModel]
+    reads: Literal["pictures", "regions", "words"]
+    body: str = ""
+    head: Mapping[str, str] = field(default_factory=dict)
+    types: bool = True
+
+
+def family_for(student: Student) -> Family | None:
+    """Return how a student becomes a model of transformers; None where transformers has no such model."""
+    return None if door_of(student.name) else FAMILIES.get(family_of(student.name))
+
+
+def transformers_model(family: Family, student: Student, head: nn.Module, task: str) -> PreTrainedModel:
+    """Return the model with the weights of the student and of its head.
+
+    Raises:
+        ConfigError: the weights do not fill it.
+    """
+    weights = {family.body + key.removeprefix("model."): value for key, value in student.state_dict().items()}
+    for key, value in head.state_dict().items():
+        weights |= {
+            theirs + key.removeprefix(ours): value for ours, theirs in family.head.items() if key.startswith(ours)
+        }
+    model = family.build(student, task, num_classes_of(head))
+    try:
+        model.load_state_dict({key: value.float() for key, value in weights.items()})
+    except RuntimeError as error:
+        raise ConfigError(f"{student.name} does not fill its model of transformers.", why=str(error)) from None
+    return model.eval()
+
+
+def num_classes_of(head: nn.Module) -> int:
+    """Return the width of what a head gives: that of its last layer; 0 where answers are words."""
+    return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
+
+
+def image_tokens_of(student: Student) -> tuple[int, ...]:
+    """Return the ids that stand for a picture among those of a text; most models take none."""
+    return (student.config.vocab_size - 1,) * student.num_visual if isinstance(student, ModernVBert) else ()
+
+
+def _empty(kind: Callable[[Any], PreTrainedModel], config: Any, **sizes: int) -> PreTrainedModel:
+    """Return a model of a configuration in which some sizes are other ones."""
+    config.update(sizes)
+    return kind(config)
+
+
+_VISUALBERT = {
+    "vcr": VisualBertForMultipleChoice,
+    "vqa": VisualBertForQuestionAnswering,
+    "snli-ve": VisualBertForVisualReasoning,
+}
+
+FAMILIES: Mapping[str, Family] = {
+    "vilt": Family(
+        build=lambda student, task, num_classes: _empty(
+            ViltForQuestionAnswering, vilt_config(student.config), num_labels=num_classes
+        ),
+        reads="pictures",
+        body="vilt.",
+        head={"": "classifier."},
+    ),
+    "bridgetower": Family(
+        build=lambda student, task, num_classes: BridgeTowerModel(
+            bridgetower_config(student.config, pad_id=student.tokenizer.pad_id)
+        ),
+        reads="pictures",
+        types=False,
+    ),
+    "modernvbert": Family(
+        build=lambda student, task, num_classes: _empty(
+            ModernVBertForSequenceClassification,
+            modernvbert_config(student.config, student.tokenizer),
+            num_labels=num_classes,
+        ),
+        reads="pictures",
+        body="model.",
+        head={"0.": "head.dense.", "2.": "head.norm.", "3.": "classifier."},
+        types=False,
+    ),
+    "visualbert": Family(
+        build=lambda student, task, num_classes: _empty(
+            _VISUALBERT[task], visualbert_config(student.config), num_labels=num_classes
+        ),
+        reads="regions",
+        body="visual_bert.",
+        head={"1.": "cls."},
+    ),
+    "lxmert": Family(
+        build=lambda student, task, num_classes: _empty(
+            LxmertForQuestionAnswering, lxmert_config(student.config), num_qa_labels=num_classes
+        ),
+        reads="regions",
+        body="lxmert.",
+        head={"": "answer_head.logit_fc."},
+    ),
+    **dict.fromkeys(
+        ("smolvlm", "qwen3-vl"),
+        Family(build=lambda student, task, num_classes: type(student.model)(student.model.config), reads="words"),
+    ),
+}
+"""Family of students -> how it becomes a model of transformers. One more family is one more entry."""
+
+
 Write = Callable[[Path], object]
 
 
@@ -156,15 +281,26 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         WeightsUnavailable: the run is not finished. StorageError: the disk or the hub refuses.
     """
     require_outputs(config)
-    finished = _load(config.run)
+    run = config.run
+    # Regions of a detector come from a cache; whoever loads the folder brings their own.
+    finished = load_run(run, overrides={"regions": None} if read_config(run).get("regions") else None)
+    if finished.hides_picture:
+        raise ConfigError(
+            "The run trained a student that was never shown a picture.",
+            where=str(run),
+            why="--hide-picture is a control; the folder would show it pictures",
+            next_command="export a run without --hide-picture",
+        )
+    if len(finished.heads) != 1:
+        raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
     (name,) = finished.heads
-    task: Task = read_json(config.run / names.HEADS)[name]["task"]
+    task: Task = read_json(run / names.HEADS)[name]["task"]
     head = finished.heads[name]
     if config.to == "transformers":
-        prepared = _for_transformers(config.run, finished, head, name, is_choice=name == "vcr")
+        prepared = _for_transformers(run, finished, head, name, is_choice=name == "vcr")
     else:
-        prepared = _for_torch(config.run, finished, head, task, name)
-    card = model_card(config.run, finished.student, usage=prepared.usage, model=prepared.model)
+        prepared = _for_torch(run, finished, head, task, name)
+    card = model_card(run, finished.student, usage=prepared.usage, model=prepared.model)
     repository = None
     if config.push_to_hub is not None:
         repository = open_repository(config.push_to_hub, kind="model", private=config.private)
@@ -191,21 +327,6 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         files=tuple(sorted(path.name for path in config.output.iterdir())),
         url=url,
     )
-
-
-def _load(run: Path) -> FinishedRun:
-    # Regions of a detector come from a cache; whoever loads the folder brings their own.
-    finished = load_run(run, overrides={"regions": None} if read_config(run).get("regions") else None)
-    if finished.hides_picture:
-        raise ConfigError(
-            "The run trained a student that was never shown a picture.",
-            where=str(run),
-            why="--hide-picture is a control; the folder would show it pictures",
-            next_command="export a run without --hide-picture",
-        )
-    if len(finished.heads) != 1:
-        raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
-    return finished
 
 
 def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: str, *, is_choice: bool) -> _Prepared:
@@ -238,12 +359,30 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
         tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
         reader = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
     writes: list[Write] = [model.save_pretrained, reader.save_pretrained]
-    if not family.head and head.state_dict():
+    has_own_head = not family.head and bool(head.state_dict())
+    if has_own_head:
         writes.append(lambda folder: save_tensors(folder / HEAD_FILE, head.state_dict()))
+    words: dict[str, str] = {}
+    answers = ["red", "blue"] if is_choice else []
+    if isinstance(student, GenerativeStudent):
+        answers = answers or list(labels[:3])
+        closing = "".join(f"\n{line}" for line in [student.instruction(name)] if line)
+        normalised = student.config.length_normalised
+        summed = normalised == "none" or (normalised == "choices" and not is_choice)
+        over = "sum" if summed else "mean"
+        words = {"closing": repr(closing), "lead": repr(student.chat.lead), "over_words": over}
     kind = type(model).__name__
-    call = family.call if isinstance(family.call, str) else family.call(student, name)
-    answers = ("red", "blue") if is_choice else labels[:3] if isinstance(student, GenerativeStudent) else ()
-    return _Prepared(model=kind, usage=_usage(call, kind, answers), writes=tuple(writes))
+    usage = render(
+        "usage.py",
+        reads=family.reads,
+        model=kind,
+        family=family_of(student.name),
+        has_own_head=has_own_head,
+        texts=["Which colour is it?"] * max(1, len(answers)),
+        answers=answers or None,
+        **words,
+    )
+    return _Prepared(model=kind, usage=usage, writes=tuple(writes))
 
 
 def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
@@ -259,6 +398,14 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
     side, num_visual = None, 0
     if isinstance(student, PixelStudent) and PREPARED.issuperset(traced.inputs):
         side, num_visual = student.config.image_size, student.num_visual
+    code = render(
+        "load.py",
+        name=student.name,
+        inputs=traced.inputs,
+        num_classes=num_classes_of(head),
+        side=side,
+        num_visual=num_visual,
+    )
     described = {
         "student": student.name,
         "config": without_folders(student.config_dict()),
@@ -269,9 +416,7 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
     writes: list[Write] = [
         lambda folder: save_tensors(folder / names.STUDENT_WEIGHTS, traced.weights),
         lambda folder: torch.export.save(traced.program, folder / PROGRAM_FILE),
-        lambda folder: (folder / LOADER_FILE).write_text(
-            traced.loader(student.name, num_classes_of(head), side=side, num_visual=num_visual), encoding="utf-8"
-        ),
+        lambda folder: (folder / LOADER_FILE).write_text(code, encoding="utf-8"),
         lambda folder: (folder / names.CONFIG).write_text(
             json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
         ),
@@ -282,54 +427,18 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
         core.enable_truncation(tokenizer.model_max_length)
         core.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
         writes.append(lambda folder: core.save(str(folder / names.TOKENIZER)))
-    if side is None:
-        usage = _TENSORS_USAGE + indent(traced.legend, "# ") + "\n"
-    else:
-        # A choice each, or one text to be judged.
-        answers = ["red", "blue"] if name == "vcr" else None
-        usage = _PICTURE_USAGE.format(texts=["Which colour is it?"] * (2 if answers else 1), answers=answers)
-    return _Prepared(
+    # A choice each, or one text to be judged.
+    answers = ["red", "blue"] if name == "vcr" else None
+    usage = render(
+        "usage.py",
+        reads="tensors" if side is None else "pictures",
         model=LOADER_FILE,
-        usage=usage,
-        writes=tuple(writes),
+        legend=traced.legend,
+        texts=["Which colour is it?"] * (2 if answers else 1),
+        answers=answers,
     )
+    return _Prepared(model=LOADER_FILE, usage=usage, writes=tuple(writes))
 
 
 def _predict(run: Path) -> Advice:
     return advise(["advl", "predict", str(run)], note="only a run folder has all of this student")
-
-
-_TENSORS_USAGE = """\
-from load import load
-
-score = load()
-help("load")  # Says which tensors a batch holds; tokenizer.json lays out a text, or a pair of texts.
-# The student sees regions or boxes of a picture, which come from elsewhere: no code here makes them of a picture.
-"""
-
-
-_PICTURE_USAGE = """\
-from PIL import Image
-
-from load import load, prepare
-
-score, picture = load(), Image.open("picture.png")
-print(score(prepare(picture, {texts}, {answers})).tolist())
-"""
-
-
-def _usage(code: str, model: str, answers: Sequence[str]) -> str:
-    texts = f"texts, answers = {['Which colour is it?'] * max(1, len(answers))}, {list(answers) or None}"
-    call = f"{texts}\nmodel = {model}.from_pretrained(folder).eval()\n{code}print(logits.tolist())\n"
-    used = [name for name in ("AutoProcessor", "AutoTokenizer", model) if f"{name}.from_pretrained" in call]
-    lines = [
-        "import torch",
-        *(["from PIL import Image"] if "Image." in call else []),
-        *(["from safetensors.torch import load_file"] if "load_file" in call else []),
-        *(["from torch import nn"] if "nn." in call else []),
-        f"from transformers import {', '.join(used)}",
-        "",
-        'folder = "."',
-        "torch.set_grad_enabled(False)",
-    ]
-    return "\n".join(lines) + "\n" + call

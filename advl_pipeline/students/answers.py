@@ -46,10 +46,10 @@ class Answers:
     foretold_M: torch.Tensor
 
 
-def answers_inside(token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Answers:
+def answers_inside(token_ids: Sequence[npt.NDArray[np.int64]], starts: Sequence[int]) -> Answers:
     """Return the answers that end their own sequences, each from its start on; nothing lies behind the sequences."""
     sources = [np.arange(start - 1, len(ids) - 1) for ids, start in zip(token_ids, starts, strict=True)]
-    targets = [np.array(ids[start:]) for ids, start in zip(token_ids, starts, strict=True)]
+    targets = [ids[start:] for ids, start in zip(token_ids, starts, strict=True)]
     empty = torch.zeros(len(token_ids), 0, dtype=torch.int64)
     answer_NQ = padded([np.zeros(len(target)) for target in targets], -1)
     return Answers(

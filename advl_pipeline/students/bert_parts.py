@@ -111,11 +111,11 @@ def padding_bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return attention_bias(torch.where(mask_NT, TEXT, PADDING), dtype=dtype)
 
 
-def widening_head(width: int, num_classes: int, *, hidden: int, activation: nn.Module, eps: float) -> nn.Sequential:
-    """Return Linear -> activation -> LayerNorm -> Linear, the head of UNITER, LXMERT and CLIP-ViL."""
-    head = nn.Sequential(
-        nn.Linear(width, hidden), activation, nn.LayerNorm(hidden, eps=eps), nn.Linear(hidden, num_classes)
-    )
+def widening_head(width: int, num_classes: int, activation: nn.Module | None = None) -> nn.Sequential:
+    """Return Linear -> activation (GELU) -> LayerNorm -> Linear, the head of UNITER, LXMERT and CLIP-ViL."""
+    wide = 2 * width
+    between = activation or nn.GELU(), nn.LayerNorm(wide, eps=1e-12)
+    head = nn.Sequential(nn.Linear(width, wide), *between, nn.Linear(wide, num_classes))
     initialise_bert(head)
     return head
 

@@ -16,11 +16,12 @@ from transformers import BridgeTowerModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
-from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM, RobertaAndPixelsConfig
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
-from advl_pipeline.students.text_student import TINY, States, TwoStreams
+from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.text_student import States, TwoStreams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,21 +40,9 @@ class BridgeTower(TwoStreams, PixelStudent):
     config: BridgeTowerConfig
     num_separators = 2
     config_class: ClassVar[type[BridgeTowerConfig]] = BridgeTowerConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "bridgetower": {},
-        "bridgetower-tiny": {
-            **TINY,
-            "hidden_size": 64,
-            "tower_layers": 2,
-            "image_size": 64,
-            "vocab_size": 30522,
-            "max_text_length": 128,
-        },
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^bridgetower\.", "model."), (r"^(?!model\.)", "model.")),
-        ignore=(r"^(mlm_score|itm_score|itc_\w+|logit_scale|classifier)\b", r"position_ids$"),
-        resize=((r"visual\.embeddings\.position_embedding", interpolate_grid),),
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("bridgetower")
+    rules: ClassVar[KeyRules] = published_keys(
+        "bridgetower", resize={r"visual\.embeddings\.position_embedding": interpolate_grid}
     )
 
     def __init__(self, name: str, config: BridgeTowerConfig) -> None:

@@ -7,7 +7,7 @@ gives to the whole conversation. One token stands for the picture until its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,26 +32,14 @@ QUESTION, ANSWER = "\ue000", "\ue001"
 class ChatRow:
     """Tokens of one conversation: spans into `Candidate.text`, (0, 0) for the template's and the picture's tokens.
 
-    Tokens [picture_start, picture_end) are the picture's. An answer begins at `prompt_length`, which is the length of
-    a row without one; it ends with the token that ends a turn.
+    `is_picture_S` (bool) says which are the picture's. An answer begins at `prompt_length`, which is the length of a
+    row without one; it ends with the token that ends a turn.
     """
 
-    token_ids: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    picture_start: int
-    picture_end: int
+    token_ids_S: npt.NDArray[np.int64]
+    spans_S2: npt.NDArray[np.int64]
+    is_picture_S: npt.NDArray[np.bool_]
     prompt_length: int
-
-    def with_picture(self, token_ids: Sequence[int]) -> ChatRow:
-        """Return the row with the picture's tokens in the place of the one that stands for them."""
-        start, num_more = self.picture_start, len(token_ids) - 1
-        return replace(
-            self,
-            token_ids=(*self.token_ids[:start], *token_ids, *self.token_ids[start + 1 :]),
-            spans=(*self.spans[:start], *[(0, 0)] * len(token_ids), *self.spans[start + 1 :]),
-            picture_end=start + len(token_ids),
-            prompt_length=self.prompt_length + num_more,
-        )
 
 
 def embedded_chat_tokenizer(marks: Sequence[str], **special: str) -> PreTrainedTokenizerFast:
@@ -98,11 +86,14 @@ class Chat:
         if self.end_id not in self._ids(self._after):
             raise self._unfit("its template does not end an answer with the tokenizer's end token")
 
-    def rows(self, candidates: Sequence[Candidate], task: str, instruction: str) -> list[ChatRow]:
+    def rows(
+        self, candidates: Sequence[Candidate], task: str, instruction: str, picture_ids: Sequence[int]
+    ) -> list[ChatRow]:
         """Return the row of each candidate: its context is asked and it is the answer where there are choices.
 
         Of a caption there is no question; of all other tasks the text is the question, and the row ends where the
-        answer begins. The instruction follows the question on a line of its own.
+        answer begins. The instruction follows the question on a line of its own, and the picture's tokens take the
+        place of the one that stands for them.
 
         Raises:
             DatasetError: a text holds the token that stands for the picture.
@@ -140,14 +131,16 @@ class Chat:
             shown = [(len(self._before), len(question), 0)]
             if is_answered:
                 shown.append((answer_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
-            place = ids.index(self.image_token_id)
+            spans = [_span(start, stop, shown) for start, stop in offsets[:end]]
+            place, size = ids.index(self.image_token_id), len(picture_ids)
+            is_picture_S = np.zeros(end - 1 + size, dtype=np.bool_)
+            is_picture_S[place : place + size] = True
             found.append(
                 ChatRow(
-                    token_ids=tuple(ids[:end]),
-                    spans=tuple(_span(start, stop, shown) for start, stop in offsets[:end]),
-                    picture_start=place,
-                    picture_end=place + 1,
-                    prompt_length=prompt_length,
+                    token_ids_S=np.array([*ids[:place], *picture_ids, *ids[place + 1 : end]]),
+                    spans_S2=np.array([*spans[:place], *[(0, 0)] * size, *spans[place + 1 :]]),
+                    is_picture_S=is_picture_S,
+                    prompt_length=prompt_length - 1 + size,
                 )
             )
         return found
@@ -331,19 +324,15 @@ def chat_batch(
         pictures: one for each example.
         answers_inside_rows: each row ends in the answer that is asked about.
     """
-    size = max(len(row.token_ids) for row in rows)
-    tokens = [np.array(row.token_ids) for row in rows]
-    pictured = [(np.arange(size) >= row.picture_start) & (np.arange(size) < row.picture_end) for row in rows]
-    text = [np.flatnonzero(~shown[: len(ids)]) for ids, shown in zip(tokens, pictured, strict=True)]
-    visual = [
-        np.flatnonzero(shown[: len(ids)] & (ids == image_token_id))
-        for ids, shown in zip(tokens, pictured, strict=True)
-    ]
-    text_place, text_mask = _places(text)
-    visual_place, visual_mask = _places(visual)
-    spans = [np.array(row.spans)[place] for row, place in zip(rows, text, strict=True)]
-    sequence_ids = padded(tokens, pad_id)
-    inside = [row.token_ids for row in rows], [row.prompt_length for row in rows]
+    tokens = [row.token_ids_S for row in rows]
+    text = [np.flatnonzero(~row.is_picture_S) for row in rows]
+    visual = [np.flatnonzero(row.is_picture_S & (row.token_ids_S == image_token_id)) for row in rows]
+    (text_place, text_mask), (visual_place, visual_mask) = (
+        (padded(places, 0), padded([np.ones(len(one)) for one in places], 0).bool()) for places in (text, visual)
+    )
+    spans = [row.spans_S2[place] for row, place in zip(rows, text, strict=True)]
+    sequence_ids, lengths = padded(tokens, pad_id), np.array([len(ids) for ids in tokens])
+    starts = [row.prompt_length for row in rows]
     places = [torch.from_numpy(picture.places_R4) for picture in pictures]
     return ChatBatch(
         num_candidates=num_candidates,
@@ -354,19 +343,13 @@ def chat_batch(
         box_index_NR=torch.full(visual_mask.shape, -1),
         places_BR4=pad_sequence(places, batch_first=True, padding_value=torch.nan),
         sequence_ids_NS=sequence_ids,
-        length_N=torch.tensor([len(row.token_ids) for row in rows]),
-        picture_NS=torch.from_numpy(np.stack(pictured)),
+        length_N=torch.from_numpy(lengths),
+        picture_NS=padded([row.is_picture_S for row in rows], 0).bool(),
         text_place_NL=text_place,
         visual_place_NR=visual_place,
-        packing=packing(num_candidates, np.array([len(ids) for ids in tokens]), visual, sequence_ids.numpy()),
+        packing=packing(num_candidates, lengths, visual, sequence_ids.numpy()),
         pixels=torch.cat([picture.pixels for picture in pictures]),
         num_pixels=tuple(len(picture.pixels) for picture in pictures),
-        answers=(answers_inside(*inside),) if answers_inside_rows else (),
+        answers=(answers_inside(tokens, starts),) if answers_inside_rows else (),
         length_normalised=length_normalised,
     )
-
-
-def _places(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places, padded with 0, and which of them are real."""
-    mask = padded([np.ones(len(row), dtype=np.int64) for row in rows], 0).bool()
-    return padded(rows, 0), mask

@@ -12,9 +12,10 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
+from advl_pipeline.packages import read_tables
 
 StateDict = dict[str, torch.Tensor]
 Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(tensor of the file, freshly initialised tensor of the model) -> tensor of the model's shape."""
+
+Prepare = Callable[[StateDict], StateDict]
 
 WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model", "module")
 """Entries under which training frameworks keep the weights: Lightning, UNITER, several, fairseq, DeepSpeed."""
@@ -58,11 +62,19 @@ class KeyRules:
     tensors before anything else, where renaming is not enough.
     """
 
-    rename: tuple[tuple[str, str], ...] = ()
+    rename: tuple[Sequence[str], ...] = ()
     ignore: tuple[str, ...] = ()
     resize: tuple[tuple[str, Resizer], ...] = ()
     optional: tuple[str, ...] = ()
-    prepare: Callable[[StateDict], StateDict] | None = None
+    prepare: Prepare | None = None
+
+
+def published_keys(
+    family: str, *, resize: Mapping[str, Resizer] = MappingProxyType({}), prepare: Prepare | None = None
+) -> KeyRules:
+    """Return the rules for a family's published checkpoints; names are data (`data/checkpoint_keys.toml`)."""
+    keys = {name: tuple(values) for name, values in read_tables("checkpoint_keys.toml")[family].items()}
+    return KeyRules(**keys, resize=tuple(resize.items()), prepare=prepare)
 
 
 def rules_below(prefix: str) -> KeyRules:

@@ -24,10 +24,11 @@ from advl_pipeline.students.bert_parts import (
     initialise_bert,
     widening_head,
 )
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import PixelGrid, RegionSource
-from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.text_student import longer_texts, text_length
 
 
@@ -108,15 +109,8 @@ class ClipVil(RegionStream):
     head_key = "logit_fc"
     reads_first = True
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "clip-vil": {},
-        "clip-vil-tiny": {**TINY_REGIONS, "grid_side": 4, "max_text_length": 128},
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^bert\.encoder\.(visn_fc|visual_pos)\.", r"model.\1."), (r"^bert\.", "model.")),
-        # This style has no boxes, though its files hold their layers.
-        ignore=(r"visual_model\.", r"visn_fc\.box_", r"^(cls|logit_fc|obj_predict_head|answer_head)\."),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("clip-vil")
+    rules: ClassVar[KeyRules] = published_keys("clip-vil")
 
     def __init__(self, name: str, config: ClipVilConfig) -> None:
         super().__init__(name, config)
@@ -132,5 +126,4 @@ class ClipVil(RegionStream):
         return text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        width = self.hidden_size
-        return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
+        return widening_head(self.hidden_size, num_classes)

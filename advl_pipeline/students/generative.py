@@ -37,7 +37,6 @@ from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.locations import hub_obstacle
-from advl_pipeline.packages import read_tables
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import (
     Answers,
@@ -60,6 +59,7 @@ from advl_pipeline.students.interface import (
     StudentOutput,
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
 
@@ -105,14 +105,12 @@ def chat_presets(family: str, architecture: Callable[..., Mapping[str, Any]]) ->
     """Return name -> settings of the published models of a family, which are data (`data/architectures.toml`).
 
     Args:
-        family: what their names begin with.
+        family: of students.
         architecture: makes a config.json of the tables `text` and `vision` and of what else is in `model`.
     """
-    tables = read_tables("architectures.toml")
     return {
         name: {"architecture": architecture(**facts.pop("model")), **facts}
-        for name, facts in tables.items()
-        if name.startswith(family)
+        for name, facts in published_presets(family).items()
     }
 
 
@@ -250,11 +248,13 @@ class GenerativeStudent(Student):
         self.require_inputs()
         pictures = [self._pictures.get(one.image.unit_id, partial(self.read_picture, one.image)) for one in examples]
         rows = [
-            row.with_picture(picture.token_ids)
+            row
             for example, picture in zip(examples, pictures, strict=True)
-            for row in self.chat.rows(example.candidates, example.task, self.instruction(example.task))
+            for row in self.chat.rows(
+                example.candidates, example.task, self.instruction(example.task), picture.token_ids
+            )
         ]
-        self._require_room(max(len(row.token_ids) for row in rows))
+        self._require_room(max(len(row.token_ids_S) for row in rows))
         choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
         batch = chat_batch(
             rows,

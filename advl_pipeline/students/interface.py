@@ -6,7 +6,7 @@ Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R vi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -136,7 +136,7 @@ class Answered:
 
 @dataclass(kw_only=True)
 class UnimodalStates:
-    """States of text and picture of N sequences before their fusion, for heads that look things up (`lookup.py`).
+    """States of text and picture of N sequences before their fusion, for heads that look things up.
 
     `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
     hidden.
@@ -229,6 +229,9 @@ class Perturbation:
 
 class OutputHead(nn.Module, ABC):
     """A head that reads more of a student's output than its pooled state."""
+
+    def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Hear the texts of a split before training, token ids and mask (N, L) of each batch; ignored by default."""
 
     @abstractmethod
     def forward(self, output: StudentOutput) -> torch.Tensor:

@@ -16,9 +16,10 @@ from transformers import LxmertModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.text_student import States, TwoStreams, longer_texts, text_length
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -43,22 +44,15 @@ class Lxmert(TwoStreams, RegionStudent):
     config: LxmertConfig
     head_key = r"(?:answer_head\.)?logit_fc"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "lxmert": {},
-        "lxmert-tiny": {**TINY_REGIONS, "num_relation_layers": 1, "num_cross_layers": 2},
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^(?:lxrt_encoder\.model\.)?(?:bert|lxmert)\.", "model."),),
-        ignore=(r"^(cls|obj_predict_head|answer_head|logit_fc)\.", r"position_ids$"),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("lxmert")
+    rules: ClassVar[KeyRules] = published_keys("lxmert")
 
     def __init__(self, name: str, config: LxmertConfig) -> None:
         super().__init__(name, config)
         self.model = LxmertModel(lxmert_config(config))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        width = self.hidden_size
-        return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
+        return widening_head(self.hidden_size, num_classes)
 
     @staticmethod
     def pretraining_answer(answer: str) -> str:

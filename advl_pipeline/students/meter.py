@@ -26,10 +26,11 @@ from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBert
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, initialise_bert, norm_first_head, padding_bias
-from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, rules_below
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_student import TINY, States, TwoStreams, longer_texts, text_length
+from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.text_student import States, TwoStreams, longer_texts, text_length
 
 TEXT_STREAM, IMAGE_STREAM = 0, 1
 
@@ -105,22 +106,6 @@ class CrossModalStack(nn.Module):
         return torch.cat([pooled_NH, other_NH], dim=-1)
 
 
-VISION_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"\.conv1\.weight$", ".embeddings.patch_embedding.weight"),
-    (r"\.class_embedding$", ".embeddings.class_embedding"),
-    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
-    (r"\.ln_pre\.", ".pre_layrnorm."),
-    (r"\.ln_post\.", ".post_layernorm."),
-    (r"\.transformer\.resblocks\.", ".encoder.layers."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.ln_1\.", ".layer_norm1."),
-    (r"\.ln_2\.", ".layer_norm2."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-)
-"""(regular expression, replacement), in order; the part before the vision transformer's own names is left alone."""
-
-
 def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors with each joint (3H, ...) projection as `q_proj`, `k_proj` and `v_proj`."""
     split: dict[str, torch.Tensor] = {}
@@ -140,33 +125,10 @@ class Meter(TwoStreams, PixelStudent):
     config: MeterConfig
     num_separators = 2
     config_class: ClassVar[type[MeterConfig]] = MeterConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "meter": {},
-        "meter-tiny": {
-            **TINY,
-            "text_layers": 1,
-            "vision_layers": 1,
-            "image_size": 64,
-            "vocab_size": 30522,
-            "max_text_length": 128,
-        },
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=(
-            (r"^vit_model\.visual\.", "vision.visual."),
-            *((rf"^(vision\.visual.*){pattern}", rf"\1{replacement}") for pattern, replacement in VISION_RENAMES),
-            (r"^vision\.visual\.", "vision."),
-            (r"^text_transformer\.", "text."),
-            (r"^(cross_modal_|token_type_embeddings)", r"cross_modal.\1"),
-        ),
-        ignore=(
-            r"^(mlm_score|itm_score|rank_output|vqa_classifier|nlvr2_classifier|snli_classifier|vcr\w*classifier)\b",
-            # CLIP's text tower, its projection and the vision block that METER drops.
-            r"^vit_model\.(?!visual\.)",
-            r"^vit_model\.visual\.(proj$|transformer\.resblocks\.11\.)",
-            r"^text_transformer\.(pooler\.|embeddings\.position_ids$)",
-        ),
-        resize=((r"^vision\.embeddings\.position_embedding", interpolate_grid),),
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("meter")
+    rules: ClassVar[KeyRules] = published_keys(
+        "meter",
+        resize={r"^vision\.embeddings\.position_embedding": interpolate_grid},
         prepare=split_in_projections,
     )
 

@@ -18,7 +18,7 @@ from transformers import ModernVBertModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
@@ -27,7 +27,8 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_student import TINY, SingleStream, TextTokenizer, longer_texts, text_length
+from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.text_student import SingleStream, TextTokenizer, longer_texts, text_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,24 +56,8 @@ class ModernVBert(SingleStream, PixelStudent):
 
     config: ModernVBertConfig
     config_class: ClassVar[type[ModernVBertConfig]] = ModernVBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "modernvbert": {},
-        "modernvbert-tiny": {
-            **TINY,
-            "num_layers": 3,
-            "intermediate_size": 48,
-            "vision_size": 32,
-            "vision_layers": 1,
-            "vision_intermediate_size": 64,
-            "pixel_shuffle": 2,
-            "image_size": 64,
-            "vocab_size": 30523,
-            "max_positions": 512,
-        },
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        ignore=(r"^(lm_head|projection_head|head|classifier|custom_text_proj)\b", r"position_ids$"),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("modernvbert")
+    rules: ClassVar[KeyRules] = published_keys("modernvbert")
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
     num_unused_rows = 128

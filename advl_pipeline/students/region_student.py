@@ -6,7 +6,7 @@ Shapes: B examples, N sequences, L text tokens, R regions, H width, F feature wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,12 +19,9 @@ from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.bert_parts import TokenGrid, kinds_of, run_layers
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.picture_source import PixelRegions, Regions, RegionSource
-from advl_pipeline.students.text_student import TINY, SingleStream, TextBatch, TextStudent, TextStudentConfig
+from advl_pipeline.students.text_student import SingleStream, TextBatch, TextStudent, TextStudentConfig
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
-
-TINY_REGIONS = {**TINY, "feature_size": 24, "max_positions": 256}
-LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,14 +165,20 @@ class RegionStream(SingleStream, RegionStudent):
         return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
 
-def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:
-    """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
-    region_NL = torch.full_like(batch.token_ids_NL, -1)
+def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Give of each object tag its sequence, its tokens, (L,) bool, and the regions that stand for its box, int64."""
     candidates = [candidate for example in examples for candidate in example.candidates]
     for row, candidate in enumerate(candidates):
         starts, ends = batch.char_spans_NL2[row].unbind(-1)
         for tag in candidate.tags:
-            region = (batch.box_index_NR[row] == tag.box).nonzero()
-            if len(region):
-                region_NL[row][(starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = region[0, 0]
+            tokens_L = (starts >= tag.start) & (ends <= tag.end) & (ends > starts)
+            yield row, tokens_L, (batch.box_index_NR[row] == tag.box).nonzero()[:, 0]
+
+
+def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:
+    """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
+    region_NL = torch.full_like(batch.token_ids_NL, -1)
+    for row, tokens_L, regions in tags_in(batch, examples):
+        if len(regions):
+            region_NL[row][tokens_L] = regions[0]
     return region_NL

@@ -103,6 +103,12 @@ def families() -> dict[str, dict[str, Any]]:
     return read_tables("students.toml")
 
 
+def published_presets(*known: str) -> dict[str, dict[str, Any]]:
+    """Return name -> settings of all sizes of some families, which are data (`data/architectures.toml`)."""
+    tables = read_tables("architectures.toml")
+    return {name: tables.get(name, {}) for name in STUDENTS if family_of(name) in known}
+
+
 def list_students() -> list[dict[str, Any]]:
     """Return name and family of every student, plug-ins included, without building any."""
     known = families()

@@ -46,9 +46,6 @@ DEVIATION = 0.3
 VOCABULARY_FILE = "vocab.txt"
 """BERT's vocabulary, one token a line."""
 
-TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "tokenizer": EMBEDDED_TOKENIZER}
-"""What the architectures that are for tests have in common."""
-
 
 def embedded_tokenizer_file() -> Path:
     """Return the tokenizer file of the embedded text model.

@@ -28,18 +28,19 @@ from advl_pipeline.students.bert_parts import (
     initialise_bert,
     widening_head,
 )
-from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, rules_below
+from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import (
-    LARGE,
-    TINY_REGIONS,
     RegionBatch,
     RegionStream,
     RegionStudentConfig,
 )
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.text_student import Part, ReplacedSpan, TextRow, text_length
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
+
+CLEAN = Perturbation()
 
 REGION_TYPE = 1
 """Token type of regions."""
@@ -97,16 +98,10 @@ class UniterModel(nn.Module):
         initialise_bert(self)
 
     def embed_text(
-        self,
-        token_ids_NL: torch.Tensor,
-        *,
-        types_NL: torch.Tensor | None = None,
-        perturbation_NLH: torch.Tensor | None = None,
+        self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor | None = None, delta: Perturbation = CLEAN
     ) -> torch.Tensor:
         """Return (N, L, H). The perturbation is added to the word embedding, before position, type and norm."""
-        words_NLH = self.embeddings.word_embeddings(token_ids_NL)
-        if perturbation_NLH is not None:
-            words_NLH = words_NLH + perturbation_NLH
+        words_NLH = delta.of_words(self.embeddings.word_embeddings(token_ids_NL))
         embedded: torch.Tensor = self.embeddings(inputs_embeds=words_NLH, token_type_ids=types_NL)
         return embedded
 
@@ -114,21 +109,15 @@ class UniterModel(nn.Module):
         self,
         features_BRF: torch.Tensor,
         positions_BR7: torch.Tensor,
-        *,
         repeat: Repeat | None = None,
-        perturbation_NRF: torch.Tensor | None = None,
+        delta: Perturbation = CLEAN,
     ) -> torch.Tensor:
         """Return (N, R, H): pictures, repeated for their sequences. The perturbation is added to the raw features."""
-        if perturbation_NRF is not None:
-            if repeat is not None:
-                features_BRF, positions_BR7, repeat = repeat(features_BRF), repeat(positions_BR7), None
-            features_BRF = features_BRF + perturbation_NRF
+        if delta.visual_NRF is not None and repeat is not None:
+            features_BRF, positions_BR7, repeat = repeat(features_BRF), repeat(positions_BR7), None
         type_H = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
-        embedded: torch.Tensor = self.img_embeddings(features_BRF, positions_BR7, type_H, repeat)
+        embedded: torch.Tensor = self.img_embeddings(delta.of_features(features_BRF), positions_BR7, type_H, repeat)
         return embedded
-
-
-NORM_EPS = 1e-12
 
 
 class TwoWayChoiceHead(nn.Module):
@@ -136,7 +125,7 @@ class TwoWayChoiceHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.net = widening_head(hidden_size, 2, hidden=2 * hidden_size, activation=nn.ReLU(), eps=NORM_EPS)
+        self.net = widening_head(hidden_size, 2, nn.ReLU())
 
     def two_way(self, pooled_NH: torch.Tensor) -> torch.Tensor:
         """Return (N, 2) logits: wrong, right."""
@@ -152,15 +141,13 @@ def uniter_head(task: str, hidden_size: int, num_classes: int) -> nn.Module:
     """Return a fresh head as the original builds it: ReLU and two logits for VCR, GELU elsewhere."""
     if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
         return TwoWayChoiceHead(hidden_size)
-    return widening_head(hidden_size, num_classes, hidden=2 * hidden_size, activation=nn.GELU(), eps=NORM_EPS)
+    return widening_head(hidden_size, num_classes)
 
 
 NUM_PERSON_TOKENS = 81
 """person_0 to person_80, appended to the vocabulary; people beyond share the last one."""
 
 QUESTION_TYPE, ANSWER_TYPE, RATIONALE_TYPE = 0, 2, 3
-
-TINY_UNITER = {**TINY_REGIONS, "vocab_size": 30522}
 
 
 def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -197,18 +184,9 @@ class Uniter(RegionStream):
     config: UniterConfig
     reads_first = True
     config_class: ClassVar[type[UniterConfig]] = UniterConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "uniter-base": {},
-        "uniter-large": LARGE,
-        "uniter-tiny": TINY_UNITER,
-        "villa-base": {},
-        "villa-large": LARGE,
-        "villa-tiny": TINY_UNITER,
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^(?:uniter|bert)\.", "model."),),
-        ignore=(r"^(vqa_output|vcr_output|cls|feat_regress|region_classifier|itm_output|ot_output|nlvr2_output)\.",),
-        resize=((r"word_embeddings", grow_word_table), (r"token_type_embeddings", grow_rows_from_first)),
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("uniter", "villa")
+    rules: ClassVar[KeyRules] = published_keys(
+        "uniter", resize={"word_embeddings": grow_word_table, "token_type_embeddings": grow_rows_from_first}
     )
 
     def __init__(self, name: str, config: UniterConfig) -> None:
@@ -243,14 +221,8 @@ class Uniter(RegionStream):
     def embed(
         self, batch: RegionBatch, delta: Perturbation, *, hidden: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
-        regions_NRH = self.model.embed_regions(
-            batch.features_BRF,
-            batch.positions_BR7,
-            repeat=batch.per_sequence,
-            perturbation_NRF=delta.visual_NRF,
-        )
-        return text_NLH, regions_NRH
+        text_NLH = self.model.embed_text(batch.token_ids_NL, batch.types_NL, delta)
+        return text_NLH, self.model.embed_regions(batch.features_BRF, batch.positions_BR7, batch.per_sequence, delta)
 
     def input_widths(self) -> tuple[int, int]:
         return self.hidden_size, self.config.feature_size

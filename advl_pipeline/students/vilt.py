@@ -18,7 +18,7 @@ from transformers import ViltModel
 
 from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
-from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
@@ -27,7 +27,8 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_student import TINY, SingleStream, longer_texts, text_length
+from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.text_student import SingleStream, longer_texts, text_length
 
 IMAGE_TYPE = 1
 
@@ -48,15 +49,9 @@ class Vilt(SingleStream, PixelStudent):
     compile_refusal = ""
     head_key = "classifier"
     config_class: ClassVar[type[ViltConfig]] = ViltConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "vilt": {},
-        "vilt-tiny": {**TINY, "image_size": 64, "patch_size": 16, "max_positions": 128, "max_text_length": 128},
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^vilt\.", "model."),),
-        ignore=(r"^(classifier|mlm_score|itm_score|rank_output)\b", r"(position_ids|token_type_ids)$"),
-        resize=((r"^model\.embeddings\.position_embeddings", interpolate_grid),),
-        optional=(r"^model\.pooler\.",),
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("vilt")
+    rules: ClassVar[KeyRules] = published_keys(
+        "vilt", resize={r"^model\.embeddings\.position_embeddings": interpolate_grid}
     )
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
 

@@ -21,9 +21,15 @@ from transformers.models.visual_bert.modeling_visual_bert import VisualBertEmbed
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, named_or_pooled
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.region_student import (
+    RegionBatch,
+    RegionStream,
+    RegionStudentConfig,
+    tags_in,
+)
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.text_student import Part, TextRow, pair_row, text_length
 
 HEAD_DROPOUT = 0.1
@@ -49,11 +55,7 @@ class VisualBertModel(nn.Module):
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
         bert = bert_config(**config.bert_sizes, attention=ATTENTION)
-        self.embeddings = VisualBertEmbeddings(
-            HfVisualBertConfig(
-                **config.transformers_sizes, visual_embedding_dim=config.feature_size, layer_norm_eps=1e-12
-            )
-        )
+        self.embeddings = VisualBertEmbeddings(visualbert_config(config))
         self.encoder = BertEncoder(bert)
         self.pooler = BertPooler(bert)
         initialise_bert(self)
@@ -84,21 +86,8 @@ class VisualBert(RegionStream):
 
     config: VisualBertConfig
     config_class: ClassVar[type[VisualBertConfig]] = VisualBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "visualbert": {},
-        "visualbert-vcr": {"feature_size": 512},
-        "visualbert-tiny": TINY_REGIONS,
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=(
-            (r"^(?:visual_bert|bert)\.", "model."),
-            (r"token_type_embeddings_visual", "visual_token_type_embeddings"),
-            (r"position_embeddings_visual", "visual_position_embeddings"),
-            (r"embeddings\.projection\.", "embeddings.visual_projection."),
-        ),
-        ignore=(r"^(cls|classifier|flickr_attention|attention)\.", r"position_ids$"),
-        optional=(r"^model\.pooler\.",),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("visualbert")
+    rules: ClassVar[KeyRules] = published_keys("visualbert")
 
     def __init__(self, name: str, config: VisualBertConfig) -> None:
         super().__init__(name, config)
@@ -110,14 +99,10 @@ class VisualBert(RegionStream):
 
     def collate(self, examples: Sequence[Example]) -> VisualBertBatch:
         batch = super().collate(examples)
-        candidates = [candidate for example in examples for candidate in example.candidates]
         found: dict[tuple[int, int], list[int]] = {}
-        for row, candidate in enumerate(candidates):
-            starts, ends = batch.char_spans_NL2[row].unbind(-1)
-            for tag in candidate.tags:
-                inside = (starts >= tag.start) & (ends <= tag.end) & (ends > starts)
-                for region in (batch.box_index_NR[row] == tag.box).nonzero()[:, 0].tolist():
-                    found.setdefault((row, region), []).extend(inside.nonzero()[:, 0].tolist())
+        for row, tokens_L, regions in tags_in(batch, examples):
+            for region in regions.tolist():
+                found.setdefault((row, region), []).extend(tokens_L.nonzero()[:, 0].tolist())
         width = max([1, *(len(words) for words in found.values())])
         alignment = torch.full((*batch.visual_mask_NR.shape, width), -1)
         for (row, region), words in found.items():
@@ -148,3 +133,13 @@ class VisualBert(RegionStream):
         return KeyRules(
             rename=((r"^(?:classifier|cls)\.", "1."),), ignore=(r"^(?!classifier\.|cls\.(weight|bias)$)",)
         )
+
+
+def visualbert_config(config: VisualBertConfig) -> HfVisualBertConfig:
+    """Return transformers' configuration of the same architecture."""
+    return HfVisualBertConfig(
+        **config.transformers_sizes,
+        num_hidden_layers=config.num_layers,
+        visual_embedding_dim=config.feature_size,
+        layer_norm_eps=1e-12,
+    )

@@ -22,17 +22,16 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, Bert
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, kinds_of, named_or_pooled
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import (
-    LARGE,
-    TINY_REGIONS,
     RegionBatch,
     RegionStream,
     RegionStudentConfig,
     tagged_regions,
 )
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.text_student import Part, TextRow, longer_texts, text_length
 
 OBJECT_TYPE = 2
@@ -159,22 +158,8 @@ class VlBert(RegionStream):
     config: VlBertConfig
     head_key = "final_mlp"
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "vl-bert-base": {},
-        "vl-bert-large": LARGE,
-        # At 0 a student without pretraining would see nothing of the picture at first.
-        "vl-bert-tiny": {**TINY_REGIONS, "visual_scale_init": 1.0},
-    }
-    rules: ClassVar[KeyRules] = KeyRules(
-        rename=((r"^vlbert\._module\.", "vlbert."),),
-        ignore=(
-            r"^(final_mlp|cnn_loss_reg)\.",
-            r"^vlbert\.(mlm_head|mvrc_head|relationship_head|relationsip_head)\.",
-            r"^image_feature_extractor\.(?!obj_downsample)",
-            r"^(aux_text_visual_embedding|object_mask_visual_embedding|object_mask_word_embedding)\.",
-        ),
-        optional=(r"^vlbert\.pooler\.",),
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("vl-bert")
+    rules: ClassVar[KeyRules] = published_keys("vl-bert")
 
     def __init__(self, name: str, config: VlBertConfig) -> None:
         super().__init__(name, config)

@@ -9,19 +9,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
-from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
-from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.pixels import crop_picture, fit_picture, normalise, read_picture, squash_picture
-from advl_pipeline.teachers.vision_backbone import VisionBackbone
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
+from advl_pipeline.teachers.open_options import PICTURES, ImageTokenKind
+from advl_pipeline.teachers.vision_backbone import (
+    VisionBackbone,
+    crop_picture,
+    fit_picture,
+    normalise,
+    read_picture,
+    squash_picture,
+)
 
 CONTEXT_MARGIN = 1 / 16
 """Context kept around a box, as a share of its longer edge, on every side."""
@@ -166,37 +173,37 @@ class PixelImageTower:
         margin (difference of the two largest probabilities) where the network has a classifier."""
         counts = [len(unit.inputs["pixels"]) for unit in units]
         starts = list(itertools.accumulate(counts, initial=0))[:-1]
-        with torch.inference_mode():
-            found = self._forward(torch.cat([unit.inputs["pixels"] for unit in units]))
-            global_ND = found.global_PD[starts]
-            stats = {"norm": global_ND.norm(dim=1)}
-            if found.logits_PK is not None:
-                stats |= classifier_stats(found.logits_PK[starts])
-            tokens = [self._tokens(found, unit, start) for unit, start in zip(units, starts, strict=True)]
-        return EncodedBatch(global_ND=global_ND, token_values=tokens, stats=stats)
-
-    def _tokens(self, found: _Encoded, unit: PreparedUnit, start: int) -> torch.Tensor:
-        if self.image_tokens in ("boxes", "none"):
-            return found.global_PD[start + 1 : start + 1 + unit.num_tokens]
-        if self.image_tokens == "grid":
-            return found.cells[start]
-        grid_hwD = found.cells[start + 1].view(*self.backbone.grid_shape, -1)
-        return roi_align_mean(grid_hwD, unit.inputs["boxes"].to(grid_hwD.device))
-
-    def _forward(self, pixels_PCHW: torch.Tensor) -> _Encoded:
         chunk = FORWARD_CHUNK.get(self.backbone.device.type, FORWARD_CHUNK_ELSEWHERE)
         summaries: list[torch.Tensor] = []
         cells: list[torch.Tensor] = []
         logits: list[torch.Tensor] = []
-        for chunk_PCHW in torch.split(pixels_PCHW, chunk):
-            on_device = chunk_PCHW.to(self.backbone.device, non_blocking=True)
-            features = self.backbone(normalise(on_device, self.backbone.settings))
-            summaries.append(features.global_ND.float())
-            if self.image_tokens in ("grid", "boxes-roi"):
-                cells += self._cells(features.grid_NhwD)
-            if features.logits_NK is not None:
-                logits.append(features.logits_NK.float())
-        return _Encoded(global_PD=torch.cat(summaries), cells=cells, logits_PK=torch.cat(logits) if logits else None)
+        with torch.inference_mode():
+            for pixels_PCHW in torch.split(torch.cat([unit.inputs["pixels"] for unit in units]), chunk):
+                on_device = pixels_PCHW.to(self.backbone.device, non_blocking=True)
+                features = self.backbone(normalise(on_device, self.backbone.settings))
+                summaries.append(features.global_ND.float())
+                if self.image_tokens in ("grid", "boxes-roi"):
+                    cells += self._cells(features.grid_NhwD)
+                if features.logits_NK is not None:
+                    logits.append(features.logits_NK.float())
+            global_PD = torch.cat(summaries)
+            global_ND = global_PD[starts]
+            stats = {"norm": global_ND.norm(dim=1)}
+            if logits:
+                stats |= classifier_stats(torch.cat(logits)[starts])
+            tokens = [self._tokens(global_PD, cells, unit, start) for unit, start in zip(units, starts, strict=True)]
+        return EncodedBatch(global_ND=global_ND, token_values=tokens, stats=stats)
+
+    def _tokens(
+        self, global_PD: torch.Tensor, cells: Sequence[torch.Tensor], unit: PreparedUnit, start: int
+    ) -> torch.Tensor:
+        """Return the token rows of a unit whose pixels begin at row `start` of what the network gave."""
+        if self.image_tokens in ("boxes", "none"):
+            return global_PD[start + 1 : start + 1 + unit.num_tokens]
+        if self.image_tokens == "grid":
+            return cells[start]
+        grid_hwD = cells[start + 1].view(*self.backbone.grid_shape, -1)
+        return roi_align_mean(grid_hwD, unit.inputs["boxes"].to(grid_hwD.device))
 
     def _cells(self, grid_PhwD: torch.Tensor) -> list[torch.Tensor]:
         """Return the (T, D) cells of each picture; only those of a grid that is stored are averaged."""
@@ -206,18 +213,68 @@ class PixelImageTower:
         return [self._cells_TM @ cells_MD for cells_MD in cells_PMD]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Encoded:
-    """What the network gave of P rows of pixels, float32: global (P, D), the cells of each, logits (P, K) or None."""
-
-    global_PD: torch.Tensor
-    cells: Sequence[torch.Tensor]
-    logits_PK: torch.Tensor | None
-
-
 def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the entropy (nats) and the top-two margin of a classifier's probabilities, each (N,) float32."""
     log_p_NK = logits_NK.log_softmax(dim=1)
     p_NK = log_p_NK.exp()
     top_N2 = p_NK.topk(2, dim=1).values
     return {"entropy": -(p_NK * log_p_NK).sum(dim=1), "margin": top_N2[:, 0] - top_N2[:, 1]}
+
+
+MAX_SIZE = 4096
+"""Largest side in pixels."""
+
+
+class SquarePictures:
+    """An `ImageTower` without a network: token rows are the pixels, uint8, the global feature is the mean colour."""
+
+    global_dim = 3
+
+    def __init__(self, size: int) -> None:
+        self.token_dim = size
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that changes the pixels (see `Tower.describe`)."""
+        return {
+            "picture": {
+                "size": self.token_dim,
+                "fit": "squeezed",
+                "resampling": "bicubic",
+                "colour": "RGB",
+                "alpha": "over white",
+            }
+        }
+
+    def num_tokens(self, unit: ImageUnit) -> int:
+        """Rows of a picture, the same for all."""
+        return 3 * self.token_dim
+
+    def prepare(self, unit: ImageUnit) -> PreparedUnit:
+        """Decode and squeeze; raises `DatasetError` naming a picture that cannot be decoded."""
+        planes_3SS = read_square(unit.path, self.token_dim).transpose(2, 0, 1)
+        rows = np.ascontiguousarray(planes_3SS).reshape(-1, self.token_dim)
+        colour_3 = rows.reshape(3, -1).sum(1, dtype=np.uint32) / np.float32(self.token_dim**2)
+        inputs = {"pixels": torch.from_numpy(rows), "colour": torch.from_numpy(colour_3.astype(np.float32))}
+        return PreparedUnit(inputs=inputs, num_tokens=len(rows))
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        """Hand out the pixels."""
+        return EncodedBatch(
+            global_ND=torch.stack([unit.inputs["colour"] for unit in units]),
+            token_values=[unit.inputs["pixels"] for unit in units],
+        )
+
+
+def open_squares(size: str) -> Teacher:
+    """Open pictures of a side given as text.
+
+    Raises:
+        ConfigError: it is no number of pixels.
+    """
+    if not size.isdecimal() or not 0 < int(size) <= MAX_SIZE:
+        raise ConfigError(
+            f"The side of stored pictures is not a number from 1 to {MAX_SIZE}.",
+            where="--teacher",
+            why=f"got {size!r}",
+        )
+    return Teacher(name=f"{PICTURES}{int(size)}", image=SquarePictures(int(size)))

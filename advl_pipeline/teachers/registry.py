@@ -1,55 +1,159 @@
-"""Teachers by name: the catalogue, the doors `hf:`, `timm:` and `random:`, and plug-ins.
+"""Teachers by name: the catalogue, the doors `hf:`, `timm:` and `random:`, and plug-ins; what is known of each.
 
-A plug-in is an entry point of group `advl.teachers` whose object is called with `OpenOptions` and returns a
-`Teacher`; one that is a `DescribedTeacher` is listed like ours (`docs/adding-a-teacher.md`).
+Only `open_teacher` imports a model library or touches a network. A plug-in is an entry point of group `advl.teachers`
+whose object is called with `OpenOptions` and returns a `Teacher`; a `DescribedTeacher` is listed like ours
+(`docs/adding-a-teacher.md`). What is told of teachers is plain JSON types.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.errors import ConfigError, advise, suggest_names
-from advl_pipeline.packages import entry_points
-from advl_pipeline.teachers.open_options import ComputeDtype, ImageTokenKind, OpenOptions
-from advl_pipeline.teachers.teacher_cards import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
+from advl_pipeline.packages import entry_points, read_data
+from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher
 
 ENTRY_POINT_GROUP = "advl.teachers"
 
+BYTES_PER_VALUE = 2
+"""Features are stored as float16 by default."""
 
-def open_teacher(
-    name: str,
-    *,
-    weights: Path | None = None,
-    device: str = "cpu",
-    image_tokens: ImageTokenKind = "boxes",
-    grid_side: int | None = None,
-    dtype: ComputeDtype = "fp32",
-) -> Teacher:
+BYTES_PER_SPAN = 8
+"""Two int32 character offsets per word piece."""
+
+_WEIGHT_FILES = tuple(
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
+
+DOORS: dict[str, str] = {
+    "hf:ORG/MODEL": "any supported model on the Hugging Face hub; hf:ORG/MODEL@REVISION pins it",
+    "timm:MODEL": "any image model of timm",
+    "random:NAME": "the architecture of another teacher with random weights: a control; random:NAME@SEED",
+    "pictures:SIZE": "no network: the pictures squeezed to SIZE x SIZE pixels, as `advl prepare` stores them",
+}
+"""Forms of names that open more than the catalogue."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherCard:
+    """What is known of a teacher before its weights are at hand.
+
+    `source_id` is a repository ORG/MODEL, a timm model, or what a plug-in has the weights from; `model_type` is what
+    transformers calls the family, "" for timm; `architecture` the timm model that weights belong to.
+    Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
+    `token_dim` of a word piece. They are those of the published weights, and `advl teachers check` holds them against
+    these. `max_length` counts word pieces with special tokens. `megabytes` is the size of the download in fp32 or as
+    published.
+    """
+
+    name: str
+    source: Literal["transformers", "timm", "plug-in"]
+    source_id: str
+    modalities: tuple[Literal["image", "text"], ...]
+    about: str
+    licence: str
+    megabytes: int
+    image_dim: int = 0
+    grid_dim: int = 0
+    grid_shape: tuple[int, int] = (0, 0)
+    text_dim: int = 0
+    token_dim: int = 0
+    max_length: int = 0
+    model_type: str = ""
+    global_feature: str = ""
+    architecture: str = ""
+
+    @property
+    def states_sizes(self) -> bool:
+        """Whether rows and widths of all features of pictures, and the widths of all those of texts, are stated."""
+        sizes = {"image": (self.image_dim, self.grid_dim, *self.grid_shape), "text": (self.text_dim, self.token_dim)}
+        return bool(self.modalities) and all(all(sizes[modality]) for modality in self.modalities)
+
+    @property
+    def repository(self) -> str:
+        """The repository of the hub that holds its weights."""
+        return f"timm/{self.source_id}" if self.source == "timm" else self.source_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedTeacher:
+    """What the entry point of a teacher may hold in place of a bare opener: one that says what it is before it opens.
+
+    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
+    """
+
+    card: TeacherCard
+    open: Callable[[OpenOptions], Teacher]
+    is_at_hand: Callable[[], bool]
+    how_to_get: str
+
+    def __call__(self, options: OpenOptions) -> Teacher:
+        return self.open(options)
+
+
+def read_teacher_cards(text: str) -> dict[str, TeacherCard]:
+    """Return the cards of a TOML file by name, in its order."""
+    cards = {}
+    for name, facts in tomllib.loads(text).items():
+        values: dict[str, Any] = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
+        cards[name] = TeacherCard(name=name, **values)
+    return cards
+
+
+CATALOGUE: dict[str, TeacherCard] = read_teacher_cards(read_data("teachers.toml"))
+"""Cards by name, in the order in which `advl teachers list` shows them."""
+
+
+def open_teacher(name: str, **settings: Any) -> Teacher:
     """Open a frozen teacher.
 
     Args:
         name: a name of the catalogue, `hf:ORG/MODEL[@REVISION]`, `timm:MODEL`, `random:NAME[@SEED]`, or a plug-in's.
-        weights: a folder (transformers) or file of tensors (timm) to load instead of the known source.
-        device: as torch names it, such as "cpu" or "cuda".
-        image_tokens: token features of pictures: per box, per box from the grid, per grid cell, or none.
-        grid_side: larger grids are averaged to so many rows and columns; None keeps them.
-        dtype: what the network computes in; features come out as float32.
+        settings: other fields of `OpenOptions`.
 
     Raises:
         ConfigError: an unknown name (the near ones are listed), device or model type.
         WeightsUnavailable: the weights are not at hand; says what to install or where to put them.
     """
-    options = OpenOptions(
-        name=name, weights=weights, device=device, image_tokens=image_tokens, grid_side=grid_side, dtype=dtype
-    )
-    return _open(name, options)
+    inner, seed = _control(name)
+    options = OpenOptions(name=name, random_seed=seed, **settings)
+    door, _, rest = inner.partition(":")
+    card = CATALOGUE.get(inner)
+    if rest and door == "pictures":
+        from advl_pipeline.teachers.image_tower import open_squares
+
+        return open_squares(rest)
+    if (rest and door == "timm") or (card is not None and card.source == "timm"):
+        from advl_pipeline.teachers.timm_family import open_timm
+
+        return open_timm(card.architecture if card else rest, options, weights=options.weights)
+    if (rest and door == "hf") or card is not None:
+        from advl_pipeline.teachers.transformers_family import open_transformers
+
+        repository, model_type = (card.source_id, card.model_type) if card else (rest, "")
+        return open_transformers(repository, options, model_type=model_type)
+    if inner in plugin_entry_points():
+        return _open_plugin(plugin_entry_points()[inner], options)
+    raise _unknown(inner)
+
+
+def _control(name: str) -> tuple[str, int | None]:
+    """Return what stands behind `random:` and the seed of its weights; of any other name itself, and None."""
+    door, _, rest = name.partition(":")
+    if not rest or door != "random":
+        return name, None
+    inner, _, seed = rest.partition("@") if not rest.startswith("hf:") else (rest, "", "")
+    if seed and not seed.isdigit():
+        raise ConfigError(f"The seed of {name!r} is no number.", where="--teacher")
+    return inner, int(seed or 0)
 
 
 def plugin_entry_points() -> dict[str, EntryPoint]:
@@ -62,57 +166,21 @@ def known_names() -> list[str]:
     return [*CATALOGUE, *sorted(plugin_entry_points())]
 
 
-def _open(name: str, options: OpenOptions) -> Teacher:
-    door, _, rest = name.partition(":")
-    if rest and door == "random":
-        inner, _, seed = rest.partition("@") if not rest.startswith("hf:") else (rest, "", "")
-        if seed and not seed.isdigit():
-            raise ConfigError(f"The seed of {name!r} is no number.", where="--teacher")
-        return _open(inner, dataclasses.replace(options, random_seed=int(seed or 0)))
-    if rest and door == "hf":
-        from advl_pipeline.teachers.transformers_family import open_transformers
-
-        return open_transformers(rest, options)
-    if rest and door == "timm":
-        from advl_pipeline.teachers.timm_family import open_timm
-
-        return open_timm(rest, options, weights=options.weights)
-    if rest and door == "pictures":
-        from advl_pipeline.teachers.squares import open_squares
-
-        return open_squares(rest)
-    if name in CATALOGUE:
-        card = CATALOGUE[name]
-        if card.source == "timm":
-            from advl_pipeline.teachers.timm_family import open_timm
-
-            return open_timm(card.architecture, options, weights=options.weights)
-        from advl_pipeline.teachers.transformers_family import open_transformers
-
-        return open_transformers(card.source_id, options, model_type=card.model_type)
-    plugins = plugin_entry_points()
-    if name in plugins:
-        return _open_plugin(plugins[name], options)
-    raise _unknown(name)
-
-
 def require_teacher(name: str) -> None:
     """Refuse a name that opens no teacher, before anything is loaded; what stands behind `hf:` is not looked up.
 
     Raises:
         ConfigError: as said.
     """
-    door, _, rest = name.partition(":")
-    if rest and door == "random":
-        require_teacher(rest if rest.startswith("hf:") else rest.partition("@")[0])
-    elif not (rest and door in ("hf", "timm", "pictures")) and name not in known_names():
-        raise _unknown(name)
+    inner, _ = _control(name)
+    door, _, rest = inner.partition(":")
+    if not (rest and door in ("hf", "timm", "pictures")) and inner not in known_names():
+        raise _unknown(inner)
 
 
 def _unknown(name: str) -> ConfigError:
     return ConfigError(
         f"There is no teacher {name!r}.",
-        where="--teacher",
         why=suggest_names(name, [*known_names(), *DOORS]),
         next_command=advise(["advl", "teachers", "list"]),
     )
@@ -134,6 +202,33 @@ def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
             next_command=advise(["advl", "teachers", "check", point.name], note="once what it needs is installed"),
         ) from error
     return opener
+
+
+def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
+    """Open a plug-in, and see that its random control is another teacher."""
+    opener = load_plugin(point)
+    teacher: Teacher = opener(options)
+    if options.random_seed is None:
+        return teacher
+    import torch
+
+    try:
+        # Building a network draws random numbers, which what comes after must not notice.
+        with torch.random.fork_rng(devices=[]):
+            usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
+    except Exception:
+        return teacher  # What it is otherwise is not at hand, for reasons of its own.
+    drawn, known = (
+        [tower.describe() for tower in (one.image, one.text) if tower is not None] for one in (teacher, usual)
+    )
+    if drawn == known:
+        raise ConfigError(
+            f"The teacher {options.name!r} is {point.name!r} itself.",
+            where=f"entry point {point.value}",
+            why="its plug-in does not heed `random_seed` of the options that it is opened with",
+            next_command="leave out the control, or make the plug-in heed it (docs/adding-a-teacher.md)",
+        )
+    return teacher
 
 
 def described(name: str) -> DescribedTeacher | None:
@@ -159,30 +254,93 @@ def card_of(name: str) -> TeacherCard | None:
     return plugin.card if plugin else None
 
 
-def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
-    """Open a plug-in, and see that its random control is another teacher."""
-    opener = load_plugin(point)
-    teacher: Teacher = opener(options)
-    if options.random_seed is None:
-        return teacher
-    import torch
+def list_teachers() -> list[dict[str, Any]]:
+    """Return a line of every named teacher, plug-ins last."""
+    return [_summary(name, card_of(name)) for name in known_names()]
 
-    try:
-        # Building a network draws random numbers, which what comes after must not notice.
-        with torch.random.fork_rng(devices=[]):
-            usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
-    except Exception:
-        return teacher  # What it is otherwise is not at hand, for reasons of its own.
-    if _numbers_of(usual) == _numbers_of(teacher):
-        raise ConfigError(
-            f"The teacher {options.name!r} is {point.name!r} itself.",
-            where=f"entry point {point.value}",
-            why="its plug-in does not heed `random_seed` of the options that it is opened with",
-            next_command="leave out the control, or make the plug-in heed it (docs/adding-a-teacher.md)",
+
+def show_teacher(name: str) -> dict[str, Any]:
+    """Return what is known of a teacher, by any name that opens one, and what would be extracted.
+
+    `features` are the arrays of a cache: their width, and the bytes that each unit adds. There are none where only
+    opening the teacher would tell.
+
+    Raises:
+        ConfigError: an unknown name; the near ones are listed.
+    """
+    inner, seed = _control(name)
+    door, _, rest = inner.partition(":")
+    if inner in known_names():
+        card = card_of(inner)
+    elif rest and door in ("hf", "timm"):
+        card = TeacherCard(
+            name=inner,
+            source="transformers" if door == "hf" else "timm",
+            source_id=rest,
+            modalities=("image",) if door == "timm" else (),
+            about=f"any model: {rest}",
+            licence="see its page",
+            megabytes=0,
         )
-    return teacher
+    else:
+        raise _unknown(inner)
+    summary = _summary(name, card)
+    if seed is not None:
+        summary["about"] = f"random weights (control): {summary['about']}"
+    if card is None:
+        told = dict.fromkeys(("global_feature", "long_texts"), "as the plug-in has it")
+        source = f"plug-in {plugin_entry_points()[inner].value}"
+        return {"summary": summary, "source": source, **told, "features": [], "how_to_get": ""}
+    plugin = described(card.name)
+    windows = f"{card.max_length} word pieces" if card.max_length else "the model's longest input"
+    how_to_get = f"fetched when first used; or: hf download {card.repository} --local-dir DIR, then --weights DIR"
+    return {
+        "summary": summary,
+        "source": f"{card.source}: {card.source_id}",
+        "global_feature": card.global_feature or "by the model's type, known once it is opened",
+        "long_texts": f"overlapping windows of {windows}, nothing is cut" if "text" in card.modalities else "",
+        "features": _sizes(card),
+        "how_to_get": "" if summary["at_hand"] else plugin.how_to_get if plugin else how_to_get,
+    }
 
 
-def _numbers_of(teacher: Teacher) -> list[dict[str, Any]]:
-    """Return everything that changes a teacher's numbers."""
-    return [tower.describe() for tower in (teacher.image, teacher.text) if tower is not None]
+def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
+    """Return a line of the list. `at_hand`: the weights are on this machine; None where a plug-in alone knows."""
+    if card is None:
+        return {"name": name, "modalities": (), "at_hand": None, "megabytes": 0, "licence": "", "about": "plug-in"}
+    told = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
+    return {"name": name, "at_hand": is_at_hand(card), **told}
+
+
+def is_at_hand(card: TeacherCard) -> bool:
+    """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
+    if plugin := described(card.name):
+        return plugin.is_at_hand()
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = card.repository.partition("@")
+    return any(
+        isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in _WEIGHT_FILES
+    )
+
+
+def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
+    rows, columns = card.grid_shape
+    sizes = [
+        ("image global", card.image_dim, 1, "picture"),
+        ("image tokens, boxes", card.image_dim, 1, "box"),
+        ("image tokens, boxes-roi", card.grid_dim, 1, "box"),
+        (f"image tokens, grid {rows} x {columns}", card.grid_dim, rows * columns, "picture"),
+        ("text global", card.text_dim, 1, "text"),
+        ("text tokens", card.token_dim, 1, "word piece"),
+    ]
+    return [
+        {
+            "feature": feature,
+            "width": width,
+            "num_bytes": width * number * BYTES_PER_VALUE + (BYTES_PER_SPAN if per == "word piece" else 0),
+            "per": per,
+        }
+        for feature, width, number, per in sizes
+        if width
+    ]

@@ -10,16 +10,19 @@ Shapes: N texts, B windows in a forward pass, L tokens with special ones, M cont
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
 from advl_pipeline.datasets.records import TextUnit
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.word_pieces import WordPieces
+from advl_pipeline.tensors import parameter_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +70,52 @@ class TextFeatures:
     tokens_BLD: torch.Tensor
 
 
-class TextBackbone(Protocol):
+class TextBackbone(ABC):
     """A frozen text network on its device, behind padded token ids."""
 
-    @property
-    def device(self) -> torch.device: ...
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        description: Mapping[str, Any],
+        dim: int,
+        max_length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        pad_to_max: bool = False,
+    ) -> None:
+        """Freeze and move a network.
 
-    @property
-    def global_dim(self) -> int: ...
-
-    @property
-    def token_dim(self) -> int: ...
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens in one forward pass, special tokens included."""
-        ...
-
-    @property
-    def pad_to_max(self) -> bool:
-        """Whether every input is padded to `max_length`, as the network was trained."""
-        ...
+        Args:
+            network: in float32 as loaded; its parameters and buffers are what the digest covers.
+            description: library, architecture, which features are taken.
+            dim: width of all features.
+            max_length: most tokens in one forward pass, special tokens included.
+            device, dtype: where and in what it computes.
+            pad_to_max: every input is padded to `max_length`, as the network was trained.
+        """
+        self._description = {
+            **description,
+            "parameters": parameter_digest(network.state_dict()),
+            "compute_dtype": str(dtype).removeprefix("torch."),
+        }
+        frozen: Any = network.eval().requires_grad_(False)
+        self.network: Any = frozen.to(device=device, dtype=dtype)
+        self.global_dim = self.token_dim = dim
+        self.max_length, self.device, self.pad_to_max = max_length, device, pad_to_max
 
     def describe(self) -> dict[str, Any]:
-        """Digest of the parameters, architecture, pooling, token features, compute dtype."""
-        ...
+        """Return the digest of the parameters, architecture, pooling, token features, compute dtype."""
+        return dict(self._description)
 
-    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures: ...
+    @torch.inference_mode()
+    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
+        """Encode padded ids."""
+        return self.features(ids_BL, mask_BL)
+
+    @abstractmethod
+    def features(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
+        """Run the network; padding is to be masked, unless the network was trained to see it."""
 
 
 class WordPieceTextTower:
@@ -162,40 +184,36 @@ class WordPieceTextTower:
             for unit, plan in zip(units, plans, strict=True)
             for window in plan
         ]
-        global_rows, token_rows = self._forward(rows)
+        global_rows: list[torch.Tensor] = []
+        token_rows: list[torch.Tensor] = []
+        device = self.backbone.device
+        with torch.inference_mode():
+            for start in range(0, len(rows), FORWARD_CHUNK):
+                ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
+                found = self.backbone(ids_BL.to(device), mask_BL.to(device))
+                global_rows.extend(found.global_BD.float())
+                token_rows.extend(found.tokens_BLD.float())
+        skip, first = len(self.pieces.prefix), 0
         global_values: list[torch.Tensor] = []
         token_values: list[torch.Tensor] = []
-        row = 0
         for plan in plans:
-            stop = row + len(plan)
-            global_values.append(_weighted_mean(global_rows[row:stop], plan))
-            token_values.append(self._owned_tokens(token_rows[row:stop], plan))
-            row = stop
+            own = slice(first, first + len(plan))
+            first += len(plan)
+            global_D = global_rows[own][0]
+            if len(plan) > 1:
+                owned_W = torch.tensor([float(one.keep_stop - one.keep_start) for one in plan], device=device)
+                global_D = (torch.stack(global_rows[own]) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)
+            global_values.append(global_D)
+            kept = [
+                states_LD[skip + one.keep_start - one.start : skip + one.keep_stop - one.start]
+                for states_LD, one in zip(token_rows[own], plan, strict=True)
+            ]
+            token_values.append(torch.cat(kept))
         global_ND = torch.stack(global_values)
         norm_N = global_ND.norm(dim=1)
         if self.unit_length:
             global_ND = torch.nn.functional.normalize(global_ND, dim=1)
         return EncodedBatch(global_ND=global_ND, token_values=token_values, stats={"norm": norm_N})
-
-    def _owned_tokens(self, rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
-        skip = len(self.pieces.prefix)
-        return torch.cat(
-            [
-                states_LD[skip + window.keep_start - window.start : skip + window.keep_stop - window.start]
-                for states_LD, window in zip(rows, plan, strict=True)
-            ]
-        )
-
-    def _forward(self, rows: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        global_rows: list[torch.Tensor] = []
-        token_rows: list[torch.Tensor] = []
-        with torch.inference_mode():
-            for start in range(0, len(rows), FORWARD_CHUNK):
-                ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
-                found = self.backbone(ids_BL.to(self.backbone.device), mask_BL.to(self.backbone.device))
-                global_rows.extend(found.global_BD.float())
-                token_rows.extend(found.tokens_BLD.float())
-        return global_rows, token_rows
 
     def _pad(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         length = self.backbone.max_length if self.backbone.pad_to_max else max(len(ids) for ids in rows)
@@ -205,11 +223,3 @@ class WordPieceTextTower:
             ids_BL[row, : len(ids)] = ids
             mask_BL[row, : len(ids)] = 1
         return ids_BL, mask_BL
-
-
-def _weighted_mean(rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
-    if len(plan) == 1:
-        return rows[0]
-    owned = [float(window.keep_stop - window.keep_start) for window in plan]
-    owned_W = torch.tensor(owned, device=rows[0].device)
-    return (torch.stack(list(rows)) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)

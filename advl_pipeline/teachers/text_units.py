@@ -2,15 +2,17 @@
 
 A teacher reads the candidate with its question, it alone, or each in turn. A text unit stays the whole text, by which
 it is looked up and to which all characters refer. A cache may hold only the tokens of some words, such as those with
-the highest prior (docs/method.md).
+the highest prior, or of texts that are chosen so that all words come up about as often (docs/method.md, cover).
 Shapes: N texts, R readings of each, D teacher width, W words and M token rows of a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +21,12 @@ import torch
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.datasets.records import Dataset, TextUnit
 from advl_pipeline.datasets.words import (
+    ROUNDING,
     STOP_WORDS,
     WordPrior,
     assign_tokens_to_words,
     fit_word_prior,
+    is_function_word,
     top_words,
     word_spans,
 )
@@ -59,9 +63,13 @@ class CandidateTextTower:
         """As the tower, for each reading; characters refer to the whole text."""
         starts = [self._starts[unit.unit_id] for unit in units]
         alone = [replace(unit, text=unit.text[start:]) for unit, start in zip(units, starts, strict=True)]
-        shifted = [
-            _shift(prepared, start) for prepared, start in zip(self._tower.prepare(alone), starts, strict=True)
-        ]
+        shifted = []
+        for prepared, start in zip(self._tower.prepare(alone), starts, strict=True):
+            assert prepared.char_spans_M2 is not None
+            # A piece that covers nothing stays at 0.
+            covers_M1 = (prepared.char_spans_M2[:, :1] != prepared.char_spans_M2[:, 1:]).astype(np.int32)
+            moved_M2 = prepared.char_spans_M2 + covers_M1 * np.int32(start)
+            shifted.append(replace(prepared, char_spans_M2=moved_M2.astype(np.int32)))
         if self._reads == "candidate":
             return [_join([reading]) for reading in shifted]
         whole = self._tower.prepare(units)
@@ -120,13 +128,6 @@ def candidate_starts(reads: TextUnits, dataset: Dataset) -> dict[str, int]:
     return starts
 
 
-def _shift(prepared: PreparedUnit, start: int) -> PreparedUnit:
-    assert prepared.char_spans_M2 is not None
-    empty_M = prepared.char_spans_M2[:, 0] == prepared.char_spans_M2[:, 1]
-    moved_M2 = np.where(empty_M[:, None], prepared.char_spans_M2, prepared.char_spans_M2 + np.int32(start))
-    return replace(prepared, char_spans_M2=moved_M2.astype(np.int32))
-
-
 def _join(readings: Sequence[PreparedUnit]) -> ReadUnit:
     spans = [reading.char_spans_M2 for reading in readings if reading.char_spans_M2 is not None]
     return ReadUnit(
@@ -144,16 +145,8 @@ class SelectedUnit(PreparedUnit):
     full: PreparedUnit
 
 
-class KeptWords(Protocol):
-    """Which words of a text have their tokens kept."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is kept, for the identity of a cache. The texts that it depends on are the dataset's."""
-        ...
-
-    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
-        """Return the words of a text whose tokens are kept, ascending."""
-        ...
+def _kept(share: float, **how: str) -> dict[str, Any]:
+    return {"share": share, **how, "stop_words": digest(sorted(STOP_WORDS))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +158,7 @@ class RarestWords:
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept, for the identity of a cache."""
-        kept = {
-            "share": self.share,
-            "words": "highest IDF over the candidates of the split",
-            "stop_words": digest(sorted(STOP_WORDS)),
-        }
-        return {"kept_tokens": kept}
+        return {"kept_tokens": _kept(self.share, words="highest IDF over the candidates of the split")}
 
     def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
         """Return the words of a text whose tokens are kept, ascending."""
@@ -183,7 +171,7 @@ class SelectingTextTower:
     Tokens that belong to no word, such as special ones, are not kept.
     """
 
-    def __init__(self, tower: TextTower, keeps: KeptWords) -> None:
+    def __init__(self, tower: TextTower, keeps: RarestWords | CoveringTexts) -> None:
         self._tower = tower
         self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
         self._keeps = keeps
@@ -232,3 +220,67 @@ def fit_split_prior(dataset: Dataset) -> WordPrior:
         for example in map(dataset.__getitem__, range(len(dataset)))
         for candidate in example.candidates
     )
+
+
+def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[int]:
+    """Return the texts that are chosen, in the order in which they are; the earlier one on a tie.
+
+    Greedy: t* = argmax_t of the mean, over the words j of t, of 2^(-n(j)), with n(j) how often word j was chosen,
+    until the share rho of all words is chosen. Words with a meaning count, known or not: it needs no student.
+
+    Args:
+        words_of_texts: of each text; one without a word is never chosen.
+        share: rho, of all words.
+    """
+    chosen: list[int] = []
+    times: Counter[Hashable] = Counter()
+    wanted = share * sum(map(len, words_of_texts)) - ROUNDING
+    num_words = 0
+
+    def gain(text: int) -> float:
+        words = words_of_texts[text]
+        return sum(2.0 ** -times[word] for word in words) / len(words)
+
+    # Gains only fall, so that one which is still the largest when it is looked up anew is the largest of all.
+    waiting = [(-1.0, text) for text, words in enumerate(words_of_texts) if words]
+    heapq.heapify(waiting)
+    while num_words < wanted:
+        _, text = waiting[0]
+        now = (-gain(text), text)
+        if len(waiting) > 1 and now > min(waiting[1:3]):
+            heapq.heapreplace(waiting, now)
+            continue
+        heapq.heappop(waiting)
+        chosen.append(text)
+        times.update(words_of_texts[text])
+        num_words += len(words_of_texts[text])
+    return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoveringTexts:
+    """Keeps the words with a meaning of the texts that were chosen, and nothing of the others."""
+
+    share: float
+    chosen: frozenset[str]
+
+    @classmethod
+    def of_texts(cls, units: Iterable[TextUnit], share: float) -> CoveringTexts:
+        """Choose among the texts of a split."""
+        units = list(units)
+        words = [[word for word in _lower_words(unit) if not is_function_word(word)] for unit in units]
+        return cls(share=share, chosen=frozenset(units[text].unit_id for text in cover(words, share)))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is kept, for the identity of a cache."""
+        return {"kept_texts": _kept(self.share, texts="greedy cover of the words with a meaning")}
+
+    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
+        """Return the words of a text whose tokens are kept, ascending."""
+        if unit.unit_id not in self.chosen:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero([not is_function_word(word) for word in _lower_words(unit)])
+
+
+def _lower_words(unit: TextUnit) -> list[str]:
+    return [unit.text[start:end].lower() for start, end in word_spans(unit.text)]

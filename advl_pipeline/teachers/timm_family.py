@@ -12,6 +12,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
@@ -19,8 +21,10 @@ from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
+from advl_pipeline.teachers.transformers_files import first_line
+from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone, cells_from_tokens
+
+TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
 """From the tensors of a file and the network to the same tensors by the network's names."""
@@ -56,11 +60,10 @@ def open_timm(
         model = _from_hub(architecture, options)
     else:
         model = timm.create_model(architecture, pretrained=False)
-        _load_file(model, _weights_file(weights, options), options, renamed)
+        _load_file(model, weights, options, renamed)
     try:
-        backbone = TimmBackbone(
-            model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype
-        )
+        place = {"device": options.torch_device, "dtype": options.torch_dtype}
+        backbone = TimmBackbone(model, architecture=architecture, **place)
     except (ValueError, AttributeError) as error:
         # Some networks of timm give several maps, or tokens that are no grid.
         raise ConfigError(
@@ -84,7 +87,7 @@ def _from_hub(architecture: str, options: OpenOptions) -> Any:
         try:
             return timm.create_model(architecture, pretrained=True)
         except (OSError, RuntimeError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
     raise WeightsUnavailable(
         f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
         where=f"hub repository {repository}",
@@ -93,36 +96,24 @@ def _from_hub(architecture: str, options: OpenOptions) -> Any:
     )
 
 
-def _weights_file(weights: Path, options: OpenOptions) -> Path:
-    if weights.is_file():
-        return weights
-    found = sorted(path for path in weights.glob("*") if path.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorNames | None) -> None:
+    found = [weights] if weights.is_file() else [path for path in weights.glob("*") if path.suffix in TENSOR_FILES]
     if len(found) != 1:
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are not where --weights says.",
             where=str(weights),
             why=f"a timm network needs one file of tensors, found {len(found)}",
         )
-    return found[0]
-
-
-def _load_file(model: Any, path: Path, options: OpenOptions, renamed: TensorNames | None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    (path,) = found
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        is_safe = path.suffix == ".safetensors"
+        state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(renamed(state, model) if renamed else state, strict=True)
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
-        lines = str(error).strip().splitlines()
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are damaged or belong to another network.",
             where=str(path),
-            why=" ".join(line.strip() for line in lines[:2]),
+            why=" ".join(line.strip() for line in str(error).strip().splitlines()[:2]),
         ) from None
 
 
@@ -133,20 +124,11 @@ class TimmBackbone(VisionBackbone):
     map without class and register tokens; logits come from its classifier where it has one.
     """
 
-    def __init__(self, model: nn.Module, *, architecture: str, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(
-            model,
-            settings=timm_pixel_settings(model),
-            description={
-                "library": "timm",
-                "architecture": architecture,
-                "global": "input of the classifier",
-                "grid": "last feature map",
-            },
-            device=device,
-            dtype=dtype,
-            folds_batch_norms=True,
-        )
+    def __init__(self, model: nn.Module, *, architecture: str, **place: Any) -> None:
+        features = {"global": "input of the classifier", "grid": "last feature map"}
+        description = {"library": "timm", "architecture": architecture, **features}
+        settings = timm_pixel_settings(model)
+        super().__init__(model, settings=settings, description=description, folds_batch_norms=True, **place)
 
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
         """Run the network on pixels of its dtype."""

@@ -2,13 +2,19 @@
 
 Both global features of a pair, CLIP or SigLIP, lie in the joint space, and so do the text tokens: a word's state goes
 through the same final projection as the text's summary, so that the cosine of a word and a picture means something.
-Shapes: N pictures, B windows, L tokens, C = 3, H x W pixels, D width.
+
+Features of a text encoder are its last hidden states, pooled by the mean or the first token. Sentence encoders say
+for themselves (`modules.json`); other models follow the tables by model type. A type that is in none is pooled by the
+mean.
+
+Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, M cells, D width.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,20 +23,61 @@ from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.teachers.text_tower import TextFeatures, WordPieceTextTower
-from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, transformers_source
-from advl_pipeline.teachers.transformers_text import open_text_tower
-from advl_pipeline.teachers.transformers_vision import (
-    VISION_TYPES,
-    TransformersVisionBackbone,
-    processor_pixel_settings,
+from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
+from advl_pipeline.teachers.transformers_files import (
+    TransformersSource,
+    load_model,
+    load_part,
+    sibling,
+    transformers_source,
 )
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
+from advl_pipeline.teachers.vision_backbone import (
+    ImageFeatures,
+    Interpolation,
+    PixelSettings,
+    VisionBackbone,
+    cells_from_tokens,
+)
 from advl_pipeline.teachers.word_pieces import WordPieces
-from advl_pipeline.tensors import parameter_digest
 
 PAIR_TYPES = frozenset({"clip", "siglip"})
+
+VisionKind = Literal["class token", "mean of cells", "pooled map"]
+"""Where the global feature comes from: the class token after the last norm; the mean of the cells after the last
+norm; the network's own pooling of its last map."""
+
+VISION_TYPES: dict[str, VisionKind] = {
+    "dinov2": "class token",
+    "dinov2_with_registers": "class token",
+    "dinov3_vit": "class token",
+    "vit": "class token",
+    "swin": "mean of cells",
+    "swinv2": "mean of cells",
+    "convnext": "pooled map",
+    "convnextv2": "pooled map",
+}
+"""Supported model types."""
+
+Pooling = Literal["mean over all tokens", "first token"]
+"""All tokens count special ones in, as sentence encoders do; the first one is [CLS] or <s>."""
+
+FIRST_TOKEN_TYPES = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "electra", "distilbert", "modernbert"}
+)
+"""Model types whose first token is the summary that their tasks of finetuning use."""
+
+ENCODER_OF_PAIR_TYPES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Encoder-decoder types of which the encoder alone is the teacher."""
+
+POSITION_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+"""Types that keep the first positions for padding, so that inputs are that much shorter than the table."""
+
+SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
+
+SENTENCE_POOLINGS: dict[tuple[str, ...], Pooling] = {
+    ("pooling_mode_mean_tokens",): "mean over all tokens",
+    ("pooling_mode_cls_token",): "first token",
+}
 
 
 def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "") -> Teacher:
@@ -56,53 +103,184 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
             next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
             f"--teacher hf:local/{Path(source.place).name} --weights {source.place}",
         )
+    place = {"device": options.torch_device, "dtype": options.torch_dtype}
     if config.model_type in PAIR_TYPES:
-        return _open_pair(source, config, options)
+        pair = load_model(transformers.AutoModel, config, source, options)
+        logit_scale = float(pair.logit_scale.detach().exp())
+        pieces = WordPieces(load_part(transformers.AutoTokenizer.from_pretrained, source, options))
+        vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(source, options), **place)
+        return Teacher(
+            name=options.name,
+            image=PixelImageTower(vision, options.image_tokens, options.grid_side),
+            text=WordPieceTextTower(PairTextBackbone(pair, config.model_type, **place), pieces, unit_length=False),
+            aligned=True,
+            logit_scale=logit_scale,
+        )
     if config.model_type in VISION_TYPES:
-        return Teacher(name=options.name, image=_open_vision(source, config, options))
+        kind = VISION_TYPES[config.model_type]
+        network = load_model(transformers.AutoModel, config, source, options, keep_pooler=kind == "pooled map")
+        backbone = TransformersVisionBackbone(network, kind, settings=_pixel_settings(source, options), **place)
+        return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
     if getattr(config, "vocab_size", None) is None:
         raise ConfigError(
             f"Models of type {config.model_type!r} cannot be teachers.",
             where=source.place,
             why="supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES])),
         )
-    return Teacher(name=options.name, text=open_text_tower(source, config, options))
+    tokenizer = load_part(transformers.AutoTokenizer.from_pretrained, source, options)
+    model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
+    pooling, unit_length, max_length = text_recipe(source, config, tokenizer_limit=tokenizer.model_max_length)
+    encoder = load_model(model_class, config, source, options)
+    text = TransformersTextBackbone(encoder, pooling, max_length=max_length, **place)
+    return Teacher(name=options.name, text=WordPieceTextTower(text, WordPieces(tokenizer), unit_length=unit_length))
 
 
-def _open_vision(source: TransformersSource, config: Any, options: OpenOptions) -> PixelImageTower:
-    import transformers
+class PairVisionBackbone(VisionBackbone):
+    """The vision tower of a pair.
 
-    kind = VISION_TYPES[config.model_type]
-    backbone = TransformersVisionBackbone(
-        load_model(transformers.AutoModel, config, source, options, keep_pooler=kind == "pooled map"),
-        kind,
-        # The class token, and register tokens where there are some.
-        num_prefix_tokens=1 + int(getattr(config, "num_register_tokens", 0) or 0) if kind == "class token" else 0,
-        settings=_pixel_settings(source, options),
-        device=options.torch_device,
-        dtype=options.torch_dtype,
-    )
-    return PixelImageTower(backbone, options.image_tokens, options.grid_side)
+    Global: CLIP's class token or SigLIP's attention pooling, in the joint space. Grid: patch states after the last
+    norm, in the tower's own space.
+    """
+
+    def __init__(self, pair: Any, model_type: str, **settings: Any) -> None:
+        self._is_clip = model_type == "clip"
+        parts = {"tower": pair.vision_model}
+        if self._is_clip:
+            parts["projection"] = pair.visual_projection
+        description = {
+            "library": "transformers",
+            "architecture": type(pair.vision_model).__name__,
+            "global": "projected class token" if self._is_clip else "attention pooling",
+            "grid": "patch states after the last norm",
+        }
+        super().__init__(nn.ModuleDict(parts), description=description, **settings)
+
+    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        tower = self.network["tower"]
+        output = tower(pixel_values=pixels_NCHW)
+        global_ND, patches_NMD = output.pooler_output, output.last_hidden_state
+        if self._is_clip:
+            global_ND = self.network["projection"](global_ND)
+            patches_NMD = tower.post_layernorm(patches_NMD[:, 1:])
+        return ImageFeatures(global_ND=global_ND, grid_NhwD=cells_from_tokens(patches_NMD))
 
 
-def _open_pair(source: TransformersSource, config: Any, options: OpenOptions) -> Teacher:
-    import transformers
+class PairTextBackbone(TextBackbone):
+    """The text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
 
-    pair = load_model(transformers.AutoModel, config, source, options)
-    logit_scale = float(pair.logit_scale.detach().exp())
-    device, dtype = options.torch_device, options.torch_dtype
-    pieces = WordPieces(load_part(transformers.AutoTokenizer.from_pretrained, source, options))
-    vision = PairVisionBackbone(
-        pair, config.model_type, settings=_pixel_settings(source, options), device=device, dtype=dtype
-    )
-    text = PairTextBackbone(pair, config.model_type, device=device, dtype=dtype)
-    return Teacher(
-        name=options.name,
-        image=PixelImageTower(vision, options.image_tokens, options.grid_side),
-        text=WordPieceTextTower(text, pieces, unit_length=False),
-        aligned=True,
-        logit_scale=logit_scale,
-    )
+    def __init__(self, pair: Any, model_type: str, **place: Any) -> None:
+        self._is_clip = model_type == "clip"
+        tower: Any = pair.text_model
+        projection: Any = pair.text_projection if self._is_clip else tower.head
+        description = {
+            "library": "transformers",
+            "architecture": type(tower).__name__,
+            "global": "projected end-of-text token" if self._is_clip else "projected last token",
+            "layer": "last hidden states, projected to the joint space",
+        }
+        super().__init__(
+            nn.ModuleDict({"tower": tower, "projection": projection}),
+            description=description,
+            dim=projection.out_features,
+            max_length=tower.config.max_position_embeddings,
+            pad_to_max=not self._is_clip,
+            **place,
+        )
+
+    def features(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
+        tower, projection = self.network["tower"], self.network["projection"]
+        output = tower(input_ids=ids_BL, attention_mask=mask_BL if self._is_clip else None)
+        pooled_BD = output.pooler_output
+        return TextFeatures(
+            global_BD=projection(pooled_BD) if self._is_clip else pooled_BD,
+            tokens_BLD=projection(output.last_hidden_state),
+        )
+
+
+class TransformersVisionBackbone(VisionBackbone):
+    """A vision transformer or convolutional network; the grid is its last map without class and register tokens."""
+
+    def __init__(self, model: Any, kind: VisionKind, **settings: Any) -> None:
+        self._kind = kind
+        self._num_prefix_tokens = 0
+        if kind == "class token":
+            self._num_prefix_tokens = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
+        name = type(model).__name__
+        description = {"library": "transformers", "architecture": name, "global": kind, "grid": "last feature map"}
+        super().__init__(model, description=description, **settings)
+
+    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        output = self.network(pixel_values=pixels_NCHW)
+        states = output.last_hidden_state
+        if self._kind == "pooled map":
+            return ImageFeatures(global_ND=output.pooler_output, grid_NhwD=states.permute(0, 2, 3, 1))
+        cells_NMD = states[:, self._num_prefix_tokens :]
+        global_ND = states[:, 0] if self._kind == "class token" else cells_NMD.mean(dim=1)
+        return ImageFeatures(global_ND=global_ND, grid_NhwD=cells_from_tokens(cells_NMD))
+
+
+class TransformersTextBackbone(TextBackbone):
+    """An encoder whose token features are its last hidden states."""
+
+    def __init__(self, model: Any, pooling: Pooling, **settings: Any) -> None:
+        self._pooling = pooling
+        name = type(model).__name__
+        description = {
+            "library": "transformers",
+            "architecture": name,
+            "global": pooling,
+            "layer": "last hidden states",
+        }
+        super().__init__(model, description=description, dim=model.config.hidden_size, **settings)
+
+    def features(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
+        states_BLD = self.network(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        if self._pooling == "first token":
+            return TextFeatures(global_BD=states_BLD[:, 0], tokens_BLD=states_BLD)
+        weights_BL1 = mask_BL.unsqueeze(-1).float()
+        total_BD: torch.Tensor = (states_BLD.float() * weights_BL1).sum(dim=1)
+        mean_BD = total_BD / weights_BL1.sum(dim=1).clamp_min(1.0)
+        return TextFeatures(global_BD=mean_BD, tokens_BLD=states_BLD)
+
+
+def text_recipe(source: TransformersSource, config: Any, *, tokenizer_limit: int) -> tuple[Pooling, bool, int]:
+    """Return how features are made: the pooling, whether to unit length, and the longest input in tokens.
+
+    A sentence encoder's own files say so; of others the model type does.
+
+    Raises:
+        ConfigError: a sentence encoder with parts that are not supported.
+    """
+    limits = [tokenizer_limit]
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions:
+        offset = (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_TYPES else 0
+        limits.append(positions - offset)
+    # Networks with relative positions, such as T5, state no limit but were trained on texts of this length.
+    max_length = min(min(limits), 8192) if min(limits) < 1_000_000 else 512
+    modules = _read_beside(source, "modules.json")
+    if modules is None:
+        is_first = config.model_type in FIRST_TOKEN_TYPES
+        return "first token" if is_first else "mean over all tokens", False, max_length
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    unsupported = sorted(set(kinds) - SENTENCE_MODULES)
+    modes = _read_beside(source, "1_Pooling/config.json") or {}
+    chosen = tuple(sorted(name for name, on in modes.items() if name.startswith("pooling_mode_") and on))
+    if not unsupported and chosen not in SENTENCE_POOLINGS:
+        pooled = ", ".join(chosen) or "no pooling"
+        unsupported = [f"{pooled}; supported are the mean of the tokens and the first token"]
+    if unsupported:
+        raise ConfigError(
+            "This sentence encoder has parts that are not supported.", where=source.place, why=", ".join(unsupported)
+        )
+    settings = _read_beside(source, "sentence_bert_config.json") or {}
+    max_length = min(max_length, settings.get("max_seq_length") or max_length)
+    return SENTENCE_POOLINGS[chosen], "Normalize" in kinds, max_length
+
+
+def _read_beside(source: TransformersSource, name: str) -> Any:
+    path = sibling(source, name)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSettings:
@@ -117,80 +295,44 @@ def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSe
         ) from None
 
 
-class PairVisionBackbone(VisionBackbone):
-    """The vision tower of a pair.
+def processor_pixel_settings(processor: Any) -> PixelSettings:
+    """Return the preprocessing that a transformers image processor does.
 
-    Global: CLIP's class token or SigLIP's attention pooling, in the joint space. Grid: patch states after the last
-    norm, in the tower's own space.
+    Raises:
+        ValueError: a kind of scaling that is not supported, such as a size that varies with the picture.
     """
-
-    def __init__(
-        self, pair: Any, model_type: str, *, settings: PixelSettings, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._is_clip = model_type == "clip"
-        parts = {"tower": pair.vision_model}
-        if self._is_clip:
-            parts["projection"] = pair.visual_projection
-        super().__init__(
-            nn.ModuleDict(parts),
-            settings=settings,
-            description={
-                "library": "transformers",
-                "architecture": type(pair.vision_model).__name__,
-                "global": "projected class token" if self._is_clip else "attention pooling",
-                "grid": "patch states after the last norm",
-            },
-            device=device,
-            dtype=dtype,
-        )
-
-    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
-        """Run the tower on pixels of its dtype."""
-        tower = self.network["tower"]
-        output = tower(pixel_values=pixels_NCHW)
-        if not self._is_clip:
-            return ImageFeatures(
-                global_ND=output.pooler_output, grid_NhwD=cells_from_tokens(output.last_hidden_state)
-            )
-        patches_NMD = tower.post_layernorm(output.last_hidden_state[:, 1:])
-        return ImageFeatures(
-            global_ND=self.network["projection"](output.pooler_output), grid_NhwD=cells_from_tokens(patches_NMD)
-        )
-
-
-class PairTextBackbone:
-    """The text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
-
-    def __init__(self, pair: Any, model_type: str, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._is_clip = model_type == "clip"
-        self._tower: Any = pair.text_model
-        self._projection: Any = pair.text_projection if self._is_clip else pair.text_model.head
-        parts = nn.ModuleDict({"tower": self._tower, "projection": self._projection})
-        self._description = {
-            "library": "transformers",
-            "architecture": type(self._tower).__name__,
-            "parameters": parameter_digest(parts.state_dict()),
-            "global": "projected end-of-text token" if self._is_clip else "projected last token",
-            "layer": "last hidden states, projected to the joint space",
-            "compute_dtype": str(dtype).removeprefix("torch."),
-        }
-        parts.eval().requires_grad_(False).to(device=device, dtype=dtype)
-        self.device = device
-        self.max_length: int = self._tower.config.max_position_embeddings
-        self.pad_to_max = not self._is_clip
-        self.global_dim: int = self._projection.out_features
-        self.token_dim: int = self._projection.out_features
-
-    def describe(self) -> dict[str, Any]:
-        """Digest of the parameters, architecture, pooling, token features, compute dtype."""
-        return dict(self._description)
-
-    @torch.inference_mode()
-    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
-        """Encode padded ids."""
-        output = self._tower(input_ids=ids_BL, attention_mask=mask_BL if self._is_clip else None)
-        pooled_BD = output.pooler_output
-        return TextFeatures(
-            global_BD=self._projection(pooled_BD) if self._is_clip else pooled_BD,
-            tokens_BLD=self._projection(output.last_hidden_state),
-        )
+    if abs(getattr(processor, "rescale_factor", 0.0) * 255 - 1) > 1e-6:
+        raise ValueError("intensities are not scaled to [0, 1]")
+    resample = getattr(processor, "resample", None)
+    names: dict[object, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    if (interpolation := names.get(getattr(resample, "value", resample))) is None:
+        raise ValueError(f"resampling {resample} is not supported")
+    size = dict(getattr(processor, "size", None) or {})
+    cut = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
+    edge, crop_pct = int(size.get("shortest_edge", 0)), getattr(processor, "crop_pct", None)
+    if "height" in size and not cut:
+        height, width, short_edge = size["height"], size["width"], 0
+    elif edge and "height" in cut:
+        height, width, short_edge = cut["height"], cut["width"], edge
+    elif edge and crop_pct:
+        # ConvNeXt's rule: large inputs are squashed, smaller ones scaled by the share that is kept, and cut.
+        height, width, short_edge = edge, edge, 0 if edge >= 384 else int(edge / crop_pct)
+    else:
+        raise ValueError(f"size {size} with crop {cut} gives no fixed number of pixels")
+    colours: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    if getattr(processor, "do_normalize", False):
+        for name in colours:
+            value = getattr(processor, f"image_{name}", None)
+            values = [value] * 3 if isinstance(value, (int, float)) else value
+            if not isinstance(values, (list, tuple)) or len(values) != 3:
+                raise ValueError(f"{value} is not one value per colour channel")
+            colours[name] = tuple(map(float, values))
+    return PixelSettings(
+        height=height,
+        width=width,
+        fit="crop" if short_edge else "squash",
+        short_edge=short_edge,
+        interpolation=interpolation,
+        crop_rounding="down",
+        **colours,
+    )

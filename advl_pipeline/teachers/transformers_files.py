@@ -67,26 +67,18 @@ def load_part(load: Callable[..., Any], source: TransformersSource, options: Ope
         except OSError as error:
             if local_only and not source.local:
                 continue
-            raise _unavailable(source, options, _first_line(error)) from None
-        except ImportError as error:
-            raise WeightsUnavailable(
-                f"Teacher {options.name!r} needs a package that is not installed.",
-                where=source.place,
-                why=_first_line(error),
-                next_command=install_extra("sentencepiece"),
-            ) from None
-        except (RuntimeError, UnpicklingError) as error:
-            raise WeightsUnavailable(
-                f"The files of teacher {options.name!r} are damaged or belong to another model.",
-                where=source.place,
-                why=_first_line(error),
-            ) from None
-        except (ValueError, KeyError) as error:
-            raise ConfigError(
-                f"Teacher {options.name!r} cannot be opened by the installed transformers.",
-                where=source.place,
-                why=_first_line(error),
-            ) from None
+            raise _unavailable(source, options, first_line(error)) from None
+        except (ImportError, RuntimeError, UnpicklingError, ValueError, KeyError) as error:
+            where, why = source.place, first_line(error)
+            if isinstance(error, ImportError):
+                what = f"Teacher {options.name!r} needs a package that is not installed."
+                needed = install_extra("sentencepiece")
+                raise WeightsUnavailable(what, where=where, why=why, next_command=needed) from None
+            if isinstance(error, (ValueError, KeyError)):
+                what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
+                raise ConfigError(what, where=where, why=why) from None
+            what = f"The files of teacher {options.name!r} are damaged or belong to another model."
+            raise WeightsUnavailable(what, where=where, why=why) from None
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -179,6 +171,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -47,8 +47,11 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
     Args:
         pieces: the tokens of it, in order, as `convert_ids_to_tokens` gives them.
     """
-    if (bytes_M2 := _byte_spans(text, pieces)) is not None:
-        return trim_spans(text, bytes_M2)
+    is_bytes = bool(pieces) and all(len(piece) == 1 and ord(piece) <= 255 for piece in pieces)
+    if is_bytes and bytes(map(ord, pieces)) == text.encode("utf-8"):
+        widths = [len(character.encode("utf-8")) for character in text]
+        bytes_M = np.repeat(np.arange(len(text), dtype=np.int32), widths)
+        return trim_spans(text, np.stack([bytes_M, bytes_M + 1], axis=1))
     folded_characters = [_fold(character) for character in text]
     folded = "".join(folded_characters)
     origin = [index for index, kept in enumerate(folded_characters) for _ in kept]
@@ -68,39 +71,16 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
         ends_M[row] = origin[found + len(wanted) - 1] + 1
         position = found + len(wanted)
         pending = 0
-    spans_M2 = trim_spans(text, _fill_gaps(len(text), starts_M, ends_M))
+    # Both rise from piece to piece, so the found neighbours are those of the largest end and of the smallest start.
+    is_found_M = starts_M >= 0
+    before_M = np.maximum.accumulate(np.where(is_found_M, ends_M, 0))
+    after_M = np.minimum.accumulate(np.where(is_found_M, starts_M, len(text))[::-1])[::-1]
+    starts_M = np.where(is_found_M, starts_M, before_M)
+    ends_M = np.where(is_found_M, ends_M, np.maximum(before_M, after_M))
+    spans_M2 = trim_spans(text, np.stack([starts_M, ends_M], axis=1).astype(np.int32))
     blank_M = np.array([not _strip_marks(piece).strip() for piece in pieces], dtype=np.bool_)
     spans_M2[blank_M, 1] = spans_M2[blank_M, 0]
     return spans_M2
-
-
-def _byte_spans(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32] | None:
-    """Return the character that each byte belongs to, or None where the pieces are not the text's bytes."""
-    if not pieces or any(len(piece) != 1 or ord(piece) > 255 for piece in pieces):
-        return None
-    if bytes(map(ord, pieces)) != text.encode("utf-8"):
-        return None
-    widths = [len(character.encode("utf-8")) for character in text]
-    starts_M = np.repeat(np.arange(len(text), dtype=np.int32), widths)
-    return np.stack([starts_M, starts_M + 1], axis=1)
-
-
-def _fill_gaps(length: int, starts_M: npt.NDArray[np.int32], ends_M: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    spans_M2 = np.stack([starts_M, ends_M], axis=1)
-    before = 0
-    row = 0
-    while row < len(spans_M2):
-        if starts_M[row] >= 0:
-            before = int(ends_M[row])
-            row += 1
-            continue
-        stop = row
-        while stop < len(spans_M2) and starts_M[stop] < 0:
-            stop += 1
-        after = int(starts_M[stop]) if stop < len(spans_M2) else length
-        spans_M2[row:stop] = before, max(before, after)
-        row = stop
-    return spans_M2.astype(np.int32)
 
 
 def _fold(text: str) -> str:

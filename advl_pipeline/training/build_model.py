@@ -18,8 +18,7 @@ from advl_pipeline.configuration import config_to_dict, parse_toml
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import Student
-from advl_pipeline.students.lookup import LookupHead
+from advl_pipeline.students.interface import OutputHead, Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
@@ -39,7 +38,7 @@ from advl_pipeline.training.teaching import Teaching
 
 MOST_TEXTS: Final = 10_000
 TEXTS_AT_ONCE: Final = 256
-"""For how often words come up (`lookup.py`)."""
+"""For how often words come up (`OutputHead.read_texts`)."""
 
 
 def build_finetune_student(run: Run) -> Student:
@@ -69,7 +68,7 @@ def build_finetune_heads(
     # Heads that look things up see the texts of the split, evenly spaced ones where they are many; no label.
     seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
     for head in heads.values():
-        if isinstance(head, LookupHead):
+        if isinstance(head, OutputHead):
             head.read_texts(
                 student.text_tokens([inputs.dataset[position] for position in seen[first : first + TEXTS_AT_ONCE]])
                 for first in range(0, len(seen), TEXTS_AT_ONCE)

@@ -35,8 +35,8 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import tokenizer_folder
+from advl_pipeline.teachers.image_tower import SquarePictures
 from advl_pipeline.teachers.open_options import PICTURES
-from advl_pipeline.teachers.squares import SquarePictures
 from advl_pipeline.training.build_model import recipe_options, student_options
 from advl_pipeline.training.recipes import choose_recipe
 

@@ -17,7 +17,7 @@ from advl_pipeline.datasets.pictures import picture_size, read_rgb, read_square
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.teachers.pixels import read_picture
+from advl_pipeline.teachers.vision_backbone import read_picture
 
 SIDE = 8
 

@@ -9,7 +9,7 @@ import pytest
 from commands import advl
 from dataset_mirrors import write_vqa
 
-from advl_pipeline.teachers.teacher_cards import CATALOGUE
+from advl_pipeline.teachers.registry import CATALOGUE
 
 NUM_QUESTIONS, NUM_PICTURES = 90, 30
 

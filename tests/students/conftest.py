@@ -29,8 +29,3 @@ def reference() -> Callable[[str], Reference]:
 def assets() -> Path:
     """Folder of the reference files."""
     return ASSETS
-
-
-def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
-    """Arrays below a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

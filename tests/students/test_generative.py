@@ -111,12 +111,12 @@ def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
     return student
 
 
-def tiny_qwen(**overrides: Any) -> QwenVl:
+def tiny_qwen() -> GenerativeStudent:
     """Return a Qwen3-VL with weights far enough from zero to tell answers apart."""
     preset = QwenVl.presets["qwen3-vl-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
     torch.manual_seed(0)
-    student = build_student("qwen3-vl-tiny", overrides={"architecture": table, **overrides}).eval()
+    student = build_student("qwen3-vl-tiny", overrides={"architecture": table}).eval()
     assert isinstance(student, QwenVl)
     return student
 
@@ -381,13 +381,15 @@ def test_lengths_are_normalised_as_asked(choices: list[Example], hypotheses: lis
             torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / number)
 
 
-def test_published_files_fill_the_student(tmp_path: Path, choices: list[Example]) -> None:
+@pytest.mark.parametrize("name", ["smolvlm-256m", "qwen3-vl-2b"])
+def test_published_files_fill_the_student(name: str, tmp_path: Path, choices: list[Example]) -> None:
     """A folder as the hub has it, of any size: config, weights under transformers' names, processor."""
-    folder = byte_level_processor(tmp_path / "published")
-    source = tiny(folder, image_splitting=False)
-    model = theirs(source)
-    model.save_pretrained(folder)
-    found = build_student("smolvlm-256m", weights=folder, overrides={"image_splitting": False}).eval()
+    is_qwen = name.startswith("qwen")
+    settings = {} if is_qwen else {"image_splitting": False}
+    source = tiny_qwen() if is_qwen else tiny(byte_level_processor(tmp_path / "processor"), **settings)
+    theirs(source).save_pretrained(tmp_path / "published")
+    source.processor.save_pretrained(tmp_path / "published")
+    found = build_student(name, weights=tmp_path / "published", overrides=settings).eval()
     assert isinstance(found, GenerativeStudent)
     assert found.hidden_size == source.hidden_size
     with torch.no_grad():
@@ -430,10 +432,12 @@ def test_a_processor_of_another_model_is_refused(other: str, tmp_path: Path, hyp
         stranger.require_inputs()
 
 
-def test_a_folder_without_a_processor_is_told_so(tmp_path: Path) -> None:
-    student = build_student("smolvlm-tiny", overrides={"tokenizer": str(tmp_path)})
-    with pytest.raises(WeightsUnavailable, match="processor is not at hand"):
+@pytest.mark.parametrize("name", ["smolvlm-tiny", "qwen3-vl-tiny"])
+def test_a_folder_without_a_processor_is_named(name: str, tmp_path: Path) -> None:
+    student = build_student(name, overrides={"tokenizer": str(tmp_path)})
+    with pytest.raises(WeightsUnavailable, match="processor is not at hand") as missing:
         student.require_inputs()
+    assert missing.value.where == str(tmp_path)
 
 
 @pytest.mark.parametrize("template", ["", "{{ messages[0]['content'][1]['text'] }}"])

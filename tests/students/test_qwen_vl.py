@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversations import picture, question, theirs
+from conversations import picture, question
 from PIL import Image
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.students.generative import model_config
 from advl_pipeline.students.qwen_vl import QwenVl
 from advl_pipeline.students.registry import build_student
@@ -95,17 +95,6 @@ def test_inner_features_reach_the_picture_and_no_hidden_text(asked: list[Example
     torch.testing.assert_close(hidden.visual_states_NRH, output.visual_states_NRH, atol=1e-5, rtol=0.0)
 
 
-def test_published_files_fill_the_student(tmp_path: Path, asked: list[Example]) -> None:
-    """A folder as the hub has it: config, weights under transformers' names, processor."""
-    source = tiny()
-    theirs(source).save_pretrained(tmp_path)
-    source.processor.save_pretrained(tmp_path)
-    found = build_student("qwen3-vl-2b", weights=tmp_path).eval()
-    with torch.no_grad():
-        ours, expected = (one.encode(one.collate(asked)) for one in (found, source))
-    assert torch.equal(ours.pooled_NP, expected.pooled_NP)
-
-
 def test_pixels_are_bounded_as_asked(tmp_path: Path) -> None:
     unit = picture(tmp_path / "a.png", 320, 240)
     sizes = {most: len(tiny(max_pixels=most).read_picture(unit).token_ids) for most in (2048, 4096, 16384)}
@@ -125,12 +114,6 @@ def test_a_processor_of_other_patches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not belong to these weights") as refused:
         tiny(tokenizer=str(tmp_path)).require_inputs()
     assert refused.value.where == str(tmp_path)
-
-
-def test_a_folder_without_a_processor_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable) as missing:
-        tiny(tokenizer=str(tmp_path)).require_inputs()
-    assert missing.value.where == str(tmp_path)
 
 
 def test_a_picture_that_no_grid_covers_is_an_error_of_the_data(tmp_path: Path) -> None:

@@ -47,10 +47,14 @@ def test_show_prints_architecture_and_recipe_sources(advl: Advl) -> None:
     assert "hidden_size: 32" in advl("show", "uniter-tiny").stdout
 
 
-def test_an_unknown_student_is_a_usage_error_with_a_suggestion(advl: Advl) -> None:
-    result = advl("show", "unitter-base")
-    assert result.returncode == 2
-    assert "uniter-base" in result.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [(("show", "unitter-base"), 2, "uniter-base"), (("load-check", "uniter-tiny", "absent.pt"), 6, "next:")],
+)
+def test_what_is_not_there_is_one_message(advl: Advl, words: tuple[str, ...], code: int, says: str) -> None:
+    result = advl(*words)
+    assert result.returncode == code
+    assert says in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -94,9 +98,3 @@ def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to
     shown = advl("show", "meter-tiny", "--tokenizer", "minilm-l6", "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["config"]["tokenizer"] == "minilm-l6"
-
-
-def test_load_check_of_a_missing_file_says_what_to_do(advl: Advl, tmp_path: Path) -> None:
-    result = advl("load-check", "uniter-tiny", str(tmp_path / "absent.pt"))
-    assert result.returncode == 6
-    assert "next:" in result.stderr

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from references import TINY, TOLERANCE, Reference, part, seeded
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from uniter_layout import pack
@@ -18,29 +17,18 @@ from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, kinds_of, one_row_attention, run_layers
 from advl_pipeline.students.checkpoints import KeyRules, load_into
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import TwoWayChoiceHead, Uniter, UniterModel, uniter_head
 from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
-TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
-Reference = Mapping[str, torch.Tensor]
-
-
-def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-
 
 def tiny_model(weights: Reference) -> UniterModel:
-    vocab, width = weights["uniter.embeddings.word_embeddings.weight"].shape
     return UniterModel(
-        hidden_size=width,
-        num_layers=3,
-        num_heads=4,
-        intermediate_size=48,
-        vocab_size=vocab,
+        **TINY,
+        vocab_size=len(weights["uniter.embeddings.word_embeddings.weight"]),
         max_positions=40,
         num_types=weights["uniter.embeddings.token_type_embeddings.weight"].shape[0],
         feature_size=16,
-        dropout=0.0,
     )
 
 
@@ -111,15 +99,6 @@ def test_text_only_and_image_only(task: str, reference: Callable[[str], Referenc
     for embedded, visible, name in ((text, has_text, "text_only"), (regions, has_region, "image_only")):
         state = run_padded(model, embedded, attention_bias(visible.long() - 1, dtype=embedded.dtype))[-1]
         torch.testing.assert_close(state, arrays[f"out/{name}"], **TOLERANCE)
-
-
-def seeded(name: str, shape: torch.Size, scale: float) -> torch.Tensor:
-    """Weights by the rule of the reference: a function of the key."""
-    low = name.lower()
-    is_norm = any(mark in low for mark in ("layernorm", "layer_norm", "_ln_")) or low.endswith("_output.2.weight")
-    base = 1.0 if is_norm and low.endswith("weight") else 0.0
-    noise = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(tuple(shape))
-    return torch.from_numpy((base + scale * noise).astype(np.float32))
 
 
 def key_shapes(assets: Path, name: str) -> dict[str, torch.Size]:
@@ -266,7 +245,7 @@ def test_candidates_share_their_pictures_embedding_and_draw_their_own_dropout() 
     shared = model.embed_regions(features, positions, repeat=repeat)
     torch.testing.assert_close(shared, model.embed_regions(repeat(features), repeat(positions)))
     delta = torch.rand(4, 3, 16)
-    perturbed = model.embed_regions(features, positions, repeat=repeat, perturbation_NRF=delta)
+    perturbed = model.embed_regions(features, positions, repeat=repeat, delta=Perturbation(visual_NRF=delta))
     torch.testing.assert_close(perturbed, model.embed_regions(repeat(features) + delta, repeat(positions)))
     model.img_embeddings.dropout.p = 0.5
     first, second, *_ = model.embed_regions(features, positions, repeat=repeat)

@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from references import Reference, UniterForVqa
 from torch import nn
-from uniter_layout import pack, run_layers
 from whole_checkpoints import require_complete
 
-from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.students.uniter import UniterModel, uniter_head
 from advl_pipeline.training.optimiser import BertAdamW, learning_rate_at
 from advl_pipeline.training.recipes import Recipe, group_parameters, load_recipe
 from advl_pipeline.training.targets import soft_target_bce
-
-Reference = Mapping[str, torch.Tensor]
-
-
-class Original(nn.Module):
-    """UNITER for VQA under the original's parameter names and order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.uniter = UniterModel(
-            hidden_size=24,
-            num_layers=3,
-            num_heads=4,
-            intermediate_size=48,
-            vocab_size=60,
-            max_positions=40,
-            num_types=2,
-            feature_size=16,
-            dropout=0.0,
-        )
-        self.vqa_output = uniter_head("vqa", 24, 11)
-
-    def forward(self, inputs: Reference) -> torch.Tensor:
-        text = self.uniter.embed_text(inputs["in/input_ids"])
-        regions = self.uniter.embed_regions(inputs["in/img_feat"], inputs["in/img_pos_feat"])
-        packed = pack(text, regions, inputs["in/gather_index"])
-        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
-        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run_layers(self.uniter, packed, bias)[-1]))
-        return logits
 
 
 @pytest.fixture
@@ -67,7 +35,7 @@ def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: Recip
 
 
 def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], recipe: Recipe) -> None:
-    names = [name for name, _ in Original().named_parameters()]
+    names = [name for name, _ in UniterForVqa().named_parameters()]
     head = [name for name in names if name.startswith("vqa_output")]
     encoder = [name for name in names if not name.startswith("vqa_output")]
     groups = group_parameters(encoder, head, recipe)
@@ -83,7 +51,7 @@ def test_six_steps_give_the_original_weights(
 ) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
     weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
-    model = Original()
+    model = UniterForVqa()
     require_complete(load_into(model, weights, KeyRules(), source="reference"))
     parameters = dict(model.named_parameters())
     head = [name for name in parameters if name.startswith("vqa_output")]

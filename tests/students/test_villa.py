@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from uniter_layout import pack, run_layers
+from references import TOLERANCE, Reference, UniterForVqa
 from whole_checkpoints import require_complete
 
-from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.uniter import UniterModel, uniter_head
 from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.targets import soft_target_bce
 
-Reference = Mapping[str, torch.Tensor]
 VARIANTS = ("text", "image", "both", "both_linf", "both_l2max")
 LEARNING_RATE, KL_WEIGHT = 0.1, 1.5
-TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
-
-
-class Original(nn.Module):
-    """UNITER for VQA under the original's parameter names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.uniter = UniterModel(
-            hidden_size=24,
-            num_layers=3,
-            num_heads=4,
-            intermediate_size=48,
-            vocab_size=60,
-            max_positions=40,
-            num_types=2,
-            feature_size=16,
-            dropout=0.0,
-        )
-        self.vqa_output = uniter_head("vqa", 24, 11)
-
-    def forward(self, inputs: Reference, perturbation: Perturbation | None) -> torch.Tensor:
-        delta = perturbation or Perturbation()
-        text = self.uniter.embed_text(inputs["in/input_ids"], perturbation_NLH=delta.text_NLE)
-        regions = self.uniter.embed_regions(
-            inputs["in/img_feat"], inputs["in/img_pos_feat"], perturbation_NRF=delta.visual_NRF
-        )
-        packed = pack(text, regions, inputs["in/gather_index"])
-        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
-        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run_layers(self.uniter, packed, bias)[-1]))
-        return logits
 
 
 def norms(delta: torch.Tensor | None) -> list[float]:
@@ -64,7 +29,7 @@ def norms(delta: torch.Tensor | None) -> list[float]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant(variant: str, reference: Callable[[str], Reference], assets: Path) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
-    model = Original()
+    model = UniterForVqa()
     weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
     require_complete(load_into(model, weights, KeyRules(), source="reference"))
     described: dict[str, Any] = json.loads((assets / "train" / "villa_steps.json").read_text())[variant]

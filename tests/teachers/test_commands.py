@@ -19,10 +19,9 @@ from advl_pipeline import locations
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
-from advl_pipeline.teachers.inspection import list_teachers, show_teacher
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
-from advl_pipeline.teachers.teacher_cards import CATALOGUE, DOORS
+from advl_pipeline.teachers.registry import CATALOGUE, DOORS, list_teachers, show_teacher
 from advl_pipeline.teachers.teacher_check import run_check_teacher
 
 
@@ -32,7 +31,7 @@ def advl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_list_and_show_tell_without_loading_a_model() -> None:
     code = (
-        "import sys; from advl_pipeline.teachers.inspection import list_teachers, show_teacher;"
+        "import sys; from advl_pipeline.teachers.registry import list_teachers, show_teacher;"
         "list_teachers(); show_teacher('clip-vit-l'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -42,19 +41,19 @@ def test_list_as_text_and_as_json() -> None:
     text = advl("list").stdout
     assert all(name in text for name in [*CATALOGUE, *DOORS])
     listed = json.loads(advl("list", "--json").stdout)
-    assert [entry["name"] for entry in listed["teachers"]] == [summary.name for summary in list_teachers()]
+    assert [entry["name"] for entry in listed["teachers"]] == [summary["name"] for summary in list_teachers()]
 
 
 def test_show_states_sizes_and_policies() -> None:
     details = show_teacher("clip-vit-l")
-    sizes = {size.feature: (size.width, size.num_bytes, size.per) for size in details.features}
+    sizes = {size["feature"]: (size["width"], size["num_bytes"], size["per"]) for size in details["features"]}
     assert sizes["image global"] == (768, 1536, "picture")
     assert sizes["image tokens, grid 16 x 16"] == (1024, 16 * 16 * 1024 * 2, "picture")
     assert sizes["text tokens"] == (768, 1536 + 8, "word piece")
-    assert "77" in details.long_texts
-    assert "hf download openai/clip-vit-large-patch14" in details.how_to_get
-    assert "random weights" in show_teacher("random:clip-vit-l@3").summary.about
-    assert show_teacher("timm:resnet18").features == ()
+    assert "77" in details["long_texts"]
+    assert "hf download openai/clip-vit-large-patch14" in details["how_to_get"]
+    assert "random weights" in show_teacher("random:clip-vit-l@3")["summary"]["about"]
+    assert show_teacher("timm:resnet18")["features"] == []
     with pytest.raises(ConfigError, match="clip-vit-l"):
         show_teacher("clip-vit")
 

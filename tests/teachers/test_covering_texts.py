@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.teachers.covering_texts import CoveringTexts, cover
+from advl_pipeline.teachers.text_units import CoveringTexts, cover
 
 
 def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> list[int]:

@@ -30,12 +30,21 @@ def test_the_catalogue_is_complete() -> None:
     assert sorted(known_names()) == sorted(DESIGNED)
 
 
-def test_an_unknown_name_lists_the_near_ones() -> None:
-    with pytest.raises(ConfigError, match="roberta-b") as caught:
-        open_teacher("roberta-base")
-    assert caught.value.exit_code == 2
-    with pytest.raises(ConfigError, match="resnet18"):
-        open_teacher("timm:resnet-18")
+@pytest.mark.parametrize(
+    ("name", "settings", "kind", "says"),
+    [
+        ("roberta-base", {}, ConfigError, "roberta-b"),
+        ("timm:resnet-18", {}, ConfigError, "resnet18"),
+        ("random:timm:pit_ti_224", {}, ConfigError, r"Features of \w+ cannot be taken"),
+        ("random:timm:crossvit_tiny_240", {}, ConfigError, r"Features of \w+ cannot be taken"),
+        ("random:efficientnet-lite0", {"device": "abacus"}, ConfigError, "abacus"),
+        ("random:efficientnet-lite0@x", {}, ConfigError, "no number"),
+        ("roberta-b", {"weights": Path("nowhere")}, WeightsUnavailable, r"nowhere\n.*config\.json"),
+    ],
+)
+def test_what_opens_no_teacher_is_refused(name: str, settings: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        open_teacher(name, **settings)
 
 
 @pytest.mark.parametrize("name", ["clip-vit-l", "roberta-b", "hf:nobody/nothing", "vit-l", "timm:resnet18"])
@@ -51,24 +60,6 @@ def test_weights_that_cannot_be_fetched_say_how_to_get_them(
     assert caught.value.exit_code == 6
     assert "hf download" in caught.value.next_command
     assert "--weights" in caught.value.next_command
-
-
-@pytest.mark.parametrize("name", ["random:timm:pit_ti_224", "random:timm:crossvit_tiny_240"])
-def test_a_network_without_a_map_of_parts_of_a_picture_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"Features of \w+ cannot be taken") as caught:
-        open_teacher(name)
-    assert "patch tokens" in str(caught.value.next_command)
-
-
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable, match=r"config\.json") as caught:
-        open_teacher("roberta-b", weights=tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_an_unusable_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="abacus"):
-        open_teacher("random:efficientnet-lite0", device="abacus")
 
 
 def test_random_teachers_are_seeded_and_have_their_own_identity(picture: ImageUnit) -> None:
@@ -90,8 +81,6 @@ def test_random_teachers_are_seeded_and_have_their_own_identity(picture: ImageUn
     assert torch.equal(first[0], again[0])
     assert first[1] == again[1] != other[1]
     assert not torch.allclose(first[0], other[0])
-    with pytest.raises(ConfigError, match="no number"):
-        open_teacher("random:efficientnet-lite0@x")
 
 
 def test_a_random_text_teacher_keeps_the_tokenizer() -> None:

@@ -17,9 +17,9 @@ from tower_checks import require_same_in_a_batch
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.teachers.interface import ImageTower
-from advl_pipeline.teachers.pixels import fit_picture, normalise
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.timm_family import timm_pixel_settings
+from advl_pipeline.teachers.vision_backbone import fit_picture, normalise
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 PROCESSORS: dict[str, Any] = {

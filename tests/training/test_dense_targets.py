@@ -19,8 +19,7 @@ from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
-from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
+from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_signals import TeacherGrid
 from advl_pipeline.training.teacher_features import TeacherFeatures

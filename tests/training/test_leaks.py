@@ -16,6 +16,7 @@ from dataset_mirrors import write_vqa, write_vqa_cp
 from run_logs import losses
 from safetensors.torch import load_file
 
+from advl_data.scenes.students.lookup import LookupHead
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.lowshot import nested_subset
@@ -23,7 +24,6 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.students.lookup import LookupHead
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune

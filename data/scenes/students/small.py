@@ -29,6 +29,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.bert.modeling_bert import BertEncoder
 
+from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.configuration import Configuration, build_config, option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
@@ -41,7 +42,6 @@ from advl_pipeline.students.bert_parts import (
     padding_bias,
 )
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
-from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.picture_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import load_student_weights

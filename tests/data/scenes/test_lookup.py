@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from advl_data.scenes.students.lookup import LookupHead, found_shares
 from advl_pipeline.students.interface import StudentOutput, UnimodalStates
-from advl_pipeline.students.lookup import LookupHead, found_shares
 
 WIDTH, NUM_TOKENS, NUM_REGIONS = 16, 30, 5
 NAN = float("nan")

@@ -1,0 +1,60 @@
+"""What the proofs against original code share: parts of reference arrays, a model behind a name, a tiny UNITER."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from uniter_layout import pack, run_layers
+
+from advl_pipeline.students.bert_parts import attention_bias
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.uniter import UniterModel, uniter_head
+
+Reference = Mapping[str, torch.Tensor]
+TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
+TINY = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "dropout": 0.0}
+"""The sizes of nearly all references."""
+
+
+def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the arrays below a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def seeded(name: str, shape: Sequence[int], scale: float) -> torch.Tensor:
+    """Weights by the rule of the reference: a function of the key."""
+    low = name.lower()
+    is_norm = any(mark in low for mark in ("layernorm", "layer_norm", "_ln_")) or low.endswith("_output.2.weight")
+    base = 1.0 if is_norm and low.endswith("weight") else 0.0
+    noise = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(tuple(shape))
+    return torch.from_numpy((base + scale * noise).astype(np.float32))
+
+
+class Wrapped(nn.Module):
+    """Puts a model behind `model.`, where the student has it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+class UniterForVqa(nn.Module):
+    """UNITER for VQA under the original's parameter names and order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uniter = UniterModel(**TINY, vocab_size=60, max_positions=40, num_types=2, feature_size=16)
+        self.vqa_output = uniter_head("vqa", 24, 11)
+
+    def forward(self, inputs: Reference, perturbation: Perturbation | None = None) -> torch.Tensor:
+        delta = perturbation or Perturbation()
+        text = self.uniter.embed_text(inputs["in/input_ids"], delta=delta)
+        regions = self.uniter.embed_regions(inputs["in/img_feat"], inputs["in/img_pos_feat"], delta=delta)
+        packed = pack(text, regions, inputs["in/gather_index"])
+        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
+        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run_layers(self.uniter, packed, bias)[-1]))
+        return logits
