@@ -111,12 +111,12 @@ def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
     return student
 
 
-def tiny_qwen() -> GenerativeStudent:
+def tiny_qwen(**overrides: Any) -> GenerativeStudent:
     """Return a Qwen3-VL with weights far enough from zero to tell answers apart."""
     preset = QwenVl.presets["qwen3-vl-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
     torch.manual_seed(0)
-    student = build_student("qwen3-vl-tiny", overrides={"architecture": table}).eval()
+    student = build_student("qwen3-vl-tiny", overrides={"architecture": table, **overrides}).eval()
     assert isinstance(student, QwenVl)
     return student
 
