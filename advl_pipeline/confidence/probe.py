@@ -23,6 +23,7 @@ from advl_pipeline.confidence.separation import outranked_candidates, outranked_
 from advl_pipeline.logistic import (
     MAX_ITERATIONS,
     FloatArray,
+    Likelihood,
     binary_loss,
     fit_logistic,
     of_candidates,
@@ -209,18 +210,7 @@ class ProbeHead:
             max(varies_F.sum(), 1)
         )
         scaled = (features.astype(np.float64) - mean_F) * scale_F
-        # Heads of soft labels start from the rates of answers.
-        table = np.zeros((scaled.shape[-1] + 1, 1 if data.kind == "choice" else data.num_classes))
-        if data.score_NK is not None:
-            target_nO = _targets(data.score_NK, rows, class_O)
-            rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
-            likelihood = of_soft_labels(target_nO)
-            table = np.concatenate([np.zeros((scaled.shape[-1], len(rate_O))), logit(rate_O)[None]])
-        else:
-            assert data.label_N is not None
-            valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
-            label_n = data.label_N[rows]
-            likelihood = of_classes(label_n) if data.kind == "classes" else of_candidates(label_n, valid_nC)
+        likelihood, table = _likelihood(data, rows, scaled.shape[-1], class_O)
         for penalty in penalties:
             table = fit_logistic(
                 scaled.reshape(-1, scaled.shape[-1]),
@@ -282,6 +272,21 @@ class ProbeHead:
             valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
             return truth_n, outranked_candidates(logits, label_n, valid_nC)
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
+
+
+def _likelihood(
+    data: ProbeData, rows: npt.NDArray[np.int64], num_features: int, class_O: npt.NDArray[np.int64] | None
+) -> tuple[Likelihood, FloatArray]:
+    """Return the likelihood of some examples, and where to start: (F + 1, O), with rates of answers as intercepts."""
+    if data.score_NK is not None:
+        target_nO = _targets(data.score_NK, rows, class_O)
+        rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
+        return of_soft_labels(target_nO), np.concatenate([np.zeros((num_features, len(rate_O))), logit(rate_O)[None]])
+    start_XO = np.zeros((num_features + 1, 1 if data.kind == "choice" else data.num_classes))
+    assert data.label_N is not None
+    if data.kind == "classes":
+        return of_classes(data.label_N[rows]), start_XO
+    return of_candidates(data.label_N[rows], None if data.valid_NC is None else data.valid_NC[rows]), start_XO
 
 
 def _targets(score_NK: csr_array, rows: npt.NDArray[np.int64], class_O: npt.NDArray[np.int64] | None) -> FloatArray:
