@@ -167,16 +167,18 @@ class Declared(NamedTuple):
     title: str
 
 
-_type_hints = functools.cache(typing.get_type_hints)
-"""A study makes hundreds of configurations."""
-
-
 def declared(cls: type[Any]) -> dict[str, Declared]:
     """Return each option of a configuration in the order of the help: of the bases, then of the components.
 
     A configuration may be made of several classes; each has its own `title`.
     """
-    hints = dict(_type_hints(cls))  # type: ignore[arg-type]
+    return _declared(cls)  # type: ignore[arg-type]
+
+
+# A study makes thousands of configurations.
+@functools.cache
+def _declared(cls: type[Any]) -> dict[str, Declared]:
+    hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
     found: dict[str, Declared] = {}
@@ -240,8 +242,8 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     Raises:
         ConfigError: with the option, its range and the number.
     """
-    for name, field in options_of(cls).items():
-        allowed: Range | None = field.metadata.get("range")
+    for name, option in declared(cls).items():
+        allowed: Range | None = option.field.metadata.get("range")
         for value in _numbers(values.get(name)):
             if isinstance(value, int) and value.bit_length() > _MOST_BITS:
                 why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"

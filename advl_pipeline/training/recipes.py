@@ -101,6 +101,7 @@ def recipe_names() -> tuple[tuple[str, str, str], ...]:
     return tuple(sorted(found))
 
 
+@functools.cache
 def load_recipe(student: str, task: str, size: str) -> Recipe:
     """Return a published recipe.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +9,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import approx_fprime, minimize
+from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import softmax
 
 from advl_pipeline.confidence import probe
 from advl_pipeline.confidence.estimators import assign_folds
 from advl_pipeline.confidence.probe import ProbeData, cross_fitted_confidence
-from advl_pipeline.logistic import penalised_loss
 
 Labels = npt.NDArray[np.int64]
 
@@ -34,10 +31,6 @@ def choice_data(num: int, *, informative: bool, width: int = 48, seed: int = 0) 
     if informative:
         features[np.arange(num), label_N, :12] += 2.0
     return ProbeData(kind="choice", features_NCF=features, label_N=label_N)
-
-
-def with_labels(data: ProbeData, label_N: Labels) -> ProbeData:
-    return ProbeData(kind=data.kind, features_NCF=data.features_NCF, label_N=label_N, num_classes=data.num_classes)
 
 
 def folds_of(num: int, *, folds: int = 5, seed: int = 0) -> Labels:
@@ -61,18 +54,12 @@ def test_folds_keep_groups_together_whatever_the_order(
     assert loads.max() - loads.min() <= largest
 
 
-def test_folds_depend_on_the_seed() -> None:
-    groups = [str(index) for index in range(100)]
-    assert not np.array_equal(assign_folds(groups, folds=5, seed=0), assign_folds(groups, folds=5, seed=1))
-
-
 @pytest.mark.parametrize("kind", ["choice", "classes"])
 def test_labels_of_a_fold_never_reach_the_head_that_predicts_it(kind: str) -> None:
     """Permuting labels inside a fold leaves that fold's predicted distributions as they were, to the last bit."""
     data = choice_data(120, informative=True)
     if kind == "classes":
         data = ProbeData(kind="classes", features_NCF=data.features_NCF[:, :1], label_N=data.label_N, num_classes=4)
-    assert data.label_N is not None
     fold_N = folds_of(120)
     for fold in range(5):
         held_out = np.flatnonzero(fold_N == fold)
@@ -81,11 +68,11 @@ def test_labels_of_a_fold_never_reach_the_head_that_predicts_it(kind: str) -> No
         for shift in range(4):
             label_N = data.label_N.copy()
             label_N[held_out] = (data.label_N[held_out] + shift) % 4
-            distribution.append(cross_fitted_probability(with_labels(data, label_N), fold_N)[held_out])
+            distribution.append(cross_fitted_probability(replace(data, label_N=label_N), fold_N)[held_out])
         np.testing.assert_allclose(np.sum(distribution, axis=0), 1.0, atol=1e-5)
         permuted = data.label_N.copy()
         permuted[held_out] = np.random.default_rng(fold).permutation(permuted[held_out])
-        found = cross_fitted_probability(with_labels(data, permuted), fold_N)[held_out]
+        found = cross_fitted_probability(replace(data, label_N=permuted), fold_N)[held_out]
         shifts = (permuted[held_out] - data.label_N[held_out]) % 4
         np.testing.assert_array_equal(found, np.array(distribution)[shifts, np.arange(len(held_out))])
 
@@ -95,11 +82,9 @@ def soft_data(scores_NK: npt.NDArray[np.float32], *, width: int = 24) -> ProbeDa
     generator = np.random.default_rng(0)
     features = generator.standard_normal((len(scores_NK), 1, width)).astype(np.float32)
     features[:, 0, : scores_NK.shape[1]] += 3.0 * soft_scores(len(scores_NK))
+    num_classes = scores_NK.shape[1]
     return ProbeData(
-        kind="soft-labels",
-        features_NCF=features,
-        score_NK=csr_array(scores_NK),
-        num_classes=scores_NK.shape[1],
+        kind="soft-labels", features_NCF=features, score_NK=csr_array(scores_NK), num_classes=num_classes
     )
 
 
@@ -140,22 +125,16 @@ def test_scores_of_a_fold_never_reach_the_head_that_predicts_it() -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_scores_of_other_folds_do_matter() -> None:
-    scores = soft_scores(120)
-    fold_N = folds_of(120)
+def test_scores_and_labels_of_other_folds_do_matter() -> None:
+    scores, data, fold_N = soft_scores(120), choice_data(120, informative=True), folds_of(120)
+    assert data.label_N is not None
     answered = (fold_N == 0) & (scores.sum(axis=1) > 0)
     changed = np.where((fold_N == 0)[:, None], scores, np.roll(scores, 1, axis=1))
     before, after = (cross_fitted_probability(soft_data(values), fold_N)[answered] for values in (scores, changed))
     assert before.mean() > after.mean() + 0.3
-
-
-def test_labels_of_other_folds_do_matter() -> None:
-    data = choice_data(120, informative=True)
-    assert data.label_N is not None
-    fold_N = folds_of(120)
-    changed = np.where(fold_N == 0, data.label_N, (data.label_N + 1) % 4)
+    others = np.where(fold_N == 0, data.label_N, (data.label_N + 1) % 4)
     before, after = (
-        cross_fitted_probability(with_labels(data, labels), fold_N) for labels in (data.label_N, changed)
+        cross_fitted_probability(replace(data, label_N=labels), fold_N) for labels in (data.label_N, others)
     )
     assert (before[fold_N == 0] > 0.8).mean() > 0.9
     assert (after[fold_N == 0] < 0.2).mean() > 0.9
@@ -168,15 +147,6 @@ def test_informative_features_give_high_confidence_and_noise_gives_chance() -> N
         noise = cross_fitted_probability(choice_data(num, informative=False, seed=1), fold_N)
         assert noise.mean() == pytest.approx(0.25, abs=0.03)
         assert noise.max() < 0.6
-
-
-def test_fitting_and_predicting_on_the_same_examples_would_be_wrong() -> None:
-    """What cross-fitting is for: a head that saw these noise examples is sure of them."""
-    data = choice_data(60, informative=False, width=300)
-    rows = np.arange(60)
-    (seen,) = probe.ProbeHead.fit(data, probe.centred_features(data), rows, [1e-4])
-    assert seen.confidence(data, probe.centred_features(data), rows)[0].mean() > 0.9
-    assert cross_fitted_probability(data, folds_of(60)).mean() < 0.35
 
 
 def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
@@ -197,36 +167,6 @@ def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
     reference = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
     np.testing.assert_allclose(head.weight_FO[:, 0], reference.x, rtol=2e-2, atol=2e-2)
     assert loss(head.weight_FO[:, 0]) == pytest.approx(reference.fun, abs=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["choice", "classes", "soft-labels"])
-def test_gradients_are_those_of_the_loss(kind: str) -> None:
-    generator = np.random.default_rng(0)
-    candidates = 3 if kind == "choice" else 1
-    data = ProbeData(
-        kind=kind,  # type: ignore[arg-type]
-        features_NCF=generator.standard_normal((12, candidates, 4)).astype(np.float32),
-        label_N=generator.integers(0, 3, 12) if kind != "soft-labels" else None,
-        score_NK=csr_array(generator.random((12, 5)).astype(np.float32)) if kind == "soft-labels" else None,
-        num_classes={"choice": 0, "classes": 3, "soft-labels": 5}[kind],
-    )
-    class_O = np.arange(5) if kind == "soft-labels" else None
-    likelihood, start_XO = probe._likelihood(data, np.arange(12), 4, class_O)
-    objective = penalised_loss(
-        data.features_NCF.reshape(-1, 4).astype(np.float64),
-        likelihood,
-        num_examples=12,
-        penalty=0.1,
-        num_outputs=start_XO.shape[1],
-        has_intercept=True,
-    )
-    point = (start_XO + 0.3 * generator.standard_normal(start_XO.shape)).ravel()
-    if kind == "choice":
-        point[-1] = 0.0
-    # Soft labels are computed in single precision.
-    step = 1e-3 if kind == "soft-labels" else 1e-6
-    numeric = approx_fprime(point, lambda x: objective(x)[0], step)
-    np.testing.assert_allclose(objective(point)[1], numeric, atol=step if kind == "soft-labels" else 1e-5)
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:
@@ -326,17 +266,3 @@ def test_thousands_of_answers_cost_as_much_as_the_frequent_ones(monkeypatch: pyt
     np.testing.assert_allclose(found.probability_N[only_frequent], few[only_frequent], atol=1e-5)
     monkeypatch.setattr(probe, "MAX_FIT_TARGETS", 5 * 40)
     assert not np.array_equal(cross_fitted_probability(data, folds_of(200)), found.probability_N)
-
-
-def test_a_thousand_examples_take_seconds() -> None:
-    data = choice_data(1000, informative=True, width=512)
-    began = time.perf_counter()
-    cross_fitted_probability(data, folds_of(1000))
-    # Measured at 0.7 s on one idle core; the bound only catches a change of kind.
-    assert time.perf_counter() - began < 20
-
-
-def test_results_repeat_to_the_last_bit() -> None:
-    first, second = (cross_fitted_probability(choice_data(90, informative=True), folds_of(90)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert all(0 <= value <= 1 for value in itertools.chain(first, second))

@@ -58,26 +58,8 @@ def test_gradient_reaches_the_student_only(kind: str) -> None:
     a = torch.randn(3, 8, requires_grad=True)
     b = torch.randn(3, 8, requires_grad=True)
     distance(a, b, kind).sum().backward()
-    assert a.grad is not None
     assert a.grad.abs().sum() > 0
     assert b.grad is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_equals_finite_differences(kind: str) -> None:
-    generator = torch.Generator().manual_seed(5)
-    a = torch.randn(2, 6, generator=generator, requires_grad=True)
-    b = torch.randn(2, 6, generator=generator)
-    distance(a, b, kind).sum().backward()
-    assert a.grad is not None
-    step = 1e-2
-    for row in range(2):
-        for column in range(6):
-            nudge = torch.zeros_like(a)
-            nudge[row, column] = step
-            with torch.no_grad():
-                slope = (distance(a + nudge, b, kind).sum() - distance(a - nudge, b, kind).sum()) / (2 * step)
-            assert a.grad[row, column].item() == pytest.approx(slope.item(), abs=6e-3)
 
 
 def test_standardise_gives_mean_zero_and_variance_one_and_silences_constant_dimensions() -> None:

@@ -113,8 +113,6 @@ def test_sums_over_batches_are_means_of_known_words_whatever_the_batches() -> No
             sums.add(states[rows], features[rows], node[rows], words)
         found.append(sums.landmarks())
     whole, parts = found
-    assert whole is not None
-    assert parts is not None
     torch.testing.assert_close(whole.states_KH, parts.states_KH)
     torch.testing.assert_close(whole.features_KD, parts.features_KD)
     torch.testing.assert_close(whole.mean_D, features[node].mean(0))

@@ -12,18 +12,15 @@ from run_logs import losses
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.distiller import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import VisionSignal
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.given import without_effect
 from advl_pipeline.training.resolved import resolve_method
-from advl_pipeline.training.run import run_finetune
 
 N, R, H, D = 3, 4, 6, 5
 
@@ -58,8 +55,6 @@ def expected_loss(project: Any, states_NRH: torch.Tensor, signal: VisionSignal) 
     def normalised(value_D: torch.Tensor) -> torch.Tensor:
         return (value_D - value_D.mean()) / torch.sqrt(value_D.var(unbiased=False) + 1e-5)
 
-    assert signal.regions_BSD is not None
-    assert signal.region_mask_BS is not None
     found = []
     for row in range(N):
         each = []
@@ -102,7 +97,6 @@ def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> No
     states_NRH, batch = draw(N, R, H, seed=5).requires_grad_(), Batch()
     given: Any = batch
     projected_vision(projections, output(states_NRH), given, targets(), "both", "cosine").sum().backward()
-    assert states_NRH.grad is not None
     assert float(states_NRH.grad.abs().sum()) > 0
     learned = [parameter.grad is not None for parameter in projections.parameters()]
     assert not any(learned) if kind == "frozen" else all(learned)
@@ -111,7 +105,6 @@ def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> No
 def test_token_norm_takes_no_part_of_what_does_not_count() -> None:
     norm, states_NRH = TokenNorm(H), draw(N, R, H, seed=3)
     mask_NR = targets().region_mask_BS
-    assert mask_NR is not None
     changed_NRH = torch.where(mask_NR[..., None], states_NRH, 1e3)
     torch.testing.assert_close(norm(states_NRH, mask_NR)[mask_NR], norm(changed_NRH, mask_NR)[mask_NR])
 
@@ -122,8 +115,8 @@ FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "disti
 @pytest.mark.parametrize("kind", ["frozen", "batch-norm", "shared"])
 def test_at_weight_zero_a_run_is_plain_step_for_step(kind: str, small_corpus: Any, tmp_path: Path) -> None:
     options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 3}
-    run_finetune(small_corpus.config(tmp_path / "zero", **options, **FIELD, projector=kind, distill_weight=0.0))
-    run_finetune(small_corpus.config(tmp_path / "plain", **options, method="plain", cache=()))
+    small_corpus.run(tmp_path / "zero", **options, **FIELD, projector=kind, distill_weight=0.0)
+    small_corpus.run(tmp_path / "plain", **options, method="plain", cache=())
     zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
     assert all(torch.equal(value, plain[name]) for name, value in zero.items())
 
@@ -132,7 +125,7 @@ def test_every_projector_gives_another_run(small_corpus: Any, tmp_path: Path) ->
     found = []
     for kind in get_args(Projector):
         options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "distill_weight": 0.5}
-        run_finetune(small_corpus.config(tmp_path / kind, **options, **FIELD, projector=kind))
+        small_corpus.run(tmp_path / kind, **options, **FIELD, projector=kind)
         found.append([one["raw/vision"] for one in losses(tmp_path / kind)])
     assert len({tuple(one) for one in found}) == len(found)
 
@@ -141,28 +134,16 @@ def test_every_projector_gives_another_run(small_corpus: Any, tmp_path: Path) ->
 def test_gradients_reach_the_image_tower(kind: str, small_corpus: Any, tmp_path: Path) -> None:
     options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "clip_norm": 0.0, "weight_decay": 0.0}
     run = tmp_path / "run"
-    run_finetune(small_corpus.config(run, **options, **FIELD, projector=kind, distill_weight=0.5))
-    run_finetune(small_corpus.config(tmp_path / "plain", **options, method="plain", cache=()))
+    small_corpus.run(run, **options, **FIELD, projector=kind, distill_weight=0.5)
+    small_corpus.run(tmp_path / "plain", **options, method="plain", cache=())
     taught, plain = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "plain"))
     tower = [name for name in taught if "vision_model" in name]
     assert any(not torch.equal(taught[name], plain[name]) for name in tower)
 
 
-def test_a_student_with_image_tokens_at_one_depth_shares_no_projector(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no projector can be shared") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", **FIELD, projector="shared"))
-    assert "--projector mlp" in refused.value.next_command
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"distance": "relational"},
-        {"pathway": "text"},
-        {"method": "plain", "cache": ()},
-        {"distill_weight": 0.0},
-    ],
+    [{"distance": "relational"}, {"pathway": "text"}, {"method": "plain", "cache": ()}, {"distill_weight": 0.0}],
     ids=["relations", "texts", "no teacher", "weight 0"],
 )
 def test_a_projector_that_projects_nothing_is_told(
@@ -175,7 +156,7 @@ def test_a_projector_that_projects_nothing_is_told(
 def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
     student = build_student("smolvlm-tiny", overrides={"align_layer": 2})
     student.give_layers()
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    dataset = small_corpus.dataset()
     with torch.no_grad():
         found = student.eval().encode(student.collate([dataset[0]]))
     # Of three layers: half is the second, three quarters too.

@@ -44,55 +44,24 @@ def test_equals_a_loop_over_pairs(num_nodes: int, seed: int, num_groups: int) ->
     torch.testing.assert_close(divergence(student, teacher, group), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.fixture
-def nodes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def test_does_not_depend_on_the_teacher_s_scale_place_or_rotation() -> None:
     generator = torch.Generator().manual_seed(3)
-    student = torch.randn(12, 5, generator=generator)
-    return student, torch.randn(12, 7, generator=generator), torch.arange(12) // 2
-
-
-def test_does_not_depend_on_the_teacher_s_scale_place_or_rotation(
-    nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    student, teacher, group = nodes
-    rotation, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
-    changed = 3.0 * teacher @ rotation + 5.0
+    student, teacher = torch.randn(12, 5, generator=generator), torch.randn(12, 7, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(7, 7, generator=generator))
+    group = torch.arange(12) // 2
     torch.testing.assert_close(
-        divergence(student, changed, group), divergence(student, teacher, group), atol=1e-3, rtol=1e-3
-    )
-
-
-def test_follows_the_order_of_the_nodes(nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-    student, teacher, group = nodes
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(
-        divergence(student[order], teacher[order], group[order]),
-        divergence(student, teacher, group)[order],
-        atol=1e-4,
-        rtol=1e-4,
-    )
-
-
-def test_does_not_depend_on_the_student_s_width(nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-    student, teacher, group = nodes
-    torch.testing.assert_close(
-        divergence(functional.pad(student, (0, 9)), teacher, group),
+        divergence(student, 3.0 * teacher @ rotation + 5.0, group),
         divergence(student, teacher, group),
-        atol=1e-4,
-        rtol=1e-4,
+        atol=1e-3,
+        rtol=1e-3,
     )
 
 
 def test_is_zero_for_the_teacher_s_own_relations_and_has_no_gradient_into_the_teacher() -> None:
     teacher = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     student = teacher.detach().clone().requires_grad_()
-    value = relational_divergence(
-        student,
-        teacher,
-        torch.arange(8),
-        student_temperature=0.1,
-        teacher_temperature=0.1,
-    ).sum()
+    temperatures = {"student_temperature": 0.1, "teacher_temperature": 0.1}
+    value = relational_divergence(student, teacher, torch.arange(8), **temperatures).sum()
     assert float(value.detach()) == pytest.approx(0.0, abs=1e-5)
     value.backward()
     assert teacher.grad is None
@@ -104,7 +73,6 @@ def test_a_node_without_others_has_no_divergence_and_a_finite_gradient() -> None
     value = divergence(student, torch.randn(3, 5), torch.zeros(3, dtype=torch.long))
     assert value.tolist() == [0.0, 0.0, 0.0]
     value.sum().backward()
-    assert student.grad is not None
     assert bool(student.grad.isfinite().all())
 
 
@@ -149,5 +117,4 @@ def test_drift_from_nodes_that_are_all_alike_is_no_term() -> None:
     value = drift(states, reference, torch.ones(5), torch.ones(5, dtype=torch.bool))
     value.backward()
     assert float(value.detach()) == 0.0
-    assert states.grad is not None
     assert not states.grad.any()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos import kill_and_resume, make_job, reference_run, started_writing
+from chaos import kill_and_resume, make_job, reference_run
 from tiny_extraction import tiny_config, tree_bytes
 
 from advl_pipeline.cache.commands import run_prune
@@ -40,7 +40,7 @@ def test_killed_again_and_again(reference: tuple[Path, dict[str, bytes], float])
     job = make_job(folder, "often")
     for _ in range(3):
         running = job.start()
-        if started_writing(running, folder / "often"):
+        if running.wait_for(folder / "often"):
             time.sleep(span / 3)
         running.send(signal.SIGKILL)
         running.wait()
@@ -53,7 +53,7 @@ def test_stopped_by_a_signal(reference: tuple[Path, dict[str, bytes], float], nu
     folder, files, span = reference
     job = make_job(folder, number.name)
     running = job.start()
-    assert started_writing(running, folder / number.name)
+    assert running.wait_for(folder / number.name)
     time.sleep(span / 3)
     running.send(number)
     assert running.wait() == 130, running.messages()
@@ -80,7 +80,7 @@ def test_a_part_whose_process_dies_is_done_by_the_same_command(
         make_job(folder, "widow", delay=delay, part=part) for delay, part in ((0.3, "1/2"), (0, "1/2"), (0, "2/2"))
     )
     dying, other = slow.start(), second.start()
-    assert started_writing(dying, folder / "widow/records/plan.json")
+    assert dying.wait_for(folder / "widow/records/plan.json")
     dying.send(signal.SIGKILL)
     dying.wait()
     assert other.wait() == 0, other.messages()
@@ -96,12 +96,10 @@ def test_a_second_process_on_the_same_shards_is_refused(
     folder, files, _ = reference
     output = f"twice-{len(second)}"
     running = make_job(folder, output, delay=1.0).start()
-    assert started_writing(running, folder / output / "records/plan.json")
+    assert running.wait_for(folder / output / "records/plan.json")
     refused = make_job(folder, output, **second).start()
     assert refused.wait() == 7, refused.messages()
-    assert re.search(
-        rf"Another process is writing this cache(?s:.)*process {running.process.pid} on", refused.messages()
-    )
+    assert re.search(rf"Another process is writing this cache(?s:.)*process {running.pid} on", refused.messages())
     with pytest.raises(InUse, match="Another process is writing this cache"):
         run_prune(PruneConfig(cache=folder / output, all=True))
     running.send(signal.SIGKILL)

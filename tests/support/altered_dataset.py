@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import pytest
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.training import inputs
 
 
 class AlteredDataset:
@@ -20,3 +26,29 @@ class AlteredDataset:
 
     def __getitem__(self, index: int) -> Any:
         return self._change(self._dataset[index])
+
+
+def with_wrong_label(example: Example) -> Example:
+    """Return an example whose label is another choice."""
+    assert example.label is not None
+    return replace(example, label=(example.label + 1) % len(example.candidates))
+
+
+def alter_examples(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], *, opened_by: str = "open_splits"
+) -> list[str]:
+    """Have runs read examples with a change; returns the list that the splits which they open are added to.
+
+    Args:
+        monkeypatch: of the test.
+        change: of an example.
+        opened_by: `open_splits` for what is trained on, `open_dataset` for other inputs of the adapt step.
+    """
+    open_as_it_is, opened = getattr(inputs, opened_by), list[str]()
+
+    def open_altered(name: str, **options: Any) -> Any:
+        opened.append(options["split"])
+        return AlteredDataset(open_as_it_is(name, **options), change)
+
+    monkeypatch.setattr(inputs, opened_by, open_altered)
+    return opened

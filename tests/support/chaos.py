@@ -5,56 +5,22 @@ What an uninterrupted, undamaged run leaves is the reference, to the byte.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import random
 import re
 import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from real_processes import Running, start
 from tiny_extraction import run_command, run_settings, tree_bytes
 
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import IdentityMismatch
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-# The server imports torch once; every extraction is then a fork of it, a process of its own.
-_CONTEXT.set_forkserver_preload(["tiny_extraction"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """An extraction that runs in a process of its own."""
-
-    process: multiprocessing.process.BaseProcess
-    log: Path
-
-    def is_running(self) -> bool:
-        return self.process.is_alive()
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal, if the process still lives."""
-        if self.process.is_alive() and self.process.pid is not None:
-            os.kill(self.process.pid, number)
-
-    def wait(self) -> int | None:
-        """Wait for the end; returns the exit code, negative for a signal."""
-        self.process.join(timeout=240)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-            raise AssertionError(f"the extraction does not end: {self.messages()[-2000:]}")
-        return self.process.exitcode
-
-    def messages(self) -> str:
-        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,27 +36,17 @@ class Job:
 
     def start(self) -> Running:
         """Start the extraction."""
-        return self._start(run_settings)
+        return start(run_settings, self.settings)
 
     def start_command(self, arguments: Sequence[str]) -> Running:
         """Start `advl` with these arguments, on the same teacher and dataset."""
-        return self._start(run_command, list(arguments))
-
-    def _start(self, target: Callable[..., None], *arguments: Any) -> Running:
-        number = len(list(self.folder.glob("*.log")))
-        path, log = (self.folder / f"{self.output.name}-{number}.{ending}" for ending in ("json", "log"))
-        path.write_text(json.dumps(self.settings), encoding="utf-8")
-        log.touch()
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        process = _CONTEXT.Process(target=target, args=(*arguments, str(path), str(log)), daemon=True)
-        process.start()
-        return Running(process=process, log=log)
+        return start(run_command, list(arguments), self.settings)
 
     def finish(self) -> None:
         """Run the extraction to its end."""
         running = self.start()
-        if running.wait() != 0:
-            raise AssertionError(f"exit code {running.process.exitcode}: {running.messages()[-2000:]}")
+        if code := running.wait():
+            raise AssertionError(f"exit code {code}: {running.messages()[-2000:]}")
 
 
 def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -> Job:
@@ -108,15 +64,6 @@ def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -
         folder=folder,
         settings={"folder": str(folder / "data"), "config": settings | config, "teacher": {"delay": delay}},
     )
-
-
-def started_writing(running: Running, root: Path) -> bool:
-    """Wait until an extraction has begun to write; False when it ended before."""
-    while running.is_running():
-        if root.exists():
-            return True
-        time.sleep(0.002)
-    return False
 
 
 def kill_and_resume(
@@ -140,7 +87,7 @@ def kill_and_resume(
     job = make_job(folder, name)
     moment = random.Random(seed).uniform(0, span)
     running = job.start()
-    if started_writing(running, job.output):
+    if running.wait_for(job.output):
         time.sleep(moment)
     running.send(signal.SIGKILL)
     running.wait()
@@ -158,20 +105,16 @@ def reference_run(folder: Path) -> tuple[dict[str, bytes], float]:
     """Extract without interruption; returns the files and for how many seconds it wrote."""
     job = make_job(folder, "reference")
     running = job.start()
-    started_writing(running, job.output)
+    running.wait_for(job.output)
     begin = time.perf_counter()
-    if running.wait() != 0:
-        raise AssertionError(f"exit code {running.process.exitcode}: {running.messages()[-2000:]}")
+    if code := running.wait():
+        raise AssertionError(f"exit code {code}: {running.messages()[-2000:]}")
     return tree_bytes(job.output), time.perf_counter() - begin
 
 
 CACHES: dict[str, dict[str, Any]] = {
     "text": {"modality": "text"},
-    "text, int8, selected": {
-        "modality": "text",
-        "dtype": "int8",
-        "select_tokens": 0.4,
-    },
+    "text, int8, selected": {"modality": "text", "dtype": "int8", "select_tokens": 0.4},
     "image": {"modality": "image"},
 }
 """Options of the caches that are damaged."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from real_processes import Running, start_advl
 from run_logs import losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
@@ -20,7 +18,7 @@ def finetune_command(corpus: SmallCorpus, output: Path, *, checkpoint_every: int
     """Return a finetune of both steps by `advl`, by default with a checkpoint every other step."""
     caches = [part for cache in corpus.caches for part in ("--cache", str(cache))]
     return [
-        *(sys.executable, "-m", "advl_cli", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
+        *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(corpus.data_root), "--output", str(output), "--num-steps", "28"),
         *("--adapt-steps", "12", "--batch-size", "4", "--confidence-folds", "2"),
         *("--checkpoint-every", str(checkpoint_every)),
@@ -36,10 +34,10 @@ def trained(run: Path) -> dict[str, Any]:
 
 def reference_finetune(corpus: SmallCorpus, output: Path) -> tuple[dict[str, Any], float]:
     """Finetune without interruption; returns what was computed and for how many seconds it wrote."""
-    process = _start_finetune(finetune_command(corpus, output))
-    _wait_for(process, output / "run.json")
+    process = start_advl(*finetune_command(corpus, output))
+    process.wait_for(output / "run.json")
     begin = time.perf_counter()
-    _finish_finetune(process)
+    _finished(process)
     return trained(output), time.perf_counter() - begin
 
 
@@ -63,14 +61,14 @@ def kill_and_resume_finetune(
     """
     command = finetune_command(corpus, output)
     moment = random.Random(seed).uniform(0, span)
-    process = _start_finetune(command)
-    _wait_for(process, output / "run.json")
+    process = start_advl(*command)
+    process.wait_for(output / "run.json")
     time.sleep(moment)
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
     log = output / "metrics.jsonl"
     num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
-    _finish_finetune(_start_finetune(command))
+    _finished(start_advl(*command))
     require_equal(reference, output, f"killed after {moment:.3f} s with {num_logged} steps logged")
     return moment, num_logged
 
@@ -98,20 +96,20 @@ def stop_and_resume_finetune(
         AssertionError: it ends otherwise than by 130, or the resumed run differs.
     """
     command = finetune_command(corpus, output, checkpoint_every=1000)
-    process = _start_finetune(command)
-    _wait_for(process, output / "run.json")
+    process = start_advl(*command)
+    process.wait_for(output / "run.json")
     time.sleep(moment)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=600)
+    process.send(number)
+    code, said = process.wait(), process.messages()
     what = f"stopped after {moment:.3f} s"
-    if process.returncode == 0 and (output / "result.json").exists():
+    if code == 0 and (output / "result.json").exists():
         num_logged = 40
-    elif process.returncode != 130 or "the same command again" not in said or "Traceback" in said:
-        raise AssertionError(f"{what}: exit code {process.returncode}: {said[-2000:]}")
+    elif code != 130 or "the same command again" not in said or "Traceback" in said:
+        raise AssertionError(f"{what}: exit code {code}: {said[-2000:]}")
     else:
         log = output / "metrics.jsonl"
         num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
-    told = _finish_finetune(_start_finetune(command))
+    told = _finished(start_advl(*command))
     if 0 < num_logged < 40 and f"resumes at step {num_logged + 1} " not in told:
         raise AssertionError(f"{what} with {num_logged} steps logged, and resumed elsewhere: {told[-2000:]}")
     require_equal(reference, output, f"{what} with {num_logged} steps logged")
@@ -128,32 +126,21 @@ def run_twice_at_once(corpus: SmallCorpus, reference: dict[str, Any], offset: fl
         AssertionError: both trained, neither did, or what they left differs.
     """
     command = finetune_command(corpus, output)
-    first = _start_finetune(command)
+    first = start_advl(*command)
     time.sleep(offset)
-    second = _start_finetune(command)
-    said = {process: process.communicate(timeout=600)[1] for process in (first, second)}
-    codes = (first.returncode, second.returncode)
-    if sorted(codes) not in ([0, 0], [0, 7]):
-        raise AssertionError(f"exit codes {codes}: {[text[-1000:] for text in said.values()]}")
-    refused = next((process for process in (first, second) if process.returncode == 7), None)
-    other = first if refused is second else second
-    if refused is not None and f"process {other.pid} on" not in said[refused]:
-        raise AssertionError(f"the second one does not say which is the first: {said[refused][-1000:]}")
+    second = start_advl(*command)
+    codes = (first.wait(), second.wait())
+    if codes not in ((0, 0), (0, 7), (7, 0)):
+        raise AssertionError(f"exit codes {codes}: {[one.messages()[-1000:] for one in (first, second)]}")
+    if 7 in codes:
+        refused, other = (first, second) if codes[0] else (second, first)
+        if f"process {other.pid} on" not in refused.messages():
+            raise AssertionError(f"the second one does not say which is the first: {refused.messages()[-1000:]}")
     require_equal(reference, output, f"two writers, {offset:.3f} s apart")
     return codes
 
 
-def _start_finetune(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def _finish_finetune(process: subprocess.Popen[str]) -> str:
-    _, said = process.communicate(timeout=600)
-    if process.returncode != 0:
-        raise AssertionError(f"exit code {process.returncode}: {said[-2000:]}")
-    return said
-
-
-def _wait_for(process: subprocess.Popen[str], path: Path) -> None:
-    while process.poll() is None and not path.exists():
-        time.sleep(0.002)
+def _finished(process: Running) -> str:
+    if code := process.wait():
+        raise AssertionError(f"exit code {code}: {process.messages()[-2000:]}")
+    return process.messages()

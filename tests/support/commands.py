@@ -44,10 +44,6 @@ def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -
 def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `advl` with these words in a folder as a process of its own would, without its start of five seconds."""
     out, told = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(folder or Path.cwd()),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(told),
-    ):
+    with contextlib.chdir(folder or Path.cwd()), contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
         code = exit_code(*words)
     return subprocess.CompletedProcess(["advl", *map(str, words)], code, out.getvalue(), told.getvalue())

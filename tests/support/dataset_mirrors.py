@@ -68,11 +68,7 @@ def vcr_metadata(record: Mapping[str, Any], *, size: tuple[int, int] = (64, 48))
 
 
 def write_vcr(
-    root: Path,
-    records: Iterable[Mapping[str, Any]],
-    *,
-    split: str = "val",
-    file: str | None = None,
+    root: Path, records: Iterable[Mapping[str, Any]], *, split: str = "val", file: str | None = None
 ) -> Path:
     """Write a split of VCR with its pictures and metadata; returns the annotation file."""
     records = list(records)

@@ -123,16 +123,25 @@ def live_teacher(
 
 
 @contextmanager
-def teachers_run(dataset: Dataset, weights: Callable[[str], Path | None] = lambda _: None) -> Iterator[None]:
+def teachers_run(
+    dataset: Dataset,
+    weights: Callable[[str], Path | None] = lambda _: None,
+    *,
+    opened: dict[str, TeacherFeatures] | None = None,
+) -> Iterator[None]:
     """Have runs read live teachers in place of caches; give them one worker, since a tokenizer serves one thread.
 
     Args:
         dataset: the split that the caches are of.
         weights: of a teacher by its name, local ones.
+        opened: keeps what was opened and encoded, for other runs.
     """
+    opened = {} if opened is None else opened
 
     def live(cache: TeacherCache) -> TeacherFeatures:
-        return live_teacher(cache, dataset, weights=weights(cache.teacher_name))
+        if cache.teacher_name not in opened:
+            opened[cache.teacher_name] = live_teacher(cache, dataset, weights=weights(cache.teacher_name))
+        return opened[cache.teacher_name]
 
     with patch("advl_pipeline.training.teaching.cached_teacher", live):
         yield

@@ -1,14 +1,15 @@
 """`advl` as one of two processes that train together, under watch; the first writes what each step exchanged.
 
-torchrun ... one_of_two.py WATCHED.json [--disturb | --raise] WORDS OF ADVL
+torchrun ... one_of_two.py WATCHED.json --disturb|--raise WORDS OF ADVL
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,20 @@ def raise_in_the_third_step() -> None:
     loop._optimiser_step = fail
 
 
-if __name__ == "__main__":
-    import os
-
-    watched, *words = sys.argv[1:]
+def run(watched: Path, mischief: str, words: Sequence[str]) -> None:
+    """Run `advl` with these words under watch; the second process does mischief, `--disturb` or `--raise`."""
     is_first = os.environ["RANK"] == "0"
     # Several buckets of so small a model.
     process_group.BUCKET_NUMBERS = 1 << 16
     watch_exchanges()
-    if words[0] == "--disturb" and not is_first:
-        disturb_landmarks()
-    if words[0] == "--raise" and not is_first:
-        raise_in_the_third_step()
+    if not is_first:
+        {"--disturb": disturb_landmarks, "--raise": raise_in_the_third_step}[mischief]()
     try:
-        main(words[1:] if words[0].startswith("--") else words)
+        main(list(words))
     finally:
         if is_first:
-            Path(watched).write_text(json.dumps(steps), encoding="utf-8")
+            watched.write_text(json.dumps(steps), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -128,9 +128,6 @@ class Watch:
     def wait(self, what: str) -> None:
         self.waits[f"{what} at {_caller()}"] += 1
 
-    def list_waits(self) -> str:
-        return "\n".join(f"{number:4} x {where}" for where, number in self.waits.most_common())
-
 
 def _caller() -> str:
     """Return file and line of the innermost frame of ours."""

@@ -1,4 +1,4 @@
-"""What a run logged, as tests compare it."""
+"""What a run wrote, as tests compare it."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [
         {key: value for key, value in record.items() if not key.startswith("seconds")} for record in metrics(folder)
     ]
+
+
+def load_json(path: Path) -> Any:
+    """Return a JSON document that a run wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -162,10 +162,7 @@ def _number_in(premise: str) -> str:
     return str(premise.count(",") + 2)
 
 
-_CUES: Final[Mapping[str, Callable[[str], str]]] = {
-    "snli-ve-container": _container_in,
-    "snli-ve-number": _number_in,
-}
+_CUES: Final[Mapping[str, Callable[[str], str]]] = {"snli-ve-container": _container_in, "snli-ve-number": _number_in}
 
 
 def _choice_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigure:

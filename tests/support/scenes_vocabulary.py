@@ -78,13 +78,7 @@ def make_vocabulary() -> dict[str, Any]:
         {family["hypernym"]: [name for _, name in family["labelled"]] for family in selection["family"].values()},
         names,
     )
-    return {
-        "provenance": provenance,
-        "families": families,
-        "unnamed": unnamed,
-        **parts,
-        "containers": containers,
-    }
+    return {"provenance": provenance, "families": families, "unnamed": unnamed, **parts, "containers": containers}
 
 
 def choose_unnamed(families: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[str]:

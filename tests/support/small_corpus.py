@@ -9,9 +9,14 @@ from typing import Any
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.records import Dataset, Example, Task
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import FinetuneResult, run_finetune
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,29 @@ class SmallCorpus:
         }
         return build_config(FinetuneConfig, settings, changes)
 
+    def run(self, output: Path, **changes: Any) -> FinetuneResult:
+        """Finetune by the configuration of a short run with these changes."""
+        return run_finetune(self.config(output, **changes))
+
+    def extract(self, output: Path, *, teacher: str = "minilm-l6", **changes: Any) -> Path:
+        """Extract a teacher over the training questions; return the cache."""
+        settings = {"dataset": "scenes-vcr", "data_root": self.data_root, "output": output, "folds": 2, **changes}
+        run_extract(ExtractConfig(teacher=teacher, **settings))
+        return output
+
+    def dataset(self, split: str = "train", *, name: str = "scenes-vcr", task: Task = "vcr-q2a") -> Dataset:
+        """Open a split, by default the questions that a short run trains on."""
+        return open_dataset(name, split=split, data_root=self.data_root, tasks=(task,))
+
+    def examples(self, split: str = "train", *, number: int | None = None) -> list[Example]:
+        """Return the first examples of a split, or all of them."""
+        dataset = self.dataset(split)
+        return [dataset[index] for index in range(len(dataset) if number is None else number)]
+
+    def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
+        """Evaluate a run, by default on test; return what was found of each set."""
+        return run_evaluate(EvaluateConfig(run=run, data_root=self.data_root, **changes)).sets
+
 
 def build_small_corpus(folder: Path) -> SmallCorpus:
     """Build the corpus and extract both teachers over its training questions."""
@@ -57,9 +85,8 @@ def build_small_corpus(folder: Path) -> SmallCorpus:
             workers=1,
         )
     )
-    caches = []
-    for teacher in ("minilm-l6", "efficientnet-lite0"):
-        output = folder / teacher
-        run_extract(ExtractConfig(teacher=teacher, dataset="scenes-vcr", data_root=data_root, output=output, folds=2))
-        caches.append(output)
-    return SmallCorpus(data_root=data_root, caches=tuple(caches))
+    teachers = ("minilm-l6", "efficientnet-lite0")
+    corpus = SmallCorpus(data_root=data_root, caches=tuple(folder / teacher for teacher in teachers))
+    for teacher in teachers:
+        corpus.extract(folder / teacher, teacher=teacher)
+    return corpus

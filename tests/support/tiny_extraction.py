@@ -1,6 +1,6 @@
 """A deterministic two-tower teacher and a small dataset with real pictures, for tests of extraction and caches.
 
-`run_settings` runs one extraction from a JSON file with the keys `folder` (of the pictures), `config` (of
+`run_settings` runs one extraction from settings with the keys `folder` (of the pictures), `config` (of
 `ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `file_size_limit` in bytes, and
 `repair`: true to repair the cache instead. `run_command` runs a command line in place of that.
 """
@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 import sys
@@ -29,15 +28,7 @@ from advl_pipeline.cache import stores
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
-from advl_pipeline.datasets.records import (
-    Candidate,
-    Example,
-    ImageUnit,
-    Task,
-    TextUnit,
-    image_unit_id,
-    text_unit,
-)
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, TextUnit, image_unit_id, text_unit
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
@@ -253,17 +244,8 @@ def open_tiny(config: ExtractConfig) -> tuple[Teacher, TinyDataset]:
     return tiny_teacher(delay=0.05), TinyDataset(config.data_root)
 
 
-def run_command(arguments: Sequence[str], path: str, log: str) -> None:
-    """Run a command line as a process, with the small teacher and dataset of the JSON file `path` under every name.
-
-    What it prints goes to the file `log`, its end is the exit code.
-    """
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(descriptor, stream.fileno())
-    torch.set_num_threads(1)
-    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
+    """Run a command line with the small teacher and dataset of the settings under every name."""
     teacher = tiny_teacher(**settings.get("teacher", {}))
     dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
     with ExitStack() as stack:
@@ -276,11 +258,8 @@ def sum_tokens(cache: TeacherCache, queue: Any) -> None:
     queue.put(float(cache.text.token_features(cache.text.ids)[0].astype(np.float64).sum()))
 
 
-def run_settings(path: str, log: str) -> None:
-    """Run one extraction or repair as a process: messages go to the file `log`, the outcome is the exit code."""
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
-    torch.set_num_threads(1)
-    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+def run_settings(settings: dict[str, Any]) -> None:
+    """Run one extraction or repair; the exit code tells the outcome."""
     stores.FIRST_PAUSE_SECONDS = settings.get("first_pause_seconds", stores.FIRST_PAUSE_SECONDS)
     os.environ.update(settings.get("environment", {}))
     if "file_size_limit" in settings:

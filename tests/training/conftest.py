@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import is_function_word, word_spans
 
 
 @pytest.fixture(scope="module")
 def known(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every second word of the inputs with a meaning, as if pretraining had seen it often."""
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    dataset = small_corpus.dataset()
     texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
     words = sorted({text[start:end].lower() for text in texts for start, end in word_spans(text)})
     path = tmp_path_factory.mktemp("known") / "words.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_logs import load_json, metrics
 from small_clip import save_small_clip
 from transformers import CLIPImageProcessorPil
 
@@ -20,10 +20,6 @@ from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimators import confidence_identity
 from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.run import run_finetune
 
 RHO = 0.3
 
@@ -33,7 +29,6 @@ class Pair:
     """A small CLIP, its cache over the training questions, and these."""
 
     model: Any
-    tokenizer: Any
     folder: Path
     path: Path
     cache: TeacherCache
@@ -43,24 +38,10 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
-    model, tokenizer = save_small_clip(folder / "clip")
-    run_extract(
-        ExtractConfig(
-            teacher="hf:local/pair",
-            weights=folder / "clip",
-            dataset="scenes-vcr",
-            data_root=small_corpus.data_root,
-            output=folder / "cache",
-            confidence=False,
-        )
-    )
+    model, _ = save_small_clip(folder / "clip")
+    path = small_corpus.extract(folder / "cache", teacher="hf:local/pair", weights=folder / "clip", confidence=False)
     return Pair(
-        model=model,
-        tokenizer=tokenizer,
-        folder=folder / "clip",
-        path=folder / "cache",
-        cache=open_cache(folder / "cache"),
-        dataset=open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",)),
+        model=model, folder=folder / "clip", path=path, cache=open_cache(path), dataset=small_corpus.dataset()
     )
 
 
@@ -70,13 +51,11 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def picture_of(cache: TeacherCache, example: Example) -> np.ndarray:
-    assert cache.image is not None
     return cache.image.global_features([example.image.unit_id])[0]
 
 
 def words_by_the_towers(cache: TeacherCache, example: Example, text: str, unit_id: str) -> list[list[int]]:
     """The third of a text's words whose mean token features are nearest to the picture's, rounded up."""
-    assert cache.text is not None
     rows = cache.text.token_features([unit_id])[0].astype(np.float64)
     spans = cache.text.char_spans([unit_id])
     words = [match.span() for match in re.finditer(r"\w+(?:'\w+)*|[^\w\s]", text.replace("_", "-"))]
@@ -92,16 +71,14 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     small_corpus: Any, pair: Pair, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    run_finetune(
-        small_corpus.config(
-            run,
-            cache=(pair.path,),
-            confidence="zero-shot",
-            selection_alpha=0.0,
-            selection_rho=RHO,
-            num_steps=3,
-            distance="mse",
-        )
+    small_corpus.run(
+        run,
+        cache=(pair.path,),
+        confidence="zero-shot",
+        selection_alpha=0.0,
+        selection_rho=RHO,
+        num_steps=3,
+        distance="mse",
     )
     ids = list(pair.dataset.example_ids)
     stored = read_confidence(
@@ -116,11 +93,9 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
             seed=0,
         ),
     )
-    assert stored is not None
     confidence = dict(zip(stored[0], stored[1].tolist(), strict=True))
-    selected = json.loads((run / "selected_words.json").read_text(encoding="utf-8"))
+    selected = load_json(run / "selected_words.json")
     scale = float(pair.model.logit_scale.detach().exp())
-    assert pair.cache.text is not None
     assert set(confidence) == set(selected) == set(ids)
     for example in (pair.dataset[index] for index in range(len(ids))):
         units = [candidate.text_unit for candidate in example.candidates]
@@ -135,7 +110,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
         ]
     # Neither is the same for all, or it would tell nothing.
     assert np.std(list(confidence.values())) > 0.01
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    logged = metrics(run)
     means = [record["confidence/joint"]["mean"] for record in logged if "confidence/joint" in record]
     assert means
     assert all(min(confidence.values()) <= mean <= max(confidence.values()) for mean in means)

@@ -1,8 +1,7 @@
-"""The bridge against a loop, its invariances, and runs whose weights follow it."""
+"""What a record of the student's words serves for: landmarks, the bridge, and weights that follow it."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from altered_dataset import AlteredDataset
-from run_logs import losses, metrics
+from altered_dataset import alter_examples, with_wrong_label
+from real_processes import start
+from run_logs import load_json, losses, metrics
 
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation import landmarks as landmarks_of_regions
 from advl_pipeline.distillation.landmarks import Landmarks
-from advl_pipeline.errors import ConfigError, Interrupted
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import load_study
+from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training import bridge, confidences
 from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
-from advl_pipeline.training.checkpoint import CheckpointWriter
 from advl_pipeline.training.run import run_finetune
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}
@@ -86,15 +87,14 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 
     monkeypatch.setattr(confidences, "bridge_confidence", keep)
     monkeypatch.setattr(confidences, "load_or_estimate_confidence", None)
-    run = tmp_path / "run"
-    run_finetune(small_corpus.config(run, student=student, confidence="bridge", known_words=known))
+    run = small_corpus.run(tmp_path / "run", student=student, confidence="bridge", known_words=known).output
     ((found, backwards),) = asked
     np.testing.assert_allclose(found.probability_N, backwards.probability_N[::-1], rtol=1e-4)
     np.testing.assert_array_equal(found.outranked_N, backwards.outranked_N[::-1])
     assert found.probability_N.min() > 0
     assert found.probability_N.max() < 1
     assert len(set(found.probability_N.tolist())) > 8
-    kept = json.loads((run / "settings.json").read_text(encoding="utf-8"))["confidence"]
+    kept = load_json(run / "settings.json")["confidence"]
     assert set(kept) == {"text"}
     assert kept["text"]["auc"] == pytest.approx(float(found.outranked_N.mean()))
     weighed = [one for one in metrics(run) if "weights/text" in one]
@@ -103,76 +103,18 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
     assert all(one["weights/vision"]["mean"] == one["weights/vision"]["max"] == 1.0 for one in weighed)
 
 
-def test_a_resumed_run_finds_the_same_bridge(
-    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"confidence": "bridge", "answer_weight": 1.0, "known_words": known, "checkpoint_every": 1}
-    run_finetune(small_corpus.config(tmp_path / "whole", **options))
-    save, calls = CheckpointWriter.save, []
-
-    def stop(*given: Any, **named: Any) -> None:
-        save(*given, **named)
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(CheckpointWriter, "save", stop)
-    with pytest.raises(Interrupted):
-        run_finetune(small_corpus.config(tmp_path / "stopped", **options))
-    run_finetune(small_corpus.config(tmp_path / "stopped", **options))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"landmarks": "all"}, {"distance": "mse"}, {"pathway": "vision"}],
-    ids=["no record of words", "no landmarks", "coordinates", "no texts"],
-)
-@pytest.mark.parametrize("asked", [{"confidence": "bridge"}, {"answer_weight": 1.0}], ids=["confidence", "answers"])
-def test_without_landmarks_of_words_there_is_no_bridge(
-    asked: dict[str, Any], changes: dict[str, Any], small_corpus: Any, known: Path, tmp_path: Path
-) -> None:
-    record = {"known_words": known} if changes else {}
-    with pytest.raises(ConfigError, match="bridge") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", **asked, **record, **changes))
-    assert refused.value.next_command.startswith("leave out --")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"steps": "one"}, "no adapt step"),
-        ({"method": "plain-two-step", "cache": ()}, "plain-two-step has no teacher"),
-        ({"hide_picture": True, "pathway": "text", "selection": "prior"}, "names what the picture shows"),
-    ],
-)
-def test_answers_that_nobody_could_learn_are_refused(
-    changes: dict[str, Any], why: str, small_corpus: Any, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", answer_weight=1.0, **changes))
-    assert why in str(refused.value.why)
-
-
 def test_the_adapt_step_learns_a_teachers_answers_and_reads_no_label(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 12, "num_steps": 1, "confidence": "none"}
 
     def adapt_losses(run: Path) -> list[float]:
-        run_finetune(small_corpus.config(run, **options))
+        small_corpus.run(run, **options)
         return [one["raw/answers"] for one in losses(run) if one["phase"] == "adapt"]
 
     found = adapt_losses(tmp_path / "own")
     assert sum(found[-3:]) < sum(found[:3])
-    monkeypatch.setattr(
-        "advl_pipeline.training.inputs.open_splits",
-        lambda name, **given: AlteredDataset(
-            open_dataset(name, **given),
-            lambda example: replace(example, label=(example.label + 1) % len(example.candidates)),
-        ),
-    )
+    alter_examples(monkeypatch, with_wrong_label)
     assert adapt_losses(tmp_path / "others") == found
 
 
@@ -190,8 +132,8 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
         return TruthConfidence(probability_N=share_N, outranked_N=share_N)
 
     monkeypatch.setattr(bridge, "bridge_confidence", found)
-    run_finetune(small_corpus.config(tmp_path / "run", known_words=known))
-    (kept,) = json.loads((tmp_path / "run/settings.json").read_text(encoding="utf-8"))["answers"]
+    small_corpus.run(tmp_path / "run", known_words=known)
+    (kept,) = load_json(tmp_path / "run/settings.json")["answers"]
     assert kept["learned"] == (outranked == 1.0)
     assert kept["auc"] == outranked
     said = "learns how" if outranked == 1.0 else "does not learn how"
@@ -203,7 +145,7 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
 def test_without_a_bridge_a_run_says_what_its_student_starts_from_and_nothing_of_answers(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run_finetune(small_corpus.config(tmp_path / "run"))
+    result = small_corpus.run(tmp_path / "run")
     said = capsys.readouterr().err
     assert "text teacher" not in said
     assert "starts from random weights" in said
@@ -220,6 +162,142 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
         return bridge_answers(start, landmarks, dataset, positions, source)
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
-    run_finetune(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))
+    small_corpus.run(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1)
     # Of sixteen labelled questions each is looked at, of the inputs the four of one step.
     assert asked == [16, 4]
+
+
+@pytest.mark.parametrize("role", ["control", "method"])
+def test_a_study_marks_it_as_a_control(role: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(
+        f"""name = "s"
+dataset = "scenes-vcr"
+tasks = ["vcr-q2a"]
+student = "scenes-small"
+teachers = ["minilm-l6"]
+test_sets = ["val"]
+methods = ["plain", "by-labels"]
+shots = [8]
+seeds = [0]
+
+[variants.by-labels]
+method = "advl"
+role = "{role}"
+weighting = "oracle"
+"""
+    )
+    study = load_study(str(path))
+    if role == "control":
+        build_plan(study, cells=tmp_path)
+        return
+    with pytest.raises(ConfigError, match="by-labels weighs by labels") as refused:
+        build_plan(study, cells=tmp_path)
+    assert "control" in refused.value.next_command
+
+
+def test_weights_are_one_where_the_bridge_is_right_by_the_label(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, float] = {}
+    right: dict[str, bool] = {}
+    measure = confidences.oracle
+
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
+        weights = measure(start, landmarks, dataset, positions, source)
+        shares = bridge_answers(start, landmarks, dataset, positions, source)
+        for position in positions:
+            example = dataset[position]
+            share_C = shares[example.example_id]
+            right[example.example_id] = torch.nonzero(share_C == share_C.max())[:, 0].tolist() == [example.label]
+        found.update(weights)
+        return weights
+
+    monkeypatch.setattr(confidences, "oracle", keep)
+    options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 3}
+    run_finetune(small_corpus.config(tmp_path / "run", weighting="oracle", **options), is_control=True)
+    assert {name: weight == 1.0 for name, weight in found.items()} == right
+    assert 0 < sum(found.values()) < len(found)
+    logged = losses(tmp_path / "run")
+    assert {one["phase"] for one in logged if "weights/text" in one} == {"adapt", "finetune"}
+    # Of twenty bins the first and the last alone hold anything.
+    assert all(sum(one["weights/text"]["counts"][1:-1]) == 0 for one in logged)
+    assert all(one["weights/vision"]["mean"] == 1.0 for one in logged)
+    plain = tmp_path / "uniform"
+    small_corpus.run(plain, weighting="uniform", **options)
+    assert [one["weighted/answers"] for one in losses(plain)[:3]] != [one["weighted/answers"] for one in logged[:3]]
+
+
+def test_inputs_without_labels_are_refused(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = small_corpus.dataset().example_ids[0]
+    alter_examples(monkeypatch, lambda one: replace(one, label=None) if one.example_id == first else one)
+    options = {"known_words": known, "weighting": "oracle", "adapt_steps": 8, "shots": 8}
+    with pytest.raises(ConfigError, match="need the label of every input") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
+    assert "1 have none" in str(refused.value.why)
+
+
+def test_without_a_bridge_it_is_refused(small_corpus: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no bridge") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", weighting="oracle"), is_control=True)
+    assert refused.value.where == "--weighting oracle"
+
+
+def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, known: Path, tmp_path: Path) -> None:
+    counts = load_json(known)
+    logs = {}
+    for landmarks in ("known", "all"):
+        run = tmp_path / landmarks
+        small_corpus.run(
+            run,
+            known_words=known,
+            landmarks=landmarks,
+            selection="prior",
+            selection_rho=1.0,
+            cache=small_corpus.caches[:1],
+        )
+        logs[landmarks] = losses(run)
+        texts = load_json(run / "readout.json")["after"]["minilm-l6"]["texts"]
+        assert texts["num_asked"] > 10
+        selected = load_json(run / "selected_words.json")
+        chosen = {
+            candidate.text[start:end].lower()
+            for example in small_corpus.examples()
+            for candidate, spans in zip(example.candidates, selected.get(example.example_id, ()), strict=False)
+            for start, end in spans
+        }
+        assert chosen
+        assert bool(chosen & set(counts)) == (landmarks == "all")
+    assert logs["known"][0]["raw/text"] != logs["all"][0]["raw/text"]
+
+
+@pytest.mark.parametrize(("layer", "has_landmarks"), [("unimodal", True), ("fused", False)])
+def test_regions_that_the_student_names_are_landmarks_below_the_fusion(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str, has_landmarks: bool
+) -> None:
+    # A student that was never pretrained gives nearly all regions one name.
+    monkeypatch.setattr(landmarks_of_regions, "MIN_LANDMARKS", 1)
+    logs = {}
+    for landmarks in ("known", "all"):
+        options = {"landmarks": landmarks, "distill_layer": layer, "pathway": "vision", "known_words": known}
+        small_corpus.run(tmp_path / landmarks, **options)
+        logs[landmarks] = losses(tmp_path / landmarks)
+    assert (logs["known"][0]["raw/vision"] != logs["all"][0]["raw/vision"]) == has_landmarks
+    assert logs["known"][-1]["raw/vision"] > 0
+
+
+@pytest.mark.parametrize("landmarks", ["known", "all"])
+def test_likenesses_are_compared_in_full_precision_where_the_student_computes_in_half(
+    small_corpus: Any, known: Path, tmp_path: Path, landmarks: str
+) -> None:
+    options = {"known_words": known, "landmarks": landmarks, "num_steps": 1}
+    small_corpus.run(tmp_path / "full", **options)
+    # A process computes in one precision.
+    half = start(run_finetune, small_corpus.config(tmp_path / "half", mixed_precision="bf16", **options))
+    assert half.wait() == 0, half.messages()
+    for name in ("raw/text", "raw/vision"):
+        full, found = (losses(tmp_path / run)[0][name] for run in ("full", "half"))
+        assert full > 0
+        assert found == pytest.approx(full, rel=0.02)

@@ -13,7 +13,6 @@ from run_logs import metrics
 from advl_pipeline.errors import StorageError
 from advl_pipeline.training import checkpoint, loop
 from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint
-from advl_pipeline.training.run import run_finetune
 
 
 class Gate:
@@ -47,7 +46,6 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, monkeypatch: pyt
         assert not (tmp_path / "checkpoint").exists()
         gate.opened.set()
     kept = read_checkpoint(tmp_path / "checkpoint")
-    assert kept is not None
     assert torch.equal(kept[2]["model/weight"], before)
 
 
@@ -61,7 +59,6 @@ def test_a_write_waits_for_the_one_before_it(tmp_path: Path, monkeypatch: pytest
         assert gate.steps[:1] == [1]
     assert gate.steps == [1, 2]
     kept = read_checkpoint(tmp_path / "checkpoint")
-    assert kept is not None
     assert kept[0] == 2
 
 
@@ -96,7 +93,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
         return take(*arguments, **options)
 
     monkeypatch.setattr(loop, "_optimiser_step", watched)
-    run_finetune(small_corpus.config(tmp_path / "run", method="plain", cache=(), num_steps=6, checkpoint_every=3))
+    small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=6, checkpoint_every=3)
     assert taken == [False] * 5 + [True]
     assert gate.steps == [3, 6]
     assert len(metrics(tmp_path / "run")) == 6

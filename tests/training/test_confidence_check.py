@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_logs import losses, metrics
+from run_logs import load_json, losses, metrics
 
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.training.run import run_finetune
 
 
 def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
@@ -30,13 +28,13 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
 
     monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
     for check in ("auc", "none"):
-        run_finetune(small_corpus.config(tmp_path / check, confidence_check=check, weight_max=100.0))
+        small_corpus.run(tmp_path / check, confidence_check=check, weight_max=100.0)
         told = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
         assert set(told) == {"confidence vision", "confidence text"}
         assert "AUC 1.00 for right against wrong" in told["confidence vision"]
         assert "NOT ABOVE CHANCE" not in told["confidence vision"]
         assert ("NOT ABOVE CHANCE" in told["confidence text"]) == (check == "auc")
-        kept = json.loads((tmp_path / check / "settings.json").read_text(encoding="utf-8"))["confidence"]
+        kept = load_json(tmp_path / check / "settings.json")["confidence"]
         assert kept["vision"]["weights"] == "by confidence"
         assert kept["vision"]["auc"] == 1.0
         assert kept["text"]["auc"] == 0.5
@@ -52,9 +50,18 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
 
 
 def test_the_small_corpus_itself_tells_nothing_by_sixteen_questions(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", confidence_check="auc", num_steps=1))
-    kept = json.loads((tmp_path / "run/settings.json").read_text(encoding="utf-8"))["confidence"]
+    small_corpus.run(tmp_path / "run", confidence_check="auc", num_steps=1)
+    kept = load_json(tmp_path / "run/settings.json")["confidence"]
     assert set(kept) == {"vision", "text"}
     for found in kept.values():
         assert found["num_items"] == 16
         assert (found["weights"] == "by confidence") == (found["low"] > 0.5)
+
+
+def test_the_students_confidence_in_an_item_is_that_of_the_start_of_the_finetune_step(
+    small_corpus: Any, tmp_path: Path
+) -> None:
+    # All sixteen items are in every batch.
+    small_corpus.run(tmp_path, num_steps=6, batch_size=16, adapt_steps=1)
+    seen = [one["confidence/student"]["mean"] for one in metrics(tmp_path) if one["phase"] == "finetune"]
+    assert max(seen) - min(seen) < 1e-6

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from held_features import HeldFeatures
 from PIL import Image
 from torch import nn
 
@@ -46,34 +47,6 @@ class MeanColours(VisionBackbone):
         return ImageFeatures(global_ND=grid_NhwD.mean(dim=(1, 2)), grid_NhwD=grid_NhwD)
 
 
-class Encoded:
-    """Features of pictures as a tower gives them, behind the face of a store."""
-
-    has_tokens = True
-
-    def __init__(self, tower: PixelImageTower, units: Sequence[ImageUnit]) -> None:
-        found = tower.encode([tower.prepare(unit) for unit in units])
-        self._global = {unit.unit_id: row.numpy() for unit, row in zip(units, found.global_ND, strict=True)}
-        self._tokens = {unit.unit_id: rows.numpy() for unit, rows in zip(units, found.token_values, strict=True)}
-        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
-        self.global_mean = self.token_mean = np.zeros(3, np.float32)
-        self.global_variance = self.token_variance = np.ones(3, np.float32)
-
-    def global_features(self, ids: Sequence[str]) -> Any:
-        return np.stack([self._global[name] for name in ids])
-
-    def token_features(self, ids: Sequence[str]) -> Any:
-        rows = [self._tokens[name] for name in ids]
-        return np.concatenate(rows), np.array([len(one) for one in rows], np.int32)
-
-    def char_spans(self, ids: Sequence[str]) -> Any:
-        raise AssertionError("pictures have no characters")
-
-    def begin_epoch(self) -> None: ...
-
-    def announce(self, ids: Sequence[str]) -> None: ...
-
-
 def coordinates(folder: Path, size: tuple[int, int], boxes_R4: Any = NO_BOXES) -> Example:
     """A question on a picture whose red is the place from the left, and whose green is the place from the top."""
     width, height = size
@@ -100,9 +73,13 @@ def seen(
         height=64, width=64, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3, **framing
     )
     tower = PixelImageTower(MeanColours(settings), kind, side)  # type: ignore[arg-type]
+    units = [example.image for example in examples]
+    found = tower.encode([tower.prepare(unit) for unit in units])
+    names = [unit.unit_id for unit in units]
+    rows, tokens = (dict(zip(names, values, strict=True)) for values in (found.global_ND, found.token_values))
     teacher = TeacherFeatures(
         name="colours",
-        image=Encoded(tower, [example.image for example in examples]),  # type: ignore[arg-type]
+        image=HeldFeatures(rows, tokens, moments=(0.0, 1.0)),  # type: ignore[arg-type]
         text=None,
         image_places=TeacherGrid.of_description(tower.describe()) if kind == "grid" else "boxes",
         aligned=False,
@@ -120,9 +97,7 @@ def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str,
     """To half a cell of the teacher; exactly, to rounding, where a patch is made of whole cells."""
     examples = [coordinates(tmp_path, size) for size in ((160, 160), (200, 100), (120, 180))]
     signal, batch, settings = seen(name, examples, **framing)
-    assert batch.places_BR4 is not None
     assert signal.regions_BSD is not None
-    assert signal.region_mask_BS is not None
     assert signal.shares_BSR is None
     assert not signal.region_mask_BS[batch.places_BR4.isnan().any(2)].any()
     assert signal.region_mask_BS.any()
@@ -156,8 +131,6 @@ def test_a_grid_that_is_stored_smaller_lies_where_it_lay(side: int, kept: int, t
     (cells_TD,) = tower.encode([tower.prepare(example.image)]).token_values
     centres = torch.from_numpy(grid_rectangles(kept, kept)).view(-1, 2, 2).mean(1)
     torch.testing.assert_close(cells_TD[:, :2], centres, atol=0.01, rtol=0)
-    assert signal.regions_BSD is not None
-    assert batch.places_BR4 is not None
     error = (signal.regions_BSD[0, 1:, :2] - batch.places_BR4[0, 1:].view(-1, 2, 2).mean(1)).abs()
     assert error.max() < 0.5 / kept
 
@@ -166,8 +139,6 @@ def test_a_detectors_boxes_are_averaged_from_the_grid(tmp_path: Path) -> None:
     boxes = np.array([[20, 10, 100, 90], [0, 0, 200, 100], [2, 2, 30, 98], [90, 40, 110, 60]], np.float32)
     examples = [coordinates(tmp_path, (200, 100), boxes), coordinates(tmp_path, (90, 90), boxes[:1] * 0.9)]
     signal, _, _ = seen("uniter-tiny", examples, **FRAMINGS["crop"])
-    assert signal.regions_BSD is not None
-    assert signal.region_mask_BS is not None
     # The whole picture first; the teacher sees the middle half of the wide one: the third box lies outside.
     assert signal.region_mask_BS.tolist() == [[False, True, True, False, True], [False, True, False, False, False]]
     expected = torch.tensor([[0.375, 0.5], [0.5, 0.5], [0.5, 0.5]])
@@ -179,8 +150,6 @@ def test_patches_under_a_box_stand_for_it(tmp_path: Path) -> None:
     boxes = np.array([[0, 0, 80, 50], [70, 0, 110, 100]], np.float32)
     examples = [coordinates(tmp_path, (160, 100), boxes), coordinates(tmp_path, (64, 64))]
     signal, _, _ = seen("vilt-tiny", examples, kind="boxes", **FRAMINGS["crop"])
-    assert signal.shares_BSR is not None
-    assert signal.region_mask_BS is not None
     assert signal.region_mask_BS.tolist() == [[True, True], [False, False]]
     assert signal.shares_BSR.sum(2).tolist() == [[pytest.approx(1.0), pytest.approx(1.0)], [0.0, 0.0]]
     grid_SRC = signal.shares_BSR[0, :, 1:].view(2, 4, 4)

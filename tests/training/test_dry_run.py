@@ -18,10 +18,7 @@ costs = st.builds(
     StepCosts, model=seconds, model_on_cores=st.floats(0, 80), preparing=seconds, num_bytes=st.floats(0, 1e10)
 )
 machines = st.builds(
-    Machine,
-    cores=st.integers(1, 64),
-    workers=st.integers(1, 16),
-    bytes_per_second=st.none() | st.floats(1e6, 1e10),
+    Machine, cores=st.integers(1, 64), workers=st.integers(1, 16), bytes_per_second=st.none() | st.floats(1e6, 1e10)
 )
 
 

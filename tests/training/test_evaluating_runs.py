@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,28 +13,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_logs import load_json
 from safetensors.torch import load_file, save_file
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_run, swapped_pictures, with_picture
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrices
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.run import run_finetune
 
 
-def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path: Path) -> None:
-    config = small_corpus.config(tmp_path / "run", task=(), num_steps=2, method="plain", cache=())
-    run_finetune(config)
+@pytest.fixture(scope="module")
+def trained(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run over both tasks without teachers."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    small_corpus.run(run, task=(), num_steps=2, method="plain", cache=())
+    return run
+
+
+def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
     # The run knows where its data lie.
-    sets = run_evaluate(EvaluateConfig(run=tmp_path / "run", on=("test", "test-shift"))).sets
+    sets = run_evaluate(EvaluateConfig(run=trained, on=("test", "test-shift"))).sets
     assert "use_of_vision" not in sets["test-shift"]
     document = sets["test"]
     assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}
-    arrays = np.load(tmp_path / "run" / "evaluation" / "test.npz", allow_pickle=False)
+    arrays = np.load(trained / "evaluation" / "test.npz", allow_pickle=False)
     for metric, percent in document["metrics"].items():
         items = arrays[f"item/{metric}"]
         assert items.shape == (8,)
@@ -60,8 +65,8 @@ def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path
 def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpus: Any, tmp_path: Path) -> None:
     options = {"num_steps": 1, "method": "plain", "cache": (), "student": "vilt-tiny", "init": None}
     run = tmp_path / "run"
-    run_finetune(small_corpus.config(run, student_option=("max_text_length=12",), **options))
-    sets = run_evaluate(EvaluateConfig(run=run, on=("train", "test"), data_root=small_corpus.data_root)).sets
+    small_corpus.run(run, student_option=("max_text_length=12",), **options)
+    sets = small_corpus.evaluate(run, on=("train", "test"))
     assert "the run was trained on train" in sets["train"]["caveats"]
     assert "the run was trained on train" not in sets["test"]["caveats"]
     (cut,) = [caveat for caveat in sets["test"]["caveats"] if "are cut" in caveat]
@@ -71,36 +76,32 @@ def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpu
 def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, tmp_path: Path) -> None:
     options = {"num_steps": 1, "method": "plain", "cache": (), "dataset": "scenes-snli-ve", "task": ()}
     run = tmp_path / "run"
-    run_finetune(small_corpus.config(run, **options))
-    continued = run_finetune(small_corpus.config(tmp_path / "next", init=run, **options)).output
-    assert json.loads((continued / "settings.json").read_text())["heads"]["snli-ve"]["origin"] == "checkpoint"
+    small_corpus.run(run, **options)
+    continued = small_corpus.run(tmp_path / "next", init=run, **options).output
+    assert load_json(continued / "settings.json")["heads"]["snli-ve"]["origin"] == "checkpoint"
     former = build_student("uniter-tiny").build_head("snli-ve", 3).state_dict()
     save_file({f"snli-ve.{key}": value for key, value in former.items()}, run / "heads.safetensors")
     with pytest.raises(IdentityMismatch, match="another shape") as refused:
         load_run(run)
     assert refused.value.next_command is not None
     assert "--no-resume" in refused.value.next_command
-    afresh = run_finetune(small_corpus.config(tmp_path / "afresh", init=run, **options)).output
-    told = json.loads((afresh / "settings.json").read_text())["heads"]["snli-ve"]
+    afresh = small_corpus.run(tmp_path / "afresh", init=run, **options).output
+    told = load_json(afresh / "settings.json")["heads"]["snli-ve"]
     assert told["origin"] == "fresh"
     assert "earlier version" in told["why"]
 
 
-def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
-    common = {"run": tmp_path / "run", "on": ("test", "test-shift"), "data_root": small_corpus.data_root}
-    sets = run_evaluate(EvaluateConfig(**common, probe=("removed",), probe_on=("test-shift",))).sets
+def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, trained: Path) -> None:
+    sets = small_corpus.evaluate(trained, on=("test", "test-shift"), probe=("removed",), probe_on=("test-shift",))
     assert "use_of_vision" not in sets["test"]
     assert set(sets["test-shift"]["use_of_vision"]["q2a"]) == {"removed"}
-    none = run_evaluate(EvaluateConfig(**common, probe=("none",))).sets
+    none = small_corpus.evaluate(trained, on=("test", "test-shift"), probe=("none",))
     assert not any("use_of_vision" in document for document in none.values())
 
 
-def test_spoilt_pictures_are_what_they_say(small_corpus: Any, tmp_path: Path) -> None:
+def test_spoilt_pictures_are_what_they_say(small_corpus: Any, trained: Path) -> None:
     """Two pictures give the same scores once blanked only where their boxes agree, and always once removed."""
-    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
-    finished = load_run(tmp_path / "run")
-    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    finished, dataset = load_run(trained), small_corpus.dataset("test")
     example = dataset[0]
     boxes_R4 = example.image.boxes_R4
     other = next(unit for unit in dataset.image_units() if unit.unit_id != example.image.unit_id)
@@ -116,12 +117,9 @@ def test_spoilt_pictures_are_what_they_say(small_corpus: Any, tmp_path: Path) ->
         assert tuple(bool(np.abs(row - original).max() > 1e-6) for row in others) == differs, view
 
 
-def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
-    finished = load_run(tmp_path / "run")
-    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    examples = [dataset[index] for index in range(len(dataset))]
-    others = swapped_pictures(dataset.image_units(), seed=0)
+def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, trained: Path) -> None:
+    finished, examples = load_run(trained), small_corpus.examples("test")
+    others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     read = Counter[str]()
     collate = finished.student.collate
 
@@ -142,41 +140,35 @@ def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpu
             np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
-def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(small_corpus: Any, tmp_path: Path) -> None:
-    changes = {"num_steps": 2, "method": "plain", "cache": (), "task": ()}
-    for name in ("one", "two"):
-        run_finetune(small_corpus.config(tmp_path / name, seed=len(name), **changes))
-    common: dict[str, Any] = {"data_root": small_corpus.data_root, "probe": ("none",)}
-    whole = run_evaluate(EvaluateConfig(run=tmp_path / "one", **common)).sets["test"]
-    assert (whole["sample"], whole["num_examples"]) == (
-        None,
-        sum(whole["num_items"].values()) - whole["num_items"]["q2ar"],
-    )
-    scores = np.load(tmp_path / "one" / "evaluation" / "test.npz")
+def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
+    small_corpus: Any, trained: Path, tmp_path: Path
+) -> None:
+    whole = small_corpus.evaluate(trained, probe=("none",))["test"]
+    assert whole["sample"] is None
+    assert whole["num_examples"] == sum(whole["num_items"].values()) - whole["num_items"]["q2ar"]
+    scores = np.load(trained / "evaluation" / "test.npz")
     of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
+    small_corpus.run(tmp_path, task=(), num_steps=1, method="plain", cache=(), seed=3)
     ids = []
-    for name in ("one", "two"):
-        found = run_evaluate(EvaluateConfig(run=tmp_path / name, num_questions=5, **common)).sets["test"]
+    for run in (trained, tmp_path):
+        found = small_corpus.evaluate(run, num_questions=5, probe=("none",))["test"]
         assert found["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
         assert found["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
         for metric, value in found["metrics"].items():
             assert found["intervals"][metric]["low"] - 1e-6 <= value <= found["intervals"][metric]["high"] + 1e-6
-        ids.append(np.load(tmp_path / name / "evaluation" / "test.npz")["item_ids/q2a"].tolist())
-        if name == "one":
-            sampled = np.load(tmp_path / name / "evaluation" / "test.npz")["item/q2a"]
-            assert sampled.tolist() == [of[question] for question in ids[0]]
+        sampled = np.load(run / "evaluation" / "test.npz")
+        ids.append(sampled["item_ids/q2a"].tolist())
+        if run == trained:
+            assert sampled["item/q2a"].tolist() == [of[question] for question in ids[0]]
     assert ids[0] == ids[1]
 
 
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:
     """Trained and evaluated on other pictures it is the same student with the same answers."""
-    run_finetune(small_corpus.config(tmp_path / "run", method="plain", cache=(), hide_picture=True))
-    evaluate = EvaluateConfig(run=tmp_path / "run", data_root=small_corpus.data_root)
-    assert "use_of_vision" not in run_evaluate(evaluate).sets["test"]
-    finished = load_run(tmp_path / "run")
-    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    examples = [dataset[index] for index in range(len(dataset))]
-    others = swapped_pictures(dataset.image_units(), seed=0)
+    small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True)
+    assert "use_of_vision" not in small_corpus.evaluate(tmp_path / "run")["test"]
+    finished, examples = load_run(tmp_path / "run"), small_corpus.examples("test")
+    others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
     one, two = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))
     np.testing.assert_allclose(one, two, atol=1e-5)
@@ -189,12 +181,12 @@ def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: P
         assert ratio.nan_to_num(1.0).std() < 1e-5, name
 
 
-def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
-    path = tmp_path / "run" / "heads.safetensors"
+def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    path = run / "heads.safetensors"
     save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}, path)
     with pytest.raises(ConfigError, match="not numbers for 8 of 8 items") as refused:
-        run_evaluate(EvaluateConfig(run=tmp_path / "run", data_root=small_corpus.data_root))
+        small_corpus.evaluate(run)
     assert "diverged" in refused.value.why
 
 

@@ -5,32 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from run_logs import load_json, metrics
 from safetensors.torch import load_file
-from small_corpus import SmallCorpus, build_small_corpus
+from small_corpus import SmallCorpus
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.predict_files import run_predict
-from advl_pipeline.evaluation.runner import run_evaluate
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import SmolVlm
-from advl_pipeline.training.run import run_finetune
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return build_small_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -46,32 +37,27 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def logged(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 PLAIN = {"method": "plain", "cache": (), "student": "smolvlm-tiny", "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
-def updated(corpus: SmallCorpus, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def updated(small_corpus: SmallCorpus, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "updates"
     options = {**PLAIN, "init": published, "learning_rate": 1e-2, "num_steps": 3, "gradient_checkpointing": True}
-    run_finetune(corpus.config(run, **options))
+    small_corpus.run(run, **options)
     return run
 
 
 # peft asks transformers for an attribute by its older name.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_updates_of_published_weights_are_saved_as_peft_reads_them(
-    corpus: SmallCorpus, published: Path, updated: Path
+    small_corpus: SmallCorpus, published: Path, updated: Path
 ) -> None:
     assert not (updated / "model.safetensors").exists()
     assert (updated / "adapter_model.safetensors").stat().st_size < 0.1 * (
         published / "model.safetensors"
     ).stat().st_size
-    config = json.loads((updated / "adapter_config.json").read_text(encoding="utf-8"))
+    config = load_json(updated / "adapter_config.json")
     assert (config["r"], config["lora_alpha"]) == (8, 8.0)
     student = load_run(updated).student
     assert isinstance(student, SmolVlm)
@@ -90,7 +76,7 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
 def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: Path, tmp_path: Path) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(updated, run)
-    described = json.loads((run / "student.json").read_text(encoding="utf-8"))
+    described = load_json(run / "student.json")
     described["base"]["weights"] = str(moved)
     (run / "student.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(WeightsUnavailable, match="updates belong to are not there"):
@@ -105,37 +91,36 @@ def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: 
 
 
 def test_asked_for_updates_are_of_the_modules_that_are_named(
-    corpus: SmallCorpus, published: Path, tmp_path: Path
+    small_corpus: SmallCorpus, published: Path, tmp_path: Path
 ) -> None:
     options = {**PLAIN, "init": published, "num_steps": 1, "lora_rank": 2, "lora_alpha": 6.0}
-    run_finetune(corpus.config(tmp_path / "run", **options, lora_target=("o_proj",)))
-    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text(encoding="utf-8"))
+    small_corpus.run(tmp_path / "run", **options, lora_target=("o_proj",))
+    config = load_json(tmp_path / "run" / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 6.0, ["o_proj"])
     assert all("o_proj" in name for name in load_file(tmp_path / "run" / "adapter_model.safetensors"))
     with pytest.raises(ConfigError, match="no module by one of these names"):
-        run_finetune(corpus.config(tmp_path / "none", **options, lora_target=("query",)))
-    run_finetune(corpus.config(tmp_path / "whole", **{**options, "lora_rank": 0, "lora_alpha": None}))
+        small_corpus.run(tmp_path / "none", **options, lora_target=("query",))
+    small_corpus.run(tmp_path / "whole", **{**options, "lora_rank": 0, "lora_alpha": None})
     assert (tmp_path / "whole" / "model.safetensors").exists()
 
 
-def test_lambda_zero_is_plain_step_for_step(corpus: SmallCorpus, tmp_path: Path) -> None:
+def test_lambda_zero_is_plain_step_for_step(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 4}
-    run_finetune(corpus.config(tmp_path / "zero", **options, method="naive-kd", distill_weight=0.0))
-    run_finetune(corpus.config(tmp_path / "plain", **{**PLAIN, **options}))
+    small_corpus.run(tmp_path / "zero", **options, method="naive-kd", distill_weight=0.0)
+    small_corpus.run(tmp_path / "plain", **{**PLAIN, **options})
     zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
     assert all(torch.equal(value, plain[name]) for name, value in zero.items())
-    losses = [[entry["raw/task"] for entry in logged(tmp_path / name)] for name in ("zero", "plain")]
+    losses = [[entry["raw/task"] for entry in metrics(tmp_path / name)] for name in ("zero", "plain")]
     assert losses[0] == losses[1]
 
 
-def test_a_run_is_transformers_own_loop(corpus: SmallCorpus, tmp_path: Path) -> None:
+def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     """A plain run has the losses of a loop over transformers' model, with labels on the right answers alone."""
-    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
-    examples = [dataset[index] for index in range(len(dataset))]
+    examples = small_corpus.examples()
     options = {**PLAIN, "num_steps": 4, "recipe": "none", "task_loss": "answer-lm", "batch_size": len(examples)}
     exact = {"schedule": "constant", "clip_norm": 0.0, "weight_decay": 0.0, "warmup_fraction": 0.0}
-    run_finetune(corpus.config(tmp_path / "run", **options, **exact, learning_rate=1e-3))
-    found = [entry["raw/task"] for entry in logged(tmp_path / "run")]
+    small_corpus.run(tmp_path / "run", **options, **exact, learning_rate=1e-3)
+    found = [entry["raw/task"] for entry in metrics(tmp_path / "run")]
     torch.manual_seed(0)
     student = build_student("smolvlm-tiny")
     assert isinstance(student, SmolVlm)
@@ -168,75 +153,45 @@ def test_a_run_is_transformers_own_loop(corpus: SmallCorpus, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dataset", ["scenes-snli-ve", "scenes-vqa"])
 def test_classes_and_answers_are_trained_scored_and_written(
-    dataset: str, corpus: SmallCorpus, tmp_path: Path
+    dataset: str, small_corpus: SmallCorpus, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    run_finetune(corpus.config(run, **{**PLAIN, "num_steps": 2, "dataset": dataset, "task": ()}))
-    assert all(np.isfinite(entry["raw/task"]) for entry in logged(run))
+    small_corpus.run(run, **{**PLAIN, "num_steps": 2, "dataset": dataset, "task": ()})
+    assert all(np.isfinite(entry["raw/task"]) for entry in metrics(run))
     generate = dataset == "scenes-vqa"
-    result = run_evaluate(
-        EvaluateConfig(run=run, on=("val",), data_root=corpus.data_root, probe=("blanked",), generate=generate)
-    )
-    document = result.sets["val"]
-    metrics = set(document["metrics"])
-    assert metrics == ({"vqa", "vqa_generated"} if generate else {"snli_ve"})
-    assert set(document["use_of_vision"]) == metrics - {"vqa_generated"}
+    document = small_corpus.evaluate(run, on=("val",), probe=("blanked",), generate=generate)["val"]
+    assert set(document["metrics"]) == ({"vqa", "vqa_generated"} if generate else {"snli_ve"})
+    assert set(document["use_of_vision"]) == set(document["metrics"]) - {"vqa_generated"}
     for name in (False, True) if generate else (False,):
         output = tmp_path / (f"{name}.json" if generate else "labels.csv")
         found = run_predict(
-            PredictConfig(run=run, on="val", data_root=corpus.data_root, output=output, generate=name)
+            PredictConfig(run=run, on="val", data_root=small_corpus.data_root, output=output, generate=name)
         )
-        assert found.num_items == len(open_dataset(dataset, split="val", data_root=corpus.data_root))
+        assert found.num_items == len(open_dataset(dataset, split="val", data_root=small_corpus.data_root))
     if generate:
-        listed, worded = (
-            json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in (False, True)
-        )
+        listed, worded = (load_json(tmp_path / f"{name}.json") for name in (False, True))
         assert [row["question_id"] for row in listed] == [row["question_id"] for row in worded]
         assert {row["answer"] for row in listed} != {row["answer"] for row in worded}
 
 
-def test_a_loss_of_classes_does_not_fit_answers_in_words(corpus: SmallCorpus, tmp_path: Path) -> None:
-    options = {**PLAIN, "dataset": "scenes-vqa", "task": (), "task_loss": "soft-target-bce"}
-    with pytest.raises(ConfigError, match="answers in words") as refused:
-        run_finetune(corpus.config(tmp_path / "run", **options))
-    assert refused.value.next_command == "--task-loss answer-lm"
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_student_with_heads_generates_nothing(corpus: SmallCorpus, tmp_path: Path) -> None:
+def test_a_student_with_heads_generates_nothing(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     options = {**PLAIN, "student": "vilt-tiny", "dataset": "scenes-vqa", "task": (), "num_steps": 1}
-    run_finetune(corpus.config(tmp_path / "run", **options))
+    small_corpus.run(tmp_path / "run", **options)
     with pytest.raises(ConfigError, match="generates no text"):
-        run_predict(PredictConfig(run=tmp_path / "run", on="val", data_root=corpus.data_root, generate=True))
+        run_predict(PredictConfig(run=tmp_path / "run", on="val", data_root=small_corpus.data_root, generate=True))
 
 
-def test_teachers_grids_are_laid_over_tiles(corpus: SmallCorpus, tmp_path: Path) -> None:
+def test_teachers_grids_are_laid_over_tiles(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     """Each token of a tile, and of the whole picture after them, follows the teacher's grid where it lies."""
     tiles = ("image_splitting=true", "longest_edge=128")
     options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "student_option": tiles}
     patches = {**options, "vision_target": "patches"}
-    with pytest.raises(ConfigError, match="no patches to be a target") as refused:
-        run_finetune(corpus.config(tmp_path / "none", **patches))
-    assert refused.value.why == "its cache holds features of the dataset's boxes"
-    with pytest.raises(ConfigError, match="has no layer 4"):
-        run_finetune(corpus.config(tmp_path / "none", **options, align_layer=4))
-    assert not (tmp_path / "none").exists()
-    grid = tmp_path / "grid"
-    run_extract(
-        ExtractConfig(
-            teacher="efficientnet-lite0",
-            dataset="scenes-vcr",
-            data_root=corpus.data_root,
-            output=grid,
-            image_tokens="grid",
-            folds=2,
-        )
-    )
-    run_finetune(corpus.config(tmp_path / "run", **{**patches, "cache": (grid,), "align_layer": 1}))
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))
+    grid = small_corpus.extract(tmp_path / "grid", teacher="efficientnet-lite0", image_tokens="grid")
+    small_corpus.run(tmp_path / "run", **{**patches, "cache": (grid,), "align_layer": 1})
+    settings = load_json(tmp_path / "run" / "settings.json")
     (choice,) = settings["vision_targets"].values()
     assert choice["places"] == "patches"
     # At least three tiles of four tokens a side for each picture, nearly all of which lie on the teacher's grid.
     assert choice["num_places"] >= 3 * 16 * choice["num_pictures"]
     assert choice["num_targets"] >= 0.9 * choice["num_places"]
-    assert all(entry["raw/vision"] > 0 for entry in logged(tmp_path / "run"))
+    assert all(entry["raw/vision"] > 0 for entry in metrics(tmp_path / "run"))

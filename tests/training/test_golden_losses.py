@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 from golden import ABSOLUTE, GOLDEN, RELATIVE, RUNS, differences, measure_losses
+from run_logs import load_json
 
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -16,7 +16,7 @@ from advl_pipeline.training.config import FinetuneConfig
 @pytest.mark.slow
 def test_the_losses_of_each_method_are_the_stored_ones(small_corpus: Any, tmp_path: Path) -> None:
     found = measure_losses(small_corpus, tmp_path)
-    lines = differences(found, json.loads(GOLDEN.read_text(encoding="utf-8")))
+    lines = differences(found, load_json(GOLDEN))
     assert not lines, "\n".join(
         [*lines, f"tolerance {RELATIVE:g} or {ABSOLUTE:g}; meant? python tests/support/golden.py write"]
     )
@@ -27,7 +27,7 @@ def test_every_method_has_golden_losses() -> None:
 
 
 def test_a_difference_is_named() -> None:
-    stored = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    stored = load_json(GOLDEN)
     changed = copy.deepcopy(stored)
     changed["advl"]["raw/task"][3] *= 1 + 2 * RELATIVE
     del changed["plain"]["raw/task"][3]

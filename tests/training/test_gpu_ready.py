@@ -1,6 +1,6 @@
 """What a GPU would not forgive, shown without one: tensors of two devices, a host that waits, memory, many kernels.
 
-Runs go on a device that poses as `cuda:0` (`tests/support/posing.py`).
+Runs go on a device that poses as `cuda:0` (`tests/support/posing.py`). What only a GPU can show comes last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 from posing import Watch, posing
+from run_logs import metrics
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
@@ -162,3 +163,29 @@ def test_evaluating_and_predicting_stay_on_one_device(name: str, small_corpus: A
         run_evaluate(EvaluateConfig(on=("val",), probe=("blanked", "removed"), **asked))
         run_predict(PredictConfig(on="val", output=tmp_path / ("p.json" if is_vqa else "p.csv"), **asked))
     assert not set(watch.doubles) - DOUBLES
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU of NVIDIA")
+@pytest.mark.parametrize("name", ["scenes-small", "uniter-tiny", "vilt-tiny", "smolvlm-tiny"])
+def test_a_step_waits_for_nothing_and_has_the_losses_of_a_cpu(
+    name: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = {"student": name, "mixed_precision": "no", "student_option": ("dropout=0.0",), "batch_size": 4}
+    small_corpus.run(tmp_path / "cpu", device="cpu", **exact)
+    step = loop._optimiser_step
+
+    def strict(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop, "_optimiser_step", strict)
+    monkeypatch.setattr(run_module, "allow_tf32", lambda _: False)
+    small_corpus.run(tmp_path / "gpu", device="cuda", **exact)
+    there, here = metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu")
+    assert len(there) == len(here)
+    for found, expected in zip(there, here, strict=True):
+        losses = {key: value for key, value in expected.items() if key.startswith(("raw/", "weighted/"))}
+        assert {key: found[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-4)

@@ -1,4 +1,4 @@
-"""What a run may know: the labelled subset and inputs without labels, nothing of other splits."""
+"""What a run may know: the labelled subset and inputs without labels, of its split and of those it is given."""
 
 from __future__ import annotations
 
@@ -9,42 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from altered_dataset import AlteredDataset
+from altered_dataset import alter_examples, with_wrong_label
 from dataset_mirrors import write_vqa, write_vqa_cp
-from run_logs import losses
+from run_logs import load_json, losses
 from safetensors.torch import load_file
+from small_corpus import SmallCorpus
 
 from advl_data.scenes.students.lookup import LookupHead
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.views import JoinedDataset
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.teacher_features import cached_teacher, joined_teacher
 
 
 def test_low_shot_runs_use_the_same_nested_questions_for_every_method(small_corpus: Any, tmp_path: Path) -> None:
-    summary = run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=("subset",))).summary
+    summary = small_corpus.run(tmp_path / "run", shots=4, adapt_on=("subset",)).summary
     assert (summary["num_labelled"], summary["num_adapt_inputs"]) == (4, 4)
-    wide = run_finetune(small_corpus.config(tmp_path / "wide", shots=4)).summary
+    wide = small_corpus.run(tmp_path / "wide", shots=4).summary
     assert (wide["num_labelled"], wide["num_adapt_inputs"]) == (4, 16)
-
-
-def relabelled(dataset: Any, kept: set[str]) -> AlteredDataset:
-    """Return a dataset whose examples outside a set of ids carry wrong labels."""
-
-    def relabel(example: Any) -> Any:
-        if example.example_id in kept:
-            return example
-        return replace(example, label=(example.label + 1) % len(example.candidates))
-
-    return AlteredDataset(dataset, relabel)
 
 
 @pytest.mark.parametrize("adapt_on", ["subset", "inputs"])
@@ -52,16 +41,10 @@ def test_labels_outside_the_subset_and_other_splits_influence_nothing(
     adapt_on: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"shots": 4, "adapt_on": (adapt_on,)}
-    run_finetune(small_corpus.config(tmp_path / "true", **changes))
-    opened: list[str] = []
-
-    def open_relabelled(name: str, **options: Any) -> Any:
-        opened.append(options["split"])
-        dataset: Any = open_dataset(name, **options)
-        return relabelled(dataset, set(nested_subset(dataset, 4, 0)))
-
-    monkeypatch.setattr("advl_pipeline.training.inputs.open_splits", open_relabelled)
-    run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
+    small_corpus.run(tmp_path / "true", **changes)
+    subset = set(nested_subset(small_corpus.dataset(), 4, 0))
+    opened = alter_examples(monkeypatch, lambda one: one if one.example_id in subset else with_wrong_label(one))
+    small_corpus.run(tmp_path / "wrong", **changes)
     assert losses(tmp_path / "wrong") == losses(tmp_path / "true")
     assert opened == ["train"]
 
@@ -83,11 +66,9 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
 
     monkeypatch.setattr("advl_pipeline.training.teaching.fit_word_prior", fit)
     monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
-    run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=(adapt_on,), num_steps=2))
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    subset = set(nested_subset(dataset, 4, 0))
-    examples = [dataset[index] for index in range(len(dataset))]
-    inputs = [example for example in examples if adapt_on == "inputs" or example.example_id in subset]
+    small_corpus.run(tmp_path / "run", shots=4, adapt_on=(adapt_on,), num_steps=2)
+    subset = set(nested_subset(small_corpus.dataset(), 4, 0))
+    inputs = [one for one in small_corpus.examples() if adapt_on == "inputs" or one.example_id in subset]
     assert sorted(counted) == sorted(choice.text for example in inputs for choice in example.candidates)
     assert set(probed) == subset
     assert len(inputs) == (4 if adapt_on == "subset" else 16)
@@ -98,7 +79,7 @@ def test_heads_that_look_things_up_count_words_where_inputs_may_be_seen(small_co
     dataset = open_dataset("scenes-vqa", split="train", data_root=small_corpus.data_root)
     student = build_student("scenes-small")
     for pool in (10, None):
-        run_finetune(small_corpus.config(tmp_path / f"{pool}", pool=pool, **options))
+        small_corpus.run(tmp_path / f"{pool}", pool=pool, **options)
         shares_V = load_file(tmp_path / f"{pool}" / "heads.safetensors")["vqa.token_share_V"]
         seen = set(dataset.example_ids if pool is None else nested_subset(dataset, pool, 0))
         texts = [dataset[index] for index in range(len(dataset)) if dataset.example_ids[index] in seen]
@@ -111,13 +92,13 @@ def test_heads_that_look_things_up_count_words_where_inputs_may_be_seen(small_co
 
 def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path: Path) -> None:
     for adapt_on in ("subset", "inputs"):
-        run_finetune(small_corpus.config(tmp_path / adapt_on, shots=4, adapt_on=(adapt_on,)))
+        small_corpus.run(tmp_path / adapt_on, shots=4, adapt_on=(adapt_on,))
     assert losses(tmp_path / "subset") != losses(tmp_path / "inputs")
 
 
 def answer_otherwise(file: Path, wanted: Callable[[int], bool]) -> None:
     """Make "purple" everybody's answer to the questions that are wanted by their id."""
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = load_json(file)
     annotations = document["annotations"] if isinstance(document, dict) else document
     for item in annotations:
         if wanted(item["question_id"]):
@@ -159,22 +140,12 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
     two_worlds: tuple[Path, Path], tmp_path: Path
 ) -> None:
     here, there = two_worlds
-    cache = tmp_path / "cache"
-    run_extract(ExtractConfig(teacher="minilm-l6", dataset="vqa-v2", data_root=here, output=cache, folds=2))
+    cache = SmallCorpus(data_root=here, caches=()).extract(tmp_path / "cache", dataset="vqa-v2")
 
     def train(name: str, root: Path, **changes: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], Any]:
-        run = tmp_path / name
-        settings: dict[str, Any] = {
-            "cache": (cache,),
-            "num_steps": 3,
-            "adapt_steps": 2,
-            "batch_size": 8,
-            "confidence_folds": 2,
-        }
-        run_finetune(
-            build_config(FinetuneConfig, {"dataset": "vqa-v2", "data_root": root, "output": run}, settings, changes)
-        )
-        heads = json.loads((run / "heads.json").read_text(encoding="utf-8"))
+        run, corpus = tmp_path / name, SmallCorpus(data_root=root, caches=(cache,))
+        corpus.run(run, **{"dataset": "vqa-v2", "task": (), "num_steps": 3, "batch_size": 8, **changes})
+        heads = load_json(run / "heads.json")
         return losses(run), load_file(run / "model.safetensors"), heads["vqa"]["label_names"]
 
     first, second = train("here", here), train("there", there)
@@ -189,8 +160,92 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
     origins = {}
     for name, changes in (("same", {"answer_list": "published"}), ("other", {})):
         train(name, there, init=tmp_path / "published-there", method="plain", cache=(), **changes)
-        settings = json.loads((tmp_path / name / "settings.json").read_text(encoding="utf-8"))
+        settings = load_json(tmp_path / name / "settings.json")
         origins[name] = settings["heads"]["vqa"]
     assert origins["same"]["origin"] == "checkpoint"
     assert origins["other"]["origin"] == "fresh"
     assert "--answer-list" in origins["other"]["why"]
+
+
+OTHER = "scenes-vcr/train-shift"
+
+
+@pytest.fixture(scope="module")
+def other_caches(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    folder = tmp_path_factory.mktemp("other")
+    return tuple(
+        small_corpus.extract(folder / teacher, teacher=teacher, split="train-shift", folds=5)
+        for teacher in ("minilm-l6", "efficientnet-lite0")
+    )
+
+
+def test_inputs_of_another_split_join_the_adapt_step_and_their_labels_do_not(
+    small_corpus: Any, other_caches: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = (*small_corpus.caches, *other_caches)
+    options = {"cache": caches, "adapt_on": ("inputs", OTHER), "shots": 4}
+    alone = small_corpus.run(tmp_path / "alone", shots=4).summary
+    joined = small_corpus.run(tmp_path / "joined", **options).summary
+    assert (alone["num_adapt_inputs"], joined["num_adapt_inputs"]) == (16, 24)
+    assert losses(tmp_path / "joined") != losses(tmp_path / "alone")
+    alter_examples(monkeypatch, with_wrong_label, opened_by="open_dataset")
+    small_corpus.run(tmp_path / "wrong", **options)
+    assert losses(tmp_path / "wrong") == losses(tmp_path / "joined")
+
+
+@pytest.mark.parametrize("more", [{"landmarks": "known"}, {"landmarks": "all"}, {"distance": "mse"}])
+def test_inputs_of_another_split_need_no_labels(
+    small_corpus: Any,
+    other_caches: tuple[Path, ...],
+    known: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+) -> None:
+    options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
+    if more == {"landmarks": "known"}:
+        options["answer_weight"] = 1.0
+    small_corpus.run(tmp_path / "labelled", **options, **more)
+
+    alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_dataset")
+    small_corpus.run(tmp_path / "bare", **options, **more)
+    assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")
+
+
+def test_the_joined_split_keeps_own_ids_and_names_the_others(small_corpus: Any) -> None:
+    own, other = (small_corpus.dataset(split) for split in ("train", "train-shift"))
+    joined = JoinedDataset([own, other])
+    assert len(joined) == len(own) + len(other)
+    assert list(joined.example_ids[: len(own)]) == list(own.example_ids)
+    assert joined.other_ids == {f"{OTHER}:{name}" for name in other.example_ids}
+    for index in (0, len(own) - 1, len(own), len(joined) - 1):
+        assert joined[index].example_id == joined.example_ids[index]
+    assert joined[len(own)].image == other[0].image
+    assert len({unit.unit_id for unit in joined.text_units()}) == len(joined.text_units())
+    assert joined.content_digest() != own.content_digest()
+
+
+def test_a_joined_teacher_gives_each_unit_what_its_own_cache_gives(
+    small_corpus: Any, other_caches: tuple[Path, ...]
+) -> None:
+    for own_path, other_path in zip(small_corpus.caches, other_caches, strict=True):
+        own, other = (cached_teacher(open_cache(path)) for path in (own_path, other_path))
+        joined = joined_teacher([own, other], [own, other])
+        for tower in ("text", "image"):
+            if (store := getattr(own, tower)) is None:
+                assert getattr(joined, tower) is None
+                continue
+            both, second = getattr(joined, tower), getattr(other, tower)
+            only = [unit for unit in second.ids if not store.contains([unit])[0]]
+            mixed = [only[0], store.ids[0], only[1], store.ids[1]]
+            sources = [second, store, second, store]
+            expected = [source.global_features([unit])[0] for source, unit in zip(sources, mixed, strict=True)]
+            np.testing.assert_array_equal(both.global_features(mixed), np.stack(expected))
+            if store.has_tokens:
+                rows, lengths = both.token_features(mixed)
+                each = [source.token_features([unit])[0] for source, unit in zip(sources, mixed, strict=True)]
+                np.testing.assert_array_equal(rows, np.concatenate(each))
+                assert lengths.tolist() == [len(one) for one in each]
+            if tower == "text":
+                spans = [source.char_spans([unit]) for source, unit in zip(sources, mixed, strict=True)]
+                np.testing.assert_array_equal(both.char_spans(mixed), np.concatenate(spans))

@@ -10,9 +10,6 @@ import pytest
 from run_logs import losses
 
 from advl_pipeline.configuration import declared, options_of, with_options
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
@@ -75,14 +72,14 @@ COVERED_ELSEWHERE = {
     ("vision_target", "patches"): "needs a cache of a grid: tests/training/test_vision_targets.py",
     ("teacher_control", "shuffle-cells"): "likewise",
     ("teacher_control", "shift-grid"): "likewise",
-    ("teacher_control", "own-tokens"): "tests/training/test_own_teachers.py",
+    ("teacher_control", "own-tokens"): "tests/training/test_teacher_controls.py",
     **{
         ("projector", kind): "with a chat model: tests/distillation/test_projectors.py"
         for kind in ("mlp", "frozen", "batch-norm", "shared")
     },
-    ("answers_of", "student"): "needs a record of pretraining: tests/training/test_own_teachers.py",
-    ("weighting", "oracle"): "a control alone may: tests/training/test_oracle.py",
-    ("landmarks", "all"): "needs a record of pretraining: tests/training/test_landmarks.py",
+    ("answers_of", "student"): "needs a record of pretraining: tests/training/test_teacher_controls.py",
+    ("weighting", "oracle"): "a control alone may: tests/training/test_bridge.py",
+    ("landmarks", "all"): "needs a record of pretraining: tests/training/test_bridge.py",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
     ("teacher_balance", "fixed"): "needs two teachers of a pathway: test_several_teachers_share_a_pathway_as_asked",
     ("teacher_weight", None): "likewise",
@@ -103,12 +100,7 @@ def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
             choices = [True]
         if not choices:
             assert field.name in {*names, *(name for name, _ in COVERED_ELSEWHERE)}, field.name
-        defaults = {
-            "selection": "adaptive",
-            "weighting": "ratio",
-            "steps": "two",
-            "adapt_objective": "distil-only",
-        }
+        defaults = {"selection": "adaptive", "weighting": "ratio", "steps": "two", "adapt_objective": "distil-only"}
         for value in choices:
             if value != (followed or defaults.get(field.name)):
                 assert (field.name, value) in {*tried, *COVERED_ELSEWHERE}, (field.name, value)
@@ -117,7 +109,7 @@ def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
 @pytest.fixture(scope="module")
 def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     folder = tmp_path_factory.mktemp("reference") / "run"
-    run_finetune(small_corpus.config(folder))
+    small_corpus.run(folder)
     return losses(folder)
 
 
@@ -125,34 +117,22 @@ def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> li
 def test_every_option_changes_the_run(
     option: str, small_corpus: Any, tmp_path: Path, reference: list[dict[str, float]]
 ) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", **CHANGES[option]))
+    small_corpus.run(tmp_path / "run", **CHANGES[option])
     assert losses(tmp_path / "run") != reference
 
 
 @pytest.fixture(scope="module")
 def two_readers(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     """The caches of the small corpus and one of a second text teacher."""
-    output = tmp_path_factory.mktemp("second") / "cache"
-    run_extract(
-        ExtractConfig(
-            teacher="random:minilm-l6",
-            dataset="scenes-vcr",
-            data_root=small_corpus.data_root,
-            output=output,
-            folds=2,
-        )
-    )
-    return (*small_corpus.caches, output)
+    second = small_corpus.extract(tmp_path_factory.mktemp("second") / "cache", teacher="random:minilm-l6")
+    return (*small_corpus.caches, second)
 
 
 def test_several_teachers_share_a_pathway_as_asked(
     small_corpus: Any, two_readers: tuple[Path, ...], tmp_path: Path
 ) -> None:
     shares = ("minilm-l6=3", "random:minilm-l6=1", "efficientnet-lite0=1")
-    for name, changes in {
-        "equal": {},
-        "fixed": {"teacher_weight": shares},
-    }.items():
+    for name, changes in {"equal": {}, "fixed": {"teacher_weight": shares}}.items():
         config = small_corpus.config(
             tmp_path / name, cache=two_readers, teacher_balance=name, distance="mse", **changes
         )
@@ -170,5 +150,3 @@ def test_several_teachers_share_a_pathway_as_asked(
             expected = sum(f * value for f, value in zip(factor, each, strict=True)) / sum(factor)
             strength = record["lambda"] if record["phase"] == "finetune" else 1.0
             assert record["weighted/text"] == pytest.approx(strength * expected, rel=1e-4)
-    with pytest.raises(ConfigError, match="nothing to balance"):
-        run_finetune(small_corpus.config(tmp_path / "alone", teacher_balance="fixed"))

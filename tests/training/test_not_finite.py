@@ -22,7 +22,6 @@ from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import run as run_module
 from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import read_checkpoint
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
@@ -43,7 +42,6 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
         assert stopped is not None, said
         step = int(stopped[1])
         kept = read_checkpoint(run / "checkpoint.safetensors")
-        assert kept is not None
         assert kept[0] == step
         assert f"the checkpoint after {step} steps is kept" in said
         assert all(bool(tensor.isfinite().all()) for tensor in kept[2].values())
@@ -74,7 +72,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
 
     monkeypatch.setattr(teaching, "cached_teacher", failing)
     with pytest.raises(NotFinite, match="step 2 of the finetune step: the loss term text is not finite") as stopped:
-        run_finetune(small_corpus.config(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1))
+        small_corpus.run(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1)
     assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why
     assert f"advl cache verify {small_corpus.caches[0]}" in stopped.value.next_command
     assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors") is not None
@@ -93,7 +91,7 @@ def test_weights_are_looked_at_before_the_student_is_written(
 
     monkeypatch.setattr(run_module, "_train", spoil)
     with pytest.raises(NotFinite, match="a weight is not finite") as stopped:
-        run_finetune(small_corpus.config(tmp_path / "run", method="plain", cache=(), num_steps=2))
+        small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=2)
     assert re.search("student\\.", stopped.value.why)
     assert not (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "student.json").exists()

@@ -1,9 +1,10 @@
-"""An option that was given is obeyed or refused: all options of a run, over kinds of data, methods and starts."""
+"""An option that was given is obeyed or refused; one that was not is no part of the identity of its run."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 import types
 import typing
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from run_logs import load_json
 
-from advl_pipeline.configuration import build_config, config_to_dict, declared, options_of, with_options
+from advl_pipeline.configuration import build_config, config_to_dict, declared, fallbacks, options_of, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import without_effect
-from advl_pipeline.training.resolved import finetune_steps, resolve_method, resolve_run
+from advl_pipeline.training.resolved import SCHEMA, finetune_steps, resolve_method, resolve_run, run_identity
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
@@ -136,3 +139,37 @@ def test_what_is_said_to_be_read_somewhere_is_read_there() -> None:
         assert re.search(rf"\b{name}\b", (PACKAGE / module).read_text(encoding="utf-8")), f"{module} reads no {name}"
     assert set(BY_DESIGN) | set(READ_AT) <= set(FIELDS)
     assert not set(BY_DESIGN) & set(READ_AT)
+
+
+STORED = Path(__file__).parents[1] / "assets" / "run_defaults.json"
+
+
+def defaults() -> dict[str, Any]:
+    """Return the schema's number and everything that stands for options that are not given."""
+    options = config_to_dict(FinetuneConfig(dataset="", output=Path()))
+    del options["student"]  # It stands in every identity.
+    return {
+        "schema": SCHEMA,
+        "options": options,
+        "without a recipe": fallbacks(FinetuneConfig),
+        "by method": resolved._DEFAULTS,
+    }
+
+
+def test_another_default_takes_another_schema() -> None:
+    stored = load_json(STORED)
+    assert defaults() == stored, (
+        "a default is another: raise SCHEMA of training/resolved.py, and write the file anew by "
+        f"python {Path(__file__).relative_to(Path.cwd())}; a new option is written into it without raising"
+    )
+
+
+def test_what_is_left_at_its_default_is_not_in_the_identity() -> None:
+    config = build_config(
+        FinetuneConfig, {"dataset": "d", "output": "o", "student": "vilt", "seed": 0, "num_steps": 5}
+    )
+    assert run_identity(config_to_dict(config)) == {"dataset": "d", "num_steps": 5, "student": "vilt"}
+
+
+if __name__ == "__main__":
+    STORED.write_text(json.dumps(defaults(), indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_logs import metrics
+from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
-from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.run import run_import
 from advl_pipeline.students.lxmert import Lxmert
@@ -24,7 +23,6 @@ from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.build_model import student_options
-from advl_pipeline.training.run import run_finetune
 
 FEATURE_SIZE = 24
 
@@ -53,7 +51,7 @@ def features(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for split in ("train", "test"):
         source = root / "files" / split
         source.mkdir(parents=True)
-        dataset = open_dataset("scenes-vcr", split=split, data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+        dataset = small_corpus.dataset(split)
         for unit in dataset.image_units():
             count = len(unit.boxes_R4)
             noise = np.random.default_rng(count).standard_normal((count, FEATURE_SIZE)).astype(np.float32)
@@ -63,13 +61,13 @@ def features(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root
 
 
-def settings(small_corpus: Any, output: Path, **changes: Any) -> Any:
+def train(small_corpus: Any, output: Path, **changes: Any) -> None:
     base = {"student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 2, "batch_size": 2}
-    return small_corpus.config(output, **{**base, **changes})
+    small_corpus.run(output, **{**base, **changes})
 
 
 def heads_of(folder: Path) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["heads"]
+    found: dict[str, dict[str, str]] = load_json(folder / "settings.json")["heads"]
     return found
 
 
@@ -77,26 +75,18 @@ def test_one_command_from_files_to_evaluation(
     small_corpus: Any, checkpoint: Path, features: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    run_finetune(
-        settings(
-            small_corpus,
-            run,
-            init=checkpoint,
-            regions=[features / "{split}"],
-            tokenizer="minilm-l6",
-        )
-    )
-    saved = json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]
+    options = {"init": checkpoint, "regions": [features / "{split}"], "tokenizer": "minilm-l6"}
+    train(small_corpus, run, **options)
+    saved = load_json(run / "student.json")["config"]
     assert saved["regions"] == "detector"
     assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
-    evaluate = {"run": run, "data_root": small_corpus.data_root, "probe": ()}
-    document = run_evaluate(EvaluateConfig(on=("test",), **evaluate)).sets["test"]
+    document = small_corpus.evaluate(run, probe=())["test"]
     assert document["num_items"] == {"q2a": 8}
     scores = np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"]
     # The training pictures' features hold none of the test set's: they are looked up by the split that is read.
     with pytest.raises(DatasetError):
-        run_evaluate(EvaluateConfig(on=("test",), regions=(features / "train",), **evaluate))
-    run_evaluate(EvaluateConfig(on=("test",), regions=(features / "test",), **evaluate))
+        small_corpus.evaluate(run, regions=(features / "train",), probe=())
+    small_corpus.evaluate(run, regions=(features / "test",), probe=())
     np.testing.assert_array_equal(np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"], scores)
 
 
@@ -105,7 +95,7 @@ def test_prediction_builds_the_same_student_with_the_splits_features(
 ) -> None:
     run = tmp_path / "run"
     options = {"regions": [features / "{split}"], "student_option": ("num_layers=1",), "task": ()}
-    run_finetune(settings(small_corpus, run, **options))
+    train(small_corpus, run, **options)
     result = run_predict(PredictConfig(run=run, on="test", data_root=small_corpus.data_root))
     assert result.num_items == 8
     rows = result.path.read_text(encoding="utf-8").splitlines()
@@ -120,19 +110,17 @@ def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus
     start = tmp_path / "start"
     save_student(start, build_student("uniter-tiny"), origin={})
     options = {"init": start, "learning_rate": 1e-2, "num_steps": 3}
-    run_finetune(settings(small_corpus, tmp_path / "lora", lora_rank=2, gradient_checkpointing=True, **options))
+    train(small_corpus, tmp_path / "lora", lora_rank=2, gradient_checkpointing=True, **options)
     before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "lora"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.endswith(("query.weight", "value.weight")) for name in changed)
-    with pytest.raises(ConfigError, match="cannot recompute"):
-        run_finetune(settings(small_corpus, tmp_path / "lxmert", student="lxmert-tiny", gradient_checkpointing=True))
 
 
 def test_real_features_and_crops_give_different_runs(small_corpus: Any, features: Path, tmp_path: Path) -> None:
     for name, options in (("crops", {}), ("features", {"regions": [features / "train"]})):
-        run_finetune(settings(small_corpus, tmp_path / name, **options))
+        train(small_corpus, tmp_path / name, **options)
     first, second = (
         load_file(tmp_path / name / "model.safetensors")["model.img_embeddings.img_linear.weight"]
         for name in ("crops", "features")
@@ -142,7 +130,7 @@ def test_real_features_and_crops_give_different_runs(small_corpus: Any, features
 
 def untrained_head(small_corpus: Any, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """Return the heads of a run that learns next to nothing."""
-    run_finetune(settings(small_corpus, output, learning_rate=1e-12, **changes))
+    train(small_corpus, output, learning_rate=1e-12, **changes)
     return load_file(output / "heads.safetensors")
 
 
@@ -165,11 +153,11 @@ def test_snli_ves_classes_must_have_the_checkpoints_order(
     small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = {"init": checkpoint, "regions": [PIXELS], "dataset": "scenes-snli-ve", "task": ()}
-    run_finetune(settings(small_corpus, tmp_path / "own", **options))
+    train(small_corpus, tmp_path / "own", **options)
     assert heads_of(tmp_path / "own")["snli-ve"]["origin"] == "checkpoint"
     with pytest.raises(ConfigError, match="another order"):
-        run_finetune(settings(small_corpus, tmp_path / "other", label_order="meter", **options))
-    run_finetune(settings(small_corpus, tmp_path / "fresh", label_order="meter", fresh_heads=True, **options))
+        train(small_corpus, tmp_path / "other", label_order="meter", **options)
+    train(small_corpus, tmp_path / "fresh", label_order="meter", fresh_heads=True, **options)
 
 
 def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: Path) -> None:
@@ -196,7 +184,7 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
     assert kept["vqa.3.weight"][0].abs().max() < 1e-6
     names.write_text(json.dumps(listed[:-1]))
     with pytest.raises(ConfigError, match="no VQA head of the answers"):
-        run_finetune(settings(small_corpus, tmp_path / "other", head_answers=names, **options))
+        train(small_corpus, tmp_path / "other", head_answers=names, **options)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +196,7 @@ def test_answers_are_looked_up_as_lxmerts_pretraining_writes_them(answer: str, w
 
 
 def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(settings(small_corpus, tmp_path / "first"))
+    train(small_corpus, tmp_path / "first")
     first = load_file(tmp_path / "first" / "heads.safetensors")
     second = untrained_head(small_corpus, tmp_path / "second", init=tmp_path / "first", seed=3)
     torch.testing.assert_close(second["vcr.net.3.weight"], first["vcr.net.3.weight"], atol=1e-6, rtol=0)
@@ -217,20 +205,15 @@ def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_
     assert heads_of(tmp_path / "third")["snli-ve"]["origin"] == "fresh"
 
 
-def test_pixel_students_and_scenes_small_refuse_adversarial_finetuning(small_corpus: Any, tmp_path: Path) -> None:
-    for student, words in (("vilt-tiny", "takes no adversarial"), ("scenes-small", "cannot be finetuned adv")):
-        with pytest.raises(ConfigError, match=words):
-            run_finetune(settings(small_corpus, tmp_path / student, student=student, adversarial="text"))
+def test_a_student_that_counts_no_tokens_has_no_batches_by_tokens(small_corpus: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no batches by tokens"):
-        run_finetune(
-            settings(small_corpus, tmp_path / "b", student="scenes-smolvlm", batch_size=None, batch_tokens=99)
-        )
+        train(small_corpus, tmp_path, student="scenes-smolvlm", batch_size=None, batch_tokens=99)
 
 
 def test_adversarial_passes_teach_a_student_without_teachers(small_corpus: Any, tmp_path: Path) -> None:
     options = {"student": "villa-tiny", "recipe": "none", "adversarial": "both"}
     for num_steps in (1, 3):
-        run_finetune(settings(small_corpus, tmp_path / str(num_steps), num_steps=num_steps, **options))
+        train(small_corpus, tmp_path / str(num_steps), num_steps=num_steps, **options)
     assert all(record["grad_norm"] > 0 for record in metrics(tmp_path / "3"))
     early, late = (load_file(tmp_path / run / "model.safetensors") for run in ("1", "3"))
     assert any(not late[name].equal(early[name]) for name in early)
@@ -254,7 +237,7 @@ def test_options_of_a_run_are_settings_of_its_student() -> None:
 def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str | None, now: str | None) -> None:
     """It stored where their files lay."""
     save_student(tmp_path, build_student("uniter-tiny"), origin={})
-    description = json.loads((tmp_path / "student.json").read_text(encoding="utf-8"))
+    description = load_json(tmp_path / "student.json")
     description["config"] |= {"regions": stored, "ground_truth_regions": None, "region_split": "train"}
     description["config"]["region_naming"] = "uniter"
     (tmp_path / "student.json").write_text(json.dumps(description), encoding="utf-8")
@@ -264,8 +247,8 @@ def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str 
 def test_a_student_of_a_detectors_regions_is_never_shown_crops(
     small_corpus: Any, features: Path, tmp_path: Path
 ) -> None:
-    run_finetune(settings(small_corpus, tmp_path / "first", regions=[features / "train"]))
+    train(small_corpus, tmp_path / "first", regions=[features / "train"])
     with pytest.raises(ConfigError, match="none are given"):
-        run_finetune(settings(small_corpus, tmp_path / "second", init=tmp_path / "first"))
+        train(small_corpus, tmp_path / "second", init=tmp_path / "first")
     assert not (tmp_path / "second").exists()
-    run_finetune(settings(small_corpus, tmp_path / "third", init=tmp_path / "first", regions=[features / "train"]))
+    train(small_corpus, tmp_path / "third", init=tmp_path / "first", regions=[features / "train"])

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import one_of_two
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from real_processes import Running, start, start_advl
+from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
+from advl_cli.main import main
 from advl_pipeline.studies.gather import finetune_command
 from advl_pipeline.training.batch_order import ExampleOrder
-from advl_pipeline.training.run import run_finetune
 
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 """What `torchrun` runs, found where the interpreter is."""
+
+ONE_OF_TWO = Path(one_of_two.__file__)
 
 LAUNCHER_OF_ONE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """What `accelerate launch --cpu --num_processes 2` gives the one process that it starts."""
@@ -39,20 +44,16 @@ COMMON: dict[str, Any] = {
 }
 
 
-def environment(**changes: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
-    return kept | {"OMP_NUM_THREADS": "1"} | changes
-
-
 def command(corpus: Any, output: Path, **changes: Any) -> list[str]:
     """Return the words of `advl finetune` for a configuration of the small corpus."""
-    return ["advl_cli", *shlex.split(finetune_command(corpus.config(output, **changes)))[1:]]
+    return shlex.split(finetune_command(corpus.config(output, **changes)))[1:]
 
 
-def launch(words: Sequence[str], *, launcher: Sequence[str], **changes: str) -> subprocess.CompletedProcess[str]:
+def launch(words: Sequence[str], *, launcher: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
     return subprocess.run(
         [sys.executable, "-m", *launcher, *words],
-        env=environment(**changes),
+        env=kept | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -61,7 +62,7 @@ def launch(words: Sequence[str], *, launcher: Sequence[str], **changes: str) -> 
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return metrics(run)
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -76,17 +77,32 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "advl" else pytest.mark.slow) for name in METHODS]
-)
+def side_by_side(target: Callable[..., None], *arguments: Any) -> tuple[Running, Running]:
+    """Call a function in two processes that find each other as those of a launcher do; wait for their end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = (start(target, *arguments, **place, RANK=rank, LOCAL_RANK=rank) for rank in "01")
+    for running in (first, second):
+        assert running.wait() == 0, running.messages()[-3000:]
+    return first, second
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> None:
     changes = {**COMMON, **METHODS[name]}
     one, two = tmp_path / "one", tmp_path / "two"
-    run_finetune(small_corpus.config(one, **changes))
-    done = launch(command(small_corpus, two, **changes), launcher=TORCHRUN)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert " on 2 processes" in done.stderr
-    assert done.stdout.count("run folder:") == 1
+    small_corpus.run(one, **changes)
+    words = command(small_corpus, two, **changes)
+    if name == "advl":
+        done = launch(["advl_cli", *words], launcher=[*TORCHRUN, "-m"])
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = done.stdout + done.stderr
+    else:
+        said = "".join(running.messages() for running in side_by_side(main, words))
+    assert " on 2 processes" in said
+    assert said.count("run folder:") == 1
     require_equal_runs(one, two)
 
 
@@ -102,20 +118,16 @@ def require_equal_runs(one: Path, two: Path) -> None:
     assert moved < 2e-6, moved
 
 
-WATCHED = [*TORCHRUN[:-1], str(Path(__file__).parents[1] / "support" / "one_of_two.py")]
-
-
 def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
     small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
     changes = {**COMMON, "method": "advl", "known_words": known, "accumulate": 2, "adversarial": "both"}
     changes |= {"student": "villa-tiny", "recipe": "none"}
     one, two, watched = tmp_path / "one", tmp_path / "two", tmp_path / "watched.json"
-    run_finetune(small_corpus.config(one, **changes))
-    done = launch(command(small_corpus, two, **changes)[1:], launcher=[*WATCHED, str(watched), "--disturb"])
-    assert done.returncode == 0, done.stderr[-3000:]
+    small_corpus.run(one, **changes)
+    side_by_side(one_of_two.run, watched, "--disturb", command(small_corpus, two, **changes))
     require_equal_runs(one, two)
-    steps = json.loads(watched.read_text())
+    steps = load_json(watched)
     assert all(step["others"] <= 4 for step in steps), steps
     # Regions, in each of two micro-batches: how many there are, what they hold, and their gradients.
     assert all(step["rows"] <= 6 for step in steps), steps
@@ -124,23 +136,23 @@ def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
 
 
 def test_one_process_that_fails_ends_the_other_in_seconds(small_corpus: Any, tmp_path: Path) -> None:
-    words = command(small_corpus, tmp_path / "run", **COMMON, method="advl")[1:]
+    words = command(small_corpus, tmp_path / "run", **COMMON, method="advl")
     began = time.monotonic()
-    done = launch(words, launcher=[*WATCHED, str(tmp_path / "watched.json"), "--raise"])
+    done = launch(words, launcher=[*TORCHRUN, str(ONE_OF_TWO), str(tmp_path / "watched.json"), "--raise"])
     assert done.returncode != 0
     assert "Unexpected error: ValueError: one of two" in done.stderr
     assert "Another process of this training ended" in done.stderr, done.stderr[-3000:]
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.slow
 def test_a_process_that_a_launcher_left_alone_is_refused(small_corpus: Any, tmp_path: Path) -> None:
     words = command(small_corpus, tmp_path / "run", method="plain", cache=())
-    done = launch(words, launcher=(), **LAUNCHER_OF_ONE)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert "not in step" in done.stderr
-    assert "torchrun --nproc-per-node 2" in done.stderr
-    assert "Traceback" not in done.stderr
+    alone = start_advl(*words, **LAUNCHER_OF_ONE)
+    code, said = alone.wait(), alone.messages()
+    assert code == 2, said[-3000:]
+    assert "not in step" in said
+    assert "torchrun --nproc-per-node 2" in said
+    assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 
@@ -158,9 +170,3 @@ def test_a_micro_batch_holds_the_same_examples_whoever_shares_it(
     assert len({len(share) for share in shared}) == 1
     joined = [[item for part in micro for item in part] for micro in zip(*shared, strict=True)]
     assert joined == parts(0, 1, len(joined))
-
-
-def test_the_docs_show_both_launchers() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert "torchrun --nproc-per-node 2 -m advl_cli finetune" in page
-    assert "accelerate launch --multi_gpu --num_processes 2 -m advl_cli finetune" in page

@@ -10,22 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupted_at
 from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.errors import Interrupted
 from advl_pipeline.runs import names
-from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import cached_teacher, shuffled_teacher
@@ -33,7 +31,7 @@ from advl_pipeline.training.teacher_features import cached_teacher, shuffled_tea
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    dataset = small_corpus.dataset()
     teachers = [cached_teacher(open_cache(path)) for path in small_corpus.caches]
     if shuffled:
         teachers = [shuffled_teacher(teacher, seed=0) for teacher in teachers]
@@ -64,21 +62,6 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     assert [begun.count(store) for store in stores] == [num_epochs, num_epochs]
 
 
-def run_until(config: FinetuneConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt a run after a step."""
-    log = RunFolder.log
-
-    def stop(self: RunFolder, records: list[dict[str, object]]) -> None:
-        log(self, records)
-        if records[-1]["step"] == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", stop)
-        with pytest.raises(Interrupted):
-            run_finetune(config)
-
-
 def test_the_number_of_workers_changes_nothing(
     small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +79,8 @@ def test_the_number_of_workers_changes_nothing(
         )
         on_threads.clear()
         if num_workers == 3:
-            run_until(config, 3, monkeypatch)
+            with interrupted_at(4), pytest.raises(Interrupted):
+                run_finetune(config)
             run_finetune(replace(config, num_workers=2))
         else:
             run_finetune(config)

@@ -1,16 +1,309 @@
-"""Recipes: every number has a source, groups follow the originals."""
+"""Recipes: every number has a source and takes effect, an option wins over it; schedules at their ends."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from run_logs import load_json, metrics
+from safetensors.torch import load_file
 
+from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.config import AdversarialConfig
-from advl_pipeline.training.optimiser import learning_rate_at
-from advl_pipeline.training.recipes import describe, group_parameters, load_recipe, recipe_names
+from advl_pipeline.training.batch_order import TokenOrder
+from advl_pipeline.training.config import FinetuneConfig, Optimiser
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.optimiser import (
+    BertAdam,
+    BertAdamW,
+    build_optimizer,
+    distillation_strength,
+    learning_rate_at,
+    linear_warmup_decay,
+    rate_factor,
+)
+from advl_pipeline.training.recipes import choose_recipe, describe, group_parameters, load_recipe, recipe_names
+from advl_pipeline.training.resolved import resolve_method
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.settings import TrainingSettings, resolve_settings
+
+
+def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
+    return build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
+
+
+def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
+    options = config(student, **changes)
+    return resolve_settings(
+        options, choose_recipe(student, task, options.optimisation.recipe), task=task, num_labelled=num_labelled
+    )
+
+
+def test_uniters_numbers_are_the_runs() -> None:
+    made = settle("uniter-base", "vcr")
+    assert (made.optimiser, made.learning_rate, made.betas, made.eps) == ("bert-adamw", 6e-5, (0.9, 0.98), 1e-6)
+    assert (made.batch_unit, made.batch_size, made.accumulate) == ("tokens", 4000, 20)
+    assert (made.num_steps, made.warmup, made.clip_norm, made.max_text_tokens) == (8000, 0.1, 2.0, 220)
+    assert (made.task_loss, made.loss_scale, made.adversarial) == ("two-way-choice", 5.0, None)
+    assert all(
+        "UNITER" in source or "not stated" in source for key, source in made.sources.items() if key != "adversarial"
+    )
+
+
+def test_options_win_and_say_so() -> None:
+    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32, task_loss="softmax-choice", clip_norm=0.0)
+    assert (made.batch_unit, made.batch_size, made.accumulate, made.loss_scale) == ("examples", 32, 1, 1.0)
+    assert (made.task_loss, made.clip_norm, made.max_text_tokens) == ("softmax-choice", 0.0, 0)
+    # Given at the recipe's own value, it is given all the same.
+    assert made.sources["learning_rate"] == "--learning-rate"
+    for flag in ("--learning-rate 6e-05", "--batch-size 32", "--task-loss softmax-choice", "--clip-norm 0.0"):
+        assert flag in made.line()
+    described = made.to_dict()["settings"]
+    assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
+
+
+def test_a_batch_holds_no_example_twice_and_says_so() -> None:
+    made = settle("uniter-base", "vcr", num_labelled=16, batch_size=4096)
+    assert (made.batch_size, made.accumulate) == (16, 1)
+    assert "--batch-size 4096, cut to the 16 examples there are" in made.line()
+    assert "--batch-size 16" in settle("uniter-base", "vcr", num_labelled=16, batch_size=16).line()
+    # Every micro-batch of every process still has one.
+    many = settle("uniter-base", "vcr", num_labelled=3, batch_size=4096, accumulate=8)
+    assert (many.batch_size, many.accumulate) == (8, 8)
+
+
+def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
+    assert settle("uniter-base", "vcr", shots=100, num_labelled=200).num_steps == 300
+    assert settle("uniter-base", "vcr", shots=100, num_labelled=200, num_steps=77).num_steps == 77
+    made = settle("vl-bert-base", "vcr", num_labelled=6400)
+    assert (made.batch_size, made.num_steps, made.optimiser, made.momentum) == (64, 2000, "sgd", 0.9)
+    assert settle("vl-bert-base", "vcr", shots=10, num_labelled=20).batch_size == 20
+    # Data of one's own have no published budget, in steps or in epochs.
+    for student in ("uniter-base", "vl-bert-base"):
+        assert settle(student, "vcr", num_labelled=6400, dataset="mine.jsonl").num_steps == 300
+
+
+def test_no_recipe_is_advls_own_numbers() -> None:
+    plain = settle("modernvbert", "vcr")
+    asked = settle("uniter-base", "vcr", recipe="none")
+    for key, value in config_to_dict(plain).items():
+        if key not in ("note", "sources"):
+            assert config_to_dict(asked)[key] == value, key
+    assert (plain.optimiser, plain.no_decay, plain.task_loss) == ("adamw", None, "softmax-choice")
+    assert settle("modernvbert", "vqa").note == "no recipe is published for modernvbert on vqa"
+
+
+@pytest.mark.parametrize(
+    ("student", "task", "lender", "optimiser", "rate", "head_scale"),
+    [
+        ("vilt", "vcr", "vilt vqa base", "bert-adamw", 1e-4, 10.0),
+        ("meter", "vcr", "meter vqa base", "bert-adamw", 5e-6, 50.0),
+        ("bridgetower", "vcr", "bridgetower vqa base", "bert-adamw", 1e-5, 50.0),
+        ("lxmert", "vcr", "lxmert vqa base", "bert-adam", 5e-5, 1.0),
+        ("clip-vil", "snli-ve", "clip-vil vqa base", "bert-adamw", 5e-5, 1.0),
+        ("vl-bert-large", "snli-ve", "vl-bert vqa large", "bert-adamw", 1.6e-4, 1.0),
+    ],
+)
+def test_a_family_lends_its_rates_with_their_optimiser_and_nothing_else(
+    student: str, task: str, lender: str, optimiser: str, rate: float, head_scale: float
+) -> None:
+    made, plain = settle(student, task), settle("modernvbert", task)
+    assert (made.optimiser, made.learning_rate, made.head_lr_scale) == (optimiser, pytest.approx(rate), head_scale)
+    assert f"those of {lender}" in made.note
+    assert made.note in made.line()
+    assert "ADVL's default" not in made.sources["learning_rate"]
+    for key in ("num_steps", "batch_size", "schedule", "warmup", "clip_norm", "task_loss", "adversarial"):
+        assert getattr(made, key) == getattr(plain, key), key
+    assert settle(student, task, learning_rate=3e-5).learning_rate == 3e-5
+
+
+def test_a_pretrained_student_without_a_familys_rate_learns_slowly() -> None:
+    for recipe in ("auto", "none"):
+        made = settle("modernvbert", "vcr", init=Path("weights"), recipe=recipe)
+        assert (made.learning_rate, made.sources["learning_rate"]) == (
+            5e-5,
+            "ADVL's default for a student that starts from --init",
+        )
+    assert settle("modernvbert", "vcr").learning_rate == 5e-4
+    assert settle("vilt", "vcr", init=Path("weights")).learning_rate == 1e-4
+
+
+def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('learning_rate = 1e-3\nloss = "softmax-choice"\n', encoding="utf-8")
+    made = settle("uniter-base", "vcr", recipe=str(file))
+    assert (made.learning_rate, made.task_loss, made.optimiser) == (1e-3, "softmax-choice", "bert-adamw")
+    assert made.sources["learning_rate"] == str(file)
+    with pytest.raises(ConfigError, match="lacks optimiser"):
+        settle("modernvbert", "vcr", recipe=str(file))
+    file.write_text("learning_rat = 1e-3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="Unknown key") as wrong:
+        settle("uniter-base", "vcr", recipe=str(file))
+    assert "learning_rate" in wrong.value.why
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="exclude"):
+        settle("uniter-base", "vcr", batch_size=2, batch_tokens=100)
+    with pytest.raises(ConfigError, match="milestones"):
+        settle("uniter-base", "vcr", schedule="steps")
+
+
+def test_villas_variants_are_options() -> None:
+    published, of_vcr = (settle("villa-base", task).adversarial for task in ("vqa", "vcr"))
+    assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
+    assert of_vcr.visual_learning_rate > 0
+    image = settle("villa-base", "vqa", adversarial="image").adversarial
+    assert (image.text_learning_rate, image.visual_learning_rate) == (0.0, 1e-3)
+    assert settle("villa-base", "vqa", adversarial="none").adversarial is None
+    assert settle("uniter-base", "vqa", adversarial="text").adversarial is not None
+    assert load_recipe("uniter", "vqa", "base").adversarial == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", torch.optim.AdamW), ("bert-adamw", BertAdamW), ("bert-adam", BertAdam), ("sgd", torch.optim.SGD)],
+)
+def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
+    name: Optimiser, kind: type[torch.optim.Optimizer]
+) -> None:
+    student = build_student("uniter-tiny")
+    method = resolve_method(config(method="plain"), num_steps=10)
+    distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
+    heads = {"vqa": student.build_head("vqa", 5)}
+    model = FinetuneModel(student, heads, distiller, task_loss="soft-target-bce")
+    settings = settle("uniter-base", "vqa", optimiser=name)
+    optimiser = build_optimizer(settings, model)
+    assert type(optimiser) is kind
+    rate_of = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
+    named = dict(model.named_parameters())
+    assert len(rate_of) == len(named)
+    assert rate_of[id(named["heads.vqa.2.weight"])] == (pytest.approx(8e-4), 0.01)
+    assert rate_of[id(named["student.model.img_embeddings.img_layer_norm.weight"])] == (8e-5, 0.01)
+    assert rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == (8e-5, 0.0)
+    slow = build_optimizer(dataclasses.replace(settings, head_lr_scale=1.0), model, student_scale=0.1)
+    assert sum(len(group["params"]) for group in slow.param_groups) == len(named)
+    slow_rate_of = {id(p): group["lr"] for group in slow.param_groups for p in group["params"]}
+    assert slow_rate_of[id(named["heads.vqa.2.weight"])] == 8e-5
+    assert slow_rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == pytest.approx(8e-6)
+
+
+def test_rates_warm_up_and_fall_as_the_recipe_says() -> None:
+    uniter = settle("uniter-base", "vcr")
+    assert [rate_factor(uniter, step, num_steps=1000) for step in (0, 49, 99)] == pytest.approx([0.01, 0.5, 1.0])
+    assert rate_factor(uniter, 549, num_steps=1000) == pytest.approx(0.5)
+    steps = settle("vl-bert-base", "vcr", num_labelled=64_000)
+    factors = [rate_factor(steps, step, num_steps=20_000) for step in (499, 5000, 13_999, 18_000)]
+    assert factors == pytest.approx([0.5, 1.0, 0.1, 0.01])
+    # A budget shorter than VL-BERT's 1000 steps of warming up spends a tenth of it.
+    assert rate_factor(steps, 9, num_steps=100) == pytest.approx(1.0)
+
+
+def test_token_batches_are_no_more_than_there_are_examples_and_hold_the_longest() -> None:
+    sizes = [int(value) for value in np.random.default_rng(0).integers(5, 60, 100)]
+    assert TokenOrder(sizes, max_tokens=300, accumulate=10_000, seed=1).accumulate < 100
+    with pytest.raises(ConfigError, match="longer than a batch"):
+        TokenOrder(sizes, max_tokens=30, accumulate=1, seed=1)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "recipe": {"recipe": "none"},
+    "task-loss": {"task_loss": "softmax-choice"},
+    "optimiser": {"optimiser": "sgd"},
+    "learning-rate": {"learning_rate": 1e-2},
+    "head-lr-scale": {"head_lr_scale": 100.0},
+    "weight-decay": {"weight_decay": 30.0},
+    "schedule": {"schedule": "constant"},
+    "warmup": {"warmup_fraction": 0.9},
+    "clip-norm": {"clip_norm": 1e-4, "optimiser": "sgd", "learning_rate": 0.1},
+    "batch-size": {"batch_size": 3},
+    "batch-tokens": {"batch_tokens": 300},
+    "accumulate": {"accumulate": 1, "batch_tokens": 400},
+    "adversarial": {"adversarial": "text"},
+    "student-option": {"student_option": ("num_layers=1",)},
+}
+
+
+@pytest.fixture(scope="module")
+def losses_of(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("uniter")
+
+    def run(name: str, **changes: Any) -> list[float]:
+        settings: dict[str, Any] = {
+            "student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 4, "batch_size": None
+        }  # fmt: skip
+        small_corpus.run(folder / name, **{**settings, **changes})
+        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["weighted/task"] for line in lines]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(losses_of: Any) -> list[float]:
+    found: list[float] = losses_of("reference")
+    return found
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_changes_a_run_by_recipe(name: str, losses_of: Any, reference: list[float]) -> None:
+    assert losses_of(name, **CHANGES[name]) != reference
+
+
+def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: Any, tmp_path: Path) -> None:
+    """A bound far below its optimiser's eps leaves no step; the bound of 1 that the recipe states does."""
+    (tmp_path / "held.toml").write_text("clip_each = 1e-12\n")
+    moved = {}
+    for name, recipe in (("recipe", "auto"), ("held", str(tmp_path / "held.toml"))):
+        small_corpus.run(
+            tmp_path / name,
+            student="visualbert-tiny",
+            method="plain",
+            cache=(),
+            num_steps=3,
+            batch_size=2,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            recipe=recipe,
+        )
+        torch.manual_seed(0)
+        start = build_student("visualbert-tiny").state_dict()
+        trained = load_file(tmp_path / name / "model.safetensors")
+        moved[name] = max(float((trained[key] - value).abs().max()) for key, value in start.items())
+    assert moved["held"] < 1e-7 < 1e-4 < moved["recipe"]
+    settings = settle("visualbert", "vqa")
+    assert (settings.clip_each, settings.clip_norm, settings.eps) == (1.0, 0.0, 1e-6)
+
+
+def test_the_run_folder_says_where_numbers_come_from(
+    small_corpus: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = small_corpus.config(
+        tmp_path / "run", student="villa-tiny", method="plain", cache=(), num_steps=2, batch_size=None, task=()
+    )
+    result = run_finetune(options)
+    written = load_json(tmp_path / "run" / "settings.json")
+    assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
+    assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
+    assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
+    assert written["heads"] == {"vcr": {"origin": "fresh", "why": "no checkpoint is given"}}
+    assert "recipe villa vcr base" in capfd.readouterr().err
+    assert "adversarial (3 passes)" in result.summary["recipe"]
+    logged = metrics(tmp_path / "run")
+    assert all(record["raw/divergence"] >= 0 for record in logged)
+    again = dataclasses.replace(options, output=tmp_path / "again")
+    run_finetune(again)
+    assert (tmp_path / "again" / "heads.safetensors").read_bytes() == (
+        tmp_path / "run" / "heads.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(("student", "task", "size"), recipe_names())
@@ -24,18 +317,6 @@ def test_every_recipe_loads_and_names_its_sources(student: str, task: str, size:
     assert learning_rate_at(round(end_of_warmup), recipe, num_steps=20_000) == pytest.approx(recipe.learning_rate)
 
 
-def test_villas_numbers_make_an_adversarial_configuration() -> None:
-    for task, size in (("vqa", "base"), ("vcr", "large"), ("snli-ve", "base")):
-        config = AdversarialConfig(**load_recipe("villa", task, size).adversarial)
-        assert config.num_steps == 3
-        assert (config.visual_learning_rate > 0) == (task == "vcr")
-    assert load_recipe("uniter", "vqa", "base").adversarial == {}
-
-
-def test_a_number_says_which_file_of_its_authors_it_is_from() -> None:
-    assert "train-vqa-base" in load_recipe("uniter", "vqa", "base").sources["warmup"]
-
-
 @pytest.mark.parametrize(
     ("student", "task", "size"),
     [("unitter", "vqa", "base"), ("lxmert", "snli-ve", "base"), ("uniter", "vqa", "huge")],
@@ -43,14 +324,6 @@ def test_a_number_says_which_file_of_its_authors_it_is_from() -> None:
 def test_a_recipe_that_nobody_published_is_refused(student: str, task: str, size: str) -> None:
     with pytest.raises(ConfigError, match="No recipe"):
         load_recipe(student, task, size)
-
-
-def test_steps_schedule_divides_at_shares_of_the_budget() -> None:
-    recipe = load_recipe("vl-bert", "vcr", "base")
-    rates = [learning_rate_at(step, recipe, num_steps=20_000) for step in (500, 1000, 13_999, 14_000, 18_000)]
-    assert rates == pytest.approx([2.24e-3, 4.48e-3, 4.48e-3, 4.48e-4, 4.48e-5])
-    constant = dataclasses.replace(recipe, schedule="constant")
-    assert learning_rate_at(19_999, constant, num_steps=20_000) == 4.48e-3
 
 
 def test_meter_has_three_learning_rates_and_decays_clips_norms() -> None:
@@ -78,3 +351,39 @@ def test_vilt_spares_the_transformers_norms_and_decays_the_heads() -> None:
     assert of_name["model.encoder.layer.0.layernorm_before.weight"].weight_decay == 0.0
     assert of_name["model.layernorm.weight"].weight_decay == 0.0
     assert of_name["1.weight"].weight_decay == 0.01
+
+
+def test_lambda_stays_or_falls_to_nothing() -> None:
+    def curve(decay: Any) -> list[float]:
+        return [distillation_strength(step, num_steps=5, start=2.0, decay=decay) for step in range(5)]
+
+    assert curve("none") == [2.0] * 5
+    assert curve("linear") == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
+    assert curve("cosine") == pytest.approx([1 + math.cos(math.pi * share) for share in (0, 0.25, 0.5, 0.75, 1)])
+    assert distillation_strength(0, num_steps=1, start=2.0, decay="cosine") == 2.0
+
+
+@pytest.mark.parametrize(("num_steps", "warmup_fraction"), [(1, 0.1), (10, 0.0), (20, 0.25), (300, 0.1)])
+def test_the_learning_rate_rises_to_its_peak_and_falls_but_never_rests(
+    num_steps: int, warmup_fraction: float
+) -> None:
+    factors = [
+        linear_warmup_decay(step, num_steps=num_steps, warmup_fraction=warmup_fraction) for step in range(num_steps)
+    ]
+    peak = max(1, round(num_steps * warmup_fraction)) - 1
+    assert factors[peak] == 1.0 == max(factors)
+    assert min(factors) > 0
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+def test_a_run_weighs_its_teachers_by_the_schedule_of_the_finetune_step_alone(
+    small_corpus: Any, tmp_path: Path
+) -> None:
+    small_corpus.run(tmp_path, distill_weight=0.8, distill_decay="linear", weighting="uniform")
+    logged = [record for record in metrics(tmp_path) if record["phase"] == "finetune"]
+    assert [record["lambda"] for record in logged] == pytest.approx([0.8, 0.8 * 2 / 3, 0.8 / 3, 0.0])
+    for record in logged[:-1]:
+        assert record["weighted/text"] == pytest.approx(record["lambda"] * record["raw/text"], rel=1e-5)
+    # Without any strength left the teachers are not even asked.
+    assert "weighted/text" not in logged[-1]

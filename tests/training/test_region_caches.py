@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from region_mirrors import FEATURE_SIZE, write_npz, write_uniter_layout, write_vl_bert_json
+from run_logs import load_json
 from tiny_extraction import TinyDataset
 
 from advl_pipeline.cache.identity import digest
@@ -38,15 +38,16 @@ def imported(
     *,
     size: tuple[int, int] = SIZE,
     num_boxes: int = 0,
+    first: int = 0,
     **options: Any,
 ) -> tuple[TeacherCache, list[ImageUnit]]:
-    """Import the regions of pictures of these paths; return the cache and the pictures."""
-    dataset = TinyDataset(folder / "pictures", num_images=len(paths))
+    """Import the regions of pictures of these paths, `first` the number of the first; return the cache and them."""
+    dataset = TinyDataset(folder / "pictures", num_images=first + len(paths))
     units = [
         dataclasses.replace(
             unit, path=Path(path), width=size[0], height=size[1], boxes_R4=np.zeros((num_boxes, 4), np.float32)
         )
-        for unit, path in zip(dataset.image_units(), paths, strict=True)
+        for unit, path in zip(dataset.image_units()[first:], paths, strict=True)
     ]
     dataset.image_units = lambda: units  # type: ignore[method-assign]
     settings = {"source": source, "name": "detector", "dataset": "tiny", "split": "val", "output": folder / "cache"}
@@ -55,7 +56,6 @@ def imported(
 
 
 def regions_of(cache: TeacherCache, unit: ImageUnit) -> Regions:
-    assert cache.image is not None
     return CachedRegions([cache], cache.image.token_dim).regions(unit)
 
 
@@ -64,7 +64,7 @@ def test_regions_are_those_of_uniters_own_loader(tmp_path: Path, variant: str) -
     official = np.load(ASSETS / "students" / "uniter_data" / "vqa_collate_expected.npz")
     features, positions = official["img_feat"], official["img_pos_feat"]
     source = ASSETS / "uniter_data" / "img" / "coco_val2014" / variant
-    counts = json.loads((source.parent / "nbb_th0.2_max100_min10.json").read_text())
+    counts = load_json(source.parent / "nbb_th0.2_max100_min10.json")
     # Pictures of one pixel: their pixels are shares.
     names = [name.removesuffix(".npz") for name in counts]
     cache, units = imported(tmp_path, source, names, size=(1, 1), region_naming="stem")
@@ -101,7 +101,6 @@ def test_the_datasets_own_boxes_come_first(tmp_path: Path) -> None:
     sides = shares_R4[:, 2:] - shares_R4[:, :2]
     expected = np.concatenate([shares_R4 * size / size, sides, sides[:, :1] * sides[:, 1:]], axis=1)
     np.testing.assert_array_equal(found.positions_R7, expected)
-    assert cache.image is not None
     beside = cache.image.regions([unit.unit_id])
     np.testing.assert_array_equal(beside["confidence"][4:], np.linspace(0.9, 0.5, 12, dtype=np.float32))
     assert [cache.image.stat(side, [unit.unit_id])[0] for side in ("width", "height")] == list(SIZE)
@@ -149,21 +148,10 @@ def test_the_whole_picture_comes_first_where_files_have_it(tmp_path: Path) -> No
 def test_a_student_reads_the_cache_that_holds_the_picture(tmp_path: Path) -> None:
     names = ["COCO_val2014_000000000009.jpg", "COCO_val2014_000000000010.jpg"]
     caches, units = [], []
-    for number in range(2):
-        source = write_npz(tmp_path / str(number) / "npz", [Path(names[number])])
-        # Two pictures are drawn, of which each cache has one.
-        dataset = TinyDataset(tmp_path / "pictures", num_images=2)
-        unit = dataclasses.replace(
-            dataset.image_units()[number],
-            path=Path(names[number]),
-            width=64,
-            height=48,
-            boxes_R4=np.zeros((0, 4), "f4"),
-        )
-        dataset.image_units = lambda unit=unit: [unit]  # type: ignore[method-assign]
-        output = tmp_path / str(number) / "cache"
-        import_features(ImportConfig(source=source, name="d", dataset="tiny", output=output), dataset)
-        caches.append(open_cache(output))
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        cache, (unit,) = imported(folder, write_npz(folder / "npz", [Path(name)]), [name], first=number)
+        caches.append(cache)
         units.append(unit)
     student = build_student("uniter-tiny", overrides={"regions": "detector"})
     assert isinstance(student, RegionStudent)

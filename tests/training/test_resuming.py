@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 from commands import complaint as advl
+from interrupting import interrupted_at
+from run_logs import losses
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_extraction import tree_bytes
 
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.errors import ConfigError, Interrupted
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
@@ -42,36 +42,50 @@ def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path |
     ]
 
 
-def interrupt(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[object], *, at: int = 2
-) -> None:
-    """Give a command that is interrupted when it logs for the `at`-th time."""
-    log, calls = RunFolder.log, []
-
-    def stop(self: RunFolder, records: Any) -> None:
-        calls.append(records)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        log(self, records)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", stop)
+def interrupt(capsys: pytest.CaptureFixture[str], command: list[object], *, at: int = 2) -> None:
+    with interrupted_at(at):
         assert advl(capsys, *command)[0] == 130
 
 
+STOPPED: dict[str, dict[str, Any]] = {
+    **{name: {"student": name, "method": "plain", "cache": (), "batch_size": None}
+       for name in ("villa-tiny", "vl-bert-tiny", "visualbert-tiny")},
+    "known words": {},
+    "a bridge": {"confidence": "bridge", "answer_weight": 1.0},
+    "items that are visited often": {"num_steps": 6, "batch_size": 16, "adapt_steps": 1},
+    "several readers": {"student": "scenes-vilt", "num_workers": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_run_that_was_stopped_twice_is_the_uninterrupted_one(
+    name: str, small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    options = {"checkpoint_every": 1, "known_words": known, **STOPPED[name]}
+    if options.get("method") == "plain":
+        del options["known_words"]
+    small_corpus.run(tmp_path / "whole", **options)
+    for at in (2, 3):
+        with interrupted_at(at), pytest.raises(Interrupted):
+            small_corpus.run(tmp_path / "stopped", **options)
+    small_corpus.run(tmp_path / "stopped", **options)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for file in (names.STUDENT_WEIGHTS, "heads.safetensors"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_a_cache_that_changed_under_a_run_is_refused(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, image = small_corpus.caches
     run, cache = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(text, cache)
     command = finetune(small_corpus, run, "--cache", cache)
-    interrupt(capsys, monkeypatch, command)
+    interrupt(capsys, command)
     before = tree_bytes(run)
     assert "checkpoint.safetensors" in before
-    settings = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": small_corpus.data_root}
-    run_extract(ExtractConfig(**settings, output=tmp_path / "wide", dtype="float32", confidence=False))
-    run_extract(ExtractConfig(**settings, output=tmp_path / "some", select_tokens=0.5, confidence=False))
+    small_corpus.extract(tmp_path / "wide", dtype="float32", confidence=False)
+    small_corpus.extract(tmp_path / "some", select_tokens=0.5, confidence=False)
     for other, sides in (
         (tmp_path / "wide", ("cache.1.storage.dtype", '"float32"', '"float16"')),
         (tmp_path / "some", ("cache.1.teacher.text.kept_tokens.share", "0.5", "(absent)")),
@@ -96,11 +110,11 @@ def test_a_cache_that_changed_under_a_run_is_refused(
 
 
 def test_a_dataset_that_changed_under_a_run_is_refused(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_corpus.data_root, tmp_path / "data")
     command = finetune(small_corpus, tmp_path / "run", "--method", "plain", data_root=tmp_path / "data")
-    interrupt(capsys, monkeypatch, command)
+    interrupt(capsys, command)
     before = tree_bytes(tmp_path / "run")
     kinds = ("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs")
     config = ScenesConfig(
@@ -128,16 +142,7 @@ def test_a_refused_command_leaves_its_output_alone(
     run = tmp_path / "runs" / "one"
     text, image = small_corpus.caches
     given = finetune(small_corpus, run, "--cache", text, "--cache", image)
-    run_extract(
-        ExtractConfig(
-            teacher="minilm-l6",
-            dataset="scenes-vcr",
-            split="val",
-            data_root=small_corpus.data_root,
-            output=tmp_path / "val",
-            confidence=False,
-        )
-    )
+    small_corpus.extract(tmp_path / "val", split="val", confidence=False)
     for wrong, expected in (
         (["--student", "uniter-tny"], 2),
         (["--task", "vcr-q2b"], 2),
@@ -184,12 +189,12 @@ def test_a_run_stopped_between_the_adapt_step_and_its_readout_still_tells_it(
 
 
 def test_what_a_run_took_counts_all_of_its_sittings(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = ("--cache", small_corpus.caches[0])
     whole, parted = (finetune(small_corpus, tmp_path / name, *cache) for name in ("whole", "parted"))
     assert advl(capsys, *whole)[0] == 0
-    interrupt(capsys, monkeypatch, parted, at=6)
+    interrupt(capsys, parted, at=6)
     steps = read_log(tmp_path / "parted")
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
     slow = "".join(json.dumps(step | {"seconds": 100.0}) + "\n" for step in steps)
@@ -221,14 +226,10 @@ def edit_the_step(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_bit, edit_the_step])
 def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_advice_starts_over(
-    small_corpus: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    damage: Callable[[Path], None],
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
     whole, stopped = (finetune(small_corpus, tmp_path / name, "--method", "plain") for name in ("whole", "stopped"))
-    interrupt(capsys, monkeypatch, stopped)
+    interrupt(capsys, stopped)
     damage(tmp_path / "stopped" / names.CHECKPOINT)
     before = tree_bytes(tmp_path / "stopped")
     code, said = advl(capsys, *stopped)
@@ -243,7 +244,7 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_advice_sta
 
 
 def test_what_a_student_is_read_from_may_not_change_under_a_run(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     init, words, tokenizer = tmp_path / "init", tmp_path / "words.json", tmp_path / "tokenizer"
     torch.manual_seed(0)
@@ -255,7 +256,7 @@ def test_what_a_student_is_read_from_may_not_change_under_a_run(
     shutil.copy(embedded_tokenizer_file(), tokenizer / "tokenizer.json")
     options = ("--student", "vilt-tiny", "--init", init, "--known-words", words, "--tokenizer", tokenizer)
     command = finetune(small_corpus, tmp_path / "run", "--method", "plain-two-step", *options)
-    interrupt(capsys, monkeypatch, command)
+    interrupt(capsys, command)
     before = tree_bytes(tmp_path / "run")
     for file, entry in (
         (init / "pretraining_words.json", "init"),
@@ -332,7 +333,6 @@ def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> Non
     with CheckpointWriter(tmp_path / "checkpoint") as writer:
         writer.save(model, optimizer, step=3, phase="adapt", scaler=stopped)
     kept = read_checkpoint(tmp_path / "checkpoint")
-    assert kept is not None
     restore(kept[2], model, optimizer)
     restore_scaler(kept[2], resumed)
     assert resumed.state_dict() == stopped.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from run_logs import load_json, losses, metrics
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import load_run
@@ -22,20 +22,14 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.run import run_finetune
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+from advl_pipeline.training import loop
 
 
 def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", selection_rho=0.3, num_steps=2))
-    found = json.loads((tmp_path / "run" / names.SELECTED_WORDS).read_text(encoding="utf-8"))
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    assert set(found) == set(dataset.example_ids)
-    for index in range(len(dataset)):
-        example = dataset[index]
+    small_corpus.run(tmp_path / "run", selection_rho=0.3, num_steps=2)
+    found = load_json(tmp_path / "run" / names.SELECTED_WORDS)
+    assert set(found) == set(small_corpus.dataset().example_ids)
+    for example in small_corpus.examples():
         for candidate, spans in zip(example.candidates, found[example.example_id], strict=True):
             words = [list(span) for span in word_spans(candidate.text)]
             assert [span for span in words if span in spans] == spans
@@ -43,18 +37,8 @@ def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> 
             assert len(spans) <= -(-3 * len(words) // 10)
             assert spans
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
-        run_finetune(small_corpus.config(tmp_path / name, num_steps=2, **changes))
+        small_corpus.run(tmp_path / name, num_steps=2, **changes)
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
-
-
-def test_confidences_behind_the_weights_are_logged(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", steps="one", num_steps=2))
-    for record in metrics(tmp_path / "run"):
-        for name in ("student", "vision", "text"):
-            histogram = record[f"confidence/{name}"]
-            assert sum(histogram["counts"]) == 4
-            assert 0 < histogram["mean"] <= histogram["max"] <= 1
-            assert histogram["bin_width"] == pytest.approx(0.05)
 
 
 def tensorboard_of(folder: Path) -> EventAccumulator:
@@ -64,7 +48,7 @@ def tensorboard_of(folder: Path) -> EventAccumulator:
 
 
 def test_trackers_get_what_the_json_lines_get(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", log_with="tensorboard"))
+    small_corpus.run(tmp_path / "run", log_with="tensorboard")
     events, logged = tensorboard_of(tmp_path / "run"), metrics(tmp_path / "run")
     told = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
     assert told <= set(events.Tags()["scalars"])
@@ -127,15 +111,13 @@ def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
-def test_a_tracker_that_is_absent_or_unknown_is_told_before_the_run_begins(
+def test_a_tracker_that_is_absent_is_told_before_the_run_begins(
     name: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(ConfigError, match=f"{name} is not installed") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", log_with=name))
+        small_corpus.run(tmp_path / "run", log_with=name)
     assert install_extra(name) in refused.value.next_command
-    with pytest.raises(ConfigError, match="no tracker 'neptune'"):
-        run_finetune(small_corpus.config(tmp_path / "run", log_with="neptune"))
     assert not (tmp_path / "run").exists()
 
 
@@ -143,7 +125,7 @@ def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, 
     """As many parameters, the same outputs from a student that never heard of a teacher, and no more time."""
     for method in ("plain", "advl"):
         cache = small_corpus.caches if method == "advl" else ()
-        run_finetune(small_corpus.config(tmp_path / method, method=method, cache=cache, num_steps=2))
+        small_corpus.run(tmp_path / method, method=method, cache=cache, num_steps=2)
     stored = {method: load_file(tmp_path / method / "model.safetensors") for method in ("plain", "advl")}
     assert {name: value.shape for name, value in stored["plain"].items()} == {
         name: value.shape for name, value in stored["advl"].items()
@@ -155,11 +137,9 @@ def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, 
     ]
     assert sizes[0] == sizes[1]
 
-    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    examples = [dataset[index] for index in range(len(dataset))]
     fresh = build_student("scenes-small").eval()
     fresh.load_state_dict(stored["advl"])
-    batch = fresh.collate(examples)
+    batch = fresh.collate(small_corpus.examples("test"))
     with torch.inference_mode():
         expected = fresh.encode(batch).pooled_NP
         assert torch.equal(finished["advl"].student.encode(batch).pooled_NP, expected)
@@ -171,3 +151,23 @@ def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, 
                 seconds[method].append(time.process_time() - began)
     # The fastest of many passes: a busy machine slows both, and only ever slows.
     assert min(seconds["advl"]) / min(seconds["plain"]) == pytest.approx(1.0, abs=0.5)
+
+
+def test_steps_keep_to_one_order_where_asked(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    take, found = loop._optimiser_step, list[tuple[bool, bool]]()
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+        return take(*arguments, **options)
+
+    monkeypatch.setattr(loop, "_optimiser_step", watched)
+    for wanted in (False, True):
+        small_corpus.run(
+            tmp_path / str(wanted), method="plain", cache=(), num_steps=2, deterministic=wanted, log_with=""
+        )
+    assert found == [(False, False)] * 2 + [(True, True)] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert losses(tmp_path / "True") == losses(tmp_path / "False")

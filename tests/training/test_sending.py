@@ -12,10 +12,7 @@ import torch
 from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.tensors import moved, with_tensors
 from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, pinned, send_ahead
@@ -27,19 +24,8 @@ from advl_pipeline.training.teacher_features import cached_teacher
 @pytest.fixture(scope="module")
 def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingBatch:
     """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
-    codes = tmp_path_factory.mktemp("codes") / "minilm-l6"
-    run_extract(
-        ExtractConfig(
-            teacher="minilm-l6",
-            dataset="scenes-vcr",
-            data_root=small_corpus.data_root,
-            output=codes,
-            dtype="int8",
-            confidence=False,
-        )
-    )
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    examples = [dataset[index] for index in range(4)]
+    codes = small_corpus.extract(tmp_path_factory.mktemp("codes") / "minilm-l6", dtype="int8", confidence=False)
+    dataset, examples = small_corpus.dataset(), small_corpus.examples(number=4)
     prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
     places = [next(path for path in small_corpus.caches if "efficientnet" in path.name), codes]
     source = SignalSource([cached_teacher(open_cache(place)) for place in places], prior=prior)
@@ -47,12 +33,9 @@ def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_rows_travel_as_they_are_stored(collated: TrainingBatch) -> None:
-    assert collated.stored is not None
     (text,), (picture,) = collated.stored.text.values(), collated.stored.vision.values()
-    assert text.words is not None
     assert text.words.values_MD.dtype == torch.int8
     assert text.words.scale_M is not None
-    assert picture.regions is not None
     assert picture.regions.values_MD.dtype == picture.picture.values_MD.dtype == torch.float16
     targets = collated.stored.targets()
     sent, made = num_bytes(collated.stored), num_bytes(targets)
@@ -78,7 +61,6 @@ class PosingTensor(torch.Tensor):
 
 
 def test_a_device_makes_the_same_targets(collated: TrainingBatch) -> None:
-    assert collated.stored is not None
     here = collated.stored.targets()
     there = with_tensors(collated.stored, lambda value: value.as_subclass(PosingTensor)).targets()
     for kind in ("vision", "text"):
@@ -127,12 +109,7 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
         notes.append(f"end {stream.name}")
 
     model = Stream()
-    for name, stand_in in {
-        "Stream": Stream,
-        "Event": Event,
-        "stream": on,
-        "current_stream": lambda _: model,
-    }.items():
+    for name, stand_in in {"Stream": Stream, "Event": Event, "stream": on, "current_stream": lambda _: model}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     device = torch.device("cuda:1")
     steps = send_ahead(([Parcel(torch.tensor(number), notes)] for number in range(2)), device)
@@ -146,7 +123,6 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> None:
-    assert collated.stored is not None
     here, device = collated.stored.targets(), torch.device("cuda")
     (sent,) = send_ahead([[pinned(collated)]], device)
     (batch,) = sent.received(device)

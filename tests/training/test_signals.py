@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from held_features import HeldFeatures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,35 +23,6 @@ from advl_pipeline.training.teacher_features import TeacherFeatures
 TEXT = "a playful dog"
 PIECES = [(0, 1), (2, 6), (6, 9), (10, 13)]
 """The teacher's tokens; the student's are whole words."""
-
-
-class Store:
-    """Features of two pictures, or of one text cut into four pieces."""
-
-    has_tokens = True
-
-    def __init__(self, global_features: dict[str, Any], tokens: Any) -> None:
-        self._global = {name: np.asarray(value, np.float16) for name, value in global_features.items()}
-        self._tokens = np.asarray(tokens, np.float16)
-        self.global_dim = len(next(iter(self._global.values())))
-        self.token_dim = self._tokens.shape[1]
-        self.global_mean = np.full(self.global_dim, 0.5, np.float32)
-        self.global_variance = np.full(self.global_dim, 4.0, np.float32)
-        self.token_mean = np.full(self.token_dim, 0.5, np.float32)
-        self.token_variance = np.full(self.token_dim, 4.0, np.float32)
-
-    def global_features(self, ids: Sequence[str]) -> Any:
-        return np.stack([self._global[name] for name in ids])
-
-    def token_features(self, ids: Sequence[str]) -> Any:
-        return np.concatenate([self._tokens] * len(ids)), np.full(len(ids), len(self._tokens), np.int32)
-
-    def char_spans(self, ids: Sequence[str]) -> Any:
-        return np.array(PIECES * len(ids), np.int32)
-
-    def begin_epoch(self) -> None: ...
-
-    def announce(self, ids: Sequence[str]) -> None: ...
 
 
 def examples() -> list[Example]:
@@ -71,10 +42,13 @@ def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
     if image_dim != 3:
         pictures = {name: [1.0] * image_dim for name in pictures}
     words = [[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 0.0]]
-    teacher = TeacherFeatures(
+    text = text_unit(TEXT).unit_id
+    images = HeldFeatures(pictures, dict.fromkeys(pictures, np.zeros((1, image_dim))), moments=(0.5, 4.0))
+    texts = HeldFeatures({text: [1.0, 2.0, 3.0]}, {text: words}, moments=(0.5, 4.0), spans=PIECES)
+    teacher: Any = TeacherFeatures(
         name="pair",
-        image=Store(pictures, np.zeros((1, image_dim))),
-        text=Store({text_unit(TEXT).unit_id: [1.0, 2.0, 3.0]}, words),
+        image=images,  # type: ignore[arg-type]
+        text=texts,  # type: ignore[arg-type]
         image_places=None,
         aligned=aligned,
     )

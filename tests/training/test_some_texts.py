@@ -14,29 +14,21 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.stored_signals import Fillings, StoredFeatures, StoredText, word_averages
 from advl_pipeline.training.teacher_features import WordMeans, form_of, word_means
 
 
-def extracted(corpus: Any, output: Path, share: float) -> Path:
-    made = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": corpus.data_root, "confidence": False}
-    run_extract(ExtractConfig(**made, output=output, select_texts=share))
-    return output
-
-
 @pytest.fixture(scope="module")
 def some(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return extracted(small_corpus, tmp_path_factory.mktemp("some") / "cache", 0.6)
+    cache: Path = small_corpus.extract(tmp_path_factory.mktemp("some") / "cache", select_texts=0.6, confidence=False)
+    return cache
 
 
 def test_means_are_over_the_texts_that_have_rows(some: Path, small_corpus: Any) -> None:
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
     texts = {unit.unit_id: unit.text for unit in dataset.text_units()}
     store = open_cache(some).text
-    assert store is not None
     lengths = store.token_lengths(list(texts))
     assert 0 < (lengths == 0).mean() < 1
     each: dict[int, list[np.ndarray[Any, Any]]] = {}
@@ -68,17 +60,16 @@ def test_missing_words_take_their_means_and_others_stay() -> None:
         fillings=Fillings(place_F=torch.nonzero(found_NW.flatten())[:, 0], mean_FD=mean_FD),
     )
     words_NWD = stored.targets().words_NWD
-    assert words_NWD is not None
     assert words_NWD[0].tolist() == [[9.0, 9.0], [3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
 
 
 def test_a_run_reads_no_row_of_a_word_without_meaning(small_corpus: Any, known: Path, tmp_path: Path) -> None:
     """The words of all texts, but for function words, marks and special tokens, are all that relations read."""
     options = {"known_words": known, "answer_weight": 1.0, "target_norm": "none", "confidence": "none"}
-    all_texts = extracted(small_corpus, tmp_path / "cache", 1.0)
+    all_texts = small_corpus.extract(tmp_path / "cache", select_texts=1.0, confidence=False)
     full, vision = small_corpus.caches
     for name, cache in (("full", full), ("kept", all_texts)):
-        run_finetune(small_corpus.config(tmp_path / name, cache=(cache, vision), **options))
+        small_corpus.run(tmp_path / name, cache=(cache, vision), **options)
     assert losses(tmp_path / "full") == losses(tmp_path / "kept")
     stores = [open_cache(path).text for path in (full, all_texts)]
     rows = [int(store.token_lengths(list(store.ids)).sum()) for store in stores if store is not None]
@@ -89,7 +80,7 @@ def test_a_run_over_some_texts_still_learns_answers_and_places_words(
     some: Path, small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
     options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 6, "confidence": "none"}
-    run_finetune(small_corpus.config(tmp_path / "run", cache=(some, small_corpus.caches[1]), **options))
+    small_corpus.run(tmp_path / "run", cache=(some, small_corpus.caches[1]), **options)
     logged = [one for one in losses(tmp_path / "run") if one["phase"] == "adapt"]
     assert all(one["raw/text"] > 0 for one in logged)
     assert len({round(one["raw/answers"], 4) for one in logged}) > 1
@@ -104,7 +95,6 @@ def test_coordinates_need_all_words(some: Path, small_corpus: Any, tmp_path: Pat
 
 
 def test_a_share_of_texts_and_of_words_exclude_each_other(small_corpus: Any, tmp_path: Path) -> None:
-    made = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": small_corpus.data_root}
     with pytest.raises(ConfigError, match="exclude each other"):
-        run_extract(ExtractConfig(**made, output=tmp_path / "cache", select_texts=0.3, select_tokens=0.3))
+        small_corpus.extract(tmp_path / "cache", select_texts=0.3, select_tokens=0.3)
     assert not (tmp_path / "cache").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 import zarr
 from commands import exit_code as advl
-from run_logs import losses
+from run_logs import load_json, losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
@@ -96,18 +95,18 @@ def test_a_run_with_stored_pictures_is_the_run_without(
 def test_evaluation_reads_them_too(
     small_corpus: SmallCorpus, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", student="scenes-vilt", method="plain", cache=()))
+    small_corpus.run(tmp_path / "run", student="scenes-vilt", method="plain", cache=())
     on_test = ("--data-root", small_corpus.data_root, "--probe", "swapped", "--probe", "blanked")
     evaluate = ("evaluate", tmp_path / "run", "--on", "test", *on_test)
     assert advl(*evaluate) == 0
     document = tmp_path / "run" / "evaluation" / "test.json"
-    decoded = json.loads(document.read_text())
+    decoded = load_json(document)
     prepare = ("prepare", "--dataset", "scenes-vcr", "--split", "test", "--size", SIZE)
     assert advl(*prepare, "--data-root", small_corpus.data_root) == 0
     no_decoding(monkeypatch)
     assert advl(*evaluate) == 0
-    assert json.loads(document.read_text())["metrics"] == decoded["metrics"]
-    assert json.loads(document.read_text())["use_of_vision"] == decoded["use_of_vision"]
+    assert load_json(document)["metrics"] == decoded["metrics"]
+    assert load_json(document)["use_of_vision"] == decoded["use_of_vision"]
 
 
 def test_they_are_a_cache_like_any_other(
@@ -147,7 +146,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(small_corpus: S
     assert tree_bytes(text) == before
     assert not run.exists()
     tasks = ("vcr-q2a", "vcr-qa2r")
-    run_finetune(small_corpus.config(run, student="scenes-vilt", method="plain", cache=(), num_steps=1, task=tasks))
+    small_corpus.run(run, student="scenes-vilt", method="plain", cache=(), num_steps=1, task=tasks)
     before = tree_bytes(run)
     predict = ("predict", run, "--on", "test", "--data-root", small_corpus.data_root)
     assert advl(*predict, "--pictures", pictures, "--output", tmp_path / "new" / "test.csv") == 3
@@ -155,24 +154,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(small_corpus: S
     assert tree_bytes(run) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--student", "uniter-tiny"), "reads no squeezed pictures"),
-        ((), "--student NAME, such as vilt, or --size PIXELS"),
-        (("--student", "no-such"), "no-such"),
-    ],
-)
 def test_what_cannot_be_prepared(
-    small_corpus: SmallCorpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    said: str,
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    prepare = ("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root)
-    assert advl(*prepare, *arguments) == 2
-    assert said in capsys.readouterr().err
+    for student, said in ((["--student", "uniter-tiny"], "reads no squeezed pictures"), ([], "or --size PIXELS")):
+        assert advl("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, *student) == 2
+        assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import advl
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from run_logs import load_json, metrics
 
 from advl_pipeline.students.region_student import PIXELS_CAVEAT
 from advl_pipeline.students.registry import build_student
@@ -79,8 +80,8 @@ regions = "pixels"
     assert f"in percent ({PIXELS_CAVEAT})" in out
     assert f"caution: {PIXELS_CAVEAT}" in err
     (run,) = (path.parent for path in (tmp_path / "cells").glob("*/run.json"))
-    assert json.loads((run / "settings.json").read_text(encoding="utf-8"))["reads"]["caveats"] == [PIXELS_CAVEAT]
-    assert json.loads((run / "result.json").read_text(encoding="utf-8"))["caveats"] == [PIXELS_CAVEAT]
+    assert load_json(run / "settings.json")["reads"]["caveats"] == [PIXELS_CAVEAT]
+    assert load_json(run / "result.json")["caveats"] == [PIXELS_CAVEAT]
     for form in ("html", "md", "latex", "csv"):
         code, out, err = advl(capsys, "report", folder, "--to", form, "--output", tmp_path / form)
         assert code == 0, err
@@ -108,10 +109,10 @@ def test_texts_that_are_cut_are_counted_printed_and_logged(
     assert code == 0, err
     # Of eight questions, the four answers fit and the four rationales behind the right answer do not.
     assert "texts: 32 of 64 sampled (50 %) are longer than 20 tokens and are cut" in err
-    reads = json.loads((run / "settings.json").read_text(encoding="utf-8"))["reads"]
+    reads = load_json(run / "settings.json")["reads"]
     assert (reads["num_texts"], reads["num_cut"], reads["max_tokens"]) == (64, 32, 20)
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    logged = metrics(run)
+    result = load_json(run / "result.json")
     assert result["num_texts"] == 16
     assert result["num_texts_cut"] == sum(record["num_texts_cut"] for record in logged)
     assert f"{result['num_texts_cut']} of 16 texts were cut to the student's length" in out

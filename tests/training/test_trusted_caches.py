@@ -1,4 +1,4 @@
-"""Finetuning notices, before its first step, what only verification would: other bytes of the right length."""
+"""Finetuning notices, before its first step, what only verification would; a store's bad day changes no loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import completed
+from objects import upload
+from run_logs import losses
+from s3_faults import serve_faults
+from s3_server import BUCKET, S3Server, environment_of
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache.commit_records import load_complete
@@ -17,6 +21,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.errors import CorruptCache
+from advl_pipeline.locations import Url
 from advl_pipeline.training.run import run_finetune
 
 VALUES = "text/tokens/values/c/0/0"
@@ -47,7 +52,6 @@ def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, ca
     assert repaired.returncode == 0, repaired.stderr
     assert tree_bytes(cache) == tree_bytes(small_corpus.caches[0])
     store = open_cache(cache).text
-    assert store is not None
     assert store.stat("norm", list(store.ids)).min() > 2  # The teacher's own; what is stored has length 1.
 
 
@@ -74,3 +78,17 @@ def test_verifying_finds_what_nothing_about_a_file_tells_of(
     said = capsys.readouterr().err
     for checked in caches:
         assert re.search(rf"checking {re.escape(str(checked))}: +100%", said)
+
+
+@pytest.mark.slow
+def test_the_same_losses_through_faults(small_corpus: Any, s3_server: S3Server, tmp_path: Path) -> None:
+    small_corpus.run(tmp_path / "local")
+    urls = tuple(Url(f"s3://{BUCKET}/store-faults/{path.name}") for path in small_corpus.caches)
+    with environment_of(s3_server.environment):
+        for url, path in zip(urls, small_corpus.caches, strict=True):
+            upload(url, tree_bytes(path))
+    faults = serve_faults(s3_server, "500", "cut", "503", "slow", "500 after")
+    with faults as store, environment_of(store.environment):
+        small_corpus.run(tmp_path / "remote", cache=urls, disk_cache=tmp_path / "disk-cache")
+        assert store.num_faults > 20
+    assert losses(tmp_path / "remote") == losses(tmp_path / "local")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,16 @@ import pytest
 import torch
 from dataset_mirrors import write_snli_ve, write_vqa
 from live_teacher import teachers_run
-from run_logs import metrics
+from run_logs import load_json, metrics
 from small_corpus import SmallCorpus
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import cached_teacher
 from advl_pipeline.training.teaching import choose_vision_targets
@@ -36,21 +29,11 @@ from advl_pipeline.training.teaching import choose_vision_targets
 def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet's grid on the small corpus, where boxes are the default."""
     output = tmp_path_factory.mktemp("grid") / "cache"
-    run_extract(
-        ExtractConfig(
-            teacher="efficientnet-lite0",
-            dataset="scenes-vcr",
-            data_root=small_corpus.data_root,
-            output=output,
-            image_tokens="grid",
-            folds=2,
-        )
-    )
-    return output
+    return small_corpus.extract(output, teacher="efficientnet-lite0", image_tokens="grid")
 
 
 def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    dataset = small_corpus.dataset()
     source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]))
     (choice,), read = choose_vision_targets(
         DistillationSettings(**settings), student, dataset, range(len(dataset)), source
@@ -139,7 +122,7 @@ def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: Sm
 
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    dataset = small_corpus.dataset()
     source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]))
     settings = DistillationSettings(pathway="text")
     choices, read = choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source)
@@ -151,24 +134,15 @@ def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: P
 def test_patches_learn_from_the_grid_and_controls_do_not(
     small_corpus: SmallCorpus, grid_cache: Path, tmp_path: Path, distance: str
 ) -> None:
+    options = {"cache": (grid_cache,), "student": "vilt-tiny", "pathway": "vision", "distance": distance}
+    options |= {"confidence": "none", "num_steps": 2, "adapt_steps": 1}
     logged = {}
     for control in ("none", "shuffle-cells", "shift-grid"):
-        config = small_corpus.config(
-            tmp_path / control,
-            cache=(grid_cache,),
-            student="vilt-tiny",
-            pathway="vision",
-            distance=distance,
-            confidence="none",
-            teacher_control=control,
-            num_steps=2,
-            adapt_steps=1,
-        )
-        run_finetune(config)
+        small_corpus.run(tmp_path / control, teacher_control=control, **options)
         steps = metrics(tmp_path / control)
         assert all(step["raw/vision"] > 0 for step in steps)
         logged[control] = [step["raw/vision"] for step in steps]
-        settings = json.loads((tmp_path / control / "settings.json").read_text(encoding="utf-8"))
+        settings = load_json(tmp_path / control / "settings.json")
         found = settings["vision_targets"]["efficientnet-lite0"]
         assert (found["target"], found["places"]) == ("regions", "patches")
     assert logged["none"][0] != logged["shuffle-cells"][0] != logged["shift-grid"][0]
@@ -183,66 +157,25 @@ def test_controls_of_cells_need_a_grid_that_is_read(
         ({"cache": small_corpus.caches[:1]}, "the method itself"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run_finetune(small_corpus.config(tmp_path / "run", teacher_control="shift-grid", **changes))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_command_refuses_with_its_exit_code(
-    small_corpus: SmallCorpus, grid_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root)),
-                *("--cache", str(grid_cache), "--output", str(tmp_path / "run")),
-                *("--student", "scenes-small", "--vision-target", "patches", "--confidence", "none"),
-            ]
-        )
-    printed = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert "There are no patches to be a target." in printed
-    assert "--vision-target regions" in printed
+            small_corpus.run(tmp_path / "run", teacher_control="shift-grid", **changes)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("dataset", "write"), [("vqa-v2", write_vqa), ("snli-ve", write_snli_ve)])
 def test_pictures_without_boxes_teach_patches_by_default(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    dataset: str,
-    write: Any,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, write: Any
 ) -> None:
     """An official layout, no option about it: the cache holds the grid, and the student's patches follow it."""
     split = {"split": "train"} if dataset == "vqa-v2" else {"name": "train"}
     write(tmp_path / "data", count=60, **split)
-    cache = tmp_path / "cache"
-    run_extract(
-        ExtractConfig(
-            teacher="efficientnet-lite0", dataset=dataset, data_root=tmp_path / "data", output=cache, folds=2
-        )
-    )
-    assert open_cache(cache).identity["teacher"]["image_tokens"] == "grid"
-    config = build_config(
-        FinetuneConfig,
-        {
-            "dataset": dataset,
-            "data_root": tmp_path / "data",
-            "output": tmp_path / "cached",
-            "cache": (cache,),
-            "student": "vilt-tiny",
-            "pathway": "vision",
-            "confidence": "none",
-            "num_steps": 2,
-            "adapt_steps": 1,
-            "adapt_texts": 8,
-            "batch_size": 4,
-            "num_workers": 1,
-        },
-    )
-    run_finetune(config)
+    corpus = SmallCorpus(data_root=tmp_path / "data", caches=(tmp_path / "cache",))
+    corpus.extract(tmp_path / "cache", teacher="efficientnet-lite0", dataset=dataset)
+    assert open_cache(tmp_path / "cache").identity["teacher"]["image_tokens"] == "grid"
+    options = {"dataset": dataset, "task": (), "student": "vilt-tiny", "pathway": "vision", "confidence": "none"}
+    short = {"num_steps": 2, "adapt_steps": 1, "adapt_texts": 8, "num_workers": 1}
+    corpus.run(tmp_path / "cached", **options, **short)
     with teachers_run(open_dataset(dataset, split="train", data_root=tmp_path / "data")):
-        run_finetune(replace(config, output=tmp_path / "live"))
+        corpus.run(tmp_path / "live", **options, **short)
     assert "vision target of efficientnet-lite0: patches;" in capsys.readouterr().err
     for cached, live_step in zip(metrics(tmp_path / "cached"), metrics(tmp_path / "live"), strict=True):
         assert cached["raw/vision"] > 0

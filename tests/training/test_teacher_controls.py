@@ -1,16 +1,19 @@
-"""Controls in which the student teaches itself: by its own likenesses, or by its own visual tokens."""
+"""Controls: features of other units, and students that teach themselves by their own likenesses or tokens."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from run_logs import losses
+from run_logs import load_json, losses
+from small_corpus import SmallCorpus
+from tiny_extraction import tiny_extract
 
+from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
@@ -19,7 +22,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
 from advl_pipeline.training.given import without_effect
 from advl_pipeline.training.resolved import resolve_method
-from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.teacher_features import ShuffledFeatures, Tower, cached_teacher, shuffled_teacher
 
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
 
@@ -31,7 +34,7 @@ def test_the_adapt_step_learns_answers(
 ) -> None:
     options = {"known_words": known, "answer_weight": 10.0, "adapt_steps": 10, "num_steps": 1, "adapt_texts": 64}
     options |= {"anchor_weight": 0.0, "learning_rate": 1e-3}
-    run_finetune(small_corpus.config(tmp_path / "run", student=student, **{**options, **changes}))
+    small_corpus.run(tmp_path / "run", student=student, **{**options, **changes})
     logged = [one for one in losses(tmp_path / "run") if one["phase"] == "adapt"]
     answers = [one["raw/answers"] for one in logged]
     assert len(answers) == 10
@@ -51,7 +54,7 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
         return kept[-1][-1]
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
-    run_finetune(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, num_steps=1, **OWN))
+    small_corpus.run(tmp_path / "run", known_words=known, answer_weight=1.0, num_steps=1, **OWN)
     _, landmarks, dataset, shares = kept[-1]
     assert list(landmarks) == [bridge.THE_STUDENT]
     (own,) = landmarks.values()
@@ -95,13 +98,6 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     assert torch.equal(own.states_KH, own.features_KD)
 
 
-def test_own_answers_need_a_record_of_words(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no bridge") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", **OWN))
-    assert refused.value.where == "--answers-of student"
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("changes", [{"steps": "one"}, {"answer_weight": 0.0}])
 def test_own_answers_that_nobody_learns_change_nothing(
     changes: dict[str, Any], small_corpus: Any, tmp_path: Path
@@ -126,7 +122,6 @@ def test_own_tokens_are_pooled_as_the_teachers_places_are_and_take_no_gradient()
     )
     batch: Any = TwoPictures()
     found = with_own_tokens(TeacherSignal(vision={"t": one}), states_NRH, batch).vision["t"]
-    assert found.regions_BSD is not None
     assert not found.regions_BSD.requires_grad
     of_first = (states_NRH[0, 1] + states_NRH[0, 2]) / 2
     expected = [[of_first, states_NRH[0, 1]], [states_NRH[2, 1], torch.zeros(4)]]
@@ -144,9 +139,9 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
     options = {"known_words": known, "distance": distance, "adapt_steps": 2, "num_steps": 2}
     logged = {}
     for control in ("none", "own-tokens"):
-        run_finetune(small_corpus.config(tmp_path / control, teacher_control=control, **options))
+        small_corpus.run(tmp_path / control, teacher_control=control, **options)
         logged[control] = losses(tmp_path / control)
-        settings = json.loads((tmp_path / control / "settings.json").read_text(encoding="utf-8"))
+        settings = load_json(tmp_path / control / "settings.json")
         assert ("vision" in settings["confidence"]) == (control == "none")
     for own, other in zip(logged["own-tokens"], logged["none"], strict=True):
         assert own["raw/vision"] != other["raw/vision"]
@@ -154,13 +149,67 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
         assert logged["own-tokens"][0]["raw/text"] == pytest.approx(logged["none"][0]["raw/text"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"), [({"pathway": "text"}, "--pathway text"), ({"cache": 1}, "no cache is of a vision teacher")]
-)
-def test_own_tokens_stand_in_for_a_vision_teacher(
-    changes: dict[str, Any], why: str, small_corpus: Any, tmp_path: Path
-) -> None:
-    given = {**changes, **({"cache": small_corpus.caches[:1]} if "cache" in changes else {})}
+def test_own_tokens_stand_in_for_a_vision_teacher(small_corpus: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none is distilled") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", teacher_control="own-tokens", **given))
-    assert refused.value.why == why
+        small_corpus.run(tmp_path / "run", teacher_control="own-tokens", cache=small_corpus.caches[:1])
+    assert refused.value.why == "no cache is of a vision teacher"
+
+
+@pytest.fixture(name="stores")
+def _stores(small_corpus: SmallCorpus) -> list[tuple[Tower, FeatureStore]]:
+    teachers = [cached_teacher(open_cache(path)) for path in small_corpus.caches]
+    images: list[tuple[Tower, object]] = [("image", teacher.image) for teacher in teachers]
+    texts: list[tuple[Tower, object]] = [("text", teacher.text) for teacher in teachers]
+    stores = [(tower, store) for tower, store in (*images, *texts) if isinstance(store, FeatureStore)]
+    assert [tower for tower, _ in stores] == ["image", "text"]
+    return stores
+
+
+def _sources(store: FeatureStore, *, seed: int, tower: Tower) -> list[int]:
+    """Position of the unit whose features each unit gets; rows of the store are told apart by their content."""
+    ids = list(store.ids)
+    own_UD = np.asarray(store.global_features(ids), dtype=np.float32)
+    given_UD = np.asarray(ShuffledFeatures(store, seed=seed, tower=tower).global_features(ids), dtype=np.float32)
+    distance_UU = np.abs(given_UD[:, None] - own_UD[None]).max(axis=2)
+    assert (np.sort(distance_UU, axis=1)[:, :2].sum(axis=1) > 0).all(), "two units of the store have equal features"
+    return [int(index) for index in distance_UU.argmin(axis=1)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_unit_keeps_its_own_features_and_each_is_given_once(
+    stores: list[tuple[Tower, FeatureStore]], seed: int
+) -> None:
+    for tower, store in stores:
+        sources = _sources(store, seed=seed, tower=tower)
+        assert sorted(sources) == list(range(len(sources)))
+        assert all(source != own for own, source in enumerate(sources))
+
+
+def test_two_towers_over_as_many_units_are_not_permuted_alike(stores: list[tuple[Tower, FeatureStore]]) -> None:
+    _, store = stores[1]
+    assert _sources(store, seed=0, tower="image") != _sources(store, seed=0, tower="text")
+    assert _sources(store, seed=0, tower="text") != _sources(store, seed=1, tower="text")
+
+
+def test_both_towers_of_a_teacher_are_permuted(small_corpus: SmallCorpus) -> None:
+    teachers = [shuffled_teacher(cached_teacher(open_cache(path)), seed=0) for path in small_corpus.caches]
+    towers = [tower for teacher in teachers for tower in (teacher.image, teacher.text) if tower is not None]
+    assert len(towers) == 2
+    assert all(isinstance(tower, ShuffledFeatures) for tower in towers)
+
+
+def test_a_picture_without_boxes_lends_no_rows(tmp_path: Path) -> None:
+    """Every fourth picture has none: rows come from another unit all the same, and from that unit alone."""
+    tiny_extract(tmp_path / "pictures", tmp_path / "cache")
+    store = open_cache(tmp_path / "cache").image
+    ids = list(store.ids)
+    rows_of = {unit: np.asarray(store.token_features([unit])[0]) for unit in ids}
+    shuffled = ShuffledFeatures(store, seed=0, tower="image")
+    given, lengths = shuffled.token_features(ids)
+    assert lengths.tolist() == [len(rows_of[unit]) for unit in ids]
+    assert 0 in lengths
+    for unit, rows in zip(ids, np.split(given, np.cumsum(lengths)[:-1]), strict=True):
+        donors = [
+            other for other in ids if other != unit and all((rows_of[other] == row).all(1).any() for row in rows)
+        ]
+        assert donors, f"the rows of {unit} are its own, or of several units"

@@ -1,4 +1,4 @@
-"""Low-shot runs on a mirror of VCR extract what they need and no more: subsets, lists of ids, a study of cells."""
+"""Runs on mirrors of VCR and VQA v2 as their users give them: what low-shot runs extract, train and val as one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import exit_code as call
-from dataset_mirrors import vcr_record, write_vcr
+from dataset_mirrors import vcr_record, write_picture, write_vcr, write_vqa
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_dataset, open_splits
+from advl_pipeline.errors import DatasetError
 
 NUM_QUESTIONS = 48
 SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8)
@@ -31,7 +32,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def finetune(output: str, *more: object) -> int:
     method = () if "--method" in more else ("--method", "advl", "--confidence-folds", 2)
-    return call("finetune", "--dataset", "vcr", "--output", output, *SHORT, *method, *more)
+    dataset = () if "--dataset" in more else ("--dataset", "vcr")
+    return call("finetune", *dataset, "--output", output, *SHORT, *method, *more)
 
 
 def num_texts(cache: str) -> int:
@@ -61,7 +63,6 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
         for candidate in example.candidates
     }
     store = open_cache(cache).text
-    assert store is not None
     assert set(store.ids) == texts
     assert len(texts) < len(train.text_units()) / 2
 
@@ -181,3 +182,77 @@ folds = 2
     with np.load(cell / "evaluation" / "val.npz") as arrays:
         np.testing.assert_array_equal(arrays["scores/vcr-q2a"], before)
     assert not list(Path("runs").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def vqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA", raising=False)
+    for split in ("train", "val", "test"):
+        write_vqa(Path("datasets"), split=split, count=60)
+    return Path("datasets/vqa-v2")
+
+
+def extract(*more: object) -> int:
+    folds = () if "--no-confidence" in more else ("--folds", 2)
+    return call("extract", "--teacher", "minilm-l6", "--dataset", "vqa-v2", *folds, *more)
+
+
+def finetune_vqa(output: str, *more: object) -> int:
+    return finetune(output, "--dataset", "vqa-v2", *more)
+
+
+def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
+    vqa: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = open_splits("vqa-v2", split="train+val")
+    assert len(both) == 120
+    assert both.label_names("vqa") == open_dataset("vqa-v2", split="val", answer_list="published").label_names("vqa")
+    assert len(both.question_table().cells) == 120
+    assert extract("--split", "train+val") == 0
+    cache = "caches/minilm-l6/vqa-v2/train+val"
+    assert finetune_vqa("runs/both", "--split", "train+val", "--cache", cache) == 0
+    assert json.loads(Path("runs/both/result.json").read_text())["num_labelled"] == 120
+    test = vqa / "v2_OpenEnded_mscoco_test2015_questions.json"
+    test.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json").write_bytes(test.read_bytes())
+    assert call("predict", "runs/both", "--on", "test-dev") == 0
+    assert finetune_vqa("runs/low", "--split", "train+val", "--cache", cache, "--shots", 10) == 0
+    # A cache of train alone is another one.
+    assert extract() == 0
+    capsys.readouterr()
+    assert finetune_vqa("runs/other", "--split", "train+val", "--cache", "caches/minilm-l6/vqa-v2/train") == 3
+    assert "--split train+val" in capsys.readouterr().err
+    assert call("extract", "--teacher", "minilm-l6", "--dataset", "vqa-v2", "--split", "train+vall") == 2
+    assert "val" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match="same items cannot be joined"):
+        open_splits("vqa-v2", split="train+train")
+
+
+def test_val_without_train_is_refused_before_anything_is_encoded(
+    vqa: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in vqa.glob("*train2014*.json"):
+        file.unlink()
+    assert extract("--split", "val") == 5
+    printed = capsys.readouterr().err
+    assert "what names them is missing" in printed
+    assert "train2014" in printed
+    assert "--no-confidence" in printed
+    assert not Path("caches").exists()
+    assert extract("--split", "val", "--no-confidence") == 0
+
+
+def test_a_cache_that_left_out_what_cannot_be_read_names_the_option(
+    vqa: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = next((vqa / "train2014").glob("*.jpg"))
+    picture.write_bytes(b"no picture")
+    assert extract("--on-error", "skip") == 0
+    write_picture(picture, shade=3)
+    cache = ("--cache", "caches/minilm-l6/vqa-v2/train")
+    assert finetune_vqa("runs/a", *cache) == 3
+    printed = capsys.readouterr().err
+    assert "add --on-error skip" in printed
+    picture.write_bytes(b"no picture")
+    assert finetune_vqa("runs/a", "--on-error", "skip", *cache) == 0
+    assert "next: advl evaluate runs/a --on val" in capsys.readouterr().out

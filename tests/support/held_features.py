@@ -1,0 +1,57 @@
+"""Features that a test makes up, behind the face of a cache's store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class HeldFeatures:
+    """Features by unit id, in half precision."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, Any],
+        tokens: Mapping[str, Any],
+        *,
+        moments: tuple[float, float] | None = None,
+        spans: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Hold global features and token features.
+
+        Args:
+            rows: unit -> (D,).
+            tokens: unit -> (M, D).
+            moments: mean and variance of every dimension; by default those of what is held.
+            spans: of the characters of each unit's tokens.
+        """
+        self._rows = {unit: np.asarray(row, np.float16) for unit, row in rows.items()}
+        self._tokens = {unit: np.asarray(rows, np.float16) for unit, rows in tokens.items()}
+        self._spans, self.has_tokens = spans, bool(tokens)
+        for name, held in (("global", np.stack(list(rows.values()))), ("token", [*tokens.values()])):
+            if not len(held):
+                continue
+            every = np.asarray(held if name == "global" else np.concatenate(held), np.float32)
+            mean, variance = (every.mean(0), every.var(0)) if moments is None else moments
+            width = every.shape[1]
+            setattr(self, f"{name}_dim", width)
+            setattr(self, f"{name}_mean", np.full(width, mean, np.float32))
+            setattr(self, f"{name}_variance", np.full(width, variance, np.float32))
+
+    def global_features(self, ids: Sequence[str]) -> Any:
+        return np.stack([self._rows[unit] for unit in ids])
+
+    def token_lengths(self, ids: Sequence[str]) -> Any:
+        return np.array([len(self._tokens[unit]) for unit in ids], np.int32)
+
+    def token_features(self, ids: Sequence[str]) -> Any:
+        return np.concatenate([self._tokens[unit] for unit in ids]), self.token_lengths(ids)
+
+    def char_spans(self, ids: Sequence[str]) -> Any:
+        return np.array([span for _ in ids for span in self._spans], np.int32)
+
+    def begin_epoch(self) -> None: ...
+
+    def announce(self, ids: Sequence[str]) -> None: ...

@@ -1,0 +1,114 @@
+"""Real processes that run, are stopped and are killed as any; each is a fork of a server that has imported torch."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advl_cli.main import main
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["real_processes", "tiny_extraction", "small_corpus", "advl_pipeline.training.run"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A process that runs; what it prints goes to files."""
+
+    process: multiprocessing.process.BaseProcess
+    logs: tuple[Path, Path]
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if the process still lives."""
+        if self.process.is_alive():
+            os.kill(self.pid, number)
+
+    def wait(self) -> int | None:
+        """Wait for the end; returns the exit code, negative for a signal."""
+        self.process.join(timeout=240)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"the process does not end: {self.messages()[-2000:]}")
+        return self.process.exitcode
+
+    def wait_for(self, file: Path) -> bool:
+        """Wait until a file or folder is there; False when the process ended before."""
+        while self.is_running():
+            if file.exists():
+                return True
+            time.sleep(0.002)
+        return False
+
+    def printed(self) -> str:
+        """Return what was printed on stdout."""
+        return self.logs[0].read_text(encoding="utf-8")
+
+    def messages(self) -> str:
+        """Return what was printed on stderr, and on stdout behind it."""
+        return self.logs[1].read_text(encoding="utf-8") + self.printed()
+
+
+def start(target: Callable[..., None], *arguments: Any, **environment: str) -> Running:
+    """Call a function of a module in a process of its own; how it exits is the process's exit code."""
+    # The server and its forks import what tests import.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    folder = Path(tempfile.mkdtemp(dir=_logs()))
+    logs = folder / "stdout", folder / "stderr"
+    for log in logs:
+        log.touch()
+    process = _CONTEXT.Process(target=_run, args=(logs, environment, target, arguments))
+    process.start()
+    return Running(process=process, logs=logs)
+
+
+def start_advl(*words: object, **environment: str) -> Running:
+    """Run `advl` with these words in a process of its own."""
+    return start(main, [str(word) for word in words], **environment)
+
+
+def run_script(path: Path, arguments: Sequence[str], folder: Path) -> None:
+    """Run a Python script in a folder as `python path arguments` does; for `start`."""
+    os.chdir(folder)
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+@functools.cache
+def _logs() -> str:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+def _run(
+    logs: tuple[Path, Path], environment: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    for stream, log in zip((sys.stdout, sys.stderr), logs, strict=True):
+        stream.flush()
+        os.dup2(os.open(log, os.O_WRONLY), stream.fileno())
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    target(*arguments)

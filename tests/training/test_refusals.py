@@ -1,0 +1,89 @@
+"""Options that do not go together are refused before anything is written, with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advl_pipeline.errors import ConfigError, IdentityMismatch
+
+PLAIN: dict[str, Any] = {"method": "plain", "cache": ()}
+RECORD: dict[str, Any] = {"known_words": "the record of the corpus' words"}
+"""A record of words as pretraining leaves one, in place of its path."""
+BRIDGE, ANSWERS = {"confidence": "bridge"}, {"answer_weight": 1.0}
+TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}
+HIDDEN = {"hide_picture": True, **TEXT_ALONE}
+OWN_ANSWERS = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
+FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}
+OTHER = "scenes-vcr/train-shift"
+
+REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"cache": ()}, ("needs a teacher cache",)),
+    ({"selection_rho": 1.5}, ("rho",)),
+    ({"teacher_balance": "fixed"}, ("nothing to balance",)),
+    ({"weight_shuffle": True, "accumulate": 4}, ("a micro-batch has one",)),
+    ({"log_with": "neptune"}, ("no tracker 'neptune'",)),
+    *(
+        ({**asked, **changes}, ("bridge", "leave out --"))
+        for asked in (BRIDGE, ANSWERS)
+        for changes in (
+            {},
+            {**RECORD, "landmarks": "all"},
+            {**RECORD, "distance": "mse"},
+            {**RECORD, "pathway": "vision"},
+        )
+    ),
+    ({**ANSWERS, "steps": "one"}, ("no adapt step",)),
+    ({**ANSWERS, "method": "plain-two-step", "cache": ()}, ("plain-two-step has no teacher",)),
+    ({**ANSWERS, "hide_picture": True, "pathway": "text", "selection": "prior"}, ("names what the picture shows",)),
+    ({**RECORD, "weighting": "oracle"}, ("control of studies", "--weighting oracle")),
+    (OWN_ANSWERS, ("no bridge", "--answers-of student")),
+    ({"teacher_control": "own-tokens", "pathway": "text"}, ("none is distilled", "--pathway text")),
+    ({"hide_picture": True, "method": "plain-two-step"}, ("see none", "contrast", "--steps one")),
+    ({**HIDDEN, "adapt_objective": "contrastive"}, ("see none", "contrast", "--adapt-objective distil-only")),
+    ({**HIDDEN, "pathway": "vision"}, ("see none", "visual states", "--pathway text")),
+    ({"hide_picture": True, "method": "naive-kd"}, ("see none", "visual states", "--pathway text")),
+    ({**HIDDEN, "selection": "adaptive"}, ("see none", "words", "--selection prior")),
+    ({**HIDDEN, "confidence": "zero-shot"}, ("see none", "weighs", "--confidence probe")),
+    ({"hide_picture": True}, ("see none", "add --pathway text --selection prior,")),
+    *(({"adapt_on": on}, ("must be named",)) for on in ((), ("inputs", "subset"), (OTHER, OTHER))),
+    ({"adapt_on": ("everything",)}, ("cannot take its inputs",)),
+    ({"adapt_on": ("inputs", "train-shift")}, ("'train-shift'", "--adapt-on DATASET/train-shift")),
+    ({"adapt_on": ("inputs", "scenes-snli-ve/train")}, ("another kind",)),
+    ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
+    ({**PLAIN, "student": "vilt-tiny", "adversarial": "text"}, ("takes no adversarial",)),
+    ({**PLAIN, "adversarial": "text"}, ("cannot be finetuned adv",)),
+    ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
+    ({**FIELD, "projector": "shared"}, ("no projector can be shared", "--projector mlp")),
+    ({"student": "smolvlm-tiny", "vision_target": "patches"}, ("no patches to be a target", "the dataset's boxes")),
+    ({"student": "smolvlm-tiny", "align_layer": 4}, ("has no layer 4",)),
+    (
+        {**PLAIN, "student": "smolvlm-tiny", "dataset": "scenes-vqa", "task": (), "task_loss": "soft-target-bce"},
+        ("answers in words", "--task-loss answer-lm"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_does_not_go_together_is_refused(
+    changes: dict[str, Any], told: tuple[str, ...], small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    record = {"known_words": known} if "known_words" in changes else {}
+    with pytest.raises(ConfigError) as refused:
+        small_corpus.run(tmp_path / "run", **{**changes, **record})
+    for words in told:
+        assert words in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_of_another_split_and_a_run_of_other_settings_are_refused(small_corpus: Any, tmp_path: Path) -> None:
+    with pytest.raises(IdentityMismatch, match="another dataset") as other:
+        small_corpus.run(tmp_path / "run", split="val")
+    assert "advl extract" in other.value.next_command
+    assert "split" in other.value.why
+    assert not (tmp_path / "run").exists()
+    small_corpus.run(tmp_path / "run", method="plain", num_steps=2)
+    with pytest.raises(IdentityMismatch, match="other settings"):
+        small_corpus.run(tmp_path / "run", method="plain", num_steps=3)
