@@ -1,8 +1,20 @@
-"""Make the synthetic executor importable by name in this folder's tests and in the processes that they start."""
+"""What the tests of this folder share."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+# The synthetic executor is imported by name, in these tests and in the processes that they start.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_datasets_of_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Made-up studies are of datasets that are not there; a corpus that a user has built must not be found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVL_DATA", str(tmp_path_factory.getbasetemp() / "no-datasets"))
+        yield

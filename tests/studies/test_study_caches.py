@@ -55,6 +55,7 @@ def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for split in ("train", "val"):
         write_vcr(Path("datasets"), [vcr_record(number, split=split) for number in range(8)], split=split)
