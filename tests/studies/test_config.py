@@ -50,8 +50,6 @@ def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
     plan = build_plan(study, cells=tmp_path)
     assert study.name == name
     assert len({cell.cell_id for cell in plan.cells}) == len(plan.cells)
-    if name == "scenes-costs":
-        return  # It measures what runs take, and asks of no method whether it helps.
     assert _TEACHERS_THAT_KNOW_NOTHING & set(study.methods)
     assert {"plain", "advl"} <= set(study.methods)
     assert len(study.seeds) >= (3 if name == "demo" else 5)
@@ -59,7 +57,7 @@ def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
 
 def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() -> None:
     names = {name.removeprefix("scenes-") for name in shipped_studies()}
-    for name in names - {"costs", "demo", "ablation", "controls", "teachers"}:
+    for name in names - {"demo", "ablation", "controls", "teachers"}:
         for study in (load_study(one) for one in (name, f"scenes-{name}") if one in shipped_studies()):
             wanted = {*_TEACHERS_THAT_KNOW_NOTHING, "plain-two-step", "plain-no-picture", "naive-kd"}
             if study.name == "scenes-vcr-lowshot":
