@@ -28,7 +28,7 @@ def process_lock(
     next_command: str = "wait until it ends, or stop it",
     wait: Callable[[str], object] | None = None,
 ) -> Iterator[None]:
-    """Hold a lock until the block ends. The lock file is removed then, and so is a folder that was made for it alone.
+    """Hold a lock until the block ends. The lock file is removed then, folders that were made for it are not.
 
     Args:
         path: of the lock file.
@@ -40,7 +40,6 @@ def process_lock(
         InUse: another process holds it, and it is not waited for; the message says which, and since when.
         StorageError: the lock file cannot be written, or the file system knows no locks.
     """
-    folder_was_there = path.parent.exists()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked_file(path, wait)
@@ -65,9 +64,6 @@ def process_lock(
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-            if not folder_was_there:
-                # What a block has written keeps its folder: this removes an empty one only.
-                path.parent.rmdir()
         os.close(descriptor)
 
 

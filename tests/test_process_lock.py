@@ -42,10 +42,8 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path, end: s
         if end is not None:
             holder.send_signal(end)
     with process_lock(path, "this run"):
-        assert path.exists()
-    # A folder that was made for the lock alone goes with it, by the one who made it.
-    assert not path.exists()
-    assert path.parent.exists() == (end is signal.SIGKILL)
+        pass
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_lock_whose_file_was_removed_under_its_holder_is_taken_anew(tmp_path: Path) -> None:

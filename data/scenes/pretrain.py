@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -451,21 +452,26 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             why="the pretraining aligns phrases with boxes",
             next_command=advise(["advl", "scenes", "build"]),
         )
-    with process_lock(output / LOCK, "this student"):
+    try:
+        with process_lock(output / LOCK, "this student"):
 
-        def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-            # The description comes first, so that it is known whose checkpoint lies there.
-            write_description(output, student, {}, origin=origin)
-            with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
-                checkpoint.save(trained, optimizer, step=step, phase="pretrain")
+            def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+                # The description comes first, so that it is known whose checkpoint lies there.
+                write_description(output, student, {}, origin=origin)
+                with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
+                    checkpoint.save(trained, optimizer, step=step, phase="pretrain")
 
-        losses = _train(config, options, dataset, tagged, student, heads, output, keep)
-        student.to("cpu")
-        heads.to("cpu")
-        save_student(output, student, origin=origin)
-        save_choice_head(output, heads.naming)
-        write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
-        (output / names.CHECKPOINT).unlink(missing_ok=True)
+            losses = _train(config, options, dataset, tagged, student, heads, output, keep)
+            student.to("cpu")
+            heads.to("cpu")
+            save_student(output, student, origin=origin)
+            save_choice_head(output, heads.naming)
+            write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
+            (output / names.CHECKPOINT).unlink(missing_ok=True)
+    finally:
+        # Nothing is left behind where nothing was written.
+        with suppress(OSError):
+            output.rmdir()
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
