@@ -12,9 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_datasets_of_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Made-up studies are of datasets that are not there; a corpus that a user has built must not be found."""
+    """Made-up studies are of datasets that are not there; a corpus that a user has built must not be found.
+
+    It holds for one module at a time: a package's fixture stays in force for files of other folders that run between.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ADVL_DATA", str(tmp_path_factory.getbasetemp() / "no-datasets"))
+        patch.setenv("ADVL_DATA", str(tmp_path_factory.mktemp("no-datasets")))
         yield
