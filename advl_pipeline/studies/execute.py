@@ -24,10 +24,14 @@ from advl_pipeline.runs.results import filed_as, read_json
 from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig, published_name
 from advl_pipeline.studies.plan import CacheNeed, Cell, Plan, studies_of, trained_on
+from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES
 
 _SECONDS_BETWEEN_LOOKS = 10.0
+
+_OF_TEXTS = frozenset({"select_tokens", "select_texts"})
+"""Options of an extraction that a study's teachers of pictures have no use for."""
 
 CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
@@ -139,7 +143,9 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
 
 def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> ExtractConfig:
     """Return how a study extracts a cache that it needs."""
-    options = dict(study.extraction)
+    options, card = dict(study.extraction), card_of(published_name(need.teacher))
+    if card is not None and "text" not in card.modalities:
+        options = {name: value for name, value in options.items() if name not in _OF_TEXTS}
     weights = options.pop("weights", None)
     if isinstance(weights, Mapping):
         weights = weights.get(published_name(need.teacher))

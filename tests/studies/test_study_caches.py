@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers as hf
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_vcr
-from small_clip import save_small_clip
+from small_clip import EYES, save_small_clip
 from small_roberta import save_small_roberta
 
 from advl_pipeline.cache.reader import open_cache
@@ -75,6 +76,24 @@ def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
     study.write_text(study.read_text() + 'text_style = "indexed"\n', encoding="utf-8")
     assert call("study", study, "--output", "another") == 6
     assert "moved" in capsys.readouterr().err
+
+
+def test_a_teacher_of_pictures_has_no_use_for_a_choice_of_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "val"):
+        write_vcr(Path("datasets"), [vcr_record(number, split=split) for number in range(8)], split=split)
+    hf.Dinov2Model(hf.Dinov2Config(**EYES)).save_pretrained("dino")
+    hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained("dino")
+    save_small_roberta(Path("roberta"))
+    study = write_study(tmp_path, weights='{ dinov2-b = "dino", roberta-l = "roberta" }')
+    study.write_text(study.read_text().replace("clip-vit-l", "dinov2-b") + "select_texts = 0.5\n", encoding="utf-8")
+    assert call("study", study) == 0
+    assert open_cache("caches/roberta-l/vcr/train").keeps_some_texts
+    assert open_cache("caches/dinov2-b/vcr/train").image is not None
 
 
 @pytest.mark.parametrize(
