@@ -19,52 +19,38 @@ from advl_pipeline.errors import AdvlError
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import TeacherCache
-    from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-    from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
-    from advl_pipeline.distillation.distiller import distance
+    from advl_pipeline.cache.torch_dataset import CachedFeatures as CachedFeatures
+    from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
+    from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
+    from advl_pipeline.datasets.records import text_unit_id as text_unit_id
+    from advl_pipeline.distillation.distiller import distance as distance
     from advl_pipeline.evaluation.predict import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
     from advl_pipeline.extraction.run import ExtractResult
-    from advl_pipeline.teachers.image_tower import PixelImageTower
-    from advl_pipeline.teachers.interface import Teacher
-    from advl_pipeline.teachers.open_options import OpenOptions
-    from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
+    from advl_pipeline.teachers.image_tower import PixelImageTower as PixelImageTower
+    from advl_pipeline.teachers.interface import Teacher as Teacher
+    from advl_pipeline.teachers.open_options import OpenOptions as OpenOptions
+    from advl_pipeline.teachers.vision_backbone import ImageFeatures as ImageFeatures
+    from advl_pipeline.teachers.vision_backbone import PixelSettings as PixelSettings
+    from advl_pipeline.teachers.vision_backbone import VisionBackbone as VisionBackbone
     from advl_pipeline.training.run import FinetuneResult
 
 __version__ = "0.2.0"
-__all__ = [
-    "AdvlError",
-    "CachedFeatures",
-    "FeatureCollator",
-    "ImageFeatures",
-    "OpenOptions",
-    "PixelImageTower",
-    "PixelSettings",
-    "Teacher",
-    "VisionBackbone",
-    "distance",
-    "evaluate",
-    "extract",
-    "finetune",
-    "load_run",
-    "open_cache",
-    "picture_unit_id",
-    "predict",
-    "text_unit_id",
-]
 
-_MODULE_OF = {
-    **dict.fromkeys(("CachedFeatures", "FeatureCollator"), "cache.torch_dataset"),
-    **dict.fromkeys(("picture_unit_id", "text_unit_id"), "datasets.records"),
-    "distance": "distillation.distiller",
-    "PixelImageTower": "teachers.image_tower",
-    "Teacher": "teachers.interface",
-    "OpenOptions": "teachers.open_options",
-    "PixelSettings": "teachers.vision_backbone",
-    **dict.fromkeys(("ImageFeatures", "VisionBackbone"), "teachers.vision_backbone"),
+_NAMES_OF = {
+    "cache.torch_dataset": ("CachedFeatures", "FeatureCollator"),
+    "datasets.records": ("picture_unit_id", "text_unit_id"),
+    "distillation.distiller": ("distance",),
+    "teachers.image_tower": ("PixelImageTower",),
+    "teachers.interface": ("Teacher",),
+    "teachers.open_options": ("OpenOptions",),
+    "teachers.vision_backbone": ("ImageFeatures", "PixelSettings", "VisionBackbone"),
 }
-"""Names for loops and teachers of one's own -> the module that has them, imported when they are first asked for."""
+"""Modules -> what they have for loops and teachers of one's own, imported when it is first asked for."""
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+
+__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "open_cache", "predict", *_MODULE_OF]
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]

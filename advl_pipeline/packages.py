@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -15,8 +14,6 @@ from importlib.metadata import EntryPoint
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from advl_pipeline.errors import Advice, ConfigError, advise
 
@@ -86,29 +83,11 @@ def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str
 
 
 def install_extra(*extras: str, note: str = "") -> Advice:
-    """Return the command that installs extras of this package from where the package itself was installed.
+    """Return the command that installs the packages of extras.
 
-    It asks no index for a name that anybody might take there: without a source that is known, the packages of the
-    extras are named themselves.
+    It names these packages and never this project: what an index has under its name may be anybody's.
     """
-    # What building leaves in a checkout stands before what is installed, and knows no source.
-    known = list(importlib.metadata.distributions(name=DISTRIBUTION))
-    distribution = next((one for one in known if one.read_text("direct_url.json")), known[0])
-    source = json.loads(distribution.read_text("direct_url.json") or "{}")
-    url, names = _SECRET.sub("://", str(source.get("url", ""))), ",".join(extras)
-    if url.startswith("file:"):
-        folder = url2pathname(urlsplit(url).path)
-        if Path(folder).exists():
-            editable = ["--editable"] if source.get("dir_info", {}).get("editable") else []
-            return advise(["pip", "install", *editable, f"{folder}[{names}]"], note=note)
-    elif url:
-        repository = source.get("vcs_info", {})
-        vcs, commit = repository.get("vcs"), repository.get("commit_id")
-        return advise(
-            ["pip", "install", f"{DISTRIBUTION}[{names}] @ " + (f"{vcs}+{url}@{commit}" if vcs and commit else url)],
-            note=note,
-        )
-    required = [line.partition(";") for line in distribution.requires or ()]
+    required = [line.partition(";") for line in importlib.metadata.requires(DISTRIBUTION) or ()]
 
     def packages_of(extra: str) -> list[str]:
         found: list[str] = []
@@ -140,7 +119,6 @@ def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
 
 
 DISTRIBUTION = "advl-pipeline"
-_SECRET = re.compile(r"://[^/\s]*@")
 
 EXTRA_OF = {
     "zarr": "zarr",

@@ -11,7 +11,7 @@ import click
 
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 
-from .advice import remedy_of, what_follows
+from .advice import running, what_follows
 from .flags import config_command, say_what_it_is
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
         else:
             click.echo("time of encoding: not measured, the weights are not here; the teacher's card told the sizes")
             click.echo(f"  why:   {result.untimed.what}")
-            click.echo(f"  next:  {remedy_of(result.untimed)}")
+            click.echo(f"  next:  {running().next_command(result.untimed)}")
         if result.payback is not None:
             click.echo(when_it_pays(result.payback))
         room = "" if result.free_bytes is None else f"; {result.free_bytes / 1e9:.1f} GB are free there"

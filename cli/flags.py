@@ -22,17 +22,14 @@ from advl_pipeline.configuration import (
     build_config,
     declared,
     flag_of,
-    name_of,
     options_of,
     read_toml,
-    renamed,
-    say_renamed,
 )
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
 
-from .advice import Invocation
+from .advice import running
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -52,25 +49,6 @@ class SectionedOption(click.Option):
 
 class SectionedCommand(click.Command):
     """A command whose help lists its flags by the component that they configure, the rare ones on request."""
-
-    config_class: type[Any] | None = None
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the names of an earlier release for those of now, of which a positional argument has none."""
-        earlier = renamed(self.config_class) if self.config_class is not None else {}
-        positional = {item.name for item in self.params if isinstance(item, click.Argument)}
-        words: list[str] = []
-        for word in args:
-            flag, is_joined, value = word.partition("=")
-            name = earlier.get(name_of(flag)) if flag.startswith("--") else None
-            if name is None:
-                words.append(word)
-                continue
-            now = name.upper() if name in positional else flag_of(name)
-            say_renamed(flag, now)
-            words += [] if name in positional else [now]
-            words += [value] if is_joined else []
-        return super().parse_args(ctx, words)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         parameters = super().get_params(ctx)
@@ -122,64 +100,39 @@ def config_command(
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a command of a function that is given `config` and yields its document, as `json_option` says.
 
+    It has a flag for each option of the configuration, and `--config FILE` whose keys are the defaults of the flags.
+
     Args:
-        cls: the configuration dataclass.
+        cls: the configuration dataclass; its fields are declared with `configuration.option`.
         name: of the command.
         of: the group that it belongs to.
         arguments: names of fields that are positional arguments instead of flags.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        flagged = config_options(cls, arguments=arguments)(json_option(function))
-        command = click.command(name, cls=SectionedCommand)(flagged)
-        command.config_class = cls
-        if of is not None:
-            of.add_command(command)
-        return command
+        options, printing = declared(cls), json_option(function)
 
-    return decorate
-
-
-def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable[[Function], Function]:
-    """Add one flag per field of `cls`, and `--config FILE` whose keys are the defaults of the flags.
-
-    The function is given `config`, built from them, in their place.
-
-    Args:
-        cls: the configuration dataclass; its fields are declared with `configuration.option`.
-        arguments: names of fields that are positional arguments instead of flags.
-    """
-    positional = set(arguments)
-
-    def decorate(function: Function) -> Function:
-        options = declared(cls)
-
-        @functools.wraps(function)
+        @functools.wraps(printing)
         def run(**flags: Any) -> Any:
             given = {name: flags.pop(name) for name in ("config_file", *options)}
-            return function(config=_config_from_flags(cls, given), **flags)
+            return printing(config=_config_from_flags(cls, given), **flags)
 
         command: Any = run
-        for name, declaration in reversed(options.items()):
-            if name in positional:
-                kind, several = _click_type(declaration.hint)
+        for option, declaration in reversed(options.items()):
+            if option in arguments:
+                several = typing.get_origin(declaration.hint) is tuple
                 # Not required of the line: it may stand in the file of --config.
-                command = click.argument(
-                    name,
-                    type=kind,
-                    required=False,
-                    nargs=-1 if several else 1,
-                    metavar=name.upper() + ("..." if several else ""),
-                )(command)
+                metavar = option.upper() + ("..." if several else "")
+                command = click.argument(option, required=False, nargs=-1 if several else 1, metavar=metavar)(command)
             else:
                 command = _flag(declaration)(command)
-        decorated: Function = click.option(
-            "--config",
-            "config_file",
-            type=click.Path(path_type=Path),
-            help="TOML file with defaults for these options; flags win.",
-        )(command)
-        return decorated
+        file = click.Path(path_type=Path)
+        told = "TOML file with defaults for these options; flags win."
+        command = click.option("--config", "config_file", type=file, help=told)(command)
+        made = click.command(name, cls=SectionedCommand)(command)
+        if of is not None:
+            of.add_command(made)
+        return made
 
     return decorate
 
@@ -201,10 +154,8 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
             raise ConfigError("An option stands there twice.", where=str(file), why=f"{twice[0]} are the same")
         layers = [{also.get(key, key): value for key, value in table.items()}]
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
+    running().given = told
     context = click.get_current_context()
-    invocation = context.find_object(Invocation)
-    if invocation is not None:
-        invocation.given = told
     for parameter in context.command.params:
         if isinstance(parameter, click.Argument) and parameter.name not in told:
             raise click.MissingParameter(ctx=context, param=parameter)
@@ -268,55 +219,39 @@ def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:
-    field, (kind, multiple) = declaration.field, _click_type(declaration.hint)
-    facts, flag = field.metadata, flag_of(field.name)
+    field, facts, flag = declaration.field, declaration.field.metadata, flag_of(declaration.field.name)
     notes = [str(facts["range"])] if facts["range"] else []
     if field.default is dataclasses.MISSING:
         notes.append("required")
     elif field.default is not False and field.default not in (None, (), ""):
         shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         notes.append(f"default: {shown}")
-    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *([facts["also"]] if facts["also"] else [])]
+    parsed = {"type": None} if declaration.hint is bool else _parsed_as(declaration.hint)
     return click.option(
         field.name,
-        *names,
+        *([f"{flag}/--no-{flag[2:]}"] if declaration.hint is bool else [flag]),
+        *([facts["also"]] if facts["also"] else []),
         cls=SectionedOption,
         section=declaration.title,
         rare=facts["rare"],
-        type=None if kind is bool else kind,
-        multiple=multiple,
         default=None,
         help=facts["help"] + (f" [{'; '.join(notes)}]" if notes else ""),
-        metavar=None if kind is bool else facts["metavar"],
+        **parsed | ({"metavar": facts["metavar"]} if facts["metavar"] else {}),
     )
 
 
-def _click_type(hint: Any) -> tuple[Any, bool]:
-    origin = typing.get_origin(hint)
-    arguments = [argument for argument in typing.get_args(hint) if argument not in (type(None), Ellipsis)]
-    if origin in (Union, types.UnionType):
-        if Url in arguments:
-            return _PathOrUrl(), False
-        words = [word for argument in arguments for word in typing.get_args(argument)]
-        if words:
-            return _NumberOrWord(words), False
-        return _click_type(arguments[0])
-    if origin is tuple:
-        return _click_type(arguments[0])[0], True
-    if origin is Literal:
-        return _Word([str(argument) for argument in arguments]), False
-    if hint is Path:
-        return _PathOnly(path_type=Path), False
-    return hint, False
-
-
-class _Word(click.Choice[str]):
-    """One of a few words; the nearest ones are told in place of another."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in self.choices and param is not None:
-            raise ConfigError(f"{param.opts[0]} cannot be {value!r}.", why=suggest_names(str(value), self.choices))
-        return super().convert(value, param, ctx)
+def _parsed_as(hint: Any) -> dict[str, Any]:
+    """Return how an option of a type is parsed: what is no number stays text, which the configuration judges."""
+    if typing.get_origin(hint) is tuple:
+        return _parsed_as(typing.get_args(hint)[0]) | {"multiple": True}
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    kinds = [kind for kind in (typing.get_args(hint) if is_union else [hint]) if kind is not type(None)]
+    words = [str(word) for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+    if words:
+        return {"type": _NumberOrWord(words)} if int in kinds else {"type": str, "metavar": f"[{'|'.join(words)}]"}
+    if Path in kinds:
+        return {"type": str, "metavar": "PATH OR URL" if Url in kinds else "PATH"}
+    return {"type": kinds[0]}
 
 
 class _NumberOrWord(click.types.IntParamType):
@@ -328,16 +263,3 @@ class _NumberOrWord(click.types.IntParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value in self._words else super().convert(value, param, ctx)
-
-
-class _PathOrUrl(click.types.StringParamType):
-    """Kept as it was typed: a path would swallow one of the two slashes of a URL."""
-
-    name = "path or url"
-
-
-class _PathOnly(click.Path):
-    """A path; what looks like a URL is left for the configuration to refuse in words."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, NoReturn
 
 import click
 
 from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, suggest_names
 from advl_pipeline.interruption import listening
-from advl_pipeline.packages import missing_extra
+from advl_pipeline.packages import entry_points, missing_extra
 
-from .advice import Invocation, after_usage_error, next_command
+from .advice import Invocation
 
 COMMANDS = {
     "cache": ("cache", "Inspect, verify, repair, convert or measure a teacher feature cache."),
@@ -151,7 +151,7 @@ def group(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the outcome has (`docs/exit-codes.md`)."""
-    invocation = Invocation(arguments=sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation(group, sys.argv[1:] if arguments is None else arguments)
     try:
         with listening():
             outcome: Any = group.main(
@@ -161,10 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        advice = after_usage_error(error, group, invocation)
-        _stop(ConfigError(error.format_message(), next_command=advice), invocation)
+        _stop(ConfigError(error.format_message(), next_command=invocation.after_usage_error(error)), invocation)
     except AdvlError as error:
-        error.next_command = next_command(error, group, invocation)
+        error.next_command = invocation.next_command(error)
         _stop(error, invocation)
     except (KeyboardInterrupt, click.Abort):
         _stop(_interrupted(invocation), invocation)
@@ -177,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
             _stop(missing, invocation)
         words = ["--debug", *(word for word in invocation.arguments if word != "--debug")]
         what = f"Unexpected error: {type(error).__name__}: {error}"
-        _stop(AdvlError(what, next_command=Invocation(arguments=words).command()), invocation)
+        _stop(AdvlError(what, next_command=invocation.command(words)), invocation)
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 

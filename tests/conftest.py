@@ -13,13 +13,16 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3_server import BUCKET, S3Server, environment_of, serve_s3
-from small_corpus import SmallCorpus, build_small_corpus
 
-from advl_pipeline.locations import Url, parse_location
+# What imports torch is imported by fixtures: pytest-xdist's own process, which runs no test, reads this file too.
+if TYPE_CHECKING:
+    from s3_server import S3Server
+    from small_corpus import SmallCorpus
+
+    from advl_pipeline.locations import Url
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
@@ -101,6 +104,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server on loopback; tests take a prefix each."""
+    from s3_server import serve_s3
+
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
@@ -108,6 +113,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
     """A place of its own in a real S3 store."""
+    from s3_server import BUCKET, environment_of
+
+    from advl_pipeline.locations import Url, parse_location
+
     monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
     with environment_of(s3_server.environment):
         location = parse_location(f"s3://{BUCKET}/{uuid.uuid4().hex}/cache")
@@ -118,6 +127,8 @@ def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
     """The small corpus with its caches, built once for all tests, by the process of pytest-xdist that is first."""
+    from small_corpus import build_small_corpus
+
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-corpus"
     folder.mkdir(exist_ok=True)

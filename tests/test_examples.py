@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_processes import run_script, start
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
@@ -18,12 +17,11 @@ from advl_pipeline.runs.names import evaluation_file, is_finished
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_example(name: str, *arguments: Path, folder: Path | None = None) -> str:
-    """Run a script; return what it prints."""
-    words = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_example(path: Path, *arguments: Path, folder: Path) -> str:
+    """Run a script in a folder, in a process of its own; return what it prints."""
+    running = start(run_script, path, list(map(str, arguments)), folder)
+    assert running.wait() == 0, running.messages()
+    return running.printed()
 
 
 def test_every_example_is_run_by_a_test() -> None:
@@ -40,7 +38,7 @@ def test_examples_use_the_public_names_alone() -> None:
 
 @pytest.mark.slow
 def test_extract_and_train(tmp_path: Path) -> None:
-    run_example("extract_and_train.py", tmp_path)
+    run_example(EXAMPLES / "extract_and_train.py", tmp_path, folder=tmp_path)
     assert is_finished(tmp_path / "run")
     assert evaluation_file(tmp_path / "run", "val", ".json").is_file()
 
@@ -52,10 +50,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    program = "\nprint('-- next cell')\n".join(cells)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.split("-- next cell\n")
+    (tmp_path / "cells.py").write_text("\nprint('-- next cell')\n".join(cells), encoding="utf-8")
+    printed = run_example(tmp_path / "cells.py", folder=tmp_path).split("-- next cell\n")
     assert sum(line.startswith("right") for line in printed[1].splitlines()) == 1
     assert len(printed[3].splitlines()) == 3
     assert "raw/" in printed[6]
@@ -86,13 +82,13 @@ def test_a_loop_of_ones_own_learns_from_a_cache(
 ) -> None:
     pytest.importorskip(module)
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 30
-    printed = run_example(name, small_corpus.caches[0], texts, folder=tmp_path)
+    printed = run_example(EXAMPLES / name, small_corpus.caches[0], texts, folder=tmp_path)
     losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
     assert losses[-1] < losses[0]
 
 
 def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:
-    run_example("new_teacher.py", small_corpus.data_root, tmp_path / "colours")
+    run_example(EXAMPLES / "new_teacher.py", small_corpus.data_root, tmp_path / "colours", folder=tmp_path)
     cache = open_cache(tmp_path / "colours")
     assert cache.image is not None
     assert cache.image.global_dim == cache.image.token_dim == 6
@@ -101,7 +97,7 @@ def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:
 
 def test_a_published_set_becomes_data_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa")
-    run_example("convert_easy_vqa.py", tmp_path, Path("8"))
+    run_example(EXAMPLES / "convert_easy_vqa.py", tmp_path, Path("8"), folder=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "easy-vqa.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["split"] for row in rows} == {"train", "test"}
     assert all((tmp_path / row["image"]).is_file() and row["answer"] for row in rows)

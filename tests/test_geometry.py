@@ -36,7 +36,7 @@ def framings(draw: st.DrawFn) -> Framing:
     return Framing(height=height, width=width, short_edge=short, crop_rounding=rounding)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(sides, sides, rectangles())
 def test_all_of_a_target_lies_on_a_grid_over_the_whole_picture(
     rows: int, columns: int, target_T4: np.ndarray
@@ -50,7 +50,7 @@ def test_all_of_a_target_lies_on_a_grid_over_the_whole_picture(
     assert not shares_TS[is_line].any()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(sides, sides, sides, sides)
 def test_overlap_is_an_area_that_both_sides_agree_on(rows: int, columns: int, other: int, another: int) -> None:
     one, two = grid_rectangles(rows, columns), grid_rectangles(other, another)
@@ -58,7 +58,7 @@ def test_overlap_is_an_area_that_both_sides_agree_on(rows: int, columns: int, ot
     np.testing.assert_allclose(forth / len(one), back.T / len(two), atol=1e-6)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(framings(), edges, edges, sides, sides, rectangles())
 def test_a_picture_whose_feature_is_its_place_is_recovered_up_to_the_cell(
     framing: Framing, width: int, height: int, rows: int, columns: int, target_T4: np.ndarray

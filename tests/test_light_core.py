@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.packages import EXTRA_OF, missing_extra
+from advl_pipeline.packages import EXTRA_OF, install_extra, missing_extra
 
 ROOT = Path(__file__).parents[1]
 
 BARE = """
-import importlib.abc, sys
+import contextlib, importlib.abc, io, json, sys
 
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -26,9 +26,23 @@ class Missing(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
+import numpy as np
 from advl_cli.main import main
-{body}
+from advl_pipeline.cache.reader import open_cache
+
+for name in ("cache", "codes"):
+    text = open_cache(name).text
+    values, lengths = text.token_features(list(text.ids))
+    np.savez(f"{{name}}.npz", values=values, lengths=lengths)
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            main(words.split())
+        except SystemExit as stop:
+            code = stop.code
+    print(json.dumps([code, out.getvalue()]))
 """
+"""Runs in a process to which no package of the extra `train` is there."""
 
 
 def modules_of(extra: str) -> set[str]:
@@ -38,75 +52,52 @@ def modules_of(extra: str) -> set[str]:
     return {module for module, names in found.items() if {name.lower().replace("_", "-") for name in names} & wanted}
 
 
-def bare(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process to which no package of the extra `train` is there."""
+WORKS = {
+    "cache info cache": "complete",
+    "cache verify cache": "sound",
+    "cache export cache --to safetensors --output out.safetensors": "wrote",
+    "cache export codes --to safetensors --output codes.safetensors": "wrote",
+    "cache prune cache --all-confidences --dry-run": "would remove",
+    "--help": "extract",
+}
+NEEDS_MORE = (
+    "extract --teacher minilm-l6 --dataset scenes-vcr",
+    "finetune --dataset scenes-vcr --method plain --output run",
+    "cache verify cache --recompute 2",
+)
+
+
+def test_a_cache_is_read_without_torch_and_what_needs_more_says_what_to_install(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
+    tiny_extract(tmp_path / "data", tmp_path / "codes", confidence=False, dtype="int8")
     missing = modules_of("train")
     assert {"torch", "transformers", "timm", "PIL", "scipy"} <= missing
-    return subprocess.run(
-        [sys.executable, "-c", BARE.format(missing=missing, body=body)], cwd=folder, capture_output=True, text=True
+    done = subprocess.run(
+        [sys.executable, "-c", BARE.format(missing=missing)],
+        cwd=tmp_path,
+        input=json.dumps([*WORKS, *NEEDS_MORE]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("light")
-    tiny_extract(folder / "data", folder / "cache", confidence=False)
-    tiny_extract(folder / "data", folder / "codes", confidence=False, dtype="int8")
-    return folder
-
-
-@pytest.mark.parametrize("cache", ["cache", "codes"])
-def test_a_cache_is_read_without_torch(folder: Path, cache: str) -> None:
-    body = (
-        "from advl_pipeline.cache.reader import open_cache\n"
-        "import numpy as np\n"
-        f"text = open_cache('{cache}').text\n"
-        "values, lengths = text.token_features(list(text.ids))\n"
-        "np.savez('read.npz', values=values, lengths=lengths)\n"
-    )
-    done = bare(folder, body)
     assert done.returncode == 0, done.stderr
-    text = open_cache(folder / cache).text
-    assert text is not None
-    read, (values, lengths) = np.load(folder / "read.npz"), text.token_features(list(text.ids))
-    np.testing.assert_array_equal(read["values"].view(np.uint8), values.view(np.uint8))
-    np.testing.assert_array_equal(read["lengths"], lengths)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["cache", "info", "cache"], "complete"),
-        (["cache", "verify", "cache"], "sound"),
-        (["cache", "export", "cache", "--to", "safetensors", "--output", "out.safetensors"], "wrote"),
-        (["cache", "export", "codes", "--to", "safetensors", "--output", "codes.safetensors"], "wrote"),
-        (["cache", "prune", "cache", "--all-confidences", "--dry-run"], "would remove"),
-        (["--help"], "extract"),
-    ],
-)
-def test_commands_of_a_cache_work_without_torch(folder: Path, arguments: list[str], told: str) -> None:
-    done = bare(folder, f"main({arguments!r})")
-    assert done.returncode == 0, done.stderr
-    assert told in done.stdout
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["extract", "--teacher", "minilm-l6", "--dataset", "scenes-vcr"],
-        ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", "run"],
-        ["cache", "verify", "cache", "--recompute", "2"],
-    ],
-)
-def test_what_needs_more_says_what_to_install(folder: Path, arguments: list[str]) -> None:
-    done = bare(folder, f"main({arguments!r})")
-    assert done.returncode == 2, done.stderr
-    # Asked where the command ran: a checkout's folder may hold what building left of the package.
-    said = "from advl_pipeline.packages import install_extra; print(install_extra('train'))"
-    hint = subprocess.run([sys.executable, "-c", said], cwd=folder, capture_output=True, text=True, check=True)
-    assert hint.stdout.strip() in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (folder / "run").exists()
+    for name in ("cache", "codes"):
+        text = open_cache(tmp_path / name).text
+        assert text is not None
+        read, (values, lengths) = np.load(tmp_path / f"{name}.npz"), text.token_features(list(text.ids))
+        np.testing.assert_array_equal(read["values"].view(np.uint8), values.view(np.uint8))
+        np.testing.assert_array_equal(read["lengths"], lengths)
+    printed = dict(zip([*WORKS, *NEEDS_MORE], map(json.loads, done.stdout.splitlines()), strict=True))
+    for words, told in WORKS.items():
+        code, said = printed[words]
+        assert code == 0, said
+        assert told in said
+    for words in NEEDS_MORE:
+        code, said = printed[words]
+        assert code == 2, said
+        assert str(install_extra("train")) in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_extras_are_what_the_project_declares() -> None:

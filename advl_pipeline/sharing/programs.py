@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +49,9 @@ class StudentProgram:
     legend: tuple[str, ...]
 
 
-class _Scores(nn.Module):
+class Scores(nn.Module):
+    """A student with its head: a batch -> logits."""
+
     def __init__(self, student: Student, head: nn.Module) -> None:
         super().__init__()
         self.student, self.head = student, head
@@ -61,7 +63,7 @@ class _Scores(nn.Module):
 class _Program(nn.Module):
     """Scores as a function of weights and tensors alone."""
 
-    def __init__(self, scores: _Scores, batch: StudentBatch) -> None:
+    def __init__(self, scores: Scores, batch: StudentBatch) -> None:
         super().__init__()
         # In a list, so that weights are inputs of the program and not part of it.
         self._parts = [(scores, batch)]
@@ -77,10 +79,10 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
     Raises:
         ConfigError: torch cannot trace it, or what it traced computes something else.
     """
-    scores = _Scores(student, head).eval().float()
+    scores = Scores(student, head).eval().float()
     with tempfile.TemporaryDirectory() as folder:
         batch = student.collate(made_up_examples(Path(folder), task))
-    inputs = {name: getattr(batch, name) for name in _fields_read(scores, batch)}
+    inputs = {name: getattr(batch, name) for name in fields_read(scores, batch)}
     weights = {name: value.detach() for name, value in sorted(scores.state_dict().items())}
     shapes = (
         {name: dict.fromkeys(range(value.ndim), Dim.STATIC) for name, value in weights.items()},
@@ -101,19 +103,24 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
             f"The program of {student.name} does not compute what the student does.",
             why=f"logits differ by {difference:.1g} on made-up examples",
         )
-    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(type(batch).__mro__[:-1])]
-    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
     # They hold the weights a second time.
     program.example_inputs = None
     return StudentProgram(
         program=program,
         weights=weights,
         inputs={name: _shape_in_words(name, value) for name, value in inputs.items()},
-        legend=tuple(one for one in sentences if any(f"`{name}`" in one for name in inputs)),
+        legend=legend_of(batch, inputs),
     )
 
 
-def _fields_read(scores: _Scores, batch: StudentBatch) -> list[str]:
+def legend_of(batch: StudentBatch, inputs: Iterable[str]) -> tuple[str, ...]:
+    """Return the sentences of the docstrings of a batch that name one of the inputs."""
+    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(type(batch).__mro__[:-1])]
+    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
+    return tuple(one for one in sentences if any(f"`{name}`" in one for name in inputs))
+
+
+def fields_read(scores: Scores, batch: StudentBatch) -> list[str]:
     """Return the tensors of a batch that a forward pass reads."""
     tensors = [item.name for item in dataclasses.fields(batch) if isinstance(getattr(batch, item.name), torch.Tensor)]
     read: set[str] = set()

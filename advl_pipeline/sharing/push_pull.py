@@ -232,14 +232,13 @@ def _told(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # The library raises whatever its parts do.
         # What the hub answered may be behind it: the library wraps that.
-        refused: BaseException | None = error
-        while refused is not None and not isinstance(refused, HfHubHTTPError):
-            refused = refused.__cause__ or refused.__context__
+        causes: list[BaseException] = [error]
+        while (behind := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(behind)
+        refused = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
         status = 0 if refused is None else refused.response.status_code
         why, following = _REASONS.get(status, ("", again("give the same command again; it goes on")))
         if not why:
-            cause: BaseException = refused or error
-            while refused is None and cause.__cause__ is not None:
-                cause = cause.__cause__
+            cause = refused or causes[-1]
             why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise _refusal(name, f"{why} (HTTP {status})" if status else why, following) from None

@@ -6,11 +6,10 @@ The tokenizer and the picture reader are as transformers has them: they lay out 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
+from advl_pipeline.atomic import give_usual_mode, replacing
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.errors import Advice, ConfigError, advise
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
@@ -48,7 +47,7 @@ from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import door_of, family_of
-from advl_pipeline.students.text_student import Part, TextRow, TextTokenizer
+from advl_pipeline.students.text_student import Part
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config
 from advl_pipeline.tensors import save_tensors
@@ -59,28 +58,13 @@ _FIRST, _SECOND = -1, -2
 BICUBIC = 3
 
 
-@runtime_checkable
-class LaysOutTexts(Protocol):
-    """A student that reads rows of a tokenizer's tokens."""
-
-    @property
-    def max_text_length(self) -> int: ...
-
-    @property
-    def tokenizer(self) -> TextTokenizer: ...
-
-    def num_special_of(self, num_parts: int) -> int: ...
-
-    def lay_out(self, parts: list[Part], task: str) -> TextRow: ...
-
-
 def shared_tokenizer(
-    student: LaysOutTexts, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
+    student: Any, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer with the student's special tokens around a text, and around a pair of texts.
 
     Args:
-        student: whose rows it lays out.
+        student: one that reads rows of a tokenizer's tokens.
         task: its head (`records.head_name`), which may decide about special tokens.
         image_tokens: ids that stand for the picture, put after the first token.
         types: whether the model takes token types.
@@ -304,23 +288,16 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     repository = None
     if config.push_to_hub is not None:
         repository = open_repository(config.push_to_hub, kind="model", private=config.private)
-    partial = partial_beside(config.output)
     url = None
-    try:
-        with writing(config.output, SafetensorError):
-            partial.mkdir(parents=True)
-            for write in prepared.writes:
-                write(partial)
-            (partial / CARD_FILE).write_text(card, encoding="utf-8")
-            for file in (path for path in partial.rglob("*") if path.is_file()):
-                give_usual_mode(file)
+    with replacing(config.output, SafetensorError) as partial:
+        partial.mkdir(parents=True)
+        for write in prepared.writes:
+            write(partial)
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        for file in (path for path in partial.rglob("*") if path.is_file()):
+            give_usual_mode(file)
         if repository is not None:
             url = upload(repository, partial, message="A student of ADVL")
-        with writing(config.output):
-            partial.replace(config.output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return ExportRunResult(
         output=config.output,
         model=prepared.model,
@@ -421,7 +398,7 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
             json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
         ),
     ]
-    if isinstance(student, LaysOutTexts):
+    if hasattr(student, "lay_out"):
         tokenizer = shared_tokenizer(student, name)
         core = tokenizer.backend_tokenizer
         core.enable_truncation(tokenizer.model_max_length)

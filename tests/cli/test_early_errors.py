@@ -41,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = [
+    ("--version", 0, ""),
+    ("datasets list", 0, ""),
+    ("datasets card aokvqa", 0, ""),
+    ("datasets check vcr", 5, ""),
     (f"{RUN} --student nosuch", 2, "nosuch"),
     (f"{RUN} --cache caches/none", 2, "caches/none"),
     (f"{RUN} --init students/none", 6, "students/none"),
@@ -60,6 +64,11 @@ CASES = [
     ("prepare --dataset vcr --student vilt", 5, "The dataset vcr is not there."),
     ("cache import nowhere --name butd --dataset vcr", 5, "The dataset vcr is not there."),
     (f"cache import nowhere --name butd {DATA}", 2, "nowhere"),
+    ("evaluate", 2, "'RUN"),
+    ("score shift --on x", 2, "'RUN"),
+    ("report", 2, "'RUN"),
+    ("extract", 2, "such as --teacher minilm-l6 --dataset mine.jsonl"),
+    ("finetune --dataset x", 2, "such as --output runs/mine"),
     ("evaluate runs/none", 2, "runs/none"),
     ("report runs/none", 2, "runs/none"),
     ("report taken", 2, "neither a study"),
@@ -97,18 +106,7 @@ def stopped(folder: Path) -> dict[str, tuple[int, str, float, list[str]]]:
     return answers(folder, [words for words, _, _ in CASES])
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        ("--version", 0),
-        ("--help", 0),
-        ("datasets list", 0),
-        ("datasets card aokvqa", 0),
-        ("datasets check aokvqa", 5),
-        ("datasets check vcr", 5),
-        ("report taken", 2),
-    ],
-)
+@pytest.mark.parametrize(("words", "code"), [("datasets check aokvqa", 5), ("report taken", 2)])
 def test_what_is_known_is_told_at_once(folder: Path, words: str, code: int) -> None:
     """In a process of its own, which imports all that it needs."""
     found, stderr, seconds, loaded = answers(folder, [words])[words]
@@ -123,6 +121,6 @@ def test_it_is_told_before_torch_is_imported(
     found, stderr, seconds, loaded = stopped[words]
     assert (found, loaded) == (code, []), stderr
     assert told in stderr
-    assert "next:" in stderr
+    assert ("next:" in stderr) == bool(told)
     assert seconds < 1.0
     assert not (folder / "runs").exists()

@@ -23,7 +23,7 @@ from advl_pipeline.configuration import flag_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.folders import MARKERS
+from advl_pipeline.folders import MARKERS, FolderKind, folder_kind, require_folder
 from advl_pipeline.outputs import require_outputs
 
 INPUTS = frozenset(
@@ -56,21 +56,11 @@ def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> N
 
 
 @pytest.fixture
-def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def things(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one thing of each kind, in which the command is given."""
-    folder = make_things(tmp_path / "things", cache=CACHE)
+    folder = make_things(tmp_path / "things", cache=pristine / "cache")
     monkeypatch.chdir(folder)
     return folder
-
-
-CACHE = Path()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global CACHE
-    folder = tmp_path_factory.mktemp("made")
-    CACHE = Path(str(tiny_extract(folder / "data", folder / "cache").path))
 
 
 OF_OURS = (
@@ -108,9 +98,12 @@ def test_no_file_of_others_is_written_over(
 def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
     option: OutputOption, things: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (things / "foreign").mkdir()
+    (things / "foreign" / "config.json").write_text("{}", encoding="utf-8")
     before = tree_bytes(things)
     folders = {"cache": "cache", "corpus": "scenes", "study": "study", "run": "run", "student": "student"}
     for kind, name in folders.items():
+        assert folder_kind(things / name) == kind
         for place in (things / name, things / name / "new"):
             own = option.output.makes == kind and place.name == name
             if own or (kind, option.output.makes) == ("study", "run"):
@@ -118,8 +111,43 @@ def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
             code, said = complaint(capsys, *words_of(option, place))
             assert code == 2, said
             assert f"give another {flag_of(option.name)}" in said, said
-            assert MARKERS[typing.cast(typing.Any, kind)].name in said
+            assert MARKERS[typing.cast(FolderKind, kind)].name in said
+    if option.output.makes != "folders":
+        for name, why in (("foreign", "it is not empty and has no"), ("notes.txt", "it is a file")):
+            code, said = complaint(capsys, *words_of(option, things / name))
+            assert code == 2, said
+            assert why in said
     assert tree_bytes(things) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune --config .",
+        "finetune --config data.jsonl/x.toml",
+        "study .",
+        "datasets subset data.jsonl --shots 4 --output pictures",
+    ],
+)
+def test_a_folder_is_no_file(command: str, things: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = complaint(capsys, *command.split())
+    assert code == 2, said
+    assert "cannot be read" in said or "cannot be written in place of a folder" in said
+    assert "next:" in said
+
+
+def test_a_damaged_marker_still_tells_whose_folder_it_is(things: Path) -> None:
+    identity = things / "cache" / "identity.json"
+    for spoil in (lambda: identity.write_bytes(b"\xff{"), identity.unlink):
+        spoil()
+        with pytest.raises(ConfigError, match="holds a teacher cache"):
+            require_folder(things / "cache", "run")
+
+
+def test_what_a_killed_command_left_before_its_first_record_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".work" / "claims").mkdir(parents=True)
+    (tmp_path / "run" / "run.json.77.partial").write_text("{", encoding="utf-8")
+    require_folder(tmp_path / "run", "run")
 
 
 def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,20 +230,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -
         "    try: main(words)\n"
         "    except SystemExit as stop: print(json.dumps(stop.code))\n"
     )
-    mount = "mount --bind locked locked && mount -o remount,ro,bind locked"
+    mounted = 'mount --bind locked locked && mount -o remount,ro,bind locked && exec "$@"'
+    shell = ["unshare", "-rm", "sh", "-c", mounted, "sh"]
     done = subprocess.run(
-        [
-            "unshare",
-            "-rm",
-            "sh",
-            "-c",
-            f'{mount} && exec "$@"',
-            "sh",
-            sys.executable,
-            "-c",
-            program,
-            json.dumps(given),
-        ],
+        [*shell, sys.executable, "-c", program, json.dumps(given)],
         capture_output=True,
         text=True,
         check=False,

@@ -3,59 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 import typing
 from pathlib import Path
 
 import pytest
+from aimed_outputs import configurations
 from click.testing import CliRunner
+from commands import complaint
 
-import advl_pipeline
-from advl_cli.flags import config_options
-from advl_cli.main import group, main
+from advl_cli.main import group
 from advl_data.scenes.config import ScenesConfig
-from advl_pipeline.configuration import (
-    Configuration,
-    Range,
-    build_config,
-    declared,
-    option,
-    with_options,
-)
+from advl_pipeline.configuration import Configuration, Range, build_config, declared, option, with_options
 from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.training.recipes import choose_recipe
 
 
-def configurations() -> list[type[typing.Any]]:
-    """Every dataclass of the package that declares an option."""
-    found = []
-    for module in pkgutil.walk_packages(advl_pipeline.__path__, "advl_pipeline."):
-        if not module.name.endswith("__main__"):
-            found += [
-                value
-                for value in vars(importlib.import_module(module.name)).values()
-                if isinstance(value, type)
-                and value.__module__ == module.name
-                and dataclasses.is_dataclass(value)
-                and any("range" in field.metadata for field in dataclasses.fields(value))
-            ]
-    return found
-
-
 def is_number(hint: typing.Any) -> bool:
     return hint in (int, float) or any(is_number(item) for item in typing.get_args(hint))
 
 
-@pytest.mark.parametrize("cls", configurations(), ids=lambda cls: cls.__name__)
-def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
-    options = declared(cls)
-    numeric = {name for name, one in options.items() if "range" in one.field.metadata and is_number(one.hint)}
-    assert {name for name in numeric if options[name].field.metadata["range"] is None} == set()
-    assert not numeric or issubclass(cls, Configuration)
+def test_every_numeric_option_declares_its_range() -> None:
+    for command, cls in configurations():
+        numeric = {name: one.field.metadata["range"] for name, one in declared(cls).items() if is_number(one.hint)}
+        assert None not in numeric.values(), f"{command}: {numeric}"
+        assert issubclass(cls, Configuration)
 
 
 @pytest.mark.parametrize(
@@ -64,23 +38,17 @@ def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
         ("--learning-rate", "-1", "above 0"),
         ("--learning-rate", "nan", "above 0"),
         ("--learning-rate", "inf", "above 0"),
-        ("--checkpoint-every", "0", "at least 1"),
         ("--seed", "-1", "at least 0"),
-        ("--distill-weight", "nan", "at least 0"),
-        ("--distill-weight", "-1", "at least 0"),
         ("--warmup-fraction", "2", "at least 0, below 1"),
         ("--selection-rho", "0", "above 0, at most 1"),
-        ("--lora-rank", "-1", "at least 0"),
-        ("--confidence-folds", "1", "at least 2"),
     ],
 )
 def test_finetune_refuses_a_number_outside_its_range(
     flag: str, value: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["finetune", "--dataset", "scenes-vcr", "--output", str(tmp_path / "run"), flag, value])
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
+    given = ("finetune", "--dataset", "scenes-vcr", "--output", tmp_path / "run")
+    code, told = complaint(capsys, *given, flag, value)
+    assert code == 2
     assert f"{flag} must be {allowed}." in told
     assert value in told
     assert not (tmp_path / "run").exists()
@@ -129,7 +97,6 @@ def test_every_item_of_a_repeated_option_is_checked() -> None:
     class Seeds(Configuration):
         seeds: tuple[int | None, ...] = option((), help="Seeds.", minimum=0)
 
-    assert config_options(Seeds)
     assert Seeds(seeds=(None, 3)).seeds == (None, 3)
     with pytest.raises(ConfigError, match="--seeds must be at least 0"):
         Seeds(seeds=(3, -1))

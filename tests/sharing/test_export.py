@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advl_cli.main import main
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
@@ -26,7 +27,7 @@ from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.programs import made_up_examples, trace_student
+from advl_pipeline.sharing.programs import Scores, fields_read, legend_of, made_up_examples, trace_student
 from advl_pipeline.sharing.student_export import run_export
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.region_student import RegionBatch
@@ -114,23 +115,37 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ("uniter-tiny", "scenes-vilt") else pytest.mark.slow)
-        for name in student_names()
-        if (name.endswith("-tiny") or name.startswith("scenes-"))
-        and not name.endswith(("smolvlm", "smolvlm-tiny", "qwen3-vl-tiny"))
-    ],
-)
-def test_any_student_becomes_a_program_for_any_batch(name: str, tmp_path: Path) -> None:
+PROGRAMS = [
+    name
+    for name in student_names()
+    if (name.endswith("-tiny") or name.startswith("scenes-"))
+    and not name.endswith(("smolvlm", "smolvlm-tiny", "qwen3-vl-tiny"))
+]
+"""Students that a program can hold: those that do not answer in words."""
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_any_student_can_be_traced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes without looking at a value, and its batch says in words what it reads."""
+    scores = Scores(build_student(name).eval(), build_student(name).build_head("vcr", 1).eval())
+    batch = scores.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
+    inputs = fields_read(scores, batch)
+    legend = "\n".join(legend_of(batch, inputs))
+    assert [key for key in inputs if f"`{key}`" not in legend] == []
+    assert "picture_N" not in inputs
+    assert "picture_N" not in legend
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        without_values = {key: mode.from_tensor(getattr(batch, key)) for key in inputs}
+        assert scores(dataclasses.replace(batch, **without_values)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["uniter-tiny", "vilt-tiny"])
+def test_a_program_takes_any_batch(name: str, tmp_path: Path) -> None:
     student = build_student(name).eval()
     head = student.build_head("vcr", 1).eval()
     traced = trace_student(student, head, "vcr-q2a")
-    legend = "\n".join(traced.legend)
-    assert [key for key in traced.inputs if f"`{key}`" not in legend] == []
-    assert "picture_N" not in traced.inputs
-    assert "picture_N" not in legend
+    program = traced.program.module()
     examples = made_up_examples(tmp_path, "vcr-q2a")
     picture = examples[0].image
     picture = dataclasses.replace(
@@ -140,56 +155,61 @@ def test_any_student_becomes_a_program_for_any_batch(name: str, tmp_path: Path) 
     for part in (examples[:1], examples[:2], [fewer, fewer], [*examples, examples[0]]):
         batch = student.collate(part)
         with torch.inference_mode():
-            found = traced.program.module()(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
+            found = program(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
             torch.testing.assert_close(found, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["uniter-tiny", "scenes-small"])
-def test_a_program_runs_on_torch_alone(name: str, small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
-    run = finetuned(small_corpus, tmp_path / "run", name)
-    run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
-    sizes = [(tmp_path / "out" / name).stat().st_size for name in ("program.pt2", "model.safetensors")]
-    assert sizes[0] < sizes[1] / 4, "weights are stored once"
-    finished = load_run(run)
-    batch = finished.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
-    described = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    save_file({key: getattr(batch, key) for key in described["inputs"]}, tmp_path / "out" / "batch.safetensors")
-    code = "import load, sys\nprint(load.load()(load.load_file('batch.safetensors')).flatten().tolist())\n"
+def test_programs_run_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    """One that is given tensors, and those over pixels by the code of their cards."""
+    code, expected = "import os, sys\n", []
+    for name, dataset in (
+        ("uniter-tiny", "scenes-vcr"),
+        ("vilt-tiny", "scenes-vcr"),
+        ("vilt-tiny", "scenes-snli-ve"),
+    ):
+        folder = tmp_path / f"{name}-{dataset}"
+        run = finetuned(small_corpus, tmp_path / "runs" / folder.name, name, dataset)
+        run_export(ExportRunConfig(run=run, to="torch", output=folder))
+        finished = load_run(run)
+        ((head_name, head),) = finished.heads.items()
+        code += f"os.chdir({str(folder)!r})\nsys.path[:1] = [{str(folder)!r}]\nsys.modules.pop('load', None)\n"
+        if name == "uniter-tiny":
+            batch = _check_tensors(folder, finished.student)
+            code += "from load import load, load_file\nprint(load()(load_file('batch.safetensors')).tolist())\n"
+        else:
+            picture = folder / "picture.png"
+            Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
+            batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
+            code += card_code(folder)
+        with torch.inference_mode():
+            expected.append(finished.student.encode(batch).class_logits(head).flatten().tolist())
     code += "assert 'transformers' not in sys.modules\n"
-    example = made_up_examples(tmp_path, "vcr-q2a")[0]
-    untagged = dataclasses.replace(example.candidates[0], tags=())
+    for line, logits in zip(elsewhere(code, tmp_path).splitlines(), expected, strict=True):
+        np.testing.assert_allclose(np.ravel(ast.literal_eval(line)), logits, atol=2e-5, rtol=0)
+
+
+def _check_tensors(folder: Path, student: Any) -> Any:
+    """Check what lies beside a program that is given tensors; write and return a batch of them."""
+    sizes = [(folder / name).stat().st_size for name in ("program.pt2", "model.safetensors")]
+    assert sizes[0] < sizes[1] / 4, "weights are stored once"
+    examples = made_up_examples(folder, "vcr-q2a")
+    batch = student.collate(examples)
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in card for key in described["inputs"])
+    save_file({key: getattr(batch, key) for key in described["inputs"]}, folder / "batch.safetensors")
+    untagged = dataclasses.replace(examples[0].candidates[0], tags=())
     text, length = untagged.text, untagged.context_length
-    row = Tokenizer.from_file(str(tmp_path / "out" / names.TOKENIZER)).encode(text[:length], text[length + 1 :])
-    read = finished.student.collate([dataclasses.replace(example, candidates=(untagged,))])
+    row = Tokenizer.from_file(str(folder / names.TOKENIZER)).encode(text[:length], text[length + 1 :])
+    read = student.collate([dataclasses.replace(examples[0], candidates=(untagged,))])
     assert [row.ids] == read.token_ids_NL.tolist()
     assert [row.type_ids] == read.types_NL.tolist()
-    assert all(f"`{key}`" in card for key in described["inputs"])
-    with torch.inference_mode():
-        expected = finished.heads["vcr"](finished.student.encode(batch).pooled_NP).flatten().tolist()
-    assert ast.literal_eval(elsewhere(code, tmp_path / "out")) == pytest.approx(expected, abs=2e-5)
-
-
-@pytest.mark.parametrize(("name", "dataset"), [("meter-tiny", "scenes-vcr"), ("vilt-tiny", "scenes-snli-ve")])
-def test_a_program_over_pixels_carries_the_code_from_pictures_and_texts(
-    name: str, dataset: str, small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere
-) -> None:
-    run, folder = finetuned(small_corpus, tmp_path / "run", name, dataset), tmp_path / "out"
-    run_export(ExportRunConfig(run=run, to="torch", output=folder))
-    picture = folder / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
-    finished = load_run(run)
-    ((head_name, head),) = finished.heads.items()
-    with torch.inference_mode():
-        batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
-        expected = finished.student.encode(batch).class_logits(head).flatten().tolist()
-    found = np.ravel(ast.literal_eval(elsewhere(card_code(folder), folder)))
-    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+    return batch
 
 
 def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
-    run_finetune(small_corpus.config(run, num_steps=1, adapt_steps=1))
+    run_finetune(small_corpus.config(run, num_steps=1, adapt_steps=1, student="vilt-tiny", recipe="none"))
     shutil.copytree(run, tmp_path / "bare")
     run_evaluate(EvaluateConfig(run=run, on=("test",), probe=("blanked",), data_root=small_corpus.data_root))
     run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
@@ -208,11 +228,11 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
     for name in ("README.md", "config.json"):
         assert str(small_corpus.data_root) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
-    run_export(ExportRunConfig(run=tmp_path / "bare", to="torch", output=tmp_path / "bare-out"))
+    run_export(ExportRunConfig(run=tmp_path / "bare", output=tmp_path / "bare-out"))
     assert "was not evaluated" in (tmp_path / "bare-out" / "README.md").read_text(encoding="utf-8")
     names.evaluation_file(run, "test", ".npz").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="cannot be read"):
-        run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "damaged-out"))
+        run_export(ExportRunConfig(run=run, output=tmp_path / "damaged-out"))
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus: Any, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import synthetic_runs
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, run_trial, write_study_file
 
-from advl_cli.flags import config_options
+from advl_cli.flags import config_command
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.evaluation.statistics import top_confidence
@@ -428,16 +428,16 @@ def test_histograms_of_unequal_bins_pool_without_loss() -> None:
 
 def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult) -> None:
     plan, _ = read_study_folder(result.folder)
+    parsed: list[FinetuneConfig] = []
+
+    @config_command(FinetuneConfig, "finetune")
+    def finetune(config: FinetuneConfig) -> Iterator[None]:
+        parsed.append(config)
+        yield None
+
     for cell in plan.cells[:8]:
-        parsed: list[FinetuneConfig] = []
-
-        @click.command()
-        @config_options(FinetuneConfig)
-        def finetune(config: FinetuneConfig, parsed: list[FinetuneConfig] = parsed) -> None:
-            parsed.append(config)
-
         finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
-        assert parsed == [cell.finetune]
+        assert parsed.pop() == cell.finetune
 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:

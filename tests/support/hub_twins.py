@@ -31,12 +31,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one split of one configuration of a repository."""
+    """The rows of one split of one configuration of a repository; `types` are those that the rows do not tell."""
 
     repository: str
     split: str
     rows: Sequence[Mapping[str, Any]]
-    features: Mapping[str, Any]
+    types: Mapping[str, Any]
     configuration: str = ""
 
 
@@ -59,21 +59,11 @@ def stored(picture: bytes | None) -> dict[str, Any] | None:
     return None if picture is None else {"bytes": picture, "path": None}
 
 
-TEXT, WHOLE, PICTURE = Value("string"), Value("int64"), datasets.Image()
-TEXTS = List(TEXT)
+TEXT, PICTURE = Value("string"), datasets.Image()
 
 
 def aokvqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    features = {
-        "image": PICTURE,
-        "question_id": TEXT,
-        "question": TEXT,
-        "choices": TEXTS,
-        "correct_choice_idx": Value("int8"),
-        "direct_answers": TEXT,
-        "difficult_direct_answer": Value("bool"),
-        "rationales": TEXTS,
-    }
+    types = {"image": PICTURE, "correct_choice_idx": Value("int8"), "direct_answers": TEXT, "rationales": List(TEXT)}
     for split, part in thirds(samples, "train", "validation", "test"):
         yield Part(
             "HuggingFaceM4/A-OKVQA",
@@ -88,25 +78,16 @@ def aokvqa(samples: Sequence[Sample]) -> Iterable[Part]:
                     # A list of Python in a text, an apostrophe in it too.
                     "direct_answers": None if split == "test" else repr([one.choices[one.right], "it's dark"] * 5),
                     "difficult_direct_answer": False,
-                    "rationales": []
-                    if split == "test"
-                    else [f"{number} shows {one.choices[one.right]}.", "So it is."],
+                    "rationales": [f"{number} shows {one.choices[one.right]}.", "So it is."] * (split != "test"),
                 }
                 for number, one in enumerate(part)
             ],
-            features,
+            types,
         )
 
 
 def scienceqa(samples: Sequence[Sample]) -> Iterable[Part]:
     told = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
-    features = {
-        "image": PICTURE,
-        "question": TEXT,
-        "choices": TEXTS,
-        "answer": Value("int8"),
-        **dict.fromkeys(told, TEXT),
-    }
     for split, part in thirds(samples, "train", "validation", "test"):
         yield Part(
             "derek-thomas/ScienceQA",
@@ -124,22 +105,11 @@ def scienceqa(samples: Sequence[Sample]) -> Iterable[Part]:
                 }
                 for number, one in enumerate(part)
             ],
-            features,
+            {"image": PICTURE, "answer": Value("int8")},
         )
 
 
 def vqa_v2_hf(samples: Sequence[Sample]) -> Iterable[Part]:
-    answer = {"answer": TEXT, "answer_confidence": TEXT, "answer_id": WHOLE}
-    features = {
-        "question_type": TEXT,
-        "multiple_choice_answer": TEXT,
-        "image_id": WHOLE,
-        "answer_type": TEXT,
-        "question_id": WHOLE,
-        "question": TEXT,
-        "image": PICTURE,
-        "answers": List(answer),
-    }
     for repository, split, part in (
         ("Multimodal-Fatima/VQAv2_train", "train", samples[: len(samples) * 2 // 3]),
         ("lmms-lab/VQAv2", "validation", samples[len(samples) * 2 // 3 :]),
@@ -167,13 +137,13 @@ def vqa_v2_hf(samples: Sequence[Sample]) -> Iterable[Part]:
                 }
                 for number, one in enumerate(part)
             ],
-            features,
+            {"image": PICTURE},
         )
 
 
 def snli_ve_hf(samples: Sequence[Sample]) -> Iterable[Part]:
     names = ["entailment", "neutral", "contradiction"]
-    features = {"image": PICTURE, "premise": TEXT, "hypothesis": TEXT, "label": ClassLabel(names=names)}
+    types = {"image": PICTURE, "label": ClassLabel(names=names)}
     for split, part in thirds(samples, "train", "validation"):
         yield Part(
             "sedrickkeh/snli-ve",
@@ -187,22 +157,11 @@ def snli_ve_hf(samples: Sequence[Sample]) -> Iterable[Part]:
                 }
                 for number, one in enumerate(part)
             ],
-            features,
+            types,
         )
 
 
 def gqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    features = {
-        "id": TEXT,
-        "imageId": TEXT,
-        "question": TEXT,
-        "answer": TEXT,
-        "fullAnswer": TEXT,
-        "isBalanced": Value("bool"),
-        "groups": {"global": TEXT, "local": TEXT},
-        "entailed": TEXT,
-        "equivalent": TEXT,
-    }
     for split, part in thirds(samples, "train", "val", "testdev"):
         rows = [
             {
@@ -221,26 +180,14 @@ def gqa(samples: Sequence[Sample]) -> Iterable[Part]:
         # In another order than the questions, and with a picture that no question is about.
         pictures = [{"id": f"n{number // 2}", "image": stored(one.picture)} for number, one in enumerate(part)][::2]
         extra = [{"id": "unused", "image": stored(part[0].picture)}]
-        yield Part("lmms-lab/GQA", split, rows, features, f"{split}_balanced_instructions")
-        columns = {"id": TEXT, "image": PICTURE}
-        yield Part("lmms-lab/GQA", split, [*extra, *pictures[::-1]], columns, f"{split}_balanced_images")
+        yield Part("lmms-lab/GQA", split, rows, {}, f"{split}_balanced_instructions")
+        yield Part("lmms-lab/GQA", split, [*extra, *pictures[::-1]], {"image": PICTURE}, f"{split}_balanced_images")
 
 
 def vcr_hf(samples: Sequence[Sample]) -> Iterable[Part]:
-    token = {"kind": TEXT, "text": TEXT, "object_indices": List(WHOLE)}
-    features = {
-        "annot_id": TEXT,
-        "img_fn": TEXT,
-        "metadata_fn": TEXT,
-        "objects": TEXTS,
-        "question_tokens": List(token),
-        "question_text": TEXT,
-        "answer_choice_texts": TEXTS,
-        "answer_label": WHOLE,
-        "rationale_choice_texts": TEXTS,
-        "rationale_label": WHOLE,
-    }
-    boxes = {"img_fn": TEXT, "image": PICTURE, "objects": TEXTS, "boxes": List(List(Value("float32")))}
+    token = {"kind": TEXT, "text": TEXT, "object_indices": List(Value("int64"))}
+    types = {"answer_label": Value("int64"), "rationale_label": Value("int64"), "question_tokens": List(token)}
+    boxes = {"image": PICTURE, "boxes": List(List(Value("float32")))}
     for split, part in thirds(samples, "train", "validation", "test"):
         labelled = split != "test"
         rows = [
@@ -267,23 +214,11 @@ def vcr_hf(samples: Sequence[Sample]) -> Iterable[Part]:
             }
             for number, one in enumerate(part)
         ]
-        yield Part("Rowan/vcr", split, rows, features, "questions")
+        yield Part("Rowan/vcr", split, rows, types, "questions")
         yield Part("Rowan/vcr", split, pictures, boxes, "image_examples")
 
 
 def cv_bench(samples: Sequence[Sample]) -> Iterable[Part]:
-    features = {
-        "idx": WHOLE,
-        "type": TEXT,
-        "task": TEXT,
-        "image": PICTURE,
-        "question": TEXT,
-        "choices": TEXTS,
-        "answer": TEXT,
-        "prompt": TEXT,
-        "filename": TEXT,
-        "source": TEXT,
-    }
     rows = [
         {
             "idx": number,
@@ -299,20 +234,10 @@ def cv_bench(samples: Sequence[Sample]) -> Iterable[Part]:
         }
         for number, one in enumerate(samples)
     ]
-    yield Part("nyu-visionx/CV-Bench", "test", rows, features)
+    yield Part("nyu-visionx/CV-Bench", "test", rows, {"image": PICTURE})
 
 
 def mmstar(samples: Sequence[Sample]) -> Iterable[Part]:
-    meta = {"source": TEXT, "split": TEXT, "image_path": TEXT}
-    features = {
-        "index": WHOLE,
-        "question": TEXT,
-        "image": PICTURE,
-        "answer": TEXT,
-        "category": TEXT,
-        "l2_category": TEXT,
-        "meta_info": meta,
-    }
     rows = [
         {
             "index": number,
@@ -322,11 +247,11 @@ def mmstar(samples: Sequence[Sample]) -> Iterable[Part]:
             + ", ".join(f"{letter}: It is {choice}." for letter, choice in zip(LETTERS, one.choices, strict=False)),
             "category": "math",
             "l2_category": "geometry",
-            "meta_info": dict.fromkeys(meta, ""),
+            "meta_info": dict.fromkeys(("source", "split", "image_path"), ""),
         }
         for number, one in enumerate(samples)
     ]
-    yield Part("Lin-Chen/MMStar", "val", rows, features)
+    yield Part("Lin-Chen/MMStar", "val", rows, {"image": PICTURE})
 
 
 def realworldqa(samples: Sequence[Sample]) -> Iterable[Part]:
@@ -350,19 +275,10 @@ def realworldqa(samples: Sequence[Sample]) -> Iterable[Part]:
         }
         for number, one in enumerate(samples)
     ]
-    yield Part(
-        "lmms-lab/RealWorldQA",
-        "test",
-        rows,
-        dict.fromkeys(("question", "answer", "image_path"), TEXT) | {"image": PICTURE},
-    )
+    yield Part("lmms-lab/RealWorldQA", "test", rows, {"image": PICTURE})
 
 
 def pope(samples: Sequence[Sample]) -> Iterable[Part]:
-    features = {
-        **dict.fromkeys(("id", "question_id", "question", "answer", "image_source", "category"), TEXT),
-        "image": PICTURE,
-    }
     rows = [
         {
             "id": str(number),
@@ -376,7 +292,7 @@ def pope(samples: Sequence[Sample]) -> Iterable[Part]:
         for category in ("adversarial", "popular")
         for number, one in enumerate(samples)
     ]
-    yield Part("lmms-lab/POPE", "test", rows, features)
+    yield Part("lmms-lab/POPE", "test", rows, {"image": PICTURE})
 
 
 def sugarcrepe(samples: Sequence[Sample]) -> Iterable[Part]:
@@ -389,8 +305,8 @@ def sugarcrepe(samples: Sequence[Sample]) -> Iterable[Part]:
             {"image": stored(one.picture), "tested_labels": list(pair), "true_label": pair[0]}
             for one, pair in zip(samples, captions, strict=True)
         ]
-        features = {"image": PICTURE, "tested_labels": TEXTS, "true_label": labels}
-        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", rows, features)
+        types = {"image": PICTURE, "true_label": labels}
+        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", rows, types)
 
 
 def whatsup(samples: Sequence[Sample]) -> Iterable[Part]:
@@ -411,17 +327,11 @@ def whatsup(samples: Sequence[Sample]) -> Iterable[Part]:
             }
             for one in samples
         ]
-        yield Part("ServiceNow/whatsup_all", split, rows, {"image_options": List(PICTURE), "caption_options": TEXTS})
+        yield Part("ServiceNow/whatsup_all", split, rows, {"image_options": List(PICTURE)})
 
 
 def naturalbench(samples: Sequence[Sample]) -> Iterable[Part]:
     asked = [f"Image_{picture}_Question_{question}" for question in (0, 1) for picture in (0, 1)]
-    features = {
-        "Index": WHOLE,
-        "Image_0": PICTURE,
-        "Image_1": PICTURE,
-        **dict.fromkeys(("Question_0", "Question_1", *asked, "Question_Type", "Source"), TEXT),
-    }
     rows = [
         {
             "Index": number,
@@ -435,7 +345,7 @@ def naturalbench(samples: Sequence[Sample]) -> Iterable[Part]:
         }
         for number, (one, other) in enumerate(zip(samples[::2], samples[1::2], strict=False))
     ]
-    yield Part("BaiqiL/NaturalBench", "train", rows, features)
+    yield Part("BaiqiL/NaturalBench", "train", rows, {"Image_0": PICTURE, "Image_1": PICTURE})
 
 
 TWINS: Mapping[str, Callable[[Sequence[Sample]], Iterable[Part]]] = {
@@ -468,9 +378,8 @@ def write_twin(root: Path, card: str, samples: Sequence[Sample], *, group_rows: 
         pages.setdefault(part.repository, {}).setdefault(part.configuration, []).append(part.split)
         file = root / part.repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_list([dict(row) for row in part.rows], features=Features(part.features)).to_parquet(
-            file, batch_size=group_rows
-        )
+        rows = datasets.Dataset.from_list([dict(row) for row in part.rows])
+        rows.cast(Features({**rows.features, **part.types})).to_parquet(file, batch_size=group_rows)
     for repository, configurations in pages.items():
         if "" in configurations:
             continue
