@@ -12,12 +12,12 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from commands import complaint
 from own_rows import choice_row, write_json_lines
-from small_corpus import SmallCorpus
 
 from advl_cli.advice import command_of
 from advl_cli.main import group
@@ -188,7 +188,7 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
 def test_a_typo_is_put_right_in_the_command_that_was_typed(
     wrong: str,
     right: str,
-    small_corpus: SmallCorpus,
+    small_corpus: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -212,7 +212,7 @@ def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys
 
 
 def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
-    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = small_corpus.caches[0]
     words = ["--cache", cache, "--output", tmp_path / "run", "--data-root", small_corpus.data_root]
@@ -229,7 +229,7 @@ def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
 
 
 def test_an_unfinished_run_is_to_be_resumed(
-    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -246,7 +246,7 @@ def test_an_unfinished_run_is_to_be_resumed(
 
 
 def test_a_damaged_shard_is_repaired_by_name(
-    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(small_corpus.caches[0], cache)

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import exit_code
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from advl_cli.main import main
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -50,6 +52,26 @@ RUNS = {
     "smolvlm-tiny": "scenes-vcr",
     "qwen3-vl-tiny": "scenes-vcr",
 }
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    """Return what runs code in a folder, in a virtual environment of third-party packages alone."""
+    home = tmp_path_factory.mktemp("elsewhere")
+    venv.create(home, with_pip=False)
+    (packages,) = home.glob("lib/python*/site-packages")
+    # A folder named in a .pth file is searched; .pth files in it, by which a project is installed, are not read.
+    (packages / "third.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+
+    def run(code: str, folder: Path) -> str:
+        refused = "import importlib.util\nassert importlib.util.find_spec('advl_pipeline') is None\n"
+        done = subprocess.run(
+            [home / "bin" / "python", "-c", refused + code], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def finetuned(corpus: Any, folder: Path, student: str, dataset: str = "scenes-vcr", **changes: Any) -> Path:
@@ -127,8 +149,9 @@ PROGRAMS = [
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_any_student_can_be_traced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes without looking at a value, and its batch says in words what it reads."""
-    scores = Scores(build_student(name).eval(), build_student(name).build_head("vcr", 1).eval())
-    batch = scores.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
+    student = build_student(name)
+    scores = Scores(student, student.build_head("vcr", 1)).eval()
+    batch = student.collate(made_up_examples(tmp_path, "vcr-q2a"))
     inputs = fields_read(scores, batch)
     legend = "\n".join(legend_of(batch, inputs))
     assert [key for key in inputs if f"`{key}`" not in legend] == []
@@ -237,33 +260,24 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus: Any, tmp_path: Path) -> None:
     run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match="no class for uniter-tiny") as refused:
-        run_export(ExportRunConfig(run=run, output=tmp_path / "out"))
-    assert refused.value.next_command.startswith("--to torch")
     tagged = finetuned(small_corpus, tmp_path / "tagged", "visualbert-tiny")
+    words = finetuned(small_corpus, tmp_path / "words", "scenes-smolvlm", task_loss="softmax-choice")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match="would not compute") as refused:
-        run_export(ExportRunConfig(run=tagged, output=tmp_path / "out"))
-    assert refused.value.next_command.startswith("--to torch")
+    for of, to, match, advice in (
+        (run, "transformers", "no class for uniter-tiny", "--to torch"),
+        (tagged, "transformers", "would not compute", "--to torch"),
+        (words, "transformers", "scenes-smolvlm", f"advl predict {words}"),
+        (words, "torch", "scenes-smolvlm", f"advl predict {words}"),
+        (tmp_path, "torch", "no finetuning run", ""),
+    ):
+        with pytest.raises(ConfigError, match=match) as refused:
+            run_export(ExportRunConfig(run=of, to=to, output=tmp_path / "out"))  # type: ignore[arg-type]
+        assert refused.value.next_command.startswith(advice)
     with pytest.raises(ConfigError, match="exists already"):
         run_export(ExportRunConfig(run=run, to="torch", output=run))
-    with pytest.raises(ConfigError, match="no finetuning run"):
-        run_export(ExportRunConfig(run=tmp_path, output=tmp_path / "out"))
-    with pytest.raises(SystemExit) as stop:
-        main(["export", str(run), "--output", str(tmp_path / "out")])
-    assert stop.value.code == 2
+    assert exit_code("export", run, "--output", tmp_path / "out") == 2
     config = json.loads((run / names.CONFIG).read_text(encoding="utf-8"))
     (run / names.CONFIG).write_text(json.dumps(config | {"hide_picture": True}))
     with pytest.raises(ConfigError, match="never shown a picture"):
         run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("to", ["transformers", "torch"])
-def test_a_chat_model_of_our_own_stays_in_its_run_folder(small_corpus: Any, tmp_path: Path, to: Any) -> None:
-    run = finetuned(small_corpus, tmp_path / "run", "scenes-smolvlm", task_loss="softmax-choice")
-    with pytest.raises(ConfigError, match="scenes-smolvlm") as refused:
-        run_export(ExportRunConfig(run=run, to=to, output=tmp_path / "out"))
-    assert refused.value.next_command.startswith(f"advl predict {run}")
-    assert not (tmp_path / "out").exists()
