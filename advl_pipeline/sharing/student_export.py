@@ -46,7 +46,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.registry import door_of, family_of
+from advl_pipeline.students.registry import family_of
 from advl_pipeline.students.text_student import Part
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config
@@ -138,7 +138,7 @@ class Family:
 
 def family_for(student: Student) -> Family | None:
     """Return how a student becomes a model of transformers; None where transformers has no such model."""
-    return None if door_of(student.name) else FAMILIES.get(family_of(student.name))
+    return FAMILIES.get(family_of(student.name))
 
 
 def transformers_model(family: Family, student: Student, head: nn.Module, task: str) -> PreTrainedModel:

@@ -122,7 +122,6 @@ class GenerativeStudent(Student):
     smaller_pictures: ClassVar[str]
     """The student option that gives a picture fewer tokens, with a value."""
     places: PlaceKind | None = "patches"
-    starts_from_pixels = True
 
     def __init__(self, name: str, config: GenerativeConfig) -> None:
         super().__init__()

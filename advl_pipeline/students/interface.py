@@ -261,8 +261,8 @@ class Student(nn.Module, ABC):
     teacher's grid can be laid over them."""
     head_key: ClassVar[str] = ""
     """What the names of a task's head begin with in its published checkpoints, a regular expression."""
-    starts_from_pixels: ClassVar[bool] = False
-    """Nothing can be added to its inputs (`Perturbation`)."""
+    is_perturbable: ClassVar[bool] = False
+    """Whether something can be added to its inputs (`Perturbation`), of the shapes that `zero_perturbation` gives."""
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
@@ -383,12 +383,12 @@ class Student(nn.Module, ABC):
         """Return what a pass adds to the student's inputs.
 
         Raises:
-            ConfigError: something is to be added to a student that starts from pixels.
+            ConfigError: something is to be added to a student whose inputs are others than VILLA's.
         """
-        if perturbation is not None and self.starts_from_pixels:
+        if perturbation is not None and not self.is_perturbable:
             raise ConfigError(
                 f"{self.name} takes no adversarial perturbations.",
-                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
+                why="VILLA perturbs word embeddings and a detector's features, which are not this student's inputs",
                 next_command="choose a region student, such as villa-base",
             )
         return perturbation or Perturbation()
@@ -427,18 +427,6 @@ class Student(nn.Module, ABC):
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         """Return (N, R, H): the picture's tokens before they meet the text."""
         return self.encode_unimodal(batch).visual_states_NRH
-
-    def input_widths(self) -> tuple[int, int]:
-        """Return the widths of what a `Perturbation` is added to: word embeddings, E, and raw visual features, F.
-
-        Raises:
-            ConfigError: nothing can be added to the student's inputs.
-        """
-        raise ConfigError(
-            f"Features cannot be added to the inputs of {self.name}.",
-            why="the student does not say how wide its inputs are (`input_widths`)",
-            next_command="choose a student that does, such as uniter-base",
-        )
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         """Return the vectors of word pieces and the row of the mask token, which pretraining needs.

@@ -76,7 +76,6 @@ class PixelStudent(TextStudent):
 
     config: PixelStudentConfig
     places = "patches"
-    starts_from_pixels = True
     pixel_mean: tuple[float, float, float] = CLIP_MEAN
     pixel_std: tuple[float, float, float] = CLIP_STD
     num_class_tokens: int = 1

@@ -67,6 +67,7 @@ class RegionStudent(TextStudent):
 
     config: RegionStudentConfig
     places: PlaceKind | None = "regions"
+    is_perturbable = True
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)

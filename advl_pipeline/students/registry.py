@@ -36,22 +36,12 @@ STUDENTS: dict[str, str] = {
 }
 """Name -> module of this folder and class, which has presets of its names."""
 
-DOOR = ":"
-"""Ends the name of a plug-in that builds students around others, as `given:` does `given:NAME`; it is in no list."""
-
 Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 
 
 def student_names() -> list[str]:
     """Return the names of all students, plug-ins included, in order."""
-    plugins = (point.name for point in entry_points(group="advl.students"))
-    return sorted({*STUDENTS, *(name for name in plugins if not name.endswith(DOOR))})
-
-
-def door_of(name: str) -> str:
-    """Return the door that a student's name opens, such as `given:`; "" for a plain name."""
-    door, colon, _ = name.partition(DOOR)
-    return door + colon if colon else ""
+    return sorted({*STUDENTS, *(point.name for point in entry_points(group="advl.students"))})
 
 
 def require_student(name: str) -> None:
@@ -60,9 +50,7 @@ def require_student(name: str) -> None:
     Raises:
         ConfigError: as said.
     """
-    door = door_of(name)
-    doors = {point.name for point in entry_points(group="advl.students")} if door else set()
-    if (door not in doors) if door else (name not in student_names()):
+    if name not in student_names():
         raise ConfigError(
             f"Unknown student {name!r}.",
             why=suggest_names(name, student_names()),
@@ -74,7 +62,7 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     """Build a student by name.
 
     Args:
-        name: one of `student_names()`, or a door and one of them.
+        name: one of `student_names()`.
         weights: a folder that `save_student` wrote, or a checkpoint in the student's own format; None for random
             weights.
         overrides: architecture settings that differ from the student's defaults, such as the number of layers.
@@ -88,8 +76,7 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
         found, saved = (importlib.import_module(f"advl_pipeline.students.{one}") for one in (module, "saved"))
         build: Builder = saved.builder(getattr(found, family))
     else:
-        wanted = door_of(name) or name
-        (point,) = (point for point in entry_points(group="advl.students") if point.name == wanted)
+        (point,) = (point for point in entry_points(group="advl.students") if point.name == name)
         build = point.load()
     return build(name, weights, overrides or {})
 
@@ -159,16 +146,14 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
 
 
 def family_of(name: str) -> str:
-    """Return a student's name without its size; one behind a door is of its own family."""
-    name = name.removeprefix(door_of(name))
+    """Return a student's name without its size."""
     stem, _, size = name.rpartition("-")
     return stem if stem and size in SIZES else name
 
 
 def size_of(name: str) -> str:
     """Return the size at the end of a student's name, "base" where it has none."""
-    family = family_of(name)
-    return name.removeprefix(door_of(name))[len(family) + 1 :] or "base"
+    return name[len(family_of(name)) + 1 :] or "base"
 
 
 def student_table() -> str:

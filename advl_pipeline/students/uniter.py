@@ -224,9 +224,6 @@ class Uniter(RegionStream):
         text_NLH = self.model.embed_text(batch.token_ids_NL, batch.types_NL, delta)
         return text_NLH, self.model.embed_regions(batch.features_BRF, batch.positions_BR7, batch.per_sequence, delta)
 
-    def input_widths(self) -> tuple[int, int]:
-        return self.hidden_size, self.config.feature_size
-
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return uniter_head(task, self.hidden_size, num_classes)
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
 from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.finetune_model import LossTerms
@@ -120,21 +119,6 @@ def _norm(value: torch.Tensor, order: float) -> torch.Tensor:
     """Return one norm per sequence, shaped (N, 1, 1)."""
     size: torch.Tensor = torch.linalg.vector_norm(value, ord=order, dim=(1, 2), keepdim=True)
     return size
-
-
-def require_perturbable(student: Student) -> None:
-    """Refuse a student whose inputs cannot be perturbed.
-
-    Raises:
-        ConfigError: with the student's own reason where it has one.
-    """
-    student.delta(Perturbation())
-    if not hasattr(student, "zero_perturbation"):
-        raise ConfigError(
-            f"{student.name} cannot be finetuned adversarially.",
-            why="it does not say what shapes its perturbations have (`zero_perturbation`)",
-            next_command="choose a region student, such as villa-base",
-        )
 
 
 def adversarial_terms(

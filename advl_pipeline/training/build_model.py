@@ -18,13 +18,12 @@ from advl_pipeline.configuration import config_to_dict, parse_toml
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import OutputHead, Student
+from advl_pipeline.students.interface import OutputHead, Perturbation, Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
-from advl_pipeline.training.adversarial import require_perturbable
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
@@ -49,7 +48,7 @@ def build_finetune_student(run: Run) -> Student:
     overrides = {**recipe_options(run.chosen, config.init), **options}
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if run.settings.adversarial is not None:
-        require_perturbable(student)
+        student.delta(Perturbation())  # Raises where nothing can be added to its inputs.
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student)
     if (updates := lora_settings(student, config)) is not None:

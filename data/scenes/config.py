@@ -1,4 +1,4 @@
-"""Configuration of `advl scenes build`, `pretrain` and `headroom` and of `advl teachers install`; light to import."""
+"""Configuration of `advl scenes build` and `pretrain`, and of `advl teachers install`; light to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from advl_data.scenes.generator.scene_plan import SCENES_PER_GROUP
 from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.locations import Location
 
 CAPTION_VAL_SHARE = 10
 """Validation gets one captioned picture for so many of training."""
@@ -93,36 +92,6 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
         "third of that again by axis, and by an eighth of a side [default: what suits the student].",
         minimum=0,
         maximum=1,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadroomConfig(DataRootOptions):
-    """Configuration of `advl scenes headroom`."""
-
-    dataset: str = option(help="Dataset whose headroom is measured.")
-    init: Path = option(
-        help="Folder of the pretrained student, as `advl scenes pretrain` writes it.", such_as="students/scenes-small"
-    )
-    cache: tuple[Location, ...] = option(
-        (), help="Teacher cache; repeatable: of each teacher one of train and one of the split that is scored."
-    )
-    output: Path | None = option(
-        None,
-        help="Folder of the runs, which resume in it [default: runs/headroom/DATASET].",
-        output=Output(makes="folders"),
-    )
-    task: str | None = option(None, help="The task that is measured [default: the dataset's first].")
-    on: str = option("val", help="Labelled split that is scored.")
-    shots: int = option(300, help="Training questions.", minimum=1)
-    seeds: int = option(3, help="Runs of each kind, of seeds 0, 1, ...", minimum=1)
-    num_steps: int | None = option(
-        None, help="Optimiser steps of each run [default: as `advl finetune` does].", minimum=1
-    )
-    margin: float = option(
-        15.0,
-        help="Points that a student with the teachers' features must be above plain for the data to be fit for use.",
-        minimum=0,
     )
 
 

@@ -42,7 +42,6 @@ CUT_DOWN: Mapping[str, Sequence[str]] = {
     "finetune": ("--num-steps", "2", "--batch-size", "2"),
     "scenes pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
-    "scenes headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
     "scenes build": (
         *(word for name in SPLITS for word in (f"--num-{name}", "4")),
         *("--num-caption-scenes", "20", "--workers", "1"),
@@ -68,7 +67,7 @@ SMALL_WEIGHTS: Mapping[str, str] = {
 }
 """Teachers whose published weights are too large; the folder holds small ones of the same kind."""
 
-FORMER = ("advl pretrain", "advl datasets build", "advl datasets headroom")
+FORMER = ("advl pretrain", "advl datasets build")
 """Former names of commands, which do what the commands do whose examples are tried."""
 
 NEEDS: Mapping[str, str] = {

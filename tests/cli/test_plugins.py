@@ -76,7 +76,6 @@ def test_a_command_of_ours_is_not_replaced(plug_in: str) -> None:
     [
         (("pretrain",), "pretrain"),
         (("datasets", "build", "scenes"), "build"),
-        (("datasets", "headroom"), "headroom"),
     ],
 )
 def test_former_names_of_the_corpus_commands_take_the_same_options(former: tuple[str, ...], now: str) -> None:

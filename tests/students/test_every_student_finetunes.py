@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_corpus import SmallCorpus, build_small_corpus
+from small_corpus import SmallCorpus
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training.recipes import choose_recipe
-from advl_pipeline.training.run import run_finetune
 
 Operation = tuple[str, tuple[torch.Size, ...]]
 
@@ -45,26 +43,19 @@ def pass_with_operations(student: Student, batch: StudentBatch) -> tuple[torch.T
 TINY = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return build_small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> None:
+def test_the_method_runs_on(name: str, small_corpus: SmallCorpus, tmp_path: Path) -> None:
     chosen = choose_recipe(name, "vcr", "auto")
     recipe = chosen.recipe
-    result = run_finetune(
-        corpus.config(
-            tmp_path / "run",
-            student=name,
-            task=(),
-            num_steps=4,
-            adapt_steps=2,
-            # Where its authors finetuned it on VCR, batches are theirs too.
-            batch_size=2 if recipe is None else None,
-        )
+    result = small_corpus.run(
+        tmp_path / "run",
+        student=name,
+        task=(),
+        num_steps=2,
+        adapt_steps=1,
+        # Where its authors finetuned it on VCR, batches are theirs too.
+        batch_size=2 if recipe is None else None,
     )
     assert result.summary["status"] == "done"
     written = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))["settings"]
@@ -79,8 +70,7 @@ def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> N
     (tmp_path / "run" / "caches.json").unlink()  # Where the teachers' features are is not asked after training.
     trained, plain = load_run(tmp_path / "run").student, build_student(name).eval()
     plain.load_state_dict(trained.state_dict())
-    dataset = open_dataset("scenes-vcr", split="test", data_root=corpus.data_root)
-    batch = plain.collate([dataset[index] for index in range(2)])
+    batch = plain.collate(small_corpus.examples("test", number=2))
     expected, work = pass_with_operations(plain, batch)
     found, same_work = pass_with_operations(trained, batch)
     assert torch.equal(found, expected)

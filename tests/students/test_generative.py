@@ -14,10 +14,9 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.students import answers as answers_module
-from advl_pipeline.students.chat import ChatBatch
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.qwen_vl import QwenVl
 from advl_pipeline.students.registry import build_student
@@ -38,9 +37,15 @@ PUBLISHED_TEMPLATE = (
 LABELS = ("contradiction", "entailment", "it is neutral")
 
 
-@pytest.fixture
-def choices(tmp_path: Path) -> list[Example]:
-    wide, tall = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 200, seed=2)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageUnit, ImageUnit]:
+    folder = tmp_path_factory.mktemp("pictures")
+    return picture(folder / "a.png"), picture(folder / "b.png", 90, 200, seed=2)
+
+
+@pytest.fixture(scope="module")
+def choices(pictures: tuple[ImageUnit, ImageUnit]) -> list[Example]:
+    wide, tall = pictures
     answers = ["Because it's raining in 1987.", "A dog.", "They are lost, café."]
     return [
         question(wide, "Why is person1 pointing?", "vcr-q2a", answers),
@@ -48,9 +53,9 @@ def choices(tmp_path: Path) -> list[Example]:
     ]
 
 
-@pytest.fixture
-def hypotheses(tmp_path: Path) -> list[Example]:
-    wide, tall = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 200, seed=2)
+@pytest.fixture(scope="module")
+def hypotheses(pictures: tuple[ImageUnit, ImageUnit]) -> list[Example]:
+    wide, tall = pictures
     return [
         question(wide, "A man walks his dog.", "snli-ve"),
         question(tall, "Two children are outside near a lake.", "snli-ve"),
@@ -67,19 +72,12 @@ def byte_level_processor(
     )
     words.decoder = decoders.ByteLevel()
     numbers = range(1, MAX_SPLITS + 1)
-    marks = [f"<row_{row}_col_{column}>" for row in numbers for column in numbers]
-    special = [
-        "<|im_start|>",
-        "<|im_end|>",
-        "<end_of_utterance>",
-        "<fake_token_around_image>",
-        "<image>",
-        "<global-img>",
-    ]
+    special = "<|im_start|> <|im_end|> <end_of_utterance> <fake_token_around_image> <image> <global-img>".split()
+    special += [f"<row_{row}_col_{column}>" for row in numbers for column in numbers]
     text = ["Why is person1 pointing? Because it's raining.", "User: Assistant: the dog and the man are outside\n\n"]
     trainer = trainers.BpeTrainer(
         vocab_size=500,
-        special_tokens=[*special, *marks],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -89,15 +87,15 @@ def byte_level_processor(
         bos_token="<|im_start|>",
         eos_token="<end_of_utterance>",
         pad_token="<|im_end|>",
-        additional_special_tokens=[*special, *marks],
+        additional_special_tokens=special,
     )
     pictures = Idefics3ImageProcessor(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
     Idefics3Processor(pictures, tokenizer, image_seq_len=tokens, chat_template=template).save_pretrained(folder)
     return folder
 
 
-def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
-    """Return a student with weights far enough from zero to tell answers apart."""
+def tiny(folder: Path | None = None, **overrides: Any) -> GenerativeStudent:
+    """Return a SmolVLM with weights far enough from zero to tell answers apart."""
     preset = SmolVlm.presets["smolvlm-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
     if folder is not None:
@@ -105,34 +103,37 @@ def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
         table |= {"image_token_id": processor.image_token_id}
         table["text_config"] |= {"vocab_size": len(processor.tokenizer), "pad_token_id": 1}
         overrides |= {"tokenizer": str(folder)}
-    torch.manual_seed(0)
-    student = build_student("smolvlm-tiny", overrides={"architecture": table, **overrides}).eval()
-    assert isinstance(student, SmolVlm)
-    return student
+    return seeded("smolvlm-tiny", architecture=table, **overrides)
 
 
-def tiny_qwen(**overrides: Any) -> GenerativeStudent:
+def tiny_qwen() -> GenerativeStudent:
     """Return a Qwen3-VL with weights far enough from zero to tell answers apart."""
     preset = QwenVl.presets["qwen3-vl-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
+    return seeded("qwen3-vl-tiny", architecture=table)
+
+
+def seeded(name: str, **overrides: Any) -> GenerativeStudent:
     torch.manual_seed(0)
-    student = build_student("qwen3-vl-tiny", overrides={"architecture": table, **overrides}).eval()
-    assert isinstance(student, QwenVl)
-    return student
+    return build_student(name, overrides=overrides).eval()
 
 
-KINDS = ["words", "bytes", "bytes, split", "qwen"]
+@pytest.fixture(scope="module")
+def bytes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_level_processor(tmp_path_factory.mktemp("bytes"))
 
 
-@pytest.fixture(params=KINDS)
-def student(request: pytest.FixtureRequest, tmp_path: Path) -> GenerativeStudent:
-    """SmolVLM over the embedded vocabulary, over byte-level pieces, with pictures cut into tiles; and Qwen3-VL."""
+@pytest.fixture(scope="module", params=["words", "bytes, split", "qwen"])
+def student(request: pytest.FixtureRequest, bytes_folder: Path) -> GenerativeStudent:
+    """SmolVLM over the embedded vocabulary, over byte-level pieces with pictures cut into tiles; and Qwen3-VL."""
     if request.param == "qwen":
         return tiny_qwen()
-    if request.param == "words":
-        return tiny()
-    splitting = {"image_splitting": True, "longest_edge": 128} if "split" in request.param else {}
-    return tiny(byte_level_processor(tmp_path / "processor"), **{"image_splitting": False, **splitting})
+    return tiny() if request.param == "words" else tiny(bytes_folder, image_splitting=True, longest_edge=128)
+
+
+@pytest.fixture(scope="module")
+def words() -> GenerativeStudent:
+    return tiny()
 
 
 def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent, choices: list[Example]) -> None:
@@ -157,8 +158,8 @@ def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent
     torch.testing.assert_close(pixels, torch.cat(tiles), **TOLERANCE)
 
 
-def test_the_built_in_template_renders_as_the_published_one(choices: list[Example]) -> None:
-    student = tiny()
+def test_the_built_in_template_renders_as_the_published_one(words: GenerativeStudent, choices: list[Example]) -> None:
+    student = words
     assert student.processor.chat_template == CHAT_TEMPLATE
     for pair in pairs_of(choices):
         for prompt in (True, False):
@@ -171,40 +172,35 @@ def test_the_built_in_template_renders_as_the_published_one(choices: list[Exampl
             assert ours == published
 
 
-@pytest.mark.parametrize("layer", [1, 2, 3])
-@pytest.mark.parametrize("family", ["smolvlm", "qwen3-vl"])
-def test_states_are_those_of_the_chosen_layer(choices: list[Example], layer: int, family: str) -> None:
-    student: GenerativeStudent = tiny(image_splitting=True, longest_edge=128, align_layer=layer)
-    if family == "qwen3-vl":
-        student = tiny_qwen(align_layer=layer)
+def test_states_are_those_of_the_chosen_layer(student: GenerativeStudent, choices: list[Example]) -> None:
     batch = student.collate(choices)
-    with torch.no_grad():
-        ours = student.encode(batch)
-        found = theirs(student)(**processed(student, pairs_of(choices)), output_hidden_states=True)
-    states = found.hidden_states[layer]
-    for row in range(len(states)):
-        for place, mask, mine in (
-            (batch.text_place_NL, batch.token_mask_NL, ours.text_states_NLH),
-            (batch.visual_place_NR, batch.visual_mask_NR, ours.visual_states_NRH),
-        ):
-            torch.testing.assert_close(mine[row, mask[row]], states[row, place[row, mask[row]]], **TOLERANCE)
-        torch.testing.assert_close(ours.pooled_NP[row], states[row, batch.length_N[row] - 1], **TOLERANCE)
+    found = theirs(student)(**processed(student, pairs_of(choices)), output_hidden_states=True)
+    chosen = student.align_layer
+    for layer in (1, 3):
+        student.align_layer = layer
+        ours, hidden = student.encode(batch), student.encode_unimodal(batch)
+        states = found.hidden_states[layer]
+        for row in range(len(states)):
+            for place, mask, mine in (
+                (batch.text_place_NL, batch.token_mask_NL, ours.text_states_NLH),
+                (batch.visual_place_NR, batch.visual_mask_NR, ours.visual_states_NRH),
+            ):
+                torch.testing.assert_close(mine[row, mask[row]], states[row, place[row, mask[row]]], **TOLERANCE)
+            torch.testing.assert_close(ours.pooled_NP[row], states[row, batch.length_N[row] - 1], **TOLERANCE)
+        # A hidden picture leaves its own states alone.
+        torch.testing.assert_close(hidden.visual_states_NRH, ours.visual_states_NRH, **TOLERANCE)
+        assert hidden.answered is None
+    student.align_layer = chosen
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 def test_candidates_have_transformers_likelihoods_and_loss(
-    student: GenerativeStudent, choices: list[Example], side: str
+    student: GenerativeStudent, choices: list[Example]
 ) -> None:
     batch = student.collate(choices)
     output = student.encode(batch)
-    assert output.answered is not None
     prompts = [int(one.source_NQ[row, 0]) + 1 for one in batch.answers for row in range(batch.num_sequences)]
-    inputs = processed(student, pairs_of(choices), side)
-    right = processed(student, pairs_of(choices))
-    labels = labels_on_answers(student, right, prompts)
-    if side == "left":
-        shift = (inputs["attention_mask"] == 0).sum(1)
-        labels = torch.stack([row.roll(int(by)) for row, by in zip(labels, shift, strict=True)])
+    inputs = processed(student, pairs_of(choices))
+    labels = labels_on_answers(student, inputs, prompts)
     model = theirs(student)
     logits = model(**inputs).logits[:, :-1].log_softmax(-1)
     wanted = labels[:, 1:]
@@ -213,27 +209,30 @@ def test_candidates_have_transformers_likelihoods_and_loss(
     torch.testing.assert_close(output.answered.scores[:, 0], token.sum(1) / (wanted != -100).sum(1), **TOLERANCE)
     # The loss is of the right candidates alone, the second of each.
     kept = [1, 4]
-    expected = model(**{**inputs, "input_ids": inputs["input_ids"]}).logits[kept]
+    expected = model(**inputs).logits[kept]
     expected = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), wanted[kept].flatten())
     targets = TaskTargets(is_choice=True, label_B=torch.tensor([1, 1]), scores_BK=None)
     head = student.build_head("vcr", 1)
     torch.testing.assert_close(score_task("answer-lm", head, output, (3, 2), targets).loss, expected, **TOLERANCE)
-    if side == "right":
-        alone = processed(student, [pairs_of(choices)[row] for row in kept])
-        loss = model(**alone, labels=labels[kept][:, : alone["input_ids"].shape[1]]).loss
-        torch.testing.assert_close(loss, expected, **TOLERANCE)
+    alone = processed(student, [pairs_of(choices)[row] for row in kept])
+    loss = model(**alone, labels=labels[kept][:, : alone["input_ids"].shape[1]]).loss
+    torch.testing.assert_close(loss, expected, **TOLERANCE)
 
 
 def test_candidates_lie_in_one_row_behind_their_picture(student: GenerativeStudent, choices: list[Example]) -> None:
     """Every layer sees a picture once, one mask of the type that it computes in, and no state of it is kept."""
     batch = student.collate(choices)
     seen: list[tuple[torch.Size, torch.Tensor]] = []
-    for layer in student.decoder.layers:
+    hooks = [
         layer.register_forward_pre_hook(
             lambda _, inputs, options: seen.append((inputs[0].shape, options["attention_mask"])), with_kwargs=True
         )
+        for layer in student.decoder.layers
+    ]
     with torch.autocast("cpu", torch.bfloat16):
         pooled = student.encode_pooled(batch)
+    for hook in hooks:
+        hook.remove()
     assert len(seen) == len(student.decoder.layers)
     widths = {tuple(shape[:2]) for shape, _ in seen}
     assert len(widths) == 1
@@ -255,28 +254,12 @@ def test_candidates_lie_in_one_row_behind_their_picture(student: GenerativeStude
     assert pooled.answered is not None
 
 
-def test_a_candidate_is_scored_as_if_it_were_alone(student: GenerativeStudent, choices: list[Example]) -> None:
-    together = student.encode(student.collate(choices))
-    row = 0
-    for example in choices:
-        for candidate in example.candidates:
-            alone = student.encode(student.collate([dataclasses.replace(example, candidates=(candidate,))]))
-            assert alone.answered is not None
-            assert together.answered is not None
-            mine = together.answered.log_likelihood_NK[row]
-            torch.testing.assert_close(mine, alone.answered.log_likelihood_NK[0], **TOLERANCE)
-            number = alone.text_states_NLH.shape[1]
-            torch.testing.assert_close(together.text_states_NLH[row, :number], alone.text_states_NLH[0], **TOLERANCE)
-            row += 1
-
-
 def test_labels_behind_a_sequence_score_as_if_each_were_alone(
     student: GenerativeStudent, hypotheses: list[Example]
 ) -> None:
     asked = student.collate(hypotheses)
     batch = student.with_answers(asked, "snli-ve", LABELS)
     output = student.encode(batch)
-    assert output.answered is not None
     model = theirs(student)
     for number, label in enumerate(LABELS):
         inputs = processed(student, [(example, example.candidates[0], label) for example in hypotheses])
@@ -292,8 +275,10 @@ def test_labels_behind_a_sequence_score_as_if_each_were_alone(
     torch.testing.assert_close(output.text_states_NLH, student.encode(asked).text_states_NLH, **TOLERANCE)
 
 
-def test_a_long_list_is_scored_in_parts(hypotheses: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
-    student = tiny()
+def test_a_long_list_is_scored_in_parts(
+    words: GenerativeStudent, hypotheses: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = words
     names = [f"{word} {other}" for word in ("red", "green", "two") for other in ("dogs", "children", "of them")]
     asked = student.collate(hypotheses)
     whole = student.encode(student.with_answers(asked, "vqa", names)).answered
@@ -302,21 +287,19 @@ def test_a_long_list_is_scored_in_parts(hypotheses: list[Example], monkeypatch: 
     parts = student.with_answers(asked, "vqa", names)
     assert len(parts.answers) > 3
     in_parts = student.encode(parts).answered
-    assert whole is not None
-    assert in_parts is not None
     torch.testing.assert_close(in_parts.log_likelihood_NK, whole.log_likelihood_NK, **TOLERANCE)
     assert torch.equal(in_parts.num_tokens_NK, whole.num_tokens_NK)
 
 
-def test_training_scores_the_answers_that_annotators_gave(hypotheses: list[Example]) -> None:
-    student = tiny()
+def test_training_scores_the_answers_that_annotators_gave(
+    words: GenerativeStudent, hypotheses: list[Example]
+) -> None:
+    student = words
     names = ("yes", "no", "two dogs", "red")
     asked = student.collate(hypotheses)
     every = student.encode(student.with_answers(asked, "vqa", names)).answered
     scores = torch.tensor([[0.0, 0.3, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     output = student.encode(student.with_answers(asked, "vqa", names, scores > 0))
-    assert every is not None
-    assert output.answered is not None
     torch.testing.assert_close(output.answered.scores[0, 1:3], every.scores[0, 1:3], **TOLERANCE)
     assert output.answered.scores[scores == 0].eq(-torch.inf).all()
     targets = TaskTargets(is_choice=False, label_B=None, scores_BK=scores)
@@ -341,7 +324,6 @@ def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
     student = tiny(image_splitting=True, longest_edge=128)
     unit = picture(tmp_path / "a.png")
     batch = student.collate([question(unit, "Is it so?", "vqa")])
-    assert batch.places_BR4 is not None
     places = batch.places_BR4[0]
     side = student.grid_side
     assert places.shape == (5 * side**2, 4)
@@ -349,7 +331,7 @@ def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
     areas = ((x2 - x1) * (y2 - y1)).split([4 * side**2, side**2])
     torch.testing.assert_close(torch.stack([area.sum() for area in areas]), torch.ones(2))
     before = student.encode_unimodal(batch).visual_states_NRH[0]
-    for token in (0, 5, side**2 + 2, 2 * side**2 + 7, 4 * side**2 - 1):
+    for token in (5, 2 * side**2 + 7):
         left, top, right, bottom = (places[token].numpy() * np.array([160, 120, 160, 120])).round().astype(int)
         with Image.open(unit.path) as file:
             shown = np.array(file)
@@ -361,36 +343,31 @@ def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
         assert int(change.argmax()) == token
 
 
-def test_a_hidden_picture_leaves_its_own_states_alone(choices: list[Example]) -> None:
-    student = tiny(image_splitting=True, longest_edge=128)
-    batch = student.collate(choices)
-    shown, hidden = student.encode(batch), student.encode_unimodal(batch)
-    torch.testing.assert_close(hidden.visual_states_NRH, shown.visual_states_NRH, **TOLERANCE)
-    assert hidden.answered is None
-
-
-def test_lengths_are_normalised_as_asked(choices: list[Example], hypotheses: list[Example]) -> None:
+def test_lengths_are_normalised_as_asked(
+    words: GenerativeStudent, choices: list[Example], hypotheses: list[Example]
+) -> None:
+    config = words.config
     for kind, divided in (("choices", (True, False)), ("all", (True, True)), ("none", (False, False))):
-        student = tiny(length_normalised=kind)
-        asked = student.collate(choices), student.with_answers(student.collate(hypotheses), "snli-ve", LABELS)
+        words.config = dataclasses.replace(config, length_normalised=kind)
+        asked = words.collate(choices), words.with_answers(words.collate(hypotheses), "snli-ve", LABELS)
         for batch, is_divided in zip(asked, divided, strict=True):
-            assert isinstance(batch, ChatBatch)
-            answered = student.encode(batch).answered
-            assert answered is not None
+            answered = words.encode(batch).answered
             number = answered.num_tokens_NK if is_divided else 1
             torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / number)
+    words.config = config
 
 
 @pytest.mark.parametrize("name", ["smolvlm-256m", "qwen3-vl-2b"])
-def test_published_files_fill_the_student(name: str, tmp_path: Path, choices: list[Example]) -> None:
+def test_published_files_fill_the_student(
+    name: str, tmp_path: Path, bytes_folder: Path, choices: list[Example]
+) -> None:
     """A folder as the hub has it, of any size: config, weights under transformers' names, processor."""
     is_qwen = name.startswith("qwen")
     settings = {} if is_qwen else {"image_splitting": False}
-    source = tiny_qwen() if is_qwen else tiny(byte_level_processor(tmp_path / "processor"), **settings)
+    source = tiny_qwen() if is_qwen else tiny(bytes_folder, **settings)
     theirs(source).save_pretrained(tmp_path / "published")
     source.processor.save_pretrained(tmp_path / "published")
     found = build_student(name, weights=tmp_path / "published", overrides=settings).eval()
-    assert isinstance(found, GenerativeStudent)
     assert found.hidden_size == source.hidden_size
     with torch.no_grad():
         ours, expected = (one.encode(one.collate(choices)) for one in (found, source))
@@ -402,10 +379,8 @@ def test_tied_words_are_loaded_and_saved_once(tmp_path: Path) -> None:
     text = {**preset["text_config"], "tie_word_embeddings": True}
     table = {**preset, "tie_word_embeddings": True, "text_config": text}
     student = build_student("smolvlm-tiny", overrides={"architecture": table})
-    assert isinstance(student, SmolVlm)
     student.model.save_pretrained(tmp_path / "hub")
     again = build_student("smolvlm-tiny", weights=tmp_path / "hub", overrides={"tokenizer": "minilm-l6"})
-    assert isinstance(again, SmolVlm)
     assert torch.equal(again.model.lm_head.weight, student.model.lm_head.weight)
 
 
@@ -415,12 +390,12 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
     assert refused.value.why == "its language model has 3"
 
 
-@pytest.mark.parametrize("other", ["words", "tile", "tokens"])
-def test_a_processor_of_another_model_is_refused(other: str, tmp_path: Path, hypotheses: list[Example]) -> None:
-    mine = byte_level_processor(tmp_path / "mine")
-    changed = {"words": {}, "tile": {"edge": 32}, "tokens": {"tokens": 4}}[other]
-    folder = byte_level_processor(tmp_path / "other", **changed)
-    student = tiny() if other == "words" else tiny(mine)
+@pytest.mark.parametrize("changed", [{}, {"edge": 32}, {"tokens": 4}], ids=["words", "tile", "tokens"])
+def test_a_processor_of_another_model_is_refused(
+    changed: dict[str, int], tmp_path: Path, bytes_folder: Path, hypotheses: list[Example]
+) -> None:
+    folder = byte_level_processor(tmp_path / "other", **changed) if changed else bytes_folder
+    student = tiny(bytes_folder) if changed else tiny()
     stranger = build_student(
         "smolvlm-tiny",
         overrides={"architecture": dict(student.config.architecture), "tokenizer": str(folder)},
@@ -447,10 +422,9 @@ def test_a_template_that_cannot_chat_is_refused(template: str, tmp_path: Path) -
         student.require_inputs()
 
 
-def test_a_text_that_names_the_pictures_token_is_refused(tmp_path: Path) -> None:
-    student = tiny()
+def test_a_text_that_names_the_pictures_token_is_refused(words: GenerativeStudent, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="stands for the picture"):
-        student.collate([question(picture(tmp_path / "a.png"), "What is <image> here?", "vqa")])
+        words.collate([question(picture(tmp_path / "a.png"), "What is <image> here?", "vqa")])
 
 
 def test_a_picture_of_too_many_tokens_is_refused(tmp_path: Path) -> None:

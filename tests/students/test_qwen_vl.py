@@ -22,9 +22,7 @@ from advl_pipeline.students.registry import build_student
 
 def tiny(**overrides: Any) -> QwenVl:
     torch.manual_seed(0)
-    student = build_student("qwen3-vl-tiny", overrides=overrides).eval()
-    assert isinstance(student, QwenVl)
-    return student
+    return build_student("qwen3-vl-tiny", overrides=overrides).eval()
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def test_positions_are_transformers_of_pictures_of_any_proportions(asked: list[E
     assert torch.equal(student.positions(batch)[:, real_NS], expected[:, real_NS])
 
 
-@pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("4b", 4437815808), ("8b", 8767123696)])
+@pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("8b", 8767123696)])
 def test_sizes_have_the_published_number_of_parameters(name: str, number: int) -> None:
     preset = QwenVl.presets[f"qwen3-vl-{name}"]
     config = dataclasses.replace(tiny().config, architecture=preset["architecture"])
@@ -64,7 +62,6 @@ def test_every_token_lies_where_its_patches_show(tmp_path: Path) -> None:
     student = tiny()
     unit = picture(tmp_path / "a.png", 128, 96)
     batch = student.collate([question(unit, "Is it so?", "vqa")])
-    assert batch.places_BR4 is not None
     places = batch.places_BR4[0]
     assert places.shape == (12, 4)
     before = student.model.model.visual.patch_embed(student._patches(batch.pixels)).unflatten(0, (12, 4))

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from advl_cli.main import main
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_student import TextStudent, embedded_tokenizer_file, is_uncased, load_text_tokenizer
-from advl_pipeline.students.uniter import Uniter
+from advl_pipeline.students.text_student import embedded_tokenizer_file, is_uncased, load_text_tokenizer
 
 SMALL = 600
 """Word pieces of a small cased vocabulary."""
@@ -44,9 +43,9 @@ def checkpoint(cased: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "uniter-tiny.pt"
 
 
-@pytest.mark.parametrize("name", ["uniter-base", "vilt", "meter", "bridgetower", "lxmert"])
+@pytest.mark.parametrize("name", ["uniter-base", "vilt"])
 def test_published_students_refuse_another_vocabulary(name: str, cased: Path) -> None:
-    wrong = "minilm-l6" if name in ("uniter-base", "meter", "bridgetower") else str(cased)
+    wrong = "minilm-l6" if name == "uniter-base" else str(cased)
     with torch.device("meta"):
         student = build_student(name, overrides={"tokenizer": wrong})
     with pytest.raises(ConfigError, match="another vocabulary") as refused:
@@ -98,7 +97,6 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     def advl(*arguments: Any) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])
-        assert isinstance(stopped.value.code, int)
         return stopped.value.code, capsys.readouterr().err
 
     code, err = advl(*common, "--tokenizer", "minilm-l6", "--output", run)
@@ -113,7 +111,6 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     code, err = advl("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
     assert code == 0, err
     student = build_student("uniter-tiny", weights=run)
-    assert isinstance(student, TextStudent)
     assert student.tokenizer.vocab_size == SMALL
     assert json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]["vocab_size"] == SMALL
 
@@ -121,7 +118,6 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
 def test_a_table_of_words_may_hold_person_tokens_and_padding(cased: Path) -> None:
     options = {"tokenizer": str(cased), "vocab_size": SMALL}
     student = build_student("uniter-tiny", overrides=options)
-    assert isinstance(student, Uniter)
     full = student.state_dict()["model.embeddings.word_embeddings.weight"]
     (pattern, grow), _ = student.rules.resize
     assert pattern == "word_embeddings"

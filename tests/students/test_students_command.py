@@ -15,7 +15,6 @@ from commands import completed
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students import text_student
 from advl_pipeline.students.registry import build_student, families, family_of, list_students
-from advl_pipeline.students.text_student import TextStudent
 
 Advl = Callable[..., CompletedProcess[str]]
 
@@ -88,7 +87,6 @@ def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to
 ) -> None:
     monkeypatch.setattr(text_student, "hub_obstacle", lambda: "no network")
     student = build_student("lxmert-tiny", overrides={"tokenizer": "nobody/nothing"})
-    assert isinstance(student, TextStudent)
     with pytest.raises(WeightsUnavailable, match="not at hand") as missing:
         student.collate_texts([])
     assert missing.value.why == "no network"

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import TINY, TOLERANCE, Reference, part, seeded
+from references import TINY, TOLERANCE, Reference, UniterPass, part, seeded
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from uniter_layout import pack
-from uniter_layout import run_layers as run_padded
 from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, kinds_of, one_row_attention, run_layers
@@ -45,24 +43,19 @@ def load_reference(task: str, arrays: Reference) -> tuple[UniterModel, nn.Module
     return model, head
 
 
-def run(model: UniterModel, inputs: Reference) -> tuple[torch.Tensor, ...]:
-    text = model.embed_text(inputs["input_ids"], types_NL=inputs.get("txt_type_ids"))
-    regions = model.embed_regions(inputs["img_feat"], inputs["img_pos_feat"])
-    packed = pack(text, regions, inputs["gather_index"])
-    bias = attention_bias(inputs["attn_masks"] - 1, dtype=packed.dtype)
-    return text, regions, packed, *run_padded(model, packed, bias)
-
-
 @pytest.mark.parametrize("task", ["vqa", "ve", "vcr"])
 def test_layers_logits_losses_and_gradients(task: str, reference: Callable[[str], Reference]) -> None:
     arrays = reference(f"uniter/uniter_tiny_{task}.npz")
     model, head = load_reference(task, arrays)
     out = part(arrays, "out/")
-    states = run(model, part(arrays, "in/"))
-    names = ("txt_emb", "img_emb", "embedding_output", "layer_0", "layer_1", "layer_2")
-    for name, state in zip(names, states, strict=True):
-        torch.testing.assert_close(state, out[name], **TOLERANCE)
-    pooled = model.pooler(states[-1])
+    made = UniterPass(model, part(arrays, "in/"))
+    torch.testing.assert_close(made.text, out["txt_emb"], **TOLERANCE)
+    torch.testing.assert_close(made.regions, out["img_emb"], **TOLERANCE)
+    for number in range(3):
+        states = made.states(number + 1)
+        assert not states[made.kinds < 0].any()
+        torch.testing.assert_close(states[made.kinds >= 0], out[f"layer_{number}"][made.visible], **TOLERANCE)
+    pooled = model.pooler(states)
     torch.testing.assert_close(pooled, out["pooled"], **TOLERANCE)
     torch.testing.assert_close(head(pooled), out["logits"], **TOLERANCE)
     targets = arrays["in/targets"]
@@ -92,13 +85,14 @@ def original_gradients(model: UniterModel, head: nn.Module, task: str) -> dict[s
 def test_text_only_and_image_only(task: str, reference: Callable[[str], Reference]) -> None:
     arrays = reference(f"uniter/uniter_tiny_{task}.npz")
     model, _ = load_reference(task, arrays)
-    inputs = part(arrays, "in/")
-    text, regions, *_ = run(model, inputs)
-    has_text = inputs["input_ids"] != 0
-    has_region = inputs["img_feat"].abs().sum(-1) > 0
-    for embedded, visible, name in ((text, has_text, "text_only"), (regions, has_region, "image_only")):
-        state = run_padded(model, embedded, attention_bias(visible.long() - 1, dtype=embedded.dtype))[-1]
-        torch.testing.assert_close(state, arrays[f"out/{name}"], **TOLERANCE)
+    made = UniterPass(model, part(arrays, "in/"))
+    none = torch.zeros_like(made.text_mask[:, :0])
+    for embedded, mask, name in (
+        (made.text, made.text_mask, "text_only"),
+        (made.regions, made.region_mask, "image_only"),
+    ):
+        states, _ = run_layers(list(model.encoder.layer), embedded, kinds_of(mask, none), num_text=mask.shape[1])
+        torch.testing.assert_close(states[mask], arrays[f"out/{name}"][mask], **TOLERANCE)
 
 
 def key_shapes(assets: Path, name: str) -> dict[str, torch.Size]:
@@ -129,10 +123,10 @@ def test_base_size_from_seeded_weights(reference: Callable[[str], Reference], as
     require_complete(load_into(model, state, CORE_RULES, source="seeded"))
     require_complete(load_into(head, state, Uniter.head_rules("vqa"), source="seeded"))
     with torch.no_grad():
-        last = run(model, part(arrays, "in/"))[-1]
+        made = UniterPass(model, part(arrays, "in/"))
+        last = made.states()
         logits = head(model.pooler(last))
-    valid = arrays["in/attn_masks"].bool()
-    torch.testing.assert_close(last[valid], arrays["out/last_hidden"][valid], **TOLERANCE)
+    torch.testing.assert_close(last[made.kinds >= 0], arrays["out/last_hidden"][made.visible], **TOLERANCE)
     torch.testing.assert_close(logits, arrays["out/logits"], **TOLERANCE)
 
 
@@ -164,39 +158,6 @@ def test_the_order_of_tokens_equals_the_original_collate(task: str, reference: C
     assert torch.equal(grid.slot_T, visible.flatten().nonzero()[:, 0])
 
 
-@pytest.mark.parametrize("task", ["vqa", "ve", "vcr"])
-def test_one_row_without_padding_equals_the_original(task: str, reference: Callable[[str], Reference]) -> None:
-    arrays = reference(f"uniter/uniter_tiny_{task}.npz")
-    model, head = load_reference(task, arrays)
-    inputs = part(arrays, "in/")
-    visible = inputs["attn_masks"].bool()
-    num_text = inputs["input_ids"].shape[1]
-    is_text = visible & (inputs["gather_index"] < num_text)
-    text_lengths, counts = is_text.sum(1), (visible & ~is_text).sum(1)
-    text_mask = torch.arange(num_text) < text_lengths[:, None]
-    region_mask = torch.arange(inputs["img_feat"].shape[1]) < counts[:, None]
-    text = model.embed_text(inputs["input_ids"], types_NL=inputs.get("txt_type_ids"))
-    regions = model.embed_regions(inputs["img_feat"], inputs["img_pos_feat"])
-    kinds = kinds_of(text_mask, region_mask)
-    x, relevance = run_layers(
-        model.encoder.layer, torch.cat([text, regions], dim=1), kinds, num_text=num_text, need_relevance=True
-    )
-    assert not x[kinds < 0].any()
-    torch.testing.assert_close(x[kinds >= 0], arrays["out/layer_2"][visible], **TOLERANCE)
-    assert relevance is not None
-    assert ((relevance > 0) & (relevance < 1))[text_mask].all()
-    pooled = model.pooler(x)
-    torch.testing.assert_close(head(pooled), arrays["out/logits"], **TOLERANCE)
-    if isinstance(head, TwoWayChoiceHead):
-        loss = two_way_choice(head.two_way(pooled), arrays["in/targets"][:, 0])
-    else:
-        loss = soft_target_bce(head(pooled), arrays["in/targets"])
-    loss.backward()
-    expected = part(arrays, "grad/")
-    for name, gradient in original_gradients(model, head, task).items():
-        torch.testing.assert_close(gradient, expected[name], **TOLERANCE)
-
-
 def test_the_first_token_alone_is_that_of_all_with_its_gradients(reference: Callable[[str], Reference]) -> None:
     model, _ = load_reference("vcr", reference("uniter/uniter_tiny_vcr.npz"))
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +171,6 @@ def test_the_first_token_alone_is_that_of_all_with_its_gradients(reference: Call
             layers = list(model.encoder.layer)
             states, _ = run_layers(layers, x, kinds, num_text=7, separate=separate, first_only=first_only)
             states[:, 0].square().sum().backward()
-            assert x.grad is not None
             weights = [value.grad.clone() for value in layers[-1].parameters() if value.grad is not None]
             model.zero_grad()
             found.append((states[:, 0], x.grad, *weights))

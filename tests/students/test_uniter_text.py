@@ -23,9 +23,7 @@ CLS_ID, SEP_ID = 101, 102
 
 @pytest.fixture(scope="module")
 def student() -> Uniter:
-    built = build_student("uniter-tiny")
-    assert isinstance(built, Uniter)
-    return built
+    return build_student("uniter-tiny")
 
 
 def part(token_ids: list[int]) -> Part:
@@ -105,7 +103,6 @@ def test_long_texts_are_an_error_unless_cutting_is_asked_for() -> None:
         tokens_NL, _ = student.text_tokens([long])
         assert tokens_NL.shape[1] <= 20
     cutting = build_student("uniter-tiny", overrides={"max_text_length": 20, "overlong": "cut"})
-    assert isinstance(cutting, Uniter)
     tensors, num_cut = cutting.collate_texts([long])
     assert num_cut == 1
     assert tensors["token_mask_NL"].sum() == 19

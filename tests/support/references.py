@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import nn
-from uniter_layout import pack, run_layers
 
-from advl_pipeline.students.bert_parts import attention_bias
+from advl_pipeline.students.bert_parts import kinds_of, run_layers
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import UniterModel, uniter_head
 
@@ -51,10 +50,32 @@ class UniterForVqa(nn.Module):
         self.vqa_output = uniter_head("vqa", 24, 11)
 
     def forward(self, inputs: Reference, perturbation: Perturbation | None = None) -> torch.Tensor:
-        delta = perturbation or Perturbation()
-        text = self.uniter.embed_text(inputs["in/input_ids"], delta=delta)
-        regions = self.uniter.embed_regions(inputs["in/img_feat"], inputs["in/img_pos_feat"], delta=delta)
-        packed = pack(text, regions, inputs["in/gather_index"])
-        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
-        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run_layers(self.uniter, packed, bias)[-1]))
+        run = UniterPass(self.uniter, part(inputs, "in/"), perturbation or Perturbation())
+        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(run.states()))
         return logits
+
+
+class UniterPass:
+    """A pass over the arrays of a reference, which lie as the original packs text and regions: without gaps."""
+
+    def __init__(self, model: UniterModel, inputs: Reference, delta: Perturbation | None = None) -> None:
+        delta = delta or Perturbation()
+        self.model = model
+        self.visible = inputs["attn_masks"].bool()
+        num_text = inputs["input_ids"].shape[1]
+        is_text = self.visible & (inputs["gather_index"] < num_text)
+        lengths, counts = is_text.sum(1), (self.visible & ~is_text).sum(1)
+        self.text_mask = torch.arange(num_text) < lengths[:, None]
+        self.region_mask = torch.arange(inputs["img_feat"].shape[1]) < counts[:, None]
+        self.text = model.embed_text(inputs["input_ids"], types_NL=inputs.get("txt_type_ids"), delta=delta)
+        self.regions = model.embed_regions(inputs["img_feat"], inputs["img_pos_feat"], delta=delta)
+
+    @property
+    def kinds(self) -> torch.Tensor:
+        return kinds_of(self.text_mask, self.region_mask)
+
+    def states(self, num_layers: int | None = None) -> torch.Tensor:
+        """Return (N, S, H), text before regions, zero at padding: what a run computes, of the first layers alone."""
+        layers = list(self.model.encoder.layer)[:num_layers]
+        x_NSH = torch.cat([self.text, self.regions], dim=1)
+        return run_layers(layers, x_NSH, self.kinds, num_text=self.text.shape[1])[0]

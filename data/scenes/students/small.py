@@ -289,12 +289,7 @@ class ScenesSmall(AgreementStream):
         self, batch: ScenesSmallBatch, delta: Perturbation, *, hidden: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
-        text_NLH = self.once("text", inputs, lambda: self._text_states(batch, delta))
-        if delta.visual_NRF is not None:
-            # Candidates of one picture are perturbed apart.
-            pixels_NRP = delta.of_features(batch.per_sequence(self._pixels(batch)))
-            embedded_NRH = self._embed_visual(pixels_NRP, batch.per_sequence(batch.positions_BR7))
-            return text_NLH, self._lower_layers(embedded_NRH, batch.visual_mask_NR)
+        text_NLH = self.once("text", inputs, lambda: self._text_states(batch))
         inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
         return text_NLH, batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
@@ -336,20 +331,18 @@ class ScenesSmall(AgreementStream):
         index_NLH = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
         return visual_NRH.gather(1, index_NLH) * (batch.tag_NL >= 0)[..., None]
 
-    def _text_states(self, batch: ScenesSmallBatch, delta: Perturbation) -> torch.Tensor:
-        words_NLE = delta.of_words(self.word_embedding(batch.token_ids_NL))
+    def _text_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
+        words_NLE = self.word_embedding(batch.token_ids_NL)
         positions = self.position_embedding.weight[: words_NLE.shape[1]]
         embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
         return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
 
     def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
-        return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
-
-    def _pixels(self, batch: ScenesSmallBatch) -> torch.Tensor:
-        return batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
-
-    def input_widths(self) -> tuple[int, int]:
-        return self.config.word_size, 3 * self.config.crop_size**2
+        pixels_BRP = batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
+        patch_BRH = self.patch_norm(self.patch_encoder(pixels_BRP))
+        box_BRH = self.box_norm(self.box_encoder(batch.positions_BR7))
+        embedded_BRH = self.visual_norm(patch_BRH + box_BRH + self.type_embedding.weight[VISUAL_TYPE])
+        return self._lower_layers(embedded_BRH, batch.visible_BR)
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.tokenizer.mask_id
@@ -361,11 +354,6 @@ class ScenesSmall(AgreementStream):
         return nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
         )
-
-    def _embed_visual(self, pixels_XRP: torch.Tensor, positions_XR7: torch.Tensor) -> torch.Tensor:
-        patch = self.patch_norm(self.patch_encoder(pixels_XRP))
-        box = self.box_norm(self.box_encoder(positions_XR7))
-        return self.visual_norm(patch + box + self.type_embedding.weight[VISUAL_TYPE])  # type: ignore[no-any-return]
 
     def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
         x_XTH: torch.Tensor = self.dropout(embedded_XTH)

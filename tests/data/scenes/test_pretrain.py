@@ -15,24 +15,24 @@ from safetensors.torch import load_file, save_file
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import PretrainHeads, phrase_targets, pretrain_identity, region_questions, run_pretrain
-from advl_data.scenes.students.scenes_vilt import ScenesVilt
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.students.interface import Pretraining, StudentOutput
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.teaching import _known_words
 
-STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
+STUDENTS = ("scenes-small", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 
 
 def settings(small_corpus: Any, output: Path, **changes: Any) -> PretrainConfig:
-    short = {"warmup_steps": 2, "joint_steps": 3, "batch_size": 8}
+    short = {"warmup_steps": 1, "joint_steps": 2, "batch_size": 8}
     return PretrainConfig(**{"data_root": small_corpus.data_root, "output": output, **short, **changes})
+
+
+def captions_of(small_corpus: Any) -> Any:
+    return small_corpus.dataset(name="scenes-captions", task="captions")
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +74,12 @@ def test_a_student_of_a_shape_that_is_no_longer_built_is_not_taken_for_a_newer_o
         run_pretrain(settings(small_corpus, output))
 
 
-def test_a_student_is_made_as_suits_it_where_nothing_else_is_asked(small_corpus: Any, tmp_path: Path) -> None:
-    config = settings(small_corpus, tmp_path, student="scenes-vilt", warmup_steps=1, joint_steps=None)
-    few = {"warmup_steps": 2, "joint_steps": 1, "learning_rate": 2e-3, "move_pictures": 0.1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScenesVilt, "pretraining", Pretraining(**few))
-        run_pretrain(config)
-    made = read_description(tmp_path)["origin"]["pretraining"]
-    assert {name: made[name] for name in few} == few | {"warmup_steps": 1}
-
-
 def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corpus: Any, tmp_path: Path) -> None:
-    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    dataset = captions_of(small_corpus)
     options = Pretraining(warmup_steps=2, joint_steps=3)
     found = pretrain_identity(settings(small_corpus, tmp_path), options, dataset)
+    moved = pretrain_identity(settings(small_corpus, tmp_path), replace(options, move_pictures=0.25), dataset)
+    assert moved == {**found, "move_pictures": 0.25}
     elsewhere = {"data_root": tmp_path, "device": "cpu", "num_workers": 3}
     assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), options, dataset) == found
     assert list(found) == [
@@ -99,7 +91,7 @@ def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corp
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_phrase_is_placed_at_its_own_box(small_corpus: Any, name: str) -> None:
     student = build_student(name)
-    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    dataset = captions_of(small_corpus)
     examples = [dataset[index] for index in range(6)]
     batch = student.collate(examples)
     phrases = phrase_targets(student, examples, batch)
@@ -135,7 +127,7 @@ def test_the_phrase_that_names_its_box_is_to_have_the_highest_logit() -> None:
 
 
 def test_regions_are_asked_about_in_the_language_of_captions(small_corpus: Any) -> None:
-    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    dataset = captions_of(small_corpus)
     captions = [dataset[index] for index in range(24)]
     asked = region_questions(captions, torch.Generator().manual_seed(0))
     num_own = 0
@@ -151,21 +143,12 @@ def test_regions_are_asked_about_in_the_language_of_captions(small_corpus: Any) 
     assert num_own > 4
 
 
-@pytest.mark.parametrize(("method", "fresh"), [("plain", False), ("advl", False), ("plain", True)])
+@pytest.mark.parametrize("fresh", [False, True])
 def test_the_choice_head_starts_from_the_head_that_named_regions(
-    small_corpus: Any, pretrained: Path, tmp_path: Path, method: str, fresh: bool
+    small_corpus: Any, pretrained: Path, tmp_path: Path, fresh: bool
 ) -> None:
-    run_finetune(
-        small_corpus.config(
-            tmp_path,
-            method=method,
-            cache=small_corpus.caches if method == "advl" else (),
-            task=("vcr-q2a", "vcr-qa2r"),
-            init=pretrained,
-            fresh_heads=fresh,
-            learning_rate=1e-12,
-        )
-    )
+    options = {"method": "plain", "cache": (), "init": pretrained, "num_steps": 1, "learning_rate": 1e-12}
+    small_corpus.run(tmp_path, fresh_heads=fresh, **options)
     head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["vcr"]
     why = "--fresh-heads" if fresh else "naming regions in pretraining"
     assert head == {"origin": "fresh" if fresh else "checkpoint", "why": why}
@@ -175,15 +158,14 @@ def test_the_choice_head_starts_from_the_head_that_named_regions(
 
 
 def test_another_tasks_head_starts_anew(small_corpus: Any, pretrained: Path, tmp_path: Path) -> None:
-    run_finetune(
-        small_corpus.config(tmp_path, method="plain", cache=(), dataset="scenes-snli-ve", task=(), init=pretrained)
-    )
+    options = {"method": "plain", "cache": (), "init": pretrained, "num_steps": 1}
+    small_corpus.run(tmp_path, dataset="scenes-snli-ve", task=(), **options)
     head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["snli-ve"]
     assert head == {"origin": "fresh", "why": "the folder has heads for vcr"}
 
 
 def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any, pretrained: Path) -> None:
-    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    dataset = captions_of(small_corpus)
     texts = [dataset[index].candidates[0].text for index in range(len(dataset))]
     expected = Counter(text[start:end].lower() for text in texts for start, end in word_spans(text))
     assert known_words(pretrained) == expected
@@ -199,9 +181,7 @@ def test_known_words_are_read_from_json_and_from_tab_separated_lines(tmp_path: P
     assert read_known_words(table) == read_known_words(lines) == {"cat": 3, "café": 0}
 
 
-@pytest.mark.parametrize(
-    "text", ['{"cat": "two"}', '{"cat": -1}', '{"cat": true}', '{"cat"', "cat 3\n", "cat\tthree\n"]
-)
+@pytest.mark.parametrize("text", ['{"cat": -1}', '{"cat": true}', '{"cat"', "cat\tthree\n"])
 def test_a_damaged_list_of_words_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / KNOWN_WORDS_FILE
     path.write_text(text, encoding="utf-8")

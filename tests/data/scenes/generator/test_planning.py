@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
@@ -34,7 +34,7 @@ from advl_data.scenes.generator.vqa_items import QUALITIES, vqa_items
 
 VOCABULARY = load_vocabulary()
 NUM_SCENES = 48
-SEEDS = (5, 6, 7)
+SEEDS = (5, 6)
 centres = st.tuples(st.integers(0, PICTURE_SIDE), st.integers(0, PICTURE_SIDE))
 Plans = dict[tuple[str, int], list[Group]]
 
@@ -102,6 +102,7 @@ def test_relations_by_hand() -> None:
     assert relation((50, 50), (100, 100)) is None
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_things_keep_apart_but_for_two_and_inside(seed: int, count: int) -> None:
     spots = place(Draws(seed), count, lambda centres: True)
@@ -195,7 +196,6 @@ def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(plans: Plan
             if not item["question_type"].startswith("relation"):
                 assert task.scene.things[tag].kind == target
             else:
-                assert task.reference is not None
                 assert task.scene.things[tag].kind == task.reference
                 assert PHRASES[task.side(target, task.reference)] in words(item["question"])
         assert checked > 0.4 * NUM_SCENES
@@ -340,7 +340,6 @@ def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans
                 continue
             sides = "|".join(PHRASES.values())
             parts = re.fullmatch(rf"(.*) ({sides}) the (.*)\.", item["sentence2"])
-            assert parts is not None
             said, phrase, other = parts.groups()
             told = described(said)
             subject = told[0] if told else names[re.sub("^The | is$| can be found$", "", said)]
