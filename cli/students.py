@@ -93,8 +93,7 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     fills = not (report["missing"] or report["reinitialised"])
     exit_with(0 if fills else 2)
     yield report
-    half = f"{report['num_half_precision']} of the file's in half precision, widened to float32"
-    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded, {half}")
+    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded")
     _print_keys("missing from the file", report["missing"])
     _print_keys("unexpected in the file", report["unexpected"])
     _print_keys("of another shape, left at fresh values", report["reinitialised"])

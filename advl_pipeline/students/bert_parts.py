@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, BertConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+if TYPE_CHECKING:
+    from advl_pipeline.students.text_student import TextStudentConfig
 
 TEXT, VISUAL, PADDING = 0, 1, -1
 """Kinds of a position in a single-stream sequence."""
@@ -25,35 +28,15 @@ _MASKED = torch.finfo(torch.float16).min
 """What a softmax gives no weight. Autocast rounds masks to fp16 or bf16, where the lowest fp32 would be infinite."""
 
 
-def bert_config(
-    *,
-    hidden_size: int,
-    num_layers: int,
-    num_heads: int,
-    intermediate_size: int,
-    vocab_size: int = 1,
-    max_positions: int = 1,
-    num_types: int = 1,
-    dropout: float = 0.1,
-    attention: str = "sdpa",
-    **other: Any,
-) -> BertConfig:
-    """Return BERT's configuration with the constants that every student of the family uses (eps 1e-12, erf GELU)."""
-    return BertConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        max_position_embeddings=max_positions,
-        type_vocab_size=num_types,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        hidden_act="gelu",
-        layer_norm_eps=1e-12,
-        attn_implementation=attention,
-        **other,
-    )
+def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
+    """Return transformers' configuration of a student's BERT layers, which attend as `run_layers` has them do.
+
+    Args:
+        config: of the student.
+        other: settings by the library's names, such as `attn_implementation="sdpa"` for layers that run otherwise.
+    """
+    own = {"num_hidden_layers": config.num_layers, "attn_implementation": ATTENTION}
+    return BertConfig(**{**config.transformers_sizes, **own, **other})
 
 
 def initialise_bert(module: nn.Module, *, std: float = 0.02) -> None:

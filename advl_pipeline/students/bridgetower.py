@@ -5,9 +5,8 @@ Shapes: N sequences, L text tokens, R visual tokens (class token, then patches),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,20 +17,16 @@ from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM, RobertaAndPixelsConfig
-from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
-from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import States, TwoStreams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BridgeTowerConfig(RobertaAndPixelsConfig):
-    """Architecture of BridgeTower-base. The vision tower has one head per 64 of its width."""
+class BridgeTowerConfig(PixelStudentConfig):
+    """Architecture of BridgeTower: METER's, but for towers whose vision one has one head per 64 of its width."""
 
     tower_layers: int = option(12, help="Layers of each single-modality tower.", minimum=1)
-    image_size: int = option(
-        288, help="Side of the square picture in pixels; position tables are fitted to it.", minimum=1
-    )
 
 
 class BridgeTower(TwoStreams, PixelStudent):
@@ -40,7 +35,6 @@ class BridgeTower(TwoStreams, PixelStudent):
     config: BridgeTowerConfig
     num_separators = 2
     config_class: ClassVar[type[BridgeTowerConfig]] = BridgeTowerConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("bridgetower")
     rules: ClassVar[KeyRules] = published_keys(
         "bridgetower", resize={r"visual\.embeddings\.position_embedding": interpolate_grid}
     )

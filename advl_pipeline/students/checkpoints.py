@@ -13,7 +13,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,7 +98,6 @@ class LoadReport:
     resized: tuple[str, ...] = ()
     reinitialised: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    num_half_precision: int = field(default=0)
 
     @property
     def complete(self) -> bool:
@@ -110,11 +109,8 @@ class LoadReport:
         return {**asdict(self), "complete": self.complete}
 
 
-def read_checkpoint(path: Path) -> tuple[StateDict, int]:
-    """Read the tensors of a checkpoint file or folder, unwrapped and in float32.
-
-    Returns:
-        The tensors by name, and how many of them were stored in half precision.
+def read_checkpoint(path: Path) -> StateDict:
+    """Return the tensors of a checkpoint file or folder by name, unwrapped and in float32.
 
     Raises:
         WeightsUnavailable: nothing is there, the file is cut, or it is a pointer of a large-file store.
@@ -131,7 +127,6 @@ def read_checkpoint(path: Path) -> tuple[StateDict, int]:
         raise ConfigError(
             "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
         )
-    half = sum(1 for value in raw.values() if value.dtype in (torch.float16, torch.bfloat16))
     state: StateDict = {}
     for name, value in raw.items():
         while name.startswith(WRAPPER_PREFIXES):
@@ -141,7 +136,7 @@ def read_checkpoint(path: Path) -> tuple[StateDict, int]:
         state[name] = value.float() if value.is_floating_point() else value
     if len(state) != len(raw):
         raise ConfigError("Two keys of the checkpoint get the same name once unwrapped.", where=str(path))
-    return state, half
+    return state
 
 
 def map_keys(state: Mapping[str, torch.Tensor], rules: KeyRules) -> tuple[StateDict, tuple[str, ...]]:
@@ -167,14 +162,7 @@ def map_keys(state: Mapping[str, torch.Tensor], rules: KeyRules) -> tuple[StateD
     return mapped, tuple(sorted(ignored))
 
 
-def load_into(
-    module: nn.Module,
-    state: Mapping[str, torch.Tensor],
-    rules: KeyRules,
-    *,
-    source: str,
-    num_half_precision: int = 0,
-) -> LoadReport:
+def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], rules: KeyRules, *, source: str) -> LoadReport:
     """Map and load what fits; report the rest by name. Nothing is raised for missing or unexpected keys."""
     prepared = rules.prepare(dict(state)) if rules.prepare else state
     mapped, ignored = map_keys(prepared, rules)
@@ -206,7 +194,6 @@ def load_into(
         resized=tuple(sorted(resized)),
         reinitialised=tuple(sorted(reinitialised)),
         fresh=fresh,
-        num_half_precision=num_half_precision,
     )
 
 
@@ -216,8 +203,8 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
     Raises:
         ConfigError: nothing of it fits, where something must.
     """
-    state, half = read_checkpoint(path)
-    report = load_into(module, state, rules, source=path.name, num_half_precision=half)
+    state = read_checkpoint(path)
+    report = load_into(module, state, rules, source=path.name)
     if must_fit and not report.num_loaded:
         found, own = sorted(state), sorted(module.state_dict())
         raise ConfigError(

@@ -9,35 +9,25 @@ Shapes: N sequences, L text tokens, R = side * side cells row by row, S = L + R,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import (
-    ATTENTION,
-    bert_config,
-    initialise_bert,
-    widening_head,
-)
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import longer_texts, text_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipVilConfig(RegionStudentConfig):
     """Architecture of CLIP-ViL_p; the defaults are those of its RN50 model."""
 
-    max_text_length: int = text_length(20)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
     grid_side: int = option(12, help="Rows and columns of the grid.", minimum=1)
     num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.", minimum=1)
 
@@ -87,7 +77,7 @@ class ClipVilModel(nn.Module):
 
     def __init__(self, config: ClipVilConfig) -> None:
         super().__init__()
-        bert = bert_config(**config.bert_sizes, num_types=2, attention=ATTENTION)
+        bert = bert_config(config)
         self.embeddings = BertEmbeddings(bert)
         self.encoder = BertEncoder(bert)
         self.visual_pos = GridPosition(config.num_grid_positions, config.feature_size)
@@ -109,7 +99,6 @@ class ClipVil(RegionStream):
     head_key = "logit_fc"
     reads_first = True
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("clip-vil")
     rules: ClassVar[KeyRules] = published_keys("clip-vil")
 
     def __init__(self, name: str, config: ClipVilConfig) -> None:

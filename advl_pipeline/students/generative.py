@@ -59,7 +59,7 @@ from advl_pipeline.students.interface import (
     StudentOutput,
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
-from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.registry import family_of, published_presets
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
 
@@ -110,7 +110,8 @@ def chat_presets(family: str, architecture: Callable[..., Mapping[str, Any]]) ->
     """
     return {
         name: {"architecture": architecture(**facts.pop("model")), **facts}
-        for name, facts in published_presets(family).items()
+        for name, facts in published_presets().items()
+        if family_of(name) == family
     }
 
 

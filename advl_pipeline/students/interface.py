@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, rules_below
 
 States = TypeVar("States")
@@ -201,16 +201,6 @@ class LoraSettings:
     targets: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pretraining:
-    """How a small student is pretrained where its options do not say otherwise; fields are options of that name."""
-
-    warmup_steps: int = 500
-    joint_steps: int = 250
-    learning_rate: float = 1e-3
-    move_pictures: float = 0.0
-
-
 @dataclass(kw_only=True)
 class Perturbation:
     """Additive perturbations for adversarial training (VILLA): of the word embeddings, of the raw visual features."""
@@ -255,7 +245,6 @@ class Student(nn.Module, ABC):
     """Width P of the pooled state; equal to H for most students."""
     lora: LoraSettings | None = None
     """How a run updates it where it starts from published weights; None: all of it is trained."""
-    pretraining: Pretraining = Pretraining()
     places: PlaceKind | None = None
     """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
     teacher's grid can be laid over them."""
@@ -427,17 +416,6 @@ class Student(nn.Module, ABC):
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         """Return (N, R, H): the picture's tokens before they meet the text."""
         return self.encode_unimodal(batch).visual_states_NRH
-
-    def word_table(self) -> tuple[nn.Embedding, int]:
-        """Return the vectors of word pieces and the row of the mask token, which pretraining needs.
-
-        Raises:
-            ConfigError: the student's weights are published, so that it is not pretrained here.
-        """
-        raise ConfigError(
-            f"Student {self.name} brings its own pretraining.",
-            next_command=advise(["advl", "finetune", "--student", self.name, "--init", "CHECKPOINT"]),
-        )
 
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and mask of the examples' texts, (N, L), as `collate` does, without opening a picture.

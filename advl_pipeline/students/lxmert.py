@@ -5,9 +5,8 @@ Shapes: N sequences, L text tokens, R regions, H width, F feature width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,8 +18,7 @@ from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widen
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import States, TwoStreams, longer_texts, text_length
+from advl_pipeline.students.text_student import States, TwoStreams
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}
@@ -31,11 +29,8 @@ PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in en
 class LxmertConfig(RegionStudentConfig):
     """Architecture of LXMERT; `num_layers` counts the language layers."""
 
-    num_layers: int = option(9, help="Language layers.", minimum=1)
     num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
-    max_text_length: int = text_length(64)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class Lxmert(TwoStreams, RegionStudent):
@@ -44,7 +39,6 @@ class Lxmert(TwoStreams, RegionStudent):
     config: LxmertConfig
     head_key = r"(?:answer_head\.)?logit_fc"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("lxmert")
     rules: ClassVar[KeyRules] = published_keys("lxmert")
 
     def __init__(self, name: str, config: LxmertConfig) -> None:

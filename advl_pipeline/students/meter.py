@@ -14,9 +14,9 @@ and vision encoders, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -29,30 +29,17 @@ from advl_pipeline.students.bert_parts import compute_dtype, initialise_bert, no
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import States, TwoStreams, longer_texts, text_length
+from advl_pipeline.students.text_student import States, TwoStreams
 
 TEXT_STREAM, IMAGE_STREAM = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RobertaAndPixelsConfig(PixelStudentConfig):
-    """What METER and BridgeTower have in common: RoBERTa-base and patches of 16 pixels under 6 cross-modal layers."""
+class MeterConfig(PixelStudentConfig):
+    """Architecture of METER; `num_layers` counts the cross-modal layers of each stream.
 
-    num_layers: int = option(6, help="Cross-modal layers of each stream.", minimum=1)
-    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
-    tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
-    max_positions: int = option(
-        514, help="Rows of RoBERTa's position table; two of them stand for padding.", minimum=1
-    )
-    max_text_length: int = text_length(50)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeterConfig(RobertaAndPixelsConfig):
-    """Architecture of METER with CLIP-ViT-B/16 and RoBERTa-base."""
+    Two rows of RoBERTa's position table, which `max_positions` counts, stand for padding.
+    """
 
     text_layers: int = option(12, help="Layers of RoBERTa.", minimum=1)
     vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.", minimum=1)
@@ -125,7 +112,6 @@ class Meter(TwoStreams, PixelStudent):
     config: MeterConfig
     num_separators = 2
     config_class: ClassVar[type[MeterConfig]] = MeterConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("meter")
     rules: ClassVar[KeyRules] = published_keys(
         "meter",
         resize={r"^vision\.embeddings\.position_embedding": interpolate_grid},

@@ -7,9 +7,9 @@ Shapes: B examples, N sequences, L text tokens, R visual tokens, S = L + R, H wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -27,28 +27,17 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import SingleStream, TextTokenizer, longer_texts, text_length
+from advl_pipeline.students.text_student import SingleStream, TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModernVBertConfig(PixelStudentConfig):
-    """Architecture of ModernVBERT."""
+    """Architecture of ModernVBERT; the last row of its word table is the picture's token."""
 
-    num_layers: int = option(22, help="Layers of ModernBERT.", minimum=1)
-    intermediate_size: int = option(1152, help="Width of ModernBERT's gated feed-forward layers.", minimum=1)
-    dropout: float = option(0.0, help="Dropout of states and attention.", minimum=0, below=1)
     vision_size: int = option(768, help="Width of SigLIP.", minimum=1)
     vision_layers: int = option(12, help="Layers of SigLIP.", minimum=1)
     vision_intermediate_size: int = option(3072, help="Width of SigLIP's feed-forward layers.", minimum=1)
     pixel_shuffle: int = option(4, help="Patches merged along each side into one token.", minimum=1)
-    image_size: int = option(512, help="Side of the square picture in pixels.", minimum=1)
-    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
-    tokenizer: str = option("ModernVBERT/modernvbert", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.", minimum=1)
-    max_positions: int = option(8192, help="Positions that the rotary embedding covers.", minimum=1)
-    max_text_length: int = text_length(512)
-    overlong: Literal["error", "cut"] = longer_texts("error")
 
 
 class ModernVBert(SingleStream, PixelStudent):
@@ -56,7 +45,6 @@ class ModernVBert(SingleStream, PixelStudent):
 
     config: ModernVBertConfig
     config_class: ClassVar[type[ModernVBertConfig]] = ModernVBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("modernvbert")
     rules: ClassVar[KeyRules] = published_keys("modernvbert")
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0

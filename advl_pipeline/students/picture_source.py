@@ -185,22 +185,37 @@ class RandomProjection:
         return np.maximum(pixels_RP @ self._projection_PF, np.float32(0.0))
 
 
-class PixelRegions(RegionSource):
-    """The whole picture and each box, in the order of the dataset."""
+class CropRegions(RegionSource):
+    """The whole picture and each box, in the order of the dataset; features are the values of small crops, to 255."""
 
-    def __init__(self, feature_size: int) -> None:
-        self.feature_size = feature_size
-        self._pixels = RegionPixels(CROP_SIZE)
-        self._project = RandomProjection(CROP_SIZE, feature_size)
+    def __init__(self, crop_size: int) -> None:
+        self.feature_size = 3 * crop_size**2
+        self._pixels = RegionPixels(crop_size)
 
     def regions(self, unit: ImageUnit) -> Regions:
         crops = self._pixels.crops(unit)
         return Regions(
-            features_RF=self._project(crops),
+            features_RF=self.features(crops),
             positions_R7=box_positions(unit),
             box_index_R=np.arange(-1, len(crops) - 1),
             whole_first=True,
         )
+
+    def features(self, crops_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return (R, F)."""
+        return crops_RSS3.reshape(len(crops_RSS3), -1).astype(np.float32)
+
+
+class PixelRegions(CropRegions):
+    """The same crops through the fixed projection."""
+
+    def __init__(self, feature_size: int) -> None:
+        super().__init__(CROP_SIZE)
+        self.feature_size = feature_size
+        self._project = RandomProjection(CROP_SIZE, feature_size)
+
+    def features(self, crops_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return self._project(crops_RSS3)
 
 
 class PixelGrid(RegionSource):

@@ -6,7 +6,7 @@ Shapes: B examples, N sequences, L text tokens, R regions, H width, F feature wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -103,31 +103,7 @@ class RegionStudent(TextStudent):
         return len(self.regions_of(unit).features_RF)
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
-        text, num_cut = self.collate_texts(examples)
-        num_candidates = tuple(len(example.candidates) for example in examples)
-        regions = [self.regions_of(example.image) for example in examples]
-        num_regions = torch.tensor([len(item.features_RF) for item in regions])
-        features = torch.zeros(len(examples), int(num_regions.max()), self.config.feature_size)
-        for index, item in enumerate(regions):
-            features[index, : len(item.features_RF)] = torch.from_numpy(item.features_RF)
-        positions = pad_sequence([torch.from_numpy(item.positions_R7) for item in regions], batch_first=True)
-        boxes = [torch.from_numpy(item.box_index_R) for item in regions]
-        box_index_BR = pad_sequence(boxes, batch_first=True, padding_value=-1)
-        mask_BR = torch.arange(features.shape[1]) < num_regions[:, None]
-        is_place_BR = mask_BR.clone()
-        is_place_BR[:, 0] &= ~torch.tensor([item.whole_first for item in regions])
-        repeats = torch.tensor(num_candidates)
-        return RegionBatch(
-            num_candidates=num_candidates,
-            **text,
-            visual_mask_NR=mask_BR.repeat_interleave(repeats, dim=0),
-            box_index_NR=box_index_BR.repeat_interleave(repeats, dim=0),
-            places_BR4=positions[..., :4].masked_fill(~is_place_BR[..., None], torch.nan),
-            features_BRF=features,
-            positions_BR7=positions,
-            whole_first=all(item.whole_first for item in regions),
-            num_cut=num_cut,
-        )
+        return collate_regions(self, examples, self.regions_of)
 
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()
@@ -139,6 +115,37 @@ class RegionStudent(TextStudent):
             text_NLE=like.new_zeros(*batch.token_ids_NL.shape, self.hidden_size) if text else None,
             visual_NRF=like.new_zeros(batch.num_sequences, *like.shape[1:]) if visual else None,
         )
+
+
+def collate_regions(
+    student: TextStudent, examples: Sequence[Example], regions_of: Callable[[ImageUnit], Regions]
+) -> RegionBatch:
+    """Return the padded batch of a student's texts and of the regions of each example's picture."""
+    text, num_cut = student.collate_texts(examples)
+    regions = [regions_of(example.image) for example in examples]
+    num_candidates = tuple(len(example.candidates) for example in examples)
+    num_regions = torch.tensor([len(item.features_RF) for item in regions])
+    features = torch.zeros(len(examples), int(num_regions.max()), regions[0].features_RF.shape[1])
+    for index, item in enumerate(regions):
+        features[index, : len(item.features_RF)] = torch.from_numpy(item.features_RF)
+    positions = pad_sequence([torch.from_numpy(item.positions_R7) for item in regions], batch_first=True)
+    boxes = [torch.from_numpy(item.box_index_R) for item in regions]
+    box_index_BR = pad_sequence(boxes, batch_first=True, padding_value=-1)
+    mask_BR = torch.arange(features.shape[1]) < num_regions[:, None]
+    is_place_BR = mask_BR.clone()
+    is_place_BR[:, 0] &= ~torch.tensor([item.whole_first for item in regions])
+    repeats = torch.tensor(num_candidates)
+    return RegionBatch(
+        num_candidates=num_candidates,
+        **text,
+        visual_mask_NR=mask_BR.repeat_interleave(repeats, dim=0),
+        box_index_NR=box_index_BR.repeat_interleave(repeats, dim=0),
+        places_BR4=positions[..., :4].masked_fill(~is_place_BR[..., None], torch.nan),
+        features_BRF=features,
+        positions_BR7=positions,
+        whole_first=all(item.whole_first for item in regions),
+        num_cut=num_cut,
+    )
 
 
 class RegionStream(SingleStream, RegionStudent):

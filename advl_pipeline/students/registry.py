@@ -90,10 +90,10 @@ def families() -> dict[str, dict[str, Any]]:
     return read_tables("students.toml")
 
 
-def published_presets(*known: str) -> dict[str, dict[str, Any]]:
-    """Return name -> settings of all sizes of some families, which are data (`data/architectures.toml`)."""
+def published_presets() -> dict[str, dict[str, Any]]:
+    """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
     tables = read_tables("architectures.toml")
-    return {name: tables.get(name, {}) for name in STUDENTS if family_of(name) in known}
+    return {name: tables.get(family_of(name), {}) | tables.get(name, {}) for name in STUDENTS}
 
 
 def list_students() -> list[dict[str, Any]]:

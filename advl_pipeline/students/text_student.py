@@ -11,11 +11,11 @@ embedded text model, E width of a student's word vectors.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import package_folder
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.registry import published_presets
 from advl_pipeline.students.weight_files import tokenizer_folder
 
 EMBEDDED_TOKENIZER = "minilm-l6"
@@ -83,27 +84,15 @@ def language_model_words(size: int) -> torch.Tensor:
     return scaled_VE
 
 
-def text_length(tokens: int) -> Any:
-    """Declare how many tokens a student's row of text has at most."""
-    return option(tokens, help="Tokens of one row of text.", minimum=5)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowLength(Configuration):
+    """How long a row of text may be, and what happens to longer ones."""
 
-
-def longer_texts(what: Literal["error", "cut"]) -> Any:
-    """Declare what becomes of texts that are longer than a student's row."""
-    return option(
-        what,
+    max_text_length: int = option(128, help="Tokens of one row of text.", minimum=5)
+    overlong: Literal["error", "cut"] = option(
+        "error",
         help="Longer texts to learn from are an error, or the longer part is cut; those to score are always cut.",
     )
-
-
-class RowLength(Protocol):
-    """How long a row may be, and what happens to longer ones."""
-
-    @property
-    def max_text_length(self) -> int: ...
-
-    @property
-    def overlong(self) -> Literal["error", "cut"]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,8 +329,8 @@ def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextStudentConfig(Configuration):
-    """Settings that every student has; its architecture's own come on top."""
+class TextStudentConfig(RowLength):
+    """Settings that every student has; its architecture's own come on top. Families' values are data."""
 
     hidden_size: int = option(768, help="Width H.", minimum=1)
     num_layers: int = option(12, help="Encoder layers.", minimum=1)
@@ -351,14 +340,6 @@ class TextStudentConfig(Configuration):
     tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
-    max_text_length: int = text_length(128)
-    overlong: Literal["error", "cut"] = longer_texts("error")
-
-    @property
-    def bert_sizes(self) -> dict[str, Any]:
-        """The text encoder's sizes, as `bert_config` takes them."""
-        widths = ("hidden_size", "num_layers", "num_heads", "intermediate_size")
-        return {name: getattr(self, name) for name in (*widths, "vocab_size", "max_positions", "dropout")}
 
     @property
     def transformers_sizes(self) -> dict[str, Any]:
@@ -398,6 +379,8 @@ class TextStudent(Student):
     """Tokenises candidates part by part and lays the parts out between its special tokens."""
 
     config: TextStudentConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
+    """Name -> settings that differ from the defaults of the class' configuration."""
     num_unused_rows: ClassVar[int] = 0
     """How many rows of the published word table no token of the published tokenizer may have."""
     num_separators: ClassVar[int] = 1
@@ -419,7 +402,7 @@ class TextStudent(Student):
     def require_inputs(self) -> None:
         tokenizer = self.tokenizer
         if not 0 <= self.config.vocab_size - tokenizer.vocab_size <= self.num_unused_rows:
-            own = getattr(self, "presets", {}).get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
+            own = self.presets.get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
             raise ConfigError(
                 "The tokenizer is of another vocabulary than the student's word table.",
                 where=self.config.tokenizer,

@@ -11,9 +11,9 @@ K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,12 +22,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.bert_parts import (
-    ATTENTION,
-    bert_config,
-    initialise_bert,
-    widening_head,
-)
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import (
@@ -35,8 +30,7 @@ from advl_pipeline.students.region_student import (
     RegionStream,
     RegionStudentConfig,
 )
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import Part, ReplacedSpan, TextRow, text_length
+from advl_pipeline.students.text_student import Part, ReplacedSpan, TextRow
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -84,17 +78,17 @@ class RegionEmbeddings(nn.Module):
 class UniterModel(nn.Module):
     """Embeddings, encoder and pooler of UNITER (and of VILLA, which differs in training only)."""
 
-    def __init__(self, *, feature_size: int, **sizes: Any) -> None:
+    def __init__(self, config: UniterConfig, *, num_words: int) -> None:
         """Args:
-        feature_size: width of the region features.
-        sizes: as `bert_config` takes them.
+        config: of the student.
+        num_words: rows of the word table, those of the person tokens among them.
         """
         super().__init__()
-        config = bert_config(**sizes, attention=ATTENTION)
-        self.embeddings = BertEmbeddings(config)
-        self.img_embeddings = RegionEmbeddings(config.hidden_size, feature_size, config.hidden_dropout_prob)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        bert = bert_config(config, vocab_size=num_words, type_vocab_size=config.num_types)
+        self.embeddings = BertEmbeddings(bert)
+        self.img_embeddings = RegionEmbeddings(config.hidden_size, config.feature_size, config.dropout)
+        self.encoder = BertEncoder(bert)
+        self.pooler = BertPooler(bert)
         initialise_bert(self)
 
     def embed_text(
@@ -170,11 +164,8 @@ def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniterConfig(RegionStudentConfig):
-    """Architecture of UNITER; the defaults are uniter-base."""
+    """Architecture of UNITER; the word table has rows of person tokens besides `vocab_size`."""
 
-    tokenizer: str = option("bert-base-cased", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(28996, help="Rows of the word table before the person tokens.", minimum=1)
-    max_text_length: int = text_length(220)
     num_types: int = option(4, help="Token types: question, region, answer, rationale.", minimum=1)
 
 
@@ -184,18 +175,13 @@ class Uniter(RegionStream):
     config: UniterConfig
     reads_first = True
     config_class: ClassVar[type[UniterConfig]] = UniterConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("uniter", "villa")
     rules: ClassVar[KeyRules] = published_keys(
         "uniter", resize={"word_embeddings": grow_word_table, "token_type_embeddings": grow_rows_from_first}
     )
 
     def __init__(self, name: str, config: UniterConfig) -> None:
         super().__init__(name, config)
-        self.model = UniterModel(
-            **config.bert_sizes | {"vocab_size": config.vocab_size + NUM_PERSON_TOKENS},
-            num_types=config.num_types,
-            feature_size=config.feature_size,
-        )
+        self.model = UniterModel(config, num_words=config.vocab_size + NUM_PERSON_TOKENS)
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""

@@ -7,16 +7,13 @@ Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import ViltConfig as HfViltConfig
-from transformers import ViltModel
+from transformers import ViltConfig, ViltModel
 
-from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
@@ -27,35 +24,24 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import SingleStream, longer_texts, text_length
+from advl_pipeline.students.text_student import SingleStream
 
 IMAGE_TYPE = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViltConfig(PixelStudentConfig):
-    """Architecture of ViLT-B/32."""
-
-    max_positions: int = option(40, help="Rows of the text's position table.", minimum=1)
-    max_text_length: int = text_length(40)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class Vilt(SingleStream, PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
-    config: ViltConfig
+    config: PixelStudentConfig
     compile_refusal = ""
     head_key = "classifier"
-    config_class: ClassVar[type[ViltConfig]] = ViltConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("vilt")
+    config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
     rules: ClassVar[KeyRules] = published_keys(
         "vilt", resize={r"^model\.embeddings\.position_embeddings": interpolate_grid}
     )
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
 
-    def __init__(self, name: str, config: ViltConfig) -> None:
+    def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
         self.model = ViltModel(vilt_config(config))
 
@@ -98,9 +84,9 @@ class Vilt(SingleStream, PixelStudent):
         return typed
 
 
-def vilt_config(config: ViltConfig) -> HfViltConfig:
+def vilt_config(config: PixelStudentConfig) -> ViltConfig:
     """Return transformers' configuration of the same architecture."""
-    return HfViltConfig(
+    return ViltConfig(
         **config.transformers_sizes,
         num_hidden_layers=config.num_layers,
         image_size=config.image_size,

@@ -9,18 +9,18 @@ Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import VisualBertConfig as HfVisualBertConfig
+from transformers import VisualBertConfig
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 from transformers.models.visual_bert.modeling_visual_bert import VisualBertEmbeddings
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, named_or_pooled
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import (
@@ -29,17 +29,9 @@ from advl_pipeline.students.region_student import (
     RegionStudentConfig,
     tags_in,
 )
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import Part, TextRow, pair_row, text_length
+from advl_pipeline.students.text_student import Part, TextRow, pair_row
 
 HEAD_DROPOUT = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VisualBertConfig(RegionStudentConfig):
-    """Architecture of VisualBERT; the defaults are those of its VQA checkpoints (2048-wide features)."""
-
-    max_text_length: int = text_length(128)
 
 
 @dataclass(kw_only=True)
@@ -52,9 +44,9 @@ class VisualBertBatch(RegionBatch):
 class VisualBertModel(nn.Module):
     """Embeddings, encoder and pooler, under transformers' names."""
 
-    def __init__(self, config: VisualBertConfig) -> None:
+    def __init__(self, config: RegionStudentConfig) -> None:
         super().__init__()
-        bert = bert_config(**config.bert_sizes, attention=ATTENTION)
+        bert = bert_config(config)
         self.embeddings = VisualBertEmbeddings(visualbert_config(config))
         self.encoder = BertEncoder(bert)
         self.pooler = BertPooler(bert)
@@ -84,12 +76,11 @@ class VisualBertModel(nn.Module):
 class VisualBert(RegionStream):
     """The student. State names are transformers' behind `model.`."""
 
-    config: VisualBertConfig
-    config_class: ClassVar[type[VisualBertConfig]] = VisualBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("visualbert")
+    config: RegionStudentConfig
+    config_class: ClassVar[type[RegionStudentConfig]] = RegionStudentConfig
     rules: ClassVar[KeyRules] = published_keys("visualbert")
 
-    def __init__(self, name: str, config: VisualBertConfig) -> None:
+    def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
         self.model = VisualBertModel(config)
 
@@ -135,9 +126,9 @@ class VisualBert(RegionStream):
         )
 
 
-def visualbert_config(config: VisualBertConfig) -> HfVisualBertConfig:
+def visualbert_config(config: RegionStudentConfig) -> VisualBertConfig:
     """Return transformers' configuration of the same architecture."""
-    return HfVisualBertConfig(
+    return VisualBertConfig(
         **config.transformers_sizes,
         num_hidden_layers=config.num_layers,
         visual_embedding_dim=config.feature_size,

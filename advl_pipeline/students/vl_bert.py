@@ -11,17 +11,18 @@ Shapes: N sequences, L text tokens, R objects, S = L + R + 1 positions, H width,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, BertPredictionHeadTransform
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.bert_parts import ATTENTION, bert_config, initialise_bert, kinds_of, named_or_pooled
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
@@ -31,8 +32,7 @@ from advl_pipeline.students.region_student import (
     RegionStudentConfig,
     tagged_regions,
 )
-from advl_pipeline.students.registry import published_presets
-from advl_pipeline.students.text_student import Part, TextRow, longer_texts, text_length
+from advl_pipeline.students.text_student import Part, TextRow
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -42,27 +42,22 @@ _FREQUENCIES = 256
 class VlBertModel(nn.Module):
     """Embeddings, encoder and pooler."""
 
-    def __init__(self, *, visual_scale_init: float, **sizes: Any) -> None:
-        """Args:
-        visual_scale_init: of the norms of visual embeddings.
-        sizes: as `bert_config` takes them.
-        """
+    def __init__(self, config: VlBertConfig) -> None:
         super().__init__()
-        config = bert_config(**sizes, attention=ATTENTION)
-        hidden_size = config.hidden_size
+        bert, hidden_size = bert_config(config), config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, hidden_size)
         self.end_embedding = nn.Embedding(1, hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_positions, hidden_size)
         self.token_type_embeddings = nn.Embedding(3, hidden_size)
         self.embedding_LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.embedding_dropout = nn.Dropout(config.dropout)
         self.visual_ln_text = nn.LayerNorm(hidden_size, eps=1e-12)
         self.visual_ln_object = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        self.encoder = BertEncoder(bert)
+        self.pooler = BertPooler(bert)
         initialise_bert(self)
-        nn.init.constant_(self.visual_ln_text.weight, visual_scale_init)
-        nn.init.constant_(self.visual_ln_object.weight, visual_scale_init)
+        nn.init.constant_(self.visual_ln_text.weight, config.visual_scale_init)
+        nn.init.constant_(self.visual_ln_object.weight, config.visual_scale_init)
 
     def embed(
         self,
@@ -138,10 +133,8 @@ EMPTY_TEXT_LENGTH = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlBertConfig(RegionStudentConfig):
-    """Architecture of VL-BERT; the defaults are vl-bert-base."""
+    """Architecture of VL-BERT."""
 
-    max_text_length: int = text_length(64)
-    overlong: Literal["error", "cut"] = longer_texts("cut")
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 
@@ -158,15 +151,11 @@ class VlBert(RegionStream):
     config: VlBertConfig
     head_key = "final_mlp"
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets("vl-bert")
     rules: ClassVar[KeyRules] = published_keys("vl-bert")
 
     def __init__(self, name: str, config: VlBertConfig) -> None:
         super().__init__(name, config)
-        self.vlbert = VlBertModel(
-            **config.bert_sizes,
-            visual_scale_init=config.visual_scale_init,
-        )
+        self.vlbert = VlBertModel(config)
         self.image_feature_extractor = ObjectDownsample(config.hidden_size, config.feature_size, config.dropout)
         self.object_linguistic_embeddings = nn.Embedding(1, config.hidden_size)
         initialise_bert(self.image_feature_extractor)
@@ -230,10 +219,8 @@ class VlBert(RegionStream):
 def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential:
     """Return VQA's masked-word transform and classifier, or the single layer of the other tasks."""
     if task == "vqa":
-        config = bert_config(hidden_size=hidden_size, num_layers=1, num_heads=1, intermediate_size=hidden_size)
-        head = nn.Sequential(
-            BertPredictionHeadTransform(config), nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes)
-        )
+        transform = BertPredictionHeadTransform(BertConfig(hidden_size=hidden_size))
+        head = nn.Sequential(transform, nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes))
     else:
         head = nn.Sequential(nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes))
     for part in head.modules():

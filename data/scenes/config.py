@@ -56,6 +56,16 @@ class ScenesConfig(DataRootOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """How a student is pretrained where options of the same names do not say otherwise: its own `pretraining`."""
+
+    warmup_steps: int = 500
+    joint_steps: int = 250
+    learning_rate: float = 1e-3
+    move_pictures: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl scenes pretrain`."""
 

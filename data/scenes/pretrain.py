@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from advl_data.scenes.config import PretrainConfig
+from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import num_threads, precision, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
@@ -50,7 +50,7 @@ from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.students.generative import GenerativeStudent
-from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput, moved
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
@@ -86,16 +86,7 @@ SCHEMA = 5
 
 
 @dataclass(kw_only=True)
-class _Batch:
-    """Tensors, and batches of them."""
-
-    def to(self, device: torch.device) -> Self:
-        parts = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
-
-
-@dataclass(kw_only=True)
-class PhraseTargets(_Batch):
+class PhraseTargets:
     """Phrases of a batch: their caption, characters, place in the picture, and a number that equal wordings share.
 
     `place_QR` (float32) sums to 1: the box's visual token, or the shares of the box on the patches.
@@ -206,7 +197,7 @@ class PretrainHeads(nn.Module):
     A student that answers in words foretells captions with its own output layer; it has no head of masked words.
     """
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Any) -> None:
         super().__init__()
         width = student.hidden_size
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -404,10 +395,17 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     torch.manual_seed(config.seed)
-    student = build_student(config.student)
+    student: Any = build_student(config.student)
+    if not hasattr(student, "word_table"):
+        raise ConfigError(
+            f"Student {student.name} brings its own pretraining.",
+            why="it does not give its word pieces and mask token (`word_table`)",
+            next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
+        )
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
     # Where nothing is asked for, it is what suits the student.
-    options = replace(student.pretraining, **{name: value for name, value in asked.items() if value is not None})
+    usual = getattr(student, "pretraining", Pretraining())
+    options = replace(usual, **{name: value for name, value in asked.items() if value is not None})
     origin = {"pretraining": pretrain_identity(config, options, dataset)}
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
@@ -485,7 +483,7 @@ def pretrain_identity(config: PretrainConfig, options: Pretraining, dataset: Dat
 
 
 @dataclass(kw_only=True)
-class _JointBatch(_Batch):
+class _JointBatch:
     """A few captions with their own pictures and with others; questions about a region of some pictures."""
 
     few: StudentBatch
@@ -496,7 +494,7 @@ class _JointBatch(_Batch):
 
 
 @dataclass(kw_only=True)
-class _PairBatch(_Batch):
+class _PairBatch:
     """Captions with their own pictures, and after the warm-up what the joint objectives need besides."""
 
     captions: StudentBatch
@@ -509,7 +507,7 @@ def _train(
     options: Pretraining,
     dataset: Dataset,
     positions: Sequence[int],
-    student: Student,
+    student: Any,
     heads: PretrainHeads,
     output: Path,
     keep: Callable[[int, nn.Module, torch.optim.Optimizer], None],
@@ -554,7 +552,7 @@ def _train(
     ):
         device = torch.device(config.device)
         for step, waiting in enumerate(prefetched, start=done):
-            batch = waiting.to(device)
+            batch = moved(waiting, device)
             torch.manual_seed(config.seed * 1_000_003 + step)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             for group in optimizer.param_groups:

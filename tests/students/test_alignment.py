@@ -122,21 +122,27 @@ def check_words(text: str, spans: list[tuple[int, int]]) -> set[int]:
 
 @pytest.mark.parametrize("name", STUDENTS)
 @settings(max_examples=15, deadline=None)
-@given(context=parts, answer=parts)
-def test_a_students_tokens_name_their_characters(name: str, context: str, answer: str) -> None:
+@given(context=parts, answer=parts, length=st.integers(6, 20))
+def test_a_students_tokens_name_their_characters_whole_and_cut(
+    name: str, context: str, answer: str, length: int
+) -> None:
     student, candidate = student_of(name, max_text_length=500, max_positions=600), made(context, answer)
-    text = candidate.text
-    vocabulary: Any = student.tokenizer._tokenizer
-    tokens = rows(student, candidate)
+    text, tokens = candidate.text, rows(student, candidate)
     tagged = {(tag.start, tag.end): tag.box for tag in candidate.tags}
     for token, span in tokens:
-        piece = vocabulary.id_to_token(token)
+        piece = student.tokenizer._tokenizer.id_to_token(token)
         if isinstance(student, Uniter) and token >= student.config.vocab_size:
             assert token == student.config.vocab_size + tagged[span]
         elif piece != "[UNK]":
             check_piece(piece.removeprefix("##"), text, span)
-    check_words(text, [span for _, span in tokens])
+    whole = check_words(text, [span for _, span in tokens])
     check_cover(text, [span for _, span in tokens])
+    # Each part loses tokens at its end alone, and no other word is reached then.
+    cut = rows(student_of(name, max_text_length=length, overlong="cut"), candidate)
+    for first, last in ((0, candidate.context_length), (candidate.answer_start, len(text))):
+        full, kept = ([item for item in part if first <= item[1][0] < last] for part in (tokens, cut))
+        assert kept == full[: len(kept)]
+    assert check_words(text, [span for _, span in cut]) <= whole
 
 
 @pytest.fixture(scope="module")
@@ -171,21 +177,3 @@ def test_a_teachers_tokens_meet_the_students_at_the_same_words(
         check_cover(text, side)
     # An unknown token may cover several words; it is of the one that it covers most.
     assert check_words(text, spans) & check_words(text, students)
-
-
-@pytest.mark.parametrize("name", STUDENTS)
-@settings(max_examples=12, deadline=None)
-@given(context=parts, answer=parts, length=st.integers(6, 20))
-def test_cut_texts_keep_the_alignment_of_what_is_left(name: str, context: str, answer: str, length: int) -> None:
-    """Each part loses tokens at its end alone; a word that is cut off is reached by no token."""
-    candidate = made(context, answer)
-    whole = rows(student_of(name, max_text_length=500, max_positions=600), candidate)
-    cut = rows(student_of(name, max_text_length=length, overlong="cut"), candidate)
-    for first, last in ((0, candidate.context_length), (candidate.answer_start, len(candidate.text))):
-        full, kept = ([item for item in tokens if first <= item[1][0] < last] for tokens in (whole, cut))
-        assert kept == full[: len(kept)]
-    reached = check_words(candidate.text, [span for _, span in cut])
-    assert reached <= check_words(candidate.text, [span for _, span in whole])
-    for word in reached:
-        start, end = word_spans(candidate.text)[word]
-        assert any(min(end, last) > max(start, first) for _, (first, last) in cut)

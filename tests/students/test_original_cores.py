@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import TINY, TOLERANCE, Reference, Wrapped, part, seeded
+from references import TINY, TOLERANCE, Reference, Wrapped, part, require_complete, seeded
 from torch import nn
 from transformers import LxmertModel
 from transformers import VisualBertModel as HfVisualBertModel
-from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
 from advl_pipeline.students.lxmert import Lxmert, LxmertConfig, lxmert_config
 from advl_pipeline.students.meter import CrossModalStack, MeterConfig
-from advl_pipeline.students.visualbert import VisualBert, VisualBertConfig, VisualBertModel, visualbert_config
+from advl_pipeline.students.region_student import RegionStudentConfig
+from advl_pipeline.students.visualbert import VisualBert, VisualBertModel, visualbert_config
 from advl_pipeline.students.vl_bert import (
     ObjectDownsample,
     VlBert,
+    VlBertConfig,
     VlBertModel,
     collect_objects,
     coordinate_embedding,
@@ -73,7 +74,7 @@ def test_meter_cross_modal_stack(reference: Callable[[str], Reference]) -> None:
 
 
 def tiny_core() -> VlBertModel:
-    return VlBertModel(**TINY, vocab_size=80, max_positions=64, visual_scale_init=0.0)
+    return VlBertModel(VlBertConfig(**TINY, vocab_size=80, max_positions=64))
 
 
 def packed(x_NSH: torch.Tensor, text_mask: torch.Tensor, object_mask: torch.Tensor) -> list[torch.Tensor]:
@@ -189,7 +190,7 @@ def test_vqa_model(reference: Callable[[str], Reference], assets: Path) -> None:
     torch.testing.assert_close(soft_target_bce(logits, inputs["label"]), out["loss"], **TOLERANCE)
 
 
-VISUALBERT = VisualBertConfig(**TINY, feature_size=16, vocab_size=90, max_positions=40)
+VISUALBERT = RegionStudentConfig(**TINY, feature_size=16, vocab_size=90, max_positions=40)
 
 
 def visualbert_states(model: VisualBertModel, inputs: Reference, alignment: torch.Tensor) -> torch.Tensor:

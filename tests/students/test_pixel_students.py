@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from references import require_complete
 from torch import nn
 from transformers import (
     BridgeTowerForImageAndTextRetrieval,
     ModernVBertForSequenceClassification,
     ViltForQuestionAnswering,
 )
-from whole_checkpoints import require_complete
 
 from advl_data.scenes.students.scenes_vilt import PatchStem
 from advl_pipeline.errors import ConfigError

@@ -14,6 +14,7 @@ from advl_cli.main import main
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_student import embedded_tokenizer_file, is_uncased, load_text_tokenizer
+from advl_pipeline.students.uniter import NUM_PERSON_TOKENS, grow_word_table
 
 SMALL = 600
 """Word pieces of a small cased vocabulary."""
@@ -77,6 +78,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(checkpoint: Path) -> None
     with pytest.raises(ConfigError, match="another vocabulary than the student") as refused:
         build_student("uniter-tiny", weights=checkpoint)
     assert f"{SMALL} rows" in refused.value.why
+    # A table may hold person tokens and padding.
+    table = torch.zeros(SMALL + NUM_PERSON_TOKENS, 2)
+    for rows in (SMALL, len(table), len(table) + 7):
+        assert grow_word_table(torch.zeros(rows, 2), table).shape == table.shape
+    for rows in (SMALL - 1, len(table) + 8):
+        with pytest.raises(ConfigError, match="another vocabulary"):
+            grow_word_table(torch.zeros(rows, 2), table)
 
 
 def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
@@ -113,16 +121,3 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     student = build_student("uniter-tiny", weights=run)
     assert student.tokenizer.vocab_size == SMALL
     assert json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]["vocab_size"] == SMALL
-
-
-def test_a_table_of_words_may_hold_person_tokens_and_padding(cased: Path) -> None:
-    options = {"tokenizer": str(cased), "vocab_size": SMALL}
-    student = build_student("uniter-tiny", overrides=options)
-    full = student.state_dict()["model.embeddings.word_embeddings.weight"]
-    (pattern, grow), _ = student.rules.resize
-    assert pattern == "word_embeddings"
-    for rows in (SMALL, len(full), len(full) + 7):
-        assert grow(torch.zeros(rows, full.shape[1]), full).shape == full.shape
-    for rows in (SMALL - 1, len(full) + 8):
-        with pytest.raises(ConfigError, match="another vocabulary"):
-            grow(torch.zeros(rows, full.shape[1]), full)

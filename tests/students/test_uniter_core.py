@@ -8,26 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import TINY, TOLERANCE, Reference, UniterPass, part, seeded
+from references import TOLERANCE, Reference, UniterPass, part, require_complete, seeded, tiny_uniter
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, kinds_of, one_row_attention, run_layers
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.uniter import TwoWayChoiceHead, Uniter, UniterModel, uniter_head
+from advl_pipeline.students.uniter import TwoWayChoiceHead, Uniter, UniterConfig, UniterModel, uniter_head
 from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
 
 def tiny_model(weights: Reference) -> UniterModel:
-    return UniterModel(
-        **TINY,
-        vocab_size=len(weights["uniter.embeddings.word_embeddings.weight"]),
-        max_positions=40,
-        num_types=weights["uniter.embeddings.token_type_embeddings.weight"].shape[0],
-        feature_size=16,
-    )
+    num_types = len(weights["uniter.embeddings.token_type_embeddings.weight"])
+    return UniterModel(tiny_uniter(num_types), num_words=len(weights["uniter.embeddings.word_embeddings.weight"]))
 
 
 CORE_RULES = KeyRules(rename=((r"^uniter\.", ""),), ignore=(r"^v\w+_output\.",))
@@ -100,18 +94,8 @@ def key_shapes(assets: Path, name: str) -> dict[str, torch.Size]:
     return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
-def base_model(vocab: int = 28996, num_types: int = 2) -> UniterModel:
-    return UniterModel(
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-        intermediate_size=3072,
-        vocab_size=vocab,
-        max_positions=512,
-        num_types=num_types,
-        feature_size=2048,
-        dropout=0.1,
-    )
+def base_model(num_words: int = 28996, num_types: int = 2) -> UniterModel:
+    return UniterModel(UniterConfig(num_types=num_types), num_words=num_words)
 
 
 @pytest.mark.slow

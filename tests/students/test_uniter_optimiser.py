@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from references import Reference, UniterForVqa
+from references import Reference, UniterForVqa, require_complete
 from torch import nn
-from whole_checkpoints import require_complete
 
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.training.optimiser import BertAdamW, learning_rate_at

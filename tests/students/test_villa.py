@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from references import TOLERANCE, Reference, UniterForVqa
-from whole_checkpoints import require_complete
+from references import TOLERANCE, Reference, UniterForVqa, require_complete
 
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from advl_pipeline.students.bert_parts import kinds_of, run_layers
+from advl_pipeline.students.checkpoints import LoadReport
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.uniter import UniterModel, uniter_head
+from advl_pipeline.students.uniter import UniterConfig, UniterModel, uniter_head
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -22,6 +23,12 @@ TINY = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size":
 def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
     """Return the arrays below a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def require_complete(report: LoadReport) -> LoadReport:
+    """Return the report of a load that left nothing out."""
+    assert report.complete, (report.source, report.missing, report.unexpected, report.reinitialised)
+    return report
 
 
 def seeded(name: str, shape: Sequence[int], scale: float) -> torch.Tensor:
@@ -41,12 +48,17 @@ class Wrapped(nn.Module):
         self.model = model
 
 
+def tiny_uniter(num_types: int) -> UniterConfig:
+    """Return the architecture of the references' UNITER."""
+    return UniterConfig(**TINY, max_positions=40, num_types=num_types, feature_size=16)
+
+
 class UniterForVqa(nn.Module):
     """UNITER for VQA under the original's parameter names and order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.uniter = UniterModel(**TINY, vocab_size=60, max_positions=40, num_types=2, feature_size=16)
+        self.uniter = UniterModel(tiny_uniter(2), num_words=60)
         self.vqa_output = uniter_head("vqa", 24, 11)
 
     def forward(self, inputs: Reference, perturbation: Perturbation | None = None) -> torch.Tensor:

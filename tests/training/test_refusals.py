@@ -54,7 +54,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"adapt_on": ("inputs", "scenes-snli-ve/train")}, ("another kind",)),
     ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
     ({**PLAIN, "student": "vilt-tiny", "adversarial": "text"}, ("takes no adversarial",)),
-    ({**PLAIN, "adversarial": "text"}, ("cannot be finetuned adv",)),
     ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
     ({**FIELD, "projector": "shared"}, ("no projector can be shared", "--projector mlp")),
     ({"student": "smolvlm-tiny", "vision_target": "patches"}, ("no patches to be a target", "the dataset's boxes")),

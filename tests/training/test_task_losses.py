@@ -123,7 +123,7 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     ).eval()
     batch = collate_batch(examples, dataset, student, source, labelled=False).to(torch.device("cpu"))
     # The same question with its picture turned into its negative.
-    negative = replace(batch.student, crops_BRP=255 - batch.student.crops_BRP)  # type: ignore[attr-defined,call-arg]
+    negative = replace(batch.student, features_BRF=255 - batch.student.features_BRF)  # type: ignore[attr-defined,call-arg]
     found = [
         model(replace(batch, student=inputs), StepConditions(phase=phase)).raw for inputs in (batch.student, negative)
     ]

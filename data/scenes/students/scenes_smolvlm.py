@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import place_of_tags, shares_of_tags
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.chat import ChatBatch, Picture, packing
-from advl_pipeline.students.interface import Pretraining
 from advl_pipeline.students.picture_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import builder

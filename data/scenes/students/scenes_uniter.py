@@ -12,13 +12,12 @@ Shapes: N sequences, L text tokens, R regions, H width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens, shares_of_tags
+from advl_data.scenes.students.small import Agreement, AgreementStream, TaggedRegionBatch, said_tokens, shares_of_tags
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import run_layers
 from advl_pipeline.students.interface import Perturbation
@@ -27,13 +26,6 @@ from advl_pipeline.students.saved import builder
 from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
 
 NUM_SEPARATE_LAYERS = 1
-
-
-@dataclass(kw_only=True)
-class TaggedRegionBatch(RegionBatch):
-    """Adds `tags_NL` (int64): the region that each token refers to by tag, -1 for most."""
-
-    tags_NL: torch.Tensor
 
 
 class ScenesUniter(AgreementStream, Uniter):

@@ -20,17 +20,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.interface import (
     Perturbation,
-    Pretraining,
 )
-from advl_pipeline.students.pixel_student import PixelBatch
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudentConfig
 from advl_pipeline.students.saved import builder
-from advl_pipeline.students.vilt import Vilt, ViltConfig
+from advl_pipeline.students.vilt import Vilt
 
 NUM_SEPARATE_LAYERS = 1
 
@@ -78,7 +78,6 @@ class ScenesVilt(AgreementStream, Vilt):
             "tokenizer": "minilm-l6",
             "max_positions": 64,
             "max_text_length": 64,
-            "overlong": "error",
         },
     }
 
@@ -102,7 +101,7 @@ class ScenesVilt(AgreementStream, Vilt):
     def fusion_layers(self) -> Sequence[Any]:
         return super().fusion_layers[NUM_SEPARATE_LAYERS:]
 
-    def __init__(self, name: str, config: ViltConfig) -> None:
+    def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
         if config.patch_size != PatchStem.PATCH_SIZE or config.image_size % PatchStem.PATCH_SIZE:
             raise ConfigError(

@@ -21,39 +21,37 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
+from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead
-from advl_pipeline.configuration import Configuration, build_config, option
+from advl_pipeline.configuration import build_config, option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
     attention_bias,
     attention_mass,
-    bert_config,
     compute_dtype,
     initialise_bert,
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
-from advl_pipeline.students.picture_source import RegionPixels, box_positions
-from advl_pipeline.students.region_student import tagged_regions
+from advl_pipeline.students.interface import Perturbation, Student, StudentOutput, UnimodalStates
+from advl_pipeline.students.picture_source import CropRegions
+from advl_pipeline.students.region_student import RegionBatch, collate_regions, tagged_regions
 from advl_pipeline.students.saved import load_student_weights
 from advl_pipeline.students.text_student import (
     EMBEDDED_TOKENIZER,
     Part,
+    RowLength,
     SingleStream,
     TextRow,
     language_model_words,
-    longer_texts,
     pair_row,
-    text_length,
 )
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
@@ -136,6 +134,10 @@ class AgreementStream(SingleStream):
     agreement: Agreement
 
     @abstractmethod
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        """Return the vectors of word pieces and the row of the mask token, which pretraining needs."""
+
+    @abstractmethod
     def spoken_of(self, batch: Any, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each token's tagged box as shares of visual tokens (N, L, R), and what says something (N, L)."""
 
@@ -170,8 +172,15 @@ class AgreementStream(SingleStream):
         return super().build_head(task, num_classes)  # type: ignore[safe-super]
 
 
+@dataclass(kw_only=True)
+class TaggedRegionBatch(RegionBatch):
+    """Adds `tags_NL` (int64): the region that each token refers to by tag, -1 for most."""
+
+    tags_NL: torch.Tensor
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScenesSmallConfig(Configuration):
+class ScenesSmallConfig(RowLength):
     """Architecture of `scenes-small`; the tokenizer is that of the embedded text model, of which it has the words."""
 
     tokenizer: ClassVar[str] = EMBEDDED_TOKENIZER
@@ -184,33 +193,15 @@ class ScenesSmallConfig(Configuration):
     num_heads: int = option(4, help="Attention heads.", minimum=1)
     intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
-    max_text_length: int = text_length(64)
-    overlong: Literal["error", "cut"] = longer_texts("error")
+    max_text_length: int = option(64, help="Tokens of one row of text.", minimum=5)
     crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
 
 
 @dataclass(kw_only=True)
-class ScenesSmallBatch(StudentBatch):
-    """Adds token types, tag references, crops and positions to the common batch.
+class CropBatch(TaggedRegionBatch):
+    """Features are the values of crops of the whole picture and of each box, with a tenth of its size around it."""
 
-    `types_NL` (int64) is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word
-    piece refers to by tag, or -1. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of
-    its size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of
-    each as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three
-    are there once for each example.
-    """
-
-    picture_field: ClassVar[str] = "crops_BRP"
     blank_value: ClassVar[int] = 127
-
-    whole_first: ClassVar[bool] = True
-
-    types_NL: torch.Tensor
-    pool_index_N: torch.Tensor
-    tag_NL: torch.Tensor
-    crops_BRP: torch.Tensor
-    positions_BR7: torch.Tensor
-    visible_BR: torch.Tensor
 
 
 class ScenesSmall(AgreementStream):
@@ -221,14 +212,16 @@ class ScenesSmall(AgreementStream):
 
     def __init__(self, name: str, config: ScenesSmallConfig) -> None:
         super().__init__(name, config)  # type: ignore[arg-type]
-        self.pixels = RegionPixels(config.crop_size)
+        self.crops = CropRegions(config.crop_size)
         width = config.hidden_size
-        bert = bert_config(
+        bert = BertConfig(
             hidden_size=width,
-            num_layers=config.num_separate_layers + config.num_joint_layers,
-            num_heads=config.num_heads,
+            num_hidden_layers=config.num_separate_layers + config.num_joint_layers,
+            num_attention_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
-            dropout=config.dropout,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            attn_implementation="sdpa",
         )
         self.word_embedding = nn.Embedding(config.vocab_size, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
@@ -250,30 +243,9 @@ class ScenesSmall(AgreementStream):
     def num_visual_of(self, unit: ImageUnit) -> int:
         return len(unit.boxes_R4) + 1
 
-    def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
-        text, num_cut = self.collate_texts(examples)
-        num_candidates = tuple(len(example.candidates) for example in examples)
-        crops = [torch.from_numpy(self.pixels.crops(example.image)).flatten(1) for example in examples]
-        positions = pad_sequence([torch.from_numpy(box_positions(one.image)) for one in examples], batch_first=True)
-        num_visual = torch.tensor([len(of_picture) for of_picture in crops])
-        place_R = torch.arange(int(num_visual.max()))
-        visible = place_R < num_visual[:, None]
-        is_box = visible & (place_R > 0)
-        repeats = torch.tensor(num_candidates)
-        batch = ScenesSmallBatch(
-            num_candidates=num_candidates,
-            num_cut=num_cut,
-            **text,
-            visual_mask_NR=visible.repeat_interleave(repeats, dim=0),
-            box_index_NR=(place_R - 1).where(is_box, -1).repeat_interleave(repeats, dim=0),
-            places_BR4=positions[..., :4].masked_fill(~is_box[..., None], torch.nan),
-            tag_NL=text["types_NL"],
-            crops_BRP=pad_sequence(crops, batch_first=True),
-            positions_BR7=positions,
-            visible_BR=visible,
-        )
-        batch.tag_NL = tagged_regions(batch, examples)
-        return batch
+    def collate(self, examples: Sequence[Example]) -> CropBatch:
+        batch = collate_regions(self, examples, self.crops.regions)
+        return CropBatch(**vars(batch), tags_NL=tagged_regions(batch, examples))
 
     def num_special_of(self, num_parts: int) -> int:
         return 1 + min(num_parts, 2)
@@ -286,11 +258,11 @@ class ScenesSmall(AgreementStream):
         return row
 
     def embed(
-        self, batch: ScenesSmallBatch, delta: Perturbation, *, hidden: bool = False
+        self, batch: CropBatch, delta: Perturbation, *, hidden: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
         text_NLH = self.once("text", inputs, lambda: self._text_states(batch))
-        inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
+        inputs = (batch.features_BRF, batch.positions_BR7, batch.visual_mask_NR)
         return text_NLH, batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     @property
@@ -298,7 +270,7 @@ class ScenesSmall(AgreementStream):
         return list(self.encoder.layer[self.config.num_separate_layers :])
 
     def run_layers(
-        self, x_NSH: torch.Tensor, batch: ScenesSmallBatch, *, num_text: int, separate: bool, **how: bool
+        self, x_NSH: torch.Tensor, batch: CropBatch, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
@@ -309,12 +281,12 @@ class ScenesSmall(AgreementStream):
         relevance_NL = attention_mass(attention, x_NSH, bias, num_text) if how.get("need_relevance") else None
         return last(x_NSH, bias), relevance_NL
 
-    def pool(self, text_NLH: torch.Tensor, batch: ScenesSmallBatch) -> torch.Tensor:
+    def pool(self, text_NLH: torch.Tensor, batch: CropBatch) -> torch.Tensor:
         return text_NLH[:, 0]
 
-    def spoken_of(self, batch: ScenesSmallBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoken_of(self, batch: CropBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
-        return shares_of_tags(batch.tag_NL, visual_NRH), said_NL
+        return shares_of_tags(batch.tags_NL, visual_NRH), said_NL
 
     def encode_unimodal(self, batch: Any) -> StudentOutput:
         output = super().encode_unimodal(batch)
@@ -324,25 +296,23 @@ class ScenesSmall(AgreementStream):
         place_NR = place_of_tags(tags_NLR, hidden=True)
         return replace(output, pooled_NP=self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR))
 
-    def states_of_tags(
-        self, batch: ScenesSmallBatch, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor
-    ) -> torch.Tensor:
+    def states_of_tags(self, batch: CropBatch, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
         # A look-up and no product: a stored student rests on the order in which its gradients are added up.
-        index_NLH = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
-        return visual_NRH.gather(1, index_NLH) * (batch.tag_NL >= 0)[..., None]
+        index_NLH = batch.tags_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+        return visual_NRH.gather(1, index_NLH) * (batch.tags_NL >= 0)[..., None]
 
-    def _text_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
+    def _text_states(self, batch: CropBatch) -> torch.Tensor:
         words_NLE = self.word_embedding(batch.token_ids_NL)
         positions = self.position_embedding.weight[: words_NLE.shape[1]]
         embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
         return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
 
-    def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
-        pixels_BRP = batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
-        patch_BRH = self.patch_norm(self.patch_encoder(pixels_BRP))
+    def _picture_states(self, batch: CropBatch) -> torch.Tensor:
+        pixels_BRF = batch.features_BRF.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
+        patch_BRH = self.patch_norm(self.patch_encoder(pixels_BRF))
         box_BRH = self.box_norm(self.box_encoder(batch.positions_BR7))
         embedded_BRH = self.visual_norm(patch_BRH + box_BRH + self.type_embedding.weight[VISUAL_TYPE])
-        return self._lower_layers(embedded_BRH, batch.visible_BR)
+        return self._lower_layers(embedded_BRH, batch.visual_mask_NR.index_select(0, batch.first_B))
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.tokenizer.mask_id

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from advl_data.scenes.config import PretrainConfig
+from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_data.scenes.pretrain import PretrainHeads, phrase_targets, pretrain_identity, region_questions, run_pretrain
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.students.interface import Pretraining, StudentOutput
+from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.training.config import FinetuneConfig

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -61,6 +61,39 @@ def plans() -> Plans:
 
 def voice(split: str, seed: int, phrasing: Phrasing = "open") -> Voice:
     return Voice(seed=seed, plan_split=split, split=split, phrasing=phrasing)
+
+
+Items = dict[tuple[str, int], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def vcr(plans: Plans) -> Items:
+    return {key: list(vcr_items(groups, voice(*key))) for key, groups in plans.items()}
+
+
+@pytest.fixture(scope="module")
+def snli_ve(plans: Plans) -> Items:
+    return {key: list(snli_ve_items(groups, voice(*key))) for key, groups in plans.items()}
+
+
+@pytest.fixture(scope="module")
+def vqa(plans: Plans) -> Items:
+    """Questions with their annotations."""
+    return {
+        key: [
+            {**question, **annotation} for question, annotation in zip(*vqa_items(groups, voice(*key)), strict=True)
+        ]
+        for key, groups in plans.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tasks(plans: Plans) -> dict[tuple[str, int], dict[int, TaskScene]]:
+    """Scenes by number."""
+    return {key: {task.scene.number: task for task in scenes_of(groups)} for key, groups in plans.items()}
+
+
+Tasks = dict[tuple[str, int], dict[int, TaskScene]]
 
 
 def words(tokens: list[str | list[int]]) -> str:
@@ -179,13 +212,12 @@ def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: Pla
             assert held_out == (name == "test-compositional")
 
 
-def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(plans: Plans) -> None:
+def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(vcr: Items, tasks: Tasks) -> None:
     """Recognise kinds in the answers by their descriptions alone and compare with what the item claims."""
-    for (name, seed), groups in plans.items():
-        tasks = {task.scene.number: task for task in scenes_of(groups)}
+    for key, items in vcr.items():
         checked = 0
-        for item in vcr_items(groups, voice(name, seed)):
-            task = tasks[int(item["img_id"].rsplit("-", 1)[1])]
+        for item in items:
+            task = tasks[key][int(item["img_id"].rsplit("-", 1)[1])]
             if item["answer_style"] != "described":
                 continue
             checked += 1
@@ -201,9 +233,8 @@ def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(plans: Plan
         assert checked > 0.4 * NUM_SCENES
 
 
-def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        items = list(vcr_items(groups, voice(name, seed)))
+def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(vcr: Items) -> None:
+    for items in vcr.values():
         assert len(items) == 2 * NUM_SCENES
         for start in range(0, len(items), 4):
             batch = items[start : start + 4]
@@ -217,10 +248,10 @@ def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(plans: P
             assert len({pointing.sub("it", words(item["question"])) for item in batch}) == 1
 
 
-def test_a_vcr_question_names_an_aspect_only_where_all_answers_are_of_it(plans: Plans) -> None:
+def test_a_vcr_question_names_an_aspect_only_where_all_answers_are_of_it(vcr: Items) -> None:
     seen = set()
-    for (name, seed), groups in plans.items():
-        for item in vcr_items(groups, voice(name, seed)):
+    for items in vcr.values():
+        for item in items:
             aspect = item["question_type"]
             if aspect in ASPECTS:
                 seen.add(aspect)
@@ -231,9 +262,9 @@ def test_a_vcr_question_names_an_aspect_only_where_all_answers_are_of_it(plans: 
     assert seen == set(ASPECTS)
 
 
-def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        for item in vcr_items(groups, voice(name, seed)):
+def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(vcr: Items) -> None:
+    for items in vcr.values():
+        for item in items:
             texts = [words(choice) for choice in item["rationale_choices"]]
             assert len(set(texts)) == 4
             assert len({text.count("[") for text in texts}) == 1
@@ -275,11 +306,11 @@ def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: P
     assert all("true of" in question or "say about" in question for question in asked_of_it)
 
 
-def test_each_hypothesis_about_something_being_there_has_all_three_labels(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
+def test_each_hypothesis_about_something_being_there_has_all_three_labels(snli_ve: Items) -> None:
+    for items in snli_ve.values():
         labels: dict[tuple[str, int], list[str]] = {}
         totals: Counter[str] = Counter()
-        for item in snli_ve_items(groups, voice(name, seed)):
+        for item in items:
             totals[item["gold_label"]] += 1
             if item["question_type"] != "relation":
                 group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
@@ -289,16 +320,15 @@ def test_each_hypothesis_about_something_being_there_has_all_three_labels(plans:
         assert sum(totals.values()) == 9 * NUM_SCENES
 
 
-def test_every_snli_ve_picture_has_every_label_equally_often(plans: Plans) -> None:
+def test_every_snli_ve_picture_has_every_label_equally_often(snli_ve: Items, tasks: Tasks) -> None:
     """So no cue of the picture alone tells anything: container, number of things, places, kinds that are shown."""
-    for (name, seed), groups in plans.items():
+    for key, items in snli_ve.items():
         by_picture: dict[str, Counter[str]] = {}
         by_container: dict[tuple[str, str], Counter[str]] = {}
-        tasks = {task.scene.number: task for task in scenes_of(groups)}
-        for item in snli_ve_items(groups, voice(name, seed)):
+        for item in items:
             if item["question_type"] in ("name", "described"):
                 by_picture.setdefault(item["Flickr30K_ID"], Counter())[item["gold_label"]] += 1
-            container = tasks[int(item["Flickr30K_ID"]) % 1_000_000].container
+            container = tasks[key][int(item["Flickr30K_ID"]) % 1_000_000].container
             by_container.setdefault((container.name, item["question_type"]), Counter())[item["gold_label"]] += 1
         assert len(by_picture) == NUM_SCENES
         assert all(sorted(counts.values()) == [2, 2, 2] for counts in by_picture.values())
@@ -307,21 +337,20 @@ def test_every_snli_ve_picture_has_every_label_equally_often(plans: Plans) -> No
                 assert len(set(counts.values())) == 1, question_type
 
 
-def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        tasks = {task.scene.number: task for task in scenes_of(groups)}
+def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(snli_ve: Items, tasks: Tasks) -> None:
+    for key, items in snli_ve.items():
         compatible: Counter[bool] = Counter()
-        for task in tasks.values():
+        for task in tasks[key].values():
             compatible.update(task.container.may_hide(kind) for kind in (task.subject, task.partner))
         assert compatible[True] == compatible[False]
         # Whoever knows the rule and does not look gets two of three, and whoever looks and knows no rule as well.
         right_by_rule = right_by_looking = total = 0
-        for item in snli_ve_items(groups, voice(name, seed)):
+        for item in items:
             meant = described(item["sentence2"])
             if item["question_type"] != "described":
                 continue
             (kind,) = meant
-            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            task = tasks[key][int(item["Flickr30K_ID"]) % 1_000_000]
             shown = kind in {thing.kind for thing in task.scene.things}
             hidden = task.container.may_hide(kind)
             assert item["gold_label"] == ("entailment" if shown else "neutral" if hidden else "contradiction")
@@ -331,11 +360,10 @@ def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(plans:
         assert right_by_rule * 3 == right_by_looking * 3 == total * 2
 
 
-def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        tasks = {task.scene.number: task for task in scenes_of(groups)}
-        names = {kind.name: kind for task in tasks.values() for kind in (task.subject, task.partner)}
-        for item in snli_ve_items(groups, voice(name, seed)):
+def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(snli_ve: Items, tasks: Tasks) -> None:
+    for key, items in snli_ve.items():
+        names = {kind.name: kind for task in tasks[key].values() for kind in (task.subject, task.partner)}
+        for item in items:
             if item["question_type"] != "relation":
                 continue
             sides = "|".join(PHRASES.values())
@@ -346,7 +374,7 @@ def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans
             anchor = names[other]
             # Which groups are spoken of beside each other says nothing about the label.
             assert VOCABULARY.hiding_place(subject) != VOCABULARY.hiding_place(anchor)
-            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            task = tasks[key][int(item["Flickr30K_ID"]) % 1_000_000]
             if item["gold_label"] == "neutral":
                 assert subject not in {thing.kind for thing in task.scene.things}
                 assert task.container.may_hide(subject)
@@ -355,16 +383,14 @@ def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans
                 assert (PHRASES[task.side(subject, anchor)] == phrase) == (item["gold_label"] == "entailment")
 
 
-def test_vqa_answers_are_true(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        tasks = {task.scene.number: task for task in scenes_of(groups)}
-        questions, annotations = vqa_items(groups, voice(name, seed))
+def test_vqa_answers_are_true(vqa: Items, tasks: Tasks) -> None:
+    for key, items in vqa.items():
         found = set()
-        for question, annotation in zip(questions, annotations, strict=True):
-            text, answer = question["question"], annotation["multiple_choice_answer"]
-            question_type = annotation["question_type"]
+        for item in items:
+            text, answer = item["question"], item["multiple_choice_answer"]
+            question_type = item["question_type"]
             found.add(question_type)
-            task = tasks[question["image_id"] % 1_000_000]
+            task = tasks[key][item["image_id"] % 1_000_000]
             things = {thing.kind: thing for thing in task.scene.things}
             meant = described(text)
             if question_type == "described":
@@ -390,25 +416,24 @@ def test_vqa_answers_are_true(plans: Plans) -> None:
             elif question_type == "how many":
                 wanted = text.split()[2]
                 assert int(answer) == sum(wanted in ("things", kind.family.group) for kind in things)
-            votes = Counter(given["answer"] for given in annotation["answers"])
+            votes = Counter(given["answer"] for given in item["answers"])
             assert votes[answer] >= 7
             assert sum(votes.values()) == 10
         assert len(found) == 9
 
 
-def test_vqa_answers_are_balanced(plans: Plans) -> None:
-    for (name, seed), groups in plans.items():
-        questions, annotations = vqa_items(groups, voice(name, seed))
+def test_vqa_answers_are_balanced(vqa: Items) -> None:
+    for items in vqa.values():
         counts: dict[str, Counter[str]] = {}
         by_text: dict[tuple[int, str], Counter[str]] = {}
-        for question, annotation in zip(questions, annotations, strict=True):
-            answer, question_type = annotation["multiple_choice_answer"], annotation["question_type"]
+        for item in items:
+            answer, question_type = item["multiple_choice_answer"], item["question_type"]
             counts.setdefault(question_type, Counter())[answer] += 1
             if question_type in ("name", "described", "category"):
-                group = question["image_id"] % 1_000_000 // 4
-                by_text.setdefault((group, question["question"]), Counter())[answer] += 1
+                group = item["image_id"] % 1_000_000 // 4
+                by_text.setdefault((group, item["question"]), Counter())[answer] += 1
             elif question_type == "is it":
-                by_text.setdefault((0, question["question"]), Counter())[answer] += 1
+                by_text.setdefault((0, item["question"]), Counter())[answer] += 1
         for question_type in ("name", "described", "category"):
             assert counts[question_type]["yes"] == counts[question_type]["no"]
         for (_, text), answers in by_text.items():
