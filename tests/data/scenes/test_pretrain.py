@@ -19,6 +19,7 @@ from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.teaching import _known_words
@@ -51,6 +52,10 @@ def test_every_small_student_is_pretrained_by_all_objectives(small_corpus: Any, 
     torch.manual_seed(0)
     before, after = build_student(name).state_dict(), build_student(name, weights=tmp_path).state_dict()
     assert any(not torch.equal(before[key], value) for key, value in after.items())
+    # Where nothing is asked for, it is made as suits it.
+    made = read_description(tmp_path)["origin"]["pretraining"]
+    usual = (3e-3, 0.25) if name == "scenes-vilt" else (1e-3, None)
+    assert (made["learning_rate"], made.get("move_pictures")) == usual
     assert run_pretrain(config).reused
     with pytest.raises(IdentityMismatch, match="pretrained otherwise"):
         run_pretrain(settings(small_corpus, tmp_path, student=name, seed=1))

@@ -30,18 +30,6 @@ LABELLED_SPLITS = tuple(split for split in paths.TASK_SPLITS if split != "test-u
 FILED = ("train", "test-shift", "test-unseen", "test-rephrased")
 """Splits whose files are looked into: all are written alike, in other styles, of other kinds, in other words."""
 
-VCR_FIELDS = {
-    *("movie", "objects", "interesting_scores", "answer_likelihood", "img_fn", "metadata_fn", "question"),
-    *("answer_choices", "answer_label", "rationale_choices", "rationale_label", "answer_orig", "question_orig"),
-    *("rationale_orig", "answer_match_iter", "rationale_match_iter", "answer_sources", "rationale_sources"),
-    *("img_id", "question_number", "annot_id", "match_fold", "match_index"),
-}
-SNLI_VE_FIELDS = {
-    *("annotator_labels", "captionID", "gold_label", "pairID", "sentence1", "sentence2", "sentence1_parse"),
-    *("sentence1_binary_parse", "sentence2_parse", "sentence2_binary_parse", "Flickr30K_ID"),
-}
-
-
 CONFIG = ScenesConfig(
     seed=7,
     num_caption_scenes=60,
@@ -94,7 +82,7 @@ def says(name: str, text: str) -> bool:
 def test_vcr_lines_are_complete_and_point_at_what_is_there(folder: Path, split: str) -> None:
     images = folder / paths.VCR_FOLDER / paths.VCR_IMAGES
     for line in lines(folder / paths.vcr_annotations(split)):
-        assert line.keys() == VCR_FIELDS | {"question_type", "answer_style"}
+        assert line.keys() == {*load_card("vcr").facts["fields"], "question_type", "answer_style"}
         assert line["answer_style"] in ("name", "category", "described")
         by_tag = (line["answer_style"],) if line["answer_style"] != "described" else ("mixed", *ASPECTS)
         assert line["question_type"] in (*by_tag, f"relation {line['answer_style']}")
@@ -140,7 +128,7 @@ def test_snli_ve_lines_are_complete(folder: Path, split: str) -> None:
     found = lines(folder / paths.snli_ve_annotations(split))
     assert len({line["pairID"] for line in found}) == len(found)
     for line in found:
-        assert line.keys() == SNLI_VE_FIELDS | {"question_type"}
+        assert line.keys() > {*load_card("snli-ve").facts["fields"], "question_type"}
         assert line["pairID"].startswith(line["captionID"])
         votes = Counter(line["annotator_labels"])
         assert votes.most_common(1)[0][0] == line["gold_label"]
