@@ -199,9 +199,14 @@ class ScenesSmallConfig(RowLength):
 
 @dataclass(kw_only=True)
 class CropBatch(TaggedRegionBatch):
-    """Features are the values of crops of the whole picture and of each box, with a tenth of its size around it."""
+    """Features are the values of crops of the whole picture and of each box, with a tenth of its size around it.
+
+    `visible_BR` (bool) says which regions of an example's picture there are.
+    """
 
     blank_value: ClassVar[int] = 127
+
+    visible_BR: torch.Tensor
 
 
 class ScenesSmall(AgreementStream):
@@ -245,7 +250,8 @@ class ScenesSmall(AgreementStream):
 
     def collate(self, examples: Sequence[Example]) -> CropBatch:
         batch = collate_regions(self, examples, self.crops.regions)
-        return CropBatch(**vars(batch), tags_NL=tagged_regions(batch, examples))
+        visible_BR = batch.visual_mask_NR[batch.first_B]
+        return CropBatch(**vars(batch), tags_NL=tagged_regions(batch, examples), visible_BR=visible_BR)
 
     def num_special_of(self, num_parts: int) -> int:
         return 1 + min(num_parts, 2)
@@ -262,7 +268,7 @@ class ScenesSmall(AgreementStream):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
         text_NLH = self.once("text", inputs, lambda: self._text_states(batch))
-        inputs = (batch.features_BRF, batch.positions_BR7, batch.visual_mask_NR)
+        inputs = (batch.features_BRF, batch.positions_BR7, batch.visible_BR)
         return text_NLH, batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     @property
@@ -312,7 +318,7 @@ class ScenesSmall(AgreementStream):
         patch_BRH = self.patch_norm(self.patch_encoder(pixels_BRF))
         box_BRH = self.box_norm(self.box_encoder(batch.positions_BR7))
         embedded_BRH = self.visual_norm(patch_BRH + box_BRH + self.type_embedding.weight[VISUAL_TYPE])
-        return self._lower_layers(embedded_BRH, batch.visual_mask_NR.index_select(0, batch.first_B))
+        return self._lower_layers(embedded_BRH, batch.visible_BR)
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.tokenizer.mask_id

@@ -167,7 +167,7 @@ def test_a_killed_build_leaves_nothing_that_counts_and_starts_cleanly(root: Path
         "from advl_data.scenes.generator.build import run_build_scenes\n"
         "from advl_data.scenes.config import ScenesConfig\n"
         "if __name__ == '__main__':\n"
-        "    run_build_scenes(ScenesConfig(data_root=Path(sys.argv[1]), num_caption_scenes=4000, num_train=4,\n"
+        "    run_build_scenes(ScenesConfig(data_root=Path(sys.argv[1]), num_caption_scenes=1000, num_train=4,\n"
         "        num_val=4, num_test=4, num_unseen=4, num_compositional=4, num_shift_inputs=4, workers=1))\n"
     )
     script = tmp_path / "builder.py"
@@ -188,10 +188,10 @@ def test_a_killed_build_leaves_nothing_that_counts_and_starts_cleanly(root: Path
 
 
 def settled(folder: Path, *, deadline: float) -> bool:
-    """Wait until no new file appears for a second."""
+    """Wait until no new file appears for half a second."""
     while time.monotonic() < deadline:
         before = sum(1 for _ in folder.rglob("*"))
-        time.sleep(1.0)
+        time.sleep(0.5)
         if sum(1 for _ in folder.rglob("*")) == before:
             return True
     return False

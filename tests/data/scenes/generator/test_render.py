@@ -163,7 +163,7 @@ def test_where_neither_of_two_things_can_stand_before_the_other_they_are_drawn_s
 
 
 def test_bars_hide_a_little_of_some_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = list(plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=60))
+    scenes = list(plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=24))
     drawn = [draw_scene(scene.things, SEEN_STYLES, Draws("bars", scene.number)) for scene in scenes]
     monkeypatch.setattr(render, "_BAR_TRIES", 0)
     barred = 0
@@ -175,7 +175,7 @@ def test_bars_hide_a_little_of_some_pictures(monkeypatch: pytest.MonkeyPatch) ->
             assert y1 <= v1 < v2 <= y2
             assert (u2 - u1) * (v2 - v1) > 0.5 * (x2 - x1) * (y2 - y1)
         barred += has_bar(with_bar)
-    assert 6 <= barred <= 36
+    assert 2 <= barred <= 15
 
 
 def has_bar(drawing: render.Drawing) -> bool:
