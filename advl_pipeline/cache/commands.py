@@ -37,7 +37,7 @@ from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.packages import install_extra
+from advl_pipeline.packages import needs_extra
 
 _UNITS_AT_ONCE = 4096
 
@@ -169,12 +169,9 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> None:
 
 
 def _to_parquet(cache: TeacherCache, output: Path) -> None:
-    try:
+    with needs_extra("parquet", where="--to parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        raise ConfigError("Writing Parquet needs pyarrow.", next_command=install_extra("parquet")) from None
-
     output.mkdir()
     for modality, store in cache.stores().items():
         path = output / f"{modality}.parquet"

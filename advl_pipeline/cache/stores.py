@@ -56,7 +56,7 @@ from advl_pipeline.cache.store import (
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError, again
 from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location, Url
-from advl_pipeline.packages import install_extra
+from advl_pipeline.packages import needs_extra
 
 if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
@@ -554,15 +554,9 @@ def _key_of(content: bytes) -> str:
 
 
 def _open(url: Url) -> S3Store | GCSStore:
-    try:
+    with needs_extra("s3", where=str(url)):
         from obstore.exceptions import BaseError
         from obstore.store import GCSStore, S3Store
-    except ImportError:
-        raise ConfigError(
-            "Caches in object stores need the extra `s3`.",
-            where=str(url),
-            next_command=install_extra("s3"),
-        ) from None
     options: dict[str, Any] = {
         # Without TLS only where AWS_ENDPOINT_URL says http:// itself.
         "client_options": {

@@ -83,7 +83,7 @@ from advl_pipeline.extraction.sources import (
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.packages import install_extra
+from advl_pipeline.packages import needs_extra
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
 
@@ -382,12 +382,8 @@ def run_on_ray(
         ClusterError: the cluster cannot be reached, has no room for a task, or its workers keep dying.
         AdvlError: whatever the first failing task raised.
     """
-    try:
+    with needs_extra("ray", where="--engine ray"):
         ray: Any = import_module("ray")
-    except ImportError:
-        raise ConfigError(
-            "The engine `ray` needs the extra of that name.", next_command=install_extra("ray")
-        ) from None
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     task = partial(run_task, work, str(Path.cwd()), environment)
     stop = threading.Event()

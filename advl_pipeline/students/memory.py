@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.packages import install_extra
+from advl_pipeline.packages import needs_extra
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.options import StudentOptions
@@ -76,10 +76,8 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
     Raises:
         ConfigError: peft is not installed, or the student has none of the modules.
     """
-    try:
+    with needs_extra("lora", where="--lora-rank"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ConfigError("Low-rank updates need peft.", next_command=install_extra("lora")) from None
     ends = {name.rpartition(".")[2] for name, _ in student.named_modules()}
     targets = [name for name in settings.targets if name in ends]
     if not targets:
