@@ -169,10 +169,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         _write_predictions()
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
-        for teacher in ("minilm-l6", "efficientnet-lite0"):
-            advl(["extract", "--teacher", teacher, "--data", "mine.jsonl"])
         advl(["finetune", "--data", "mine.jsonl", "--output", "runs/mine", *short[:6]])
-        advl(["evaluate", "runs/mine", "--on", "test", "--probe", "none"])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder
 
