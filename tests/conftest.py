@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 # What imports torch is imported by fixtures: pytest-xdist's own process, which runs no test, reads this file too.
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no failure, and few examples of each property find what many do, on some later day.
+hypothesis.settings.register_profile("here", deadline=None, max_examples=30)
+hypothesis.settings.load_profile("here")
 
 
 _LONGEST_FILES = (

@@ -34,10 +34,10 @@ _IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming region_split
 
 _EXTRACT_OPTIONS = (
     "teacher dataset split modality image_tokens grid_side dtype select_tokens select_texts mixed_precision "
-    "text_style text_units shard_rows on_error weights data_root shots seed ids"
+    "text_style shard_rows on_error weights data_root shots seed ids"
 ).split()
 
-_UNSAID = {"grid_side": 12, "seed": [0], "text_units": "question", "ids": [], "shard_rows": 32768, "on_error": "fail"}
+_UNSAID = {"grid_side": 12, "seed": [0], "ids": [], "shard_rows": 32768, "on_error": "fail"}
 """Defaults that a command need not say."""
 
 _LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")

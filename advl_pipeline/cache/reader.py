@@ -215,10 +215,6 @@ class FeatureStore:
         """The ids of all readable units, in the order in which they are stored."""
         return UnitIds(self._unit_ids_N16, self._order_U)
 
-    def ids_at(self, positions_Q: Positions) -> UnitIds:
-        """Return the ids of units by position, decoded when asked for."""
-        return UnitIds(self._unit_ids_N16, positions_Q)
-
     @property
     def quarantined(self) -> Mapping[str, str]:
         """Ids of units that could not be read when the cache was made, with the reasons."""
@@ -249,10 +245,6 @@ class FeatureStore:
         positions_Q = self.positions(ids)
         scale_M = self._joined("scales", positions_Q) if "scales" in self._tokens else None
         return self._joined("values", positions_Q), scale_M, self._lengths_N[positions_Q]
-
-    def readable_positions(self, order_Q: Positions) -> Positions:
-        """Turn places in `ids` into positions in the store."""
-        return order_Q if self._order_U is None else self._order_U[order_Q]
 
     def global_rows(self, positions_Q: Positions) -> Features:
         """As `global_features`, by position."""

@@ -18,7 +18,7 @@ from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location
-from advl_pipeline.teachers.open_options import PICTURES, ComputeDtype, TextUnits
+from advl_pipeline.teachers.open_options import PICTURES, ComputeDtype
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.quantise import StoredDtype
@@ -57,13 +57,8 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         output=Output(makes="cache"),
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
-    text_units: TextUnits = rare_option(
-        "question",
-        help="What a text teacher reads of an answer choice: question, the candidate with its question; candidate, "
-        "it alone; both, each by itself, of which features are the mean.",
-    )
     modality: Modality = option("both", help="Towers of the teacher to run.")
-    image_tokens: Literal["auto", "boxes", "boxes-roi", "grid", "none"] = option(
+    image_tokens: Literal["auto", "boxes", "grid", "none"] = option(
         "auto",
         help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
         "gives any, else the grid.",

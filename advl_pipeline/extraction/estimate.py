@@ -13,15 +13,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
-from advl_pipeline.cache.layout import Placement, place
-from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.layout import place
 from advl_pipeline.confidence.estimators import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
@@ -31,7 +30,6 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
 from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of, repeated, units_to_encode
 from advl_pipeline.teachers.registry import TeacherCard, card_of
-from advl_pipeline.teachers.text_units import candidate_starts
 
 _CONFIDENCE_BYTES = 32
 """Of an example in a set: its id and two numbers."""
@@ -95,116 +93,68 @@ class Payback:
     epochs: int | None
 
 
+def modality_shape(
+    config: ExtractConfig,
+    modality: str,
+    num_units: int,
+    *,
+    global_dim: int,
+    token_dim: int | None,
+    regions: bool = False,
+) -> ModalityRecord:
+    """Return what an extraction writes of one modality; `token_dim` is None where there are no token features."""
+    is_text = modality == "text"
+    return ModalityRecord(
+        num_units=num_units,
+        global_dim=global_dim,
+        token_dim=token_dim,
+        spans=is_text,
+        kept=is_text and (config.select_tokens or config.select_texts) is not None,
+        regions=regions,
+    )
+
+
 def estimate(
-    source: Source, counts: TokenCounts, *, stored: StoredDtype, shard_rows: int, batch_size: int, trial: bool
+    config: ExtractConfig, modality: str, shape: ModalityRecord, counts: TokenCounts, *, tried: Source | None = None
 ) -> Estimate:
     """Return the cost of extracting one modality.
 
     Args:
-        stored: stored dtype of token rows.
-        trial: encode two batches of middling length to learn the speed.
+        tried: encodes two batches of middling length, which tells the speed; nothing else needs a teacher.
     """
-    untimed = estimate_untimed(
-        source.modality,
-        counts,
-        token_dim=source.tower.token_dim if source.has_tokens else None,
-        global_dim=source.tower.global_dim,
-        stored=stored,
-        shard_rows=shard_rows,
-        batch_size=batch_size,
-        regions=source.has_regions,
+    placement = place(counts.lengths_N, shard_rows=config.shard_rows)
+    batches = [
+        batch
+        for shard in range(placement.num_shards)
+        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=config.units_per_pass)
+    ]
+    plan = PlanRecord(
+        identity_sha256="",
+        stored_dtype=config.stored_dtype,
+        shard_rows=config.shard_rows,
+        modalities={modality: shape},
+        files={},
     )
-    if not trial:
-        return untimed
-    batches = _batches_of(place(counts.lengths_N, shard_rows=shard_rows), batch_size)
-    return replace(untimed, seconds=_trial_seconds(source, batches))
-
-
-def estimate_untimed(
-    modality: str,
-    counts: TokenCounts,
-    *,
-    token_dim: int | None,
-    global_dim: int,
-    stored: StoredDtype,
-    shard_rows: int,
-    batch_size: int,
-    regions: bool = False,
-) -> Estimate:
-    """Return the cost of extracting one modality but for its time, which needs no teacher.
-
-    Args:
-        modality: image or text.
-        counts: token rows of its units.
-        token_dim: width of a token row; None where there are no token features.
-        global_dim: width of a unit's global feature.
-        stored: stored dtype of token rows.
-        shard_rows: token rows per shard.
-        batch_size: units per forward pass.
-        regions: token rows are regions, beside which their boxes are stored.
-    """
-    placement = place(counts.lengths_N, shard_rows=shard_rows)
-    num_bytes = stored_bytes(
-        modality,
-        placement.num_rows,
-        placement.num_units,
-        stored,
-        token_dim,
-        global_dim,
-        shard_rows=shard_rows,
-        regions=regions,
-    )
+    arrays = [
+        layout.global_spec(modality, plan),
+        layout.stat_spec(modality, "norm", shape.num_units),
+        *layout.plan_specs(modality, shape.num_units).values(),
+        *layout.index_specs(modality, shape.num_units).values(),
+        *layout.moment_specs(modality, plan).values(),
+        *layout.token_specs(modality, plan, placement.num_rows).values(),
+    ]
     return Estimate(
         modality=modality,
-        num_units=placement.num_units,
+        num_units=shape.num_units,
         num_counted=counts.num_counted,
         margin=counts.margin,
         num_token_rows=int(placement.lengths_N.sum()),
         num_shards=placement.num_shards,
-        num_bytes=num_bytes,
-        padded_share=padded_share(_batches_of(placement, batch_size), placement.lengths_N),
-        seconds=None,
+        # Whole chunks, and the metadata of arrays.
+        num_bytes=sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays),
+        padded_share=padded_share(batches, placement.lengths_N),
+        seconds=None if tried is None else _trial_seconds(tried, batches),
     )
-
-
-def stored_bytes(
-    modality: str,
-    rows: int,
-    units: int,
-    stored: StoredDtype,
-    token_dim: int | None,
-    global_dim: int,
-    *,
-    shard_rows: int,
-    regions: bool = False,
-) -> int:
-    """Return the bytes of a modality's arrays, uncompressed, whole chunks and their metadata among them.
-
-    Args:
-        modality: image or text.
-        rows: token rows.
-        units: that have them.
-        stored: stored dtype of token rows.
-        token_dim: None where there are no token features.
-        global_dim: of a unit's global feature.
-        shard_rows: token rows per shard.
-        regions: token rows are regions.
-    """
-    shape = ModalityRecord(
-        num_units=units, global_dim=global_dim, token_dim=token_dim, spans=modality == "text", regions=regions
-    )
-    plan = PlanRecord(
-        identity_sha256="", stored_dtype=stored, shard_rows=shard_rows, modalities={modality: shape}, files={}
-    )
-    arrays = [
-        layout.global_spec(modality, plan),
-        layout.stat_spec(modality, "norm", units),
-        *layout.plan_specs(modality, units).values(),
-        *layout.index_specs(modality, units).values(),
-        *layout.moment_specs(modality, plan).values(),
-        *layout.token_specs(modality, plan, rows).values(),
-    ]
-    return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
 
 
 def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], dataset: Dataset) -> tuple[Estimate, ...]:
@@ -310,14 +260,6 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _batches_of(placement: Placement, batch_size: int) -> list[list[int]]:
-    return [
-        batch
-        for shard in range(placement.num_shards)
-        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
-    ]
-
-
 def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:
     chosen = [batches[len(batches) // 3], batches[2 * len(batches) // 3]]
     rates = []
@@ -359,31 +301,17 @@ def estimates_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset
         cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
         rows = {"grid": cells, "none": 0}
         lengths_N = np.array([rows.get(kind, len(unit.boxes_R4)) for unit in pictures], np.int32)
+        token_dim = None if kind == "none" else card.grid_dim
+        shape = modality_shape(config, "image", len(pictures), global_dim=card.image_dim, token_dim=token_dim)
         counts = TokenCounts(lengths_N=lengths_N, num_counted=len(pictures))
-        found.append(("image", counts, None if kind == "none" else card.grid_dim, card.image_dim))
+        found.append(estimate(config, "image", shape, counts))
     if texts:
         drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
-        starts = candidate_starts(config.text_units, dataset)
-        lengths = []
-        for place in np.sort(drawn).tolist():
-            whole, start = texts[place].text, starts.get(texts[place].unit_id, 0)
-            readings = {"question": [whole], "candidate": [whole[start:]], "both": [whole, whole[start:]]}
-            lengths.append(sum(_about_num_pieces(text, card, config) for text in readings[config.text_units]))
-        worded = repeated(np.array(lengths, np.int32), len(texts))
-        counts = TokenCounts(lengths_N=worded.lengths_N, num_counted=0, margin=None)
-        found.append(("text", counts, card.token_dim, card.text_dim))
-    return tuple(
-        estimate_untimed(
-            modality,
-            counts,
-            token_dim=token_dim,
-            global_dim=global_dim,
-            stored=config.stored_dtype,
-            shard_rows=config.shard_rows,
-            batch_size=config.units_per_pass,
-        )
-        for modality, counts, token_dim, global_dim in found
-    )
+        lengths = [_about_num_pieces(texts[place].text, card, config) for place in np.sort(drawn).tolist()]
+        worded = repeated(np.array(lengths, np.int32), len(texts)).lengths_N
+        shape = modality_shape(config, "text", len(texts), global_dim=card.text_dim, token_dim=card.token_dim)
+        found.append(estimate(config, "text", shape, TokenCounts(lengths_N=worded, num_counted=0, margin=None)))
+    return tuple(found)
 
 
 def _about_num_pieces(text: str, card: TeacherCard, config: ExtractConfig) -> int:

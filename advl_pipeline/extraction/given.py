@@ -8,7 +8,6 @@ from pathlib import Path
 from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.configuration import refuse_ineffective
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
@@ -36,7 +35,6 @@ def require_effect(config: ExtractConfig) -> None:
     tasks = set(tasks_of(config.dataset, config.data_root))
     needs = {
         "text_style": (bool(tasks & {"vcr-q2a", "vcr-qa2r"}), "the data are not in the format of vcr"),
-        "text_units": (bool(tasks & MULTIPLE_CHOICE_TASKS) and config.modality != "image", "no choices are read"),
         "select_tokens": (config.modality != "image", "no text is read"),
         "select_texts": (config.modality != "image", "no text is read"),
         "image_tokens": (config.modality != "text", "no picture is read"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -33,11 +33,11 @@ from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.given import require_source
 from advl_pipeline.extraction.region_formats import (
     FoundFeatures,
-    Hdf5Regions,
-    PerPictureRegions,
-    RegionReader,
-    TsvRegions,
-    UniterRegions,
+    RegionFeatures,
+    hdf5_entries,
+    per_picture_entries,
+    tsv_entries,
+    uniter_entries,
 )
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
@@ -86,7 +86,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     why = "the source holds arrays that are filed under pictures, and no regions of a detector"
     refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
     require_source(config)
-    arrays = FeatureFolder(config.source) if config.source.is_dir() else FeatureHdf5(config.source, stack)
+    arrays = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
     names: dict[str, str] = {}
     pictures: dict[str, Path] = {}
     for unit in units:
@@ -198,32 +198,29 @@ def _names_of(picture: Path) -> Iterator[str]:
         yield name.removesuffix(picture.suffix)
 
 
-class FeatureFolder:
-    """One `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
+class FiledArrays:
+    """Arrays by the names that they are filed under, such as cats/0.
 
-    def __init__(self, folder: Path) -> None:
-        found = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
-        if not found:
-            raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
-        self._files: dict[str, Path] = {}
+    Args:
+        readers: what reads each.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], npt.NDArray[np.float32]]]) -> None:
+        self._readers = readers
         self._alike: dict[str, list[str]] = {}
-        for path in found:
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in self._files:
-                raise DatasetError("Two feature files have one name.", where=str(self._files[name]), why=str(path))
-            self._files[name] = path
-            self._alike.setdefault(path.stem, []).append(name)
+        for name in readers:
+            self._alike.setdefault(name.rpartition("/")[2], []).append(name)
 
     def find(self, picture: Path) -> str | None:
         """Return the name that a picture's features are filed under, or None when there are none."""
         for name in _names_of(picture):
-            if name in self._files:
+            if name in self._readers:
                 return name
         # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
         alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
         if len(alike) > 1:
             raise DatasetError(
-                "Several feature files go by a picture's name, and none by its folder.",
+                "Several features go by a picture's name, and none by its folder.",
                 where=str(picture),
                 why=f"{alike[0]} and {alike[1]}",
                 next_command=_HOW_TO_FILE,
@@ -232,41 +229,48 @@ class FeatureFolder:
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Return the features of that name, (M, D) or (D,)."""
-        path = self._files[name]
-        try:
-            if path.suffix == ".npy":
-                return _checked(np.load(path, allow_pickle=False), str(path))
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise DatasetError(
-                "A feature file cannot be read.", where=str(path), why=str(error).split("\n")[0]
-            ) from None
-        if not isinstance(tensor, torch.Tensor):
-            raise DatasetError("A feature file does not hold one tensor.", where=str(path))
-        return _checked(tensor.float().numpy(), str(path))
+        return self._readers[name]()
 
 
-class FeatureHdf5:
-    """One HDF5 file: a data set per picture, or a group per picture with a data set `features`."""
+def arrays_of_folder(folder: Path) -> FiledArrays:
+    """Open one `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if (other := files.setdefault(name, path)) != path:
+            raise DatasetError("Two feature files have one name.", where=str(other), why=str(path))
+    if not files:
+        raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
+    return FiledArrays({name: partial(_read_array, path) for name, path in files.items()})
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        import h5py
 
-        self._path = path
-        try:
-            self._file = stack.enter_context(h5py.File(path, "r"))
-        except OSError as error:
-            raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
+def _read_array(path: Path) -> npt.NDArray[np.float32]:
+    try:
+        if path.suffix == ".npy":
+            return _checked(np.load(path, allow_pickle=False), str(path))
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise DatasetError("A feature file cannot be read.", where=str(path), why=str(error).split("\n")[0]) from None
+    if not isinstance(tensor, torch.Tensor):
+        raise DatasetError("A feature file does not hold one tensor.", where=str(path))
+    return _checked(tensor.float().numpy(), str(path))
 
-    def find(self, picture: Path) -> str | None:
-        return next((name for name in _names_of(picture) if name in self._file), None)
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        item = self._file[name]
-        item = item["features"] if hasattr(item, "keys") and "features" in item else item
-        if not hasattr(item, "shape"):
-            raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{name}")
-        return _checked(item[()], f"{self._path}:{name}")
+def arrays_of_hdf5(path: Path, stack: ExitStack) -> FiledArrays:
+    """Open one HDF5 file: a data set per picture, or a group per picture with a data set `features`."""
+    import h5py
+
+    readers: dict[str, Callable[[], npt.NDArray[np.float32]]] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            readers[name.removesuffix("/features")] = lambda: _checked(item[()], f"{path}:{name}")
+
+    try:
+        stack.enter_context(h5py.File(path, "r")).visititems(add)
+    except OSError as error:
+        raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
+    return FiledArrays(readers)
 
 
 def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
@@ -435,7 +439,7 @@ def are_regions(source: Path, split: str) -> bool:
         return False
 
 
-def open_regions(path: Path, stack: ExitStack) -> RegionReader:
+def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     """Open region features.
 
     Args:
@@ -447,12 +451,10 @@ def open_regions(path: Path, stack: ExitStack) -> RegionReader:
         DatasetError: nothing of these is there.
     """
     if path.suffix == ".tsv":
-        return TsvRegions(path)
+        return RegionFeatures(path, tsv_entries(path))
     if path.suffix in (".h5", ".hdf5"):
-        return Hdf5Regions(path, stack)
-    found = sorted(file.parent for file in path.glob("*/data.mdb"))
-    if (path / "data.mdb").is_file():
-        return UniterRegions(path, stack)
+        return RegionFeatures(path, hdf5_entries(path, stack))
+    found = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
     if len(found) > 1:
         raise DatasetError(
             "Several LMDBs of region features lie in one folder.",
@@ -461,11 +463,11 @@ def open_regions(path: Path, stack: ExitStack) -> RegionReader:
             next_command=f"name one of them, such as {found[0]}",
         )
     if found:
-        return UniterRegions(found[0], stack)
+        return RegionFeatures(found[0], uniter_entries(found[0], stack))
     for suffix in (".npz", ".json"):
         # Counts beside UNITER's LMDB are no features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
-            return PerPictureRegions(path, suffix=suffix)
+            return RegionFeatures(path, per_picture_entries(path, suffix))
     raise DatasetError(
         "There are no region features in a known format.",
         where=str(path),

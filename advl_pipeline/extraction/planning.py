@@ -27,7 +27,7 @@ from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of
-from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
+from advl_pipeline.extraction.estimate import Estimate, estimate, modality_shape, require_room
 from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts, image_tokens_of, open_part
 from advl_pipeline.teachers.interface import Teacher
 
@@ -167,19 +167,11 @@ def make_plan(
         StorageError: the cache would not fit on the disk.
     """
     counts = count_tokens(sources, forecast=config.dry_run)
-    lengths = {name: found.lengths_N for name, found in counts.items()}
     modalities = {
         source.modality: ModalityPlan(
-            shape=ModalityRecord(
-                num_units=len(lengths[source.modality]),
-                global_dim=source.tower.global_dim,
-                token_dim=source.tower.token_dim if source.has_tokens else None,
-                spans=source.modality == "text",
-                kept=source.modality == "text" and (config.select_tokens or config.select_texts) is not None,
-                regions=source.has_regions,
-            ),
+            shape=shape_of(config, source),
             unit_ids_N16=source.unit_ids(),
-            lengths_N=lengths[source.modality],
+            lengths_N=counts[source.modality].lengths_N,
         )
         for source in sources
     }
@@ -204,17 +196,30 @@ def make_plan(
     return Plan(estimates=estimates, free_bytes=free_bytes)
 
 
+def shape_of(config: ExtractConfig, source: Source) -> ModalityRecord:
+    """Return what is written of a modality."""
+    tower = source.tower
+    return modality_shape(
+        config,
+        source.modality,
+        len(source.unit_ids()),
+        global_dim=tower.global_dim,
+        token_dim=tower.token_dim if source.has_tokens else None,
+        regions=source.has_regions,
+    )
+
+
 def estimates_of(
     config: ExtractConfig, sources: Sequence[Source], counts: Mapping[str, TokenCounts], *, trial: bool
 ) -> tuple[Estimate, ...]:
+    """Return the cost of each modality; its time where a trial is asked for."""
     return tuple(
         estimate(
-            source,
+            config,
+            source.modality,
+            shape_of(config, source),
             counts[source.modality],
-            stored=config.stored_dtype,
-            shard_rows=config.shard_rows,
-            batch_size=config.units_per_pass,
-            trial=trial,
+            tried=source if trial else None,
         )
         for source in sources
     )

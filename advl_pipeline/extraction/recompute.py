@@ -25,6 +25,7 @@ from advl_pipeline.cache.verify import VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config, command_words, options_without
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, RecomputeOptions, VerifyConfig
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     given = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
-    recorded.pop("compression", None)  # Of version 0.2; caches that were compressed are refused before.
+    # Of earlier versions; caches that were compressed are refused before.
+    recorded.pop("compression", None)
+    if (read := recorded.pop("text_units", "question")) != "question":
+        why = f"its teacher read choices under --text-units {read}, which has gone"
+        raise ConfigError("Units of this cache cannot be encoded again.", where=str(config.cache), why=why)
     made_as: type[ExtractConfig] = ExtractConfig
     named = recorded_paths(recorded)
     if str(settings.get("teacher", "")).startswith(IMPORTED):

@@ -30,12 +30,12 @@ import io
 import json
 import pickletools
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,6 @@ import numpy.typing as npt
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import install_extra
 
@@ -65,6 +64,8 @@ _STRUCTURE = frozenset(
 _THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
 _FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")
 _ZIP_MAGIC = b"PK\x03\x04"
+
+_MALFORMED = "Region features are malformed."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,25 +210,36 @@ def _stated_size(entries: Mapping[str, Any]) -> tuple[int, int] | None:
     return positive(entries["image_w"], "image_w"), positive(entries["image_h"], "image_h")
 
 
-class RegionReader(ABC):
-    """Region features by name of the picture, as its format names pictures.
+class Entry(NamedTuple):
+    """Features of one picture: where they lie, for errors, and what reads them, given its width and height."""
+
+    where: str
+    read: Callable[[tuple[int, int]], FoundFeatures]
+
+
+class RegionFeatures:
+    """Region features by name of the picture, as their format names pictures.
+
+    Args:
+        path: of the files.
+        entries: of all pictures, by name.
 
     Raises:
         DatasetError: a file is missing, or malformed as far as is seen when it is opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entries: Iterable[tuple[str, Entry]]) -> None:
         self._path = path
+        self._entries: dict[str, Entry] = {}
+        try:
+            for name, entry in entries:
+                if (other := self._entries.setdefault(name, entry)) is not entry:
+                    raise DatasetError(_MALFORMED, where=entry.where, why=f"picture {name} is at {other.where} too")
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
-    @abstractmethod
-    def __contains__(self, name: object) -> bool: ...
-
-    @abstractmethod
-    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        """Read the entry of a picture that has one; raises `Malformed`."""
-
-    def _where(self, name: str) -> str:
-        return f"{self._path}: {name}"
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def read(self, name: str, *, width: int, height: int) -> FoundFeatures:
         """Read the regions of one picture.
@@ -242,120 +254,85 @@ class RegionReader(ABC):
         """
         if name not in self:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no entry for {name}")
+        entry = self._entries[name]
         try:
-            return self._read(name, (width, height))
+            return entry.read((width, height))
         except (Malformed, OSError, IndexError, ValueError) as error:
-            raise DatasetError(
-                "Region features are malformed.", where=self._where(name), why=f"picture {name}: {error}"
-            ) from None
+            raise DatasetError(_MALFORMED, where=entry.where, why=f"picture {name}: {error}") from None
 
 
-class TsvRegions(RegionReader):
-    """Regions of a TSV file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        # By picture the number, the offset and the length of its line.
-        self._rows: dict[str, tuple[int, int, int]] = {}
-        try:
-            with path.open("rb", buffering=1 << 20) as file:
-                self._scan(file)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if not self._rows:
-            raise _unreadable(path, ValueError("it has no lines"))
-
-    def _scan(self, file: IO[bytes]) -> None:
-        offset = 0
-        for number, data in enumerate(file, start=1):
-            length = len(data)
-            if not data.isspace():
-                name = data.split(b"\t", 1)[0].decode("utf-8", "replace")
-                num_columns = data.count(b"\t") + 1
-                why = ""
+def tsv_entries(path: Path) -> Iterator[tuple[str, Entry]]:
+    """Yield the lines of a TSV file by picture; they are decoded when they are read."""
+    offset, is_empty = 0, True
+    with path.open("rb", buffering=1 << 20) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                is_empty = False
+                where, num_columns = f"{path}:{number}", line.count(b"\t") + 1
                 if num_columns not in _LAYOUTS:
                     why = f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}"
-                elif name in self._rows:
-                    why = f"picture {name} was on line {self._rows[name][0]} already"
-                if why:
-                    raise DatasetError("Region features are malformed.", where=f"{self._path}:{number}", why=why)
-                self._rows[name] = (number, offset, length)
-            offset += length
+                    raise DatasetError(_MALFORMED, where=where, why=why)
+                name = line.split(b"\t", 1)[0].decode("utf-8", "replace")
+                yield name, Entry(where, partial(_read_line, path, offset, len(line)))
+            offset += len(line)
+    if is_empty:
+        raise _unreadable(path, ValueError("it has no lines"))
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._rows
 
-    def _where(self, name: str) -> str:
-        return f"{self._path}:{self._rows[name][0]}"
+def _read_line(path: Path, offset: int, length: int, size: tuple[int, int]) -> FoundFeatures:
+    with path.open("rb") as file:
+        file.seek(offset)
+        cells = file.read(length).rstrip(b"\r\n").split(b"\t")
+    fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
+    count = positive(fields["num_boxes"], "num_boxes")
+    confidence = fields.get("objects_conf")
+    return make_regions(
+        features_RF=decode_floats(fields["features"], rows=count, what="features"),
+        boxes_R4=decode_floats(fields["boxes"], rows=count, what="boxes"),
+        size=size,
+        stated_size=_stated_size(fields),
+        confidence_R=None if confidence is None else decode_floats(confidence, rows=count, what="confidences")[:, 0],
+    )
 
-    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        _, offset, length = self._rows[name]
-        with self._path.open("rb") as file:
-            file.seek(offset)
-            cells = file.read(length).rstrip(b"\r\n").split(b"\t")
-        fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
-        count = positive(fields["num_boxes"], "num_boxes")
-        confidence = fields.get("objects_conf")
-        return make_regions(
-            features_RF=decode_floats(fields["features"], rows=count, what="features"),
-            boxes_R4=decode_floats(fields["boxes"], rows=count, what="boxes"),
-            size=size,
-            stated_size=_stated_size(fields),
-            confidence_R=None
-            if confidence is None
-            else decode_floats(confidence, rows=count, what="confidences")[:, 0],
+
+def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
+    """Yield the rows of an HDF5 file; the one index file beside it, `.pkl` or `.json`, has picture number -> row."""
+    import h5py
+
+    # BUTD names the index after the split and the number of boxes.
+    found = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
+    own = [file for file in found if file.name.startswith(path.stem)] or found
+    if len(own) != 1:
+        raise DatasetError(
+            "The index of region features is missing or not the only one.",
+            where=str(path.parent),
+            why=f"found {', '.join(file.name for file in own) or 'no *imgid2idx.pkl or .json'}",
         )
+    file: Any = stack.enter_context(h5py.File(path, "r"))
+    for array in ("image_features", "image_bb"):
+        if array not in file:
+            raise DatasetError(_MALFORMED, where=str(path), why=f"no array {array!r}")
+    for picture, row in read_numbers(own[0]).items():
+        yield str(picture), Entry(f"{path}: {picture}", partial(_read_row, file, row))
 
 
-class Hdf5Regions(RegionReader):
-    """Regions of an HDF5 file; the one index file beside it, `.pkl` or `.json`, has picture number -> row."""
-
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        import h5py
-
-        super().__init__(path)
-        # BUTD names the index after the split and the number of boxes.
-        found = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
-        own = [file for file in found if file.name.startswith(path.stem)] or found
-        if len(own) != 1:
-            raise DatasetError(
-                "The index of region features is missing or not the only one.",
-                where=str(path.parent),
-                why=f"found {', '.join(file.name for file in own) or 'no *imgid2idx.pkl or .json'}",
-            )
-        self._rows = read_numbers(own[0])
-        try:
-            self._file: Any = stack.enter_context(h5py.File(path, "r"))
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        for name in ("image_features", "image_bb"):
-            if name not in self._file:
-                raise DatasetError("Region features are malformed.", where=str(path), why=f"no array {name!r}")
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.isdecimal() and int(name) in self._rows
-
-    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        file = self._file
-        part: Any = self._rows[int(name)]
-        if "pos_boxes" in file:
-            part = slice(*map(int, file["pos_boxes"][part]))
-        boxes_R4 = np.asarray(file["image_bb"][part], dtype=np.float32)
-        if "spatial_features" in file:
-            shares = np.asarray(file["spatial_features"][part])
-            if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
-                raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
-            for axis, known in enumerate(size):
-                # Pixels over their share give the size of the picture that the boxes are of.
-                row = int(np.argmax(shares[:, 2 + axis]))
-                if (share := shares[row, 2 + axis]) > 0:
-                    side = float(boxes_R4[row, 2 + axis] / share)
-                    if not abs(side - known) <= SIZE_TOLERANCE:
-                        raise Malformed(
-                            f"its features are for a picture with a side of {side:.0f}, the picture has {known}"
-                        )
-        features_RF = np.asarray(file["image_features"][part], dtype=np.float32)
-        return make_regions(features_RF=features_RF, boxes_R4=boxes_R4, size=size)
+def _read_row(file: Any, row: int, size: tuple[int, int]) -> FoundFeatures:
+    part: Any = slice(*map(int, file["pos_boxes"][row])) if "pos_boxes" in file else row
+    boxes_R4 = np.asarray(file["image_bb"][part], dtype=np.float32)
+    if "spatial_features" in file:
+        shares = np.asarray(file["spatial_features"][part])
+        if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
+            raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
+        for axis, known in enumerate(size):
+            # Pixels over their share give the size of the picture that the boxes are of.
+            largest = int(np.argmax(shares[:, 2 + axis]))
+            if (share := shares[largest, 2 + axis]) > 0:
+                side = float(boxes_R4[largest, 2 + axis] / share)
+                if not abs(side - known) <= SIZE_TOLERANCE:
+                    why = f"its features are for a picture with a side of {side:.0f}, the picture has {known}"
+                    raise Malformed(why)
+    features_RF = np.asarray(file["image_features"][part], dtype=np.float32)
+    return make_regions(features_RF=features_RF, boxes_R4=boxes_R4, size=size)
 
 
 def read_numbers(path: Path) -> dict[int, int]:
@@ -388,40 +365,35 @@ def read_numbers(path: Path) -> dict[int, int]:
     raise DatasetError("The index of region features cannot be used.", where=str(path), why=why)
 
 
-class PerPictureRegions(RegionReader):
-    """Regions in a folder with one file per picture, `.npz` or `.json`; names are relative to it, without suffix."""
+def per_picture_entries(folder: Path, suffix: str) -> Iterator[tuple[str, Entry]]:
+    """Yield the files of a folder, `.npz` or `.json`, one per picture; names are relative to it, without suffix."""
+    read = {".npz": _read_archive, ".json": _read_json}[suffix]
+    for file in folder.rglob(f"*{suffix}"):
+        yield file.relative_to(folder).with_suffix("").as_posix(), Entry(str(file), partial(read, file))
 
-    def __init__(self, folder: Path, *, suffix: str) -> None:
-        super().__init__(folder)
-        self._suffix = suffix
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and is_safe_name(name) and Path(self._where(name)).is_file()
+def _read_archive(path: Path, size: tuple[int, int]) -> FoundFeatures:
+    # NumPy leaves a file open that it opened itself and found damaged.
+    with path.open("rb") as file:
+        return regions_of(_archived(file), size)
 
-    def _where(self, name: str) -> str:
-        return str(self._path / f"{name}{self._suffix}")
 
-    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        path = Path(self._where(name))
-        if self._suffix == ".npz":
-            # NumPy leaves a file open that it opened itself and found damaged.
-            with path.open("rb") as file:
-                return regions_of(_archived(file), size)
-        try:
-            record = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise Malformed("not an object")
-        count = positive(record.get("num_boxes"), "num_boxes")
-        whole = record.get("image_box_feature")
-        return make_regions(
-            features_RF=decode_floats(record.get("features"), rows=count, what="features"),
-            boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
-            size=size,
-            stated_size=_stated_size(record),
-            whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
-        )
+def _read_json(path: Path, size: tuple[int, int]) -> FoundFeatures:
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise Malformed("not an object")
+    count = positive(record.get("num_boxes"), "num_boxes")
+    whole = record.get("image_box_feature")
+    return make_regions(
+        features_RF=decode_floats(record.get("features"), rows=count, what="features"),
+        boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
+        size=size,
+        stated_size=_stated_size(record),
+        whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
+    )
 
 
 def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
@@ -431,63 +403,55 @@ def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
         raise Malformed(str(error)) from None
 
 
-class UniterRegions(RegionReader):
-    """Regions of one LMDB folder, such as `img_db/coco_val2014/feat_th0.2_max100_min10`; `stack` closes it."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
+    """Yield the entries of one LMDB folder, such as `img_db/coco_val2014/feat_th0.2_max100_min10`."""
+    try:
+        import lmdb
+        import msgpack  # noqa: F401
+    except ImportError as error:
+        raise DatasetError(
+            "Reading UNITER's LMDB needs packages that are not installed.",
+            where=str(folder),
+            why=str(error),
+            next_command=install_extra("uniter"),
+        ) from None
+    try:
+        opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+    except lmdb.Error as error:
+        raise _unreadable(folder, error) from None
+    environment = stack.enter_context(opened)
+    rule, counts = _THRESHOLD.fullmatch(folder.name), {}
+    if rule and (sidecar := folder.parent / f"nbb_{rule['rule']}.json").exists():
         try:
-            import lmdb
-            import msgpack  # noqa: F401
-        except ImportError as error:
-            raise DatasetError(
-                "Reading UNITER's LMDB needs packages that are not installed.",
-                where=str(folder),
-                why=str(error),
-                next_command=install_extra("uniter"),
-            ) from None
-        super().__init__(folder)
-        try:
-            opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
-        except lmdb.Error as error:
-            raise _unreadable(folder, error) from None
-        self._environment: Any = stack.enter_context(opened)
-        self._rule = _THRESHOLD.fullmatch(folder.name)
-        self._fixed = _FIXED.fullmatch(folder.name)
-        self._counts: dict[str, int] = {}
-        if self._rule and (sidecar := folder.parent / f"nbb_{self._rule['rule']}.json").exists():
-            try:
-                value = json.loads(sidecar.read_text(encoding="utf-8"))
-                self._counts = {str(name): int(count) for name, count in value.items()}
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise DatasetError(
-                    "The counts of regions are malformed.", where=str(sidecar), why=str(error)
-                ) from None
+            value = json.loads(sidecar.read_text(encoding="utf-8"))
+            counts = {str(name): int(count) for name, count in value.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DatasetError("The counts of regions are malformed.", where=str(sidecar), why=str(error)) from None
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._get(name) is not None
-
-    def _get(self, name: str) -> bytes | None:
-        with self._environment.begin() as transaction:
-            value: bytes | None = transaction.get(f"{name}.npz".encode())
-        return value
-
-    def _read(self, name: str, size: tuple[int, int]) -> FoundFeatures:
-        value = self._get(name) or b""
+    def read(key: bytes, size: tuple[int, int]) -> FoundFeatures:
+        with environment.begin() as transaction:
+            value: bytes = transaction.get(key) or b""
         found = regions_of(_archived(io.BytesIO(value)) if value.startswith(_ZIP_MAGIC) else _unpack(value), size)
         count = len(found.values)
-        if self._fixed is not None:
-            count = int(self._fixed["count"])
-        elif self._rule is not None and f"{name}.npz" in self._counts:
-            count = self._counts[f"{name}.npz"]
-        elif self._rule is not None:
+        if fixed := _FIXED.fullmatch(folder.name):
+            count = int(fixed["count"])
+        elif rule and (stated := counts.get(key.decode())) is not None:
+            count = stated
+        elif rule:
             confidence_R = found.regions["confidence"]
             if (confidence_R < 0).all():
                 raise Malformed("neither the sidecar nor confidences say how many regions are meant")
-            above = int((confidence_R > float(self._rule["threshold"])).sum())
-            count = min(max(above, int(self._rule["least"])), int(self._rule["most"]))
+            above = int((confidence_R > float(rule["threshold"])).sum())
+            count = min(max(above, int(rule["least"])), int(rule["most"]))
         return FoundFeatures(
             values=found.values[:count], regions={name: rows[:count] for name, rows in found.regions.items()}
         )
+
+    with environment.begin() as transaction:
+        for key in transaction.cursor().iternext(values=False):
+            if key.endswith(b".npz"):
+                name = key.decode("utf-8", "replace").removesuffix(".npz")
+                yield name, Entry(f"{folder}: {name}", partial(read, bytes(key)))
 
 
 def _unpack(value: bytes) -> dict[str, npt.NDArray[Any]]:

@@ -28,7 +28,6 @@ from advl_pipeline.teachers.text_units import (
     RarestWords,
     SelectingTextTower,
     fit_split_prior,
-    with_text_units,
 )
 
 _TOKENISE_UNITS = 1024
@@ -168,7 +167,7 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     if teacher.image is not None and pictures:
         sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
     if teacher.text is not None and texts:
-        tower = with_text_units(teacher.text, config.text_units, dataset)
+        tower = teacher.text
         if config.select_tokens is not None:
             rarest = RarestWords(prior=fit_split_prior(dataset), share=config.select_tokens)
             tower = SelectingTextTower(tower, rarest)
@@ -192,13 +191,6 @@ def units_to_encode(
         ConfigError: the teacher lacks the tower that was asked for, or there is no text to select tokens from.
         DatasetError: the split has nothing to encode.
     """
-    if config.select_tokens is not None and config.text_units == "candidate":
-        raise ConfigError(
-            "A share of a text's words cannot be kept where its question is not read.",
-            where="--select-tokens",
-            why="--text-units candidate has features of the candidate's words only",
-            next_command="leave out --select-tokens, or --text-units candidate",
-        )
     if config.select_tokens is not None and config.select_texts is not None:
         raise ConfigError(
             "--select-tokens and --select-texts exclude each other.",

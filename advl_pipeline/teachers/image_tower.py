@@ -27,7 +27,6 @@ from advl_pipeline.teachers.vision_backbone import (
     fit_picture,
     normalise,
     read_picture,
-    squash_picture,
 )
 
 CONTEXT_MARGIN = 1 / 16
@@ -55,43 +54,10 @@ def crop_rectangle(
     return left, top, right, bottom
 
 
-def relative_boxes(boxes_R4: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
-    """Return boxes as shares of the picture's edges, clipped to [0, 1], corners in order; (R, 4) float32."""
-    boxes_R22 = (boxes_R4.reshape(-1, 2, 2) / np.array([width, height], dtype=np.float32)).clip(0.0, 1.0)
-    return np.concatenate([boxes_R22.min(axis=1), boxes_R22.max(axis=1)], axis=1).astype(np.float32)
-
-
 def _clip_edge(low: float, high: float, size: int) -> tuple[int, int]:
     start = min(max(math.floor(low), 0), size - 1)
     stop = max(min(math.ceil(high), size), start + 1)
     return start, stop
-
-
-SAMPLES_PER_CELL_EDGE = 2
-"""Bilinear samples along each edge of each of the 7 x 7 bins that a box is divided into."""
-
-BINS = 7
-"""Bins along each edge of a box, as in Mask R-CNN's RoIAlign (arXiv:1703.06870)."""
-
-
-def roi_align_mean(grid_hwD: torch.Tensor, boxes_R4: torch.Tensor) -> torch.Tensor:
-    """Return the RoI-aligned mean feature of each box; (R, D) float32.
-
-    Args:
-        grid_hwD: cells of one picture.
-        boxes_R4: (x1, y1, x2, y2) as shares of the picture's width and height, float32 in [0, 1].
-    """
-    from torchvision.ops import roi_align
-
-    rows, columns, width = grid_hwD.shape
-    if not len(boxes_R4):
-        return grid_hwD.new_zeros((0, width))
-    map_1Dhw = grid_hwD.permute(2, 0, 1)[None]
-    scaled_R4 = boxes_R4 * boxes_R4.new_tensor([columns, rows, columns, rows])
-    pooled_RDbb: torch.Tensor = roi_align(
-        map_1Dhw, [scaled_R4], BINS, sampling_ratio=SAMPLES_PER_CELL_EDGE, aligned=True
-    )
-    return pooled_RDbb.mean(dim=(2, 3))
 
 
 FORWARD_CHUNK = {"cpu": 8}
@@ -104,9 +70,8 @@ class PixelImageTower:
     """An `ImageTower` over any `VisionBackbone`.
 
     With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
-    1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. With
-    `boxes-roi` the whole picture, squashed so that nothing is cut off, is encoded once more for its grid, and each
-    box is the RoI-aligned mean over it. The cells of `grid` lie on what the network's preprocessing shows it: a
+    1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. The cells of
+    `grid` lie on what the network's preprocessing shows it: a
     central crop where `describe()["pixels"]["fit"]` is "crop". A grid of more than `grid_side` rows or columns is
     averaged, by area, to so many.
     """
@@ -126,15 +91,15 @@ class PixelImageTower:
 
     @property
     def token_dim(self) -> int:
-        return self.backbone.grid_dim if self.image_tokens in ("grid", "boxes-roi") else self.backbone.global_dim
+        return self.backbone.grid_dim if self.image_tokens == "grid" else self.backbone.global_dim
 
     def describe(self) -> dict[str, Any]:
         """Everything that changes the numbers (see `Tower.describe`)."""
         tokens: dict[str, Any] = {"kind": self.image_tokens}
         if self.image_tokens == "boxes":
             tokens |= {"margin": CONTEXT_MARGIN, "padding": "mean colour"}
-        elif self.image_tokens != "none":
-            tokens |= {"grid": list(self.grid_shape if self.image_tokens == "grid" else self.backbone.grid_shape)}
+        elif self.image_tokens == "grid":
+            tokens |= {"grid": list(self.grid_shape)}
         return {
             **self.backbone.describe(),
             "pixels": {**self.backbone.settings.describe(), "alpha": "over white"},
@@ -148,7 +113,7 @@ class PixelImageTower:
         return 0 if self.image_tokens == "none" else len(unit.boxes_R4)
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        """Decode and scale. `inputs["pixels"]`: uint8 (1, C, H, W), then one row per box or the squashed picture.
+        """Decode and scale. `inputs["pixels"]`: uint8 (1, C, H, W), then one row per box.
 
         Raises:
             DatasetError: the picture cannot be read or has another size than its dataset states.
@@ -156,16 +121,11 @@ class PixelImageTower:
         settings = self.backbone.settings
         picture = read_picture(unit.path, width=unit.width, height=unit.height)
         pixels = [fit_picture(picture, settings)]
-        inputs: dict[str, torch.Tensor] = {}
         if self.image_tokens == "boxes":
             for box_4 in unit.boxes_R4:
                 rectangle = crop_rectangle(box_4, unit.width, unit.height)
                 pixels.append(crop_picture(picture, rectangle, settings))
-        elif self.image_tokens == "boxes-roi":
-            pixels.append(squash_picture(picture, settings))
-            boxes_R4 = relative_boxes(np.asarray(unit.boxes_R4, np.float32), unit.width, unit.height)
-            inputs["boxes"] = torch.from_numpy(boxes_R4)
-        inputs["pixels"] = torch.stack(pixels)
+        inputs = {"pixels": torch.stack(pixels)}
         return PreparedUnit(inputs=inputs, num_tokens=self.num_tokens(unit))
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
@@ -182,7 +142,7 @@ class PixelImageTower:
                 on_device = pixels_PCHW.to(self.backbone.device, non_blocking=True)
                 features = self.backbone(normalise(on_device, self.backbone.settings))
                 summaries.append(features.global_ND.float())
-                if self.image_tokens in ("grid", "boxes-roi"):
+                if self.image_tokens == "grid":
                     cells += self._cells(features.grid_NhwD)
                 if features.logits_NK is not None:
                     logits.append(features.logits_NK.float())
@@ -191,24 +151,16 @@ class PixelImageTower:
             stats = {"norm": global_ND.norm(dim=1)}
             if logits:
                 stats |= classifier_stats(torch.cat(logits)[starts])
-            tokens = [self._tokens(global_PD, cells, unit, start) for unit, start in zip(units, starts, strict=True)]
+            tokens = [
+                cells[start] if self.image_tokens == "grid" else global_PD[start + 1 : start + 1 + unit.num_tokens]
+                for unit, start in zip(units, starts, strict=True)
+            ]
         return EncodedBatch(global_ND=global_ND, token_values=tokens, stats=stats)
 
-    def _tokens(
-        self, global_PD: torch.Tensor, cells: Sequence[torch.Tensor], unit: PreparedUnit, start: int
-    ) -> torch.Tensor:
-        """Return the token rows of a unit whose pixels begin at row `start` of what the network gave."""
-        if self.image_tokens in ("boxes", "none"):
-            return global_PD[start + 1 : start + 1 + unit.num_tokens]
-        if self.image_tokens == "grid":
-            return cells[start]
-        grid_hwD = cells[start + 1].view(*self.backbone.grid_shape, -1)
-        return roi_align_mean(grid_hwD, unit.inputs["boxes"].to(grid_hwD.device))
-
     def _cells(self, grid_PhwD: torch.Tensor) -> list[torch.Tensor]:
-        """Return the (T, D) cells of each picture; only those of a grid that is stored are averaged."""
+        """Return the (T, D) cells of each picture."""
         cells_PMD = grid_PhwD.float().flatten(1, 2)
-        if self._cells_TM is None or self.image_tokens != "grid":
+        if self._cells_TM is None:
             return list(cells_PMD)
         return [self._cells_TM @ cells_MD for cells_MD in cells_PMD]
 

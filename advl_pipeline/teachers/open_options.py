@@ -12,19 +12,14 @@ from advl_pipeline.configuration import option
 if TYPE_CHECKING:
     import torch
 
-ImageTokenKind = Literal["boxes", "boxes-roi", "grid", "none"]
-"""`boxes`: every box cut out and encoded by itself. `boxes-roi`: every box pooled from the grid of the whole
-picture. `grid`: the cells of the network's last feature map. `none`: no token features."""
+ImageTokenKind = Literal["boxes", "grid", "none"]
+"""`boxes`: every box cut out and encoded by itself. `grid`: the cells of the network's last feature map. `none`: no
+token features."""
 
 PICTURES = "pictures:"
 """Begins the name of what stands in a teacher's place where pictures themselves are stored."""
 
 ComputeDtype = Literal["fp32", "bf16"]
-
-TextUnits = Literal["question", "candidate", "both"]
-"""What is read of an answer choice. `question`: the candidate with its question, one text. `candidate`: the
-candidate alone; words of the question have no features. `both`: each by itself; a word of the candidate has the mean
-of the two, and so has the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

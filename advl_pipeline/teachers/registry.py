@@ -8,6 +8,7 @@ whose object is called with `OpenOptions` and returns a `Teacher`; a `DescribedT
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher
+
+_log = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "advl.teachers"
 
@@ -216,8 +219,12 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
         # Building a network draws random numbers, which what comes after must not notice.
         with torch.random.fork_rng(devices=[]):
             usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
-    except Exception:
-        return teacher  # What it is otherwise is not at hand, for reasons of its own.
+    except Exception as error:  # What it is otherwise is not at hand, for reasons of its own.
+        _log.warning(
+            "The control %r is not compared with %r, which cannot be opened: %s: %s",
+            *(options.name, point.name, type(error).__name__, error),
+        )
+        return teacher
     drawn, known = (
         [tower.describe() for tower in (one.image, one.text) if tower is not None] for one in (teacher, usual)
     )
@@ -329,7 +336,6 @@ def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
     sizes = [
         ("image global", card.image_dim, 1, "picture"),
         ("image tokens, boxes", card.image_dim, 1, "box"),
-        ("image tokens, boxes-roi", card.grid_dim, 1, "box"),
         (f"image tokens, grid {rows} x {columns}", card.grid_dim, rows * columns, "picture"),
         ("text global", card.text_dim, 1, "text"),
         ("text tokens", card.token_dim, 1, "word piece"),

@@ -80,7 +80,7 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
     tolerance = BATCH_TOLERANCE[config.compute_dtype]
     towers: list[TowerCheck] = []
     if teacher.image is not None:
-        from_grid = config.image_tokens in ("grid", "boxes-roi")
+        from_grid = config.image_tokens == "grid"
         expected = (card.image_dim, card.grid_dim if from_grid else card.image_dim) if card else None
         towers.append(_try("image", teacher.image, _pictures(teacher.image), expected, tolerance))
     if teacher.text is not None:

@@ -1,17 +1,16 @@
-"""Towers over a text tower: what is read of an answer choice, and which of its tokens are kept.
+"""A text tower of which only some tokens are kept.
 
-A teacher reads the candidate with its question, it alone, or each in turn. A text unit stays the whole text, by which
-it is looked up and to which all characters refer. A cache may hold only the tokens of some words, such as those with
-the highest prior, or of texts that are chosen so that all words come up about as often (docs/method.md, cover).
-Shapes: N texts, R readings of each, D teacher width, W words and M token rows of a text.
+A cache may hold only the tokens of some words, such as those with the highest prior, or of texts that are chosen so
+that all words come up about as often (docs/method.md, cover). Global features are of the whole text.
+Shapes: W words and M token rows of a text.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,112 +29,7 @@ from advl_pipeline.datasets.words import (
     top_words,
     word_spans,
 )
-from advl_pipeline.errors import ConfigError, leave_out
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
-from advl_pipeline.teachers.open_options import TextUnits
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadUnit(PreparedUnit):
-    """A unit as the readings of it that the tower itself prepared, in order."""
-
-    readings: tuple[PreparedUnit, ...]
-
-
-class CandidateTextTower:
-    """A text tower that reads candidates without their questions, alone or beside the whole text.
-
-    Args:
-        starts: unit id -> first character of the candidate; 0 for a text without a question.
-    """
-
-    def __init__(self, tower: TextTower, starts: Mapping[str, int], reads: TextUnits) -> None:
-        self._tower = tower
-        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
-        self._starts = starts
-        self._reads = reads
-
-    def describe(self) -> dict[str, Any]:
-        """As the tower, and what it reads."""
-        return {**self._tower.describe(), "reads": self._reads}
-
-    def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
-        """As the tower, for each reading; characters refer to the whole text."""
-        starts = [self._starts[unit.unit_id] for unit in units]
-        alone = [replace(unit, text=unit.text[start:]) for unit, start in zip(units, starts, strict=True)]
-        shifted = []
-        for prepared, start in zip(self._tower.prepare(alone), starts, strict=True):
-            assert prepared.char_spans_M2 is not None
-            # A piece that covers nothing stays at 0.
-            covers_M1 = (prepared.char_spans_M2[:, :1] != prepared.char_spans_M2[:, 1:]).astype(np.int32)
-            moved_M2 = prepared.char_spans_M2 + covers_M1 * np.int32(start)
-            shifted.append(replace(prepared, char_spans_M2=moved_M2.astype(np.int32)))
-        if self._reads == "candidate":
-            return [_join([reading]) for reading in shifted]
-        whole = self._tower.prepare(units)
-        return [_join(readings) for readings in zip(whole, shifted, strict=True)]
-
-    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Encode each reading; rows follow one another, and statistics are means.
-
-        Global features are means that are as long as the readings' are on average: a direction keeps its length.
-        """
-        read = [unit.readings for unit in units if isinstance(unit, ReadUnit)]
-        if len(read) != len(units):
-            raise TypeError("units must come from `prepare` of this tower")
-        batches = [self._tower.encode(readings) for readings in zip(*read, strict=True)]
-        readings_RND = torch.stack([batch.global_ND for batch in batches])
-        direction_ND = torch.nn.functional.normalize(readings_RND.mean(dim=0), dim=-1)
-        return EncodedBatch(
-            global_ND=direction_ND * readings_RND.norm(dim=-1, keepdim=True).mean(dim=0),
-            token_values=[torch.cat(rows) for rows in zip(*(batch.token_values for batch in batches), strict=True)],
-            stats={
-                name: torch.stack([batch.stats[name] for batch in batches]).mean(dim=0) for name in batches[0].stats
-            },
-        )
-
-
-def with_text_units(tower: TextTower, reads: TextUnits, dataset: Dataset) -> TextTower:
-    """Return the tower that reads what is asked for; the tower itself for whole texts.
-
-    Raises:
-        ConfigError: no text of the dataset has a question before its candidate.
-    """
-    starts = candidate_starts(reads, dataset)
-    return CandidateTextTower(tower, starts, reads) if starts else tower
-
-
-def candidate_starts(reads: TextUnits, dataset: Dataset) -> dict[str, int]:
-    """Return the first character of the candidate in each text, by its id; nothing where whole texts are read.
-
-    Raises:
-        ConfigError: no text of the dataset has a question before its candidate.
-    """
-    if reads == "question":
-        return {}
-    starts = {
-        candidate.text_unit.unit_id: candidate.answer_start
-        for example in map(dataset.__getitem__, range(len(dataset)))
-        for candidate in example.candidates
-    }
-    if not any(starts.values()):
-        raise ConfigError(
-            f"No text of {dataset.name} has a question before a candidate.",
-            where=f"--text-units {reads}",
-            why="its teachers read one text per item",
-            next_command=leave_out("--text-units"),
-        )
-    return starts
-
-
-def _join(readings: Sequence[PreparedUnit]) -> ReadUnit:
-    spans = [reading.char_spans_M2 for reading in readings if reading.char_spans_M2 is not None]
-    return ReadUnit(
-        inputs=readings[-1].inputs,
-        num_tokens=sum(reading.num_tokens for reading in readings),
-        char_spans_M2=np.concatenate(spans),
-        readings=tuple(readings),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -217,11 +217,6 @@ def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
     return _to_chw(scaled.crop((left, top, left + settings.width, top + settings.height)))
 
 
-def squash_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
-    """Scale a whole RGB picture to the network's input with nothing cut off; uint8 (3, H, W)."""
-    return _to_chw(picture.resize((settings.width, settings.height), settings.resample))
-
-
 def crop_picture(picture: Image.Image, rectangle: tuple[int, int, int, int], settings: PixelSettings) -> torch.Tensor:
     """Cut (x1, y1, x2, y2) in pixels, centre it on a square of the mean colour, scale; uint8 (3, H, W)."""
     cut = picture.crop(rectangle)

@@ -179,7 +179,7 @@ class TeacherOptions(DiskCacheOptions):
     verify_caches: bool = rare_option(
         False,
         help="Hash every file of the caches before the first step; without, those that changed since they were "
-        "written or last checked, and a sample of the numbers is looked at.",
+        "written or last checked.",
         identity="none",
     )
     teacher_weight: tuple[str, ...] = rare_option(

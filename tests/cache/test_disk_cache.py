@@ -85,7 +85,7 @@ def test_a_fetch_that_comes_late_does_not_wait_until_readers_let_go(
 
 
 def test_many_readers_fetch_a_file_once(tmp_path: Path) -> None:
-    for number in range(30):
+    for number in range(8):
         store, folder = OneObject(), tmp_path / str(number)
         found: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""Files are fetched ahead in the order of need, each once, only for arrays that are read, while all goes well."""
+"""Files are fetched ahead in the order of need, each once, while all goes well; `test_remote.py` has the rest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from advl_pipeline.errors import CorruptCache
 class Fetcher:
     """Records what is fetched; `gate` holds every fetch up."""
 
-    def __init__(self, *, room: int = 100) -> None:
+    def __init__(self) -> None:
         self.begun: list[str] = []
         self.fetched: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.running = self.most_running = 0
-        self._room = room
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> bool:
@@ -31,8 +30,6 @@ class Fetcher:
             self.running -= 1
             if name.endswith("bad"):
                 raise CorruptCache("It is bad.", where=name)
-            if len(self.fetched) == self._room:
-                return False
             self.fetched.append(name)
             return True
 
@@ -41,25 +38,6 @@ def settled() -> None:
     for thread in threading.enumerate():
         if thread.name == "advl-fetch-ahead":
             thread.join(10)
-
-
-def test_only_arrays_that_are_read_are_fetched() -> None:
-    others = threading.enumerate()
-    fetch = Fetcher()
-    ahead = FetchAhead(fetch)
-    ahead.request([f"values/c/{number}" for number in range(3)])
-    ahead.request([f"spans/c/{number}" for number in range(3)])
-    settled()
-    assert fetch.fetched == []
-    ahead.reading("values/c/0")
-    settled()
-    ahead.request(["values/c/1", "values/c/3", "spans/c/9"])
-    settled()
-    assert sorted(fetch.fetched) == [f"values/c/{number}" for number in range(4)]
-    own = [item for item in threading.enumerate() if item.name == "advl-fetch-ahead" and item not in others]
-    for thread in own:
-        thread.join(timeout=5)
-    assert not any(thread.is_alive() for thread in own)
 
 
 def test_a_few_at_once_in_the_order_of_need() -> None:
@@ -77,17 +55,6 @@ def test_a_few_at_once_in_the_order_of_need() -> None:
     settled()
     assert sorted(fetch.fetched) == sorted(names)
     assert fetch.most_running == 4
-
-
-def test_no_room_ends_it() -> None:
-    fetch = Fetcher(room=5)
-    ahead = FetchAhead(fetch)
-    ahead.reading("values/c/0")
-    ahead.request([f"values/c/{number}" for number in range(40)])
-    settled()
-    ahead.request(["values/c/99"])
-    settled()
-    assert len(fetch.fetched) == 5
 
 
 def test_an_error_ends_it_and_is_left_to_whoever_reads() -> None:

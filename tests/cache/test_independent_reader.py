@@ -65,8 +65,6 @@ def read_cache(root: Path, modality: str) -> dict[str, dict[str, Any]]:
     "changes",
     [
         {"dtype": "float16"},
-        {"dtype": "int8"},
-        {"select_tokens": 0.3},
         {"dtype": "int8", "select_tokens": 0.5},
     ],
     ids=str,

@@ -14,8 +14,7 @@ from advl_pipeline.cache.arrays import build_index, ids_to_bytes, look_up
 from advl_pipeline.cache.identity import canonical_json, differences, digest, require_identity
 from advl_pipeline.cache.layout import place
 from advl_pipeline.cache.quantise import from_int8, is_finite, to_float16, to_int8
-from advl_pipeline.cache.writer import mean_and_variance, sums
-from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
+from advl_pipeline.errors import ConfigError, IdentityMismatch
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 plain = st.recursive(
@@ -130,19 +129,6 @@ def test_placement_holds_the_contract(lengths: list[int], shard_rows: int) -> No
     assert taken.sum() == placement.rows_used_S.sum()
 
 
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(20, 64), st.data())
-def test_placement_depends_on_what_came_before_only(lengths: list[int], shard_rows: int, data: st.DataObject) -> None:
-    whole = place(np.array(lengths, np.int32), shard_rows=shard_rows)
-    cut = data.draw(st.integers(1, len(lengths)))
-    begun = place(np.array(lengths[:cut], np.int32), shard_rows=shard_rows)
-    np.testing.assert_array_equal(begun.starts_N, whole.starts_N[:cut])
-    # All but the last shard of a beginning are what they are in the whole: each can be written by itself.
-    full = begun.num_shards - 1
-    np.testing.assert_array_equal(begun.first_unit_S1[: full + 1], whole.first_unit_S1[: full + 1])
-    np.testing.assert_array_equal(begun.rows_used_S[:full], whole.rows_used_S[:full])
-    assert (np.diff(whole.starts_N) >= np.maximum(whole.lengths_N, 1)[:-1]).all()
-
-
 @pytest.mark.parametrize("lengths", [[], [-1], [65]])
 def test_impossible_placements_are_refused(lengths: list[int]) -> None:
     with pytest.raises(ConfigError):
@@ -169,24 +155,6 @@ def test_ids_that_share_a_prefix_are_told_apart() -> None:
     assert look_up(unit_ids_N16[::-1], unit_ids_N16, prefix_U, unit_U).tolist() == [4, 3, 2, 1, 0]
     other = ids_to_bytes([(b"\x01" * 8 + b"\x09" * 8).hex()])
     assert look_up(other, unit_ids_N16, prefix_U, unit_U).tolist() == [-1]
-
-
-@pytest.mark.parametrize("position", [-1, 5, 2**40])
-def test_index_that_points_outside_is_refused(position: int) -> None:
-    unit_ids_N16 = ids_to_bytes(["00" * 16, "ff" * 16])
-    prefix_U, _ = build_index(unit_ids_N16, np.ones(2, bool))
-    with pytest.raises(CorruptCache):
-        look_up(unit_ids_N16, unit_ids_N16, prefix_U, np.array([position, 1]))
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
-def test_int8_keeps_the_direction(seed: int, scale: float) -> None:
-    values_MD = (np.random.default_rng(seed).standard_normal((5, 64)) * scale).astype(np.float32)
-    codes_MD, scale_M = to_int8(values_MD)
-    back_MD = from_int8(codes_MD, scale_M).astype(np.float32)
-    cosine_M = (values_MD * back_MD).sum(1) / np.linalg.norm(values_MD, axis=1) / np.linalg.norm(back_MD, axis=1)
-    assert cosine_M.min() > 0.9995
-    assert np.abs(back_MD - values_MD).max() <= np.abs(values_MD).max() * (0.5 / 127 + 1e-3)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-9, 515.9), st.integers(1, 700))
@@ -220,13 +188,3 @@ def test_finiteness(value: float) -> None:
     assert is_finite(large)
     large[1, 2] = value
     assert not is_finite(large)
-
-
-@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=5))
-def test_moments_are_those_of_all_rows(seed: int, sizes: list[int]) -> None:
-    generator = np.random.default_rng(seed)
-    parts = [generator.normal(3.0, 2.0, (size, 7)).astype(np.float16) for size in sizes]
-    mean_D, variance_D = mean_and_variance(np.sum([sums(part) for part in parts], axis=0), count=sum(sizes))
-    whole = np.concatenate(parts).astype(np.float64)
-    np.testing.assert_allclose(mean_D, whole.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(variance_D, whole.var(axis=0), rtol=1e-4, atol=1e-6)

@@ -55,7 +55,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (f"{EXTRACT} --no-confidence --folds 3", "--folds"),
         (f"{EXTRACT} --modality text --image-tokens grid", "--image-tokens"),
         (f"{EXTRACT} --image-tokens boxes --grid-side 3", "--grid-side"),
-        (f"{EXTRACT} --modality image --text-units both", "--text-units"),
         (f"{EXTRACT} --modality image --select-tokens 0.5", "--select-tokens"),
     ],
 )

@@ -46,12 +46,8 @@ def test_info(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cache / "records/complete.json").unlink()
     (cache / "records/text-00002.json").unlink()
     assert "not finished" in advl(capsys, "cache", "info", cache)[1]
-
-
-def test_info_without_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = advl(capsys, "cache", "info", tmp_path)
-    assert (code, out) == (2, "")
-    assert "no cache here" in err
+    code, out, err = advl(capsys, "cache", "info", cache.parent / "none")
+    assert (code, out, "no cache here" in err) == (2, "", True)
 
 
 def test_verify(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,9 +96,7 @@ def test_repair(
 @pytest.mark.parametrize(
     "named",
     [
-        {"progress_file": "run.json"},
-        {"disk_cache": "kept", "output": "elsewhere"},
-        {"dataset": "mine/data.jsonl"},
+        {"progress_file": "run.json", "disk_cache": "kept", "output": "elsewhere"},
         {"dataset": "hf:mine"},
         {"data_root": "mine", "weights": "mine/weights", "ids": ["mine/list.json"]},
         {"teacher": "random:hf:mine"},
@@ -135,7 +129,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
     for name in ("records/complete.json", "records/plan.json", "zarr.json"):
         (cache / name).unlink()
     code, _, said = advl(capsys, "cache", "repair", cache)
-    if {"progress_file", "disk_cache"} & named.keys():
+    if "progress_file" in named:
         assert code == 0, said
         assert (opened[0].progress_file, opened[0].disk_cache, opened[0].output) == (None, None, cache)
     else:
@@ -241,7 +235,7 @@ def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: 
     )
 
 
-@pytest.mark.parametrize("form", ["npy", "pt", "hdf5", "hdf5-groups"])
+@pytest.mark.parametrize("form", ["npy", "pt", "hdf5-groups"])
 def test_import(tmp_path: Path, form: str) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=6)
     generator = np.random.default_rng(0)
@@ -307,9 +301,9 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
     assert imported("dogs/0", "data/cats/0.png") == [1.0, 0.0]
     with pytest.raises(DatasetError, match="same features"):
         imported("0")
-    with pytest.raises(DatasetError, match="no features" if form == "hdf5" else "Several feature files"):
+    with pytest.raises(DatasetError, match="Several features"):
         imported("a/0", "b/0")
-    with pytest.raises(DatasetError, match="no features" if form == "hdf5" else "same features"):
+    with pytest.raises(DatasetError, match="same features"):
         imported("dogs/0", "dogs/1")
 
 

@@ -70,6 +70,9 @@ def spoil(path: Path, damage: str, *, original: Path, place: float = 0.5) -> Non
             path.mkdir()
 
 
+DAMAGES = ("flip", "truncate", "delete", "link", "folder")
+
+
 def all_files(pristine: Path) -> list[str]:
     return sorted(tree_bytes(pristine / "cache"))
 
@@ -82,9 +85,10 @@ def test_pristine_cache_is_sound(pristine: Path) -> None:
     assert mend(pristine, pristine / "cache").encoded_units == 0
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])
-def test_every_file_is_vouched_for_and_opening_misses_none(pristine: Path, cache: Path, damage: str) -> None:
-    for name, content in tree_bytes(pristine / "cache").items():
+@pytest.mark.parametrize("first", [0, 2])
+def test_every_file_is_vouched_for_and_opening_misses_none(pristine: Path, cache: Path, first: int) -> None:
+    for number, (name, content) in enumerate(tree_bytes(pristine / "cache").items(), start=first):
+        damage = DAMAGES[number % len(DAMAGES)]
         spoil(cache / name, damage, original=pristine / "cache" / name, place=0.5 if damage == "flip" else 1.0)
         assert name in verify_cache(cache).bad_paths(), name
         # Sets of confidences are checked when they are read, and changes of shards before a training.
@@ -98,6 +102,19 @@ def test_every_file_is_vouched_for_and_opening_misses_none(pristine: Path, cache
         (cache / name).write_bytes(content)
     assert verify_cache(cache).is_sound
     assert open_cache(cache).text is not None
+
+
+def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
+    arrays = ["unit_id", "global", "tokens/values", "tokens/starts", "tokens/lengths", "index/unit", "token_mean"]
+    names = [f"text/{name}/zarr.json" for name in arrays]
+    names += ["text/tokens/starts/c/0", "text/tokens/lengths/c/0", "text/token_mean/c/0", "image/global_variance/c/0"]
+    names += ["identity.json", "records/complete.json", "records/plan.json", "records/provenance.json"]
+    for name in names:
+        content = (cache / name).read_bytes()
+        flip(cache / name)
+        with pytest.raises(CorruptCache):
+            open_cache(cache)
+        (cache / name).write_bytes(content)
 
 
 def one_of_each_kind(names: list[str]) -> list[str]:
@@ -124,18 +141,23 @@ def test_the_repair_command_restores_the_bytes_and_touches_nothing_else(
     names = one_of_each_kind([name for name in expected if not options or name.startswith("text/")])
     kinds = {chaos.component(name) for name in names}
     assert {"text/stats/norm/c/0", "text/tokens/scales/c/0" if options else "records/complete.json"} <= kinds
-    for number, name in enumerate(names):
-        damage = ("flip", "truncate", "delete", "link", "folder")[number % 5]
+    # What says how a cache was made exists twice; both may not be damaged at once.
+    alone = [name for name in names if name.startswith("records/") or "/" not in name]
+    others = [name for name in names if name not in alone]
+    for number, group in enumerate([*([name] for name in alone), *(others[place::6] for place in range(6))]):
         before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
-        spoil(cache / name, damage, original=whole / name)
+        for place, name in enumerate(group):
+            spoil(cache / name, DAMAGES[(number + place) % len(DAMAGES)], original=whole / name)
         code, out, _ = advl(capsys, "cache", "repair", cache, "--json")
-        assert (code, json.loads(out)["is_identical"]) == (0, True), name
-        assert chaos.differing(expected, cache) == [], name
+        found = json.loads(out)
+        assert (code, found["is_identical"]) == (0, True), group
+        assert set(group) <= {path for path, _ in found["findings"]}, group
+        assert chaos.differing(expected, cache) == [], group
         touched = {str(path.relative_to(cache)) for path, time in before.items() if path.stat().st_mtime_ns != time}
         # The records of a shard that is encoded again, and the one that completes the cache, are written anew. A set
         # of confidences is estimated anew as a whole.
-        one_set = tuple(f"confidence/{key}/" for key in re.findall("[0-9a-f]{16}", name))
-        assert {item for item in touched if not item.startswith(("records/", *one_set))} <= {name}, name
+        sets = tuple(f"confidence/{key}/" for key in re.findall("[0-9a-f]{16}", " ".join(group)))
+        assert {item for item in touched if not item.startswith(("records/", *sets))} <= set(group), group
 
 
 def test_any_two_copies_of_the_provenance_may_be_lost(pristine: Path, tmp_path: Path) -> None:
@@ -161,42 +183,22 @@ def test_a_folder_in_the_place_of_the_last_record_is_removed(pristine: Path, cac
     assert tree_bytes(cache) == expected
 
 
-def test_a_damaged_shard_is_encoded_alone(pristine: Path, cache: Path) -> None:
-    flip(cache / "text/tokens/values/c/3/0")
-    result = mend(pristine, cache)
-    writer_units = tiny_units_of_shard(cache, "text", 3)
-    assert result.encoded_units == writer_units
-    assert result.findings == (("text/tokens/values/c/3/0", "its content changed"),)
+def test_swapped_shards_are_named_and_encoded_alone(pristine: Path, cache: Path) -> None:
+    for array in ("values", "char_spans"):
+        names = [f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2)]
+        one, two = (cache / name for name in names)
+        content = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(content)
+        result = mend(pristine, cache)
+        assert result.findings == tuple((name, "its content changed") for name in names)
+        assert result.is_identical
+        assert result.encoded_units == sum(tiny_units_of_shard(cache, "text", shard) for shard in (1, 2))
+        assert tree_bytes(cache) == tree_bytes(pristine / "cache")
 
 
 def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
     return len(CacheWriter(FolderStore(cache)).placement(modality).units_of(shard))
-
-
-@pytest.mark.parametrize("array", ["values", "char_spans"])
-def test_swapped_shards_are_named(pristine: Path, cache: Path, array: str) -> None:
-    names = [f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2)]
-    one, two = (cache / name for name in names)
-    content = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(content)
-    assert verify_cache(cache).bad_paths() == set(names)
-    assert mend(pristine, cache).is_identical
-    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
-
-
-def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
-    arrays = ["unit_id", "global", "tokens/values", "tokens/starts", "tokens/lengths", "index/unit", "token_mean"]
-    names = [f"text/{name}/zarr.json" for name in arrays]
-    names += ["text/tokens/starts/c/0", "text/tokens/lengths/c/0", "text/token_mean/c/0", "image/global_variance/c/0"]
-    names += ["identity.json", "records/complete.json", "records/plan.json", "records/provenance.json"]
-    for name in names:
-        content = (cache / name).read_bytes()
-        flip(cache / name)
-        with pytest.raises(CorruptCache):
-            open_cache(cache)
-        (cache / name).write_bytes(content)
-    assert open_cache(cache).text is not None
 
 
 def test_a_set_of_confidences_stays_as_it_was_first_written(cache: Path) -> None:
@@ -252,7 +254,7 @@ def test_repair_refuses_the_records_of_another_cache(
     assert tree_bytes(cache) == found
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_work_in_progress_never_gets_into_a_table(pristine: Path, tmp_path: Path, damage: str) -> None:
     cache, expected = tmp_path / "cache", tree_bytes(pristine / "cache")
     stop_before_the_tables(pristine / "data", cache, dataset=SMALL, confidence=True)
@@ -261,7 +263,7 @@ def test_damaged_work_in_progress_never_gets_into_a_table(pristine: Path, tmp_pa
     assert set(load_staged(FolderStore(cache), "text", 2)) == {
         *("global", "global_sums", "token_sums", "stat-norm", "stat-entropy")
     }
-    for place in (0.0, 0.1, 0.5, 1.0) if damage in ("flip", "truncate") else (0.5,):
+    for place in (0.0, 0.5) if damage in ("flip", "truncate") else (0.5,):
         spoil(path, damage, original=tmp_path / "stopped" / staged_path("text", 2), place=place)
         with pytest.raises(CorruptCache, match="advl cache repair"):
             tiny_extract(pristine / "data", cache, dataset=SMALL, confidence=True)
@@ -291,21 +293,7 @@ def test_folder_that_is_a_link_is_refused(pristine: Path, cache: Path, tmp_path:
     assert not (cache / "text/tokens").is_symlink()
 
 
-def test_damaged_confidences_are_named(pristine: Path, cache: Path) -> None:
-    identity = {"estimator": "probe", "seed": 3}
-    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32), SHARES)
-    assert verify_cache(cache).is_sound
-    file = cache / f"confidence/{confidence_key(identity)}/probability/c/0"
-    flip(file, 0.0)
-    assert verify_cache(cache).bad_paths() == {str(file.relative_to(cache))}
-    with pytest.raises(CorruptCache):
-        read_confidence(cache, identity)
-    mend(pristine, cache)
-    assert read_confidence(cache, identity) is None
-    assert verify_cache(cache).is_sound
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_found(pristine: Path, tmp_path: Path, data: st.DataObject) -> None:
     cache = tmp_path / "cache"

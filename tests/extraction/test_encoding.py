@@ -25,7 +25,7 @@ from advl_pipeline.extraction.encode import halved
 from advl_pipeline.extraction.run import extract, run_extract, store_of
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
-WORKERS, SECONDS = 16, 0.08
+WORKERS, SECONDS = 16, 0.06
 
 
 class SlowPictures(TinyImageTower):
@@ -47,7 +47,7 @@ class SlowPictures(TinyImageTower):
 
 
 def test_all_threads_decode_though_a_shard_holds_few_batches(tmp_path: Path) -> None:
-    tower, dataset = SlowPictures(), TinyDataset(tmp_path / "data", num_images=320)
+    tower, dataset = SlowPictures(), TinyDataset(tmp_path / "data", num_images=240)
     # A shard holds a dozen batches or so: fewer than there are threads.
     config = tiny_config(tmp_path / "cache", batch_size=2, shard_rows=40, num_workers=WORKERS, modality="image")
     extract(config, Teacher(name="tiny", image=tower), dataset)

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_compressed_caches_of_version_0_2_are_refused_with_the_way_out(
     assert complaint(capsys, "cache", "prune", cache, "--all")[0] == 0
 
 
-def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_any_more(
+def test_what_earlier_versions_noted_of_a_cache_is_no_option_any_more(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Path(shutil.copytree(pristine / "cache", tmp_path / "cache"))
@@ -79,7 +80,7 @@ def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_a
     opened = (tiny_teacher(), TinyDataset(pristine / "data"))
     monkeypatch.setattr(run, "open_inputs", lambda config: opened)
     made = open_cache(pristine / "cache").provenance
-    old = {**made, "config": {**made["config"], "compression": "none"}}
+    old = {**made, "config": {**made["config"], "compression": "none", "text_units": "question"}}
     (cache / "records/provenance.json").write_bytes(render_json(old))
     assert not run_repair(RepairConfig(cache=cache)).is_identical
     assert verify_cache(cache).is_sound
@@ -125,18 +126,16 @@ def test_selection_is_part_of_the_identity(pristine: Path, selected: Path) -> No
     assert checked.recomputed > 5
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
-def test_senseless_shares_are_refused(pristine: Path, tmp_path: Path, share: float) -> None:
-    with pytest.raises(ConfigError, match="must be above 0, at most 1"):
-        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=share)
-
-
-def test_pictures_alone_have_no_words(pristine: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no text tokens"):
-        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=0.3, modality="image")
-
-
-def test_a_share_of_words_needs_the_words_of_the_whole_text(pristine: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="where its question is not read"):
-        tiny_extract(pristine / "data", tmp_path / "cache", select_tokens=0.3, text_units="candidate")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"select_tokens": 1.01}, "must be above 0, at most 1"),
+        ({"select_tokens": 0.3, "modality": "image"}, "no text tokens"),
+    ],
+)
+def test_a_share_of_words_that_cannot_be_is_refused(
+    pristine: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny_extract(pristine / "data", tmp_path / "cache", **options)
     assert not (tmp_path / "cache").exists()

@@ -24,7 +24,6 @@ from advl_pipeline.teachers.text_units import (
     RarestWords,
     SelectingTextTower,
     fit_split_prior,
-    with_text_units,
 )
 from advl_pipeline.training.stored_signals import TeacherGrid
 from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
@@ -102,7 +101,7 @@ def live_teacher(
         dtype=identity["compute_dtype"],
     )
     if teacher.text is not None:
-        text_tower = with_text_units(teacher.text, (identity["text"] or {}).get("reads", "question"), dataset)
+        text_tower = teacher.text
         if cache.kept_share is not None:
             text_tower = SelectingTextTower(
                 text_tower, RarestWords(prior=fit_split_prior(dataset), share=cache.kept_share)

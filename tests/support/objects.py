@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
-from advl_pipeline.cache.confidence import write_confidence
 from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.locations import Url
 
@@ -19,16 +17,9 @@ def objects(url: Url) -> dict[str, bytes]:
 
 def upload(url: Url, content: Mapping[str, bytes]) -> None:
     """Make objects."""
-    for name, raw in content.items():
-        spoil(url, name, raw)
-
-
-def write_set(
-    url: str, identity: Mapping[str, Any], names: Sequence[str], probability: Any, environment: Mapping[str, str]
-) -> None:
-    """Write a set of confidences, in a process of its own that finds the store by `environment`."""
-    os.environ.update(environment)
-    write_confidence(Url(url), identity, names, probability, probability)
+    store = ObjectStore(url)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(store.create, content.keys(), content.values()))
 
 
 def spoil(url: Url, name: str, content: bytes) -> None:

@@ -29,55 +29,61 @@ def features_of(picture: Path) -> np.ndarray:
     return random.standard_normal((NUM_REGIONS, FEATURE_SIZE)).astype(np.float32)
 
 
-def write_butd_tsv(folder: Path, pictures: Sequence[Path]) -> Path:
-    lines = [
-        [str(int(path.stem[-12:])), *map(str, SIZE), str(NUM_REGIONS), _b64(BOXES), _b64(features_of(path))]
-        for path in pictures
-    ]
+def write_butd_tsv(
+    folder: Path, pictures: Sequence[Path], *, features: np.ndarray | None = None, size: tuple[int, int] = SIZE
+) -> Path:
+    lines = []
+    for path in pictures:
+        rows = features_of(path) if features is None else features
+        lines.append([str(int(path.stem[-12:])), *map(str, size), str(NUM_REGIONS), b64(BOXES), b64(rows)])
     return _tsv(folder, lines)
 
 
 def write_lxmert_tsv(folder: Path, pictures: Sequence[Path]) -> Path:
-    kinds = _b64(np.arange(NUM_REGIONS))
+    kinds = b64(np.arange(NUM_REGIONS))
     lines = []
     for path in pictures:
-        found = [kinds, _b64(CONFIDENCE), kinds, _b64(CONFIDENCE), str(NUM_REGIONS)]
-        lines.append([path.stem, str(SIZE[1]), str(SIZE[0]), *found, _b64(BOXES), _b64(features_of(path))])
+        found = [kinds, b64(CONFIDENCE), kinds, b64(CONFIDENCE), str(NUM_REGIONS)]
+        lines.append([path.stem, str(SIZE[1]), str(SIZE[0]), *found, b64(BOXES), b64(features_of(path))])
     return _tsv(folder, lines)
 
 
-def write_hdf5(folder: Path, pictures: Sequence[Path]) -> Path:
+def write_hdf5(folder: Path, pictures: Sequence[Path], *, ragged: bool = False) -> Path:
     folder.mkdir(parents=True)
+    join = np.concatenate if ragged else np.stack
     with h5py.File(folder / "features.h5", "w") as file:
-        file["image_features"] = np.stack([features_of(path) for path in pictures])
-        file["image_bb"] = np.stack([BOXES] * len(pictures))
-        file["spatial_features"] = np.stack([SHARES] * len(pictures))
+        file["image_features"] = join([features_of(path) for path in pictures])
+        file["image_bb"] = join([BOXES] * len(pictures))
+        file["spatial_features"] = join([SHARES] * len(pictures))
+        if ragged:
+            ends = NUM_REGIONS * np.arange(len(pictures) + 1)
+            file["pos_boxes"] = np.stack([ends[:-1], ends[1:]], axis=1)
     rows = {int(path.stem[-12:]): row for row, path in enumerate(pictures)}
-    (folder / "split36_imgid2idx.pkl").write_bytes(pickle.dumps(rows, protocol=2))
+    (folder / "split36_imgid2idx.pkl").write_bytes(pickle.dumps(rows, protocol=4 if ragged else 2))
     return folder / "features.h5"
 
 
-def write_npz(folder: Path, pictures: Sequence[Path]) -> Path:
+def write_npz(folder: Path, pictures: Sequence[Path], **changes: Any) -> Path:
     folder.mkdir(parents=True)
     for path in pictures:
-        width, height = SIZE
-        np.savez(folder / f"{path.stem}.npz", features=features_of(path), boxes=BOXES, image_w=width, image_h=height)
+        arrays = {"features": features_of(path), "boxes": BOXES, "image_w": SIZE[0], "image_h": SIZE[1]}
+        np.savez(folder / f"{path.stem}.npz", **(arrays | changes))
     return folder
 
 
-def write_vl_bert_json(folder: Path, pictures: Sequence[Path], *, whole: bool = False) -> Path:
+def write_vl_bert_json(folder: Path, pictures: Sequence[Path], *, whole: bool = False, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     for path in pictures:
         record = {"image_w": SIZE[0], "image_h": SIZE[1], "num_boxes": NUM_REGIONS}
-        record |= {"boxes": _b64(BOXES), "features": _b64(features_of(path))}
+        record |= {"boxes": b64(BOXES), "features": b64(features_of(path))}
         if whole:
-            record["image_box_feature"] = _b64(np.full(FEATURE_SIZE, 7, np.float32))
-        (folder / f"{path.stem}.json").write_text(json.dumps(record))
+            record["image_box_feature"] = b64(np.full(FEATURE_SIZE, 7, np.float32))
+        (folder / f"{path.stem}.json").write_text(json.dumps(record | changes))
     return folder
 
 
 def write_uniter_lmdb(folder: Path, pictures: Sequence[Path]) -> Path:
-    return _lmdb(folder / "feat_th0.2_max100_min10", pictures, _packed)
+    return _lmdb(folder / "feat_th0.2_max100_min10", pictures, packed)
 
 
 def write_uniter_lmdb_compressed(folder: Path, pictures: Sequence[Path]) -> Path:
@@ -116,7 +122,7 @@ def write_uniter_layout(img_db: Path, name: str, regions: Mapping[str, tuple[np.
         positions = np.concatenate([shares_R4, shares_R4[:, 2:] - shares_R4[:, :2]], axis=1).astype(np.float32)
         confidence = np.linspace(0.9, 0.5, len(features), dtype=np.float32)
         entries[f"{key}.npz"] = {"features": features, "norm_bb": positions, "conf": confidence}
-    _write_lmdb(folder, {key: _packed(arrays) for key, arrays in entries.items()})
+    write_lmdb(folder, {key: packed(arrays) for key, arrays in entries.items()})
     (folder / "lock.mdb").touch()
     if not own_boxes:
         counts = {key: len(arrays["features"]) for key, arrays in entries.items()}
@@ -125,12 +131,13 @@ def write_uniter_layout(img_db: Path, name: str, regions: Mapping[str, tuple[np.
 
 def _lmdb(folder: Path, pictures: Sequence[Path], encode: Callable[[Mapping[str, np.ndarray]], bytes]) -> Path:
     arrays = {"norm_bb": SHARES.astype(np.float32), "conf": CONFIDENCE}
-    return _write_lmdb(
+    return write_lmdb(
         folder, {f"coco_{path.stem[5:]}.npz": encode({"features": features_of(path), **arrays}) for path in pictures}
     )
 
 
-def _write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
+def write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
+    """Write a database of these entries, as it is in the folder that is returned."""
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
         for name, entry in entries.items():
@@ -139,17 +146,12 @@ def _write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The form of msgpack_numpy."""
+def packed(arrays: Mapping[str, np.ndarray], **changes: Any) -> bytes:
+    """Pack arrays in the form of msgpack_numpy; `changes` are to what it says of each array."""
 
     def entry(array: np.ndarray) -> dict[bytes, Any]:
-        return {
-            b"nd": True,
-            b"type": array.dtype.str,
-            b"kind": b"",
-            b"shape": list(array.shape),
-            b"data": array.tobytes(),
-        }
+        told = {"nd": True, "type": array.dtype.str, "kind": b"", "shape": list(array.shape), "data": array.tobytes()}
+        return {name.encode(): value for name, value in (told | changes).items()}
 
     return bytes(msgpack.packb({name: entry(array) for name, array in arrays.items()}, use_bin_type=True))
 
@@ -160,5 +162,6 @@ def _tsv(folder: Path, lines: Sequence[Sequence[str]]) -> Path:
     return folder / "features.tsv"
 
 
-def _b64(array: np.ndarray) -> str:
+def b64(array: np.ndarray) -> str:
+    """Return the bytes of an array as the TSV and JSON formats hold them."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()

@@ -24,16 +24,17 @@ one that stops coming while the connection stays."""
 
 _STATUS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "500 after": (500, "InternalError")}
 _MOST_FAULTS_IN_A_ROW = 3
-_DRIP_SECONDS = 0.3
-_PIECES = 6
+_DRIP_SECONDS = 0.02
+_PIECES = 3
 
 
 @dataclass
 class FaultyStore:
     """A running proxy. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
 
-    `spared` requests come first that meet none. Both may be set while it runs. With `every` above 1 the same request
-    meets few faults in a row. Without that, threads that ask in step can send every fault to one of them.
+    `spared` requests come first that meet none; both may be set while it runs. `met` counts faults. With `every`
+    above 1 the same request meets few faults in a row. Without that, threads that ask in step can send every fault to
+    one of them.
     """
 
     faults: tuple[Fault, ...]
@@ -41,7 +42,7 @@ class FaultyStore:
     every: int = 4
     spared: int = 0
     num_requests: int = 0
-    num_faults: int = 0
+    met: Counter[Fault] = field(default_factory=Counter)
     is_over: threading.Event = field(default_factory=threading.Event)
     _in_a_row: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -61,8 +62,9 @@ class FaultyStore:
                 del self._in_a_row[request]
                 return None
             self._in_a_row[request] += 1
-            self.num_faults += 1
-            return self.faults[self.num_faults % len(self.faults)]
+            fault = self.faults[self.met.total() % len(self.faults)]
+            self.met[fault] += 1
+            return fault
 
 
 @contextmanager

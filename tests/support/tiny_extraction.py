@@ -24,7 +24,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from advl_cli.main import main
-from advl_pipeline.cache import stores
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
@@ -260,7 +259,6 @@ def sum_tokens(cache: TeacherCache, queue: Any) -> None:
 
 def run_settings(settings: dict[str, Any]) -> None:
     """Run one extraction or repair; the exit code tells the outcome."""
-    stores.FIRST_PAUSE_SECONDS = settings.get("first_pause_seconds", stores.FIRST_PAUSE_SECONDS)
     os.environ.update(settings.get("environment", {}))
     if "file_size_limit" in settings:
         sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.

@@ -28,8 +28,7 @@ def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> li
     return chosen
 
 
-@pytest.mark.parametrize("share", [0.1, 0.28, 0.5, 1.0])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("share", "seed"), [(0.1, 0), (0.28, 1), (1.0, 1)])
 def test_the_cover_is_greedy(share: float, seed: int) -> None:
     draw = random.Random(seed)
     vocabulary = [f"w{number}" for number in range(12)]

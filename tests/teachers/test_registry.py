@@ -120,7 +120,9 @@ class Tower:
         return self.described
 
 
-def test_a_plug_in_whose_random_control_is_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_whose_random_control_is_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def heeding(options: OpenOptions) -> Teacher:
         return Teacher(name=options.name, text=Tower({"seed": options.random_seed}))  # type: ignore[arg-type]
 
@@ -134,9 +136,12 @@ def test_a_plug_in_whose_random_control_is_itself_is_refused(monkeypatch: pytest
 
     point = EntryPoint(name="mine", value="plug_in_module:plug_in", group="advl.teachers")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
-    for opener in (heeding, without_default):
+    # Where nothing can be compared, that is said.
+    unsaid = "The control 'random:mine@3' is not compared with 'mine', which cannot be opened: TypeError: It has no"
+    for opener, messages in ((heeding, []), (without_default, [f"{unsaid} weights of its own."])):
         monkeypatch.setattr(EntryPoint, "load", lambda self, opener=opener: opener)
         assert open_teacher("random:mine@3").name == "random:mine@3"
+        assert caplog.messages == messages
     monkeypatch.setattr(EntryPoint, "load", lambda self: deaf)
     assert open_teacher("mine").name == "mine"
     with pytest.raises(ConfigError, match="'random:mine' is 'mine' itself"):

@@ -51,5 +51,5 @@ def test_a_network_that_folding_would_change_is_left_alone() -> None:
 
 
 def test_a_network_without_batch_norms_is_left_alone() -> None:
-    network = timm.create_model("vit_tiny_patch16_224", pretrained=False).eval()
-    assert fold_batch_norms(network, torch.rand(1, 3, 224, 224)) is network
+    network = nn.Conv2d(3, 3, 3).eval()
+    assert fold_batch_norms(network, torch.rand(1, 3, 8, 8)) is network

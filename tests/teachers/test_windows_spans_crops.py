@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.teachers.image_tower import crop_rectangle, relative_boxes, roi_align_mean
+from advl_pipeline.teachers.image_tower import crop_rectangle
 from advl_pipeline.teachers.text_tower import plan_windows
 from advl_pipeline.teachers.word_pieces import align_pieces
 from advl_pipeline.tensors import parameter_digest
@@ -45,22 +45,6 @@ def test_rectangles_lie_inside_the_picture_and_hold_the_box(
     if x2 > 0 and x1 < width:
         assert left <= max(x1, 0) + 1e-3
         assert right >= min(x2, width) - 1e-3
-
-
-def test_relative_boxes_are_clipped_and_ordered() -> None:
-    boxes_R4 = np.array([[50, 20, -10, 200], [10, 10, 20, 30]], np.float32)
-    np.testing.assert_allclose(relative_boxes(boxes_R4, 100, 100), [[0, 0.2, 0.5, 1.0], [0.1, 0.1, 0.2, 0.3]])
-
-
-def test_roi_means_are_exact_on_a_linear_map() -> None:
-    """RoIAlign interpolates linearly, so on a linear map the mean over a box is the value at its centre."""
-    rows, columns = 8, 6
-    y, x = np.mgrid[0:rows, 0:columns] + 0.5
-    grid_hwD = torch.tensor(np.stack([x, y, np.ones_like(x)], axis=-1), dtype=torch.float32)
-    box = torch.tensor([[0.25, 0.25, 0.75, 0.5]])
-    found = roi_align_mean(grid_hwD, box)[0]
-    torch.testing.assert_close(found, torch.tensor([0.5 * columns, 0.375 * rows, 1.0]))
-    assert roi_align_mean(grid_hwD, torch.zeros(0, 4)).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
