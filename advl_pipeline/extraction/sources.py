@@ -172,7 +172,7 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
             rarest = RarestWords(prior=fit_split_prior(dataset), share=config.select_tokens)
             tower = SelectingTextTower(tower, rarest)
         if config.select_texts is not None:
-            covering = CoveringTexts.of_texts(dataset.text_units(), config.select_texts)
+            covering = CoveringTexts.of_dataset(dataset, config.select_texts)
             tower = SelectingTextTower(tower, covering)
         sources.append(TextSource(tower, texts))
     return sources

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.datasets.records import Dataset, TextUnit
+from advl_pipeline.datasets.records import Dataset, Task, TextUnit
 from advl_pipeline.datasets.words import (
     ROUNDING,
     STOP_WORDS,
@@ -159,15 +159,23 @@ class CoveringTexts:
     chosen: frozenset[str]
 
     @classmethod
-    def of_texts(cls, units: Iterable[TextUnit], share: float) -> CoveringTexts:
-        """Choose among the texts of a split."""
-        units = list(units)
-        words = [[word for word in _lower_words(unit) if not is_function_word(word)] for unit in units]
-        return cls(share=share, chosen=frozenset(units[text].unit_id for text in cover(words, share)))
+    def of_dataset(cls, dataset: Dataset, share: float) -> CoveringTexts:
+        """Choose among the texts of each task of a split, since a run of one task reads no others."""
+        of_tasks: dict[Task, dict[str, list[str]]] = {}
+        for example in map(dataset.__getitem__, range(len(dataset))):
+            words_of = of_tasks.setdefault(example.task, {})
+            for unit in (candidate.text_unit for candidate in example.candidates):
+                if unit.unit_id not in words_of:
+                    words_of[unit.unit_id] = [word for word in _lower_words(unit) if not is_function_word(word)]
+        chosen: set[str] = set()
+        for words_of in of_tasks.values():
+            ids = list(words_of)
+            chosen.update(ids[text] for text in cover(list(words_of.values()), share))
+        return cls(share=share, chosen=frozenset(chosen))
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept, for the identity of a cache."""
-        return {"kept_texts": _kept(self.share, texts="greedy cover of the words with a meaning")}
+        return {"kept_texts": _kept(self.share, texts="greedy cover of the words with a meaning, of each task")}
 
     def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
         """Return the words of a text whose tokens are kept, ascending."""

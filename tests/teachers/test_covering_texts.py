@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -43,11 +45,29 @@ def test_every_word_comes_up_before_one_comes_up_often() -> None:
     assert cover(texts, 0.6) == [0, 3, 2]
 
 
+def dataset_of(texts_of_tasks: dict[str, list[str]]) -> Any:
+    """Return a dataset of one question a task; ids are the texts'."""
+    return [
+        SimpleNamespace(
+            task=task,
+            candidates=[SimpleNamespace(text_unit=TextUnit(unit_id=f"{task}: {text}", text=text)) for text in texts],
+        )
+        for task, texts in texts_of_tasks.items()
+    ]
+
+
 def test_kept_are_the_words_with_a_meaning_of_the_chosen_texts() -> None:
-    texts = ["the small heron", "the small heron", "a red kite", "is the otter"]
-    units = [TextUnit(unit_id=f"{number:032x}", text=text) for number, text in enumerate(texts)]
-    keeps = CoveringTexts.of_texts(units, 0.6)
+    texts = ["the small heron", "the small heron.", "a red kite", "is the otter"]
+    units = [TextUnit(unit_id=f"vcr-q2a: {text}", text=text) for text in texts]
+    keeps = CoveringTexts.of_dataset(dataset_of({"vcr-q2a": texts}), 0.6)
     assert keeps.chosen == {units[0].unit_id, units[2].unit_id, units[3].unit_id}
     assert keeps.words(units[0]).tolist() == [1, 2]
     assert keeps.words(units[1]).tolist() == []
     assert keeps.words(units[3]).tolist() == [2]
+
+
+def test_each_task_has_texts_of_its_own() -> None:
+    """One that reads the answers alone would otherwise find no words that the rationales had covered before."""
+    answers, rationales = ["a heron", "an otter"], ["the heron is above the otter", "the otter is small"]
+    keeps = CoveringTexts.of_dataset(dataset_of({"vcr-qa2r": rationales, "vcr-q2a": answers}), 0.5)
+    assert keeps.chosen == {"vcr-qa2r: the heron is above the otter", "vcr-q2a: a heron"}
