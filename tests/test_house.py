@@ -1,11 +1,12 @@
-"""The house keeps its order: folders import only earlier ones, and every name that the docs give is there."""
+"""The house keeps its order: folders import only earlier ones, and the names in docs and docstrings are there."""
 
 from __future__ import annotations
 
 import ast
-import importlib
+import functools
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "advl_pipeline"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SOURCES = sorted(
+    file for folder in ("advl_pipeline", "cli", "data", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+)
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 FILE_NAME = re.compile(r"(?<![\w./*<{-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml))\b(?![\w*])")
 DOTTED_NAME = re.compile(r"\badvl_(?:pipeline|cli|data)(?:\.\w+)+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+REFERENCE = re.compile(r"`([a-z_]+)\.([A-Za-z_]+)[`(.\[]")
+"""What docstrings refer to as `module.name`."""
 OF_USERS = re.compile(r"(?:^|/)(?:FILE|NAME|mine|ATTRIBUTION)\.(?:toml|md)$")
 """Placeholders, and files that commands write elsewhere."""
 HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
@@ -29,10 +35,15 @@ def folders_in_order() -> list[str]:
     return re.findall(r"^\| `(\w+)/` \|", table, flags=re.MULTILINE)
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported_modules(path: Path) -> list[str]:
     """Return the modules of the package that a file imports, wherever in it."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -134,13 +145,77 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _is_defined(name: str) -> bool:
-    """Whether a dotted name is a module, or a name in one."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        try:
-            return hasattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError:
-            return False
+    """Whether a dotted name is a module of ours, or a name in one; nothing is imported."""
+    first, *parts = name.split(".")
+    place = ROOT / {"advl_cli": "cli", "advl_data": "data"}.get(first, first)
+    for part in parts:
+        if (place / part).is_dir():
+            place /= part
+        elif (place / f"{part}.py").is_file():
+            place /= f"{part}.py"
+        else:
+            return part in names_in(tree_of(place if place.suffix else place / "__init__.py"))
     return True
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and text of the docstrings, those of constants too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Return everything that a module defines, imports or names as an attribute of its classes."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.alias(name=name, asname=other):
+                found.add(other or name)
+    return found
+
+
+def stale(trees: Mapping[Path, ast.Module]) -> list[str]:
+    """Return the references in docstrings that lead nowhere."""
+    modules: dict[str, set[str]] = {}
+    for file, tree in trees.items():
+        stem = file.parent.name if file.stem == "__init__" else file.stem
+        modules.setdefault(stem, set()).update(names_in(tree))
+    folders = {parent.name for file in trees for parent in file.parents}
+    # `student.json` is a file, and `config.init` a field of what is called so.
+    values = {
+        name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.arg) for name in [node.arg]
+    }
+    wrong = []
+    for file, tree in trees.items():
+        for line, text in docstrings(tree):
+            for module, name in REFERENCE.findall(text):
+                if module in values or module not in modules or name in ("py", "json", "toml"):
+                    continue
+                if name not in modules[module] and name not in modules and name not in folders:
+                    wrong.append(f"{file}:{line}: `{module}.{name}`")
+    return wrong
+
+
+def test_docstrings_refer_to_what_is_there() -> None:
+    wrong = stale({file: tree_of(file) for file in SOURCES})
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_reference_that_leads_nowhere_is_found() -> None:
+    assert _is_defined("advl_pipeline.cache.reader.open_cache")
+    assert not _is_defined("advl_pipeline.cache.reader.open_cash")
+    texts = {
+        Path("/p/folds.py"): "def assign(): ...",
+        Path("/p/other.py"): '"""See `folds.assign` and `folds.assign_folds`."""',
+    }
+    assert stale({file: ast.parse(text) for file, text in texts.items()}) == ["/p/other.py:1: `folds.assign_folds`"]
+
+
+def test_sources_hold_no_control_characters() -> None:
+    for file in SOURCES:
+        assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", file.read_text(encoding="utf-8")), file
