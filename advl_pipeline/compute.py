@@ -1,12 +1,15 @@
-"""Where a command computes, in what, and on how many threads: what every computing command has, declared once."""
+"""Where a command computes, in what, on how many threads and in how much memory; its options are declared once."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from advl_pipeline.configuration import Configuration, option
@@ -167,3 +170,25 @@ def one_order(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def forget_peak_memory() -> None:
+    """Let the peak begin anew at what is held now, where the kernel can: a process may run many cells of a study."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size since this program began or `forget_peak_memory`, in bytes.
+
+    On Linux from its own status, since `getrusage` of a child process also counts what its parent held at the fork,
+    and forgets nothing.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

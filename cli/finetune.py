@@ -64,7 +64,7 @@ def _forecast(config: FinetuneConfig) -> Iterator[Any]:
     yield {**dataclasses.asdict(found), **told}
     for part, seconds in found.parts.items():
         click.echo(f"{part}: {1000 * seconds:.1f} ms a step")
-    machine = f"{found.machine.cores} cores, {found.machine.workers} workers"
+    machine = f"{found.cores} cores, {found.workers} workers"
     click.echo(f"an epoch of {found.num_steps:,} steps takes about {found.epoch_seconds:,.0f} s ({machine})")
     click.echo(f"what limits it: {found.bottleneck}")
     if found.bottleneck in ("preparing batches", "the cores"):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from advl_pipeline.training.process_memory import peak_memory_bytes
+from advl_pipeline.compute import peak_memory_bytes
 
 BLOCK_BYTES = 400_000_000
 
@@ -19,14 +19,14 @@ def test_the_peak_counts_what_was_held_and_not_what_the_parent_held() -> None:
     held = peak_memory_bytes()
     assert held >= before
     assert held >= BLOCK_BYTES
-    code = "from advl_pipeline.training.process_memory import peak_memory_bytes; print(peak_memory_bytes())"
+    code = "from advl_pipeline.compute import peak_memory_bytes; print(peak_memory_bytes())"
     child = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert 1_000_000 < child < len(block) // 2
 
 
 FORGETTING = f"""
 import numpy as np
-from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
+from advl_pipeline.compute import forget_peak_memory, peak_memory_bytes
 
 block = np.ones({BLOCK_BYTES}, np.uint8)
 before = peak_memory_bytes()

@@ -24,11 +24,6 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.distillation.adapt_objectives import image_text_contrast
-from advl_pipeline.distillation.landmarks import (
-    Landmarks,
-    RegionLandmarks,
-    unplaced_words,
-)
 from advl_pipeline.distillation.pooling import (
     image_state,
     masked_mean,
@@ -38,11 +33,11 @@ from advl_pipeline.distillation.pooling import (
 )
 from advl_pipeline.distillation.relational import (
     Gather,
+    Landmarks,
+    RegionLandmarks,
+    Relations,
     gather_alone,
-    node_divergence,
-    related_vision,
-    require_relations,
-    text_divergence,
+    unplaced_words,
 )
 from advl_pipeline.distillation.settings import DistillationSettings, Pathway, Projector, TeacherBalance, VisionTarget
 from advl_pipeline.distillation.signal import (
@@ -239,12 +234,13 @@ class Distiller(nn.Module):
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         if known is None:
             known = self.known_regions(distilled, batch, signal)
+        relations = Relations(settings=self.settings, gather=gather, generator=generator)
         vision_N = {
-            name: self._follow_picture(name, distilled, known, batch, signal, image_ids_B, generator, gather)
+            name: self._follow_picture(name, distilled, known, batch, signal, image_ids_B, relations)
             for name in self.teachers["vision"]
             if name in signal.vision
         }
-        text_N, selected_NW = self._follow_text(distilled, signal, relevance_NL, generator, gather)
+        text_N, selected_NW = self._follow_text(distilled, signal, relevance_NL, relations)
         pathways = {}
         for pathway, losses_N in (("vision", vision_N), ("text", text_N)):
             if not losses_N:
@@ -329,8 +325,7 @@ class Distiller(nn.Module):
         batch: StudentBatch,
         signal: TeacherSignal,
         image_ids_B: torch.Tensor,
-        generator: torch.Generator | None,
-        gather: Gather,
+        relations: Relations,
     ) -> torch.Tensor:
         """Return (N,): the loss of one vision teacher."""
         one = signal.vision[name]
@@ -340,26 +335,18 @@ class Distiller(nn.Module):
             assert isinstance(projections, Projections)
             by_sequence = one.of_sequences(batch.example_N)
             return projected_vision(projections, distilled, batch, by_sequence, target, self.settings.distance)
-        return related_vision(
-            self.settings,
-            target,
-            distilled,
-            batch,
-            one,
-            image_ids_B,
-            landmarks=self.region_landmarks.get(name),
-            known_BS=known.get(name),
-            generator=generator,
-            gather=gather,
-        ).index_select(0, batch.example_N)
+        landmarks, known_BS = self.region_landmarks.get(name), known.get(name)
+        loss_B = relations.of_pictures(
+            target, distilled, batch, one, image_ids_B, landmarks=landmarks, known_BS=known_BS
+        )
+        return loss_B.index_select(0, batch.example_N)
 
     def _follow_text(
         self,
         distilled: StudentOutput,
         signal: TeacherSignal,
         relevance_NL: torch.Tensor | None,
-        generator: torch.Generator | None,
-        gather: Gather,
+        relations: Relations,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.teachers["text"] or not signal.text:
             return {}, None
@@ -385,7 +372,7 @@ class Distiller(nn.Module):
                 mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
                     nodes = one.nodes.meant if one.nodes else Nodes.of(mask_NW)
-                    require_relations(nodes, words, name, one.nodes.num_forms if one.nodes else None, gather)
+                    relations.require_partners(nodes, words, name, one.nodes.num_forms if one.nodes else None)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
                     nodes = one.nodes.unplaced if one.nodes else Nodes.of(mask_NW)
@@ -398,15 +385,11 @@ class Distiller(nn.Module):
                 relevance_NW=relevance_NW,
                 alpha=self.settings.selection_alpha,
                 rho=self.settings.selection_rho,
-                generator=generator,
+                generator=relations.generator,
                 counted_NW=counted_NW,
             )
             if self.settings.distance == "relational":
-                assert one.words_NWD is not None
-                each_NW = node_divergence(
-                    self.settings, words_NWH, one.words_NWD, nodes, words.form_NW, landmarks, gather
-                )
-                each_N = text_divergence(self.settings, words_NWH, one, mask_NW, nodes, words, landmarks, gather)
+                each_NW, each_N = relations.of_words(words_NWH, one, mask_NW, nodes, words, landmarks)
                 losses[name] = masked_mean(each_NW, selected_NW) + each_N
             else:
                 projections = self.text[module_key(name)]

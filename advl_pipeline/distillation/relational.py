@@ -1,29 +1,31 @@
 """Relations instead of coordinates: the student's likenesses among words, or regions, follow the teacher's.
 
 docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau_T), q_ij = softmax_j(cos(h_i, h_j) / tau_S),
-vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, j runs over the words that
-pretraining taught and i over the others: they are placed by what is known, not by words that are lost themselves. A
-linear map that is learned from the few words that a student knows does not carry to the others; likenesses to the
-known words do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and
-CLIP-KD.
-Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D
-teacher width.
+vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). Relations need the items of all processes that share
+a batch: the loss code gathers them. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in
+TinyCLIP and CLIP-KD.
 
-Relations need the items of all processes that share a batch: the loss code gathers them.
+With landmarks, i runs over what pretraining did not teach: it is placed by what is known, not by words that are lost
+themselves. p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with k over all known
+words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's states as
+pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the student
+clearly names by word k. What is known is held by the anchor and not distilled. A linear map that is learned from the
+few words that a student knows does not carry to the others; likenesses to the known words do.
+Shapes: K landmarks, X nodes (words, texts or regions), B examples, N sequences, S regions, W words, H student width,
+D teacher width.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from advl_pipeline.distillation.landmarks import Landmarks, landmark_divergence, mean_of_words
 from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
-from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment, WordNodes
 from advl_pipeline.distillation.weighting import min_max_scale
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
@@ -44,6 +46,222 @@ class Gather(Protocol):
 def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the rows of the one process that there is: its own."""
     return values
+
+
+KNOWN = 0.5
+"""A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
+
+MIN_LANDMARKS = 4
+"""With fewer, a place among them says next to nothing."""
+
+CLEAR_SHARE = 0.5
+"""Share of the regions that count as known: those whose best name is furthest ahead of the next."""
+
+_MIN_REGIONS = 2
+"""Of a name, before it is a landmark: what looks like one region alone looks like its picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks:
+    """What is known: the student's states (K, H), a teacher's features (K, D), the mean (D,) of all its features."""
+
+    states_KH: torch.Tensor
+    features_KD: torch.Tensor
+    mean_D: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionLandmarks(Landmarks):
+    """Landmarks that are means over regions, the words (N, H) that name these, and by how much a clear name leads."""
+
+    names_NH: torch.Tensor
+    margin: float
+
+    def known(self, states_BSH: torch.Tensor) -> torch.Tensor:
+        """Return (B, S) bool: which regions the student names clearly."""
+        return _best_names(states_BSH, self.names_NH)[0] >= self.margin
+
+
+def region_landmarks(
+    states_XH: torch.Tensor, features_XD: torch.Tensor, names_NH: torch.Tensor
+) -> RegionLandmarks | None:
+    """Return the names that regions have as landmarks; None where there are too few.
+
+    Args:
+        states_XH: the student's, of regions of the inputs, as it was pretrained.
+        features_XD: the same regions as a teacher sees them.
+        names_NH: the student's states of known words.
+    """
+    if not len(states_XH):
+        return None
+    lead_X, name_X = _best_names(states_XH, names_NH)
+    margin = float(lead_X.quantile(1 - CLEAR_SHARE))
+    clear_X = lead_X >= margin
+    counts_N = torch.bincount(name_X[clear_X], minlength=len(names_NH))
+    kept_N = counts_N >= _MIN_REGIONS
+    if int(kept_N.sum()) < MIN_LANDMARKS:
+        return None
+    device = states_XH.device
+    name_X, clear_X, counts_N, kept_N = (values.cpu() for values in (name_X, clear_X, counts_N, kept_N))
+    # On the host, since some devices have no double precision.
+    states_KH, features_KD = (
+        torch.zeros(len(names_NH), values.shape[1], dtype=torch.float64).index_add_(
+            0, name_X[clear_X], values.cpu()[clear_X].double()
+        )[kept_N]
+        / counts_N[kept_N, None]
+        for values in (states_XH, features_XD)
+    )
+    return RegionLandmarks(
+        states_KH=states_KH.float().to(device),
+        features_KD=features_KD.float().to(device),
+        mean_D=features_XD.cpu().double().mean(0).float().to(device),
+        names_NH=names_NH,
+        margin=margin,
+    )
+
+
+def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, of each region, how far the best name is ahead of the next in cosine, and which it is."""
+    best = _cosines(states_XH.float(), names_NH).topk(2, dim=-1)
+    return best.values[..., 0] - best.values[..., 1], best.indices[..., 0]
+
+
+class LandmarkSums:
+    """Gathers `Landmarks` over batches: sums by word, in double precision so that their order does not matter.
+
+    They are kept on the host, since some devices have no double precision.
+    """
+
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")
+        self._row_of: dict[int, int] = {}
+        self._counts = torch.zeros(0, dtype=torch.int64)
+        self._sums: list[torch.Tensor] = []
+        self._all: torch.Tensor | float = 0.0
+        self._num_all = 0
+
+    def add(
+        self, states_NWH: torch.Tensor, features_NWD: torch.Tensor, node_NW: torch.Tensor, words: WordAlignment
+    ) -> None:
+        """Add the words of a batch.
+
+        Args:
+            states_NWH: the student's, as it was pretrained.
+            node_NW: bool, words with a meaning that both sides have.
+            words: which of them pretraining knew.
+        """
+        self._device = states_NWH.device
+        known_NW = (node_NW & (words.known_NW >= KNOWN)).cpu()
+        states_NWH, features_NWD, node_NW = states_NWH.cpu(), features_NWD.cpu(), node_NW.cpu()
+        self._all = self._all + features_NWD[node_NW].double().sum(0)
+        self._num_all += int(node_NW.sum())
+        forms_G, place_X = torch.unique(words.form_NW.cpu()[known_NW], return_inverse=True)
+        row_X = torch.tensor(
+            [self._row_of.setdefault(form, len(self._row_of)) for form in forms_G.tolist()], dtype=torch.int64
+        )[place_X]
+        known = [values[known_NW].double() for values in (states_NWH, features_NWD)]
+        before = self._sums or [values.new_zeros(0, values.shape[1]) for values in known]
+        num_new = len(self._row_of) - len(self._counts)
+        self._sums = [
+            functional.pad(sums, (0, 0, 0, num_new)).index_add_(0, row_X, values)
+            for sums, values in zip(before, known, strict=True)
+        ]
+        self._counts = functional.pad(self._counts, (0, num_new)).index_add_(0, row_X, torch.ones_like(row_X))
+
+    def landmarks(self) -> Landmarks | None:
+        """Return them in the order of the words' numbers; None where there are too few."""
+        if len(self._row_of) < MIN_LANDMARKS:
+            return None
+        rows_K = torch.tensor([self._row_of[form] for form in sorted(self._row_of)])
+        states_KH, features_KD = (sums[rows_K] / self._counts[rows_K, None] for sums in self._sums)
+        assert isinstance(self._all, torch.Tensor)
+        return Landmarks(
+            states_KH=states_KH.float().to(self._device),
+            features_KD=features_KD.float().to(self._device),
+            mean_D=(self._all / self._num_all).float().to(self._device),
+        )
+
+
+def landmark_divergence(
+    states_XH: torch.Tensor,
+    features_XD: torch.Tensor,
+    landmarks: Landmarks,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> torch.Tensor:
+    """Return (X,): how far the student's likenesses of each node to the landmarks are from the teacher's, in nats.
+
+    States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
+    its words: what all have in common says nothing of one.
+    """
+    centre_H = landmarks.states_KH.mean(0)
+    of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / student_temperature
+    of_teacher_XK = teachers_likeness(features_XD, landmarks) / teacher_temperature
+    log_p_XK, log_q_XK = of_teacher_XK.log_softmax(-1), of_student_XK.log_softmax(-1)
+    return (log_p_XK.exp() * (log_p_XK - log_q_XK)).sum(-1)
+
+
+def teachers_likeness(features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+    """Return (X, K) cosines of a teacher's features to its landmarks, both centred as `landmark_divergence` says."""
+    centred_XD = features_XD.detach().float() - landmarks.mean_D
+    return _cosines(centred_XD, landmarks.features_KD - landmarks.features_KD.mean(0))
+
+
+def students_names(states_XH: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+    """Return (X, K) cosines of the student's states of regions to its states of known words, as pretraining aligns
+    the two."""
+    return _cosines(states_XH.float(), landmarks.states_KH)
+
+
+def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
+    """Return (N, W) bool: the words that a teacher places, of those that both sides have.
+
+    Known ones have their place, and frequent ones are part of how the task asks.
+    """
+    return node_NW & (words.known_NW < KNOWN) & ~words.frequent_NW
+
+
+def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: Nodes | None = None) -> torch.Tensor:
+    """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order.
+
+    Args:
+        nodes: of `unplaced_NW` [default: they are found].
+    """
+    row_T = (nodes or Nodes.of(unplaced_NW)).row_Y
+    unplaced_TW = unplaced_NW.index_select(0, row_T)
+    share_TW = unplaced_TW / unplaced_TW.sum(1, keepdim=True)
+    return torch.einsum("tw,twx->tx", share_TW, values_NWX.index_select(0, row_T))
+
+
+def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
+    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells words apart.
+    with torch.autocast(states_XH.device.type, enabled=False):
+        return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
+
+
+def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) -> Nodes:
+    """Return the regions that have a target and that the student sees; arguments as in `VisionSignal`."""
+    return Nodes.of(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
+
+
+def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor | None) -> WordNodes:
+    """Return the words of which a teacher and the student have states.
+
+    Args:
+        word_mask_NW: bool, those of the teacher; None for all.
+    """
+    num_texts, num_words = words.prior_NW.shape
+    bucket_NL = torch.where(words.word_of_token_NL >= 0, words.word_of_token_NL, num_words)
+    has_token_NW = torch.zeros(num_texts, num_words + 1, dtype=torch.bool).scatter_(1, bucket_NL, True)[:, :num_words]
+    meant_NW = words.word_mask_NW & has_token_NW & (words.prior_NW > 0)
+    if word_mask_NW is not None:
+        meant_NW = meant_NW & word_mask_NW
+    return WordNodes(
+        meant=Nodes.of(meant_NW),
+        num_forms=len(torch.unique(words.form_NW[meant_NW])),
+        unplaced=Nodes.of(unplaced_words(meant_NW, words)),
+    )
 
 
 MAX_RELATED = 1024
@@ -113,131 +331,121 @@ def relational_divergence(
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
-def related_vision(
-    settings: DistillationSettings,
-    target: VisionTarget,
-    distilled: StudentOutput,
-    batch: StudentBatch,
-    one: VisionSignal,
-    image_ids_B: torch.Tensor,
-    *,
-    landmarks: Landmarks | None = None,
-    known_BS: torch.Tensor | None = None,
-    generator: torch.Generator | None,
-    gather: Gather = gather_alone,
-) -> torch.Tensor:
-    """Return (B,): relational divergence of each picture's regions, and of the whole picture.
+@dataclass(frozen=True, kw_only=True)
+class Relations:
+    """Holds the student's likenesses to a teacher's: to landmarks where there are any, else among the batch.
 
-    With landmarks, regions that are not known are related to these. Without, each is related to the batch's others.
-
-    The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same. Of
-    more than `MAX_RELATED` regions so many are drawn: every one is compared with every other.
+    `gather` is of the processes that share the batch, and `generator` draws regions where they are too many.
     """
-    loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
-    if target in ("regions", "both") and one.regions_BSD is not None:
-        assert one.region_mask_BS is not None
-        num_regions = one.regions_BSD.shape[1]
-        states_BRH = distilled.visual_states_NRH.index_select(0, batch.first_B)
-        regions_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
-        node_BS = seen_BS & one.region_mask_BS
-        nodes = one.seen or Nodes.of(node_BS)
+
+    settings: DistillationSettings
+    gather: Gather = gather_alone
+    generator: torch.Generator | None = None
+
+    def of_nodes(
+        self, states_XH: torch.Tensor, features_XD: torch.Tensor, group_X: torch.Tensor, landmarks: Landmarks | None
+    ) -> torch.Tensor:
+        """Return (X,): the divergence of each node; those of one group are not compared with one another."""
         if landmarks is not None:
-            assert known_BS is not None
-            node_BS = node_BS & ~known_BS
+            return landmark_divergence(states_XH, features_XD, landmarks, **self.settings.temperatures)
+        return relational_divergence(
+            states_XH, features_XD, group_X, gather=self.gather, **self.settings.temperatures
+        )
+
+    def of_pictures(
+        self,
+        target: VisionTarget,
+        distilled: StudentOutput,
+        batch: StudentBatch,
+        one: VisionSignal,
+        image_ids_B: torch.Tensor,
+        *,
+        landmarks: Landmarks | None,
+        known_BS: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return (B,): the divergence of each picture's regions, and of the whole picture.
+
+        Regions that are known are no nodes. The states of a picture's first sequence stand for it; below the fusion
+        all of its sequences have the same. Of more than `MAX_RELATED` regions so many are drawn: every one is
+        compared with every other.
+        """
+        loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
+        if target in ("regions", "both") and one.regions_BSD is not None:
+            assert one.region_mask_BS is not None
+            num_regions = one.regions_BSD.shape[1]
+            states_BRH = distilled.visual_states_NRH.index_select(0, batch.first_B)
+            regions_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
+            node_BS = seen_BS & one.region_mask_BS
+            nodes = one.seen or Nodes.of(node_BS)
+            if landmarks is not None:
+                assert known_BS is not None
+                node_BS = node_BS & ~known_BS
+            else:
+                nodes = replace(nodes, place_X=some_of(nodes.place_X, MAX_RELATED, self.generator))
+                node_BS = torch.zeros_like(node_BS).flatten().index_fill(0, nodes.place_X, True).view_as(node_BS)
+            group_BS = image_ids_B[:, None] * MOST_REGIONS + torch.arange(num_regions, device=image_ids_B.device)
+            states_XH, features_XD = nodes.take(regions_BSH), nodes.take(one.regions_BSD)
+            each_X = self.of_nodes(states_XH, features_XD, nodes.take(group_BS), landmarks)
+            loss_B = loss_B + masked_mean(nodes.spread(each_X, node_BS.shape), node_BS)
+        if target in ("image", "both"):
+            image_BH = image_state(distilled, batch).index_select(0, batch.first_B)
+            loss_B = loss_B + self.of_nodes(image_BH, one.global_BD, image_ids_B, None)
+        return loss_B
+
+    def require_partners(self, nodes: Nodes, words: WordAlignment, name: str, num_forms: int | None) -> None:
+        """Refuse a batch whose words cannot be related.
+
+        Args:
+            num_forms: how many of this process' words differ; None: they are counted.
+
+        Raises:
+            ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
+        """
+        (forms_X,) = self.gather(nodes.take(words.form_NW))
+        if not torch.is_grad_enabled() or (num_forms is not None and num_forms > 1):
+            return
+        found = len(set(forms_X.tolist()))
+        if found < 2:
+            raise ConfigError(
+                "A batch has fewer than two words with a meaning, so there is nothing to relate.",
+                where=name,
+                why=f"{len(words.form_NW)} texts hold {found} that student and teacher share",
+                next_command="--batch-size with more examples to a micro-batch, or --distance mse",
+            )
+
+    def of_words(
+        self,
+        words_NWH: torch.Tensor,
+        one: TextSignal,
+        node_NW: torch.Tensor,
+        nodes: Nodes,
+        words: WordAlignment,
+        landmarks: Landmarks | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the divergence (N, W) of each word and (N,) of each text; 0 where there are no nodes.
+
+        A text stands for the mean of its words, since what several words say together is told apart where each alone
+        is not. Without landmarks a word counts the more, the more informative it is, and texts of the same words are
+        not compared.
+
+        Args:
+            nodes: of `node_NW`, words with a meaning that both sides have.
+        """
+        assert one.words_NWD is not None
+        states_XH, features_XD = nodes.take(words_NWH), nodes.take(one.words_NWD)
+        each_X = self.of_nodes(states_XH, features_XD, nodes.take(words.form_NW), landmarks)
+        if landmarks is not None:
+            states_TH, features_TD = (mean_of_words(values, node_NW, nodes) for values in (words_NWH, one.words_NWD))
+            group_T = nodes.row_Y
         else:
-            nodes = replace(nodes, place_X=some_of(nodes.place_X, MAX_RELATED, generator))
-            node_BS = torch.zeros_like(node_BS).flatten().index_fill(0, nodes.place_X, True).view_as(node_BS)
-        group_BS = image_ids_B[:, None] * MOST_REGIONS + torch.arange(num_regions, device=image_ids_B.device)
-        each_BS = node_divergence(settings, regions_BSH, one.regions_BSD, nodes, group_BS, landmarks, gather)
-        loss_B = loss_B + masked_mean(each_BS, node_BS)
-    if target in ("image", "both"):
-        image_BH = image_state(distilled, batch).index_select(0, batch.first_B)
-        loss_B = loss_B + relational_divergence(
-            image_BH, one.global_BD, image_ids_B, gather=gather, **settings.temperatures
-        )
-    return loss_B
-
-
-def node_divergence(
-    settings: DistillationSettings,
-    states_NWH: torch.Tensor,
-    features_NWD: torch.Tensor,
-    nodes: Nodes,
-    group_NW: torch.Tensor,
-    landmarks: Landmarks | None,
-    gather: Gather,
-) -> torch.Tensor:
-    """Return (N, W): the divergence of each node to the landmarks, or among all nodes of the batch; 0 elsewhere.
-
-    Args:
-        nodes: what is compared: words with a meaning that both sides have, or common regions.
-        group_NW: int64, nodes of one group are not compared with one another.
-        gather: of the processes that share the batch.
-    """
-    states_XH, features_XD = nodes.take(states_NWH), nodes.take(features_NWD)
-    if landmarks is not None:
-        each_X = landmark_divergence(states_XH, features_XD, landmarks, **settings.temperatures)
-    else:
-        group_X = nodes.take(group_NW)
-        each_X = relational_divergence(states_XH, features_XD, group_X, gather=gather, **settings.temperatures)
-    return nodes.spread(each_X, states_NWH.shape[:2])
-
-
-def require_relations(
-    nodes: Nodes, words: WordAlignment, name: str, num_forms: int | None = None, gather: Gather = gather_alone
-) -> None:
-    """Refuse a batch whose words cannot be related.
-
-    Args:
-        num_forms: how many of this process' words differ [default: they are counted].
-
-    Raises:
-        ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
-    """
-    (forms_X,) = gather(nodes.take(words.form_NW))
-    if not torch.is_grad_enabled() or (num_forms is not None and num_forms > 1):
-        return
-    found = len(set(forms_X.tolist()))
-    if found < 2:
-        raise ConfigError(
-            "A batch has fewer than two words with a meaning, so there is nothing to relate.",
-            where=name,
-            why=f"{len(words.form_NW)} texts hold {found} that student and teacher share",
-            next_command="--batch-size with more examples to a micro-batch, or --distance mse",
-        )
-
-
-def text_divergence(
-    settings: DistillationSettings,
-    words_NWH: torch.Tensor,
-    one: TextSignal,
-    node_NW: torch.Tensor,
-    nodes: Nodes,
-    words: WordAlignment,
-    landmarks: Landmarks | None,
-    gather: Gather,
-) -> torch.Tensor:
-    """Return (N,): the divergence of each text to the landmarks, or among the texts of the batch; 0 without nodes.
-
-    A text stands for the mean of its words, since what several words say together is told apart where each alone is
-    not. Without landmarks a word counts the more, the more informative it is, and texts of the same words are not
-    compared.
-
-    Args:
-        nodes: of `node_NW`.
-    """
-    assert one.words_NWD is not None
-    if landmarks is not None:
-        states_TH, features_TD = (mean_of_words(values, node_NW, nodes) for values in (words_NWH, one.words_NWD))
-        each_T = landmark_divergence(states_TH, features_TD, landmarks, **settings.temperatures)
-    else:
-        weight_NW = min_max_scale(words.prior_NW, node_NW)
-        weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
-        weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
-        states_TH, features_TD = (
-            torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
-            for values in (words_NWH, one.words_NWD)
-        )
-        same_T = torch.where(node_NW, words.form_NW, 0).sum(1).index_select(0, nodes.row_Y)
-        each_T = relational_divergence(states_TH, features_TD, same_T, gather=gather, **settings.temperatures)
-    return each_T.new_zeros(len(node_NW)).index_copy(0, nodes.row_Y, each_T)
+            weight_NW = min_max_scale(words.prior_NW, node_NW)
+            weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
+            weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
+            states_TH, features_TD = (
+                torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
+                for values in (words_NWH, one.words_NWD)
+            )
+            group_T = torch.where(node_NW, words.form_NW, 0).sum(1).index_select(0, nodes.row_Y)
+        each_T = self.of_nodes(states_TH, features_TD, group_T, landmarks)
+        each_N = each_T.new_zeros(len(node_NW)).index_copy(0, nodes.row_Y, each_T)
+        return nodes.spread(each_X, node_NW.shape), each_N

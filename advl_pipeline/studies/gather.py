@@ -40,7 +40,6 @@ from advl_pipeline.studies.plan import Cell, Plan, cells_folder, extraction_file
 from advl_pipeline.studies.table import ITEM_COLUMNS, WITH_PICTURE, StudyResult, build_table
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import without_effect
-from advl_pipeline.training.resolved import finetune_steps, resolve_method
 
 _WEIGHT_BINS = 20
 _GROUP = ("setting", "method", "shots")
@@ -161,7 +160,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    idle = without_effect(config, resolve_method(config, num_steps=finetune_steps(config)))
+    idle = without_effect(config)
     told = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, told)])
 

@@ -174,6 +174,34 @@ def collate_batch(
     )
 
 
+def looked_at(
+    dataset: Dataset,
+    positions: Sequence[int],
+    student: Student,
+    source: SignalSource | None,
+    *,
+    at_once: int,
+    device: torch.device = CPU,
+    labelled: bool = False,
+    labelled_ids: frozenset[str] | None = frozenset(),
+) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
+    """Yield what is looked at beside training: positions, their examples and the batch of these on a device.
+
+    So many are read at once, in the order of the positions; a batch is of one task. Other arguments are those of
+    `collate_batch`; by default no label is used.
+    """
+    for first in range(0, len(positions), at_once):
+        by_task: dict[str, tuple[list[int], list[Example]]] = {}
+        for position in positions[first : first + at_once]:
+            example = dataset[position]
+            places, examples = by_task.setdefault(example.task, ([], []))
+            places.append(position)
+            examples.append(example)
+        for places, examples in by_task.values():
+            batch = collate_batch(examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids)
+            yield places, examples, batch.to(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SentBatches:
     """The micro-batches of a step, of which a GPU's are taken over by `received` before anything reads them."""

@@ -19,12 +19,12 @@ from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.distillation.landmarks import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.relational import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.signal import TextSignal, shared_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.batches import TrainingBatch, collate_batch
+from advl_pipeline.training.batches import TrainingBatch, looked_at
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart
 from advl_pipeline.training.placement import places_of_boxes
@@ -207,22 +207,17 @@ def bridge_answers(
         landmarks: of the text teachers, or of `THE_STUDENT`.
         positions: of the items, of multiple choice.
     """
-    tasks = dict.fromkeys(dataset[position].task for position in positions)
     answers: dict[str, torch.Tensor] = {}
-    for task in tasks:
-        of_task = [position for position in positions if dataset[position].task == task]
-        for first in range(0, len(of_task), EXAMPLES_AT_ONCE):
-            examples = [dataset[position] for position in of_task[first : first + EXAMPLES_AT_ONCE]]
-            batch = collate_batch(
-                examples, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
-            ).to(start.device)
-            with start.evaluating():
-                of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
-            scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
-            for example, score_C in zip(examples, scores, strict=True):
-                is_silent = bool((score_C == 0).any())
-                share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
-                answers[example.example_id] = share_C
+    for _, examples, batch in looked_at(
+        dataset, positions, start.student, source, at_once=EXAMPLES_AT_ONCE, device=start.device
+    ):
+        with start.evaluating():
+            of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
+        scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
+        for example, score_C in zip(examples, scores, strict=True):
+            is_silent = bool((score_C == 0).any())
+            share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
+            answers[example.example_id] = share_C
     return answers
 
 

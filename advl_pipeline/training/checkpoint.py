@@ -119,9 +119,20 @@ def _damaged(path: Path, why: str) -> CorruptCache:
     )
 
 
-def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Load a checkpoint's tensors; the optimiser only when the phase that it belongs to goes on."""
+def restore(
+    tensors: dict[str, torch.Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Load a checkpoint's tensors; the optimiser only when the phase that it belongs to goes on.
+
+    Args:
+        scaler: of fp16's losses, whose scale goes on with how long it has held.
+    """
     model.load_state_dict(_under("model/", tensors))
+    if scaler is not None and (kept := _under("scaler/", tensors)):
+        scaler.load_state_dict({key: value.item() for key, value in kept.items()})
     if optimizer is None:
         return
     state: dict[int, dict[str, Any]] = {}
@@ -130,12 +141,6 @@ def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch
         state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def restore_scaler(tensors: dict[str, torch.Tensor], scaler: torch.amp.GradScaler) -> None:
-    """Load the scale of fp16's losses, and how long it has held."""
-    if state := {key: value.item() for key, value in _under("scaler/", tensors).items()}:
-        scaler.load_state_dict(state)
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

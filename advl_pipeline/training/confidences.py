@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.records import Dataset, head_name
-from advl_pipeline.distillation.landmarks import Landmarks
+from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.bridge import bridge_confidence, oracle
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
@@ -164,18 +163,14 @@ def measure_student_confidence(
         start: as step 2 begins; left in the mode that it was in.
         positions: of the M items.
     """
-    found_M = torch.empty(len(positions))
-    tasks = [dataset[position].task for position in positions]
-    for _, rows_of_task in groupby(sorted(range(len(positions)), key=tasks.__getitem__), key=tasks.__getitem__):
-        rows = list(rows_of_task)
-        for first in range(0, len(rows), BATCH_SIZE):
-            chosen = rows[first : first + BATCH_SIZE]
-            examples = [dataset[positions[row]] for row in chosen]
-            batch = collate_batch(examples, dataset, start.student, None, labelled=True).to(start.device)
-            with start.evaluating():
-                output = start.student.encode(batch.student, mask_visual=start.hide_picture)
-                head = start.heads[head_name(batch.task)]
-                scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
-            confidence_B = student_confidence(task_loss, scored.logits, batch.targets)
-            found_M[torch.tensor(chosen)] = confidence_B.float().cpu()
-    return found_M
+    found: dict[int, float] = {}
+    for chosen, _, batch in looked_at(
+        dataset, positions, start.student, None, at_once=BATCH_SIZE, device=start.device, labelled_ids=None
+    ):
+        with start.evaluating():
+            output = start.student.encode(batch.student, mask_visual=start.hide_picture)
+            head = start.heads[head_name(batch.task)]
+            scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
+        confidence_B = student_confidence(task_loss, scored.logits, batch.targets)
+        found.update(zip(chosen, confidence_B.tolist(), strict=True))
+    return torch.tensor([found[position] for position in positions])

@@ -29,45 +29,33 @@ Part = Literal["the model", "preparing batches", "the cores", "the disk"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepCosts:
-    """What a step costs: seconds of the model, and of all cores for it, 0 on another device; seconds of one core to
-    prepare its batch; bytes that it reads.
+class Forecast:
+    """An epoch: its steps, what each costs, and the machine that takes them.
+
+    A step costs `model` seconds, and `model_on_cores` seconds of all cores for it, 0 on another device; `preparing`
+    seconds of one core for its batch; it reads `num_bytes`. `workers` are threads that prepare batches.
+    `bytes_per_second` are the disk's, None where all is in memory.
     """
 
+    num_steps: int
     model: float
     model_on_cores: float
     preparing: float
     num_bytes: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """Cores, threads that prepare batches, and bytes per second of the disk, None where all is in memory."""
-
     cores: int
     workers: int
     bytes_per_second: float | None = None
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """An epoch: its steps, the seconds of each, and what each part alone would take of a step."""
-
-    num_steps: int
-    costs: StepCosts
-    machine: Machine
-
     @property
     def parts(self) -> dict[Part, float]:
         """Seconds of a step that each part alone needs."""
-        costs, machine = self.costs, self.machine
         found: dict[Part, float] = {
-            "the model": costs.model,
-            "preparing batches": costs.preparing / min(machine.workers, machine.cores),
-            "the cores": (costs.model_on_cores + costs.preparing) / machine.cores,
+            "the model": self.model,
+            "preparing batches": self.preparing / min(self.workers, self.cores),
+            "the cores": (self.model_on_cores + self.preparing) / self.cores,
         }
-        if machine.bytes_per_second is not None:
-            found["the disk"] = costs.num_bytes / machine.bytes_per_second
+        if self.bytes_per_second is not None:
+            found["the disk"] = self.num_bytes / self.bytes_per_second
         return found
 
     @property
@@ -112,17 +100,14 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
     # An epoch reads no more of a cache than all of it.
     num_steps = math.ceil(summary["num_labelled"] * phase["num_steps"] / phase["num_examples"])
     num_bytes = sum(sum(open_store(place).list().values()) for place in (*config.cache, *config.pictures))
+    step_ms, disk_mb_s = config.forecast.step_ms, config.forecast.disk_mb_s
     return Forecast(
         num_steps=num_steps,
-        costs=StepCosts(
-            model=measured if config.forecast.step_ms is None else config.forecast.step_ms / 1e3,
-            model_on_cores=on_core * min(torch.get_num_threads(), num_cores()) if on_cpu else 0.0,
-            preparing=summary["seconds_preparing"],
-            num_bytes=num_bytes / num_steps,
-        ),
-        machine=Machine(
-            cores=num_cores(),
-            workers=num_threads(config.num_workers),
-            bytes_per_second=None if config.forecast.disk_mb_s is None else config.forecast.disk_mb_s * 1e6,
-        ),
+        model=measured if step_ms is None else step_ms / 1e3,
+        model_on_cores=on_core * min(torch.get_num_threads(), num_cores()) if on_cpu else 0.0,
+        preparing=summary["seconds_preparing"],
+        num_bytes=num_bytes / num_steps,
+        cores=num_cores(),
+        workers=num_threads(config.num_workers),
+        bytes_per_second=None if disk_mb_s is None else disk_mb_s * 1e6,
     )

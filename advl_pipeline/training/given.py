@@ -32,7 +32,7 @@ from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.resolved import ResolvedMethod, finetune_steps, resolve_method
+from advl_pipeline.training.resolved import resolve_method
 
 
 def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
@@ -53,7 +53,7 @@ def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
             why="it reads the labels of all inputs that the adapt step sees",
             next_command="put advl-oracle among the methods of a study, or give --weighting ratio",
         )
-    resolve_method(config, num_steps=finetune_steps(config))
+    resolve_method(config)
     trackers_named(config.log_with)
     require_student(config.student)
     require_outputs(config)
@@ -81,9 +81,8 @@ def require_effect(config: FinetuneConfig) -> None:
     """
     if (config.output / names.CONFIG).is_file():
         return
-    method = resolve_method(config, num_steps=finetune_steps(config))
     tasks = config.task or tasks_of(config.dataset, config.data_root)
-    refuse_ineffective(without_effect(config, method, tasks))
+    refuse_ineffective(without_effect(config, tasks))
 
 
 def region_places(
@@ -185,14 +184,14 @@ _OF_TASKS = (
 """Options, the tasks that heed them, and what is said of data without one."""
 
 
-def without_effect(config: FinetuneConfig, method: ResolvedMethod, tasks: Collection[str] = ()) -> dict[str, str]:
+def without_effect(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
     """Return the options that are not at their default and would change nothing: name -> why.
 
     Args:
         config: as a user gives it.
-        method: what it decides.
         tasks: of the dataset; none to leave aside what depends on them.
     """
+    method = resolve_method(config)
     distill, adapt, settings = config.distill, config.adapt, method.settings
     hears, two_steps = method.uses_teachers, method.steps == "two"
     holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.answers_of == "student")

@@ -102,6 +102,10 @@ class HeadOrigin:
     why: str
 
 
+def _fresh(why: str) -> HeadOrigin:
+    return HeadOrigin(origin="fresh", why=why)
+
+
 def fill_heads(
     heads: Mapping[str, nn.Module], student: Student, dataset: Dataset, config: FinetuneConfig
 ) -> dict[str, HeadOrigin]:
@@ -114,9 +118,9 @@ def fill_heads(
         why = f"{student.name} scores answers by their likelihood"
         return {name: HeadOrigin(origin="none", why=why) for name in heads}
     if config.init is None:
-        return {name: HeadOrigin(origin="fresh", why="no checkpoint is given") for name in heads}
+        return {name: _fresh("no checkpoint is given") for name in heads}
     if config.fresh_heads:
-        return {name: HeadOrigin(origin="fresh", why="--fresh-heads") for name in heads}
+        return {name: _fresh("--fresh-heads") for name in heads}
     tasks = {head_name(task): task for task in dataset.tasks}
     saved = (config.init / DESCRIPTION_FILE).is_file()
     return {
@@ -129,13 +133,13 @@ def fill_heads(
 
 def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: Path) -> HeadOrigin:
     if not (folder / names.HEADS).is_file():
-        return HeadOrigin(origin="fresh", why="the folder holds a student without heads")
+        return _fresh("the folder holds a student without heads")
     described = read_json(folder / names.HEADS)
     if name not in described:
-        return HeadOrigin(origin="fresh", why=f"the folder has heads for {', '.join(described)}")
+        return _fresh(f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:
         own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
-        return HeadOrigin(origin="fresh", why=f"the folder's head has other classes{own}")
+        return _fresh(f"the folder's head has other classes{own}")
     tensors = {
         key.removeprefix(f"{name}."): value
         for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
@@ -143,7 +147,7 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     }
     kept, built = ({key: value.shape for key, value in one.items()} for one in (tensors, head.state_dict()))
     if kept != built:
-        return HeadOrigin(origin="fresh", why="the folder's head is of another shape, of an earlier version")
+        return _fresh("the folder's head is of another shape, of an earlier version")
     head.load_state_dict(tensors)
     return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))
 
@@ -153,26 +157,22 @@ def _from_original(
 ) -> HeadOrigin:
     task_rules = student.head_rules(head_name(task))
     if task_rules is None:
-        return HeadOrigin(origin="fresh", why=f"{student.name} declares no heads in its original files")
+        return _fresh(f"{student.name} declares no heads in its original files")
     if task == "classes":
-        return HeadOrigin(origin="fresh", why="the file's head, if it has one, is of SNLI-VE's classes")
+        return _fresh("the file's head, if it has one, is of SNLI-VE's classes")
     before = {name: value.clone() for name, value in head.state_dict().items()}
     is_answers = head_name(task) == "vqa"
     if is_answers and config.head_answers is not None:
         return _by_answers(head, student, task_rules, path, dataset.label_names(task), config.head_answers)
     report = load_checkpoint(head, path, task_rules, must_fit=False)
     if not report.num_loaded:
-        return HeadOrigin(origin="fresh", why="the file holds no head for this task")
+        return _fresh("the file holds no head for this task")
     if report.missing or report.reinitialised:
         head.load_state_dict(before)
-        return HeadOrigin(
-            origin="fresh", why="of another shape: " + "; ".join([*report.reinitialised, *report.missing])
-        )
+        return _fresh("of another shape: " + "; ".join([*report.reinitialised, *report.missing]))
     if is_answers and config.answers is None:
         head.load_state_dict(before)
-        return HeadOrigin(
-            origin="fresh", why="the file has as many answers, but does not name them: give its list by --answers"
-        )
+        return _fresh("the file has as many answers, but does not name them: give its list by --answers")
     expected = "meter" if family_of(student.name) in METER_ORDER else "uniter"
     if task == "snli-ve" and config.label_order != expected:
         raise ConfigError(

@@ -37,27 +37,16 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         ConfigError: nothing is named, one twice, both `inputs` and `subset`, or another word.
     """
-    if not adapt_on or len(set(adapt_on)) != len(adapt_on) or set(OWN_INPUTS) <= set(adapt_on):
+    named = [text.rpartition("/") for text in adapt_on if text not in OWN_INPUTS]
+    is_once = len(set(adapt_on)) == len(adapt_on) and not set(OWN_INPUTS) <= set(adapt_on)
+    if not adapt_on or not is_once or not all(dataset and split for dataset, _, split in named):
         raise ConfigError(
-            "The inputs of the adapt step must be named, each once, and one of inputs and subset at most.",
+            "The inputs of the adapt step are inputs or subset, and DATASET/SPLIT such as vcr/val, each named once.",
             where="--adapt-on",
             why=f"got {', '.join(adapt_on) or 'nothing'}",
             next_command="--adapt-on inputs --adapt-on DATASET/SPLIT",
         )
-    found = []
-    for text in adapt_on:
-        if text in OWN_INPUTS:
-            continue
-        dataset, slash, split = text.rpartition("/")
-        if not dataset or not slash or not split:
-            raise ConfigError(
-                f"The adapt step cannot take its inputs from {text!r}.",
-                where="--adapt-on",
-                why="known: inputs, subset, or DATASET/SPLIT such as vcr/val",
-                next_command=f"--adapt-on DATASET/{text}, with the dataset of the split" if not slash else "",
-            )
-        found.append((dataset, split))
-    return found
+    return [(dataset, split) for dataset, _, split in named]
 
 
 def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) -> list[list[TeacherCache]]:

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words, with_own_tokens
+from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.tensors import moved
-from advl_pipeline.training.batches import TrainingBatch, collate_batch
+from advl_pipeline.training.batches import TrainingBatch, looked_at
 from advl_pipeline.training.signals import SignalSource
 
 MAX_TEXTS = 8192
@@ -115,33 +115,25 @@ def find_landmarks(
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
-    for first in range(0, len(chosen), at_once):
-        examples = [dataset[position] for position in chosen[first : first + at_once]]
-        for task in dict.fromkeys(example.task for example in examples):
-            of_task = [example for example in examples if example.task == task]
-            batch = collate_batch(
-                of_task, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
-            ).to(start.device)
-            assert batch.signal is not None
-            words = batch.signal.words
-            assert words is not None
-            with start.evaluating():
-                states, signal = start.states(batch.student), start.signal(batch)
-            assert signal is not None
-            states_NWH, seen_NW = pool_to_words(
-                states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1]
-            )
-            if regions or asks_itself:
-                meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-                words_seen.add(states_NWH, states_NWH, meant_NW, words)
-            for name in teachers["text"]:
-                one = batch.signal.text[name]
-                if one.words_NWD is None:
-                    continue
-                node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
-                sums[name].add(states_NWH, one.words_NWD, node_NW, words)
-            for name, rows in regions.items():
-                rows.add(states, batch, signal.vision[name])
+    for _, _, batch in looked_at(dataset, chosen, start.student, source, at_once=at_once, device=start.device):
+        assert batch.signal is not None
+        words = batch.signal.words
+        assert words is not None
+        with start.evaluating():
+            states, signal = start.states(batch.student), start.signal(batch)
+        assert signal is not None
+        states_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+        if regions or asks_itself:
+            meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
+            words_seen.add(states_NWH, states_NWH, meant_NW, words)
+        for name in teachers["text"]:
+            one = batch.signal.text[name]
+            if one.words_NWD is None:
+                continue
+            node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
+            sums[name].add(states_NWH, one.words_NWD, node_NW, words)
+        for name, rows in regions.items():
+            rows.add(states, batch, signal.vision[name])
     of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
     names = words_seen.landmarks()
     of_regions = {} if names is None else {name: one.landmarks(names.states_KH) for name, one in regions.items()}

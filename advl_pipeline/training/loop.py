@@ -30,8 +30,8 @@ from advl_pipeline.training.checkpoint import CheckpointWriter, restore
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase, StepConditions
 from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
+from advl_pipeline.training.recipes import TrainingSettings
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import (
     StepNumbers,
     StepPlace,
@@ -47,18 +47,9 @@ _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhasePlan:
-    """One step of the method: which phase, how long, and where its step numbers start in the log."""
-
-    phase: Phase
-    num_steps: int
-    first_logged_step: int
-
-
 def run_phase(
     run: Run,
-    plan: PhasePlan,
+    phase: Phase,
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
@@ -77,8 +68,9 @@ def run_phase(
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
     """
-    config, settings = run.config, run.settings
-    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if plan.phase == "adapt" else 1.0)
+    config, settings, logged_steps = run.config, run.settings, run.steps_of(phase)
+    num_steps = len(logged_steps)
+    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
     if checkpoint is not None:
         restore(checkpoint, model, built)
     align_parameters(model.to(accelerator.device), accelerator)
@@ -86,46 +78,46 @@ def run_phase(
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     optimizer: Any = accelerator.prepare_optimizer(built)
     # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
-    shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
+    shares_batches = phase == "adapt" or settings.batch_unit == "examples"
     gather: Gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     peak = [group["lr"] for group in optimizer.param_groups]
     # Likenesses are compared with those of teachers, which have no dropout either.
-    wrapped.train(plan.phase == "finetune")
+    wrapped.train(phase == "finetune")
     pending: list[dict[str, Any]] = []
     taken: TakenStep | None = None
     # What lies ready takes the device's memory, where it is not the model's own.
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
-    num_saved = plan.first_logged_step + start_step
+    num_saved = logged_steps.start + start_step
     seconds_waited = seconds_saving = 0.0
     with (
         finishing() as is_asked_to_stop,
         CheckpointWriter(folder.checkpoint) as checkpoints,
         GradientSum(wrapped.parameters(), accelerator) as gradients,
-        Prefetcher(lambda: make_batches(range(start_step, plan.num_steps)), limit=limit) as batches,
+        Prefetcher(lambda: make_batches(range(start_step, num_steps)), limit=limit) as batches,
     ):
-        for step, sent in zip(range(start_step, plan.num_steps), batches, strict=True):
+        for step, sent in zip(range(start_step, num_steps), batches, strict=True):
             micro_batches = sent.received(accelerator.device)
             step_began, processor_before = time.perf_counter(), time.thread_time()
-            factor = rate_factor(settings, step, num_steps=plan.num_steps)
+            factor = rate_factor(settings, step, num_steps=num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
             strength = distillation_strength(
                 step,
-                num_steps=plan.num_steps,
+                num_steps=num_steps,
                 start=config.distill.distill_weight,
                 decay=config.distill.distill_decay,
             )
-            mixed = (config.seed * 1_000_003 + _PHASE_SEED[plan.phase]) * 1_000_003 + step
+            mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
             seed = (mixed * 1009 + accelerator.process_index) % (1 << 63)
             torch.manual_seed(seed)
-            logged_step = plan.first_logged_step + step
+            logged_step = logged_steps[step]
             conditions = StepConditions(
-                phase=plan.phase,
+                phase=phase,
                 strength=strength,
                 generator=torch.Generator().manual_seed(seed),
                 gather=gather,
             )
-            place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
+            place = StepPlace(config=config, step=logged_step, phase=phase, num_saved=num_saved)
             try:
                 before = taken
                 taken = _optimiser_step(
@@ -143,10 +135,10 @@ def run_phase(
                 if before is not None:
                     pending.append(before.finish(model, accelerator))
                 stops = taken.stops
-                saves = stops or step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
+                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
                 taken.record |= {
                     "step": logged_step,
-                    "phase": plan.phase,
+                    "phase": phase,
                     "learning_rate": settings.learning_rate * factor,
                     "lambda": strength,
                     "seconds": time.perf_counter() - step_began,
@@ -175,7 +167,7 @@ def run_phase(
                     model,
                     optimizer.optimizer,
                     step=step + 1,
-                    phase=plan.phase,
+                    phase=phase,
                     scaler=accelerator.scaler,
                 )
                 seconds_saving = time.perf_counter() - saving_began

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, Never
 
 import torch
 from torch import nn
 
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.recipes import FinetuningNumbers, group_parameters
-from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.recipes import FinetuningNumbers, TrainingSettings
 
 
 def learning_rate_at(step: int, recipe: FinetuningNumbers[Never], *, num_steps: int) -> float:
@@ -159,6 +160,49 @@ def clip_each(gradients: Tensors, most: float) -> None:
     torch._foreach_mul_(factors, most)
     torch._foreach_clamp_max_(factors, 1.0)
     torch._foreach_mul_(gradients, factors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterGroup:
+    """Names of parameters that share a learning rate and a weight decay."""
+
+    names: tuple[str, ...]
+    learning_rate: float
+    lr_scale: float
+    weight_decay: float
+
+
+def group_parameters(
+    encoder_names: Iterable[str],
+    head_names: Iterable[str],
+    recipe: FinetuningNumbers[Never],
+    spared: Collection[str] | None = None,
+) -> tuple[ParameterGroup, ...]:
+    """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
+
+    The decay test is a search in the name, so a norm whose name does not match `no_decay` is decayed (UNITER's
+    `img_layer_norm.weight`): that is the original's behaviour.
+
+    Args:
+        spared: names without decay [default: those in which `no_decay` is found].
+    """
+    no_decay = re.compile(recipe.no_decay) if recipe.no_decay else None
+    rules = [(re.compile(rule.pattern), rule.scale) for rule in recipe.lr_scales]
+    groups: dict[tuple[float, float], list[str]] = {}
+    for is_head, names in ((True, head_names), (False, encoder_names)):
+        for name in names:
+            scale = recipe.head_lr_scale if is_head else 1.0
+            if not is_head:
+                scale = next((scale for pattern, scale in rules if pattern.search(name)), 1.0)
+            found = no_decay is not None and no_decay.search(name)
+            decay = 0.0 if (found if spared is None else name in spared) else recipe.weight_decay
+            groups.setdefault((scale, decay), []).append(name)
+    return tuple(
+        ParameterGroup(
+            names=tuple(names), learning_rate=recipe.learning_rate * scale, lr_scale=scale, weight_decay=decay
+        )
+        for (scale, decay), names in groups.items()
+    )
 
 
 LONGEST_WARMUP = 0.1

@@ -18,13 +18,12 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
-from advl_pipeline.distillation.relational import some_of
+from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
 from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.geometry import pooling
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.signals import SignalSource
 
 NUM_CHOICES = 4
@@ -183,9 +182,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
     most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
-    for start in range(0, len(chosen), EXAMPLES_AT_ONCE):
-        examples = [dataset[position] for position in chosen[start : start + EXAMPLES_AT_ONCE]]
-        batch = collate_batch(examples, dataset, student, source, labelled=False, labelled_ids=frozenset()).to(device)
+    for _, _, batch in looked_at(dataset, chosen, student, source, at_once=EXAMPLES_AT_ONCE, device=device):
         assert batch.signal is not None
         assert batch.signal.words is not None
         output, alignment = student.encode_unimodal(batch.student), batch.signal.words

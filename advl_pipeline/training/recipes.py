@@ -1,25 +1,43 @@
-"""How the originals were finetuned: one declared recipe per (student, task, size), each number with its source.
+"""How the originals were finetuned, and what a run trains with: each number with where it came from.
 
-The files are `data/recipes/*.toml` and those of plug-ins. A file has `[common]` and one table per task and size,
-such as `[vqa.base]`; a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another
-place for single keys. Parameter groups follow from a recipe by pure functions.
+There is one declared recipe per (student, task, size), in `data/recipes/*.toml` and the files of plug-ins. A file has
+`[common]` and one table per task and size, such as `[vqa.base]`; a table's `from` says where its numbers come from
+and `[vqa.base.elsewhere]` names another place for single keys. A run's numbers are ADVL's defaults, then the
+recipe's, then the options.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import re
+import math
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Never
 
-from advl_pipeline.configuration import build_config, read_toml
+from advl_pipeline.configuration import (
+    build_config,
+    check_ranges,
+    config_to_dict,
+    fallbacks,
+    flag_of,
+    option_values,
+    read_toml,
+)
+from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.registry import family_of, size_of
-from advl_pipeline.training.config import Hyperparameters, TaskLoss, Undecided
+from advl_pipeline.training.config import (
+    PRETRAINED_LEARNING_RATE,
+    AdversarialConfig,
+    FinetuneConfig,
+    Hyperparameters,
+    TaskLoss,
+    Undecided,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +97,13 @@ class Recipe(FinetuningNumbers[None]):
     adversarial: Mapping[str, Any]
     sources: Mapping[str, str]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParameterGroup:
-    """Names of parameters that share a learning rate and a weight decay."""
-
-    names: tuple[str, ...]
-    learning_rate: float
-    lr_scale: float
-    weight_decay: float
+    def source_of(self, setting: str) -> str:
+        """Return where a setting of a run comes from that follows this recipe."""
+        stated = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}
+        if not self.num_steps:
+            stated["num_steps"] = "num_epochs"
+        unstated = f"not stated by the recipe of {self.student}: its optimiser's or loop's default"
+        return self.sources.get(stated.get(setting, setting), unstated)
 
 
 def recipe_names() -> tuple[tuple[str, str, str], ...]:
@@ -147,39 +163,6 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
         )
     sources |= dict.fromkeys(table, str(path))
     return _build(student, task, size, {**values, **table}, sources, where=str(path))
-
-
-def group_parameters(
-    encoder_names: Iterable[str],
-    head_names: Iterable[str],
-    recipe: FinetuningNumbers[Never],
-    spared: Collection[str] | None = None,
-) -> tuple[ParameterGroup, ...]:
-    """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
-
-    The decay test is a search in the name, so a norm whose name does not match `no_decay` is decayed (UNITER's
-    `img_layer_norm.weight`): that is the original's behaviour.
-
-    Args:
-        spared: names without decay [default: those in which `no_decay` is found].
-    """
-    no_decay = re.compile(recipe.no_decay) if recipe.no_decay else None
-    rules = [(re.compile(rule.pattern), rule.scale) for rule in recipe.lr_scales]
-    groups: dict[tuple[float, float], list[str]] = {}
-    for is_head, names in ((True, head_names), (False, encoder_names)):
-        for name in names:
-            scale = recipe.head_lr_scale if is_head else 1.0
-            if not is_head:
-                scale = next((scale for pattern, scale in rules if pattern.search(name)), 1.0)
-            found = no_decay is not None and no_decay.search(name)
-            decay = 0.0 if (found if spared is None else name in spared) else recipe.weight_decay
-            groups.setdefault((scale, decay), []).append(name)
-    return tuple(
-        ParameterGroup(
-            names=tuple(names), learning_rate=recipe.learning_rate * scale, lr_scale=scale, weight_decay=decay
-        )
-        for (scale, decay), names in groups.items()
-    )
 
 
 def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -276,3 +259,190 @@ def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
         for family, task, size in recipe_names()
         if (family, size) == own
     }
+
+
+PLAIN = fallbacks(FinetuneConfig)
+"""What stands for options that are left to a recipe, where there is none."""
+
+ADVERSARIAL_LEARNING_RATE = 1e-3
+"""VILLA's for VQA and SNLI-VE at size base."""
+
+OURS = "ADVL's default"
+OURS_FOR_PRETRAINED = "ADVL's default for a student that starts from --init"
+
+RATES = (
+    "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
+    "momentum",
+)  # fmt: skip
+"""What a recipe of the same family on another task lends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings(FinetuningNumbers[Never]):
+    """The decided numbers of one run.
+
+    `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
+    `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
+    `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
+    (recipes that add up micro-batches instead of averaging). `sources` says where each field came from.
+    """
+
+    max_text_tokens: int
+    loss_scale: float
+    task_loss: TaskLoss
+    adversarial: AdversarialConfig | None
+    note: str
+    sources: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each setting with its value and source, and the note on the recipe, as plain JSON types."""
+        plain = config_to_dict(self)
+        described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
+        return {"recipe": self.note, "settings": described}
+
+    def step_line(self, num_processes: int) -> str:
+        """Return one line for people: how large the batch of an optimiser step is, and who computes it."""
+        on = "" if num_processes == 1 else f" on {num_processes} processes"
+        if self.batch_unit == "tokens":
+            return f"global batch: {self.accumulate} micro-batches of at most {self.batch_size} tokens{on}"
+        cut = "" if self.accumulate == 1 else f", in {self.accumulate} micro-batches"
+        return f"global batch: {self.batch_size} examples{on}{cut}"
+
+    def line(self) -> str:
+        """Return one line for people: which recipe, and what the options changed of it."""
+        flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
+        # A number that was cut says so itself.
+        given = [
+            flag if " " in flag else f"{flag} {getattr(self, key)}"
+            for flag, key in flags.items()
+            if flag != "--adversarial"
+        ]
+        adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
+        return (
+            f"{self.note}; given: {', '.join(sorted(given)) or 'nothing'}; "
+            f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
+        )
+
+
+def resolve_settings(
+    config: FinetuneConfig, chosen: ChosenRecipe, *, task: str, num_labelled: int, world_size: int = 1
+) -> TrainingSettings:
+    """Decide every number of a run.
+
+    Args:
+        config: options; those that are None were not given.
+        chosen: recipe of the student on the task.
+        task: vcr, vqa or snli-ve.
+
+    Raises:
+        ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
+    """
+    options, recipe = config.optimisation, chosen.recipe
+    asked = batch_size = options.batch_size
+    if asked is not None:
+        if options.batch_tokens is not None:
+            raise ConfigError("--batch-size and --batch-tokens exclude each other.")
+        # More examples than there are would be the same ones again, in memory and in time.
+        batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
+    layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
+        (_ours(task), lambda _: OURS),
+        ({} if config.init is None else {"learning_rate": PRETRAINED_LEARNING_RATE}, lambda _: OURS_FOR_PRETRAINED),
+    ]
+    if (lender := chosen.rates_of) is not None:
+        layers.append(({key: getattr(lender, key) for key in RATES}, lender.source_of))
+    if recipe is not None:
+        layers.append((_of_recipe(config, recipe, num_labelled, world_size, batch_size), recipe.source_of))
+    decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
+    given = {name: value for name, value in option_values(config).items() if name in decided and value is not None}
+    layers.append((given, flag_of))
+    if options.warmup_fraction is not None:
+        layers.append(({"warmup": options.warmup_fraction}, lambda _: "--warmup-fraction"))
+    alone = {"accumulate": 1} if options.accumulate is None else {}
+    if options.batch_tokens is not None:
+        by_tokens = {"batch_size": options.batch_tokens, "batch_unit": "tokens", **alone}
+        layers.append((by_tokens, lambda _: "--batch-tokens"))
+    if batch_size is not None:
+        cut = f"--batch-size {asked}, cut to the {batch_size} examples there are"
+        by_examples = {"batch_size": batch_size, "batch_unit": "examples", "max_text_tokens": 0, **alone}
+        layers.append((by_examples, lambda _: "--batch-size" if batch_size == asked else cut))
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for found, source_of in layers:
+        values |= found
+        sources |= {key: source_of(key) for key in found}
+    if recipe is not None and recipe.accumulation == "sum" and sources["accumulate"].startswith("--"):
+        values["loss_scale"], sources["loss_scale"] = float(values["accumulate"]), sources["accumulate"]
+    values["adversarial"], sources["adversarial"] = _adversarial(options.adversarial, recipe, chosen.note)
+    if values["schedule"] == "steps" and not values["milestones"]:
+        raise ConfigError(
+            "The schedule of steps needs milestones.",
+            next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
+        )
+    check_ranges(FinetuneConfig, values, where=chosen.note)
+    return TrainingSettings(note=chosen.note, sources=sources, **values)
+
+
+def _ours(task: str) -> dict[str, Any]:
+    """Return ADVL's own numbers: what stands where neither a recipe nor an option says anything."""
+    return {
+        **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
+        "warmup": PLAIN["warmup_fraction"],
+        "batch_unit": "examples",
+        "max_text_tokens": 0,
+        "lr_scales": (),
+        "no_decay": None,
+        "betas": (0.9, 0.98),
+        "eps": 1e-6,
+        "momentum": 0.0,
+        "milestones": (),
+        "lr_floor": 0.0,
+        "clip_each": 0.0,
+        "loss_scale": 1.0,
+        "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
+    }
+
+
+def _of_recipe(
+    config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int, batch_size: int | None
+) -> dict[str, Any]:
+    same = {field.name for field in dataclasses.fields(FinetuningNumbers)} - {"num_steps", "batch_size", "accumulate"}
+    values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
+    values["task_loss"] = recipe.loss
+    accumulate = recipe.accumulate or 1
+    values["loss_scale"] = float(accumulate) if recipe.accumulation == "sum" else 1.0
+    micro_batches = accumulate * recipe.num_devices
+    if recipe.batch_unit == "tokens":
+        values["batch_size"], values["accumulate"] = recipe.batch_size, micro_batches
+        values["max_text_tokens"] = recipe.max_text_length
+    elif recipe.batch_size:
+        values["batch_size"] = min(recipe.batch_size * micro_batches, num_labelled)
+        values["accumulate"] = max(1, micro_batches // world_size)
+    # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
+    values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
+    # A published budget is one for the dataset that it was published for, not for data of one's own.
+    if config.shots is None and benchmark_of(config.dataset) is not None:
+        if recipe.num_steps:
+            values["num_steps"] = recipe.num_steps
+        elif recipe.num_epochs and recipe.batch_unit == "examples":
+            each = batch_size or values.get("batch_size", PLAIN["batch_size"])
+            values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / each)
+    return values
+
+
+def _adversarial(asked: str | None, recipe: Recipe | None, where: str) -> tuple[AdversarialConfig | None, str]:
+    published = None
+    if recipe is not None and recipe.adversarial:
+        published = build_config(AdversarialConfig, recipe.adversarial, where=where)
+    if asked is None:
+        return published, OURS if recipe is None or published is None else recipe.sources["adversarial"]
+    if asked == "none":
+        return None, "--adversarial"
+    base = published or AdversarialConfig()
+    # A modality that the recipe leaves alone learns at the other one's rate.
+    rate = max(base.text_learning_rate, base.visual_learning_rate) or ADVERSARIAL_LEARNING_RATE
+    made = dataclasses.replace(
+        base,
+        text_learning_rate=rate if asked in ("text", "both") else 0.0,
+        visual_learning_rate=rate if asked in ("image", "both") else 0.0,
+    )
+    return made, "--adversarial"

@@ -32,8 +32,7 @@ from advl_pipeline.errors import (
 )
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipes import ChosenRecipe, choose_recipe
-from advl_pipeline.training.settings import TrainingSettings, resolve_settings
+from advl_pipeline.training.recipes import ChosenRecipe, TrainingSettings, choose_recipe, resolve_settings
 
 if TYPE_CHECKING:
     from advl_pipeline.training.inputs import Inputs
@@ -56,7 +55,12 @@ class Run:
     @property
     def num_steps(self) -> int:
         """Optimiser steps of both phases."""
-        return self.method.num_adapt_steps + self.method.num_finetune_steps
+        return self.method.num_adapt_steps + self.settings.num_steps
+
+    def steps_of(self, phase: str) -> range:
+        """Return the numbers under which the optimiser steps of a phase, adapt or finetune, are logged."""
+        num_adapt = self.method.num_adapt_steps
+        return range(num_adapt) if phase == "adapt" else range(num_adapt, self.num_steps)
 
 
 def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_size: int = 1) -> Run:
@@ -70,7 +74,7 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     """
     chosen = choose_recipe(config.student, kind, config.optimisation.recipe)
     settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
-    method = resolve_method(config, num_steps=settings.num_steps)
+    method = resolve_method(config)
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
         raise ConfigError(
@@ -188,14 +192,10 @@ class ResolvedMethod:
     steps: Literal["one", "two"]
     settings: DistillationSettings
     num_adapt_steps: int
-    num_finetune_steps: int
 
 
-def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
-    """Fill the options that follow the method, and give each step its budget.
-
-    Args:
-        num_steps: optimiser steps of the finetune step.
+def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
+    """Fill the options that follow the method.
 
     Raises:
         ConfigError: options that contradict each other.
@@ -237,7 +237,6 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         steps=steps,
         settings=DistillationSettings(**{**options, **decided, "teacher_weights": weights}),
         num_adapt_steps=config.adapt.adapt_steps if steps == "two" else 0,
-        num_finetune_steps=num_steps,
     )
     if config.hide_picture:
         _check_hidden_picture(method, confidence=config.confidence)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.compute import allow_tf32, device_name, num_threads, one_order, resolved
+from advl_pipeline.compute import (
+    allow_tf32,
+    device_name,
+    forget_peak_memory,
+    num_threads,
+    one_order,
+    peak_memory_bytes,
+    resolved,
+)
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.folders import LOCK
@@ -28,10 +36,10 @@ from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.students.weight_files import located
-from advl_pipeline.training.batch_order import order_examples, order_inputs
+from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
-from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
+from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
@@ -39,11 +47,10 @@ from advl_pipeline.training.given import open_caches, open_region_caches, requir
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
-from advl_pipeline.training.loop import PhasePlan, run_phase
+from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
-from advl_pipeline.training.resolved import Run, describe_run, finetune_steps, resolve_method, resolve_run
+from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.step_log import TOTALLED, StepPlace, phase_totals, require_finite_weights
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
@@ -76,10 +83,9 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
         resumes.
     """
     require_given(config, is_control=is_control)
-    uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
-        return _finetune(config, held, uses_teachers=uses_teachers)
+        return _finetune(config, held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +99,11 @@ class _Opened:
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
+    labelled: tuple[Sequence[int], BatchOrder]
+    """Positions in the split that the finetune step trains on, and the order of the places in them."""
 
 
-def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -> FinetuneResult:
+def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
@@ -112,18 +120,19 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     )
     # A cache of a part of the split limits what is seen for every method, so that one compares with another.
     inputs = open_inputs(config, given_caches)
-    caches = given_caches if uses_teachers else []
     run = resolve_run(
         config,
         kind=head_name(inputs.dataset.tasks[0]),
         num_labelled=len(inputs.labelled),
         world_size=accelerator.num_processes,
     )
+    caches = given_caches if run.method.uses_teachers else []
     identity = describe_run(run, inputs, caches, region_caches)
+    as_result = partial(FinetuneResult, output=config.output, is_main=accelerator.is_main_process)
     if config.resume:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
-            return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
+            return as_result(summary=finished)
     lock = process_lock(config.output / LOCK, "this run")
     if (is_begun := config.output.is_dir()) and accelerator.is_main_process:
         held.enter_context(lock)
@@ -155,6 +164,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
         start=start,
         teaching=teaching,
         model=model,
+        labelled=order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index),
     )
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
@@ -189,28 +199,24 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
             tqdm.write(line, file=sys.stderr)
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
-        return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
+        return as_result(summary=finished)
     first_step = _train(opened)
     if accelerator.is_main_process:
         _end_run(opened, given, reads, began=began, first_step=first_step)
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
-    return FinetuneResult(output=config.output, summary=result, is_main=accelerator.is_main_process)
+    return as_result(summary=result)
 
 
 def _train(opened: _Opened) -> int:
     """Take the steps that are left; return the number of the first of them."""
     run, accelerator, folder, model = opened.run, opened.accelerator, opened.folder, opened.model
     config, method = run.config, run.method
-    phases = [
-        PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
-        PhasePlan(phase="finetune", num_steps=method.num_finetune_steps, first_logged_step=method.num_adapt_steps),
-    ]
     checkpoint = read_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
     resumed_phase = checkpoint[1] if checkpoint else "adapt"
-    first_step = done + (method.num_adapt_steps if resumed_phase == "finetune" else 0)
+    first_step = run.steps_of(resumed_phase).start + done
     if accelerator.is_main_process:
         folder.keep_metrics_before(first_step)
         folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
@@ -227,24 +233,23 @@ def _train(opened: _Opened) -> int:
     # Before a checkpoint is restored, the student is still as it was pretrained.
     before = placement()
     if checkpoint:
-        restore(checkpoint[2], model, None)
-        if accelerator.scaler is not None:
-            restore_scaler(checkpoint[2], accelerator.scaler)
+        restore(checkpoint[2], model, scaler=accelerator.scaler)
     with tqdm(
-        total=sum(plan.num_steps for plan in phases),
+        total=run.num_steps,
         initial=first_step,
         desc=config.method,
         unit="step",
         disable=not (accelerator.is_main_process and sys.stderr.isatty()),
     ) as bar:
-        for plan in phases:
-            if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):
+        for phase in get_args(Phase):
+            num_steps = len(run.steps_of(phase))
+            if num_steps == 0 or (phase == "adapt" and resumed_phase == "finetune"):
                 continue
-            inside = checkpoint is not None and plan.phase == resumed_phase
+            inside = checkpoint is not None and phase == resumed_phase
             start_step = done if inside else 0
-            if start_step < plan.num_steps:
+            if start_step < num_steps:
                 remembered = model.remembered
-                if plan.phase == "finetune" and remembered is not None and not remembered.is_measured:
+                if phase == "finetune" and remembered is not None and not remembered.is_measured:
                     model.to(accelerator.device)
                     with accelerator.autocast():
                         remembered.begin(
@@ -254,11 +259,11 @@ def _train(opened: _Opened) -> int:
                         )
                 run_phase(
                     run,
-                    plan,
+                    phase,
                     model,
                     accelerator,
                     folder,
-                    _batch_maker(opened, plan.phase),
+                    _batch_maker(opened, phase),
                     start_step=start_step,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
@@ -267,7 +272,7 @@ def _train(opened: _Opened) -> int:
             if before is not None and accelerator.is_main_process:
                 now = placement()
                 assert now is not None
-                _write_readout(folder, plan.phase, before, now)
+                _write_readout(folder, phase, before, now)
     folder.close()
     return first_step
 
@@ -293,16 +298,15 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
 def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:
     run, inputs, student = opened.run, opened.inputs, opened.start.student
     config, ids = run.config, inputs.dataset.example_ids
-    rank = opened.accelerator.process_index
     given: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": opened.accelerator.device}
     dataset: Dataset = inputs.dataset
     if phase == "finetune":
-        indices, order = order_examples(run, student, inputs.dataset, inputs.labelled, rank=rank)
+        indices, order = opened.labelled
         given |= {"order": order, "labelled": True}
     else:
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         given |= {
-            "order": order_inputs(run, inputs, rank=rank),
+            "order": order_inputs(run, inputs, rank=opened.accelerator.process_index),
             "labelled": run.method.settings.weighting == "oracle",
             # The adapt step may see more inputs than there are labels for.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),

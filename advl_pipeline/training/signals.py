@@ -18,8 +18,8 @@ import torch
 from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
-from advl_pipeline.distillation.landmarks import compared_words, seen_regions
-from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, WordAlignment
+from advl_pipeline.distillation.relational import compared_words, seen_regions
+from advl_pipeline.distillation.signal import TeacherWidths, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.training.stored_signals import (
     Fillings,
@@ -88,17 +88,6 @@ class SignalSource:
     def knows_words(self) -> bool:
         """Whether the student's pretraining left a record of the words that it taught."""
         return self.known.counts is not None
-
-    def signal(
-        self,
-        examples: Sequence[Example],
-        batch: StudentBatch,
-        *,
-        with_confidence: bool,
-        places: PlaceKind | None = None,
-    ) -> TeacherSignal:
-        """Return the teachers' signal on a batch, in memory; arguments and errors as of `stored`."""
-        return self.stored(examples, batch, with_confidence=with_confidence, places=places).targets()
 
     def stored(
         self,

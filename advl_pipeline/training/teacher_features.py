@@ -32,37 +32,27 @@ _TOWERS: tuple[Tower, ...] = get_args(Tower)
 TEXTS_AT_ONCE = 1024
 
 
+_KEPT = frozenset(
+    "global_dim token_dim has_tokens global_mean global_variance token_mean token_variance "
+    "global_features token_features char_spans begin_epoch announce".split()
+)
+"""What signals ask a store for. Nothing else of it is to be reached past a control."""
+
+
 class StandIn:
-    """What takes the place of a cache's features: their widths and moments, and what it does not change of them."""
+    """What takes the place of a cache's features; what it does not change of them is the cache's.
+
+    Global features are (Q, D), token features (M, D) rows one unit after another with the (Q,) rows of each, and
+    `char_spans` (M, 2) the characters that each row covers.
+    """
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
-        self.global_dim = store.global_dim
-        self.token_dim = store.token_dim
-        self.has_tokens = store.has_tokens
-        self.global_mean, self.global_variance = store.global_mean, store.global_variance
-        if store.has_tokens:
-            self.token_mean, self.token_variance = store.token_mean, store.token_variance
 
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return (Q, D)."""
-        return self._store.global_features(ids)
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
-        return self._store.token_features(ids)
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return (M, 2) the characters that each token row covers."""
-        return self._store.char_spans(ids)
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch of the store."""
-        self._store.begin_epoch()
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the units to the store."""
-        self._store.announce(ids)
+    def __getattr__(self, name: str) -> Any:
+        if name not in _KEPT:
+            raise AttributeError(name)
+        return getattr(self._store, name)
 
 
 UnitFeatures = FeatureStore | StandIn
@@ -241,46 +231,66 @@ def joined_teacher(cached: Sequence[TeacherFeatures], features: Sequence[Teacher
     return replace(first, image=towers["image"], text=towers["text"])
 
 
-class ShuffledFeatures(StandIn):
-    """Every unit gets the features of another one, by one random cycle through the store's units.
+class Rearranged(StandIn):
+    """What a control makes of features: each unit has those of another one, or its own rows in another order."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        whole_of: Callable[[str], str],
+        rows_of: Callable[[str], str],
+        order_of: Callable[[str, int, int], npt.NDArray[np.int64]],
+    ) -> None:
+        """Args:
+        whole_of: the unit whose global features a unit gets.
+        rows_of: the unit whose token rows it gets.
+        order_of: which of these, (M,), of a unit with M rows of its own; given it, M and how many there are.
+        """
+        super().__init__(store)
+        self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D)."""
+        return self._store.global_features([self._whole_of(unit) for unit in ids])
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return as many rows per unit as it has."""
+        lengths = self._store.token_lengths(ids)
+        rows, lent = self._store.token_features([self._rows_of(unit) for unit in ids])
+        starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
+        of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
+        take = [start + self._order_of(unit, own, others) for unit, start, own, others in of_units]
+        return rows[np.concatenate(take).astype(np.int64)], lengths
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the units whose features these get."""
+        self._store.announce([self._whole_of(unit) for unit in ids])
+
+
+def shuffled_features(store: FeatureStore, *, seed: int, tower: Tower) -> Rearranged:
+    """Give every unit the features of another one, by one random cycle through the store's units.
 
     Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
     of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
     as many pictures as texts would leave the pairs matched.
     """
-
-    def __init__(self, store: FeatureStore, *, seed: int, tower: Tower) -> None:
-        super().__init__(store)
-        entropy = np.random.SeedSequence([seed, 0x5EED, _TOWERS.index(tower)])
-        ids = list(store.ids)
-        cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
-        self._other = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-        self._other_with_rows: dict[str, str] = {}
-        if store.has_tokens:
-            has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
-            donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
-            for unit in reversed(cycle):
-                self._other_with_rows[unit] = donor
-                donor = unit if has_rows[unit] else donor
-
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return the other units' global features."""
-        return self._store.global_features([self._other[unit] for unit in ids])
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return as many rows per unit as it has, taken in turn from the other unit."""
-        _, lengths = self._store.token_features(ids)
-        other_rows, other_lengths = self._store.token_features([self._other_with_rows[unit] for unit in ids])
-        starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
-        take = [
-            start + np.arange(length) % max(1, other)
-            for start, length, other in zip(starts, lengths, other_lengths, strict=True)
-        ]
-        return other_rows[np.concatenate(take).astype(np.int64)], lengths
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the other units."""
-        self._store.announce([self._other[unit] for unit in ids])
+    entropy = np.random.SeedSequence([seed, 0x5EED, _TOWERS.index(tower)])
+    ids = list(store.ids)
+    cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
+    with_rows: dict[str, str] = {}
+    if store.has_tokens:
+        has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
+        donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
+        for unit in reversed(cycle):
+            with_rows[unit] = donor
+            donor = unit if has_rows[unit] else donor
+    return Rearranged(
+        store,
+        whole_of=dict(zip(cycle, cycle[1:] + cycle[:1], strict=True)).__getitem__,
+        rows_of=with_rows.__getitem__,
+        order_of=lambda _, own, others: np.arange(own) % max(1, others),
+    )
 
 
 def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
@@ -288,24 +298,9 @@ def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
     image, text = teacher.image, teacher.text
     return replace(
         teacher,
-        image=ShuffledFeatures(image, seed=seed, tower="image") if isinstance(image, FeatureStore) else None,
-        text=ShuffledFeatures(text, seed=seed, tower="text") if isinstance(text, FeatureStore) else None,
+        image=shuffled_features(image, seed=seed, tower="image") if isinstance(image, FeatureStore) else None,
+        text=shuffled_features(text, seed=seed, tower="text") if isinstance(text, FeatureStore) else None,
     )
-
-
-class MovedCells(StandIn):
-    """Each cell gets the features of another one of the same picture; `order_of` gives, by unit, which (M,) int64."""
-
-    def __init__(self, store: FeatureStore, order_of: Callable[[str], npt.NDArray[np.int64]]) -> None:
-        super().__init__(store)
-        self._order_of = order_of
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return the pictures' own cells, in another order."""
-        rows, lengths = self._store.token_features(ids)
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        take = [start + self._order_of(unit) for unit, start in zip(ids, starts, strict=True)]
-        return rows[np.concatenate(take)], lengths
 
 
 def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
@@ -333,13 +328,13 @@ def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> Teac
     cells = np.arange(grid.rows * grid.columns)
     shifted = np.roll(cells.reshape(grid.rows, grid.columns), (grid.rows // 2, grid.columns // 2), axis=(0, 1))
 
-    def order_of(unit: str) -> npt.NDArray[np.int64]:
+    def order_of(unit: str, *_: int) -> npt.NDArray[np.int64]:
         if config.teacher_control == "shift-grid":
             return shifted.reshape(-1)
         entropy = np.random.SeedSequence([config.seed, 0xCE11, zlib.crc32(unit.encode())])
         return np.random.default_rng(entropy).permutation(len(cells))
 
-    return replace(teacher, image=MovedCells(teacher.image, order_of))
+    return replace(teacher, image=Rearranged(teacher.image, whole_of=str, rows_of=str, order_of=order_of))
 
 
 def require_control(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:

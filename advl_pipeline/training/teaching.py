@@ -15,13 +15,14 @@ from accelerate import Accelerator
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.verify import require_trustworthy
-from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.students.weight_files import known_words, read_known_words
+from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences
 from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
@@ -285,27 +286,21 @@ def _count(
     The pictures come from all over the positions.
     """
     totals = dict.fromkeys(names, (0, 0, 0))
-    by_picture: dict[str, Example] = {}
+    by_picture: dict[str, int] = {}
     for position in positions[:: max(1, len(positions) // NUM_PICTURES)] if names else ():
-        example = dataset[position]
-        by_picture.setdefault(example.image.unit_id, example)
-    examples = list(by_picture.values())[:NUM_PICTURES]
-    for start in range(0, len(examples), _AT_ONCE):
-        part = examples[start : start + _AT_ONCE]
-        batch = student.collate(part)
-        signal = source.signal(part, batch, with_confidence=False, places=student.places)
+        by_picture.setdefault(dataset[position].image.unit_id, position)
+    pictures = list(by_picture.values())[:NUM_PICTURES]
+    for part, _, batch in looked_at(dataset, pictures, student, source, at_once=_AT_ONCE):
+        assert batch.signal is not None
         for name in names:
-            one = signal.vision[name]
+            one = batch.signal.vision[name]
             assert one.region_mask_BS is not None
             if one.shares_BSR is not None:
                 has_target, is_place = one.region_mask_BS & one.shares_BSR.any(2), one.region_mask_BS
             else:
-                assert batch.places_BR4 is not None
-                has_target, is_place = one.region_mask_BS, ~batch.places_BR4.isnan().any(2)
-            before = totals[name]
-            totals[name] = (
-                before[0] + int(has_target.sum()),
-                before[1] + int(is_place.sum()),
-                before[2] + len(part),
-            )
+                assert batch.student.places_BR4 is not None
+                has_target, is_place = one.region_mask_BS, ~batch.student.places_BR4.isnan().any(2)
+            num_targets, num_places, num_pictures = totals[name]
+            found = num_targets + int(has_target.sum()), num_places + int(is_place.sum())
+            totals[name] = (*found, num_pictures + len(part))
     return totals

@@ -12,11 +12,12 @@ import torch
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.finetune_model import FinetuneModel, StepConditions
 from advl_pipeline.training.signals import SignalSource
 
 MAX_EXAMPLES = 24
+AT_ONCE = 8
 
 SelectedWords = dict[str, list[list[list[int]]]]
 """Example id -> per candidate the [start, end) characters of each word that is distilled."""
@@ -43,17 +44,19 @@ def selected_words(
     found: SelectedWords = {}
     was_training = model.training
     model.eval()
-    for position in ranked[:MAX_EXAMPLES]:
-        example = dataset[position]
-        batch = collate_batch([example], dataset, model.student, source, labelled=False).to(device)
+    for chosen, examples, batch in looked_at(
+        dataset, ranked[:MAX_EXAMPLES], model.student, source, at_once=AT_ONCE, device=device, labelled_ids=None
+    ):
         assert batch.signal is not None
-        conditions = StepConditions(phase="finetune", generator=torch.Generator().manual_seed(position))
+        conditions = StepConditions(phase="finetune", generator=torch.Generator().manual_seed(chosen[0]))
         selected_NW = model.distillation_terms(batch, batch.signal, conditions).selected_NW
         if selected_NW is None:
             continue
-        found[example.example_id] = [
-            [list(span) for span, kept in zip(word_spans(candidate.text), row, strict=False) if kept]
-            for candidate, row in zip(example.candidates, selected_NW.tolist(), strict=True)
-        ]
+        rows = iter(selected_NW.tolist())
+        for example in examples:
+            found[example.example_id] = [
+                [list(span) for span, kept in zip(word_spans(candidate.text), next(rows), strict=False) if kept]
+                for candidate in example.candidates
+            ]
     model.train(was_training)
     return found

@@ -34,7 +34,7 @@ def default_of(name: str) -> object:
     value = option_values(config)[name]
     if value is not None:
         return value
-    method = resolve_method(config, num_steps=300)
+    method = resolve_method(config)
     return method.steps if name == "steps" else getattr(method.settings, name)
 
 

@@ -165,14 +165,6 @@ def test_auc_tells_a_teacher_that_knows_from_one_that_cannot(task: Task) -> None
     assert auc["text"].low < 0.5 < auc["text"].high
 
 
-def test_zero_shot_shares_are_of_the_wrong_candidates() -> None:
-    dataset = FakeDataset(60)
-    (found,) = estimates(dataset, caches_of(dataset, scale=20.0), estimator="zero-shot").values()
-    assert set(np.round(found.outranked_N * 3, 4).tolist()) <= {0.0, 1.0, 2.0, 3.0}
-    # Both kinds of the picture are among the candidates: the truth is one of the two best.
-    assert separation(found.outranked_N, dataset.example_ids).low > 0.7
-
-
 def test_the_order_of_the_examples_does_not_matter_but_the_set_does() -> None:
     dataset = FakeDataset(80)
     caches = caches_of(dataset)
@@ -242,12 +234,6 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         confidences(dataset, caches, example_ids=["e1", "e99"])
     with pytest.raises(DatasetError, match="no label"):
         confidences(FakeDataset(10, labelled=False), caches)
-
-
-def test_a_single_example_gets_chance() -> None:
-    dataset = FakeDataset(12)
-    found = confidences(dataset, caches_of(dataset), example_ids=["e3"])
-    np.testing.assert_array_equal(found["vision"], [0.25])
 
 
 def test_identity_names_what_changes_the_numbers() -> None:

@@ -61,7 +61,7 @@ def test_labels_of_a_fold_never_reach_the_head_that_predicts_it(kind: str) -> No
     if kind == "classes":
         data = ProbeData(kind="classes", features_NCF=data.features_NCF[:, :1], label_N=data.label_N, num_classes=4)
     fold_N = folds_of(120)
-    for fold in range(5):
+    for fold in (0, 4):
         held_out = np.flatnonzero(fold_N == fold)
         distribution = []
         # The probability of "the truth" under every label in turn is the whole distribution.
@@ -104,7 +104,7 @@ def test_scores_of_a_fold_never_reach_the_head_that_predicts_it() -> None:
     """As above for soft labels: the probability of each answer is what it was, whatever the fold's scores are."""
     scores = soft_scores(120)
     fold_N = folds_of(120)
-    for fold in range(5):
+    for fold in (0, 4):
         held_out = np.flatnonzero(fold_N == fold)
         probability_nK = np.empty((len(held_out), 5), np.float32)
         for answer in range(5):
@@ -141,12 +141,11 @@ def test_scores_and_labels_of_other_folds_do_matter() -> None:
 
 
 def test_informative_features_give_high_confidence_and_noise_gives_chance() -> None:
-    for num in (100, 400):
-        fold_N = folds_of(num)
-        assert cross_fitted_probability(choice_data(num, informative=True), fold_N).mean() > 0.85
-        noise = cross_fitted_probability(choice_data(num, informative=False, seed=1), fold_N)
-        assert noise.mean() == pytest.approx(0.25, abs=0.03)
-        assert noise.max() < 0.6
+    fold_N = folds_of(100)
+    assert cross_fitted_probability(choice_data(100, informative=True), fold_N).mean() > 0.85
+    noise = cross_fitted_probability(choice_data(100, informative=False, seed=1), fold_N)
+    assert noise.mean() == pytest.approx(0.25, abs=0.03)
+    assert noise.max() < 0.6
 
 
 def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
@@ -241,11 +240,11 @@ def test_constant_features_give_chance() -> None:
 
 
 def test_the_fit_is_bounded_by_a_sample_of_the_training_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = choice_data(400, informative=True)
-    whole = cross_fitted_probability(data, folds_of(400))
+    data = choice_data(200, informative=True)
+    whole = cross_fitted_probability(data, folds_of(200))
     monkeypatch.setattr(probe, "MAX_FIT_EXAMPLES", 80)
     monkeypatch.setattr(probe, "PREDICT_BLOCK", 7)
-    sampled = cross_fitted_probability(data, folds_of(400))
+    sampled = cross_fitted_probability(data, folds_of(200))
     assert not np.array_equal(whole, sampled)
     assert sampled.mean() > 0.8
 

@@ -141,8 +141,10 @@ def new_distiller() -> Distiller:
     return distiller
 
 
-@pytest.mark.parametrize("known", [None, [True] * 4, [True, False, False, True], [False] * 4])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("known", "whole"),
+    [(None, False), ([True] * 4, True), ([True, False, False, True], False), ([False] * 4, False)],
+)
 def test_the_distillers_contrast_and_its_gradients_are_those_of_a_loop_over_examples(
     known: list[bool] | None, whole: bool
 ) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from advl_pipeline.distillation.landmarks import (
+from advl_pipeline.distillation.relational import (
     CLEAR_SHARE,
     Landmarks,
     LandmarkSums,
@@ -75,29 +74,6 @@ def test_scale_and_rotation_of_the_teacher_change_nothing() -> None:
     )
     again = landmark_divergence(states, 3 * features @ rotation, turned, **TEMPERATURES)
     torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
-
-
-def test_a_student_that_likens_as_the_teacher_does_has_no_divergence() -> None:
-    features = draw(9, 8, seed=5)
-    landmarks = Landmarks(states_KH=features[:5], features_KD=features[:5], mean_D=features[:5].mean(0))
-    same = landmark_divergence(
-        features[5:], features[5:], landmarks, student_temperature=0.1, teacher_temperature=0.1
-    )
-    torch.testing.assert_close(same, torch.zeros(4), atol=1e-6, rtol=0)
-
-
-def test_descent_places_a_word_beside_the_known_one_that_the_teacher_likens_it_to() -> None:
-    known = functional.normalize(draw(6, 16, seed=0), dim=-1)
-    features = functional.normalize(draw(6, 32, seed=1), dim=-1)
-    landmarks = Landmarks(states_KH=known, features_KD=features, mean_D=features.mean(0))
-    unknown = draw(1, 16, seed=2).requires_grad_()
-    optimiser = torch.optim.Adam([unknown], lr=0.1)
-    for _ in range(100):
-        optimiser.zero_grad()
-        landmark_divergence(unknown, features[2:3], landmarks, **TEMPERATURES).mean().backward()
-        optimiser.step()
-    likeness = functional.cosine_similarity(unknown - known.mean(0), known - known.mean(0))
-    assert int(likeness.argmax()) == 2
 
 
 def test_sums_over_batches_are_means_of_known_words_whatever_the_batches() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from advl_pipeline.distillation.adapt_objectives import drift
-from advl_pipeline.distillation.relational import log_likenesses, relational_divergence
+from advl_pipeline.distillation.relational import relational_divergence
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -74,22 +74,6 @@ def test_a_node_without_others_has_no_divergence_and_a_finite_gradient() -> None
     assert value.tolist() == [0.0, 0.0, 0.0]
     value.sum().backward()
     assert bool(student.grad.isfinite().all())
-
-
-def test_descent_on_it_places_an_unknown_word_beside_the_known_one_that_the_teacher_likens_it_to() -> None:
-    generator = torch.Generator().manual_seed(0)
-    known = functional.normalize(torch.randn(6, 16, generator=generator), dim=-1)
-    meaning = torch.tensor([0, 1, 2, 3, 4, 5, 2])
-    teacher = functional.normalize(torch.randn(6, 32, generator=generator), dim=-1)[meaning]
-    unknown = torch.randn(1, 16, generator=generator, requires_grad=True)
-    optimiser = torch.optim.Adam([unknown], lr=0.1)
-    for _ in range(100):
-        optimiser.zero_grad()
-        divergence(torch.cat([known, unknown]), teacher, torch.arange(7)).mean().backward()
-        optimiser.step()
-    states = torch.cat([known, unknown.detach()])
-    nearest = log_likenesses(states, states, torch.eye(7, dtype=torch.bool), temperature=0.1)
-    assert int(nearest[-1].argmax()) == 2
 
 
 def test_drift_counts_what_pretraining_knew_in_units_of_variance() -> None:

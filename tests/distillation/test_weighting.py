@@ -42,13 +42,6 @@ def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float,
         assert found.tolist() == pytest.approx(expected)
 
 
-def test_distils_most_where_the_teacher_is_right_and_the_student_is_not() -> None:
-    teacher, student = torch.tensor([0.9, 0.9, 0.1, 0.1]), torch.tensor([0.3, 0.9, 0.3, 0.9])
-    weights = instance_weights("ratio", teacher_B=teacher, student_B=student, weight_max=5.0)
-    assert weights.argmax() == 0
-    assert weights.argmin() == 3
-
-
 def test_no_gradient_flows_into_the_student_through_a_weight() -> None:
     student = torch.tensor([0.5], requires_grad=True)
     assert not instance_weights("ratio", teacher_B=torch.tensor([0.5]), student_B=student, weight_max=2).requires_grad

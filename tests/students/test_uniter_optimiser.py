@@ -12,8 +12,8 @@ from references import Reference, UniterForVqa, require_complete
 from torch import nn
 
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.training.optimiser import BertAdamW, learning_rate_at
-from advl_pipeline.training.recipes import Recipe, group_parameters, load_recipe
+from advl_pipeline.training.optimiser import BertAdamW, group_parameters, learning_rate_at
+from advl_pipeline.training.recipes import Recipe, load_recipe
 from advl_pipeline.training.targets import soft_target_bce
 
 

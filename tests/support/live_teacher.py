@@ -51,13 +51,7 @@ class LiveFeatures(StandIn):
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return (M, 2) the characters that each token row covers."""
-        return np.concatenate([_present(unit.char_spans_M2) for unit in self._prepare(ids)])
-
-    def begin_epoch(self) -> None:
-        """Do nothing: there is nothing to read ahead."""
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Do nothing: there is nothing to read ahead."""
+        return np.concatenate([unit.char_spans_M2 for unit in self._prepare(ids)])
 
     def _encode(self, ids: Sequence[str]) -> None:
         missing = [unit for unit in dict.fromkeys(ids) if unit not in self._encoded]
@@ -144,8 +138,3 @@ def teachers_run(
 
     with patch("advl_pipeline.training.teaching.cached_teacher", live):
         yield
-
-
-def _present(spans_M2: npt.NDArray[np.int32] | None) -> npt.NDArray[np.int32]:
-    assert spans_M2 is not None
-    return spans_M2

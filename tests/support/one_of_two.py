@@ -1,14 +1,10 @@
-"""`advl` as one of two processes that train together, under watch; the first writes what each step exchanged.
-
-torchrun ... one_of_two.py WATCHED.json --disturb|--raise WORDS OF ADVL
-"""
+"""`advl` as one of two processes that train together, under watch; the first writes what each step exchanged."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from advl_cli.main import main
 from advl_pipeline.training import loop, process_group, teaching
@@ -119,5 +116,24 @@ def run(watched: Path, mischief: str, words: Sequence[str]) -> None:
             watched.write_text(json.dumps(steps), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+def launch(words: Sequence[str]) -> None:
+    """Run `advl` in two processes of the launcher that torchrun is, which forks them from this one."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="test",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        monitor_interval=0.05,
+    )
+    elastic_launch(config, _launched)(list(words))
+
+
+def _launched(words: list[str]) -> None:
+    try:
+        main(words)
+    except SystemExit as ended:
+        if ended.code:
+            raise

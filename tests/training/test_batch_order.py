@@ -21,7 +21,7 @@ def taken(make: Make, step: int, world_size: int) -> list[list[int]]:
     return [[int(item) for micro in ranks for item in micro] for ranks in found]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3), seeds, world_sizes)
 def test_batches_of_examples(size: int, batch_size: int, accumulate: int, seed: int, world_size: int) -> None:
     def make(rank: int, world: int) -> BatchOrder:
@@ -42,7 +42,7 @@ def test_batches_of_examples(size: int, batch_size: int, accumulate: int, seed: 
     assert [int(item) for micro in one.micro_batches(num_steps - 1) for item in micro] == alone[-batch_size:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=40, max_size=80), st.integers(1, 4), seeds, st.integers(1, 3))
 def test_batches_of_tokens(sizes: list[int], accumulate: int, seed: int, world_size: int) -> None:
     max_tokens = 24

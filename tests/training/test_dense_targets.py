@@ -87,7 +87,7 @@ def seen(
     student = build_student(student_name)
     batch = student.collate(examples)
     source = SignalSource([teacher], prior=fit_word_prior(["What is it?"]), target_norm="none")
-    signal = source.signal(examples, batch, with_confidence=False, places=student.places)
+    signal = source.stored(examples, batch, with_confidence=False, places=student.places).targets()
     return signal.vision["colours"], batch, settings
 
 

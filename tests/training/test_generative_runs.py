@@ -43,7 +43,7 @@ PLAIN = {"method": "plain", "cache": (), "student": "smolvlm-tiny", "batch_size"
 @pytest.fixture(scope="module")
 def updated(small_corpus: SmallCorpus, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "updates"
-    options = {**PLAIN, "init": published, "learning_rate": 1e-2, "num_steps": 3, "gradient_checkpointing": True}
+    options = {**PLAIN, "init": published, "learning_rate": 1e-2, "num_steps": 2, "gradient_checkpointing": True}
     small_corpus.run(run, **options)
     return run
 
@@ -102,16 +102,6 @@ def test_asked_for_updates_are_of_the_modules_that_are_named(
         small_corpus.run(tmp_path / "none", **options, lora_target=("query",))
     small_corpus.run(tmp_path / "whole", **{**options, "lora_rank": 0, "lora_alpha": None})
     assert (tmp_path / "whole" / "model.safetensors").exists()
-
-
-def test_lambda_zero_is_plain_step_for_step(small_corpus: SmallCorpus, tmp_path: Path) -> None:
-    options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 4}
-    small_corpus.run(tmp_path / "zero", **options, method="naive-kd", distill_weight=0.0)
-    small_corpus.run(tmp_path / "plain", **{**PLAIN, **options})
-    zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
-    assert all(torch.equal(value, plain[name]) for name, value in zero.items())
-    losses = [[entry["raw/task"] for entry in metrics(tmp_path / name)] for name in ("zero", "plain")]
-    assert losses[0] == losses[1]
 
 
 def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from altered_dataset import alter_examples
-from run_logs import losses
-from safetensors.torch import load_file
+from first_step import first_terms
 
 from advl_pipeline.configuration import build_config
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
@@ -19,24 +17,6 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import resolve_method
 
 TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}
-
-
-def learned(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """What a run computed for training, and what it learned; of the confidences those that weigh its pathway."""
-    unused = "confidence/vision"
-    logged = [{key: value for key, value in record.items() if key != unused} for record in losses(folder)]
-    return logged, load_file(folder / "model.safetensors")
-
-
-def same(one: Any, two: Any) -> bool:
-    (logged, tensors), (other_logged, other_tensors) = one, two
-    numbers, others = (
-        [value for record in records for value in record.values() if isinstance(value, float)]
-        for records in (logged, other_logged)
-    )
-    return numbers == pytest.approx(others, rel=1e-4, abs=1e-6) and all(
-        torch.allclose(tensors[key], other_tensors[key], atol=1e-5) for key in tensors
-    )
 
 
 @pytest.mark.parametrize(
@@ -59,11 +39,11 @@ def test_other_pictures_change_nothing_in_training(
         "advl_pipeline.confidence.estimators.assign_folds",
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
     )
-    small_corpus.run(tmp_path / "own", num_steps=3, **changes)
+    own = first_terms(small_corpus.config(tmp_path / "own", **changes))
     others = swapped_pictures(small_corpus.dataset().image_units(), seed=0)
     alter_examples(monkeypatch, lambda example: with_picture(example, others[example.image.unit_id]))
-    small_corpus.run(tmp_path / "swapped", num_steps=3, **changes)
-    assert same(learned(tmp_path / "own"), learned(tmp_path / "swapped")) == is_same
+    swapped = first_terms(small_corpus.config(tmp_path / "swapped", **changes))
+    assert (swapped == pytest.approx(own, rel=1e-4, abs=1e-6)) == is_same
 
 
 def hidden(**changes: Any) -> FinetuneConfig:
@@ -79,4 +59,4 @@ def test_the_remedies_of_what_is_refused_are_enough() -> None:
         {"method": "naive-kd", "pathway": "text"},
         {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
     ):
-        resolve_method(hidden(**allowed), num_steps=10)
+        resolve_method(hidden(**allowed))

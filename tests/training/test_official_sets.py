@@ -16,7 +16,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.errors import DatasetError
 
-NUM_QUESTIONS = 48
+NUM_QUESTIONS = 32
 SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8)
 EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--folds", 2)
 
@@ -66,11 +66,10 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
     assert set(store.ids) == texts
     assert len(texts) < len(train.text_units()) / 2
 
-    for seed in (0, 1):
-        assert finetune(f"runs/{seed}", "--shots", 6, "--seed", seed, "--cache", cache) == 0
-        result = json.loads(Path(f"runs/{seed}/result.json").read_text())
-        # Both tasks of six questions; without a pool the adapt step sees no others.
-        assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, 12)
+    assert finetune("runs/0", "--shots", 6, "--seed", 0, "--cache", cache) == 0
+    result = json.loads(Path("runs/0/result.json").read_text())
+    # Both tasks of six questions; without a pool the adapt step sees no others.
+    assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, 12)
     # A smaller subset lies inside, and its adapt step may see all that was extracted for its seed.
     assert finetune("runs/pool", "--shots", 2, "--pool", 6, "--seed", 1, "--cache", cache) == 0
     result = json.loads(Path("runs/pool/result.json").read_text())
@@ -78,10 +77,9 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
 
     # So does that of the baseline, which reads no features, where the same cache limits what is seen.
     two_step = ("--method", "plain-two-step", "--shots", 6, "--seed", 1)
-    for output, options, num_inputs in (("part", ("--cache", cache), 12), ("all", (), 96)):
-        assert finetune(f"runs/{output}", *two_step, *options) == 0
-        result = json.loads(Path(f"runs/{output}/result.json").read_text())
-        assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, num_inputs)
+    assert finetune("runs/part", *two_step, "--cache", cache) == 0
+    result = json.loads(Path("runs/part/result.json").read_text())
+    assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, 12)
 
     for output, options in (("seed", ("--shots", 6, "--seed", 2)), ("full", ())):
         capsys.readouterr()
@@ -90,7 +88,7 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
         assert "holds a part of the split" in printed
         assert not Path(f"runs/{output}").exists()
     run_advice(printed)
-    assert finetune("runs/full", "--cache", "caches/minilm-l6/vcr/train") == 0
+    assert num_texts("caches/minilm-l6/vcr/train") == len(train.text_units())
     # What the other seeds train from is left as it was.
     assert num_texts(cache) == len(texts)
 
@@ -102,7 +100,6 @@ def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.
     # Four questions with four answers, and four rationales after the right answer.
     assert num_texts(cache) == 32
     assert finetune("runs/listed", "--ids", "mine.json", "--cache", cache) == 0
-    assert finetune("runs/drawn", "--shots", 4, "--seed", 5, "--cache", cache) == 0
     one_task = ("--ids", "mine.json", "--task", "vcr-q2a", "--cache", cache)
     assert finetune("runs/task", *one_task) == 0
     assert json.loads(Path("runs/task/result.json").read_text())["num_labelled"] == 4
@@ -135,7 +132,7 @@ student = "scenes-small"
 teachers = ["minilm-l6"]
 test_sets = ["val"]
 keep_weights = false
-methods = ["plain", "naive-kd", "advl"]
+methods = ["plain", "advl"]
 shots = [2, 6]
 seeds = {seeds}
 
@@ -163,7 +160,7 @@ folds = 2
     cache = Path("caches/minilm-l6/vcr/train-shots6-seed0")
     assert num_texts(str(cache)) == 6 * 8
     finished = {path: path.stat().st_mtime_ns for path in Path("runs/cells").glob("*/result.json")}
-    assert len(finished) == 6
+    assert len(finished) == 4
     # No student is kept, and no cell is trained again for another seed.
     assert not list(Path("runs").rglob("*.safetensors"))
     Path("trial.toml").write_text(study.format(seeds="[0, 1]"))
@@ -216,7 +213,6 @@ def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
     test = vqa / "v2_OpenEnded_mscoco_test2015_questions.json"
     test.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json").write_bytes(test.read_bytes())
     assert call("predict", "runs/both", "--on", "test-dev") == 0
-    assert finetune_vqa("runs/low", "--split", "train+val", "--cache", cache, "--shots", 10) == 0
     # A cache of train alone is another one.
     assert extract() == 0
     capsys.readouterr()

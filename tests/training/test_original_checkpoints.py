@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_logs import load_json, metrics
+from run_logs import load_json
 from safetensors.torch import load_file
 
 from advl_pipeline.datasets.registry import open_dataset
@@ -118,16 +118,6 @@ def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus
     assert all(name.endswith(("query.weight", "value.weight")) for name in changed)
 
 
-def test_real_features_and_crops_give_different_runs(small_corpus: Any, features: Path, tmp_path: Path) -> None:
-    for name, options in (("crops", {}), ("features", {"regions": [features / "train"]})):
-        train(small_corpus, tmp_path / name, **options)
-    first, second = (
-        load_file(tmp_path / name / "model.safetensors")["model.img_embeddings.img_linear.weight"]
-        for name in ("crops", "features")
-    )
-    assert not torch.equal(first, second)
-
-
 def untrained_head(small_corpus: Any, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """Return the heads of a run that learns next to nothing."""
     train(small_corpus, output, learning_rate=1e-12, **changes)
@@ -203,20 +193,6 @@ def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_
     assert heads_of(tmp_path / "second")["vcr"]["origin"] == "checkpoint"
     untrained_head(small_corpus, tmp_path / "third", init=tmp_path / "first", dataset="scenes-snli-ve", task=())
     assert heads_of(tmp_path / "third")["snli-ve"]["origin"] == "fresh"
-
-
-def test_a_student_that_counts_no_tokens_has_no_batches_by_tokens(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no batches by tokens"):
-        train(small_corpus, tmp_path, student="scenes-smolvlm", batch_size=None, batch_tokens=99)
-
-
-def test_adversarial_passes_teach_a_student_without_teachers(small_corpus: Any, tmp_path: Path) -> None:
-    options = {"student": "villa-tiny", "recipe": "none", "adversarial": "both"}
-    for num_steps in (1, 3):
-        train(small_corpus, tmp_path / str(num_steps), num_steps=num_steps, **options)
-    assert all(record["grad_norm"] > 0 for record in metrics(tmp_path / "3"))
-    early, late = (load_file(tmp_path / run / "model.safetensors") for run in ("1", "3"))
-    assert any(not late[name].equal(early[name]) for name in early)
 
 
 def test_options_of_a_run_are_settings_of_its_student() -> None:

@@ -75,11 +75,15 @@ def test_the_number_of_workers_changes_nothing(
     monkeypatch.setattr(PixelStudent, "collate", watch)
     for num_workers, threads in ((1, "advl-prefetch"), (2, "advl-worker"), (3, "advl-worker")):
         config = small_corpus.config(
-            tmp_path / str(num_workers), student="scenes-vilt", checkpoint_every=1, num_workers=num_workers
+            tmp_path / str(num_workers),
+            student="scenes-vilt",
+            checkpoint_every=1,
+            num_workers=num_workers,
+            num_steps=2,
         )
         on_threads.clear()
         if num_workers == 3:
-            with interrupted_at(4), pytest.raises(Interrupted):
+            with interrupted_at(3), pytest.raises(Interrupted):
                 run_finetune(config)
             run_finetune(replace(config, num_workers=2))
         else:

@@ -26,14 +26,21 @@ from advl_pipeline.training.optimiser import (
     BertAdamW,
     build_optimizer,
     distillation_strength,
+    group_parameters,
     learning_rate_at,
     linear_warmup_decay,
     rate_factor,
 )
-from advl_pipeline.training.recipes import choose_recipe, describe, group_parameters, load_recipe, recipe_names
+from advl_pipeline.training.recipes import (
+    TrainingSettings,
+    choose_recipe,
+    describe,
+    load_recipe,
+    recipe_names,
+    resolve_settings,
+)
 from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
 
 def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
@@ -176,7 +183,7 @@ def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
     name: Optimiser, kind: type[torch.optim.Optimizer]
 ) -> None:
     student = build_student("uniter-tiny")
-    method = resolve_method(config(method="plain"), num_steps=10)
+    method = resolve_method(config(method="plain"))
     distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
     heads = {"vqa": student.build_head("vqa", 5)}
     model = FinetuneModel(student, heads, distiller, task_loss="soft-target-bce")
@@ -222,7 +229,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "head-lr-scale": {"head_lr_scale": 100.0},
     "weight-decay": {"weight_decay": 30.0},
     "schedule": {"schedule": "constant"},
-    "warmup": {"warmup_fraction": 0.9},
+    "warmup": {"warmup_fraction": 0.5},
     "clip-norm": {"clip_norm": 1e-4, "optimiser": "sgd", "learning_rate": 0.1},
     "batch-size": {"batch_size": 3},
     "batch-tokens": {"batch_tokens": 300},
@@ -238,7 +245,7 @@ def losses_of(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> An
 
     def run(name: str, **changes: Any) -> list[float]:
         settings: dict[str, Any] = {
-            "student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 4, "batch_size": None
+            "student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 2, "batch_size": None
         }  # fmt: skip
         small_corpus.run(folder / name, **{**settings, **changes})
         lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -268,7 +275,7 @@ def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: 
             student="visualbert-tiny",
             method="plain",
             cache=(),
-            num_steps=3,
+            num_steps=2,
             batch_size=2,
             learning_rate=1e-3,
             weight_decay=0.0,
@@ -299,11 +306,6 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert "adversarial (3 passes)" in result.summary["recipe"]
     logged = metrics(tmp_path / "run")
     assert all(record["raw/divergence"] >= 0 for record in logged)
-    again = dataclasses.replace(options, output=tmp_path / "again")
-    run_finetune(again)
-    assert (tmp_path / "again" / "heads.safetensors").read_bytes() == (
-        tmp_path / "run" / "heads.safetensors"
-    ).read_bytes()
 
 
 @pytest.mark.parametrize(("student", "task", "size"), recipe_names())

@@ -48,12 +48,17 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**HIDDEN, "selection": "adaptive"}, ("see none", "words", "--selection prior")),
     ({**HIDDEN, "confidence": "zero-shot"}, ("see none", "weighs", "--confidence probe")),
     ({"hide_picture": True}, ("see none", "add --pathway text --selection prior,")),
-    *(({"adapt_on": on}, ("must be named",)) for on in ((), ("inputs", "subset"), (OTHER, OTHER))),
-    ({"adapt_on": ("everything",)}, ("cannot take its inputs",)),
-    ({"adapt_on": ("inputs", "train-shift")}, ("'train-shift'", "--adapt-on DATASET/train-shift")),
+    *(
+        ({"adapt_on": on}, ("each named once", on[-1] if on else "nothing"))
+        for on in ((), ("inputs", "subset"), (OTHER, OTHER), ("everything",), ("inputs", "train-shift"))
+    ),
     ({"adapt_on": ("inputs", "scenes-snli-ve/train")}, ("another kind",)),
     ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
     ({**PLAIN, "student": "vilt-tiny", "adversarial": "text"}, ("takes no adversarial",)),
+    (
+        {**PLAIN, "student": "scenes-smolvlm", "batch_size": None, "batch_tokens": 99},
+        ("no batches by tokens", "--batch-size"),
+    ),
     ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
     ({**FIELD, "projector": "shared"}, ("no projector can be shared", "--projector mlp")),
     ({"student": "smolvlm-tiny", "vision_target": "patches"}, ("no patches to be a target", "the dataset's boxes")),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
-from run_logs import load_json, losses, metrics
+from run_logs import load_json, metrics
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,31 +25,27 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import loop
 
 
-def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> None:
-    small_corpus.run(tmp_path / "run", selection_rho=0.3, num_steps=2)
-    found = load_json(tmp_path / "run" / names.SELECTED_WORDS)
-    assert set(found) == set(small_corpus.dataset().example_ids)
-    for example in small_corpus.examples():
-        for candidate, spans in zip(example.candidates, found[example.example_id], strict=True):
-            words = [list(span) for span in word_spans(candidate.text)]
-            assert [span for span in words if span in spans] == spans
-            # A third of the words, rounded up; words that no token of the student stands for cannot be selected.
-            assert len(spans) <= -(-3 * len(words) // 10)
-            assert spans
-    for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
-        small_corpus.run(tmp_path / name, num_steps=2, **changes)
-        assert not (tmp_path / name / names.SELECTED_WORDS).exists()
-
-
 def tensorboard_of(folder: Path) -> EventAccumulator:
     events = EventAccumulator(str(folder / names.TENSORBOARD), size_guidance={"scalars": 0})
     events.Reload()
     return events
 
 
-def test_trackers_get_what_the_json_lines_get(small_corpus: Any, tmp_path: Path) -> None:
-    small_corpus.run(tmp_path / "run", log_with="tensorboard")
-    events, logged = tensorboard_of(tmp_path / "run"), metrics(tmp_path / "run")
+def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_get(
+    small_corpus: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    small_corpus.run(run, selection_rho=0.3, num_steps=2, log_with="tensorboard")
+    chosen = load_json(run / names.SELECTED_WORDS)
+    assert set(chosen) == set(small_corpus.dataset().example_ids)
+    for example in small_corpus.examples():
+        for candidate, spans in zip(example.candidates, chosen[example.example_id], strict=True):
+            words = [list(span) for span in word_spans(candidate.text)]
+            assert [span for span in words if span in spans] == spans
+            # A third of the words, rounded up; words that no token of the student stands for cannot be selected.
+            assert len(spans) <= -(-3 * len(words) // 10)
+            assert spans
+    events, logged = tensorboard_of(run), metrics(run)
     told = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
     assert told <= set(events.Tags()["scalars"])
     for name in events.Tags()["scalars"]:
@@ -57,6 +53,9 @@ def test_trackers_get_what_the_json_lines_get(small_corpus: Any, tmp_path: Path)
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+    for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
+        small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
+        assert not (tmp_path / name / names.SELECTED_WORDS).exists()
 
 
 def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:
@@ -110,47 +109,32 @@ def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: 
         assert list((tmp_path / names.WANDB).glob("offline-run-*/*.wandb"))
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_tracker_that_is_absent_is_told_before_the_run_begins(
-    name: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
-    with pytest.raises(ConfigError, match=f"{name} is not installed") as refused:
-        small_corpus.run(tmp_path / "run", log_with=name)
-    assert install_extra(name) in refused.value.next_command
+    with pytest.raises(ConfigError, match="wandb is not installed") as refused:
+        small_corpus.run(tmp_path / "run", log_with="wandb")
+    assert install_extra("wandb") in refused.value.next_command
     assert not (tmp_path / "run").exists()
 
 
 def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, tmp_path: Path) -> None:
-    """As many parameters, the same outputs from a student that never heard of a teacher, and no more time."""
+    """As many parameters, and the same outputs from a student that never heard of a teacher."""
     for method in ("plain", "advl"):
         cache = small_corpus.caches if method == "advl" else ()
-        small_corpus.run(tmp_path / method, method=method, cache=cache, num_steps=2)
-    stored = {method: load_file(tmp_path / method / "model.safetensors") for method in ("plain", "advl")}
-    assert {name: value.shape for name, value in stored["plain"].items()} == {
-        name: value.shape for name, value in stored["advl"].items()
-    }
-    finished = {method: load_run(tmp_path / method) for method in ("plain", "advl")}
-    sizes = [
-        sum(p.numel() for module in (run.student, run.heads) for p in module.parameters())
-        for run in finished.values()
+        small_corpus.run(tmp_path / method, method=method, cache=cache, num_steps=1, adapt_steps=1)
+    plain, taught = (load_run(tmp_path / method) for method in ("plain", "advl"))
+    shapes = [
+        {name: value.shape for module in (run.student, run.heads) for name, value in module.state_dict().items()}
+        for run in (plain, taught)
     ]
-    assert sizes[0] == sizes[1]
-
+    assert shapes[0] == shapes[1]
     fresh = build_student("scenes-small").eval()
-    fresh.load_state_dict(stored["advl"])
+    fresh.load_state_dict(load_file(tmp_path / "advl" / "model.safetensors"))
     batch = fresh.collate(small_corpus.examples("test"))
     with torch.inference_mode():
-        expected = fresh.encode(batch).pooled_NP
-        assert torch.equal(finished["advl"].student.encode(batch).pooled_NP, expected)
-        seconds: dict[str, list[float]] = {"plain": [], "advl": []}
-        for _ in range(15):
-            for method, run in finished.items():
-                began = time.process_time()
-                run.student.encode(batch)
-                seconds[method].append(time.process_time() - began)
-    # The fastest of many passes: a busy machine slows both, and only ever slows.
-    assert min(seconds["advl"]) / min(seconds["plain"]) == pytest.approx(1.0, abs=0.5)
+        assert torch.equal(taught.student.encode(batch).pooled_NP, fresh.encode(batch).pooled_NP)
 
 
 def test_steps_keep_to_one_order_where_asked(
@@ -164,10 +148,6 @@ def test_steps_keep_to_one_order_where_asked(
         return take(*arguments, **options)
 
     monkeypatch.setattr(loop, "_optimiser_step", watched)
-    for wanted in (False, True):
-        small_corpus.run(
-            tmp_path / str(wanted), method="plain", cache=(), num_steps=2, deterministic=wanted, log_with=""
-        )
-    assert found == [(False, False)] * 2 + [(True, True)] * 2
+    small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=2, deterministic=True)
+    assert found == [(True, True)] * 2
     assert not torch.are_deterministic_algorithms_enabled()
-    assert losses(tmp_path / "True") == losses(tmp_path / "False")

@@ -29,12 +29,9 @@ def test_a_signal_ends_a_finetuning_after_its_step_and_the_same_command_goes_on(
     small_corpus: Any, tmp_path: Path, reference: Reference
 ) -> None:
     computed, span = reference
-    finished = [
-        stop_and_resume_finetune(small_corpus, computed, share * span, tmp_path / str(share), number=number)
-        for number, share in ((signal.SIGTERM, 0.3), (signal.SIGINT, 0.6))
-    ]
+    steps = stop_and_resume_finetune(small_corpus, computed, 0.4 * span, tmp_path / "run", number=signal.SIGINT)
     # It had no checkpoint of its own: without the one that the signal left it would have begun anew.
-    assert any(0 < steps < 40 for steps in finished), finished
+    assert 0 < steps < 40
 
 
 def require_there(process: Running, file: Path) -> None:

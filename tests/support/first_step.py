@@ -1,0 +1,56 @@
+"""A run up to its first step: all is opened as for training, and a batch of each step of the method is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from advl_pipeline.training import run
+from advl_pipeline.training.confidences import measure_student_confidence
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import StepConditions
+
+CPU = torch.device("cpu")
+
+
+class _Opened(Exception):
+    """Ends a run where its training would begin."""
+
+
+def open_run(config: FinetuneConfig) -> Any:
+    """Return all parts of a run, opened and checked; it is not trained."""
+
+    def keep(opened: Any) -> int:
+        raise _Opened(opened)
+
+    with patch.object(run, "_train", keep):
+        try:
+            run.run_finetune(config)
+        except _Opened as stopped:
+            return stopped.args[0]
+    raise AssertionError("the run was finished before")
+
+
+def first_terms(config: FinetuneConfig) -> dict[str, float]:
+    """Return every loss term of the first batch of each step of the method."""
+    opened = open_run(config)
+    model, found = opened.model, dict[str, float]()
+    for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):
+        if not num_steps:
+            continue
+        if phase == "finetune" and model.remembered is not None:
+            known = opened.inputs.dataset, opened.inputs.labelled
+            model.remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
+        sent = next(run._batch_maker(opened, phase)(range(1)))
+        generator = torch.Generator().manual_seed(1)
+        torch.manual_seed(1)
+        step = StepConditions(phase=phase, strength=config.distill.distill_weight, generator=generator)
+        terms = [model.train(phase == "finetune")(batch, step) for batch in sent.received(CPU)]
+        for one in terms:
+            for kind, of_kind in (("raw", one.raw), ("weighted", one.weighted)):
+                for name, value in of_kind.items():
+                    key = f"{phase}/{kind}/{name}"
+                    found[key] = found.get(key, 0.0) + float(value.detach()) / len(terms)
+    return found
