@@ -210,7 +210,6 @@ class Distiller(nn.Module):
         distilled: StudentOutput,
         batch: StudentBatch,
         signal: TeacherSignal,
-        right_N: torch.Tensor,
         image_ids_B: torch.Tensor,
         *,
         relevance_NL: torch.Tensor | None = None,
@@ -222,8 +221,6 @@ class Distiller(nn.Module):
 
         Args:
             distilled: the student's states that are compared with the teachers'.
-            right_N: bool, the sequence of each example's right candidate, for `candidates = right`; a row of an
-                example without one must be all True.
             image_ids_B: int64, equal where two examples show the same picture.
             relevance_NL: the student's attention from each token to the picture.
             known: which regions are known, by teacher [default: by `known_regions` of `distilled`].
@@ -231,7 +228,6 @@ class Distiller(nn.Module):
             gather: of the processes that share the batch.
         """
         example_N = batch.example_N
-        counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         if known is None:
             known = self.known_regions(distilled, batch, signal)
         relations = Relations(settings=self.settings, gather=gather, generator=generator)
@@ -246,7 +242,7 @@ class Distiller(nn.Module):
             if not losses_N:
                 continue
             losses_B = {
-                name: mean_by_example(value_N, example_N, len(batch.num_candidates), counted_N)
+                name: mean_by_example(value_N, example_N, len(batch.num_candidates))
                 for name, value_N in losses_N.items()
             }
             losses_KB = torch.stack(list(losses_B.values()))

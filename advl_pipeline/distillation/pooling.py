@@ -74,13 +74,10 @@ def first_sequences(num_candidates: Sequence[int], device: torch.device) -> torc
     return torch.from_numpy(np.cumsum(counts) - counts).to(device, non_blocking=True)
 
 
-def mean_by_example(
-    values_N: torch.Tensor, example_N: torch.Tensor, num_examples: int, counted_N: torch.Tensor
-) -> torch.Tensor:
-    """Return (B,): the mean over each example's sequences that count; 0 where none does."""
-    counted = counted_N.to(values_N.dtype)
-    sums = values_N.new_zeros(num_examples).index_add(0, example_N, values_N * counted)
-    return sums / values_N.new_zeros(num_examples).index_add(0, example_N, counted).clamp(min=1)
+def mean_by_example(values_N: torch.Tensor, example_N: torch.Tensor, num_examples: int) -> torch.Tensor:
+    """Return (B,): the mean over each example's sequences."""
+    zero_B = values_N.new_zeros(num_examples)
+    return zero_B.index_add(0, example_N, values_N) / zero_B.index_add(0, example_N, torch.ones_like(values_N))
 
 
 def masked_mean(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:

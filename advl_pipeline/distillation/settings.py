@@ -78,9 +78,6 @@ class DistillationOptions(Configuration):
         0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
     )
     selection_rho: float = rare_option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
-    candidates: Literal["all", "right"] = rare_option(
-        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
-    )
     weighting: Weighting | None = rare_option(
         None,
         help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control of studies, which "

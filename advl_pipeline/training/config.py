@@ -327,12 +327,14 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
 _GONE: Mapping[str, Any] = {
     "relational_nodes": "both",
     "weight_normalise": "none",
+    "candidates": "all",
     "live": False,
     "live_weights": [],
     **{f"adversarial_{name}": None for name in ("norm", "max_norm", "learning_rate", "steps", "kl_weight")},
     **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split", "projection_start", "target_check")),
 }
-"""Options of 0.2: the values that every run now computes as. The last two are read by coordinate distances alone."""
+"""Options of earlier versions: the values that every run now computes as. The last two are read by coordinate
+distances alone."""
 
 
 def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:

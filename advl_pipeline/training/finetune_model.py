@@ -245,7 +245,7 @@ class FinetuneModel(nn.Module):
             apart: the pass in which neither modality has seen the other, where there is one already.
             known: which regions the student as it was pretrained names clearly, in the adapt step.
         """
-        student, targets = batch.student, batch.targets
+        student = batch.student
         needs_relevance, distils_apart = self.distiller.needs_relevance, self._distils_apart(signal)
         if apart is None and distils_apart:
             apart = self.student.encode_unimodal(student)
@@ -259,18 +259,10 @@ class FinetuneModel(nn.Module):
             # After the passes that take gradients, whose layers below the fusion may be shared.
             with torch.no_grad():
                 signal = with_own_tokens(signal, self.student.visual_tokens(student), student)
-        right_N = torch.ones_like(student.example_N, dtype=torch.bool)
-        if targets.is_choice:
-            right_B = right_sequences(targets, student.first_B)
-            right_N = right_B[student.example_N] == torch.arange(student.num_sequences, device=right_B.device)
-            if targets.known_B is not None:
-                # Which candidate of an unlabelled input is right is not known, so all of them count.
-                right_N = right_N | ~targets.known_B[student.example_N]
         return self.distiller.terms(
             states,
             student,
             signal,
-            right_N,
             batch.image_ids_B,
             relevance_NL=None if fused is None else fused.relevance_NL,
             known=known,

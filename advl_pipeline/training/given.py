@@ -196,7 +196,7 @@ def without_effect(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[
     hears, two_steps = method.uses_teachers, method.steps == "two"
     holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.answers_of == "student")
     relates_words = hears and distill.distance == "relational" and distill.landmarks == "known"
-    of_texts = "candidates selection selection_rho selection_alpha"
+    of_texts = "selection selection_rho selection_alpha"
     of_weights = "confidence_folds confidence_check student_confidence weight_max"
     idle = (
         (

@@ -56,7 +56,6 @@ class Item:
     """One example."""
 
     candidates: list[Candidate]
-    right: int
     picture: int
     image: dict[str, Array]
     boxes: dict[str, Array]
@@ -91,7 +90,6 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
         items.append(
             Item(
                 candidates=candidates,
-                right=int(random.integers(count)),
                 picture=int(random.integers(3)),
                 image={name: random.normal(size=widths[0]) for name, widths in EYES.items()},
                 boxes={name: random.normal(size=(num_boxes, widths[1])) for name, widths in EYES.items()},
@@ -122,7 +120,7 @@ def stack(rows: list[Array], *, fill: Any) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-LaidOut = tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor, torch.Tensor]
+LaidOut = tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor]
 
 
 def lay_out(items: list[Item]) -> LaidOut:
@@ -177,8 +175,7 @@ def lay_out(items: list[Item]) -> LaidOut:
         },
         words=words,
     )
-    right_N = torch.tensor([index == item.right for item in items for index in range(len(item.candidates))])
-    return output, batch, signal, right_N, torch.tensor([item.picture for item in items])
+    return output, batch, signal, torch.tensor([item.picture for item in items])
 
 
 def run(distiller: Distiller, items: list[Item]) -> DistillationTerms:
@@ -327,9 +324,8 @@ def texts_by_loop(items: list[Item]) -> list[float]:
 def terms_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"vision": [], "text": []}
     for item in items:
-        counted = item.candidates if distiller.settings.candidates == "all" else [item.candidates[item.right]]
-        vision = [vision_by_loop(distiller, name, item, c) for name in distiller.vision for c in counted]
-        text = [text_by_loop(distiller, name, c) for name in distiller.text for c in counted]
+        vision = [vision_by_loop(distiller, name, item, c) for name in distiller.vision for c in item.candidates]
+        text = [text_by_loop(distiller, name, c) for name in distiller.text for c in item.candidates]
         found["vision"].append(sum(vision) / max(1, len(vision)))
         found["text"].append(sum(text) / max(1, len(text)))
     return found
@@ -350,7 +346,6 @@ ITEMS = draw(0, (4, 1, 3, 2))
         {"distance": "cosine"},
         {"vision_target": "image"},
         {"vision_target": "both"},
-        {"candidates": "right"},
         {"selection": "all"},
         {"selection": "adaptive", "selection_alpha": 0.0},
         {"selection": "adaptive", "selection_alpha": 0.3, "selection_rho": 0.7},

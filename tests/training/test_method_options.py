@@ -28,7 +28,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "selection-prior": {"selection": "prior"},
     "rho": {"selection_rho": 0.8},
     "alpha": {"selection_alpha": 0.0},
-    "candidates": {"candidates": "right"},
     "distill-layer": {"distill_layer": "fused"},
     "weighting-uniform": {"weighting": "uniform"},
     "weight-max": {"weight_max": 0.1},
