@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -84,7 +83,7 @@ def run_phase(
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(phase == "finetune")
     pending: list[dict[str, Any]] = []
-    taken: TakenStep | None = None
+    taken: tuple[StepNumbers, dict[str, Any], StepPlace] | None = None
     # What lies ready takes the device's memory, where it is not the model's own.
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     num_saved = logged_steps.start + start_step
@@ -119,24 +118,21 @@ def run_phase(
             )
             place = StepPlace(config=config, step=logged_step, phase=phase, num_saved=num_saved)
             try:
-                before = taken
-                taken = _optimiser_step(
+                numbers, record, stops = _optimiser_step(
                     wrapped,
                     optimizer,
                     accelerator,
                     micro_batches,
                     settings,
                     conditions,
-                    place,
                     gradients,
                     is_asked_to_stop,
                 )
                 # The device is at work on this step while the numbers of the one before are read.
-                if before is not None:
-                    pending.append(before.finish(model, accelerator))
-                stops = taken.stops
+                if taken is not None:
+                    pending.append(_finished(*taken, settings, model, accelerator))
                 saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
-                taken.record |= {
+                record |= {
                     "step": logged_step,
                     "phase": phase,
                     "learning_rate": settings.learning_rate * factor,
@@ -147,8 +143,9 @@ def run_phase(
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
                     "seconds_saving": seconds_saving,
                 }
+                taken = numbers, record, place
                 if saves:
-                    pending.append(taken.finish(model, accelerator))
+                    pending.append(_finished(*taken, settings, model, accelerator))
                     taken = None
                     require_finite_weights(model, place)
             except NotFinite:
@@ -177,37 +174,30 @@ def run_phase(
     accelerator.free_memory()
 
 
-@dataclass(kw_only=True)
-class TakenStep:
-    """An optimiser step that the device may still be at: its record but for what the device computes.
+def _finished(
+    numbers: StepNumbers,
+    record: dict[str, Any],
+    place: StepPlace,
+    settings: TrainingSettings,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Wait for the numbers of a step that the device may still be at, and return its whole record.
 
-    `stops` says whether all processes are to stop after it.
+    Raises:
+        NotFinite: a term or the gradient, with the step that it was of.
     """
-
-    numbers: StepNumbers
-    num_examples: int
-    record: dict[str, Any]
-    clips: bool
-    place: StepPlace
-    stops: bool
-
-    def finish(self, model: FinetuneModel, accelerator: Accelerator) -> dict[str, Any]:
-        """Wait for the numbers and return the whole record.
-
-        Raises:
-            NotFinite: a term or the gradient, with the step that it was of.
-        """
-        terms, norm = self.numbers.read()
-        # All processes see the terms of all, so that all of them stop where one must.
-        collected = gather_object(terms)
-        require_finite_terms(collected, self.place)
-        record = summarise(collected, self.num_examples) | self.record
-        if any(one.is_learned for one in collected):
-            loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
-            require_finite_gradient(norm, model.named_parameters(), self.place, loss_scale=loss_scale)
-            if self.clips:
-                record["grad_norm"] = norm
-        return record
+    terms, norm = numbers.read()
+    # All processes see the terms of all, so that all of them stop where one must.
+    collected = gather_object(terms)
+    require_finite_terms(collected, place)
+    whole = summarise(collected, record["num_examples"]) | record
+    if any(one.is_learned for one in collected):
+        loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
+        require_finite_gradient(norm, model.named_parameters(), place, loss_scale=loss_scale)
+        if settings.clip_norm > 0:
+            whole["grad_norm"] = norm
+    return whole
 
 
 def _optimiser_step(
@@ -217,11 +207,10 @@ def _optimiser_step(
     micro_batches: list[TrainingBatch],
     settings: TrainingSettings,
     conditions: StepConditions,
-    place: StepPlace,
     gradients: GradientSum,
     is_asked_to_stop: Callable[[], bool],
-) -> TakenStep:
-    """Take one step; what it tells counts what all processes took it over."""
+) -> tuple[StepNumbers, dict[str, Any], bool]:
+    """Take one step; return its numbers, what all processes took it over, and whether all are to stop after it."""
     optimizer.zero_grad(set_to_none=True)
     counts = [
         sum(len(batch.example_ids) for batch in micro_batches),
@@ -275,11 +264,4 @@ def _optimiser_step(
             clip_each(found, settings.clip_each)
         optimizer.step()
     numbers.send(norm)
-    return TakenStep(
-        numbers=numbers,
-        num_examples=num_examples,
-        record={"num_texts": num_texts, "num_texts_cut": num_cut},
-        clips=settings.clip_norm > 0,
-        place=place,
-        stops=stops,
-    )
+    return numbers, {"num_examples": num_examples, "num_texts": num_texts, "num_texts_cut": num_cut}, stops
