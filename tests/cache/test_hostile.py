@@ -74,7 +74,6 @@ def test_positions_that_overrun_are_refused(cache_path: Path, name: str, value: 
     # The last unit is spared: where it ends is compared with the shapes of the arrays at once.
     forge_array(cache_path, name, lambda rows: rows.__setitem__(slice(None, -1), value))
     store = open_cache(cache_path).text
-    assert store is not None
     with pytest.raises(CorruptCache):
         store.token_features(list(store.ids))
     assert not verify_cache(cache_path).is_sound
@@ -97,7 +96,6 @@ def test_senseless_spans_are_refused(cache_path: Path, span: tuple[int, int]) ->
     content[:8] = np.array(span, "<i4").tobytes()
     reseal(cache_path, {name: bytes(content)}, lambda record: None)
     store = open_cache(cache_path).text
-    assert store is not None
     with pytest.raises(CorruptCache, match="span"):
         store.char_spans(list(store.ids))
     assert name in verify_cache(cache_path).bad_paths()

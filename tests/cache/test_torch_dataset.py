@@ -28,9 +28,7 @@ def test_ids_of_files_and_texts_are_those_of_the_caches(small_corpus: Any) -> No
     wording = example.candidates[1].text
     split = example.candidates[1].context_length
     assert text_unit_id(wording) == text_unit_id(wording[:split], wording[split + 1 :])
-    assert text.text is not None
     assert text.text.contains([text_unit_id(f"  {wording} ")]).all()
-    assert picture.image is not None
     assert picture.image.contains([picture_unit_id(example.image.path, example.image.boxes_R4.tolist())]).all()
     assert not picture.image.contains([picture_unit_id(example.image.path)]).any()
 
@@ -38,7 +36,6 @@ def test_ids_of_files_and_texts_are_those_of_the_caches(small_corpus: Any) -> No
 @pytest.mark.parametrize("travelled", [False, True])
 def test_a_batch_holds_what_the_cache_holds(travelled: bool, small_corpus: Any) -> None:
     cache = open_cache(small_corpus.caches[0])
-    assert cache.text is not None
     ids = list(cache.text.ids)[5:0:-1]
     data = CachedFeatures([small_corpus.caches[0]], "text", unit_ids=ids, rows=[{"label": n} for n in range(5)])
     data = pickle.loads(pickle.dumps(data)) if travelled else data

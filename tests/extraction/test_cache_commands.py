@@ -203,7 +203,6 @@ def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert advl(capsys, "cache", "export", cache, "--to", "hdf5", "--output", output)[0] == 0
     assert (tmp_path / "features.h5.partial").read_text() == "somebody's"
     store = open_cache(cache).text
-    assert store is not None
     with h5py.File(output) as file:
         ids = [name.decode() for name in file["text/unit_id"][:]]
         np.testing.assert_array_equal(file["text/token_values"][:], store.token_features(ids)[0])
@@ -216,7 +215,6 @@ def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_cache(cache).image
-    assert store is not None
     ids = list(store.ids)
     values, lengths = store.token_features(ids)
     assert advl(capsys, "cache", "export", cache, "--to", "safetensors", "--output", tmp_path / "st")[0] == 0
@@ -262,7 +260,6 @@ def test_import(tmp_path: Path, form: str) -> None:
     )
     import_features(config, dataset)
     store = open_cache(tmp_path / "cache").image
-    assert store is not None
     for unit in dataset.image_units():
         rows = features[unit.path.stem]
         np.testing.assert_array_equal(store.token_features([unit.unit_id])[0], rows.astype(np.float16))
@@ -294,7 +291,6 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
         config = build_config(ImportConfig, {"source": source, "name": "mine", "dataset": "tiny", "output": output})
         import_features(config, dataset)
         store = open_cache(output).image
-        assert store is not None
         return [float(store.global_features([unit.unit_id])[0, 0]) for unit in units]
 
     assert imported("dogs/0", "cats/0") == [1.0, 0.0]

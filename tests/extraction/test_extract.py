@@ -31,7 +31,6 @@ def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
     dataset, teacher = TinyDataset(tmp_path / "data"), tiny_teacher()
     cache = open_cache(tmp_path / "cache")
     assert result.encoded_units == len(dataset.image_units()) + len(dataset.text_units())
-    assert cache.text is not None
     assert cache.image is not None
     units = dataset.text_units()
     prepared = teacher.text.prepare(units)
@@ -153,7 +152,6 @@ def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
     result = extract(tiny_config(tmp_path / "cache", on_error="skip"), tiny_teacher(), bad_dataset)
     assert result.quarantined == 1
     store = open_cache(tmp_path / "cache").image
-    assert store is not None
     assert len(store) == len(dataset.image_units()) - 1
     assert bad.unit_id not in list(store.ids)
     assert store.contains([bad.unit_id, dataset.image_units()[8].unit_id]).tolist() == [False, True]
@@ -219,7 +217,6 @@ def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path, dtype: 
     )
     assert result.clipped > 0
     store = open_cache(tmp_path / "cache").text
-    assert store is not None
     assert np.isfinite(store.token_features(list(store.ids))[0]).all()
     assert np.isfinite(store.token_variance).all()
 
@@ -262,8 +259,6 @@ def test_impossible_numbers_are_refused_before_anything_is_encoded(tmp_path: Pat
 def test_other_stored_dtypes(pristine: Path, tmp_path: Path, dtype: str) -> None:
     tiny_extract(pristine / "data", tmp_path / "other", dtype=dtype)
     half, other = open_cache(pristine / "cache").text, open_cache(tmp_path / "other").text
-    assert half is not None
-    assert other is not None
     ids = list(half.ids)
     expected, found = half.token_features(ids)[0].astype("f4"), other.token_features(ids)[0].astype("f4")
     cosine = (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)

@@ -49,20 +49,6 @@ def test_it_pays_from_that_epoch_on_and_not_before(units: int, repeats: int, ms:
     assert gain(found.epochs - 1) <= rounding
 
 
-@given(units=COUNTS, ms=st.integers(1, 10**4), size=COUNTS, more=st.integers(2, 50))
-def test_repeated_units_faster_disks_and_slower_teachers_make_it_pay_earlier(
-    units: int, ms: int, size: int, more: int
-) -> None:
-    def epochs(repeats: int, slower: int, faster: int) -> float:
-        estimates = [of_units("text", units, slower * units * ms / 1e3, units * size)]
-        disk = DiskSpeed(reading=faster * 1e8, writing=faster * 1e8)
-        return payback(estimates, {"text": repeats * units}, disk).epochs or float("inf")
-
-    assert epochs(more, 1, 1) <= epochs(1, 1, 1)
-    assert epochs(1, more, 1) <= epochs(1, 1, 1)
-    assert epochs(1, 1, more) <= epochs(1, 1, 1)
-
-
 def test_a_disk_that_is_slower_than_the_teacher_never_pays_and_confidences_do_not_count() -> None:
     slow = DiskSpeed(reading=1.0, writing=1.0)
     images = of_units("image", 10, 1.0, 1000)
@@ -76,7 +62,6 @@ def test_a_dry_run_says_when_a_cache_pays(tmp_path: Path, monkeypatch: pytest.Mo
     uses = uses_per_epoch(TinyDataset(tmp_path / "data"))
     result = tiny_extract(tmp_path / "data", tmp_path / "caches" / "cache", dry_run=True)
     found = result.payback
-    assert found is not None
     assert not (tmp_path / "caches").exists()
     assert found.live == pytest.approx(
         sum((item.seconds or 0.0) / item.num_units * uses[item.modality] for item in result.estimates)

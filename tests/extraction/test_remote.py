@@ -110,7 +110,6 @@ def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) 
                 thread.join(30)
 
     text = open_cache(url).text
-    assert text is not None
     every = {name.removeprefix("text/tokens/values") for name in objects(url) if "text/tokens/values/c/" in name}
     assert len(every) > 5
     ids = list(text.ids)
@@ -152,7 +151,6 @@ def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
     raw = copy.read_bytes()
     copy.write_bytes(raw[:7] + bytes([raw[7] ^ 1]) + raw[8:])
     again = open_cache(url).text
-    assert again is not None
     np.testing.assert_array_equal(again.token_features(list(again.ids))[0], values)
     spoil(url, "text/stray", b"x")
     assert list(verify_cache(url).findings) == ["text/stray"]

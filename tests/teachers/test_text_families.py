@@ -125,7 +125,6 @@ def test_a_family_without_offsets_goes_the_whole_way(tmp_path: Path) -> None:
     assert tower.describe()["tokenizer"]["spans"] == "aligned"
     (prepared,) = tower.prepare([text_unit(OTHERS[0])])
     spans = prepared.char_spans_M2
-    assert spans is not None
     characters = [OTHERS[0][start:end] for start, end in spans.tolist()]
     assert characters == [*"the", "", *"caf", "é", "é", "'", "s", "", *"door"]
     inputs = tokenizer(OTHERS[0], return_tensors="pt")
@@ -198,7 +197,6 @@ def test_half_precision_computes_and_says_so(text_folder: Callable[..., tuple[Pa
     folder, _, _ = text_folder(model_class, config, kind)
     exact = opened(folder)
     rounded = open_teacher("hf:local/model", weights=folder, dtype="bf16").text
-    assert rounded is not None
     ours, theirs = (tower.encode(tower.prepare([text_unit(TEXT)])).global_ND for tower in (exact, rounded))
     assert theirs.dtype == torch.float32
     assert float(torch.cosine_similarity(ours, theirs)) > 0.999
