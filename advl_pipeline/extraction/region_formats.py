@@ -81,45 +81,59 @@ class FoundFeatures:
     whole_D: Floats | None = None
 
 
-def make_regions(
-    *,
-    features_RF: Floats,
-    boxes_R4: Floats,
-    size: tuple[int, int],
-    stated_size: tuple[int, int] | None = None,
-    stated_sides_R2: Floats | None = None,
-    confidence_R: Floats | None = None,
-    whole_F: Floats | None = None,
-) -> FoundFeatures:
-    """Check arrays and make regions of them, which stand for none of the dataset's own boxes.
+Arrays = dict[str, npt.NDArray[Any]]
+"""What a file says of one picture, by the names of the `.npz` files; `spatial_features` as in HDF5, and
+`image_box_feature` as in VL-BERT's JSON."""
+
+
+def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
+    """Check named arrays and make regions of them, which stand for none of the dataset's own boxes.
 
     Args:
-        boxes_R4: x1, y1, x2, y2 in pixels.
+        arrays: see the module's docstring for the names.
         size: (width, height) of the picture.
-        stated_size: of the picture that the file was computed from, where the file says it.
-        stated_sides_R2: width and height of each region as shares of the picture, where the file says them: in half
-            precision they are not the differences of its corners.
 
     Raises:
-        Malformed: shapes that do not fit, values that are not finite, boxes outside the picture, another size.
+        Malformed: an array is missing or not of numbers, shapes do not fit, values are not finite, boxes lie outside
+            the picture, or it is of another size.
     """
-    if stated_size is not None and stated_size != size:
-        raise Malformed(
-            f"its features are for a picture of {stated_size[0]}x{stated_size[1]}, the picture is {size[0]}x{size[1]}"
-        )
-    if features_RF.ndim != 2 or boxes_R4.shape != (len(features_RF), 4):
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise Malformed(f"array {name!r} is of {array.dtype}, not of numbers")
+    if "features" not in arrays:
+        raise Malformed("there is no array 'features'")
+    rows = positive(arrays["num_boxes"].reshape(-1)[:1].sum(), "num_boxes") if "num_boxes" in arrays else None
+    if {"image_w", "image_h"} <= arrays.keys():
+        stated = tuple(positive(arrays[name].sum(), name) for name in ("image_w", "image_h"))
+        if stated != size:
+            why = f"its features are for a picture of {stated[0]}x{stated[1]}, the picture is {size[0]}x{size[1]}"
+            raise Malformed(why)
+    boxes = next((arrays[name] for name in ("boxes", "bbox", "norm_bb") if name in arrays), None)
+    if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:
+        raise Malformed("there is no array of boxes with four columns")
+    boxes = boxes[:rows].astype(np.float32)
+    size_4 = np.array([*size, *size], dtype=np.float32)
+    is_shares = not {"boxes", "bbox"} & arrays.keys()
+    boxes_R4 = boxes[:, :4] * size_4 if is_shares else boxes[:, :4]
+    features_RF = arrays["features"][:rows].astype(np.float32)
+    if features_RF.ndim != 2 or len(boxes_R4) != len(features_RF):
         raise Malformed(f"features of shape {features_RF.shape} and boxes of shape {boxes_R4.shape} do not fit")
-    if confidence_R is not None and confidence_R.shape != (len(features_RF),):
-        raise Malformed(f"{len(features_RF)} regions and confidences of shape {confidence_R.shape}")
-    for what, array in (
+    confidence_R = np.full(len(features_RF), -1, np.float32)
+    if "conf" in arrays:
+        confidence_R = arrays["conf"][:rows].astype(np.float32)
+        if confidence_R.shape != (len(features_RF),):
+            raise Malformed(f"{len(features_RF)} regions and confidences of shape {confidence_R.shape}")
+    whole_F = arrays["image_box_feature"].astype(np.float32) if "image_box_feature" in arrays else None
+    for what, values in (
         ("features", features_RF),
-        ("boxes", boxes_R4),
-        ("sides of boxes", stated_sides_R2),
+        ("boxes", boxes),
         ("confidences", confidence_R),
         ("feature of the whole picture", whole_F),
     ):
-        if array is not None and not np.isfinite(array).all():
+        if values is not None and not np.isfinite(values).all():
             raise Malformed(f"its {what} hold a value that is not finite")
+    if "spatial_features" in arrays:
+        _require_same_size(boxes_R4, arrays["spatial_features"], size)
     x1, y1, x2, y2 = boxes_R4.T
     # Half-precision shares of a large picture are off by up to 2^-11 of its side.
     reach_x, reach_y = TOLERANCE + size[0] / 2048, TOLERANCE + size[1] / 2048
@@ -128,52 +142,31 @@ def make_regions(
     if not is_box.all():
         row = int(np.flatnonzero(~is_box)[0])
         raise Malformed(f"box {row} lies outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
-    corners_R4 = boxes_R4 / np.array([*size, *size], dtype=np.float32)
-    sides_R2 = corners_R4[:, 2:] - corners_R4[:, :2] if stated_sides_R2 is None else stated_sides_R2
+    corners_R4 = boxes_R4 / size_4
+    # In half precision the stated sides are not the differences of the corners.
+    sides_R2 = boxes[:, 4:6] if is_shares and boxes.shape[1] >= 6 else corners_R4[:, 2:] - corners_R4[:, :2]
     return FoundFeatures(
         # Decoded bytes are read-only, which PyTorch warns about.
         values=np.require(features_RF, np.float32, ["C", "W"]),
         regions={
             "boxes": np.concatenate([corners_R4, sides_R2], axis=1).astype(np.float32),
             "box_index": np.full(len(features_RF), -1, np.int32),
-            "confidence": np.full(len(features_RF), -1, np.float32) if confidence_R is None else confidence_R,
+            "confidence": confidence_R,
         },
         whole_D=None if whole_F is None else np.require(whole_F, np.float32, ["C", "W"]),
     )
 
 
-def regions_of(arrays: Mapping[str, npt.NDArray[Any]], size: tuple[int, int]) -> FoundFeatures:
-    """Make regions of the named arrays of an `.npz` file; see the module's docstring for the names.
-
-    Raises:
-        Malformed: an array is missing, not of numbers, or does not fit.
-    """
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiub":
-            raise Malformed(f"array {name!r} is of {array.dtype}, not of numbers")
-    if "features" not in arrays:
-        raise Malformed("there is no array 'features'")
-    rows = None
-    if "num_boxes" in arrays:
-        rows = positive(arrays["num_boxes"].reshape(-1)[:1].sum(), "num_boxes")
-    boxes = next((arrays[name] for name in ("boxes", "bbox", "norm_bb") if name in arrays), None)
-    if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:
-        raise Malformed("there is no array of boxes with four columns")
-    boxes_R4 = boxes[:rows, :4].astype(np.float32)
-    sides_R2 = None
-    if "boxes" not in arrays and "bbox" not in arrays:
-        boxes_R4 = boxes_R4 * np.array([*size, *size], dtype=np.float32)
-        if boxes.shape[1] >= 6:
-            sides_R2 = boxes[:rows, 4:6].astype(np.float32)
-    confidence = arrays.get("conf")
-    return make_regions(
-        features_RF=arrays["features"][:rows].astype(np.float32),
-        boxes_R4=boxes_R4,
-        size=size,
-        stated_size=_stated_size({name: arrays[name].sum() for name in ("image_w", "image_h") if name in arrays}),
-        stated_sides_R2=sides_R2,
-        confidence_R=None if confidence is None else confidence[:rows].astype(np.float32),
-    )
+def _require_same_size(boxes_R4: Floats, shares: npt.NDArray[Any], size: tuple[int, int]) -> None:
+    if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
+        raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
+    for axis, known in enumerate(size):
+        # Pixels over their share give the size of the picture that the boxes are of.
+        row = int(np.argmax(shares[:, 2 + axis]))
+        if (share := shares[row, 2 + axis]) > 0:
+            side = float(boxes_R4[row, 2 + axis] / share)
+            if not abs(side - known) <= SIZE_TOLERANCE:
+                raise Malformed(f"its features are for a picture with a side of {side:.0f}, the picture has {known}")
 
 
 def decode_floats(value: Any, *, rows: int, what: str) -> Floats:
@@ -204,17 +197,11 @@ def positive(value: Any, what: str) -> int:
     return number
 
 
-def _stated_size(entries: Mapping[str, Any]) -> tuple[int, int] | None:
-    if "image_w" not in entries or "image_h" not in entries:
-        return None
-    return positive(entries["image_w"], "image_w"), positive(entries["image_h"], "image_h")
-
-
 class Entry(NamedTuple):
-    """Features of one picture: where they lie, for errors, and what reads them, given its width and height."""
+    """Of one picture where its features lie, for errors, and what reads them."""
 
     where: str
-    read: Callable[[tuple[int, int]], FoundFeatures]
+    read: Callable[[], Arrays]
 
 
 class RegionFeatures:
@@ -256,7 +243,7 @@ class RegionFeatures:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no entry for {name}")
         entry = self._entries[name]
         try:
-            return entry.read((width, height))
+            return regions_of(entry.read(), (width, height))
         except (Malformed, OSError, IndexError, ValueError) as error:
             raise DatasetError(_MALFORMED, where=entry.where, why=f"picture {name}: {error}") from None
 
@@ -279,20 +266,17 @@ def tsv_entries(path: Path) -> Iterator[tuple[str, Entry]]:
         raise _unreadable(path, ValueError("it has no lines"))
 
 
-def _read_line(path: Path, offset: int, length: int, size: tuple[int, int]) -> FoundFeatures:
+def _read_line(path: Path, offset: int, length: int) -> Arrays:
     with path.open("rb") as file:
         file.seek(offset)
         cells = file.read(length).rstrip(b"\r\n").split(b"\t")
     fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
     count = positive(fields["num_boxes"], "num_boxes")
-    confidence = fields.get("objects_conf")
-    return make_regions(
-        features_RF=decode_floats(fields["features"], rows=count, what="features"),
-        boxes_R4=decode_floats(fields["boxes"], rows=count, what="boxes"),
-        size=size,
-        stated_size=_stated_size(fields),
-        confidence_R=None if confidence is None else decode_floats(confidence, rows=count, what="confidences")[:, 0],
-    )
+    arrays = {name: np.array(positive(fields[name], name)) for name in ("image_w", "image_h")}
+    arrays |= {name: decode_floats(fields[name], rows=count, what=name) for name in ("features", "boxes")}
+    if "objects_conf" in fields:
+        arrays["conf"] = decode_floats(fields["objects_conf"], rows=count, what="confidences")[:, 0]
+    return arrays
 
 
 def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
@@ -316,23 +300,10 @@ def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
         yield str(picture), Entry(f"{path}: {picture}", partial(_read_row, file, row))
 
 
-def _read_row(file: Any, row: int, size: tuple[int, int]) -> FoundFeatures:
+def _read_row(file: Any, row: int) -> Arrays:
     part: Any = slice(*map(int, file["pos_boxes"][row])) if "pos_boxes" in file else row
-    boxes_R4 = np.asarray(file["image_bb"][part], dtype=np.float32)
-    if "spatial_features" in file:
-        shares = np.asarray(file["spatial_features"][part])
-        if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
-            raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
-        for axis, known in enumerate(size):
-            # Pixels over their share give the size of the picture that the boxes are of.
-            largest = int(np.argmax(shares[:, 2 + axis]))
-            if (share := shares[largest, 2 + axis]) > 0:
-                side = float(boxes_R4[largest, 2 + axis] / share)
-                if not abs(side - known) <= SIZE_TOLERANCE:
-                    why = f"its features are for a picture with a side of {side:.0f}, the picture has {known}"
-                    raise Malformed(why)
-    features_RF = np.asarray(file["image_features"][part], dtype=np.float32)
-    return make_regions(features_RF=features_RF, boxes_R4=boxes_R4, size=size)
+    names = {"features": "image_features", "boxes": "image_bb", "spatial_features": "spatial_features"}
+    return {name: np.asarray(file[stored][part]) for name, stored in names.items() if stored in file}
 
 
 def read_numbers(path: Path) -> dict[int, int]:
@@ -372,13 +343,13 @@ def per_picture_entries(folder: Path, suffix: str) -> Iterator[tuple[str, Entry]
         yield file.relative_to(folder).with_suffix("").as_posix(), Entry(str(file), partial(read, file))
 
 
-def _read_archive(path: Path, size: tuple[int, int]) -> FoundFeatures:
+def _read_archive(path: Path) -> Arrays:
     # NumPy leaves a file open that it opened itself and found damaged.
     with path.open("rb") as file:
-        return regions_of(_archived(file), size)
+        return _archived(file)
 
 
-def _read_json(path: Path, size: tuple[int, int]) -> FoundFeatures:
+def _read_json(path: Path) -> Arrays:
     try:
         record = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -386,17 +357,14 @@ def _read_json(path: Path, size: tuple[int, int]) -> FoundFeatures:
     if not isinstance(record, dict):
         raise Malformed("not an object")
     count = positive(record.get("num_boxes"), "num_boxes")
-    whole = record.get("image_box_feature")
-    return make_regions(
-        features_RF=decode_floats(record.get("features"), rows=count, what="features"),
-        boxes_R4=decode_floats(record.get("boxes"), rows=count, what="boxes"),
-        size=size,
-        stated_size=_stated_size(record),
-        whole_F=None if whole is None else decode_floats(whole, rows=1, what="image_box_feature")[0],
-    )
+    arrays = {name: decode_floats(record.get(name), rows=count, what=name) for name in ("features", "boxes")}
+    arrays |= {name: np.array(positive(record[name], name)) for name in ("image_w", "image_h") if name in record}
+    if (whole := record.get("image_box_feature")) is not None:
+        arrays["image_box_feature"] = decode_floats(whole, rows=1, what="image_box_feature")[0]
+    return arrays
 
 
-def _archived(file: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
+def _archived(file: IO[bytes]) -> Arrays:
     try:
         return read_array_archive(file, wanted=lambda name: name != "soft_labels")
     except DamagedArchive as error:
@@ -428,24 +396,19 @@ def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DatasetError("The counts of regions are malformed.", where=str(sidecar), why=str(error)) from None
 
-    def read(key: bytes, size: tuple[int, int]) -> FoundFeatures:
+    def read(key: bytes) -> Arrays:
         with environment.begin() as transaction:
             value: bytes = transaction.get(key) or b""
-        found = regions_of(_archived(io.BytesIO(value)) if value.startswith(_ZIP_MAGIC) else _unpack(value), size)
-        count = len(found.values)
+        arrays = _archived(io.BytesIO(value)) if value.startswith(_ZIP_MAGIC) else _unpack(value)
+        count = counts.get(key.decode())
         if fixed := _FIXED.fullmatch(folder.name):
             count = int(fixed["count"])
-        elif rule and (stated := counts.get(key.decode())) is not None:
-            count = stated
-        elif rule:
-            confidence_R = found.regions["confidence"]
-            if (confidence_R < 0).all():
+        elif rule and count is None:
+            if "conf" not in arrays:
                 raise Malformed("neither the sidecar nor confidences say how many regions are meant")
-            above = int((confidence_R > float(rule["threshold"])).sum())
+            above = int((arrays["conf"].astype(np.float32) > float(rule["threshold"])).sum())
             count = min(max(above, int(rule["least"])), int(rule["most"]))
-        return FoundFeatures(
-            values=found.values[:count], regions={name: rows[:count] for name, rows in found.regions.items()}
-        )
+        return arrays if count is None else {**arrays, "num_boxes": np.array(count)}
 
     with environment.begin() as transaction:
         for key in transaction.cursor().iternext(values=False):
@@ -454,7 +417,7 @@ def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]
                 yield name, Entry(f"{folder}: {name}", partial(read, bytes(key)))
 
 
-def _unpack(value: bytes) -> dict[str, npt.NDArray[Any]]:
+def _unpack(value: bytes) -> Arrays:
     """Unpack msgpack_numpy's form of a dictionary of arrays; its pickled objects are refused."""
     import msgpack
 

@@ -32,11 +32,10 @@ from region_mirrors import (
 )
 
 from advl_pipeline.datasets.cards import picture_splits
-from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.imported import RegionFiles, join_regions, name_of, open_regions
-from advl_pipeline.extraction.region_formats import make_regions, read_numbers
+from advl_pipeline.extraction.region_formats import read_numbers
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PICTURE = Path("COCO_val2014_000000000009.jpg")
@@ -136,6 +135,7 @@ def poisoned_features() -> np.ndarray:
     [
         (write_butd_tsv, {"features": poisoned_features()}, "not finite"),
         (write_butd_tsv, {"size": (50, 40)}, "for a picture of 50x40"),
+        (write_npz, {"norm_bb": SHARES * [1, 1, 1, 1, np.nan, 1], "boxes": None}, "boxes hold a value that is not"),
         (write_npz, {"features": FEATURES[:2]}, "do not fit"),
         (write_npz, {"boxes": BOXES + 900}, "outside the picture"),
         (write_npz, {"conf": np.array([{"a": 1}], dtype=object)}, "not an archive of arrays"),
@@ -169,16 +169,6 @@ def test_damaged_lmdb_entries_are_named(tmp_path: Path, entry: bytes, why: str, 
     with pytest.raises(DatasetError) as caught:
         reader.read("a", **WIDTH_AND_HEIGHT)
     assert why in caught.value.why
-
-
-def test_sides_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(Malformed, match="sides of boxes"):
-        make_regions(
-            features_RF=np.ones((1, 3), np.float32),
-            boxes_R4=np.zeros((1, 4), np.float32),
-            stated_sides_R2=np.array([[np.nan, 1]], np.float32),
-            size=(640, 480),
-        )
 
 
 @pytest.mark.parametrize(

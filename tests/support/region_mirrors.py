@@ -67,7 +67,10 @@ def write_npz(folder: Path, pictures: Sequence[Path], **changes: Any) -> Path:
     folder.mkdir(parents=True)
     for path in pictures:
         arrays = {"features": features_of(path), "boxes": BOXES, "image_w": SIZE[0], "image_h": SIZE[1]}
-        np.savez(folder / f"{path.stem}.npz", **(arrays | changes))
+        np.savez(
+            folder / f"{path.stem}.npz",
+            **{name: array for name, array in (arrays | changes).items() if array is not None},
+        )
     return folder
 
 
