@@ -44,12 +44,15 @@ class MappedArray:
         self._maps: dict[int, mmap.mmap] = {}
         self._views: dict[int, Rows] = {}
         self._announced: set[tuple[int, int]] = set()
+        self.was_read = False
+        """Whether rows were asked for."""
 
     def __len__(self) -> int:
         return self.spec.shape[0]
 
     def shard(self, shard: int) -> Rows:
         """Return the rows that a shard file holds, as a view."""
+        self.was_read = True
         while (view := self._views.get(shard)) is None:
             self._map(shard)
         return view

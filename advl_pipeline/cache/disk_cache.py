@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -83,7 +83,6 @@ class DiskCache(Readable):
         """
         if name not in self._files:
             raise self.damaged(_DAMAGED, name, "its commit record does not list it")
-        self._ahead.reading(name)
         descriptor = self._open_sound(name)
         try:
             # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
@@ -247,9 +246,8 @@ def _content_key(descriptor: int) -> tuple[int, int, int]:
 class FetchAhead:
     """The files that one process will read soon, each fetched ahead once at most.
 
-    Only arrays that are read at all are fetched: what is requested of others waits for their first reading. Once
-    there is no free room, or a file could not be fetched, nothing more is: whoever reads that file meets the error,
-    and until then it is none.
+    Once there is no free room, or a file could not be fetched, nothing more is: whoever reads that file meets the
+    error, and until then it is none.
 
     Args:
         fetch: brings a file here; returns False where there is no free room for it.
@@ -258,8 +256,7 @@ class FetchAhead:
     def __init__(self, fetch: Callable[[str], bool]) -> None:
         self._fetch = fetch
         self._requested: set[str] = set()
-        self._wanted: dict[str, None] = {}
-        self._read_arrays: set[str] = set()
+        self._waiting: deque[str] = deque()
         self._is_over = False
         self._num_threads = 0
         self._lock = threading.Lock()
@@ -267,39 +264,23 @@ class FetchAhead:
     def request(self, names: Iterable[str]) -> None:
         """Fetch files in this order."""
         with self._lock:
-            self._wanted |= {name: None for name in names if name not in self._requested}
-            self._requested |= self._wanted.keys()
-            self._start_threads()
-
-    def reading(self, name: str) -> None:
-        """Note that a file is about to be read."""
-        with self._lock:
-            if (array := _array_of(name)) not in self._read_arrays:
-                self._read_arrays.add(array)
-                self._start_threads()
-
-    def _start_threads(self) -> None:
-        for _ in range(min(_CONNECTIONS - self._num_threads, len(self._due()))):
-            self._num_threads += 1
-            # No daemons: one that is inside a library when the interpreter ends could crash it.
-            threading.Thread(target=self._work, name="advl-fetch-ahead").start()
-
-    def _due(self) -> list[str]:
-        return [] if self._is_over else [name for name in self._wanted if _array_of(name) in self._read_arrays]
+            new = [name for name in names if name not in self._requested]
+            self._requested.update(new)
+            self._waiting.extend(new)
+            for _ in range(min(_CONNECTIONS - self._num_threads, len(self._waiting))):
+                self._num_threads += 1
+                # No daemons: one that is inside a library when the interpreter ends could crash it.
+                threading.Thread(target=self._work, name="advl-fetch-ahead").start()
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                due = self._due()
-                if not due or not threading.main_thread().is_alive():
+                if self._is_over or not self._waiting or not threading.main_thread().is_alive():
                     self._num_threads -= 1
                     return
-                del self._wanted[due[0]]
+                name = self._waiting.popleft()
             try:
-                self._is_over = not self._fetch(due[0]) or self._is_over
+                has_room = self._fetch(name)
             except AdvlError:
-                self._is_over = True
-
-
-def _array_of(name: str) -> str:
-    return name.partition("/c/")[0]
+                has_room = False
+            self._is_over = self._is_over or not has_room

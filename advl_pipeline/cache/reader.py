@@ -358,13 +358,14 @@ class FeatureStore:
         Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
         at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
         where a sample of the store was in memory when the epoch began. Of a remote store, the files that hold the
-        units are fetched, array by array, in the order in which the units need them.
+        units are fetched, array by array, in the order in which the units need them: of arrays that were read before.
         """
         start_Q, length_Q = self._bounds(positions_Q)
         if self._files.reads_whole:
             for array, row_Q in [(self._global, positions_Q), *((item, start_Q) for item in self._tokens.values())]:
-                shards = dict.fromkeys((row_Q // array.spec.shard_rows).tolist())
-                self._files.fetch_ahead(map(array.spec.shard_path, shards))
+                if array.was_read:  # Nobody may want the others.
+                    shards = dict.fromkeys((row_Q // array.spec.shard_rows).tolist())
+                    self._files.fetch_ahead(map(array.spec.shard_path, shards))
             return
         if self._memory is None:
             self.begin_epoch()

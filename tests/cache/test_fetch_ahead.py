@@ -44,7 +44,6 @@ def test_a_few_at_once_in_the_order_of_need() -> None:
     fetch = Fetcher()
     fetch.gate.clear()
     ahead = FetchAhead(fetch)
-    ahead.reading("values/c/0")
     names = [f"values/c/{number}" for number in range(40)]
     ahead.request(names)
     deadline = time.monotonic() + 5
@@ -60,10 +59,8 @@ def test_a_few_at_once_in_the_order_of_need() -> None:
 def test_an_error_ends_it_and_is_left_to_whoever_reads() -> None:
     fetch = Fetcher()
     ahead = FetchAhead(fetch)
-    ahead.reading("values/c/0")
     ahead.request(["values/c/bad"])
     settled()
     ahead.request(["values/c/1"])
     settled()
-    ahead.reading("values/c/bad")
     assert fetch.fetched == []

@@ -118,6 +118,7 @@ def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) 
     wait_for_fetches()
     assert shards("text/tokens/values") == set()  # Nobody reads tokens.
     text.token_features(ids[:4])
+    text.announce(ids[:64])
     wait_for_fetches()
     # 64 units are announced; the first four need one shard.
     assert 1 < len(shards("text/tokens/values")) < len(every)
@@ -135,8 +136,8 @@ def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
     assert list(verify_cache(url).findings) == [name]
     text = open_cache(url).stores()["text"]
     # What goes wrong ahead is told when it is read.
-    text.announce(list(text.ids))
     text.token_features([text.ids[0]])
+    text.announce(list(text.ids))
     with pytest.raises(CorruptCache, match=rf"{name}(?s:.)*content changed"):
         text.token_features(list(text.ids))
     spoil(url, name, content[:-1])
