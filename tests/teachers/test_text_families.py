@@ -154,24 +154,6 @@ def test_a_long_text_is_read_in_windows(text_folder: Callable[..., tuple[Path, A
     assert tower.describe()["long_texts"]["max_length"] == 64
 
 
-def test_identity_follows_the_parameters_and_the_tokenizer(
-    text_folder: Callable[..., tuple[Path, Any, Any]], tmp_path: Path
-) -> None:
-    model_class, config, kind, _ = FAMILIES["bert"]
-    folder, model, _ = text_folder(model_class, config, kind)
-    first = opened(folder).describe()
-    assert opened(folder).describe() == first
-    with torch.no_grad():
-        model.encoder.layer[0].output.dense.bias[0] += 1e-3
-    model.save_pretrained(folder)
-    second = opened(folder).describe()
-    assert second["parameters"] != first["parameters"]
-    assert second["tokenizer"] == first["tokenizer"]
-    vocabulary = folder / "tokenizer.json"
-    vocabulary.write_text(vocabulary.read_text().replace('"lowercase": true', '"lowercase": false'))
-    assert opened(folder).describe()["tokenizer"] != first["tokenizer"]
-
-
 def test_a_missing_weight_is_an_error_and_a_missing_pooler_is_not(
     text_folder: Callable[..., tuple[Path, Any, Any]],
 ) -> None:
