@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_extraction import sum_tokens
+from objects import sum_tokens
 
 from advl_pipeline.cache.reader import FeatureStore, UnknownUnit, open_cache
 

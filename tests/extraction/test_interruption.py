@@ -11,6 +11,7 @@ import pytest
 from chaos import make_job, reference_run
 from tiny_extraction import tiny_config, tree_bytes
 
+from advl_pipeline.cache import parts
 from advl_pipeline.cache.commands import run_prune
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.verify import verify_cache
@@ -64,7 +65,9 @@ def test_processes_that_are_given_parts_make_one_cache_though_one_dies(
     assert not (folder / "shared/.work").exists()
 
 
-def test_a_second_process_on_the_same_shards_is_refused(reference: tuple[Path, dict[str, bytes], float]) -> None:
+def test_a_second_process_on_the_same_shards_is_refused(
+    reference: tuple[Path, dict[str, bytes], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, files, _ = reference
     running = make_job(folder, "twice", delay=1.0).start()
     assert running.wait_for(folder / "twice/records/plan.json")
@@ -72,6 +75,7 @@ def test_a_second_process_on_the_same_shards_is_refused(reference: tuple[Path, d
         assert refused.wait() == 7, refused.messages()
         found = rf"Another process is writing this cache(?s:.)*process {running.pid} on"
         assert re.search(found, refused.messages())
+    monkeypatch.setattr(parts, "_SECONDS_TO_DIE", 0.1)
     with pytest.raises(InUse, match="Another process is writing this cache"):
         run_prune(PruneConfig(cache=folder / "twice", all=True))
     running.send(signal.SIGKILL)

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import real_processes  # noqa: F401
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
 from advl_pipeline.cache.parts import Part
@@ -77,11 +78,13 @@ def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
     assert tree_bytes(tmp_path / "shared") == tree_bytes(tmp_path / "one")
 
 
-def test_error_of_a_task_comes_back_in_words(tmp_path: Path) -> None:
+def test_error_of_a_task_comes_back_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "blocked").write_text("in the way")
     config = tiny_config(tmp_path / "blocked/cache", data_root=str(tmp_path / "data"))
     work = partial(extract_part, config, open_tiny)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
+    # The server of `real_processes` has imported torch.
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as worker:
         outcome = worker.submit(run_task, work, str(tmp_path), {}, Part(1, 2)).result()
         elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}, Part(1, 2)).result()
     assert isinstance(outcome, StorageError)

@@ -1,10 +1,13 @@
-"""Looking at, and changing, the objects of a cache in an object store behind the program's back."""
+"""Looking at caches from elsewhere: at objects in a store, which change behind the program's back; from a process
+that imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.locations import Url
 
@@ -27,3 +30,8 @@ def spoil(url: Url, name: str, content: bytes) -> None:
     store = ObjectStore(url)
     store.delete(name)
     assert store.create(name, content)
+
+
+def sum_tokens(cache: TeacherCache, queue: Any) -> None:
+    """Put the sum of all text token features into a queue, from whatever process this runs in."""
+    queue.put(float(cache.text.token_features(cache.text.ids)[0].astype("f8").sum()))

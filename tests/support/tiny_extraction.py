@@ -24,7 +24,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from advl_cli.main import main
-from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, TextUnit, image_unit_id, text_unit
@@ -250,11 +249,6 @@ def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
     with ExitStack() as stack:
         stack.enter_context(patch.object(extraction_run, "open_inputs", lambda config: (teacher, dataset)))
         main(list(arguments))
-
-
-def sum_tokens(cache: TeacherCache, queue: Any) -> None:
-    """Put the sum of all text token features into a queue, from whatever process this runs in."""
-    queue.put(float(cache.text.token_features(cache.text.ids)[0].astype(np.float64).sum()))
 
 
 def run_settings(settings: dict[str, Any]) -> None:
