@@ -81,18 +81,6 @@ def test_verify_with_the_teacher(
     assert not other.report.is_sound
 
 
-def test_repair(
-    pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
-    assert "nothing to repair" in advl(capsys, "cache", "repair", cache)[1]
-    (cache / "text/tokens/values/c/1/0").unlink()
-    code, out, _ = advl(capsys, "cache", "repair", cache)
-    assert code == 0
-    assert "every byte as it was" in out
-    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
-
-
 @pytest.mark.parametrize(
     "named",
     [

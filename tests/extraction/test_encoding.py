@@ -18,7 +18,6 @@ from advl_pipeline.cache.quantise import to_float16
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import halved
@@ -112,11 +111,6 @@ def run_extract_of(
         patched.setattr(extraction_run, "open_part", lambda _: dataset)
         patched.setattr(extraction_run, "require_given", lambda *_, **__: None)
         run_extract(config, teacher)
-
-
-def test_a_batch_size_is_a_number_or_auto(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size must be int"):
-        tiny_config(tmp_path / "cache", batch_size="many")
 
 
 @pytest.mark.parametrize(("device", "resource"), [("cuda:3", "GPU"), ("auto", None), ("cpu", "CPU")])

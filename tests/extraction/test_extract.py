@@ -18,7 +18,7 @@ from tiny_extraction import TinyDataset, TinyTextTower, tiny_config, tiny_extrac
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, DatasetError, IdentityMismatch, StorageError
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, IdentityMismatch, StorageError
 from advl_pipeline.extraction.run import extract
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
@@ -264,11 +264,3 @@ def test_other_stored_dtypes(pristine: Path, tmp_path: Path, dtype: str) -> None
     cosine = (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
     assert cosine.min() > 0.999
     assert other.padded_tokens(other.positions(ids))[0].dtype == np.dtype(dtype)
-
-
-def test_unfinished_cache_is_not_opened(pristine: Path, cache_path: Path) -> None:
-    (cache_path / "records/complete.json").unlink()
-    with pytest.raises(CorruptCache, match="not finished"):
-        open_cache(cache_path)
-    with pytest.raises(ConfigError, match="no cache"):
-        open_cache(pristine / "data")
