@@ -141,8 +141,8 @@ def test_the_repair_command_restores_the_bytes_and_touches_nothing_else(
     names = one_of_each_kind([name for name in expected if not options or name.startswith("text/")])
     kinds = {chaos.component(name) for name in names}
     assert {"text/stats/norm/c/0", "text/tokens/scales/c/0" if options else "records/complete.json"} <= kinds
-    # What says how a cache was made exists twice; both may not be damaged at once.
     assert "nothing to repair" in advl(capsys, "cache", "repair", cache)[1]
+    # What says how a cache was made exists twice; both may not be damaged at once.
     alone = [name for name in names if name.startswith("records/") or "/" not in name]
     others = [name for name in names if name not in alone]
     for number, group in enumerate([*([name] for name in alone), *(others[place::6] for place in range(6))]):
