@@ -1,6 +1,6 @@
 """`make bench`, `make bench-gpu`: measure the tables of `docs/performance.md`, each row against its goal.
 
-python -m benchmarks [--quick] [--only SECTIONS] [--folder DIR] [--json FILE] [--markdown docs/performance.md]
+python -m benchmarks [--quick] [--only SECTIONS] [--json FILE] [--markdown docs/performance.md]
 
 With `--json`, sections may be run one by one: the file keeps what others have found, and the page shows all of it.
 """
@@ -44,7 +44,6 @@ def main() -> None:
         default=",".join(name for name in SECTIONS if name != ON_A_GPU),
         help="Sections to run, separated by commas.",
     )
-    parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
     parser.add_argument("--json", type=Path, help="Keep what was found in this file, section by section.")
     parser.add_argument("--markdown", type=Path, help="Also write the table into this page, between its marks.")
     options = parser.parse_args()
@@ -56,11 +55,9 @@ def main() -> None:
         machine, begin = describe_machine(quick=options.quick), time.perf_counter()
         module, _, function = SECTIONS[name].partition(":")
         with tempfile.TemporaryDirectory() as temporary:
-            folder = (options.folder or Path(temporary)) / name
-            folder.mkdir(parents=True, exist_ok=True)
             try:
                 section: Section = getattr(importlib.import_module(module), function)
-                measured = section(folder, options.quick)
+                measured = section(Path(temporary), options.quick)
             except Exception as error:
                 # One section must not take the figures of half an hour with it.
                 traceback.print_exc()

@@ -73,29 +73,15 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     source = SignalSource(caches, prior=fit_word_prior(texts))
     tokens = float(regions.collate([long[index] for index in range(8)]).token_mask_NL.sum()) / 8
     questions, of_questions = _feed(long, regions, source, num_examples=num_examples)
+    share, regions_name = "as a share of decoding", "questions/s of 36 regions, two teachers with tokens, two cores"
+    of_photos += f"; decoding {decoding:.0f} per processor second"
+    of_questions += f"; {tokens:.0f} tokens a question"
+    waiting = ("feed: share of steps of 40 ms waiting for 64 questions", waits, 0.02)
     return [
-        Row(
-            name=f"feed: photos of {PHOTO[0]} x {PHOTO[1]} at {SIZE}, as a share of decoding",
-            value=photos / decoding,
-            goal=0.8,
-            detail=f"{of_photos}; decoding {decoding:.0f} per processor second",
-        ),
-        Row(
-            name="feed: stored pictures/s, two cores", value=2 * stored, goal=1_500.0, detail=f"pictures: {of_stored}"
-        ),
-        Row(
-            name="feed: questions/s of 36 regions, two teachers with tokens, two cores",
-            value=2 * questions,
-            goal=1_000.0,
-            detail=f"{of_questions}; {tokens:.0f} tokens a question",
-        ),
-        Row(
-            name="feed: share of steps of 40 ms waiting for 64 questions",
-            value=waits,
-            goal=0.02,
-            at_least=False,
-            detail="of stored pictures, by the clock",
-        ),
+        Row(f"feed: photos of {PHOTO[0]} x {PHOTO[1]} at {SIZE}, {share}", photos / decoding, 0.8, detail=of_photos),
+        Row("feed: stored pictures/s, two cores", 2 * stored, 1_500.0, detail=f"pictures: {of_stored}"),
+        Row(f"feed: {regions_name}", 2 * questions, 1_000.0, detail=of_questions),
+        Row(*waiting, at_least=False, detail="of stored pictures, by the clock"),
     ]
 
 

@@ -60,57 +60,29 @@ def measure_gpu(
     rows, caches = [], {}
     for number, teacher in enumerate(teachers):
         caches[teacher] = folder / "caches" / str(number)
-        config = ExtractConfig(
-            teacher=teacher,
-            dataset=str(data),
-            output=caches[teacher],
-            batch_size="auto",
-            confidence=False,
-            device=str(device),
-        )
+        extraction: dict[str, Any] = {"batch_size": "auto", "confidence": False, "device": str(device)}
         _forget_peak(device)
-        done = run_extract(config)
+        done = run_extract(ExtractConfig(teacher=teacher, dataset=str(data), output=caches[teacher], **extraction))
         spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.stage_seconds.items())
-        rows.append(
-            Row(
-                name=f"{teacher}: units/s",
-                value=done.encoded_units / done.seconds,
-                detail=f"{_peak(device)}; waiting and encoding: {spent}",
-            )
-        )
+        detail = f"{_peak(device)}; waiting and encoding: {spent}"
+        rows.append(Row(f"{teacher}: units/s", done.encoded_units / done.seconds, detail=detail))
+    shared: dict[str, Any] = {"dataset": str(data), "tokenizer": "minilm-l6", "device": str(device)}
+    shared |= {"num_steps": num_steps, "batch_size": batch_size, "adapt_steps": 2, "checkpoint_every": 10 * num_steps}
+    shared |= {"confidence_folds": 2, "confidence_check": "none"}
     for student, options in students.items():
         for number, teacher in enumerate(teachers):
             output = folder / "runs" / f"{student}-{number}"
             regions = {"regions": of_detector} if student.startswith(_OF_REGIONS) else {}
-            settings: dict[str, Any] = {
-                "dataset": str(data),
-                "student": student,
-                "tokenizer": "minilm-l6",
-                "cache": (caches[teacher],),
-                "output": output,
-                "method": "advl",
-                "batch_size": batch_size,
-                "num_steps": num_steps,
-                "adapt_steps": 2,
-                "confidence_folds": 2,
-                "confidence_check": "none",
-                "checkpoint_every": 10 * num_steps,
-                "device": str(device),
-            }
+            own = {"student": student, "cache": (caches[teacher],), "output": output}
             _forget_peak(device)
-            run_finetune(build_config(FinetuneConfig, settings, regions, dict(options)))
+            run_finetune(build_config(FinetuneConfig, shared, own, regions, dict(options)))
             steps = [step for step in read_log(output) if step["phase"] == "finetune"][num_steps // 3 :]
             seconds, waited = (
                 statistics.median(step[name] for step in steps) for name in ("seconds", "seconds_waited")
             )
             share = waited / (seconds + waited)
-            rows.append(
-                Row(
-                    name=f"{student}, taught by {teacher}: steps/s",
-                    value=1 / (seconds + waited),
-                    detail=f"{_peak(device)}; batches of {batch_size}; {share:.0%} of a step is waiting for data",
-                )
-            )
+            detail = f"{_peak(device)}; batches of {batch_size}; {share:.0%} of a step is waiting for data"
+            rows.append(Row(f"{student}, taught by {teacher}: steps/s", 1 / (seconds + waited), detail=detail))
     return rows
 
 

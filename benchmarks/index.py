@@ -34,15 +34,9 @@ def measure_index(folder: Path, quick: bool) -> list[Row]:
     size = sum(file.stat().st_size for file in (folder / ".index").rglob("*") if file.is_file())
     detail = f"{count:,} examples, an index of {size / 2**20:,.0f} MiB; opened again in {1e3 * again:.0f} ms"
     return [
-        Row(name="index: first opening of VCR, s", value=seconds, goal=15.0, at_least=False, detail=detail),
-        Row(name="index: memory of it, GiB", value=peak / 2**30, goal=1.0, at_least=False, detail="resident"),
-        Row(
-            name="index: a random example, us",
-            value=1e6 * of_example,
-            goal=100.0,
-            at_least=False,
-            detail=f"of {_AMONG}",
-        ),
+        Row("index: first opening of VCR, s", seconds, 15.0, at_least=False, detail=detail),
+        Row("index: memory of it, GiB", peak / 2**30, 1.0, at_least=False, detail="resident"),
+        Row("index: a random example, us", 1e6 * of_example, 100.0, at_least=False, detail=f"of {_AMONG}"),
     ]
 
 

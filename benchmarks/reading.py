@@ -154,19 +154,9 @@ def _memmap(folder: Path, corpus: Corpus) -> Reader:
 
 
 def _build_flat(folder: Path, corpus: Corpus) -> None:
-    if folder.exists():
-        return
     folder.mkdir()
-    num_rows = int(corpus.lengths_N.sum())
-    values = np.lib.format.open_memmap(folder / "values.npy", mode="w+", dtype=np.float16, shape=(num_rows, DIM))
-    global_ND = np.empty((len(corpus), DIM), np.float16)
-    row = 0
-    for number, rows in enumerate(corpus.units()):
-        values[row : row + len(rows)] = rows
-        global_ND[number] = rows[0]
-        row += len(rows)
-    values.flush()
-    np.save(folder / "global.npy", global_ND)
+    np.save(folder / "values.npy", np.concatenate(list(corpus.units())))
+    np.save(folder / "global.npy", np.stack([rows_MD[0] for rows_MD in corpus.units()]))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -185,10 +175,6 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lengths_N)
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.lengths_N.sum()) * DIM * 2
 
     def units(self) -> Iterator[npt.NDArray[np.float16]]:
         """Yield the (M, D) features of every unit, in order."""
@@ -213,9 +199,7 @@ def pictures(num_units: int) -> Corpus:
 
 
 def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16") -> None:
-    """Write the corpus as a cache of texts, if it is not there."""
-    if folder.exists():
-        return
+    """Write the corpus as a cache of texts."""
     plan = ModalityPlan(
         unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
         lengths_N=corpus.lengths_N,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """A measured figure and what it should be: at least the goal, or at most; without a goal it is a fact.
 

@@ -28,12 +28,11 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
     """Finetune the small student on the built-in corpus, without teachers and from caches, in turn."""
     num_pictures, num_steps, rounds = (8, 20, 2) if quick else (80, 150, 5)
     data_root = folder / "data"
-    if not data_root.exists():
-        others = ("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs")
-        few: dict[str, Any] = dict.fromkeys(others, 4)
-        run_build_scenes(
-            ScenesConfig(data_root=data_root, num_caption_scenes=20, num_train=num_pictures, workers=1, **few)
-        )
+    others = ("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs")
+    few: dict[str, Any] = dict.fromkeys(others, 4)
+    run_build_scenes(
+        ScenesConfig(data_root=data_root, num_caption_scenes=20, num_train=num_pictures, workers=1, **few)
+    )
     caches = tuple(folder / name for name in _TEACHERS)
     for name, output in zip(_TEACHERS, caches, strict=True):
         run_extract(ExtractConfig(teacher=name, dataset="scenes-vcr", data_root=data_root, output=output))
@@ -58,21 +57,12 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
     seconds = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        for steps in (_FEW_STEPS, many + _FEW_STEPS):
-            begin = time.thread_time()
-            run(**advl, num_steps=1, num_workers=1, adapt_steps=steps, adapt_texts=_ADAPT_TEXTS)
-            seconds.append(time.thread_time() - begin)
-    finally:
-        torch.set_num_threads(threads)
+    for steps in (_FEW_STEPS, many + _FEW_STEPS):
+        begin = time.thread_time()
+        run(**advl, num_steps=1, num_workers=1, adapt_steps=steps, adapt_texts=_ADAPT_TEXTS)
+        seconds.append(time.thread_time() - begin)
+    torch.set_num_threads(threads)
     spent = seconds[1] - seconds[0]
-    rows.append(
-        Row(
-            name=f"step 1 over {_TEXTS:,} texts, seconds of one core",
-            value=spent * _TEXTS / (many * _ADAPT_TEXTS),
-            goal=30.0,
-            at_least=False,
-            detail=f"{many} updates of {_ADAPT_TEXTS} texts took {spent:.1f} s of processor time",
-        )
-    )
-    return rows
+    detail = f"{many} updates of {_ADAPT_TEXTS} texts took {spent:.1f} s of processor time"
+    name, value = f"step 1 over {_TEXTS:,} texts, seconds of one core", spent * _TEXTS / (many * _ADAPT_TEXTS)
+    return [*rows, Row(name, value, 30.0, at_least=False, detail=detail)]

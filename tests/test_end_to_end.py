@@ -20,7 +20,7 @@ teachers = ["efficientnet-lite0", "minilm-l6"]
 test_sets = ["test", "test-shift"]
 methods = ["plain", "advl", "advl-shuffled"]
 shots = [8]
-seeds = [0, 1]
+seeds = [0]
 
 [training]
 num_steps = 4

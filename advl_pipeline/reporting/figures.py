@@ -12,7 +12,6 @@ from typing import Any
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.drawing import (
     INK,
-    PAPER,
     SOFT,
     Drawing,
     Figure,
@@ -20,20 +19,17 @@ from advl_pipeline.reporting.drawing import (
     as_figure,
     axes,
     mark,
-    mark_level,
     mark_ticks,
     panel_width,
     round_ticks,
-    row_axes,
-    write_value,
 )
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.table import Place, StudyResult, place_of, rows_of
-
-_SMALL = 172.0
-"""Width of a drawing of which two stand beside each other on a phone, and six on a desk: there are many of them."""
+from advl_pipeline.studies.table import Place, StudyResult, place_of
 
 _FREE_COLOURS, _FREE_SHAPES = (2, 3, 4, 5, 6, 7), ("square", "diamond", "triangle")
+
+_VALUES, _ROW, _LONGEST_NAME = 46.0, 25.0, 23
+"""Room for a number beside a row, and for a row; and how many letters of a method's name are shown."""
 
 Looks = Mapping[str, Look]
 
@@ -55,10 +51,9 @@ def looks(study: StudyConfig) -> dict[str, Look]:
     }
 
 
-def anchor(result: StudyResult, setting: str, metric: str = "") -> str:
+def anchor(result: StudyResult, setting: str, metric: str) -> str:
     """Return a part of ids that is unique for a setting and metric, whatever characters their names hold."""
-    position = [item.name for item in result.study.settings].index(setting)
-    return f"{position}-{metric}" if metric else str(position)
+    return f"{[item.name for item in result.study.settings].index(setting)}-{metric}"
 
 
 def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
@@ -72,19 +67,30 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
     drawings: list[Drawing] = []
     for test_set, rows in by_set.items():
         ordered = sorted(rows, key=lambda row: row.mean)
-        drawn = row_axes([look[row.method].label for row in ordered], ticks, width=panel_width(len(by_set)), head=16)
+        width = panel_width(len(by_set))
+        drawn = axes(width, 48 + _ROW * len(rows), left=0.3 * width + 46, right=_VALUES, top=20, bottom=24)
+        drawn.set_xlim(ticks[0], ticks[-1])
+        drawn.set_ylim(-0.6, len(rows) - 0.4)
+        mark_ticks(drawn, "x", ticks)
+        labels = (look[row.method].label for row in ordered)
+        shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in labels]
+        drawn.set_yticks(range(len(rows)), shown)
+        drawn.tick_params(axis="y", length=0, pad=10, labelsize=12, labelcolor=INK)
+        beside, above = drawn.get_yaxis_transform(), drawn.get_xaxis_transform()
         for height, row in enumerate(ordered):
-            style = look[row.method]
+            style, mean = look[row.method], wording.percent(row.mean)
             drawn.plot(_inside(row, ticks), [height] * 2, color=style.colour, linewidth=1.8, gid=style.group)
             for value in row.per_seed:
                 mark(drawn, value, height, style, size=4.0, faint=True)
             mark(drawn, row.mean, height, style, size=8.5)
-            write_value(drawn, height, wording.percent(row.mean))
+            drawn.text(1.02, height, mean, color=INK, fontsize=12, fontweight="bold", va="center", transform=beside)
         for name, side in (("chance", "right"), ("majority", "left")):
             if name in trivial[test_set]:
-                mark_level(drawn, trivial[test_set][name], name, side=side)
-        shown = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
-        drawings.append((test_set, drawn, shown))
+                level = trivial[test_set][name]
+                drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
+                drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
+        told = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
+        drawings.append((test_set, drawn, told))
     return as_figure(
         "answer",
         drawings,
@@ -151,185 +157,13 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
             for row in line
         ]
         drawings.append((test_set, drawn, shown))
-    return _figure(result, rows[0], kind, drawings, series=(row.method for row in rows), **words)
-
-
-def drop_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """From in-domain accuracy to shifted accuracy, one row per method; None without a shifted set."""
-    rows = result.find("drop", setting=setting, metric=metric)
-    return _losses(result, look, rows, "drop", metric=wording.metric_name(metric))
-
-
-def vision_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """From accuracy with the picture to accuracy without it; None when no run was scored so."""
-    reference = result.study.setting(setting).reference
-    rows = result.find("use", setting=setting, metric=metric, test_set=reference)
-    return _losses(result, look, rows, "vision", metric=wording.metric_name(metric), reference=reference)
-
-
-def _losses(result: StudyResult, look: Looks, rows: list[Any], kind: str, **words: str) -> Figure | None:
-    """Draw what is lost of accuracy as the change that it is."""
-    groups: dict[str, list[tuple[Any, ...]]] = {}
-    for row in rows:
-        questions = wording.QUESTIONS[row.questions] if row.questions else ""
-        sides = f"{row.against} → {row.test_set}" if questions else f"picture {row.against}"
-        heading = ", ".join(filter(None, (sides, wording.shots_text(row.shots), questions)))
-        wanted = {"method": row.method, "against": row.against}
-        before, after, change = (
-            result.one(f"{row.quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
-        )
-        spread = wording.signed(-row.mean) + ("" if row.deviation is None else f" ± {row.deviation:.1f}")
-        more = (
-            (wording.signed(-change.mean), wording.interval(change.interval and change.interval.negated()))
-            if change
-            else ("", "")
-        )
-        first = (row.test_set, questions) if questions else (row.against,)
-        told = (*first, look[row.method].label, row.shots, spread, *more)
-        drawn = (row.method, before.mean, after.mean, wording.signed(-row.mean))
-        groups.setdefault(heading, []).append((*drawn, told))
-    return _pairs_figure(result, look, rows, groups, kind, **words)
-
-
-def text_share_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """Accuracy where the text alone suffices and where it does not; None without a text-only student."""
-    reference = result.study.setting(setting).reference
-    shares = result.find("text share", setting=setting, metric=metric, test_set=reference)
-    groups: dict[str, list[tuple[Any, ...]]] = {}
-    for row in shares:
-        wanted = {"method": row.method, "against": row.against}
-        given, rest, change = (
-            result.one(quantity, place_of(row), **wanted) for quantity in ("on given", "on rest", "on rest change")
-        )
-        alone = next(other for other in shares if other.shots == row.shots).mean
-        heading = f"{wording.shots_text(row.shots)}: text alone {wording.percent(alone)} % right"
-        more = (wording.signed(change.mean), wording.interval(change.interval)) if change else ("", "")
-        told = (look[row.method].label, row.shots, *map(wording.spread, (row, given, rest)), *more)
-        groups.setdefault(heading, []).append((row.method, rest.mean, given.mean, wording.percent(rest.mean), told))
-    text_only = look[shares[0].against].label if shares else ""
-    return _pairs_figure(
-        result,
-        look,
-        shares,
-        groups,
-        "textshare",
-        metric=wording.metric_name(metric),
-        reference=reference,
-        text_only=text_only,
-    )
-
-
-def _pairs_figure(
-    result: StudyResult,
-    look: Looks,
-    rows: list[Any],
-    groups: Mapping[str, list[tuple[Any, ...]]],
-    kind: str,
-    **words: str,
-) -> Figure | None:
-    """Draw one panel per group, all on one scale: a row per method from a filled mark to a hollow one.
-
-    Args:
-        groups: heading -> for each method its name, both ends, what is written beside them, and its row of numbers.
-    """
-    if not groups:
-        return None
-    ticks = round_ticks([end for group in groups.values() for pair in group for end in pair[1:3]])
-    drawings: list[Drawing] = []
-    for heading, group in groups.items():
-        shown = group[::-1]
-        drawn = row_axes([look[method].label for method, *_ in shown], ticks, width=panel_width(len(groups)))
-        for height, (method, filled, hollow, text, _) in enumerate(shown):
-            style = look[method]
-            drawn.plot([hollow, filled], [height] * 2, color=style.colour, linewidth=1.8, gid=style.group)
-            mark(drawn, hollow, height, style, hollow=True)
-            mark(drawn, filled, height, style, hollow=False)
-            write_value(drawn, height, text)
-        drawings.append((heading, drawn, [pair[-1] for pair in group]))
-    return _figure(result, rows[0], kind, drawings, **words)
-
-
-def weight_figure(result: StudyResult, look: Looks, *, setting: str) -> Figure | None:
-    """Distribution of the confidence weights of the focus method; None when no run logged any."""
-    method = result.study.focus
-    histograms = rows_of(result.weights, setting=setting, method=method)
-    if not histograms:
-        return None
-    drawings: list[Drawing] = []
-    for row in histograms:
-        symbol = "w" if row.quantity == "weight" else "c_S" if row.modality == "student" else "c_T"
-        what, top, style = f"{symbol}, {row.modality}", row.edges[-1], look[method]
-        drawn = axes(_SMALL, 140, bottom=36, top=22)
-        drawn.set_xlim(0, top)
-        drawn.set_ylim(0, max(row.shares) or 1.0)
-        width = top / len(row.shares)
-        drawn.bar(row.edges[:-1], row.shares, width, align="edge", color=style.colour, edgecolor=PAPER, linewidth=1)
-        drawn.axhline(0, color=SOFT, linewidth=1.2)
-        name = "confidence weight" if symbol == "w" else "P(right answer)"
-        mark_ticks(drawn, "x", [tick for tick in round_ticks([0.0, top]) if tick <= top], name=name)
-        drawn.axvline(row.mean, color=INK, linewidth=1, linestyle=(0, (2, 3)))
-        side, text = "left" if row.mean < top / 2 else "right", f" mean {row.mean:.2f} "
-        drawn.text(row.mean, max(row.shares), text, color=INK, fontsize=12, ha=side, va="bottom")
-        size, top_share = wording.shots_text(row.shots), f"{100 * row.shares[-1]:.0f} %"
-        drawings.append(
-            (f"{what}, {size}", drawn, [(what, row.shots, f"{row.mean:.2f}", top_share, wording.count(row.count))])
-        )
-    runs = (cell.run for cell in rows_of(result.cells, setting=setting, method=method))
-    return as_figure("weights", drawings, identifier=f"weights-{anchor(result, setting)}", runs=runs)
-
-
-def calibration_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """Accuracy against confidence on the in-domain test set at the smallest size; None without stored scores."""
-    reference = result.study.setting(setting).reference
-    found = rows_of(result.calibrations, setting=setting, metric=metric, test_set=reference)
-    if not found:
-        return None
-    smallest = min(found, key=lambda row: place_of(row).rank)
-    drawings: list[Drawing] = []
-    for row in (row for row in found if row.shots == smallest.shots):
-        style, bins = look[row.method], row.reliability.bins
-        drawn = axes(_SMALL, _SMALL, left=30, right=12, bottom=36)
-        drawn.set_xlim(0, 1)
-        drawn.set_ylim(0, 1)
-        mark_ticks(drawn, "y", [0.0, 0.5, 1.0], ["0", "50", "100"])
-        mark_ticks(drawn, "x", [0.0, 0.5, 1.0], ["0", "50", "100"], name="confidence %")
-        drawn.plot([0, 1], [0, 1], color=SOFT, linewidth=1.2)
-        sure, right = [one.confidence for one in bins], [one.accuracy for one in bins]
-        drawn.plot(sure, right, color=style.colour, linewidth=1.8, gid=style.group)
-        total = sum(one.count for one in bins)
-        for one in bins:
-            mark(drawn, one.confidence, one.accuracy, style, size=4 + 10 * (one.count / total) ** 0.5)
-        error = f"{row.reliability.expected_error:.1f}"
-        drawn.text(0.98, 0.05, f"ECE {error}", color=INK, fontsize=12, fontweight="bold", ha="right")
-        told = ", ".join(f"{100 * one.accuracy:.0f} at {100 * one.confidence:.0f}" for one in bins)
-        drawings.append((style.label, drawn, [(style.label, row.shots, error, told)]))
-    return as_figure(
-        "calibration",
-        drawings,
-        identifier=f"calibration-{anchor(result, setting, metric)}",
-        runs=(run for row in result.find("accuracy", place_of(smallest)) for run in row.runs),
-        reference=reference,
-        shots=wording.shots_text(smallest.shots),
-    )
-
-
-def _figure(
-    result: StudyResult,
-    row: Any,
-    kind: str,
-    drawings: list[Drawing],
-    *,
-    series: Iterable[str] = (),
-    **words: str,
-) -> Figure:
-    """Return drawings as the figure of the setting and the metric of a row, with all of their runs."""
-    where = {"setting": row.setting, "metric": row.metric}
+    where = {"setting": rows[0].setting, "metric": rows[0].metric}
     return as_figure(
         kind,
         drawings,
-        identifier=f"{kind}-{anchor(result, row.setting, row.metric)}",
-        runs=(run for one in result.find("accuracy", **where) for run in one.runs),
-        series=series,
+        identifier=f"{kind}-{anchor(result, *where.values())}",
+        runs=(run for row in result.find("accuracy", **where) for run in row.runs),
+        series=(row.method for row in rows),
         **words,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 from importlib import resources
 from pathlib import Path
@@ -23,29 +24,15 @@ from advl_pipeline.reporting.figures import (
     Looks,
     accuracy_figure,
     answer_figure,
-    calibration_figure,
-    drop_figure,
     gain_figure,
     looks,
-    text_share_figure,
-    vision_figure,
-    weight_figure,
 )
 from advl_pipeline.reporting.run_view import view_run
-from advl_pipeline.reporting.tables import readout_tables, templates, wide_tables
+from advl_pipeline.reporting.tables import loss_tables, readout_tables, templates, wide_tables
 from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge_claims
 from advl_pipeline.studies.table import StudyResult
 
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
-
-_SECTIONS = {
-    "shots": ("Over shots", (accuracy_figure, gain_figure)),
-    "shift": ("Shifted test sets", (drop_figure,)),
-    "vision": ("Use of vision", (vision_figure, text_share_figure)),
-    "weights": ("Confidence weights", ()),
-    "calibration": ("Calibration", (calibration_figure,)),
-}
-"""Sections made of figures of each setting and metric; those of weights are of each setting."""
 
 
 def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -> str:
@@ -87,7 +74,10 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
         margin=f"{result.study.margin:g}",
         readouts=readout_tables(result),
         tables=wide_tables(result),
-        sections={} if is_run else _sections(result, look),
+        figures=[] if is_run else _over_shots(result, look),
+        losses={
+            section: loss_tables(result, quantity) for section, quantity in (("shift", "drop"), ("vision", "use"))
+        },
         examples=examples,
         words=words,
         caches=[_pretty(cache) for cache in result.caches],
@@ -95,27 +85,15 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     )
 
 
-def _sections(result: StudyResult, look: Looks) -> dict[str, tuple[str, list[Figure]]]:
-    """Return the title and the figures of each section that has any."""
-    settings = result.study.settings
-    sections = {}
-    for name, (title, draws) in _SECTIONS.items():
-        drawn = [
-            (setting.name, draw(result, look, setting=setting.name, metric=metric))
-            for setting in settings
-            for metric in setting.metrics
-            for draw in draws
-        ]
-        if name == "weights":
-            drawn = [(setting.name, weight_figure(result, look, setting=setting.name)) for setting in settings]
-        kept = [
-            dataclasses.replace(figure, title=f"{figure.title}: {setting}") if len(settings) > 1 else figure
-            for setting, figure in drawn
-            if figure is not None
-        ]
-        if kept:
-            sections[name] = (title, kept)
-    return sections
+def _over_shots(result: StudyResult, look: Looks) -> list[Figure]:
+    """Return the figures over shots, each called by its setting where there are several."""
+    figures = []
+    for setting in result.study.settings:
+        several = f": {setting.name}" if len(result.study.settings) > 1 else ""
+        for metric, draw in itertools.product(setting.metrics, (accuracy_figure, gain_figure)):
+            if (figure := draw(result, look, setting=setting.name, metric=metric)) is not None:
+                figures.append(dataclasses.replace(figure, title=figure.title + several))
+    return figures
 
 
 def _pretty(value: Any) -> str:

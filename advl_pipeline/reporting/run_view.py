@@ -16,8 +16,6 @@ from advl_pipeline.reporting.drawing import (
     axes,
     mark_ticks,
     round_ticks,
-    row_axes,
-    write_value,
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json, read_log
@@ -26,7 +24,6 @@ from advl_pipeline.studies.table import StudyResult
 _MOST_CLASSES = 12
 """Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""
 
-_MOST_KINDS = 24
 _TERMS = {
     "task": "task",
     "vision": "vision teacher",
@@ -41,8 +38,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     """Read what the page of the only run of a result shows beside its tables.
 
     Returns:
-        name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; figures of the
-        losses and of the kinds of questions; confusions: test set -> class names and counts, the true class by row.
+        name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; a figure of the
+        losses; tables of the kinds of questions; confusions: test set -> class names and counts, true class by row.
     """
     (cell,) = result.cells.itertuples()
     run = result.runs / str(cell.run)
@@ -65,7 +62,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "scores": scores,
         "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
         "losses": loss_figure(read_log(run), run=str(cell.run)),
-        "kinds": _kinds_figures(documents, run=str(cell.run)),
+        "kinds": _kinds(documents),
         "confusions": {
             test_set: document["confusion"]
             for test_set, document in documents.items()
@@ -140,35 +137,19 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
     return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
 
 
-def _kinds_figures(documents: Mapping[str, Mapping[str, Any]], *, run: str) -> list[Figure]:
-    """Accuracy by question type and by answer type, where there are several; answer types are of VQA alone."""
-    figures = []
-    for number, (test_set, document) in enumerate(documents.items()):
-        by_answer = document.get("by_answer_type") or {}
-        ways = {"question type": document.get("by_question_type", {}), "answer type": {"vqa": by_answer}}
-        for place, (way, by_metric) in enumerate(ways.items()):
+def _kinds(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Return tables of accuracy by question type and by answer type, where there are several, the worst first."""
+    tables = []
+    for test_set, document in documents.items():
+        ways = {"question type": document.get("by_question_type", {})}
+        ways["answer type"] = {"vqa": document.get("by_answer_type") or {}}
+        for way, by_metric in ways.items():
             for metric, kinds in by_metric.items():
-                if len(kinds) < 2:
-                    continue
-                ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])[-_MOST_KINDS:]
-                labels = [f"{name} ({found['num_items']:.0f})" for name, found in ordered]
-                drawn = row_axes(labels, [0.0, 25.0, 50.0, 75.0, 100.0])
-                for row, (_, found) in enumerate(ordered):
-                    accuracy = found["accuracy"]
-                    drawn.plot([0, accuracy], [row, row], color=SERIES[1], linewidth=6, solid_capstyle="butt")
-                    write_value(drawn, row, wording.percent(accuracy))
-                rows = [
-                    (name, f"{found['num_items']:.0f}", f"{found['accuracy']:.1f}") for name, found in kinds.items()
-                ]
-                figures.append(
-                    as_figure(
-                        "kinds",
-                        [("", drawn, rows)],
-                        identifier=f"kinds-{number}-{metric}-{place}",
-                        runs=[run],
-                        metric=wording.metric_name(metric),
-                        test_set=test_set,
-                        way=way,
-                    )
-                )
-    return figures
+                if len(kinds) > 1:
+                    ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])
+                    rows = [
+                        (name, f"{found['num_items']:.0f}", wording.percent(found["accuracy"]))
+                        for name, found in ordered
+                    ]
+                    tables.append((f"{wording.metric_name(metric)} on {test_set} by {way}", rows))
+    return tables

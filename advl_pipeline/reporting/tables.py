@@ -146,6 +146,32 @@ def _over_best(result: StudyResult, place: Place, method: str) -> Any:
     return result.one("gain", place, method=method, against=best.method) if best else None
 
 
+def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
+    """Arrange what is lost on each shifted test set ("drop"), or with each kind of spoilt picture ("use")."""
+    by_title: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(result.find(quantity), key=lambda row: place_of(row).rank):
+        wanted = {"method": row.method, "against": row.against}
+        before, after, change = (
+            result.one(f"{quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
+        )
+        sides = f"{row.test_set}, picture {row.against}"
+        if row.questions:
+            sides = f"{row.against} → {row.test_set}, {wording.QUESTIONS[row.questions]}"
+        told = [wording.percent(before.mean), wording.percent(after.mean), wording.signed(-row.mean)]
+        told[-1] += "" if row.deviation is None else f" ± {row.deviation:.1f}"
+        interval = change and wording.interval(change.interval and change.interval.negated())
+        told.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
+        label = wording.method_label(result.study, row.method)
+        cells = [{"text": text} for text in told]
+        title = f"{row.setting}, {wording.metric_name(row.metric)} in percent: {sides}"
+        by_title.setdefault(title, []).append(_row(result, row.shots, row.method, label, cells))
+    columns = ("before", "after", "change", "change minus the baseline's")
+    return tuple(
+        ShownTable(title=title, columns=columns, head={}, rows=tuple(rows), caveats=())
+        for title, rows in by_title.items()
+    )
+
+
 def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """Arrange the readouts: one table per setting, rows by shots and method, columns by nodes and teacher.
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,6 @@ from advl_pipeline.runs.names import evaluation_file
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Quantity = Literal["weight", "confidence"]
-Nodes = Literal["words", "texts", "regions"]
-
-_QUANTITIES: Mapping[str, Quantity] = {"weights": "weight", "confidence": "confidence"}
-_NODES: tuple[Nodes, ...] = ("words", "texts", "regions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,23 +36,6 @@ class Evaluation:
     items: pd.DataFrame
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightBins:
-    """Weights of one optimiser step: equal bins from 0."""
-
-    bin_width: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeReadout:
-    """How often one run's student places nodes as the teacher does, around the adapt step; in percent."""
-
-    before: float
-    after: float
-    chance: float
 
 
 class DamagedRun(ConfigError):
@@ -196,100 +173,61 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         ) from error
 
 
-def read_task_loss(run: Path) -> str:
-    """Return the loss that a run's task was trained by, as its settings record it.
-
-    Raises:
-        ConfigError: the settings are missing or damaged.
-    """
-    path = run / names.SETTINGS
-    try:
-        return str(read_json(path)["settings"]["task_loss"]["value"])
-    except (KeyError, TypeError) as error:
-        raise DamagedRun("The settings of a run do not name the loss of its task.", path, error) from error
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
     """Return the record of each logged step, in order; none for a run that has logged nothing.
 
-    Raises:
-        ConfigError: metrics.jsonl is damaged.
-    """
-    path = run / names.METRICS
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [_read_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def read_log_before(run: Path, step: int) -> list[dict[str, Any]]:
-    """Return the records of the steps before one, in order, from a log whose last line may be torn.
+    Args:
+        before: only of steps before this one, from a log whose last line may be torn.
 
     Raises:
-        ConfigError: another line of metrics.jsonl is damaged.
+        ConfigError: a line of metrics.jsonl is damaged.
     """
     path = run / names.METRICS
-    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    records = [_read_record(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
-    return [record for record in records if record["step"] < step]
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("it is no object with the number of a step")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                "A logged step is damaged.",
+                where=f"{path}, line {number}",
+                why=str(error),
+                next_command=again("start over by the same command with --no-resume", "--no-resume"),
+            ) from error
+        records.append(record)
+    return [record for record in records if before is None or record["step"] < before]
 
 
-def _read_record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError("it is no object with the number of a step")
-        return record
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            "A logged step is damaged.",
-            where=where,
-            why=str(error),
-            next_command=again("start over by the same command with --no-resume", "--no-resume"),
-        ) from error
-
-
-def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
-    """Return the histograms of confidence weights, and of confidences, of the finetune step.
+def read_readout(run: Path) -> list[dict[str, Any]]:
+    """Return how often a run's student places nodes as a teacher does, before and after the adapt step, in percent.
 
     Returns:
-        (quantity, modality) -> one per logged step.
-
-    Raises:
-        ConfigError: metrics.jsonl is damaged.
-    """
-    found: dict[tuple[Quantity, str], list[WeightBins]] = {}
-    for record in read_log(run):
-        if record.get("phase") != "finetune":
-            continue
-        for key, value in record.items():
-            group, _, modality = key.partition("/")
-            if group in _QUANTITIES:
-                bins = WeightBins(bin_width=float(value["bin_width"]), counts=tuple(value["counts"]))
-                found.setdefault((_QUANTITIES[group], modality), []).append(bins)
-    return found
-
-
-def read_readout(run: Path) -> dict[tuple[str, Nodes], NodeReadout]:
-    """Return what a run's readout found by teacher and nodes; nothing for a run without an adapt step or a teacher.
+        A row for each `teacher` and `nodes` (words, texts or regions), with `before`, `after` and `chance`; none for
+        a run without an adapt step or a teacher.
 
     Raises:
         ConfigError: readout.json is damaged.
     """
     path = run / names.READOUT
     if not path.exists():
-        return {}
+        return []
     document = read_json(path)
-    found: dict[tuple[str, Nodes], NodeReadout] = {}
     try:
-        for teacher, before in document["before"].items():
-            after = document["after"][teacher]
-            for nodes in _NODES:
-                # Null where there were too few nodes to choose among, which the adapt step does not change.
-                if before[nodes] is not None:
-                    found[teacher, nodes] = NodeReadout(
-                        before=100.0 * float(before[nodes]["share"]),
-                        after=100.0 * float(after[nodes]["share"]),
-                        chance=100.0 * float(before[nodes]["chance"]),
-                    )
+        return [
+            {
+                "teacher": teacher,
+                "nodes": nodes,
+                "before": 100.0 * float(found["share"]),
+                "after": 100.0 * float(document["after"][teacher][nodes]["share"]),
+                "chance": 100.0 * float(found["chance"]),
+            }
+            for teacher, before in document["before"].items()
+            for nodes in ("words", "texts", "regions")
+            # Null where there were too few nodes to choose among, which the adapt step does not change.
+            if (found := before[nodes]) is not None
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRun("The readout of a run is damaged.", path, error) from error
-    return found

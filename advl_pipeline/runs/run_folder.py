@@ -23,7 +23,7 @@ from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.packages import installed_versions
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json, read_log_before
+from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
@@ -158,7 +158,7 @@ class RunFolder:
             ConfigError: another line is damaged.
         """
         if self.metrics.exists():
-            kept = read_log_before(self.path, step)
+            kept = read_log(self.path, before=step)
             write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def open_trackers(self, trackers: Sequence[str], *, first_step: int) -> None:

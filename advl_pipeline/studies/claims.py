@@ -27,12 +27,11 @@ A test is of a mean difference over seeds, in points, that has to be positive. I
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
@@ -50,14 +49,6 @@ MINUS = "\N{MINUS SIGN}"
 
 _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (other questions)"}
 """Said beside a drop that is not over the same questions."""
-
-_STATEMENTS = {
-    "C1": "{focus} beats {baseline} at full data.",
-    "C2": "The gain over {baseline} grows as shots shrink.",
-    "C3": "The drop from the original to the shifted test sets shrinks.",
-    "C4": "The student uses the image more.",
-    "C5": "Each part adds over naive KD.",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,33 +79,44 @@ class Verdict:
     notes: tuple[str, ...]
 
 
+class Contrast(NamedTuple):
+    """Differences in points, one per seed, whose mean has to be positive, and its interval over seeds and items."""
+
+    name: str
+    unit: str
+    per_seed: tuple[float, ...]
+    joint_interval: Interval
+
+    @property
+    def p_value(self) -> float | None:
+        return paired_t_test(self.per_seed)
+
+
 @dataclass(kw_only=True)
 class _Draft:
-    """A claim while its tests are collected.
+    """A claim while its contrasts are collected.
 
     `lacks` says why it cannot be supported whatever the numbers say, `not_reached` why it cannot be judged at all.
-    `of_table` holds the adjusted p of the tests that are contrasts of the table.
+    `of_table` holds the adjusted p of the contrasts that stand in the table.
     """
 
     claim: str
     setting: Setting
     result: StudyResult
-    tests: list[ClaimTest] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    contrasts: list[Contrast] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
-    of_table: dict[ClaimTest, float | None] = field(default_factory=dict)
+    of_table: dict[Contrast, float | None] = field(default_factory=dict)
 
-    def add(self, name: str, unit: str, row: Any, *, factor: float = 1.0) -> ClaimTest:
-        """Add the test that a number of the study, times a factor, is above 0."""
+    def add(self, name: str, unit: str, row: Any, *, factor: float = 1.0) -> Contrast:
+        """Add the contrast that a number of the study, times a factor, is above 0."""
         low, high = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
-        per_seed = [factor * value for value in row.per_seed]
         joint = Interval(low=low, high=high, level=row.joint_interval.level)
-        self.tests.append(untried(name=name, unit=unit, per_seed=per_seed, joint_interval=joint))
-        return self.tests[-1]
+        self.contrasts.append(Contrast(name, unit, tuple(factor * value for value in row.per_seed), joint))
+        return self.contrasts[-1]
 
     def add_mean(self, quantity: str, other: str, like: Any, name: str) -> None:
-        """Add the test of a mean over shots against another method, on the test set of `like`."""
+        """Add that of a mean over shots against another method, on the test set of `like`."""
         where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
         found = self.result.one(f"mean {quantity}", against=other, **where)
         if found is None:
@@ -125,16 +127,14 @@ class _Draft:
         self.add(name, "points, mean over shots", found, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
-        """Add the tests of the focus method against the baseline and the controls at a place."""
-        study, where = self.result.study, f"{place.metric} at {_shots(place.shots)}"
-        own = self.gain(place, study.baseline)
-        for number, other in enumerate(self.rivals()):
-            if (gain := self.gain(place, other)) is None:
+        """Add those of the focus method against the baseline and the controls at a place."""
+        focus = self.result.study.focus
+        for other in self.rivals():
+            if (gain := self.result.one("gain", place, method=focus, against=other)) is None:
                 self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
-                continue
-            self.of_table[self.add(f"{where}: {study.focus} minus {other}", "points", gain)] = gain.p_seed_holm
-            if number and own.mean > 0:
-                self.notes.append(_control_note(where, own, gain))
+            else:
+                name = f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}"
+                self.of_table[self.add(name, "points", gain)] = gain.p_seed_holm
 
     def rivals(self) -> list[str]:
         """Return the baseline and the teacher controls; without one of those the claim cannot be supported."""
@@ -146,13 +146,10 @@ class _Draft:
 
     def in_domain(self) -> list[Place]:
         """Return the places on the in-domain test set where the focus method met its baseline."""
-        here = (self.setting.name, self.setting.reference)
+        study, here = self.result.study, (self.setting.name, self.setting.reference)
         own = [place for place in self.result.places() if (place.setting, place.test_set) == here]
-        return [place for place in own if self.gain(place, self.result.study.baseline)]
-
-    def gain(self, place: Place, over: str) -> Any:
-        """Return the gain of the focus method over another at a place, None where one lacks."""
-        return self.result.one("gain", place, method=self.result.study.focus, against=over)
+        met = {"method": study.focus, "against": study.baseline}
+        return [place for place in own if self.result.one("gain", place, **met)]
 
     def means(self, quantity: str) -> list[Any]:
         """Return what the focus method has more than the baseline, on each test set where it was measured."""
@@ -166,36 +163,28 @@ def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
     """
     study, drafts = result.study, list[_Draft]()
     for setting in () if result.of_runs else study.settings:
-        # What the grid holds, however much of it is finished.
-        could_be_tested = {
-            "C1": None in study.shots,
-            "C2": len(study.shots) > 1,
-            "C3": len(setting.test_sets) > 1,
-            "C4": USE_VIEW in study.evaluation.get("probe", (USE_VIEW,)),
-            "C5": "naive-kd" in study.methods and any(study.variant(name).part for name in study.methods),
-        }
-        for claim in (name for name, could in could_be_tested.items() if could):
-            drafts.append(_Draft(claim=claim, setting=setting, result=result))
-            _COLLECT[claim](drafts[-1])
-    own = [test for draft in drafts for test in draft.tests if test not in draft.of_table]
-    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
+        for claim, (_, could_be_tested, collect) in _CLAIMS.items():
+            # By what the grid holds, however much of it is finished.
+            if could_be_tested(study, setting):
+                drafts.append(_Draft(claim=claim, setting=setting, result=result))
+                collect(drafts[-1])
+    own = [contrast for draft in drafts for contrast in draft.contrasts if contrast not in draft.of_table]
+    adjusted = dict(zip(own, holm([contrast.p_value for contrast in own]), strict=True))
     verdicts = []
     for draft in drafts:
-        corrected = [(adjusted | draft.of_table)[test] for test in draft.tests]
-        tests = try_tests(draft.tests, corrected, margin=study.margin, min_seeds=study.min_seeds)
+        corrected = [(adjusted | draft.of_table)[contrast] for contrast in draft.contrasts]
+        tests = decide(draft.contrasts, corrected, margin=study.margin, min_seeds=study.min_seeds)
         outcome, reason = _verdict(draft, tests)
-        cautions = (f"Caution: {lack}." for lack in (*draft.not_reached, *draft.lacks))
+        statement, *_ = _CLAIMS[draft.claim]
         verdicts.append(
             Verdict(
                 claim=draft.claim,
                 setting=draft.setting.name,
-                statement=_STATEMENTS[draft.claim].format(
-                    focus=study.variant(study.focus).label, baseline=study.baseline
-                ),
+                statement=statement.format(focus=study.variant(study.focus).label, baseline=study.baseline),
                 outcome=outcome,
                 reason=reason,
                 tests=tests,
-                notes=tuple(dict.fromkeys([*draft.notes, *cautions])),
+                notes=tuple(dict.fromkeys(f"Caution: {lack}." for lack in (*draft.not_reached, *draft.lacks))),
             )
         )
     return tuple(verdicts)
@@ -216,14 +205,13 @@ def _low_shot(draft: _Draft) -> None:
     """The gain over the baseline is larger at the fewest shots than at the most, and is there at the fewest."""
     places, result = draft.in_domain(), draft.result
     for metric in dict.fromkeys(place.metric for place in places):
-        where: dict[str, Any] = {"setting": draft.setting.name, "metric": metric}
+        where: dict[str, Any] = {"method": result.study.focus, "setting": draft.setting.name, "metric": metric}
         where["test_set"] = draft.setting.reference
-        along = result.find("gain along shots", method=result.study.focus, **where)
-        slope = result.one("slope", method=result.study.focus, **where)
-        if not along:
-            draft.not_reached.append("no seed has finished every shot size")
-        elif slope is None:
-            draft.not_reached.append("only one shot size was run")
+        along, slope = result.find("gain along shots", **where), result.one("slope", **where)
+        if slope is None:
+            draft.not_reached.append(
+                "only one shot size was run" if along else "no seed has finished every shot size"
+            )
         else:
             fewest, most = along[0].size, along[-1].size
             name = f"{metric}: gain at {fewest} minus gain at {most} shots"
@@ -254,8 +242,7 @@ def _vision(draft: _Draft) -> None:
 
 
 def _parts(draft: _Draft) -> None:
-    study = draft.result.study
-    parts = {name: study.variant(name).part for name in study.methods if study.variant(name).part}
+    parts = _left_out(draft.result.study)
     if missing := PARTS - set(parts.values()):
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
     baseline = [row for row in draft.means("accuracy") if row.test_set == draft.setting.reference]
@@ -264,26 +251,31 @@ def _parts(draft: _Draft) -> None:
         draft.add_mean("accuracy", other, like, f"{like.metric}: {name}")
 
 
-_COLLECT = {"C1": _full_data, "C2": _low_shot, "C3": _shift, "C4": _vision, "C5": _parts}
-"""What collects the tests of a claim."""
+def _left_out(study: StudyConfig) -> dict[str, str]:
+    """Return the ablations of a study: method -> the part that it leaves out."""
+    return {name: part for name in study.methods if (part := study.variant(name).part)}
 
 
-def _control_note(where: str, own: Any, rest: Any) -> str:
-    """Say how much of a gain a teacher that knows nothing gives as well."""
-    control = rest.against
-    if own.seeds != rest.seeds:
-        return f"{where}: {control} and {own.against} are finished for other seeds, so no part of the gain is told."
-    interval = rest.joint_interval
-    if interval.low <= 0:
-        verdict = "cannot be told from 0"
-    elif rest.p_seed_holm is None or rest.p_seed_holm >= SIGNIFICANT:
-        verdict = f"is not settled over {len(rest.seeds)} seed{'s' if len(rest.seeds) != 1 else ''}"
-    else:
-        verdict = "is what the true teacher adds"
-    return (
-        f"{where}: of the gain of {signed(own.mean)} points, {control} gives {signed(own.mean - rest.mean)}; "
-        f"the rest, {signed(rest.mean)} [{signed(interval.low)}, {signed(interval.high)}], {verdict}."
-    )
+_CLAIMS: Mapping[str, tuple[str, Callable[[StudyConfig, Setting], bool], Callable[[_Draft], None]]] = {
+    "C1": ("{focus} beats {baseline} at full data.", lambda study, _: None in study.shots, _full_data),
+    "C2": ("The gain over {baseline} grows as shots shrink.", lambda study, _: len(study.shots) > 1, _low_shot),
+    "C3": (
+        "The drop from the original to the shifted test sets shrinks.",
+        lambda _, setting: len(setting.test_sets) > 1,
+        _shift,
+    ),
+    "C4": (
+        "The student uses the image more.",
+        lambda study, _: USE_VIEW in study.evaluation.get("probe", (USE_VIEW,)),
+        _vision,
+    ),
+    "C5": (
+        "Each part adds over naive KD.",
+        lambda study, _: "naive-kd" in study.methods and bool(_left_out(study)),
+        _parts,
+    ),
+}
+"""What each claim says, whether a study's grid could test it, and what collects its contrasts."""
 
 
 def _shots(shots: str) -> str:
@@ -304,16 +296,17 @@ def is_teacher_control(study: StudyConfig, name: str) -> bool:
 def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
     """Return what becomes of a claim by its tests, and why."""
     study = draft.result.study
-    failed = [test for test in tests if test.outcome == NOT_SUPPORTED]
-    open_tests = [test for test in tests if test.outcome == UNDECIDED]
+    failed, undecided = (
+        [test for test in tests if test.outcome == outcome] for outcome in (NOT_SUPPORTED, UNDECIDED)
+    )
     if not tests:
         why, *_ = [*draft.not_reached, *draft.lacks, "no cell of this comparison is finished"]
         return UNDECIDED, f"Not tested: {why}."
     outcome: Outcome
     if failed:
         outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].name}."
-    elif open_tests:
-        outcome, reason = UNDECIDED, why_open(open_tests[0], min_seeds=study.min_seeds)
+    elif undecided:
+        outcome, reason = UNDECIDED, why_open(undecided[0], min_seeds=study.min_seeds)
     elif draft.lacks:
         outcome, reason = UNDECIDED, f"The numbers agree, but {draft.lacks[0]}."
     else:
@@ -324,67 +317,54 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
     return outcome, reason
 
 
-def untried(*, name: str, unit: str, per_seed: Sequence[float], joint_interval: Interval) -> ClaimTest:
-    """Return a test whose outcome waits for the correction over all tests.
-
-    Args:
-        per_seed: differences in points, one per seed.
-        joint_interval: of their mean over seeds and items.
-    """
-    spread = summarise(per_seed)
-    return ClaimTest(
-        name=name,
-        unit=unit,
-        per_seed=tuple(per_seed),
-        mean=spread.mean,
-        interval=spread.interval,
-        joint_interval=joint_interval,
-        p_value=paired_t_test(per_seed),
-        p_adjusted=None,
-        outcome=UNDECIDED,
-    )
-
-
-def try_tests(
-    tests: Sequence[ClaimTest], adjusted: Sequence[float | None], *, margin: float, min_seeds: int
+def decide(
+    contrasts: Sequence[Contrast], adjusted: Sequence[float | None], *, margin: float, min_seeds: int
 ) -> tuple[ClaimTest, ...]:
-    """Decide the tests of one claim.
+    """Decide the contrasts of one claim.
 
     Args:
         adjusted: p of each, corrected over all tests of all claims.
         margin: smallest gain in points that would matter.
         min_seeds: fewest seeds that decide anything.
     """
+    tests = []
     # One test that fails sinks a claim, so the more tests it has, the more each must show.
-    against_margin = holm([margin_p(test, margin) for test in tests])
-    return tuple(
-        dataclasses.replace(
-            test, p_adjusted=p_adjusted, outcome=_outcome(test, p_adjusted, p_margin, min_seeds=min_seeds)
+    against_margin = holm([margin_p(contrast, margin) for contrast in contrasts])
+    for contrast, p_adjusted, p_margin in zip(contrasts, adjusted, against_margin, strict=True):
+        spread = summarise(contrast.per_seed)
+        outcome = UNDECIDED
+        if len(contrast.per_seed) >= max(min_seeds, 2):
+            is_sure = p_adjusted is not None and p_adjusted < SIGNIFICANT
+            if is_sure and spread.mean > 0.0 and contrast.joint_interval.low > 0.0:
+                outcome = SUPPORTED
+            elif p_margin is not None and p_margin < RULED_OUT:
+                outcome = NOT_SUPPORTED
+        tests.append(
+            ClaimTest(
+                **contrast._asdict(),
+                mean=spread.mean,
+                interval=spread.interval,
+                p_value=contrast.p_value,
+                p_adjusted=p_adjusted,
+                outcome=outcome,
+            )
         )
-        for test, p_adjusted, p_margin in zip(tests, adjusted, against_margin, strict=True)
-    )
+    return tuple(tests)
 
 
-def margin_p(test: ClaimTest, margin: float) -> float | None:
+def margin_p(contrast: Contrast, margin: float) -> float | None:
     """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested.
 
     The same number from every seed has no such test, and nothing but the items tells how sure it is: it is as good as
     ruled out if it and their interval lie below the margin.
     """
-    over_seeds = paired_t_test([value - margin for value in test.per_seed])
+    spread = summarise(contrast.per_seed)
+    over_seeds = paired_t_test([value - margin for value in contrast.per_seed])
     if over_seeds is not None:
-        return over_seeds / 2 if test.mean < margin else 1.0 - over_seeds / 2
-    if test.interval is not None and max(test.mean, test.joint_interval.high) < margin:
+        return over_seeds / 2 if spread.mean < margin else 1.0 - over_seeds / 2
+    if spread.interval is not None and max(spread.mean, contrast.joint_interval.high) < margin:
         return 0.0
     return None
-
-
-def _outcome(test: ClaimTest, p_adjusted: float | None, p_margin: float | None, *, min_seeds: int) -> Outcome:
-    if len(test.per_seed) < max(min_seeds, 2):
-        return UNDECIDED
-    if test.mean > 0.0 and p_adjusted is not None and p_adjusted < SIGNIFICANT and test.joint_interval.low > 0.0:
-        return SUPPORTED
-    return NOT_SUPPORTED if p_margin is not None and p_margin < RULED_OUT else UNDECIDED
 
 
 def why_open(test: ClaimTest, *, min_seeds: int) -> str:

@@ -12,10 +12,7 @@ All numbers are rows of one frame with `COLUMNS`. What a row is of, `quantity` s
     otherwise (`questions` is "same"), all are over the questions that both hold; else each accuracy is over its whole
     set;
   - `mean accuracy`, `mean drop` and `mean use` of the focus method minus those of `against`, over the shot sizes that
-    `over` names;
-  - `text share`: percent of items that a text-only student of the same seed (`against`) gets right; `on given` and
-    `on rest` are the method's accuracy on those items and on the others, and `on rest change` what the latter is more
-    than the baseline's.
+    `over` names.
 
 Shapes: S seeds, N items, K shot sizes.
 """
@@ -41,8 +38,7 @@ from advl_pipeline.evaluation.statistics import (
     slope_per_doubling,
     summarise,
 )
-from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Sides, Table, paired, weighted_sum
+from advl_pipeline.studies.table import USE_VIEW, WITH_PICTURE, Place, Scores, Sides, Table, paired, weighted_sum
 
 COLUMNS = (
     "quantity", *Place._fields, "method", "against", "seeds", "per_seed", "mean", "deviation", "interval",
@@ -51,15 +47,12 @@ COLUMNS = (
 )  # fmt: skip
 """`mean`, `deviation` and `interval` (Student's t) are over seeds; `joint_interval` is over seeds and items."""
 
-_RIGHT = 0.5
-"""Score from which an item counts as answered rightly: VQA's scores lie between 0 and 1."""
-
 Row = dict[str, Any]
 
 
 def numbers_of(table: Table) -> pd.DataFrame:
     """Return every number of a study, a row each."""
-    makers = (_accuracies, _gains, _trends, _losses, _means, _text_shares)
+    makers = (_accuracies, _gains, _trends, _losses, _means)
     rows = [row for make in makers for row in make(table)]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
@@ -136,8 +129,7 @@ def _losses(table: Table) -> Iterator[Row]:
         if view == WITH_PICTURE and place.test_set == reference:
             continue
         quantity, against = ("drop", reference) if view == WITH_PICTURE else ("use", view)
-        sides = table.drop(place, method) if quantity == "drop" else table.use(place, method, view)
-        if sides is not None:
+        if (sides := table.sides(place, method, view)) is not None:
             found.setdefault((quantity, place, against), {})[method] = sides
     for (quantity, place, against), by_method in found.items():
         lost = {method: sides.lost.by_seed for method, sides in by_method.items()}
@@ -146,7 +138,9 @@ def _losses(table: Table) -> Iterator[Row]:
             yield _number(quantity, place, method, lost[method], **told)
             yield _number(f"{quantity} before", place, method, sides.before.by_seed, **told)
             yield _number(f"{quantity} after", place, method, sides.after.by_seed, **told)
-            if change := _change(table.study, method, lost):
+            baseline = table.study.baseline_of(method)
+            other = lost.get(baseline, {}) if baseline != method else {}
+            if change := {seed: own - other[seed] for seed, own in lost[method].items() if seed in other}:
                 yield _number(f"{quantity} change", place, method, change, **told)
 
 
@@ -181,43 +175,8 @@ def _quantity(table: Table, quantity: str, place: Place, method: str) -> tuple[S
     if quantity == "accuracy":
         scores = table.accuracy(place, method)
         return (scores, None) if scores else None
-    sides = table.use(place, method) if quantity == "use" else table.drop(place, method)
+    sides = table.sides(place, method, USE_VIEW if quantity == "use" else WITH_PICTURE)
     return (sides.lost, sides.questions) if sides else None
-
-
-def _text_shares(table: Table) -> Iterator[Row]:
-    study = table.study
-    blind = [name for name in study.methods if study.variant(name).training.get("hide_picture")]
-    for place, text_only in itertools.product(table.places, blind):
-        text = table.accuracy(place, text_only)
-        parts = {name: _parts(text, table.accuracy(place, name)) for name in study.methods if name not in blind}
-        rest = {method: {seed: of_seed[2] for seed, of_seed in by_seed.items()} for method, by_seed in parts.items()}
-        for method, by_seed in parts.items():
-            for column, quantity in enumerate(("text share", "on given", "on rest")):
-                if by_seed:
-                    values = {seed: of_seed[column] for seed, of_seed in by_seed.items()}
-                    yield _number(quantity, place, method, values, against=text_only)
-            if change := _change(study, method, rest):
-                yield _number("on rest change", place, method, change, against=text_only)
-
-
-def _parts(text: Scores | None, scores: Scores | None) -> dict[int, tuple[float, float, float]]:
-    """Seed -> percent of items that the text alone gets right, and the accuracy on those and on the others."""
-    parts = {}
-    if both := paired(text, scores):
-        for seed, text_N, score_N in zip(both[0].seeds, both[0].matrix, both[1].matrix, strict=True):
-            given_N = text_N >= _RIGHT
-            if given_N.any() and not given_N.all():
-                given, on_given, on_rest = given_N.mean(), score_N[given_N].mean(), score_N[~given_N].mean()
-                parts[seed] = (100.0 * float(given), 100.0 * float(on_given), 100.0 * float(on_rest))
-    return parts
-
-
-def _change(study: StudyConfig, method: str, by_method: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """Return seed -> what a method's number is more than its baseline's; nothing without one."""
-    baseline = study.baseline_of(method)
-    other = by_method.get(baseline, {}) if baseline != method else {}
-    return {seed: own - other[seed] for seed, own in by_method[method].items() if seed in other}
 
 
 def _labels(places: Sequence[Place] | Mapping[Place, object]) -> tuple[str, ...]:

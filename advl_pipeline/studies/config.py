@@ -355,17 +355,7 @@ def _check(study: StudyConfig, where: str) -> None:
     _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, frozenset(), place)
     teachers = {name for setting in study.settings for name in setting.teachers}
     teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
-    if not isinstance(weights, Mapping):
-        if len(teachers) > 1:
-            places = ", ".join(f'"{name}" = "PATH"' for name in sorted(teachers))
-            raise ConfigError(
-                "One place of weights cannot serve several teachers.",
-                where=place,
-                why=f"the study has {', '.join(sorted(teachers))}",
-                next_command=f"write weights = {{ {places} }}",
-            )
-        weights = dict.fromkeys(teachers, weights)
-    for name, path in weights.items():
+    for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
             raise ConfigError(
                 f"weights names no teacher of the study: {name!r}.", where=place, why=suggest_names(name, teachers)

@@ -17,13 +17,19 @@ from tqdm import tqdm
 
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.problems import OnError
-from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable
+from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable, again
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_json
-from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
+from advl_pipeline.students.weight_files import (
+    file_digest,
+    is_on_hub,
+    making_command,
+    student_digest,
+    weight_files,
+)
 from advl_pipeline.studies.config import StudyConfig, published_name
-from advl_pipeline.studies.plan import CacheNeed, Cell, Plan, studies_of, trained_on
+from advl_pipeline.studies.plan import STUDY_FILE, CacheNeed, Cell, Plan, read_study_folder, studies_of, trained_on
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES
@@ -53,6 +59,13 @@ def execute_cell(cell: Cell) -> None:
         # The student was not kept: the same run gives the same one again.
         (cell.run / names.RESULT).unlink(missing_ok=True)
     if not names.is_finished(cell.run):
+        recipe = cell.finetune.optimisation.recipe
+        if file_digest(recipe) != cell.recipe_digest:
+            raise ConfigError(
+                "The recipe has changed since the study was begun.",
+                where=recipe,
+                next_command=again("give the same command once more: its cells then follow the recipe as it is now"),
+            )
         run_finetune(cell.finetune, is_control=cell.is_control)
     if missing:
         # An evaluation has what the study asks for and what another study of the cell has asked for.
@@ -146,9 +159,7 @@ def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | Non
     options, card = dict(study.extraction), card_of(published_name(need.teacher))
     if card is not None and "text" not in card.modalities:
         options = {name: value for name, value in options.items() if name not in _OF_TEXTS}
-    weights = options.pop("weights", None)
-    if isinstance(weights, Mapping):
-        weights = weights.get(published_name(need.teacher))
+    weights = options.pop("weights", {}).get(published_name(need.teacher))
     values: Mapping[str, Any] = {
         "teacher": need.teacher,
         "dataset": need.dataset,
@@ -204,15 +215,13 @@ def input_digests(draft: Plan, data_root: Path | None) -> dict[str, str]:
     return found
 
 
-def dataset_digests(
-    draft: Plan, data_root: Path | None, digest: DatasetDigester, *, recorded: Mapping[str, str]
-) -> dict[str, str]:
+def dataset_digests(draft: Plan, data_root: Path | None, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
     """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
 
     Args:
         draft: the plan as it is laid out without digests.
-        recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
-            study can be looked at anywhere.
+        folder: of the study. What it remembers serves where the datasets are not at hand, so that a finished study
+            can be looked at anywhere.
 
     Returns:
         "dataset/split" -> digest.
@@ -224,6 +233,7 @@ def dataset_digests(
     try:
         return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}
     except DatasetError:
+        recorded = read_study_folder(folder).dataset_digests if (folder / STUDY_FILE).exists() else {}
         if splits.keys() - recorded.keys():
             raise
         return {name: recorded[name] for name in splits}

@@ -33,7 +33,7 @@ from advl_pipeline.studies.execute import (
     is_finished,
     missing_inits,
 )
-from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, cells_folder, default_folder, recorded
+from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, cells_folder, default_folder
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
 
@@ -46,17 +46,16 @@ MEASURED_QUESTIONS = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheForecast:
-    """A cache to extract, its bytes and seconds by the plan of the extraction; None, and why, where there is none.
+    """A cache to extract: what of, its bytes and seconds by the plan of the extraction; None, and why, without one.
 
     Without the teacher's weights there is no plan; bytes are then about what its stated widths come to.
-    `content` says in words what is kept of what.
     """
 
     path: Path
+    content: str
     num_bytes: int | None
     seconds: float | None
     obstacle: str
-    content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +63,9 @@ class Forecast:
     """What a study would do. Times are in seconds on one process, sizes in bytes; None where something is unknown.
 
     `cells` are the rows of the grid: setting, method, shots, seed, whether it is finished, and for those that are not
-    the optimiser steps and the seconds of training and of scoring. `cell_seconds`, `scoring_seconds` and `cell_bytes`
-    are of all cells that are left: of training them, of scoring them, and of their folders. `seconds_left` and
-    `bytes_left` are of cells and caches; of scoring as far as it is known. `time_basis` and `disk_basis` say in words
-    what they rest on, and `device` where this machine would compute.
+    the optimiser steps that are left and the seconds of training and scoring. `cell_seconds` and `cell_bytes` are of
+    all cells that are left, `seconds_left` and `bytes_left` of cells and caches. `time_basis` and `disk_basis` say in
+    words what they rest on, and `device` where this machine would compute.
     """
 
     name: str
@@ -80,10 +78,9 @@ class Forecast:
     num_left: int
     num_unmeasured: int
     cell_seconds: float | None
-    scoring_seconds: float | None
     seconds_left: float | None
     cell_bytes: int | None
-    bytes_left: int | None
+    bytes_left: float | None
     bytes_free: int
     time_basis: str
     disk_basis: str
@@ -91,7 +88,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """What a run took: seconds per optimiser step, around the training loop, and to score a set, by its name.
+    """What a run took: seconds per optimiser step, and whatever its number of steps, to begin, end and be scored.
 
     `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
     """
@@ -99,7 +96,6 @@ class Pace:
     kind: str
     per_step: float
     around: float
-    scoring: Mapping[str, float]
     source: str
 
 
@@ -120,15 +116,9 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
                 num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
-    seeds = " and ".join(map(str, config.seed))
-    questions = "all questions" if config.shots is None else f"{config.shots:,} questions of seed {seeds}"
-    tokens = "all tokens"
-    if config.select_texts is not None:
-        tokens = f"texts with {config.select_texts:.0%} of the words"
-    elif config.select_tokens is not None:
-        tokens = f"the tokens of {config.select_tokens:.0%} of the words"
-    content = f"{questions}, {tokens}, {config.dtype}"
-    return CacheForecast(path=need.path, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle, content=content)
+    questions = "all questions" if need.shots is None else f"{need.shots:,} questions of seed {need.seed}"
+    content = f"{questions}, {config.dtype}"
+    return CacheForecast(path=need.path, content=content, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle)
 
 
 CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
@@ -140,9 +130,9 @@ def forecast_study(
 ) -> Forecast:
     """Lay out the grid without running it.
 
-    A cell that is left takes its optimiser steps times what a step took runs alike that are finished, whatever study
-    asked for them, else, with `measure`, in a few steps that are run now, else other methods of its setting; and the
-    mean time around the training loop. Disk is the mean size of finished run folders, or the size of the student,
+    A cell that is left takes its optimiser steps times what a step took runs alike, and what these took around their
+    steps: finished runs, whatever study asked for them, and with `measure` a few steps that are run now. Where none
+    is alike, others of its setting tell. Disk is the mean size of finished run folders, or the size of the student,
     and that of the caches that are still to be extracted.
 
     Args:
@@ -156,19 +146,16 @@ def forecast_study(
     study = asked_study(config)
     folder = config.output or default_folder(study)
     absent, missing_dataset, content = tuple(missing_inits(study)), "", dict[str, str]()
-    copies, digests = recorded(folder)
-    recipes = {name: kept for name, kept in copies.items() if not Path(name).exists()}
     place = partial(
         build_plan,
         study,
         cells=cells_folder(folder),
         caches=config.caches,
         data_root=config.data_root,
-        recipes=recipes,
     )
     draft = place()
     try:
-        content = dataset_digests(draft, config.data_root, digest_dataset, recorded=digests)
+        content = dataset_digests(draft, config.data_root, digest_dataset, folder=folder)
     except DatasetError as error:
         # A grid can be looked at before its data are there.
         missing_dataset = error.what + (f" ({error.where})" if error.where else "")
@@ -176,47 +163,36 @@ def forecast_study(
     plan = place(init_digests=init_digests, dataset_digests=content)
     left = [cell for cell in plan.cells if not is_finished(cell)]
     done = [cell.run for cell in plan.cells if cell not in left]
-    paces: dict[str, Pace] = {}
-    for run in sorted(result.parent for result in cells_folder(folder).glob(f"*/{names.RESULT}") if left):
-        with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
-            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
-            paces[run.name] = _pace(run, _kind(config_of_run(read_config(run)), teachers), source="finished runs")
     kinds = {cell.cell_id: _kind(cell.finetune, cell.teachers) for cell in plan.cells}
-    known = {pace.kind for pace in paces.values()}
-    unknown: dict[str, Cell] = {}
-    for cell in sorted(left, key=lambda cell: cell.shots or math.inf) if measure else ():
-        # Those whose caches are not extracted yet cannot be run.
-        has_caches = all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache)
-        if has_caches and kinds[cell.cell_id] not in known:
-            unknown.setdefault(kinds[cell.cell_id], cell)
-    made = _measure(unknown)
+    paces = _finished_paces(cells_folder(folder)) if left else []
+    if measure:
+        known, unknown = {pace.kind for pace in paces}, dict[str, Cell]()
+        for cell in sorted(left, key=lambda cell: cell.shots or math.inf):
+            # Those whose caches are not extracted yet cannot be run.
+            has_caches = all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache)
+            if has_caches and kinds[cell.cell_id] not in known:
+                unknown.setdefault(kinds[cell.cell_id], cell)
+        paces += [_measure(kind, cell) for kind, cell in unknown.items()]
     used: dict[int, str] = {}
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
         row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
         rows.append(row | {"finished": cell not in left})
         if cell in left:
-            # Runs that tell its time: those alike, else some made now, else others of its setting.
-            pools = (list(paces.values()), made)
-            alike = [[pace for pace in pool if pace.kind == kinds[cell.cell_id]] for pool in pools]
-            others = {other.cell_id: kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
-            done_beside = [paces[name] for name in others if name in paces]
-            made_beside = [pace for pace in made if pace.kind in others.values()]
-            told = next(filter(None, [*alike, done_beside, made_beside]), [])
+            beside = {kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
+            alike = [pace for pace in paces if pace.kind == kinds[cell.cell_id]]
+            told = alike or [pace for pace in paces if pace.kind in beside]
             used |= {id(pace): pace.source for pace in told}
-            steps = planned_steps(cell.finetune)
             # Training of one whose scores alone are missing is over.
-            trained = 0.0 if cell.cell_id in paces else _mean([pace.per_step * steps + pace.around for pace in told])
-            of_sets = ([one.scoring[name] for one in told if name in one.scoring] for name in cell.test_sets)
-            rows[-1] |= {"steps": steps, "seconds": trained, "scoring": _sum(map(_mean, of_sets))}
-    unfinished = [row for row in rows if not row["finished"]]
+            steps = 0 if names.is_finished(cell.run) else planned_steps(cell.finetune)
+            seconds = sum(pace.per_step * steps + pace.around for pace in told) / len(told) if told else None
+            rows[-1] |= {"steps": steps, "seconds": seconds}
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
     caches = tuple(plan_cache(need, study, config.data_root) for need in missing)
-    cell_seconds, scoring = (_sum(row[name] for row in unfinished) for name in ("seconds", "scoring"))
-    seconds = _sum([cell_seconds, *(cache.seconds for cache in caches)])
+    unfinished = [row["seconds"] for row in rows if not row["finished"]]
+    cell_seconds = _sum(unfinished)
     cell_bytes, disk_basis = _cell_bytes(left, done, study)
-    num_bytes = _sum([cell_bytes, *(cache.num_bytes for cache in caches)])
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
         name=study.name,
@@ -227,12 +203,11 @@ def forecast_study(
         missing_dataset=missing_dataset,
         device=device_name(config.device),
         num_left=len(left),
-        num_unmeasured=sum(row["seconds"] is None for row in unfinished),
+        num_unmeasured=unfinished.count(None),
         cell_seconds=cell_seconds,
-        scoring_seconds=scoring,
-        seconds_left=None if seconds is None else seconds + (scoring or 0.0),
+        seconds_left=_sum([cell_seconds, *(cache.seconds for cache in caches)]),
         cell_bytes=cell_bytes,
-        bytes_left=None if num_bytes is None else int(num_bytes),
+        bytes_left=_sum([cell_bytes, *(cache.num_bytes for cache in caches)]),
         bytes_free=shutil.disk_usage(existing).free,
         time_basis=", ".join(f"{source} ({count})" for source, count in sorted(Counter(used.values()).items())),
         disk_basis=disk_basis,
@@ -244,10 +219,6 @@ def _sum(values: Iterable[float | None]) -> float | None:
     found = list(values)
     known = [value for value in found if value is not None]
     return sum(known) if len(known) == len(found) else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:
@@ -263,16 +234,14 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) 
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.build_model import student_bytes
 
-    known: dict[tuple[str, Path | None, tuple[str, ...]], int] = {}
-    keys = [(cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left]
+    of_student = {(cell.finetune.student, cell.finetune.init, cell.finetune.student_option): cell for cell in left}
     try:
-        for key, cell in zip(keys, left, strict=True):
-            if key not in known:
-                known[key] = student_bytes(cell.finetune)
+        known = {key: student_bytes(cell.finetune) for key, cell in of_student.items()}
     except AdvlError as error:
         return None, error.what
     if not study.keep_weights:
         return 4 * max(known.values()), "one student at a time, since none is kept"
+    keys = ((cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left)
     return sum(known[key] for key in keys), "the size of the student"
 
 
@@ -282,28 +251,33 @@ def _kind(config: FinetuneConfig, teachers: Sequence[str]) -> str:
     return json.dumps({**kept, "teachers": list(teachers)}, sort_keys=True, default=str)
 
 
+def _finished_paces(cells: Path) -> list[Pace]:
+    """Read what the finished runs of all studies took."""
+    paces = []
+    for run in sorted(result.parent for result in cells.glob(f"*/{names.RESULT}")):
+        with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
+            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
+            paces.append(_pace(run, _kind(config_of_run(read_config(run)), teachers), source="finished runs"))
+    return paces
+
+
 def _pace(run: Path, kind: str, *, source: str) -> Pace:
-    found, scoring = read_json(run / names.RESULT), {}
-    per_step = float(found["seconds_per_step"])
-    for path in (run / names.EVALUATION).glob("*.json"):
-        document = read_json(path)
-        if "seconds" in document:
-            # Of the whole set, where a part of it was scored.
-            sample = document.get("sample")
-            share = document["num_examples"] / sample["of_examples"] if sample else 1.0
-            scoring[names.set_of(path.stem.replace("--", "/"))] = document["seconds"] / share
+    found = read_json(run / names.RESULT)
+    per_step, scoring = float(found["seconds_per_step"]), 0.0
+    for document in map(read_json, (run / names.EVALUATION).glob("*.json")):
+        # Of the whole set, where a part of it was scored.
+        sample = document.get("sample")
+        share = document["num_examples"] / sample["of_examples"] if sample else 1.0
+        scoring += document.get("seconds", 0.0) / share
     around = max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"]))
-    return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring, source=source)
+    return Pace(kind=kind, per_step=per_step, around=around + scoring, source=source)
 
 
-def _measure(cells: Mapping[str, Cell]) -> list[Pace]:
-    """Train one cell of each kind for a few steps and score some questions.
+def _measure(kind: str, cell: Cell) -> Pace:
+    """Train a cell for a few steps and score some questions.
 
     What it writes is deleted. Confidences that the run estimates stay in the caches, where the cell itself will find
     them.
-
-    Args:
-        cells: kind -> the cell of it with the fewest labels.
 
     Raises:
         AdvlError: what a run raised.
@@ -311,16 +285,13 @@ def _measure(cells: Mapping[str, Cell]) -> list[Pace]:
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
-    found = []
-    for kind, cell in cells.items():
-        with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
-            run = Path(folder)
-            # The adapt step keeps its share: its steps cost something else.
-            share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
-            adapt_steps = max(1, round(MEASURED_STEPS * share))
-            # The plan has refused what only a control may do.
-            short = with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run)
-            run_finetune(short, is_control=True)
-            run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
-            found.append(_pace(run, kind, source=f"runs of {MEASURED_STEPS} steps made now"))
-    return found
+    with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
+        run = Path(folder)
+        # The adapt step keeps its share: its steps cost something else.
+        share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
+        adapt_steps = max(1, round(MEASURED_STEPS * share))
+        # The plan has refused what only a control may do.
+        short = with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run)
+        run_finetune(short, is_control=True)
+        run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
+        return _pace(run, kind, source=f"runs of {MEASURED_STEPS} steps made now")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,34 +13,28 @@ import pandas as pd
 
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
-from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
+from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
-from advl_pipeline.evaluation.statistics import ScoreKind, reliability, top_confidence
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     Evaluation,
-    WeightBins,
     filed_as,
     read_evaluation,
     read_json,
     read_readout,
-    read_task_loss,
-    read_weights,
 )
 from advl_pipeline.studies.comparisons import numbers_of
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, extraction_file, read_study_folder
-from advl_pipeline.studies.table import ITEM_COLUMNS, WITH_PICTURE, StudyResult, build_table
+from advl_pipeline.studies.table import ITEM_COLUMNS, StudyResult, build_table
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import without_effect
 
-_WEIGHT_BINS = 20
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""
 
@@ -52,9 +45,6 @@ _COSTS = {
 }  # fmt: skip
 """Costs of a run, and how they are put together over seeds."""
 
-_KIND_OF_LOSS: Mapping[str, ScoreKind] = {"soft-target-kl": "compete", "answer-lm": "likelihood"}
-"""How scores of VQA's answers read that were trained by a loss; by others they are judged one by one."""
-
 
 def gather_study(folder: Path) -> StudyResult:
     """Read a study folder into a frozen result; cells that are not finished are listed and otherwise left out.
@@ -62,7 +52,8 @@ def gather_study(folder: Path) -> StudyResult:
     Raises:
         ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
     """
-    plan, record = read_study_folder(folder)
+    record = read_study_folder(folder)
+    plan = Plan(study=record.study, cells=record.cells, caches=())
     return gather(plan, folder, runs=cells_folder(folder).parent, command=record.command)
 
 
@@ -112,18 +103,9 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
                 **_about(cell), size=sizes[cell.setting, cell.shots], test_set=test_set
             )
         )
-    items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*ITEM_COLUMNS, "confidence"])
-    place = ["setting", "metric", "test_set", "size", "shots", "method"]
-    sure: Any = items[items["confidence"].notna()].groupby(place, sort=False)
-    calibrations = [
-        (*where, reliability(found["confidence"].to_numpy(), found["score"].to_numpy())) for where, found in sure
-    ]
+    items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
-    readouts = [
-        _about(cell) | {"teacher": teacher, "nodes": nodes} | dataclasses.asdict(found)
-        for cell in done
-        for (teacher, nodes), found in read_readout(cell.run).items()
-    ]
+    readouts = [_about(cell) | found for cell in done for found in read_readout(cell.run)]
     cells = []
     for cell in plan.cells:
         state = "finished" if is_finished(cell) else "partial" if cell.cell_id in results else "pending"
@@ -148,8 +130,6 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
             readouts, columns=[*_GROUP, "seed", "run", "teacher", "nodes", "before", "after", "chance"]
         ),
         costs=_costs(done, results, times),
-        weights=_weights(done),
-        calibrations=pd.DataFrame(calibrations, columns=[*place, "reliability"]),
         caches=_caches(folder, done),
         environments=tuple(environments.values()),
         caveats={setting: tuple(dict.fromkeys(found)) for setting, found in caveats.items() if found},
@@ -202,7 +182,7 @@ def _evaluations(plan: Plan) -> Iterator[tuple[Cell, str, Evaluation]]:
 
 
 def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
-    """Return the item scores that a study asks for, with how sure the student is of what it answers (`confidence`).
+    """Return the item scores that a study asks for.
 
     Raises:
         ConfigError: the evaluation lacks a metric of the setting.
@@ -216,15 +196,6 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
             why=f"it has {', '.join(sorted(stored)) or 'none'}",
             next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
         )
-    items["confidence"] = np.nan
-    for task, scores in evaluation.scores.items():
-        # As the student's confidence in training (`training/targets.py`).
-        kind: ScoreKind = "compete"
-        if head_name(task) == "vqa":
-            kind = _KIND_OF_LOSS.get(read_task_loss(cell.run), "independent")
-        rows = (items["metric"] == METRIC_OF_TASK[task]) & (items["view"] == WITH_PICTURE)
-        if rows.any():
-            items.loc[rows, "confidence"] = top_confidence(scores, kind=kind)
     if (count := cell.evaluate.num_questions) is not None:
         # Another study of the cell may have asked for more questions than this one.
         name_of = question_namer(cell.finetune.dataset, test_set)
@@ -247,39 +218,6 @@ def _costs(
     found = pd.DataFrame(rows).astype({"milliseconds_per_item": float})
     pooled = found.groupby(list(_GROUP), sort=False, as_index=False).agg(_COSTS).astype(object)
     return pooled.where(pooled.notna(), None)
-
-
-def _weights(cells: Sequence[Cell]) -> pd.DataFrame:
-    pooled: dict[tuple[str, ...], list[WeightBins]] = {}
-    for cell in cells:
-        # As they are shown: weights before confidences, and of several pathways the last name first.
-        for (quantity, modality), bins in sorted(read_weights(cell.run).items(), reverse=True):
-            key = (cell.setting, cell.method, shots_label(cell.shots), quantity, modality)
-            pooled.setdefault(key, []).extend(bins)
-    rows = [(*key, *pool_histograms(bins)) for key, bins in pooled.items()]
-    columns = [*_GROUP, "quantity", "modality", "edges", "shares", "mean", "count"]
-    return pd.DataFrame([row for row in rows if row[-1]], columns=columns)
-
-
-def pool_histograms(
-    histograms: Sequence[WeightBins],
-) -> tuple[tuple[float, ...], tuple[float, ...], float, int]:
-    """Pool histograms whose bins have different widths, each bin's content spread evenly over its width.
-
-    Returns:
-        edges, shares of the common bins, mean of the bins' centres, and how many weights were counted.
-    """
-    top = max(item.bin_width * len(item.counts) for item in histograms)
-    edges = np.linspace(0.0, top, _WEIGHT_BINS + 1)
-    totals, weighted, count = np.zeros(_WEIGHT_BINS), 0.0, 0
-    for item in histograms:
-        counts = np.asarray(item.counts, dtype=np.float64)
-        own_edges = item.bin_width * np.arange(len(counts) + 1)
-        totals += np.diff(np.interp(edges, own_edges, np.concatenate([[0.0], np.cumsum(counts)])))
-        weighted += float(counts @ (own_edges[:-1] + item.bin_width / 2))
-        count += int(counts.sum())
-    shares = totals / max(1, count)
-    return tuple(map(float, edges)), tuple(map(float, shares)), weighted / max(1, count), count
 
 
 def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:

@@ -34,8 +34,6 @@ _OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", 
 _SPOILT = ("hide_picture", "teacher_control")
 """Options that make a control of a run. A row is named for them even where all runs agree, as for random teachers."""
 
-_TEACHERS = "teachers"
-_FEATURES = "features"
 _RANDOM = "random:"
 _USUAL = {name: str(value) for name, value in config_to_dict(FinetuneConfig(dataset="", output=Path())).items()}
 
@@ -60,11 +58,6 @@ class _Run:
         metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
         tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
         return (self.config.dataset, self.config.student, tasks)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether a teacher was never trained."""
-        return any(teacher.startswith(_RANDOM) for teacher in self.teachers)
 
     @property
     def test_sets(self) -> list[str]:
@@ -164,16 +157,13 @@ def _read(folder: Path) -> _Run | None:
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
     options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
     choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-    choices[_TEACHERS] = " and ".join(teachers) or "none"
-    choices[_FEATURES] = hashlib.sha256(made.encode()).hexdigest()[:8]
+    choices["teachers"] = " and ".join(teachers) or "none"
+    choices["features"] = hashlib.sha256(made.encode()).hexdigest()[:8]
     return _Run(folder=folder, config=config, evaluations=documents, teachers=teachers, choices=choices)
 
 
 def _settings(runs: Sequence[_Run]) -> dict[tuple[str, str, tuple[str, ...]], Setting]:
-    """Return the setting of each dataset, student and tasks.
-
-    Those of one dataset have the student's name too, and a number where that is not enough.
-    """
+    """Return the setting of each dataset, student and tasks; those of one dataset have a student and a number too."""
     settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
     for run in runs:
         before = settings[run.setting].test_sets if run.setting in settings else ()
@@ -188,33 +178,26 @@ def _settings(runs: Sequence[_Run]) -> dict[tuple[str, str, tuple[str, ...]], Se
             teachers=run.teachers,
             test_sets=tuple(dict.fromkeys([*before, *run.test_sets])),
         )
-    counts, taken = Counter(setting.name for setting in settings.values()), set[str]()
-    for key, setting in settings.items():
-        name, number = setting.name, 1
-        if counts[name] > 1:
-            name = f"{setting.name}, {setting.student}"
-        while name in taken:
-            number += 1
-            name = f"{setting.name}, {setting.student} ({number})"
-        taken.add(name)
-        settings[key] = replace(setting, name=name)
+    counts = Counter(setting.name for setting in settings.values())
+    for number, (key, setting) in enumerate(settings.items(), start=1):
+        if counts[setting.name] > 1:
+            settings[key] = replace(setting, name=f"{setting.name}, {setting.student} ({number})")
     return settings
 
 
 def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
     """Return the row that others are compared with, and the one that is judged: of ADVL, if any, and no control."""
+    ranks = {"method": 1, "ablation": 1, "control": 2, "baseline": 3}
 
-    def of(*roles: str) -> list[str]:
-        return [name for name in reversed([*variants]) if variants[name].role in roles and name != "plain"]
+    def worth_judging(name: str) -> tuple[int, bool]:
+        return ranks[variants[name].role], variants[name].method != "advl"
 
-    fair = of("method", "ablation")
-    advl = [name for name in fair if variants[name].method == "advl"]
-    focus = next(iter([*advl, *fair, *of("control"), *of("baseline")]), "advl")
-    two_step = [name for name in variants if variants[name].method == "plain-two-step"]
-    others = [*variants] if len(variants) > 1 else []
-    starts = [*(name for name in others if variants[name].role == "baseline"), *two_step, *others]
-    plain = ["plain"] if "plain" in variants else []
-    return next((name for name in (*plain, *starts) if name != focus), "plain"), focus
+    def fit_to_compare(name: str) -> tuple[bool, ...]:
+        variant = variants[name]
+        return name != "plain", variant.role != "baseline", variant.method != "plain-two-step"
+
+    focus = min((name for name in reversed([*variants]) if name != "plain"), key=worth_judging, default="advl")
+    return min((name for name in variants if name != focus), key=fit_to_compare, default="plain"), focus
 
 
 def _rows(runs: Sequence[_Run]) -> dict[Path, tuple[str, Variant]]:
@@ -225,53 +208,36 @@ def _rows(runs: Sequence[_Run]) -> dict[Path, tuple[str, Variant]]:
         alike.setdefault((run.setting, run.config.shots, run.config.method), []).append(run)
     for (*_, method), found in alike.items():
         told = {name for run in found for name, value in run.choices.items() if value != found[0].choices[name]}
-        if len({(run.teachers, run.choices[_FEATURES]) for run in found}) == len({run.teachers for run in found}):
+        if len({(run.teachers, run.choices["features"]) for run in found}) == len({run.teachers for run in found}):
             # The teachers' names tell the features.
-            told.discard(_FEATURES)
+            told.discard("features")
         differing.setdefault(method, set()).update(told)
     rows = {run.folder: _row(run, differing[run.config.method]) for run in runs}
     counts = Counter((run.setting, run.config.shots, run.config.seed, rows[run.folder][0]) for run in runs)
     twice = {key[-1] for key, count in counts.items() if count > 1}
-    return {
-        path: (path.absolute().name, replace(variant, label=path.absolute().name))
-        if name in twice
-        else (name, variant)
-        for path, (name, variant) in rows.items()
-    }
+    for path, (name, variant) in rows.items():
+        if name in twice:
+            rows[path] = (path.absolute().name, replace(variant, label=path.absolute().name))
+    return rows
 
 
 def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
     """Name a run by the choices that differ and are unusual, and by what makes it a control."""
-    method, always = run.config.method, {*_SPOILT, *([_TEACHERS] if run.is_random else [])}
-    told = [
-        name
+    method, values = run.config.method, option_values(run.config)
+    is_random = any(teacher.startswith(_RANDOM) for teacher in run.teachers)
+    always = {*_SPOILT, *(["teachers"] if is_random else [])}
+    told = {
+        name: value
         for name, value in sorted(run.choices.items())
         if name in always | differing and value != _USUAL.get(name)
-    ]
-    values = option_values(run.config)
-    options = {name: values[name] for name in told if name in values}
-    spoilt = {name: value for name, value in options.items() if name in _SPOILT}
-    # Which draw of their weights random teachers are, as their names end: "" or "@1".
-    draws = {mark + number for _, mark, number in (teacher.partition("@") for teacher in run.teachers)}
-    prefix = _RANDOM if run.is_random else ""
-    suffix = draws.pop() if run.is_random and len(draws) == 1 else ""
-    shipped = next(
-        (
-            variant
-            for variant in SHIPPED.values()
-            if (variant.method, variant.teacher_prefix, variant.teacher_suffix) == (method, prefix, suffix)
-            and {name: value for name, value in variant.training.items() if name in _SPOILT} == spoilt
-        ),
-        None,
-    )
-    words = {name: f"{name} {run.choices[name]}" for name in told}
-    shown = [words[name] for name in told if not shipped or name not in {*spoilt, *always - {*_SPOILT}}]
+    }
+    words = [f"{name} {value}" for name, value in told.items()]
+    usual = SHIPPED[method]
     variant = Variant(
         method=method,
-        role=shipped.role if shipped else "control" if spoilt or run.is_random else "method",
-        label=", ".join([shipped.label if shipped else method, *shown]),
-        teacher_prefix=prefix,
-        teacher_suffix=suffix,
-        training=options,
+        role="control" if is_random or told.keys() & set(_SPOILT) else usual.role,
+        label=", ".join([usual.label, *words]),
+        teacher_prefix=_RANDOM if is_random else "",
+        training={name: values[name] for name in told if name in values},
     )
-    return ", ".join([method, *words.values()]), variant
+    return ", ".join([method, *words]), variant

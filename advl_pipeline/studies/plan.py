@@ -6,10 +6,10 @@ training split and of the pretrained student, but not where these lie, no time, 
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
 same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
 
-The study folder keeps what the plan is made of again: study.json (the study as it was resolved, and a list of its
-cells), recipes/ (copies of the recipe files that the study names), and extraction/ (the time that each cache took,
-whoever extracted it). Runs lie beside the studies, each once: runs/cells/ID for runs/studies/NAME. So studies that
-ask for one cell share it, and studies that are copied to another machine with the folder of cells gather there.
+The study folder keeps the plan: study.json (the study as it was resolved, and its cells), and extraction/ (the time
+that each cache took, whoever extracted it). Runs lie beside the studies, each once: runs/cells/ID for
+runs/studies/NAME. So studies that ask for one cell share it, and studies that are copied to another machine with the
+folder of cells gather there.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.errors import ConfigError, advise, again
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.results import read_json
+from advl_pipeline.students.weight_files import file_digest
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.recipes import AUTO, NONE
 from advl_pipeline.training.resolved import (
     NAMED_FILES,
     SCHEMA,
@@ -50,7 +49,6 @@ from advl_pipeline.training.resolved import (
 
 STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"
-_RECIPE_FOLDER = "recipes"
 
 _ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
@@ -78,6 +76,8 @@ class Cell:
     """The run folder, relative to the folder that all runs of a result lie in."""
     keeps_student: bool = False
     is_control: bool = False
+    recipe_digest: str | None = None
+    """Of the recipe file whose numbers stand in the id; None where no file is named."""
 
     @property
     def run(self) -> Path:
@@ -120,7 +120,6 @@ def build_plan(
     data_root: Path | None = None,
     init_digests: Mapping[str, str] = _NOTHING,
     dataset_digests: Mapping[str, str] = _NOTHING,
-    recipes: Mapping[str, Path] = MappingProxyType({}),
 ) -> Plan:
     """Lay out the grid.
 
@@ -134,7 +133,6 @@ def build_plan(
             the path stands for it.
         dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
             for it.
-        recipes: a recipe file as the study names it -> the file to read in its place.
 
     Raises:
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
@@ -165,7 +163,6 @@ def build_plan(
         # The last layer to name an option wins: what is special about a variant must survive every general override.
         layers = (study.training, setting.training, study.at_shots.get(shots_label(shots), {}), variant.training)
         config = build_config(FinetuneConfig, *layers, {"method": variant.method}, decided, where=study.source)
-        recipe = config.optimisation.recipe
         # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
         seen = None if config.pool is None or shots is None else max(config.pool, shots)
         paths = []
@@ -178,7 +175,7 @@ def build_plan(
             needs[path] = CacheNeed(
                 teacher=teacher, dataset=split[0], split=split[1], path=path, shots=num_seen, seed=seed
             )
-        config = with_options(config, recipe=str(recipes.get(recipe, recipe)), cache=tuple(paths))
+        config = with_options(config, cache=tuple(paths))
         if config.distill.weighting == "oracle" and variant.role != "control":
             raise ConfigError(
                 f"{method} weighs by labels and is not marked as a control.",
@@ -212,6 +209,7 @@ def build_plan(
                 run_name=f"{cells.name}/{cell_id}",
                 keeps_student=study.keep_weights,
                 is_control=variant.role == "control",
+                recipe_digest=file_digest(config.optimisation.recipe),
             )
         )
     return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
@@ -272,20 +270,12 @@ def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyRecord:
-    """What study.json holds.
-
-    `init_digests` are of the pretrained students and of other files that options name, `dataset_digests` of the
-    splits that are trained on. `recipes`: a recipe file as the study names it -> the name of its copy. `cells`: id ->
-    title.
-    """
+    """What study.json holds: the plan, and digests of the splits that are trained on."""
 
     study: StudyConfig
-    init_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    recipes: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    caches: Path
     command: str = ""
-    cells: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    cells: tuple[Cell, ...]
 
 
 def default_folder(study: StudyConfig) -> Path:
@@ -303,63 +293,9 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
         with suppress(OSError, ValueError):
-            record = json.loads(file.read_text(encoding="utf-8"))
-            if run.name in record["cells"]:
-                yield file.parent, record["study"].get("keep_weights", True)
-
-
-def write_study(folder: Path, record: StudyRecord, copies: Mapping[Path, bytes]) -> None:
-    """Record the study, so that the folder alone says what it holds, and then copy its recipes."""
-    make_folder(folder)
-    write_text(folder / STUDY_FILE, json.dumps(config_to_dict(record), indent=2, ensure_ascii=False) + "\n")
-    for path, content in copies.items():
-        make_folder(path.parent)
-        write_bytes(path, content)
-
-
-def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dict[Path, bytes]]:
-    """Read the study's recipe files, which its folder keeps copies of: what cells follow must not change under them.
-
-    A file that is gone is taken from the folder, if it was copied before. Nothing is written.
-
-    Returns:
-        A recipe file as the study names it -> its copy in the folder; and the copies that are to be written, with
-        their content.
-
-    Raises:
-        ConfigError: a file can be read neither there nor here, or the record of the study is damaged.
-    """
-    kept, _ = recorded(folder)
-    copies: dict[Path, bytes] = {}
-    tables = [study.training, *(setting.training for setting in study.settings), *study.at_shots.values()]
-    tables += [study.variant(name).training for name in study.methods]
-    given = {str(table["recipe"]) for table in tables if "recipe" in table}
-    for name in sorted(given - {AUTO, NONE}):
-        try:
-            content = Path(name).read_bytes()
-        except OSError as error:
-            if name in kept:
-                continue
-            raise ConfigError("A recipe cannot be read.", where=name, why=str(error)) from error
-        kept[name] = folder / _RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
-        copies[kept[name]] = content
-    return kept, copies
-
-
-def recorded(folder: Path) -> tuple[dict[str, Path], Mapping[str, str]]:
-    """Return the recipe files that the folder holds copies of and the digests of the splits; none for a new folder.
-
-    Returns:
-        Name of a recipe in the study -> its copy; split that the folder's study was trained on -> its digest.
-
-    Raises:
-        ConfigError: the record of the study is damaged.
-    """
-    if not (folder / STUDY_FILE).exists():
-        return {}, {}
-    record = _read_record(folder)
-    copies = {name: folder / _RECIPE_FOLDER / Path(file).name for name, file in record.recipes.items()}
-    return copies, record.dataset_digests
+            text = file.read_text(encoding="utf-8")
+            if f'"{run.name}"' in text:
+                yield file.parent, json.loads(text)["study"].get("keep_weights", True)
 
 
 def extraction_file(folder: Path, cache: Path) -> Path:
@@ -367,7 +303,12 @@ def extraction_file(folder: Path, cache: Path) -> Path:
     return folder / "extraction" / ("-".join(cache.parts[-3:]) + ".json")
 
 
-def _read_record(folder: Path) -> StudyRecord:
+def read_study_folder(folder: Path) -> StudyRecord:
+    """Return what a study folder records; the runs of its cells are looked for where they lie now.
+
+    Raises:
+        ConfigError: the folder holds no study, or its record is damaged or of an earlier version.
+    """
     path = folder / STUDY_FILE
     if not path.exists():
         raise ConfigError(
@@ -377,24 +318,14 @@ def _read_record(folder: Path) -> StudyRecord:
             next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
         )
     try:
-        return build_config(StudyRecord, read_json(path), where=str(path))
-    except TypeError as error:
-        raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error
-
-
-def read_study_folder(folder: Path) -> tuple[Plan, StudyRecord]:
-    """Rebuild the plan of a study folder; also returns its record.
-
-    Raises:
-        ConfigError: the folder holds no study, or its record is damaged.
-    """
-    record = _read_record(folder)
-    plan = build_plan(
-        record.study,
-        cells=cells_folder(folder),
-        caches=record.caches,
-        init_digests=record.init_digests,
-        dataset_digests=record.dataset_digests,
-        recipes=recorded(folder)[0],
-    )
-    return plan, record
+        record = build_config(StudyRecord, read_json(path), where=str(path))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(
+            "The record of the study is damaged, or of an earlier version.",
+            where=str(path),
+            why=str(error),
+            next_command=again("give the study's command once more: it runs nothing that is finished"),
+        ) from error
+    place = cells_folder(folder)
+    cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in record.cells)
+    return replace(record, cells=tuple(cells))

@@ -44,6 +44,7 @@ from advl_pipeline.studies.execute import (
 )
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
+    STUDY_FILE,
     Cell,
     Plan,
     StudyRecord,
@@ -51,9 +52,6 @@ from advl_pipeline.studies.plan import (
     cells_folder,
     default_folder,
     extraction_file,
-    read_recipes,
-    recorded,
-    write_study,
 )
 from advl_pipeline.studies.table import StudyResult
 
@@ -99,30 +97,24 @@ def run_study(
         folder = config.output or default_folder(study)
         require_outputs(config, output=folder)
         read_digest = digest or partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
-        recipes, copies = read_recipes(folder, study)
-        # Until the copies are written, a plan is read from the files that they are copies of.
-        readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
         place = partial(
             build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root
         )
-        draft = place(recipes=readable)
+        draft = place()
         digests = input_digests(draft, config.data_root)
-        content = dataset_digests(draft, config.data_root, read_digest, recorded=recorded(folder)[1])
-        lay_out = partial(place, init_digests=digests, dataset_digests=content)
-        draft = lay_out(recipes=readable)
-        _require_same_test_sets(draft, config.data_root)
+        content = dataset_digests(draft, config.data_root, read_digest, folder=folder)
+        plan = place(init_digests=digests, dataset_digests=content)
+        _require_same_test_sets(plan, config.data_root)
         flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
         record = StudyRecord(
             study=study,
-            init_digests=digests,
             dataset_digests=content,
-            recipes={name: path.name for name, path in recipes.items()},
-            caches=config.caches,
             command=shlex.join(["advl", "study", config.study, *flags]),
-            cells={cell.cell_id: cell.title for cell in draft.cells},
+            cells=plan.cells,
         )
-        write_study(folder, record, copies)
-        plan = lay_out(recipes=recipes)
+        make_folder(folder)
+        # The folder alone says what it holds.
+        write_text(folder / STUDY_FILE, json.dumps(config_to_dict(record), indent=2, ensure_ascii=False) + "\n")
         if config.first_seeds is not None:
             seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
             first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)

@@ -133,8 +133,7 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
     return Scores(seeds=common[0].seeds, sets=tuple(sets))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sides:
+class Sides(NamedTuple):
     """A method's accuracy on two sides, and what is lost from one to the other; `questions` is of two test sets."""
 
     questions: Questions | None
@@ -168,45 +167,36 @@ class Table:
     def accuracy(self, place: Place, method: str, view: str = WITH_PICTURE) -> Scores | None:
         return self.scores.get((place, method, view))
 
-    def use(self, place: Place, method: str, view: str = USE_VIEW) -> Sides | None:
-        """Compare a method with the true picture and with a spoilt one, on the same items."""
-        if not (found := paired(self.accuracy(place, method), self.accuracy(place, method, view))):
-            return None
-        lost = weighted_sum([(1.0, found[0]), (-1.0, found[1])])
-        assert lost is not None
-        return Sides(questions=None, before=found[0], after=found[1], lost=lost)
+    def sides(self, place: Place, method: str, view: str = WITH_PICTURE) -> Sides | None:
+        """Compare a method with the true picture and with a spoilt one, on the same items.
 
-    def drop(self, place: Place, method: str) -> Sides | None:
-        """Compare a method on the shifted set of a place with the same runs on the in-domain set.
-
-        Both are over the common questions where those are asked otherwise, else each is over its whole set.
+        Without a view it is compared on the shifted set of a place and on the in-domain set. Both are over the common
+        questions where those are asked otherwise, else each is over its whole set.
         """
         reference = self.reference(place)
-        origin, shifted = self.accuracy(place._replace(test_set=reference), method), self.accuracy(place, method)
-        if origin is None or shifted is None or not (found := paired(origin, shifted)):
+        origin = self.accuracy(place if view else place._replace(test_set=reference), method)
+        other = self.accuracy(place, method, view)
+        questions: Questions | None = None
+        if origin is None or other is None or not (found := paired(origin, other)):
             return None
-        dataset = self.study.setting(place.setting).dataset
-        match = match_questions(dataset, reference, origin.ids, place.test_set, shifted.ids)
         before, after = (one.sets[0] for one in found)
-        if match.questions == "same":
-            # Grouped by the pictures of the in-domain set.
-            groups = before.groups.subset(match.original_n) if before.groups else None
-            before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
-            after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
-            lost: tuple[Contribution, ...] = (
-                dataclasses.replace(before, values_SN=before.values_SN - after.values_SN),
-            )
-        elif match.questions == "part":
+        if not view:
+            dataset = self.study.setting(place.setting).dataset
+            match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
+            questions = match.questions
+            if questions == "same":
+                # Grouped by the pictures of the in-domain set.
+                groups = before.groups.subset(match.original_n) if before.groups else None
+                before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
+                after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
+        if questions == "part":
             lost = lost_in_part(before, after, match.original_n, match.shifted_n)
-        else:
+        elif questions == "other":
             lost = (before, dataclasses.replace(after, values_SN=-after.values_SN))
-        seeds = found[0].seeds
-        return Sides(
-            questions=match.questions,
-            before=Scores(seeds=seeds, sets=(before,)),
-            after=Scores(seeds=seeds, sets=(after,)),
-            lost=Scores(seeds=seeds, sets=lost),
-        )
+        else:
+            lost = (dataclasses.replace(before, values_SN=before.values_SN - after.values_SN),)
+        sides = (Scores(seeds=found[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
+        return Sides(questions, *sides)
 
 
 def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
@@ -268,10 +258,7 @@ class StudyResult:
       - numbers: what follows from it (`comparisons.COLUMNS`);
       - readouts, of every run: percent of nodes (words, regions) that the student places as the teacher does, before
         and after the adapt step, and by chance;
-      - costs, means over seeds: seconds, bytes, parameters, and milliseconds of inference for an item;
-      - weights: histograms of confidence weights, or of confidences (`quantity`), of a `modality` over seeds; shares
-        of the bins sum to 1;
-      - calibrations: reliability of a method at a place over seeds.
+      - costs, means over seeds: seconds, bytes, parameters, and milliseconds of inference for an item.
     """
 
     study: StudyConfig
@@ -284,8 +271,6 @@ class StudyResult:
     numbers: pd.DataFrame
     readouts: pd.DataFrame
     costs: pd.DataFrame
-    weights: pd.DataFrame
-    calibrations: pd.DataFrame
     caches: tuple[Mapping[str, Any], ...]
     """Caches that the runs read: path, identity, provenance, and bytes and seconds; None where nobody noted them."""
     environments: tuple[Mapping[str, Any], ...]
@@ -347,5 +332,5 @@ class StudyResult:
 
 
 def place_of(row: Any) -> Place:
-    """Return the place of a row of numbers or calibrations."""
+    """Return the place of a row of numbers."""
     return Place(*(getattr(row, name) for name in Place._fields))

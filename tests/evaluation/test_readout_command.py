@@ -102,14 +102,15 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     assert true["before"] == shuffled["before"]
     assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
     gathered = read_readout(tmp_path / "true")
-    assert set(gathered) == {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
-    words = gathered["minilm-l6", "words"]
-    assert words.before == 100 * true["before"]["minilm-l6"]["words"]["share"]
-    assert words.after == 100 * true["after"]["minilm-l6"]["words"]["share"]
-    assert words.chance == 25.0
+    by_nodes = {(row["teacher"], row["nodes"]): row for row in gathered}
+    assert set(by_nodes) == {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
+    words = by_nodes["minilm-l6", "words"]
+    assert words["before"] == 100 * true["before"]["minilm-l6"]["words"]["share"]
+    assert words["after"] == 100 * true["after"]["minilm-l6"]["words"]["share"]
+    assert words["chance"] == 25.0
     run_finetune(corpus.config(tmp_path / "plain", method="plain", cache=()))
     assert not (tmp_path / "plain" / "readout.json").exists()
-    assert read_readout(tmp_path / "plain") == {}
+    assert read_readout(tmp_path / "plain") == []
 
 
 def test_a_cache_of_a_part_and_of_joined_splits_is_read_out(

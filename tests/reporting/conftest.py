@@ -23,7 +23,7 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     folder = tmp_path_factory.mktemp("vcr")
     write_vcr(folder / "data", num_items=NUM_ITEMS, hostile="<b>&")
     extra = "[training]\nsplit = 'val'\n"
-    result = run_trial(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
+    result = run_trial(folder, num_seeds=3, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
     (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
     (result.runs / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")

@@ -81,11 +81,7 @@ def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[Study
     uses = {(use.method, use.against, use.test_set) for use in study[0].find("use")}
     methods, kinds = ("plain", "plain-two-step"), ("swapped", "blanked", "removed")
     assert uses == {(method, kind, "test") for method in methods for kind in kinds}
-    captions = [item.text for item in page.find("section", id="vision")[0].find("figcaption")]
-    assert any("What the texts alone give away" in caption for caption in captions)
-    for share in study[0].find("text share"):
-        assert 0 < share.mean < 100
-        assert share.against == "plain-no-picture"
+    assert len(page.find("section", id="vision")[0].find("table")) == len(kinds)
 
 
 @pytest.mark.slow

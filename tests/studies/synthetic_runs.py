@@ -7,29 +7,36 @@ change. `GAINS` states the points that each method adds over plain at 100 shots.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import tomllib
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.comparisons import numbers_of
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, parse_study, shots_label
 from advl_pipeline.studies.execute import CachePreparer, CellExecutor
 from advl_pipeline.studies.plan import CacheNeed, Cell
 from advl_pipeline.studies.run import Failure, run_study
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.studies.table import StudyResult, build_table
 from advl_pipeline.training.resolved import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
+ITEM_NAMES = list(map(str, range(NUM_ITEMS)))
+PICTURES = [f"picture {index // 3}" for index in range(NUM_ITEMS)]
+TYPES = [("why", "what")[index % 2] for index in range(NUM_ITEMS)]
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}
 BASE = {"test": 62.0, "test-shift": 47.0, "test-unseen": 52.0, "val": 60.0}
 SWAPPED_CHANCE = 27.0
@@ -41,7 +48,20 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(parts).encode()))
 
 
-def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
+class Spot(NamedTuple):
+    """What of a cell its made-up scores hang on."""
+
+    setting: str
+    method: str
+    shots: int | None
+    seed: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting} / {self.method} / {shots_label(self.shots)} shots / seed {self.seed}"
+
+
+def accuracy(cell: Cell | Spot, test_set: str, gains: Mapping[str, float]) -> float:
     """Expected accuracy in [0, 1]; a gain named "method on set" is of that test set alone."""
     shots = cell.shots or 1600
     gain = gains.get(f"{cell.method} on {test_set}", gains.get(cell.method, 0.0)) * (100 / shots) ** 0.5
@@ -62,9 +82,6 @@ def train(cell: Cell) -> None:
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
     write_json(run / "run.json", {"options": {}})
     write_json(run / "config.json", config_to_dict(cell.finetune))
-    task_loss = cell.finetune.optimisation.task_loss
-    loss = task_loss or ("soft-target-bce" if "vqa" in cell.finetune.task else "softmax-choice")
-    write_json(run / "settings.json", {"settings": {"task_loss": {"value": loss, "source": "the test's"}}})
     write_json(
         run / "environment.json",
         {"python": "3.11.9", "platform": "Linux", "libraries": {"torch": "2.13.0"}, "command": ["advl", "study"]},
@@ -76,23 +93,9 @@ def train(cell: Cell) -> None:
             for name, path in zip(cell.teachers, cell.finetune.cache, strict=True)
         ],
     )
-    random = generator("metrics", cell.title)
-    with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        for step in range(0, 30, 10):
-            record: dict[str, Any] = {"step": step, "phase": "adapt" if step == 0 else "finetune", "raw/task": 1.0}
-            if cell.teachers and record["phase"] == "finetune":
-                for name in ("student", "vision", "text"):
-                    counts, _ = np.histogram(random.beta(2, 3, 16), bins=20, range=(0, 1))
-                    record[f"confidence/{name}"] = {
-                        "mean": 0.4, "max": 1.0, "bin_width": 0.05, "counts": counts.tolist(),
-                    }  # fmt: skip
-            if cell.teachers:
-                for modality in ("vision", "text"):
-                    counts, _ = np.histogram(np.clip(random.gamma(4, 0.22, 16), 0, 2), bins=20, range=(0, 2))
-                    record[f"weights/{modality}"] = {
-                        "mean": 0.9, "max": 2.0, "bin_width": 0.1, "counts": counts.tolist(),
-                    }  # fmt: skip
-            file.write(json.dumps(record) + "\n")
+    phases = ("adapt", "finetune", "finetune")
+    log = ({"step": 10 * number, "phase": phase, "raw/task": 1.0} for number, phase in enumerate(phases))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
     if cell.teachers and takes_two_steps(cell.finetune):
         write_json(run / "readout.json", readout(cell))
     write_json(
@@ -119,36 +122,76 @@ def readout(cell: Cell) -> dict[str, Any]:
     return document
 
 
+def item_scores(
+    cell: Cell | Spot, tasks: tuple[str, ...], test_set: str, gains: Mapping[str, float]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return view of the picture -> metric -> what each item is worth."""
+    views: dict[str, dict[str, np.ndarray]] = {"": {}, "swapped": {}}
+    for task in tasks:
+        difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
+        noise = generator(cell.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
+        rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
+        chance = generator(cell.title, test_set, task, "swapped").random(NUM_ITEMS)
+        right = {"": rank < accuracy(cell, test_set, gains), "swapped": chance < SWAPPED_CHANCE / 100}
+        for view, found in views.items():
+            found[METRIC_OF_TASK[task]] = right[view].astype(np.float32)
+    for found in views.values():
+        if {"q2a", "qa2r"} <= set(found):
+            found["q2ar"] = found["q2a"] * found["qa2r"]
+    return views
+
+
+def made_up_result(
+    raw: Mapping[str, Any],
+    *,
+    gains: Mapping[str, float] = GAINS,
+    missing: Callable[[Spot], bool] = lambda spot: False,
+) -> StudyResult:
+    """Return what a study would gather, without any run: all but `missing` is finished."""
+    plain: dict[str, Any] = tomllib.loads(STUDY.format(seeds=list(range(8)))) | dict(raw)
+    study = parse_study(plain, where="here")
+    parts, cells = [], []
+    grid = itertools.product(study.settings, study.shots, study.methods, study.seeds)
+    for setting, shots, method, seed in grid:
+        spot = Spot(setting.name, method, shots, seed)
+        about = {"cell": spot.title, "run": spot.title, "setting": setting.name, "method": method, "seed": seed}
+        about["shots"] = shots_label(shots)
+        cells.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
+        for test_set in () if missing(spot) else setting.test_sets:
+            for view, found in item_scores(spot, setting.tasks, test_set, gains).items():
+                for metric, scores in found.items():
+                    told = {"size": shots or 1600, "test_set": test_set, "metric": metric, "view": view}
+                    items = {"item": ITEM_NAMES, "picture": PICTURES, "type": TYPES, "score": scores}
+                    parts.append(pd.DataFrame({**about, **told, **items}))
+    scored = pd.concat(parts, ignore_index=True)
+    return StudyResult(
+        study=study, folder=Path(), runs=Path(), command="advl study", cells=pd.DataFrame(cells), items=scored,
+        numbers=numbers_of(build_table(study, scored)),
+        readouts=pd.DataFrame(columns=["setting", "method", "shots", "teacher", "nodes"], dtype=str),
+        costs=pd.DataFrame(), caches=(), environments=(), caveats={}, trivial={},
+    )  # fmt: skip
+
+
 def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     """Write evaluation/<set>.json and .npz."""
     arrays: dict[str, Any] = {}
-    items: dict[str, np.ndarray] = {}
-    swapped: dict[str, np.ndarray] = {}
-    names = np.array([f"{test_set}-{index}" for index in range(NUM_ITEMS)])
+    views = item_scores(cell, cell.finetune.task, test_set, gains)
+    items = views[""]
+    names = np.array([f"{test_set}-{name}" for name in ITEM_NAMES])
     for task in cell.finetune.task:
-        metric = METRIC_OF_TASK[task]
-        difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
-        noise = generator(cell.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
-        threshold = accuracy(cell, test_set, gains)
-        rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
-        items[metric] = (rank < threshold).astype(np.float32)
-        chance = generator(cell.title, test_set, task, "swapped").random(NUM_ITEMS)
-        swapped[metric] = (chance < SWAPPED_CHANCE / 100).astype(np.float32)
-        answered = np.where(
-            items[metric] > 0, 0, 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
-        )
+        wrong = 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
+        answered = np.where(items[METRIC_OF_TASK[task]] > 0, 0, wrong)
         scores = generator(cell.title, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
         scores[np.arange(NUM_ITEMS), answered] = scores.max(axis=1) + 1.0
         arrays[f"scores/{task}"] = scores
         arrays[f"example_ids/{task}"] = np.array([f"{name}:{task}" for name in names])
         arrays[f"labels/{task}"] = np.zeros(NUM_ITEMS, dtype=np.int64)
-    for found, prefix in ((items, "item"), (swapped, "item_swapped")):
-        if {"q2a", "qa2r"} <= set(found):
-            found["q2ar"] = found["q2a"] * found["qa2r"]
+    for view, found in views.items():
+        prefix = f"item_{view}" if view else "item"
         for metric, values in found.items():
             arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = values, names
-            arrays[f"pictures/{metric}"] = np.array([f"picture {index // 3}" for index in range(NUM_ITEMS)])
-            arrays[f"strata/{metric}"] = np.array([("why", "what")[index % 2] for index in range(NUM_ITEMS)])
+            arrays[f"pictures/{metric}"] = np.array(PICTURES)
+            arrays[f"strata/{metric}"] = np.array(TYPES)
     folder = cell.run / "evaluation"
     np.savez_compressed(folder / f"{test_set}.npz", **arrays)
     metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}
@@ -236,19 +279,14 @@ def run_trial(
 
 
 def fail_first_seed(cell: Cell) -> None:
-    """Fail as a cell does whose picture cannot be read, for the first seed."""
+    """Fail for the first seed, as where a picture cannot be read; note process and threads of the others."""
     if cell.seed == 0:
         raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
+    cell.run.parent.mkdir(parents=True, exist_ok=True)
+    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
     execute(cell)
 
 
 def die(cell: Cell) -> None:
     """End as a process does that the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def log_threads(cell: Cell) -> None:
-    """Note the process and its threads beside the run."""
-    cell.run.parent.mkdir(parents=True, exist_ok=True)
-    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-    execute(cell)

@@ -15,35 +15,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import synthetic_runs
 from PIL import Image
-from scipy import special, stats
-from synthetic_runs import GAINS, NUM_ITEMS, run_trial, write_study_file
+from scipy import stats
+from synthetic_runs import GAINS, NUM_ITEMS, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
-from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
-from advl_pipeline.evaluation.statistics import top_confidence
 from advl_pipeline.reporting.tables import wide_tables
-from advl_pipeline.runs.results import WeightBins
-from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyRunConfig, read_study
-from advl_pipeline.studies.execute import CellExecutor, digest_dataset, execute_cell, missing_test_sets
+from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.forecast import forecast_study
-from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study, pool_histograms
+from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.studies.plan import Cell, build_plan, read_study_folder
 from advl_pipeline.studies.run import Failure, num_cores, run_study
 from advl_pipeline.studies.table import Place, StudyResult, rows_of
 from advl_pipeline.training.config import FinetuneConfig
 
+TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}
+"""Two cells for each seed."""
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
-    return run_trial(tmp_path_factory.mktemp("gathered"), num_seeds=5)
+    return run_trial(tmp_path_factory.mktemp("gathered"), num_seeds=3)
 
 
 def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:
@@ -65,15 +63,14 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
         trained.append(cell.finetune.on_error)
         synthetic_runs.execute(cell)
 
-    lines = {"dataset": json.dumps(str(data)), "tasks": '["choice"]'}
-    study = write_study_file(tmp_path, extra=extra, **lines)
+    lines = {**TINY, "methods": '["plain"]', "dataset": json.dumps(str(data)), "tasks": '["choice"]'}
+    study = write_study_file(tmp_path, num_seeds=1, extra=extra, **lines)
     asked = StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches")
     run_study(asked, execute=execute, prepare=synthetic_runs.prepare)
     assert set(trained) == {"skip"}
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-@pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize(("weights", "keeps"), [("model.safetensors", True), ("adapter_model.safetensors", False)])
 def test_a_trained_student_is_scored_and_not_trained_again(
     tmp_path: Path, weights: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +101,7 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
 
 
 def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) -> None:
-    assert result.num_finished == len(result.cells) == 40
+    assert result.num_finished == len(result.cells) == 24
     for method, test_set, shots in itertools.product(GAINS, ("test", "test-shift"), (100, 400)):
         accuracy = result.one("accuracy", place(result, test_set, shots), method=method)
         if method == "plain-two-step":
@@ -126,9 +123,9 @@ def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
     assert gain.p_seed_holm >= gain.p_seed
 
 
-def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
-    result = run_trial(
-        tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]'
+def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them() -> None:
+    result = made_up_result(
+        {"methods": ["plain", "advl"], "shots": ["full", 1600, 100], "test_sets": ["test"], "seeds": [0, 1]}
     )
     assert [gain.size for gain in result.find("gain along shots")] == [100, 1600, 1600]
     assert len(result.one("slope").per_seed) == 2
@@ -144,49 +141,34 @@ def test_caches_and_environment_are_gathered(result: StudyResult) -> None:
     assert "command" not in result.environments[0]
 
 
-@pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
-def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path: Path, loss: str) -> None:
-    result = run_trial(
-        tmp_path,
-        num_seeds=1,
-        dataset='"scenes-vqa"',
-        tasks='["vqa"]',
-        methods='["plain"]',
-        shots="[100]",
-        test_sets='["test"]',
-        extra=f"[training]\ntask-loss = '{loss}'\n",
-    )
-    (calibration,) = rows_of(result.calibrations)
-    with np.load(result.runs / result.cells["run"][0] / "evaluation" / "test.npz") as arrays:
-        logits = arrays["scores/vqa"].astype(np.float64)
-    sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
-    mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
-    assert mean == pytest.approx(sure.max(axis=1).mean())
-
-
-def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
-    first = run_trial(tmp_path, num_seeds=1)
-    stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
-    again = run_trial(tmp_path, num_seeds=1, executor=refuse, prepare=refuse)
-    assert again.num_finished == 8
-    assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
+def refuse(*_: object) -> None:
+    raise AssertionError("nothing is left to be done")
 
 
 def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: Path) -> None:
-    """Then the same command without the option runs what is left."""
-    first = run_trial(tmp_path, num_seeds=3, options={"first_seeds": 1})
+    """Then the same command without the option runs what is left, and a third time nothing."""
+    lines = {**TINY, "shots": "[100, 400]"}
+    first = run_trial(tmp_path, options={"first_seeds": 1}, **lines)
     assert {(cell.seed, cell.shots) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
-    assert set(first.cells["seed"]) == {0, 1, 2}
-    whole = run_trial(tmp_path, num_seeds=3)
-    assert first.num_finished * 3 * 2 == whole.num_finished == len(whole.cells)
+    assert set(first.cells["seed"]) == {0, 1}
+    whole = run_trial(tmp_path, **lines)
+    assert first.num_finished * 2 * 2 == whole.num_finished == len(whole.cells)
+    stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
+    assert run_trial(tmp_path, executor=refuse, prepare=refuse, **lines).num_finished == len(whole.cells)
+    assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
 
 
 def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
-    first = run_trial(tmp_path, num_seeds=1)
+    lines = {**TINY, "test_sets": '["test", "test-shift"]'}
+    first = run_trial(tmp_path, **lines)
     run_folders = sorted(path.parent for path in (tmp_path / "cells").glob("*/result.json"))
     (tmp_path / "other").mkdir()
     # The folder remembers the content of the data, which are not at hand here.
     shutil.copy(first.folder / "study.json", tmp_path / "other")
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
+    shutil.rmtree(tmp_path / "caches")
+    forecast = forecast_study(config)
+    assert (forecast.num_left, forecast.caches, forecast.bytes_left, forecast.seconds_left) == (0, (), 0, 0)
     # Of these two, one was not trained to its end, and one not scored on every set.
     (run_folders[0] / "result.json").unlink()
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
@@ -196,43 +178,17 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
         ran.append(cell.cell_id)
         synthetic_runs.execute(cell)
 
-    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     assert forecast_study(config).num_left == 2
-    second = run_trial(tmp_path, output="other", num_seeds=1, executor=record)
+    second = run_trial(tmp_path, output="other", executor=record, **lines)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
-    assert second.num_finished == len(run_folders) == 8
+    assert second.num_finished == len(run_folders) == 4
     assert second.numbers.equals(first.numbers)
     assert gather_study(first.folder).numbers.equals(first.numbers)
     assert not list((tmp_path / "other").rglob("result.json"))
-
-
-def test_caches_of_cells_that_another_study_has_finished_are_not_extracted(tmp_path: Path) -> None:
-    first = run_trial(tmp_path, num_seeds=1)
-    shutil.rmtree(tmp_path / "caches")
-    (tmp_path / "other").mkdir()
-    shutil.copy(first.folder / "study.json", tmp_path / "other")
-    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
-    forecast = forecast_study(config)
-    assert (forecast.caches, forecast.bytes_left, forecast.seconds_left) == ((), 0, 0)
-    second = run_trial(tmp_path, output="other", num_seeds=1, executor=refuse, prepare=refuse)
-    assert second.num_finished == 8
-
-
-def refuse(*_: object) -> None:
-    raise AssertionError("nothing is left to be done")
-
-
-def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path) -> None:
-    run_trial(tmp_path, num_seeds=1)
-    ran: list[tuple[int, str]] = []
-
-    def record(cell: Cell) -> None:
-        ran.append((cell.seed, cell.method))
-        synthetic_runs.execute(cell)
-
-    run_trial(tmp_path, executor=record)
-    assert {seed for seed, _ in ran} == {1}
-    assert len(ran) == 8
+    # Another seed and another test set add what is missing.
+    ran.clear()
+    more = run_trial(tmp_path, num_seeds=3, executor=record, **lines)
+    assert len(ran) == len(more.cells) - len(first.cells) == 2
 
 
 def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
@@ -242,11 +198,11 @@ def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
         synthetic_runs.execute(cell)
 
     with pytest.raises(DatasetError, match=r"scenes-1\.png"):
-        run_trial(tmp_path, num_seeds=1, executor=fail)
+        run_trial(tmp_path, executor=fail, **TINY)
     failures: list[Failure] = []
     options = {"keep_going": True}
-    result = run_trial(tmp_path, num_seeds=1, executor=fail, options=options, report_failure=failures.append)
-    assert result.num_finished == 6
+    result = run_trial(tmp_path, executor=fail, options=options, report_failure=failures.append, **TINY)
+    assert result.num_finished == 2
     assert len(failures) == 2
     assert all("scenes-1.png" in failure.message for failure in failures)
 
@@ -286,7 +242,7 @@ def cells_run_by(tmp_path: Path, name: str) -> list[str]:
 
 
 def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
-    write_study_file(tmp_path, num_seeds=3)
+    write_study_file(tmp_path, num_seeds=6, **TINY)
     victim = start_worker(tmp_path, "victim")
     deadline = time.monotonic() + 60
     while not cells_run_by(tmp_path, "victim") and time.monotonic() < deadline:
@@ -297,9 +253,9 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     def ran() -> list[str]:
         return [cell for name in workers for cell in cells_run_by(tmp_path, name)]
 
-    while len(ran()) < 23 and time.monotonic() < deadline + 60:
+    while len(ran()) < 11 and time.monotonic() < deadline + 60:
         time.sleep(0.05)
-    assert len(ran()) == len(set(ran())) == 23
+    assert len(ran()) == len(set(ran())) == 11
     assert held not in ran()
     # What is left is waited for.
     time.sleep(0.5)
@@ -313,37 +269,26 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
         said.append(errors)
     assert any(f"waiting for process {victim.pid} on" in errors for errors in said), said
     assert sorted(ran()) == sorted({*ran(), held})
-    assert len(ran()) == 24
-    assert gather_study(tmp_path / "study").num_finished == 24
+    assert len(ran()) == 12
+    assert gather_study(tmp_path / "study").num_finished == 12
 
 
-def in_workers(tmp_path: Path, executor: CellExecutor, **options: Any) -> StudyResult:
-    return run_trial(tmp_path, executor=executor, options={"workers": 2, **options})
-
-
-def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
-    result = in_workers(tmp_path, synthetic_runs.log_threads)
-    assert result.num_finished == len(result.cells) == 16
+def test_workers_run_cells_side_by_side_in_processes_of_their_own_and_say_what_failed(tmp_path: Path) -> None:
+    failures: list[Failure] = []
+    options = {"workers": 2, "keep_going": True}
+    executor, report = synthetic_runs.fail_first_seed, failures.append
+    result = run_trial(tmp_path, num_seeds=4, executor=executor, options=options, report_failure=report, **TINY)
+    assert (result.num_finished, len(result.cells), len(failures)) == (6, 8, 2)
+    assert all("scenes-1.png" in failure.message and "restore it" in failure.message for failure in failures)
     seen = [path.read_text().split() for path in (tmp_path / "cells").rglob("seen-*")]
-    assert len(seen) == 16
+    assert len(seen) == 6
     assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
     assert {threads for _, threads in seen} == {str(max(1, num_cores() // 2))}
 
 
-def test_an_error_in_a_worker_says_where_it_happened_and_stops_the_study(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError) as caught:
-        in_workers(tmp_path, synthetic_runs.fail_first_seed)
-    assert (caught.value.where, caught.value.next_command) == ("scenes-1.png", "restore it")
-
-
-def test_with_keep_going_workers_finish_the_other_cells(tmp_path: Path) -> None:
-    result = in_workers(tmp_path, synthetic_runs.fail_first_seed, keep_going=True)
-    assert (result.num_finished, len(result.cells)) == (8, 16)
-
-
 def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(AdvlError, match="worker of the study died"):
-        in_workers(tmp_path, synthetic_runs.die)
+        run_trial(tmp_path, executor=synthetic_runs.die, options={"workers": 2}, **TINY)
     assert not multiprocessing.active_children()
 
 
@@ -356,7 +301,7 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
 
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
-    result = run_trial(tmp_path, num_seeds=1)
+    result = run_trial(tmp_path, num_seeds=1, **TINY)
     path = result.runs / result.cells["run"][1] / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
@@ -365,7 +310,7 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
         arrays[name] = arrays[name][shuffled]
     np.savez(path, **arrays)
     again, before = (
-        one.one("gain", place(result, "test", 100), method="naive-kd", against="plain")
+        one.one("gain", place(result, "test", 100), method="advl", against="plain")
         for one in (gather_study(result.folder), result)
     )
     assert again.p_item == before.p_item
@@ -376,35 +321,21 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
         gather_study(result.folder)
 
 
-@pytest.mark.parametrize("name", ["result.json", "evaluation/test.json", "evaluation/test.npz", "metrics.jsonl"])
-def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
-    result = run_trial(tmp_path, num_seeds=1)
-    path = result.runs / result.cells["run"][0] / name
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ConfigError) as caught:
-        gather_study(result.folder)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"before": {',
-        "[]",
-        '{"before": {"minilm-l6": {"words": null}}}',
-        '{"before": {"t": {"words": {"share": 1}}}}',
-    ],
-)
-def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path, content: str) -> None:
-    result = run_trial(tmp_path, num_seeds=2, shots="[100]")
+def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_path: Path) -> None:
+    result = run_trial(tmp_path, **TINY)
     (cell,) = rows_of(result.cells, method="advl", seed=0)
-    path = result.runs / cell.run / "readout.json"
-    path.unlink()
+    readouts = ('{"before": {', "[]", '{"before": {"minilm-l6": {"words": null}}}', '{"before": {"t": {"words": 1}}}')
+    damages = [("result.json", "{"), ("evaluation/test.json", "{"), ("evaluation/test.npz", "PK")]
+    for name, content in (*damages, *(("readout.json", content) for content in readouts)):
+        path = result.runs / cell.run / name
+        before = path.read_bytes()
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            gather_study(result.folder)
+        assert str(path) in str(caught.value)
+        path.write_bytes(before)
+    (result.runs / cell.run / "readout.json").unlink()
     assert {item.seed for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        gather_study(result.folder)
-    assert str(path) in str(caught.value)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
@@ -415,19 +346,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
         gather_study(tmp_path)
 
 
-def test_histograms_of_unequal_bins_pool_without_loss() -> None:
-    edges, shares, mean, count = pool_histograms(
-        [WeightBins(bin_width=0.1, counts=(4,) * 10), WeightBins(bin_width=0.2, counts=(6,) * 10)]
-    )
-    assert count == 100
-    assert sum(shares) == pytest.approx(1)
-    assert edges[-1] == pytest.approx(2.0)
-    assert sum(shares[:10]) == pytest.approx((40 + 30) / 100)
-    assert mean == pytest.approx((40 * 0.5 + 60 * 1.0) / 100)
-
-
 def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult) -> None:
-    plan, _ = read_study_folder(result.folder)
     parsed: list[FinetuneConfig] = []
 
     @config_command(FinetuneConfig, "finetune")
@@ -435,13 +354,13 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
         parsed.append(config)
         yield None
 
-    for cell in plan.cells[:8]:
+    for cell in read_study_folder(result.folder).cells[:8]:
         finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
         assert parsed.pop() == cell.finetune
 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
-    result = run_trial(tmp_path, num_seeds=1)
+    result = run_trial(tmp_path, **TINY)
     for number, name in enumerate(result.cells["run"]):
         path = result.runs / name / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -452,33 +371,25 @@ def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) 
     assert result.cells["run"][3] in refusal.value.where
 
 
-def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "mine.toml"
-    recipe.write_text("learning_rate = 3e-4\n", encoding="utf-8")
-    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
 
-    def again() -> StudyResult:
-        return run_trial(tmp_path, num_seeds=1, extra="[training]\nrecipe = 'mine.toml'\n")
+    def with_rate(rate: str) -> StudyResult:
+        recipe.write_text(f"learning_rate = {rate}\n", encoding="utf-8")
+        extra = "[training]\nrecipe = 'mine.toml'\n"
+        return run_trial(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]', extra=extra)
 
-    first = again()
-    plan, _ = read_study_folder(first.folder)
-    assert {Path(cell.finetune.optimisation.recipe).read_text(encoding="utf-8") for cell in plan.cells} == {
-        "learning_rate = 3e-4\n"
-    }
+    first, other = with_rate("3e-4"), with_rate("4e-4")
+    assert not set(other.cells["cell"]) & set(first.cells["cell"])
     recipe.unlink()
-    for other in (gather_study(first.folder), again()):
-        assert other.numbers.equals(first.numbers)
-        assert other.cells.equals(first.cells)
-    assert forecast_study(config).num_left == 0
-    moved = tmp_path / "elsewhere" / "study"
-    shutil.copytree(first.folder, moved)
-    shutil.copytree(first.runs / "cells", moved.parent / "cells")
-    monkeypatch.chdir(moved)
-    assert gather_study(moved).num_finished == first.num_finished == len(first.cells)
-    monkeypatch.chdir(tmp_path)
-    recipe.write_text("learning_rate = 4e-4\n", encoding="utf-8")
-    assert not set(again().cells["cell"]) & set(first.cells["cell"])
+    assert gather_study(other.folder).cells.equals(other.cells)
+    cell = replace(read_study_folder(other.folder).cells[0], test_sets=())
+    (cell.run / "result.json").unlink()
+    with pytest.raises(ConfigError, match="recipe has changed"):
+        execute_cell(cell)
 
 
 def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -> None:
@@ -497,177 +408,3 @@ def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -
     assert study("[evaluation]\nprobe = ['swapped']\n") == []
     assert study("[evaluation]\nprobe = ['swapped', 'blanked']\n") == ["test"]
     assert study("[evaluation]\nprobe = ['none']\n") == []
-
-
-def cells_of(folder: Path) -> dict[tuple[str, int], Cell]:
-    """Return the cells of 100 shots, by method and seed."""
-    study = read_study(write_study_file(folder))
-    return {(cell.method, cell.seed): cell for cell in build_plan(study, cells=folder).cells if cell.shots == 100}
-
-
-def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
-    """Write the run of a cell beside others, with other options, as if no study had asked for it."""
-    teachers = options.pop("teachers", cell.teachers)
-    finetune = with_options(cell.finetune, output=folder, **options)
-    moved = replace(cell, teachers=teachers, finetune=finetune)
-    synthetic_runs.execute(moved)
-    (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")
-    return folder
-
-
-def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path)
-    runs = tmp_path / "runs"
-    for seed in (0, 1):
-        loose_run(runs / f"plain-{seed}", cells["plain", seed])
-        loose_run(runs / f"blind-{seed}", cells["plain", seed], hide_picture=True)
-        loose_run(runs / f"advl-{seed}", cells["advl", seed])
-    loose_run(runs / "clip", cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
-    loose_run(runs / "longer", cells["advl", 1], num_steps=3000)
-    result = gather_runs(runs)
-    seeds = result.cells.groupby("method")["seed"].apply(list).to_dict()
-    known = "teachers efficientnet-lite0 and minilm-l6"
-    assert seeds == {
-        "plain": [0, 1],
-        "plain, hide_picture True": [0, 1],
-        f"advl, {known}": [0, 1],
-        f"advl, num_steps 3000, {known}": [1],
-        "advl, teachers clip-vit-l and minilm-l6": [1],
-    }
-    assert result.study.baseline == "plain"
-    blind = result.study.variant("plain, hide_picture True")
-    assert (blind.label, blind.role) == ("plain, no picture", "control")
-    assert result.study.variant(f"advl, {known}").label == f"ADVL, {known}"
-    assert {share.against for share in result.find("text share")} == {"plain, hide_picture True"}
-
-
-def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path)
-    loose_run(tmp_path / "mine" / "run", cells["plain", 0])
-    loose_run(tmp_path / "yours" / "run", cells["advl", 0])
-    result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
-    assert result.folder == tmp_path
-    assert list(result.cells["cell"]) == ["mine/run", "yours/run"]
-    assert result.num_finished == 2
-    assert list(gather_runs(tmp_path / "mine" / "run").cells["cell"]) == ["run"]
-
-
-def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path)
-    runs = tmp_path / "runs"
-    random = ("random:efficientnet-lite0@1", "random:minilm-l6@1")
-    for seed in (0, 1):
-        loose_run(runs / f"plain-{seed}", cells["plain", seed])
-        loose_run(runs / f"shuffled-{seed}", cells["advl", seed], teacher_control="shuffle")
-    result = gather_runs(runs)
-    shuffled = result.study.variant(result.study.focus)
-    assert (shuffled.label, shuffled.role) == ("ADVL, shuffled teacher", "control")
-    for seed in (0, 1):
-        loose_run(runs / f"random-{seed}", cells["advl", seed], teachers=random)
-        loose_run(runs / f"true-{seed}", cells["advl", seed])
-        loose_run(runs / f"other-{seed}", cells["advl", seed], split="train-shift")
-    study = gather_runs(runs).study
-    labels = {study.variant(name).label: study.variant(name).role for name in study.methods}
-    known = "teachers efficientnet-lite0 and minilm-l6"
-    assert labels == {
-        "plain": "baseline",
-        f"ADVL, {known}": "method",
-        f"ADVL, split train-shift, {known}": "method",
-        f"ADVL, shuffled teacher, {known}": "control",
-        "ADVL, random teacher 1": "control",
-    }
-    assert study.variant(study.focus).role == "method"
-    true = replace(study, focus=f"advl, {known}")
-    assert gather_runs(runs).study.baseline == "plain"
-    assert {name for name in study.methods if is_teacher_control(true, name)} == {
-        f"advl, teacher_control shuffle, {known}",
-        f"advl, teachers {' and '.join(random)}",
-    }
-
-
-@pytest.mark.parametrize(
-    ("rows", "baseline", "focus"),
-    [
-        ({"two": ("plain-two-step", {}), "advl": ("advl", {})}, "plain-two-step", "advl"),
-        ({"blind": ("plain", {"hide_picture": True}), "advl": ("advl", {})}, "plain, hide_picture True", "advl"),
-        (
-            {"advl": ("advl", {}), "shuffled": ("advl", {"teacher_control": "shuffle"})},
-            "advl, teacher_control shuffle",
-            "advl",
-        ),
-        (
-            {"p": ("plain", {}), "kd": ("naive-kd", {}), "shuffled": ("advl", {"teacher_control": "shuffle"})},
-            "plain",
-            "naive-kd",
-        ),
-        ({"p": ("plain", {}), "q": ("plain", {"learning_rate": 1e-5})}, "plain", "plain, learning_rate 1e-05"),
-        ({"advl": ("advl", {})}, "plain", "advl"),
-        ({"p": ("plain", {})}, "plain", "advl"),
-    ],
-)
-def test_which_rows_of_a_folder_of_runs_are_judged(
-    rows: dict[str, tuple[str, dict[str, Any]]], baseline: str, focus: str, tmp_path: Path
-) -> None:
-    cell = cells_of(tmp_path)["advl", 0]
-    for name, (method, options) in rows.items():
-        of_method = replace(cell, method=method)
-        loose_run(tmp_path / "runs" / name, of_method, **{"method": method, **options})
-    found = gather_runs(tmp_path / "runs").study
-    assert (found.baseline, found.focus) == (baseline, focus)
-
-
-def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_path: Path) -> None:
-    cell = cells_of(tmp_path)["advl", 0]
-    run = loose_run(tmp_path / "runs" / "old", cell)
-    stored = json.loads((run / "config.json").read_text())
-    gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
-    gone |= {"live": False, "live_weights": []}
-    (run / "config.json").write_text(json.dumps(stored | gone))
-    assert set(gather_runs(tmp_path / "runs").cells["method"]) == {"advl"}
-    for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):
-        (run / "config.json").write_text(json.dumps(stored | gone | changes))
-        with pytest.raises(ConfigError, match="option that is gone") as refused:
-            gather_runs(tmp_path / "runs")
-        assert str(run / "config.json") in refused.value.where
-
-
-def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path)
-    for seed in (0, 1):
-        run = loose_run(tmp_path / "runs" / f"advl-{seed}", cells["advl", seed])
-    assert len(set(gather_runs(tmp_path / "runs").cells["method"])) == 1
-    caches = json.loads((run / "caches.json").read_text())
-    caches[0]["identity"]["teacher"]["image"] = {"parameters": "others"}
-    (run / "caches.json").write_text(json.dumps(caches))
-    names = set(gather_runs(tmp_path / "runs").cells["method"])
-    assert len(names) == 2
-    assert all("features" in name for name in names)
-
-
-def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
-    cell = cells_of(tmp_path)["plain", 0]
-    run = loose_run(tmp_path / "runs" / "one", cell)
-    other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
-    synthetic_runs.evaluate(other, "mine", GAINS)
-    result = gather_runs(run)
-    found = {(row.test_set, row.metric) for row in result.find("accuracy")}
-    assert found == {("test", "q2a"), ("test-shift", "q2a"), ("mine", "choice")}
-
-
-def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path, shots='["full"]', tasks='["vcr-q2a", "vcr-qa2r"]'))
-    cell = build_plan(study, cells=tmp_path).cells[0]
-    sizes = {}
-    for name, named in (("named", ("vcr-q2a", "vcr-qa2r")), ("all", ())):
-        run = loose_run(tmp_path / name, cell)
-        config = json.loads((run / "config.json").read_text())
-        (run / "config.json").write_text(json.dumps(config | {"task": named}))
-        (sizes[name],) = {row.size for row in gather_runs(run).find("accuracy")}
-    assert sizes["named"] == sizes["all"] == 1600
-
-
-def test_answers_in_words_are_as_sure_as_they_are_likely() -> None:
-    scores = np.log(np.array([[0.9, 0.05], [0.2, 0.6]]))
-    assert top_confidence(scores, kind="likelihood") == pytest.approx([0.9, 0.6])
-    assert top_confidence(scores, kind="compete") == pytest.approx([0.9 / 0.95, 0.75])
-    assert top_confidence(np.zeros((1, 2)), kind="independent") == pytest.approx([0.5])

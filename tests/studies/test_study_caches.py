@@ -99,7 +99,7 @@ def test_a_teacher_of_pictures_has_no_use_for_a_choice_of_texts(
 @pytest.mark.parametrize(
     ("weights", "what"),
     [
-        ('"clip"', "cannot serve several teachers"),
+        ('"clip"', "weights must be a table"),
         ('{ clip-vit = "clip" }', "names no teacher of the study: 'clip-vit'"),
         ("{ clip-vit-l = 3 }", "weights must be Path"),
     ],

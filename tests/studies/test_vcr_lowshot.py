@@ -88,32 +88,28 @@ def test_the_shipped_study_says_which_student_it_takes_and_why(
     assert f"student: uniter-base from {root}/uniter.pt, on the regions in {root}/caches" in err
 
 
-@pytest.mark.parametrize("with_regions", [False, True])
-def test_the_study_runs_on_the_mirror_with_either(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_regions: bool
+def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_cells(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--regions", root / "caches" / "{dataset}" / "{split}"] if with_regions else []
-    code, out, err = advl(
-        capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study", *given
-    )
-    assert code == 0, err
-    assert "Q→A accuracy in percent" in out
-    assert PIXELS_CAVEAT not in out
-    (run,) = (path.parent for path in (tmp_path / "cells").glob("*/run.json"))
-    saved = json.loads((run / "student.json").read_text(encoding="utf-8"))
-    assert saved["student"] == ("uniter-tiny" if with_regions else "bridgetower-tiny")
-    document = json.loads((run / "evaluation" / "val.json").read_text(encoding="utf-8"))
-    assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
-
-
-def test_cells_hold_their_regions_by_content(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A cache that moved makes no other cells, and raw files make none at all."""
     words = ["study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study"]
     shutil.copytree(root / "caches", tmp_path / "copy")
-    for place in (root / "caches", tmp_path / "copy"):
-        code, _, err = advl(capsys, *words, "--regions", place / "{dataset}" / "{split}")
+    students = ["bridgetower-tiny"]
+    with_regions = (["--regions", place / "{dataset}" / "{split}"] for place in (root / "caches", tmp_path / "copy"))
+    cases: list[list[object]] = [[], *with_regions]
+    for given in cases:
+        code, out, err = advl(capsys, *words, *given)
         assert code == 0, err
-        assert len(list((tmp_path / "cells").glob("*/run.json"))) == 1
+        assert "Q→A accuracy in percent" in out
+        assert PIXELS_CAVEAT not in out
+        runs = [path.parent for path in (tmp_path / "cells").glob("*/run.json")]
+        students += ["uniter-tiny"] if given else []
+        saved = {json.loads((run / "student.json").read_text(encoding="utf-8"))["student"] for run in runs}
+        assert saved == set(students)
+        assert len(runs) == len(saved)
+        for run in runs:
+            document = json.loads((run / "evaluation" / "val.json").read_text(encoding="utf-8"))
+            assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
     code, _, err = advl(capsys, *words, "--regions", root / "features" / "{split}")
     assert code == 2
     assert f"advl cache import '{root}/features/{{split}}' --name regions --dataset vcr --split train" in err

@@ -23,7 +23,7 @@ list(run_in_processes([Path(sys.argv[1])] * 3, wait_in, num_workers=2))
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_study(tmp_path: Path, sent: signal.Signals) -> None:
     program, begun = tmp_path / "program.py", tmp_path / "begun"
     program.write_text(PROGRAM, encoding="utf-8")
