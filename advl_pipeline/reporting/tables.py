@@ -129,21 +129,22 @@ def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] 
         return None
     short = len(row.seeds) < len(result.study.seeds)
     accuracy = wording.spread(row) + (f", {wording.seeds(len(row.seeds))}" if short else "")
-    gain = result.one("gain", place, method=method, against=result.study.baseline_of(method))
-    cell: dict[str, Any] = {"text": accuracy, "accuracy": accuracy, "gain": gain, "over_best": None}
+    gain, over = _gains(result, row)
+    text, best = accuracy, wording.method_label(result.study, over.against) if over else ""
     if gain:
-        over = _over_best(result, place, method)
         tests = f"{wording.p_value(gain.p_seed_holm)}, {wording.p_value(gain.p_item_holm)}"
-        best = f"; best control {wording.signed(over.mean)}" if over else ""
-        cell |= {"text": f"{accuracy} ({wording.signed(gain.mean)}; {tests}{best})", "over_best": over}
-        cell["best"] = wording.method_label(result.study, over.against) if over else ""
-    return cell
+        beside = f"; best control {wording.signed(over.mean)}" if over else ""
+        text += f" ({wording.signed(gain.mean)}; {tests}{beside})"
+    return {"text": text, "accuracy": accuracy, "gain": gain, "over_best": over, "best": best}
 
 
-def _over_best(result: StudyResult, place: Place, method: str) -> Any:
-    """Return the gain of the focus method over the best control; None for other methods, and without one."""
-    best = result.best_control(place) if method == result.study.focus else None
-    return result.one("gain", place, method=method, against=best.method) if best else None
+def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
+    """Return the gain of an accuracy over its baseline, and of the focus method that over the best control."""
+    study, place = result.study, place_of(row)
+    best = result.best_control(place) if row.method == study.focus else None
+    others = (study.baseline_of(row.method), best and best.method)
+    gain, over = (result.one("gain", place, method=row.method, against=other) for other in others)
+    return gain, over
 
 
 def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
@@ -215,9 +216,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
     """Return a record per method and place, unrounded; keys are `LONG_COLUMNS`."""
     rows = []
     for row in result.find("accuracy"):
-        place, trivial = place_of(row), result.trivial_of(place_of(row))
-        gain = result.one("gain", place, method=row.method, against=result.study.baseline_of(row.method))
-        over = _over_best(result, place, row.method)
+        trivial, (gain, over) = result.trivial_of(place_of(row)), _gains(result, row)
         told = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
         against, points, relative, *tests = (getattr(gain, name) if gain else None for name in told)
         ends, ends_over = (
