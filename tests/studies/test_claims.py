@@ -128,8 +128,9 @@ def test_a_control_differs_from_the_focus_in_its_teacher_alone() -> None:
 
 def test_a_control_without_results_at_one_size_supports_nothing() -> None:
     gains = {**GREAT, "advl on test-shift": 45.0}
-    assert judged({}, gains)["C3"].outcome == SUPPORTED
-    found = judged({}, gains, lambda spot: (spot.method, spot.shots) == ("advl-shuffled", 400))
+    raw = {"methods": ["plain", "advl", "advl-shuffled"], "seeds": list(range(6))}
+    assert judged(raw, gains)["C3"].outcome == SUPPORTED
+    found = judged(raw, gains, lambda spot: (spot.method, spot.shots) == ("advl-shuffled", 400))
     for claim in ("C3", "C4"):
         assert found[claim].outcome == UNDECIDED
         assert "Caution: advl-shuffled is not finished at 400 shots." in found[claim].notes
