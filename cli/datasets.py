@@ -11,7 +11,6 @@ import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
-from advl_pipeline.evaluation.config import HardSubsetConfig
 
 from .flags import config_command, exit_with, json_option, say_what_it_is
 from .main import PluginGroup
@@ -100,25 +99,6 @@ def check(config: CheckConfig) -> Iterator[Any]:
         click.echo(f"  {note}")
     for command in dict.fromkeys(split.next_command for split in missing):
         click.echo(f"  next: {command}")
-
-
-@config_command(HardSubsetConfig, "hard-subset", of=datasets, arguments=("name",))
-def hard_subset(config: HardSubsetConfig) -> Iterator[Any]:
-    """List the pairs of a split that a model of nothing but the hypothesis, fitted on train, gets wrong.
-
-    `advl evaluate --on test-hard` then scores on them.
-
-    \b
-    advl datasets hard-subset snli-ve --split test
-    """
-    from advl_pipeline.evaluation.hypothesis_only import run_hard_subset
-
-    result = run_hard_subset(config)
-    yield result
-    click.echo(
-        f"hypothesis alone: {result.accuracy:.1f} % of {result.num_pairs:,} pairs; {result.num_hard:,} are hard"
-    )
-    click.echo(f"written to {result.path}")
 
 
 @config_command(SubsetConfig, "subset", of=datasets, arguments=("name",))

@@ -51,7 +51,6 @@ _LONGEST_FILES = (
     "test_report.py",
     "test_interruption.py",
     "test_official_sets.py",
-    "test_readout_command.py",
     "test_every_student_finetunes.py",
     "test_resuming.py",
     "test_bridge.py",

@@ -1,4 +1,4 @@
-"""Boxes as datasets give them: VCR's metadata files, and the `boxes_<split>.jsonl` files of the built-in corpus."""
+"""Boxes as datasets give them: in rows, in VCR's metadata files, in files of boxes that some corpora have."""
 
 from __future__ import annotations
 
@@ -9,57 +9,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.row_files import json_lines, text_field
+from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Row
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
 
+Boxes = tuple[tuple[float, ...], ...]
+"""Of each x1, y1, x2, y2 in pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class PictureBoxes:
-    """Boxes (x1, y1, x2, y2) in pixels of a picture of the given size."""
+    """Boxes of a picture of the given size."""
 
     width: int
     height: int
-    boxes_R4: npt.NDArray[np.float32]
+    boxes: Boxes
+
+
+def checked_boxes(boxes: Any) -> Boxes:
+    """Return boxes that are given as lists of four numbers.
+
+    Raises:
+        Malformed: one is anything else, or has negative or no size.
+    """
+    if not isinstance(boxes, list):
+        raise Malformed(f"field 'boxes' is {boxes!r}, expected a list of [x1, y1, x2, y2] in pixels")
+    for place, box in enumerate(boxes):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise Malformed(f"field 'boxes[{place}]' is {box!r}, expected [x1, y1, x2, y2] in pixels")
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise Malformed(f"field 'boxes[{place}]' is {box!r}, expected x1 < x2 and y1 < y2")
+    return tuple(tuple(map(float, box)) for box in boxes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse_boxes(record: Mapping[str, Any]) -> PictureBoxes:
-    """Check the boxes of a picture against its size.
+    """Check the boxes of a picture of a known size; that they lie inside is seen when the picture is opened.
 
     Args:
         record: has `width` and `height` in pixels, and `boxes`: of each x1, y1, x2, y2 and, in some, a score.
 
     Raises:
-        Malformed: a box outside the picture, of negative or no size, not finite, or not four numbers.
+        Malformed: a size is none, or as `checked_boxes`.
     """
-    fields: Sequence[Any] = [record.get(name) for name in ("width", "height", "boxes")]
-    width, height, boxes = fields
-    for name, size in (("width", width), ("height", height)):
+    sizes: list[Any] = [record.get(name) for name in ("width", "height")]
+    for name, size in zip(("width", "height"), sizes, strict=True):
         if type(size) is not int or size <= 0:
             raise Malformed(f"{name} of the picture is {size!r}")
-    if not isinstance(boxes, list):
-        raise Malformed("boxes are not a list")
-    for index, box in enumerate(boxes):
-        if not isinstance(box, list) or len(box) not in (4, 5) or not all(map(is_number, box)):
-            raise Malformed(f"box {index} is not four finite numbers")
-        x1, y1, x2, y2 = box[:4]
-        if not (x1 < x2 and y1 < y2):
-            raise Malformed(f"box {index} has negative or no size: {box[:4]}")
-        if x1 < -TOLERANCE or y1 < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
-            raise Malformed(f"box {index} lies outside the picture of {width}x{height}: {box[:4]}")
-    return PictureBoxes(width, height, np.array([box[:4] for box in boxes], dtype=np.float32).reshape(-1, 4))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    boxes: Any = record.get("boxes")
+    if isinstance(boxes, list):
+        boxes = [box[:4] if isinstance(box, list) and len(box) == 5 else box for box in boxes]
+    return PictureBoxes(*sizes, checked_boxes(boxes))
 
 
 def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes]:
@@ -73,14 +80,14 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
         names = record.get("names")
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
             raise Malformed("names are not a list of texts")
-        boxes = parse_boxes(record)
+        found = parse_boxes(record)
+        if len(names) != len(found.boxes):
+            raise Malformed(f"{len(names)} names and {len(found.boxes)} boxes")
     except OSError:
         raise Malformed(f"{name} is missing") from None
     except (ValueError, RecursionError, AttributeError, Malformed) as error:
         raise Malformed(f"{name}: {error}") from None
-    if len(names) != len(boxes.boxes_R4):
-        raise Malformed(f"{name}: {len(names)} names and {len(boxes.boxes_R4)} boxes")
-    return tuple(names), boxes
+    return tuple(names), found
 
 
 def read_box_file(path: Path | None) -> tuple[Mapping[str, PictureBoxes] | None, Sequence[Row]]:
@@ -92,20 +99,17 @@ def read_box_file(path: Path | None) -> tuple[Mapping[str, PictureBoxes] | None,
     if path is None:
         return None, ()
     found: dict[str, PictureBoxes] = {}
-    problems = []
-    for number, record in json_lines(path):
-        try:
-            if isinstance(record, Malformed):
-                raise record
-            image = text_field(record, "image")
-            if not is_safe_name(image):
-                raise Malformed(f"picture name {image!r} leaves the dataset's folder")
-            if image in found:
-                raise Malformed(f"a second line for {image}")
-            found[image] = parse_boxes(record)
-        except Malformed as error:
-            problems.append(Row(error, name=str(number), file=str(path), line=number))
-    return found, problems
+
+    def keep(record: Mapping[str, Any]) -> None:
+        image = text_field(record, "image")
+        if not is_safe_name(image):
+            raise Malformed(f"picture name {image!r} leaves the dataset's folder")
+        if image in found:
+            raise Malformed(f"a second line for {image}")
+        found[image] = parse_boxes(record)
+
+    lines = checked(read_table(path), keep)
+    return found, [Row(why, name=str(line), file=str(path), line=line) for line, why in lines if why]
 
 
 def boxes_of(boxes: Mapping[str, PictureBoxes] | None, image: str) -> dict[str, Any]:
@@ -119,4 +123,4 @@ def boxes_of(boxes: Mapping[str, PictureBoxes] | None, image: str) -> dict[str, 
     if image not in boxes:
         raise Malformed(f"{image} has no line in the file of boxes")
     found = boxes[image]
-    return {"boxes": tuple(map(tuple, found.boxes_R4.tolist())), "size": (found.width, found.height)}
+    return {"boxes": found.boxes, "size": (found.width, found.height)}

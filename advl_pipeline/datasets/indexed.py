@@ -248,21 +248,22 @@ class IndexedDataset:
     def _make_unit(self, image: int) -> ImageUnit:
         name, picture = self._file_names(image)[0], self._index.picture(image)
         facts = self._files.facts(name, Depth.HEADER)
-        boxes_R4 = np.array([box[:4] for box in picture.boxes], dtype=np.float32).reshape(-1, 4)
+        boxes: Sequence[Sequence[float]] = picture.boxes
         size = facts.width, facts.height
         stated = size if picture.size is None else tuple(picture.size)
         if picture.boxes_file:
             names, read = read_vcr_boxes(self._source.pictures / picture.boxes_file, picture.boxes_file)
             if list(names) != list(picture.box_labels):
                 raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
-            boxes_R4, stated = read.boxes_R4, (read.width, read.height)
+            boxes, stated = read.boxes, (read.width, read.height)
         if stated != size:
             sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
             raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
-        for place, (x1, y1, x2, y2) in enumerate(boxes_R4.tolist()):
+        for place, (x1, y1, x2, y2) in enumerate(boxes):
             if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
                 box = [x1, y1, x2, y2]
                 raise Malformed(f"field 'boxes[{place}]' is {box}, the picture is {facts.width}x{facts.height}")
+        boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         return ImageUnit(
             unit_id=image_unit_id(facts.digest, boxes_R4),
             path=self._source.pictures / name,
@@ -486,12 +487,6 @@ class IndexedDataset:
             answers=tuple(self._table.lists("answers", row)),
             entries=tuple(self._table.lists("entries", row)),
         )
-
-    def texts_and_labels(self) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """Return the texts of all rows and their classes in the order of `label_names`; no picture is touched."""
-        rows, variant = self._rows.tolist(), self._variants[0]
-        labels = [self._label(row, variant)[0] for row in rows]
-        return [self._candidates(row, variant)[0].text for row in rows], np.array(labels, dtype=np.int64)
 
     def require_known_classes(self) -> None:
         """Refuse a split with a label that is none of the classes.

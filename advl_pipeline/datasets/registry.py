@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.held_pictures import HeldPictures
-from advl_pipeline.datasets.own.hub import hub_names, hub_source, library_sign
+from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
@@ -44,7 +45,7 @@ from advl_pipeline.datasets.roots import (
 )
 from advl_pipeline.datasets.row_files import read_table
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Row, RowSource, names_hub, read_card
-from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, read_pair_ids, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, pairs_of, snli_ve_reading, snli_ve_source
 from advl_pipeline.datasets.vcr import Conditioning, open_vcr
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.views import UnionOfSplits
@@ -244,7 +245,8 @@ def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> Index
 def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source, facts = _source(card, split, root, options), card.split(split)
     annotations = require_there(source.folder / facts["annotations"], dataset=card.name)
-    listed = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
+    ids = facts.get("ids")
+    listed = None if ids is None else pairs_of(require_there(source.folder / ids, dataset=card.name))
     index = source.index_of(snli_ve_source(annotations, pictures=source.pictures))
     rows = None if listed is None else np.flatnonzero(index.file.is_one_of("id", listed))
     return IndexedDataset(source, index, snli_ve_reading(options.label_order), rows=rows)
@@ -282,6 +284,9 @@ def _require(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) 
 
 NUM_AGREEING = 3
 """Answers that agree make an answer fully right, or all of them where there are fewer."""
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+"""How the library of the hub ends the name of a file that is one of several of a split."""
 
 Table = tuple[Path, str | None]
 """One file, and the split that it is of; None where a column says it."""
@@ -352,27 +357,25 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
 def _tables_of_folder(folder: Path) -> list[Table]:
     """A folder's files are the splits that they are called after."""
     files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
-    sign = library_sign(folder, files)
-    if sign is not None:
-        name = f"{HUB_PREFIX}{folder}"
-        raise DatasetError(
-            "The folder is in the layout of Hugging Face, which the library `datasets` reads.",
-            where=str(folder),
-            why=f"it holds {sign.relative_to(folder)}",
-            next_command=advise(["advl", "datasets", "check", name], note=f"give {name} in place of {folder}"),
-        )
     stems = [path.stem for path in files]
-    if not files or len(set(stems)) != len(stems):
-        raise DatasetError(
-            "The folder does not say which file is which split.",
-            where=str(folder),
-            why=f"two files are called {max(stems, key=stems.count)}"
-            if files
-            else f"no file in it ends in {', '.join(TABLE_SUFFIXES)}",
-            next_command="call the files train.jsonl, val.jsonl and test.jsonl, or name them in a card "
-            "(docs/adding-a-dataset.md)",
-        )
-    return [(path, path.stem) for path in files]
+    if not files:
+        why = f"no file in it ends in {', '.join(TABLE_SUFFIXES)}"
+    elif len(set(stems)) < len(stems):
+        why = f"two files are called {max(stems, key=stems.count)}"
+    elif sharded := next(filter(_SHARD.search, stems), ""):
+        why = f"{sharded} is a part of a split"
+    else:
+        return [(path, path.stem) for path in files]
+    raise DatasetError(
+        "The folder does not say which file is which split.",
+        where=str(folder),
+        why=why,
+        next_command=advise(
+            ["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"],
+            note="reads what the library `datasets` wrote; or call the files train.jsonl, val.jsonl, test.jsonl, "
+            "or name them in a card",
+        ),
+    )
 
 
 def _table_source(tables: Sequence[Table], card: DataCard, pictures: Path) -> RowSource:

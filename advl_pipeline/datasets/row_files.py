@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,16 +37,18 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
 
 
 def read_table(path: Path) -> Iterator[Numbered]:
-    """Yield the rows of a file by its ending, which must be one of `roots.TABLE_SUFFIXES`.
+    """Yield the rows of a file by its ending: CSV, Parquet, else JSON lines.
 
     Raises:
         DatasetError: the file cannot be read at all.
     """
-    return {".csv": _csv, ".parquet": _parquet}.get(path.suffix, json_lines)(path)
+    try:
+        yield from {".csv": _csv, ".parquet": _parquet}.get(path.suffix, _json_lines)(path)
+    except OSError as error:
+        raise DatasetError("A file cannot be read.", where=str(path), why=error.strerror or str(error)) from None
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
-    """Yield the numbers of the lines that are not blank, each with its object or with what is wrong with it."""
+def _json_lines(path: Path) -> Iterator[Numbered]:
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
@@ -64,7 +66,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
 def _csv(path: Path) -> Iterator[Numbered]:
     # Bytes that are not UTF-8 survive as surrogates, so that the line which holds them can be named.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = _csv_rows(file.readline)
+        rows = _csv_rows(file)
         number, names = next(rows, (1, []))
         if isinstance(names, Malformed):
             raise DatasetError("The header of the file cannot be read.", where=f"{path}:{number}", why=str(names))
@@ -84,34 +86,19 @@ def _csv(path: Path) -> Iterator[Numbered]:
                 yield number, {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
 
 
-def _csv_rows(read_line: Callable[[], str]) -> Iterator[tuple[int, list[str] | Malformed]]:
-    """Yield the first line of each row and its cells.
-
-    A quote that is never closed takes all lines after it into its cell. Which of them are rows of their own cannot be
-    told, so reading goes on at the line after the one where the bad row begins: no sound row is lost.
-    """
-    taken: list[str] = []
-    unread: deque[str] = deque()
-
-    def next_line() -> str:
-        taken.append(unread.popleft() if unread else read_line())
-        return taken[-1]
-
-    number = 1
+def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str] | Malformed]]:
+    """Yield the first line of each row that is not empty, and its cells."""
+    reader = csv.reader(file, strict=True)
     while True:
-        reader = csv.reader(iter(next_line, ""), strict=True)
+        number = reader.line_num + 1
         try:
-            for cells in reader:
-                if cells:
-                    yield number, cells
-                number += len(taken)
-                taken.clear()
+            if cells := next(reader):
+                yield number, cells
+        except StopIteration:
             return
         except csv.Error as error:
-            yield number, Malformed(f"not CSV: {error}")
-            unread.extendleft(reversed([line for line in taken[1:] if line]))
-            taken.clear()
-            number += 1
+            # A quote that is never closed takes all lines after it into its cell.
+            yield number, Malformed(f"not CSV, nor are lines {number} to {reader.line_num}: {error}")
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:
@@ -120,16 +107,41 @@ def _parquet(path: Path) -> Iterator[Numbered]:
 
     try:
         with pq.ParquetFile(path) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-    except (pa.ArrowException, OSError) as error:
+            batches = table.iter_batches(batch_size=1024)
+            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
+    except pa.ArrowException as error:
         raise DatasetError("The file is not readable Parquet.", where=str(path), why=str(error)) from None
 
 
 Parsed = TypeVar("Parsed")
+
+
+def checked(
+    records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]
+) -> Iterator[tuple[int, Parsed | Malformed]]:
+    """Yield what a function makes of the records of a file, or what is wrong with one, each with its line."""
+    for line, record in records:
+        found: Parsed | Malformed
+        try:
+            if isinstance(record, Malformed):
+                raise record
+            found = check(record)
+        except Malformed as error:
+            found = error
+        yield line, found
+
+
+def require_sound(path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]) -> Iterator[Parsed]:
+    """Yield what a function makes of the records of a file.
+
+    Raises:
+        DatasetError: one of them is malformed; its line is named.
+    """
+    for line, found in checked(records, check):
+        if isinstance(found, Malformed):
+            where = f"{path}:{line}" if line else str(path)
+            raise DatasetError("A file of the dataset is malformed.", where=where, why=str(found))
+        yield found
 
 
 def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
@@ -151,13 +163,14 @@ def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
         raise DatasetError(f"{what} is malformed.", where=str(path), why=why) from None
 
 
-def json_items(path: Path, key: str) -> Iterator[tuple[int, Any]]:
+def json_items(path: Path, key: str = "") -> Iterator[tuple[int, Any]]:
     """Yield the lines and the items of a long list in a JSON document, one at a time.
 
     A 350 MB annotation file would become 4 GB of dictionaries.
 
     Args:
-        key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is.
+        key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is, and
+            nothing else where there is no key.
 
     Raises:
         DatasetError: not UTF-8, not JSON, cut off, or without the list; the line is named.
@@ -190,7 +203,7 @@ _MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
 
 def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
     """Yield the offsets and items of the list of a document."""
-    mark, at = _next_mark(text, 0, "[{")
+    mark, at = _next_mark(text, 0, "[{" if key else "[")
     at = yield from _items(text, at) if mark == "[" else _members(text, at, key)
     if rest := text[at:].lstrip():
         raise json.JSONDecodeError("something follows the end of the document", text, len(text) - len(rest))

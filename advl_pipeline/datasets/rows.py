@@ -17,7 +17,7 @@ from advl_pipeline.configuration import Configuration, build_config, option, rea
 from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX
-from advl_pipeline.datasets.row_files import read_table
+from advl_pipeline.datasets.row_files import checked, read_table
 from advl_pipeline.errors import ConfigError, suggest_names
 
 Kind = Literal["choice", "classes", "answers"]
@@ -199,6 +199,16 @@ class Item:
     stratum: str = ""
     cell: int | None = None
 
+    def __post_init__(self) -> None:
+        for label, texts in ((self.label, self.choices), (self.rationale_label, self.rationales)):
+            if isinstance(label, int) and not 0 <= label < len(texts):
+                raise Malformed(f"the label is {label}, and there are {len(texts)} texts to choose from")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What is to be chosen from; () where a text has a class or an answer."""
+        return self.texts[1 : 1 + self.num_choices]
+
     @property
     def rationales(self) -> tuple[str, ...]:
         """The rationales to choose from; () where there are none."""
@@ -244,10 +254,5 @@ class RowSource:
 
 def checked_rows(path: Path, check: Callable[[Mapping[str, Any]], Item]) -> Iterator[Row]:
     """Yield the rows of a file, each of which a reader has checked or found malformed."""
-    for number, record in read_table(path):
-        found: Item | Malformed
-        try:
-            found = record if isinstance(record, Malformed) else check(record)
-        except Malformed as error:
-            found = error
-        yield Row(found, name=str(number), file=str(path), line=number)
+    for line, found in checked(read_table(path), check):
+        yield Row(found, name=str(line), file=str(path), line=line)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.datasets.boxes import boxes_of, read_box_file
-from advl_pipeline.datasets.indexed import Reading, Source, Variant
+from advl_pipeline.datasets.indexed import Reading, Variant
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.roots import DatasetMissing, is_safe_name
-from advl_pipeline.datasets.row_files import read_json, text_field
+from advl_pipeline.datasets.roots import is_safe_name
+from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
 from advl_pipeline.datasets.rows import Item, Row, RowSource, checked_rows
-from advl_pipeline.errors import advise
 
 LabelOrder = Literal["uniter", "meter"]
 
@@ -110,18 +109,10 @@ def flickr_id(record: Mapping[str, Any]) -> str:
     return found
 
 
-def read_pair_ids(source: Source, name: str) -> list[str]:
-    """Read the pair ids of a subset, as `advl datasets hard-subset` writes them.
+def pairs_of(file: Path) -> list[str]:
+    """Return the ids of the pairs of a published part, in SNLI's own form, such as `snli_1.0_test_hard.jsonl`.
 
     Raises:
-        DatasetError: missing or malformed.
+        DatasetError: a line is malformed.
     """
-    path = source.folder / name
-    if not path.is_file():
-        split = source.split.removesuffix("-hard")
-        raise DatasetMissing(
-            f"The list of pairs of {source.dataset} {source.split} has not been made.",
-            where=str(path),
-            next_command=advise(["advl", "datasets", "hard-subset", source.dataset, "--split", split]),
-        )
-    return read_json(path, "The list of pairs", lambda value: list(map(str, value["pair_ids"])))
+    return list(require_sound(file, read_table(file), lambda record: text_field(record, "pairID")))

@@ -1,4 +1,4 @@
-"""What `advl evaluate`, `score`, `predict`, `readout` and the hypothesis-only baseline are asked for."""
+"""What `advl evaluate`, `score` and `predict` are asked for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.compute import ComputeConfig, DeviceConfig
+from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.locations import Location
 from advl_pipeline.outputs import ReplaceOptions
-from advl_pipeline.students.options import PictureOptions, RegionOptions
+from advl_pipeline.students.options import PictureOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
@@ -55,36 +54,6 @@ class EvaluateConfig(AnswerOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HardSubsetConfig(DataRootOptions, ReplaceOptions):
-    """Which split is sifted by a model that sees hypotheses alone."""
-
-    name: str = option(help="Dataset of hypotheses: snli-ve, or one in its format.")
-    split: str = option("test", help="Split whose hard pairs are listed.")
-    output: Path | None = option(
-        None,
-        help="JSON file for the list [default: where the dataset's card looks for it].",
-        output=Output(
-            makes="file",
-            begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "model": \{\n  "kind": "hypothesis-only ',
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
-    """Configuration of `advl readout`."""
-
-    student: Path = option(help="Folder of a pretrained student or of a finished run.")
-    cache: tuple[Location, ...] = option(
-        (), help="Teacher cache of the split whose words and regions are placed; repeatable, all of one split."
-    )
-    dataset: str | None = option(
-        None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
-    )
-    task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVqaConfig(Configuration):
     """Configuration of `advl score vqa`."""
 
@@ -103,9 +72,11 @@ class ScoreVcrConfig(Configuration):
     """Configuration of `advl score vcr`."""
 
     annotations: Path = option(help="Annotations with labels, such as val.jsonl.", such_as="val.jsonl")
-    answers: Path = option(help="Scores of the answers: .npy or CSV of shape items x 4.", such_as="answers.npy")
+    answers: Path = option(
+        help="Scores of the answers: .npy of shape items x 4, or CSV with annot_id first.", such_as="answers.npy"
+    )
     rationales: Path = option(
-        help="Scores of the rationales given the right answer: .npy or CSV of shape items x 4.",
+        help="Scores of the rationales given the right answer, as those of the answers.",
         such_as="rationales.npy",
     )
 

@@ -1,6 +1,5 @@
 """`run_predict`: a finished run's predictions on a split, in the forms that the leaderboards take.
 
-Each file passes its checks before it is called done.
 VCR: CSV of `annot_id`, 4 answer scores and, given each of the 4 answers, 4 rationale scores (1 + 20 columns).
 VQA: JSON list of {question_id, answer} for all questions of the split (EvalAI).
 SNLI-VE: CSV of pairID and label; there is no server, `advl score snli-ve` takes it.
@@ -14,8 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +33,6 @@ from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices
-from advl_pipeline.evaluation.scoring import malformed, read_csv_rows, read_vqa_results, require_same_ids
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
@@ -57,7 +54,7 @@ def write_vcr_submission(
     answer_scores_NC: npt.NDArray[np.floating],
     rationale_scores_NAC: npt.NDArray[np.floating],
 ) -> None:
-    """Write the VCR leaderboard's CSV, rows by the number after the dash, and check it.
+    """Write the VCR leaderboard's CSV, rows by the number after the dash.
 
     Args:
         annot_ids: such as "test-12".
@@ -65,108 +62,42 @@ def write_vcr_submission(
         rationale_scores_NAC: (N, 4, 4), [question, answer that it is conditioned on, rationale].
 
     Raises:
-        DatasetError: a score is not finite or an id occurs twice.
+        DatasetError: a score is not finite, or an id has no number.
     """
-    for name in annot_ids:
-        if not name.rpartition("-")[2].isdecimal():
+    scores_NF = np.concatenate([answer_scores_NC, rationale_scores_NAC.reshape(len(annot_ids), -1)], axis=1)
+    rows = []
+    for name, scores_F in zip(annot_ids, scores_NF, strict=True):
+        number = name.rpartition("-")[2]
+        if not number.isdecimal():
             raise DatasetError("A VCR id has no number.", where=name, why="expected an id such as test-12")
-    rows = [
-        (name, np.concatenate([answers, rationales.reshape(-1)]))
-        for name, answers, rationales in zip(annot_ids, answer_scores_NC, rationale_scores_NAC, strict=True)
-    ]
-    rows.sort(key=lambda row: (int(row[0].rpartition("-")[2]), row[0]))
-    # str() of a NumPy number is the shortest text that reads back as the same number.
-    _write_csv(path, VCR_COLUMNS, [[name, *map(str, scores)] for name, scores in rows])
-    check_vcr_submission(path, annot_ids)
+        if not np.isfinite(scores_F).all():
+            raise DatasetError("A score is not a finite number.", where=name, why="the run has most likely diverged")
+        # str() of a NumPy number is the shortest text that reads back as the same number.
+        rows.append((int(number), [name, *map(str, scores_F)]))
+    write_csv(path, VCR_COLUMNS, [cells for _, cells in sorted(rows)])
 
 
-def check_vcr_submission(path: Path, annot_ids: Sequence[str]) -> None:
-    """Check a VCR submission: header, one row per question, finite scores.
-
-    Raises:
-        DatasetError: names what is wrong, and the line.
-    """
-    rows = list(read_csv_rows(path))
-    if not rows or tuple(rows[0][1]) != VCR_COLUMNS:
-        raise malformed(path, f"the header is not {','.join(VCR_COLUMNS[:3])},... of {len(VCR_COLUMNS)} columns")
-    seen: dict[str, int] = {}
-    for line, cells in rows[1:]:
-        if len(cells) != len(VCR_COLUMNS):
-            raise malformed(path, f"{len(cells)} columns, expected {len(VCR_COLUMNS)}", line=line)
-        if cells[0] in seen:
-            raise malformed(path, f"annot_id {cells[0]} was on line {seen[cells[0]]} already", line=line)
-        if not all(map(_is_finite, cells[1:])):
-            raise malformed(path, f"a score of {cells[0]} is not a finite number", line=line)
-        seen[cells[0]] = line
-    require_same_ids(path, seen, annot_ids)
-
-
-def write_vqa_submission(path: Path, answers: Mapping[int, str]) -> None:
-    """Write EvalAI's JSON for VQA, question id -> answer, and check it.
-
-    Raises:
-        DatasetError: an answer is not a text.
-    """
-    items = [{"question_id": question_id, "answer": answer} for question_id, answer in answers.items()]
-    write_text(path, json.dumps(items, ensure_ascii=False) + "\n")
-    check_vqa_submission(path, answers)
-
-
-def check_vqa_submission(path: Path, question_ids: Iterable[int]) -> None:
-    """Check a VQA submission: exactly the questions of the split, each with a text.
-
-    Raises:
-        DatasetError: names what is wrong.
-    """
-    require_same_ids(path, map(str, read_vqa_results(path)), map(str, question_ids))
-
-
-def write_snli_ve_predictions(path: Path, labels: Mapping[str, str]) -> None:
-    """Write a CSV of pairID and label name, and check it.
-
-    Raises:
-        DatasetError: it does not read back as it was meant.
-    """
-    _write_csv(path, ("pairID", "label"), list(labels.items()))
-
-
-def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> None:
-    """Write a CSV of id, position of the answer among choices or classes, and its text, and check it.
-
-    A text that a spreadsheet would run as a formula begins with an apostrophe. The official forms take ids and labels
-    as they are, so that nothing is put before those.
-
-    Raises:
-        DatasetError: it does not read back as it was meant.
-    """
-    written = [(_as_text(name), str(place), _as_text(text)) for name, (place, text) in rows.items()]
-    _write_csv(path, ("id", "index", "prediction"), written)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV with a header; raises what `atomic.write_text` does."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
-    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], [row[0] for row in rows])
 
 
-def _as_text(cell: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula; numbers stay as they are."""
-    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_finite(cell) else cell
-
-
-def _is_finite(cell: str) -> bool:
+def as_text(cell: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula: it begins with an apostrophe. Numbers stay as they are."""
     try:
-        return math.isfinite(float(cell))
+        float(cell)
     except ValueError:
-        return False
+        return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictResult:
-    """The checked file, the questions in it, and how many of all texts are longer than the student takes."""
+    """The file, the questions in it, and how many of all texts are longer than the student takes."""
 
     path: Path
     dataset: str
@@ -176,7 +107,7 @@ class PredictResult:
 
 
 def run_predict(config: PredictConfig) -> PredictResult:
-    """Predict a split and write the file; it is read back and checked before this returns.
+    """Predict a split and write the file.
 
     Raises:
         ConfigError: no such run or split, the run lacks one of VCR's two tasks, or a file that holds no predictions
@@ -222,11 +153,14 @@ def run_predict(config: PredictConfig) -> PredictResult:
                 rows |= _predicted(config, finished, examples, label_names) if examples else {}
         num_items = len(rows)
         if not is_benchmark:
-            write_own_predictions(path, rows)
+            # The official forms take ids and labels as they are; a text of one's own may come from anyone.
+            cells = ((as_text(name), str(place), as_text(text)) for name, (place, text) in rows.items())
+            write_csv(path, ("id", "index", "prediction"), cells)
         elif dataset.tasks == ("vqa",):
-            write_vqa_submission(path, {int(name): text for name, (_, text) in rows.items()})
+            answers = [{"question_id": int(name), "answer": text} for name, (_, text) in rows.items()]
+            write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
         else:
-            write_snli_ve_predictions(path, {name: text for name, (_, text) in rows.items()})
+            write_csv(path, ("pairID", "label"), [(name, text) for name, (_, text) in rows.items()])
     num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))
     return PredictResult(path=path, dataset=name, split=split, num_items=num_items, num_cut=num_cut)
 

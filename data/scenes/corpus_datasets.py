@@ -51,16 +51,16 @@ def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
     caption, phrases = text_field(record, "caption"), record.get("phrases", [])
     if not isinstance(phrases, list):
         raise Malformed("field 'phrases' is not a list")
-    tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in phrases)
+    tags = tuple(_phrase(item, caption, len(boxes.boxes)) for item in phrases)
     # Phrases name their boxes as texts of one's own data do.
     parts, end = [], 0
     for tag in tags:
         parts += [caption[end : tag.start], f"[{caption[tag.start : tag.end]}|{tag.box}]"]
         end = tag.end
     tagged = "".join([*parts, caption[end:]])
-    if parse_tagged(tagged, len(boxes.boxes_R4)) != (caption, tags):
+    if parse_tagged(tagged, len(boxes.boxes)) != (caption, tags):
         raise Malformed("the caption is not in normal form, or its phrases overlap or hold brackets")
-    if known.setdefault(image, boxes).boxes_R4.tolist() != boxes.boxes_R4.tolist():
+    if known.setdefault(image, boxes) != boxes:
         raise Malformed(f"boxes differ from those of another caption of {image}")
     # All are of one class-balance cell.
     return Item(item_id=caption_id, image=image, **boxes_of(known, image), texts=(tagged,), cell=0)

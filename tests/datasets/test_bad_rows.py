@@ -9,55 +9,66 @@ from typing import Any
 
 import pytest
 from dataset_mirrors import vcr_metadata, vcr_record, write_captions, write_snli_ve, write_vcr
+from own_rows import answer_row, choice_row, class_row, write_json_lines
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 
-LINE = 5
-"""The one that is spoiled, from 0: it shares its picture with the line before it."""
+Changes = list[tuple[dict[str, Any], str]]
 
-MIRRORS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "vcr": ("val", lambda root: write_vcr(root, [vcr_record(number) for number in range(12)])),
-    "snli-ve": ("test", write_snli_ve),
-    "scenes-captions": ("train", write_captions),
+BENCHMARKS: dict[str, tuple[str, Callable[[Path], Path], Changes]] = {
+    "vcr": (
+        "val",
+        lambda root: write_vcr(root, [vcr_record(number) for number in range(60)]),
+        [
+            ({"answer_label": 4}, "answer_label is 4"),
+            ({"rationale_label": -1}, "rationale_label is -1"),
+            ({"answer_label": True}, "answer_label is True"),
+            ({"answer_label": None}, "'answer_label' is missing"),
+            ({"img_fn": "../../etc/passwd.jpg"}, "leaves the dataset's folder"),
+            ({"img_fn": "/etc/passwd.jpg"}, "leaves the dataset's folder"),
+            ({"metadata_fn": "a/../../b.json"}, "leaves the dataset's folder"),
+            ({"annot_id": "val-0"}, "field 'id' is 'val-0', which {file}:1 has already"),
+            ({"question": [[9], "?"]}, "has tag 9, the picture has 4 objects"),
+            ({"question": [[-1], "?"]}, "has tag -1"),
+            ({"question": [[10004], "?"]}, "has tag 10004"),
+            ({"question": [{"a": 1}]}, "neither a word nor a list of tags"),
+            ({"question": []}, "has no words"),
+            ({"answer_choices": [["a"]] * 3}, "not a list of 4 choices"),
+            ({"rationale_choices": ["a"] * 4}, "not a list of tokens"),
+            ({"img_fn": "a.jpg", "objects": ["person", 3]}, "'objects' is not a list of texts"),
+            ({"img_fn": ["a.jpg"]}, "'img_fn' is not a text"),
+            ({"objects": ["person", "person", "wineglass", "cat"]}, "objects differ from those of another question"),
+        ],
+    ),
+    "snli-ve": (
+        "test",
+        lambda root: write_snli_ve(root, count=60),
+        [
+            ({"gold_label": "-"}, "gold_label is '-'"),
+            ({"sentence2": ""}, "'sentence2'"),
+            ({"pairID": None, "Flickr30K_ID": "7"}, "'pairID'"),
+            ({"pairID": "1000000001.jpg#0r0n"}, "which {file}:1 has already"),
+            ({"Flickr30K_ID": "../1000000001"}, "leaves the dataset's folder"),
+            ({"Flickr30K_ID": "a\\b"}, "leaves the dataset's folder"),
+            ({"Flickr30K_ID": None, "Flikr30kID": None, "pairID": "no picture"}, "names no picture"),
+        ],
+    ),
+    "scenes-captions": (
+        "train",
+        lambda root: write_captions(root, count=60),
+        [
+            ({"caption_id": "c0"}, "train.jsonl:1 has already"),
+            ({"image": "../x.jpg"}, "leaves the dataset's folder"),
+            ({"boxes": [[1, 2, 12, 12], [20, 3, 30, 13]]}, "boxes differ"),
+            ({"caption": "a cat  and a red dog"}, "not in normal form"),
+            ({"phrases": [{"start": 2, "end": 50, "box": 0}]}, "outside the caption"),
+            ({"phrases": [{"start": 2, "end": 5, "box": 2}]}, "names no box"),
+            ({"phrases": [{"start": "2"}]}, "not {{start, end, box}}"),
+            ({"phrases": 5}, "not a list"),
+        ],
+    ),
 }
-
-BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
-    ("vcr", {"answer_label": 4}, "answer_label is 4"),
-    ("vcr", {"rationale_label": -1}, "rationale_label is -1"),
-    ("vcr", {"answer_label": True}, "answer_label is True"),
-    ("vcr", {"answer_label": None}, "'answer_label' is missing"),
-    ("vcr", {"img_fn": "../../etc/passwd.jpg"}, "leaves the dataset's folder"),
-    ("vcr", {"img_fn": "/etc/passwd.jpg"}, "leaves the dataset's folder"),
-    ("vcr", {"metadata_fn": "a/../../b.json"}, "leaves the dataset's folder"),
-    ("vcr", {"annot_id": "val-0"}, "field 'id' is 'val-0', which {file}:1 has already"),
-    ("vcr", {"question": [[9], "?"]}, "has tag 9, the picture has 4 objects"),
-    ("vcr", {"question": [[-1], "?"]}, "has tag -1"),
-    ("vcr", {"question": [[10004], "?"]}, "has tag 10004"),
-    ("vcr", {"question": [{"a": 1}]}, "neither a word nor a list of tags"),
-    ("vcr", {"question": []}, "has no words"),
-    ("vcr", {"answer_choices": [["a"]] * 3}, "not a list of 4 choices"),
-    ("vcr", {"rationale_choices": ["a"] * 4}, "not a list of tokens"),
-    ("vcr", {"img_fn": "a.jpg", "objects": ["person", 3]}, "'objects' is not a list of texts"),
-    ("vcr", {"img_fn": ["a.jpg"]}, "'img_fn' is not a text"),
-    ("vcr", {"objects": ["person", "person", "wineglass", "cat"]}, "objects differ from those of another question"),
-    ("snli-ve", {"gold_label": "-"}, "gold_label is '-'"),
-    ("snli-ve", {"sentence2": ""}, "'sentence2'"),
-    ("snli-ve", {"pairID": None, "Flickr30K_ID": "7"}, "'pairID'"),
-    ("snli-ve", {"pairID": "1000000001.jpg#0r0n"}, "which {file}:1 has already"),
-    ("snli-ve", {"Flickr30K_ID": "../1000000001"}, "leaves the dataset's folder"),
-    ("snli-ve", {"Flickr30K_ID": "a\\b"}, "leaves the dataset's folder"),
-    ("snli-ve", {"Flickr30K_ID": None, "Flikr30kID": None, "pairID": "no picture"}, "names no picture"),
-    ("scenes-captions", {"caption_id": "c0"}, "train.jsonl:1 has already"),
-    ("scenes-captions", {"image": "../x.jpg"}, "leaves the dataset's folder"),
-    ("scenes-captions", {"boxes": [[1, 2, 50, 12], [20, 3, 30, 13]]}, "outside the picture"),
-    ("scenes-captions", {"boxes": [[1, 2, 12, 12], [20, 3, 30, 13]]}, "boxes differ"),
-    ("scenes-captions", {"caption": "a cat  and a red dog"}, "not in normal form"),
-    ("scenes-captions", {"phrases": [{"start": 2, "end": 50, "box": 0}]}, "outside the caption"),
-    ("scenes-captions", {"phrases": [{"start": 2, "end": 5, "box": 2}]}, "names no box"),
-    ("scenes-captions", {"phrases": [{"start": "2"}]}, "not {{start, end, box}}"),
-    ("scenes-captions", {"phrases": 5}, "not a list"),
-]
 
 BAD_LINES = [
     ('{"movie": "x", "obj', "the line is cut off"),
@@ -67,67 +78,139 @@ BAD_LINES = [
 ]
 
 
-def refused_or_skipped(root: Path, name: str, spoil: Callable[[str], str], why: str) -> None:
-    split, write = MIRRORS[name]
-    file = write(root)
-    whole = open_dataset(name, split=split, data_root=root)
-    lines = file.read_text().splitlines()
-    lines[LINE] = spoil(lines[LINE])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_bad_lines_are_named_or_skipped(tmp_path: Path, name: str) -> None:
+    split, write, changes = BENCHMARKS[name]
+    file = write(tmp_path)
+    whole = open_dataset(name, split=split, data_root=tmp_path)
+    lines, expected = file.read_text().splitlines(), {}
+    # A spoiled line shares its picture with the sound one before it.
+    for place, (fields, why) in enumerate(changes):
+        lines[2 * place + 1] = json.dumps(json.loads(lines[2 * place + 1]) | fields)
+        expected[2 * place + 2] = why.format(file=file)
+    for place, (line, why) in enumerate(BAD_LINES, start=len(changes)):
+        lines[2 * place + 1] = line
+        expected[2 * place + 2] = why
     file.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DatasetError) as caught:
-        open_dataset(name, split=split, data_root=root)
-    assert (caught.value.exit_code, caught.value.where) == (5, f"{file}:{LINE + 1}")
-    assert why.format(file=file) in caught.value.why
-    rest = open_dataset(name, split=split, data_root=root, on_error="skip")
-    assert [problem.line for problem in rest.skipped] == [LINE + 1]
+        open_dataset(name, split=split, data_root=tmp_path)
+    assert (caught.value.exit_code, caught.value.where) == (5, f"{file}:2")
+    assert expected[2] in caught.value.why
+    rest = open_dataset(name, split=split, data_root=tmp_path, on_error="skip")
+    assert [problem.line for problem in rest.skipped] == list(expected)
+    for problem in rest.skipped:
+        assert expected[problem.line] in problem.why
     step = len(whole.tasks)
-    assert list(rest.example_ids) == [*whole.example_ids[: LINE * step], *whole.example_ids[(LINE + 1) * step :]]
+    kept = [place for place in range(len(whole)) if place // step + 1 not in expected]
+    assert list(rest.example_ids) == [whole.example_ids[place] for place in kept]
 
 
-@pytest.mark.parametrize(("name", "fields", "why"), BAD_FIELDS)
-def test_a_bad_field_is_named_or_skipped(tmp_path: Path, name: str, fields: dict[str, Any], why: str) -> None:
-    refused_or_skipped(tmp_path, name, lambda line: json.dumps(json.loads(line) | fields), why)
+OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
+    "choice": (
+        choice_row,
+        [
+            ({"label": 4}, "field 'label' is 4, expected a position from 0 to 3, one of the texts, or a letter"),
+            ({"label": True}, "field 'label' is True"),
+            ({"label": "pink"}, "field 'label' is 'pink'"),
+            ({"choices": ["1", "2"], "label": "1"}, "ambiguous: '1' is a position and also the text"),
+            ({"choices": ["a", "a"], "label": "a"}, "two choices read 'a'"),
+            ({"choices": ["a"]}, "field 'choices' is ['a']"),
+            ({"choices": ["a", 5]}, "field 'choices[1]' is 5"),
+            ({"choices": ...}, "field 'choices' is missing"),
+            ({"question": ""}, "field 'question' is ''"),
+            ({"image": None}, "field 'image' is missing"),
+            ({"image": "../outside.png"}, "leaves the pictures' folder"),
+            ({"image": "/etc/x.png"}, "leaves the pictures' folder"),
+            ({"image": "pictures/pink.png"}, "pictures/pink.png is missing"),
+            ({"id": ["x"]}, "field 'id' is ['x']"),
+            ({"split": 1.5}, "field 'split' is 1.5"),
+            *(({"split": name}, f"field 'split' is {name!r}") for name in ("a/b", "../esc", ".hidden", "a+b", "x\n")),
+            ({"boxes": [[1, 2, 3]]}, "field 'boxes[0]' is [1, 2, 3]"),
+            ({"boxes": [[9, 2, 3, 4]]}, "expected x1 < x2 and y1 < y2"),
+            ({"boxes": [[1, 2, 90, 4]]}, "is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
+            ({"boxes": [[1, 2, 9, 4]], "box_labels": []}, "one text for each of the 1 boxes"),
+            ({"boxes": [[1, 2, 9, 4]], "question": "Why [he|1]?"}, "names box 1, the row has 1"),
+            ({"rationales": ["a", "b"]}, "field 'rationale_label' is missing"),
+            ({"choices": ..., "text": "x"}, "the row is of the kind classes (image, text, label)"),
+        ],
+    ),
+    "classes": (
+        class_row,
+        [
+            ({"label": [1]}, "field 'label' is [1]"),
+            ({"label": None}, "field 'label' is missing, other rows of split 'train' have it"),
+            ({"text": 7}, "field 'text' is 7"),
+            (answer_row(3, text=...) | {"text": ..., "label": ...}, "the row is of the kind answers"),
+        ],
+    ),
+    "answers": (
+        answer_row,
+        [
+            ({"answers": {"red": 0}}, "texts with counts above 0"),
+            ({"answers": []}, "texts with counts above 0"),
+            ({"answer": "red"}, "'answers' and 'answer' are both there"),
+        ],
+    ),
+}
 
 
-@pytest.mark.parametrize(("line", "why"), BAD_LINES)
-def test_a_broken_line_is_named_or_skipped(tmp_path: Path, line: str, why: str) -> None:
-    refused_or_skipped(tmp_path, "vcr", lambda _: line, why)
+@pytest.mark.parametrize("kind", OWN_ROWS)
+def test_bad_rows_of_ones_own_are_named_by_file_line_and_field_or_left_out(tmp_path: Path, kind: str) -> None:
+    make, changes = OWN_ROWS[kind]
+    rows = [make(number, split="train") for number in range(3)]
+    rows += [make(number, **{"split": "train"} | change) for number, (change, _) in enumerate(changes)]
+    data = write_json_lines(tmp_path / "data.jsonl", rows)
+    rest = open_dataset(str(data), split="train", on_error="skip")
+    assert len(rest) == 3
+    rest.image_units()
+    whole = sorted(f"{problem.where} {problem.why}" for problem in rest.skipped)
+    for line, (_, why) in enumerate(changes, start=4):
+        assert any(why in told and f"{data}:{line}" in told.replace(")", " ") for told in whole), (why, whole)
+    assert len(whole) == len(changes)
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(str(data), split="train")
+    assert caught.value.exit_code == 5
 
 
-BAD_METADATA: list[tuple[dict[str, Any], str]] = [
-    ({"boxes": [[0, 0, 90, 10, 1]] + [[0, 0, 1, 1, 1]] * 3}, "outside the picture of 64x48"),
-    ({"boxes": [[9, 0, 3, 10, 1]] + [[0, 0, 1, 1, 1]] * 3}, "negative or no size"),
-    ({"boxes": [[0, 0, float("nan"), 10, 1]] + [[0, 0, 1, 1, 1]] * 3}, "not four finite numbers"),
+BAD_METADATA: Changes = [
+    (
+        {"boxes": [[0, 0, 90, 10, 1]] + [[0, 0, 1, 1, 1]] * 3},
+        "'boxes[0]' is [0.0, 0.0, 90.0, 10.0], the picture is 64x48",
+    ),
+    ({"boxes": [[9, 0, 3, 10, 1]] + [[0, 0, 1, 1, 1]] * 3}, "expected x1 < x2"),
+    ({"boxes": [[0, 0, float("nan"), 10, 1]] + [[0, 0, 1, 1, 1]] * 3}, "'boxes[0]' is [0, 0, nan, 10], expected"),
     ({"boxes": [[0, 0, 1, 1, 1]]}, "4 names and 1 boxes"),
     ({"names": ["person", "dog", "wineglass", "dog"]}, "not the objects of the annotations"),
     ({"width": 128, "height": 96}, "its boxes are for a picture of 128x96, the picture is 64x48"),
     ({"width": 0}, "width of the picture is 0"),
 ]
-BAD_FILES: list[tuple[str, bytes | None, str]] = [
-    *(
-        ("metadata_fn", json.dumps(vcr_metadata(vcr_record(LINE)) | change).encode(), why)
-        for change, why in BAD_METADATA
-    ),
-    ("metadata_fn", None, "is missing"),
-    ("metadata_fn", b"[", "Expecting value"),
-    ("img_fn", b"", "is empty"),
-    ("img_fn", b"not a picture", "not a readable picture"),
-    ("img_fn", None, "is missing"),
-]
 
 
-@pytest.mark.parametrize(("kind", "content", "why"), BAD_FILES, ids=[why for *_, why in BAD_FILES])
-def test_a_bad_picture_or_its_bad_boxes_are_named_or_skipped(
-    tmp_path: Path, kind: str, content: bytes | None, why: str
-) -> None:
-    annotations = write_vcr(tmp_path, [vcr_record(number) for number in range(12)])
-    file = tmp_path / "vcr" / "vcr1images" / vcr_record(LINE)[kind]
-    file.unlink() if content is None else file.write_bytes(content)
-    dataset = open_dataset("vcr", split="val", data_root=tmp_path)
+def test_bad_pictures_and_their_bad_boxes_are_named_or_skipped(tmp_path: Path) -> None:
+    records = [vcr_record(number) for number in range(40)]
+    annotations = write_vcr(tmp_path, records)
+    expected, spoilt = [], iter(records[2::2])
+    bad: list[tuple[str, bytes | None, str]] = [
+        *(
+            ("metadata_fn", json.dumps(vcr_metadata(records[0]) | change).encode(), why)
+            for change, why in BAD_METADATA
+        ),
+        ("metadata_fn", None, "is missing"),
+        ("metadata_fn", b"[", "Expecting value"),
+        ("img_fn", b"", "is empty"),
+        ("img_fn", b"not a picture", "not a readable picture"),
+        ("img_fn", None, "is missing"),
+    ]
+    for (kind, content, why), record in zip(bad, spoilt, strict=False):
+        file = tmp_path / "vcr" / "vcr1images" / record[kind]
+        file.unlink() if content is None else file.write_bytes(content)
+        # The row that shows the picture first.
+        expected.append((why, f"(used by {annotations}:{record['match_index'] + 1})"))
     with pytest.raises(DatasetError, match="malformed") as caught:
-        dataset.image_units()
-    assert why in caught.value.why
-    # The row that shows the picture first.
-    assert f"(used by {annotations}:{LINE})" in caught.value.why
+        open_dataset("vcr", split="val", data_root=tmp_path).image_units()
+    assert all(told in caught.value.why for told in expected[0])
     rest = open_dataset("vcr", split="val", data_root=tmp_path, on_error="skip")
-    assert (len(rest), len(rest.skipped), len(rest.image_units())) == (20, 1, 5)
+    assert (len(rest), len(rest.image_units())) == (2 * (40 - 2 * len(bad)), 20 - len(bad))
+    for (why, where), problem in zip(expected, rest.skipped, strict=True):
+        assert why in problem.why
+        assert where in problem.why

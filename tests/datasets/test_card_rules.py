@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("datasets")
@@ -17,7 +19,6 @@ from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, data_of, write_json_lines, write_pictures
 
-from advl_pipeline.datasets import registry
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
 from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.columns import split_options
@@ -36,19 +37,19 @@ def refusal(data: str, **options: Any) -> DatasetError:
     return caught.value
 
 
-@pytest.mark.parametrize("label", ["C", "(C)", "C.", "C:", "(C)."])
-def test_a_letter_is_the_position_of_the_right_choice(tmp_path: Path, label: str) -> None:
-    data = data_of(tmp_path, [choice_row(0, choices=["red", "green", "blue"], label=label, split=...)])
-    assert choices_of(data) == (["red", "green", "blue"], 2)
-
-
-def test_a_letter_beyond_the_choices_is_none_and_a_text_comes_before_it(tmp_path: Path) -> None:
+def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:
+    labels = ["C", "(C)", "C.", "C:", "(C)."]
+    rows = [choice_row(0, choices=["red", "green", "blue"], label=label, split=...) for label in labels]
+    data = data_of(tmp_path, rows)
+    assert [choices_of(data, place)[1] for place in range(5)] == [2] * 5
     data = data_of(tmp_path, [choice_row(0, choices=["red", "green"], label="C", split=...)])
     assert "or a letter from A on" in refusal(data).why
     rows = [choice_row(0, choices=["B", "A"], label="A", split=...)]
     assert choices_of(data_of(tmp_path, rows)) == (["B", "A"], 1), "the text of a choice"
     assert choices_of(data_of(tmp_path, rows, 'label_is = "letter"\n')) == (["B", "A"], 0)
-    assert choices_of(data_of(tmp_path, rows, 'label_is = "text"\n')) == (["B", "A"], 1)
+    rows = [choice_row(0, choices=["1", "0"], label="0", split=...)]
+    for form, label in (("index", 0), ("text", 1)):
+        assert choices_of(data_of(tmp_path, rows, f'label_is = "{form}"\n'))[1] == label
 
 
 def test_lettered_columns_are_the_choices(tmp_path: Path) -> None:
@@ -74,19 +75,15 @@ def test_texts_of_several_columns_are_joined(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "question", "options"),
-    [
+def test_options_in_the_text_of_a_question() -> None:
+    for text, question, options in (
         ("Which?\nOptions: A: A dog., B: Two, C: no", "Which?", ["A dog.", "Two", "no"]),
         ("Which one?\n\nA. left\nB. right\nAnswer with the letter.", "Which one?", ["left", "right"]),
         ("Where? (A) in the U.S.A. (B) at home", "Where?", ["in the U.S.A.", "at home"]),
         ("Is plan A. good? How many?", "Is plan A. good? How many?", None),
-        ("How many?", "How many?", None),
         (None, None, None),
-    ],
-)
-def test_options_in_the_text_of_a_question(text: Any, question: Any, options: Any) -> None:
-    assert split_options(text) == (question, options)
+    ):
+        assert split_options(text) == (question, options)
 
 
 def test_rows_that_the_card_leaves_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,31 +229,23 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("said", "why", "following"),
-    [
+def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, why, following in (
         ("Dataset 'a/b' is a gated dataset on the Hub.", "accept their terms", "hf auth login"),
         ("Revision 'abc' doesn't exist for dataset 'a/b' on the Hub.", "the revision abc is gone", "/commits/main"),
-        (
-            "Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.",
-            "doesn't exist on the Hub",
-            "CONFIGURATION",
-        ),
-    ],
-)
-def test_what_the_hub_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, why: str, following: str
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise datasets.exceptions.DatasetNotFoundError(said)
+        ("Dataset 'a/b' doesn't exist on the Hub.", "doesn't exist on the Hub", "CONFIGURATION"),
+    ):
 
-    monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
-    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    error = refusal("hf:a/b@abc", data_root=tmp_path)
-    assert (error.exit_code, error.where) == (5, "hf:a/b@abc")
-    assert why in error.why
-    assert following in error.next_command
-    assert not any(tmp_path.iterdir())
+        def refuse(*_: Any, said: str = said, **__: Any) -> None:
+            raise datasets.exceptions.DatasetNotFoundError(said)
+
+        monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+        monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+        error = refusal("hf:a/b@abc", data_root=tmp_path)
+        assert (error.exit_code, error.where) == (5, "hf:a/b@abc")
+        assert why in error.why
+        assert following in error.next_command
+        assert not any(tmp_path.iterdir())
 
 
 def test_a_loading_script_is_not_run_and_the_set_in_parquet_is_named(tmp_path: Path) -> None:
@@ -272,12 +261,9 @@ def test_a_loading_script_is_not_run_and_the_set_in_parquet_is_named(tmp_path: P
 def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_twin(tmp_path, "aokvqa", colour_samples(20))
     (file,) = (tmp_path / "HuggingFaceM4/A-OKVQA/data").glob("validation*")
-    rows = [row | {"correct_choice_idx": "the first"} for row in rows_in(file)]
-    features = datasets.Features(
-        datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "c")).features
-        | {"correct_choice_idx": datasets.Value("string")}
-    )
-    datasets.Dataset.from_list(rows, features=features).to_parquet(file)
+    whole = pq.read_table(file)
+    place = whole.schema.get_field_index("correct_choice_idx")
+    pq.write_table(whole.set_column(place, "correct_choice_idx", pa.array(["the first"] * len(whole))), file)
     code, out, err = advl(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path)
     assert code == 5
     assert (out, "after row 0" in err) == ("", True)
@@ -285,41 +271,19 @@ def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.Captu
     assert "look whether the network is there and whether the set has changed" in err
 
 
-def rows_in(file: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    return rows
-
-
-def test_a_set_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its page says; pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
-    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
-    told = 'task = "choice"\n[columns]\nlabel = "answer"\n'
-    for folder in (tmp_path / "new", tmp_path / "read"):
-        write_twin(folder, "cv-bench", colour_samples(10))
-        (folder / "all.toml").write_text(f'files = "hf:{folder}/nyu-visionx/CV-Bench"\n{told}')
-    assert len(open_dataset(str(tmp_path / "read/all.toml"), split="test")) == 10
-    before = sorted((tmp_path / "index").rglob("*"))
-    size = 10**18
-    page = (
-        "---\ndataset_info:\n  splits:\n  - name: test\n"
-        f"    num_bytes: {size}\n    num_examples: {size}\n  dataset_size: {size}\n---\n"
-    )
-    (tmp_path / "new/nyu-visionx/CV-Bench/README.md").write_text(page)
-    with pytest.raises(DatasetError) as caught:
-        open_dataset(str(tmp_path / "new/all.toml"), split="test")
-    assert caught.value.what == "The dataset does not fit on the disk."
-    assert "it takes 1,000,000,000.0 GB, and " in caught.value.why
-    assert "num_rows = 20000" in caught.value.next_command
-    assert sorted((tmp_path / "index").rglob("*")) == before, "nothing is half written"
-    # Its first rows fit, and what was read before needs no more room.
-    card = tmp_path / "first.toml"
-    card.write_text(f'files = "hf:{tmp_path}/new/nyu-visionx/CV-Bench"\nnum_rows = 8\n{told}')
-    assert len(open_dataset(str(card), split="test")) == 8
-    (tmp_path / "read/nyu-visionx/CV-Bench/README.md").write_text(page)
-    monkeypatch.setattr(registry, "_opened", {})
-    assert len(open_dataset(str(tmp_path / "read/all.toml"), split="test")) == 10
+def test_a_set_that_the_library_would_download_beyond_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
+    told = types.SimpleNamespace(dataset_size=10**18, download_size=None)
+    builder = types.SimpleNamespace(cache_dir=tmp_path / "none", info=told)
+    monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    error = refusal("hf:a/b", data_root=tmp_path)
+    assert error.what == "The dataset does not fit on the disk."
+    assert "it takes 2,000,000,000.0 GB, and " in error.why
+    assert "num_rows = 20000" in error.next_command
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -364,12 +328,3 @@ def test_every_card_of_rows_has_a_twin_and_says_what_must_be_known() -> None:
         for file in [files] if isinstance(files, str) else files.values():
             assert file.startswith("hf:"), name
             assert "@" in file, f"{name}: revisions are pinned"
-
-
-def test_problems_of_a_twin_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_twin(tmp_path, "scienceqa", colour_samples(20))
-    code, out, _ = advl(capsys, "datasets", "check", "scienceqa", "--data-root", tmp_path, "--json")
-    assert code == 0
-    splits = {split["split"]: split for split in json.loads(out)["splits"]}
-    assert splits["train"]["expected"] == {"num_items": 6218}
-    assert "3 rows of train left out by the card" in splits["train"]["notes"]

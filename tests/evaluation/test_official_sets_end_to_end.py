@@ -44,27 +44,23 @@ def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
 CASES = [
     ("vcr", ["val", "rule-singular"], {"q2a", "qa2r", "q2ar"}, 11),
     ("vqa-v2", ["val", "ce-counterexamples"], {"vqa"}, 30),
-    ("vqa-cp-v2", ["test"], {"vqa"}, 120),
-    ("vqa-vs", ["test", "ood-qt-kw"], {"vqa"}, 12),
     ("snli-ve", ["val"], {"snli_ve"}, 12),
 ]
 
 VQA_FILES = {
-    "vqa-v2": (
-        "val",
+    "val": (
         "2021",
         "vqa-v2/v2_OpenEnded_mscoco_val2014_questions.json",
         "vqa-v2/v2_mscoco_val2014_annotations.json",
     ),
-    "vqa-cp-v2": (
-        "test",
+    "vqa-cp-v2/test": (
         "2021",
         "vqa-cp-v2/vqacp_v2_test_questions.json",
         "vqa-cp-v2/vqacp_v2_test_annotations.json",
     ),
-    "vqa-vs": ("test", "vqa-vs", "vqa-vs/IID-Test/IID-Test-Ques.json", "vqa-vs/IID-Test/IID-Test-Ans.json"),
+    "vqa-vs/test": ("vqa-vs", "vqa-vs/IID-Test/IID-Test-Ques.json", "vqa-vs/IID-Test/IID-Test-Ans.json"),
 }
-"""A labelled split, its evaluator, and the files that `advl score vqa` takes."""
+"""A labelled set that a run on VQA v2 is scored on: its evaluator, and the files that `advl score vqa` takes."""
 
 
 @pytest.mark.slow
@@ -117,20 +113,20 @@ def test_the_whole_way(
         order = [found["label_names"].index(label) for label in scored["label_names"]]
         assert scored["confusion"] == [[found["counts"][true][called] for called in order] for true in order]
     else:
-        split, mode, questions, annotations = VQA_FILES[name]
-        predicted = advl(capsys, "predict", run, "--on", split)
-        arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
-        scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
-        document = documents[split]
-        assert document["vqa_mode"] == scored["mode"] == mode
-        advl(capsys, "evaluate", run, "--on", split, "--vqa-mode", "2017", "--probe", "none")
-        files = [run / "evaluation" / f"{split}{ending}.json" for ending in ("", "@2017")]
+        for one, (mode, questions, annotations) in VQA_FILES.items():
+            (document,) = advl(capsys, "evaluate", run, "--on", one, "--probe", "none")["sets"].values()
+            predicted = advl(capsys, "predict", run, "--on", one)
+            arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
+            scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
+            assert document["vqa_mode"] == scored["mode"] == mode
+            assert round(document["metrics"]["vqa"], 2) == scored["overall"]
+            assert scored["per_answer_type"] == {
+                kind: round(found["accuracy"], 2) for kind, found in document["by_answer_type"].items()
+            }
+        advl(capsys, "evaluate", run, "--on", "val", "--vqa-mode", "2017", "--probe", "none")
+        files = [run / "evaluation" / f"val{ending}.json" for ending in ("", "@2017")]
         kept, other = (json.loads(file.read_text()) for file in files)
-        assert (kept["metrics"], other["vqa_mode"]) == (document["metrics"], "2017")
-        assert round(document["metrics"]["vqa"], 2) == scored["overall"]
-        assert {kind: round(found["accuracy"], 2) for kind, found in document["by_answer_type"].items()} == scored[
-            "per_answer_type"
-        ]
+        assert (kept["metrics"], other["vqa_mode"]) == (documents["val"]["metrics"], "2017")
 
 
 def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder: Path) -> Any:
@@ -145,6 +141,7 @@ def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder:
     for part, prefix in (("answers", "answer"), ("rationales", "rationale_conditioned_on_a{}")):
         with (folder / f"{part}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
+            writer.writerow(["annot_id", *range(4)])
             for row in rows:
                 stem = prefix.format(label_of[row["annot_id"]])
                 writer.writerow([row["annot_id"], *(row[f"{stem}_{choice}"] for choice in range(4))])

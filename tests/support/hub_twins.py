@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 datasets.disable_progress_bars()
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
-LETTERS = string.ascii_uppercase
+LETTERS = "ABCDE"
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,6 @@ class Sample:
     question: str
     choices: tuple[str, ...]
     right: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of one split of one configuration of a repository; `types` are those that the rows do not tell."""
-
-    repository: str
-    split: str
-    rows: Sequence[Mapping[str, Any]]
-    types: Mapping[str, Any]
-    configuration: str = ""
 
 
 def colour_samples(count: int) -> list[Sample]:
@@ -54,301 +43,268 @@ def colour_samples(count: int) -> list[Sample]:
     return found
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split of one configuration of a repository."""
+
+    repository: str
+    split: str
+    rows: Sequence[Mapping[str, Any]]
+    features: Mapping[str, Any]
+    configuration: str = ""
+
+
+TEXT, WHOLE, PICTURE = Value("string"), Value("int64"), datasets.Image()
+TEXTS = List(TEXT)
+Samples = Sequence[Sample]
+
+
+def columns(texts: str, **others: Any) -> dict[str, Any]:
+    """Return the columns of a repository: those of texts by their names, others with their types."""
+    return dict.fromkeys(texts.split(), TEXT) | others
+
+
+def of(samples: Samples, features: Mapping[str, Any], row: Callable[[int, Sample], dict[str, Any]]) -> list[Any]:
+    """Return a row of each sample: its picture, what is said of it, and a blank in every other column of texts."""
+    blank = {name: "" if kind is TEXT else None for name, kind in features.items()}
+    return [
+        blank | ({"image": stored(one.picture)} if "image" in features else {}) | row(number, one)
+        for number, one in enumerate(samples)
+    ]
+
+
 def stored(picture: bytes | None) -> dict[str, Any] | None:
     """Return a picture as the library stores it."""
     return None if picture is None else {"bytes": picture, "path": None}
 
 
-TEXT, PICTURE = Value("string"), datasets.Image()
+def thirds(samples: Samples, *splits: str) -> Iterator[tuple[str, Samples]]:
+    """Yield the first half of the samples as the first split, and equal parts of the rest as the others."""
+    half, others = len(samples) // 2, len(splits) - 1
+    yield splits[0], samples[:half]
+    size = (len(samples) - half) // others
+    for place, split in enumerate(splits[1:]):
+        yield split, samples[half + place * size : half + (place + 1) * size]
 
 
-def aokvqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    types = {"image": PICTURE, "correct_choice_idx": Value("int8"), "direct_answers": TEXT, "rationales": List(TEXT)}
+def aokvqa(samples: Samples) -> Iterable[Part]:
+    features = columns("question_id question direct_answers", image=PICTURE, choices=TEXTS, rationales=TEXTS)
+    features |= {"correct_choice_idx": Value("int8"), "difficult_direct_answer": Value("bool")}
+
+    def row(split: str, number: int, one: Sample) -> dict[str, Any]:
+        asked = {"question_id": f"{split[:2]}{number}", "question": one.question, "choices": list(one.choices)}
+        if split == "test":
+            return asked | {"direct_answers": None, "rationales": []}
+        return asked | {
+            "correct_choice_idx": one.right,
+            # A list of Python in a text, an apostrophe in it too.
+            "direct_answers": repr([one.choices[one.right], "it's dark"] * 5),
+            "rationales": [f"{number} shows {one.choices[one.right]}.", "So it is."],
+        }
+
     for split, part in thirds(samples, "train", "validation", "test"):
-        yield Part(
-            "HuggingFaceM4/A-OKVQA",
-            split,
-            [
-                {
-                    "image": stored(one.picture),
-                    "question_id": f"{split[:2]}{number}",
-                    "question": one.question,
-                    "choices": list(one.choices),
-                    "correct_choice_idx": None if split == "test" else one.right,
-                    # A list of Python in a text, an apostrophe in it too.
-                    "direct_answers": None if split == "test" else repr([one.choices[one.right], "it's dark"] * 5),
-                    "difficult_direct_answer": False,
-                    "rationales": [f"{number} shows {one.choices[one.right]}.", "So it is."] * (split != "test"),
-                }
-                for number, one in enumerate(part)
-            ],
-            types,
-        )
+        yield Part("HuggingFaceM4/A-OKVQA", split, of(part, features, partial(row, split)), features)
 
 
-def scienceqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    told = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
-    for split, part in thirds(samples, "train", "validation", "test"):
-        yield Part(
-            "derek-thomas/ScienceQA",
-            split,
-            [
-                {
-                    **dict.fromkeys(told, ""),
-                    "image": stored(one.picture if number % 4 else None),
-                    "question": one.question,
-                    # Between two and five choices, each a number in some questions.
-                    "choices": [*one.choices[: one.right + 1], "7"] if number % 3 else ["2", "1", "0"],
-                    "answer": one.right if number % 3 else 1,
-                    "hint": "The figure shows a colour." if number % 2 else "",
-                    "subject": "natural science" if number % 2 else "language science",
-                }
-                for number, one in enumerate(part)
-            ],
-            {"image": PICTURE, "answer": Value("int8")},
-        )
+def scienceqa(samples: Samples) -> Iterable[Part]:
+    features = columns(
+        "question hint task grade subject topic category skill lecture solution",
+        image=PICTURE,
+        choices=TEXTS,
+        answer=Value("int8"),
+    )
 
-
-def vqa_v2_hf(samples: Sequence[Sample]) -> Iterable[Part]:
-    for repository, split, part in (
-        ("Multimodal-Fatima/VQAv2_train", "train", samples[: len(samples) * 2 // 3]),
-        ("lmms-lab/VQAv2", "validation", samples[len(samples) * 2 // 3 :]),
-    ):
-        yield Part(
-            repository,
-            split,
-            [
-                {
-                    "question_type": "what",
-                    "image_id": number,
-                    "answer_type": "other",
-                    "question_id": number,
-                    "question": one.question,
-                    "image": stored(one.picture),
-                    "multiple_choice_answer": one.choices[one.right],
-                    "answers": [
-                        {
-                            "answer": one.choices[one.right] if place < 7 else "dark",
-                            "answer_confidence": "yes",
-                            "answer_id": place + 1,
-                        }
-                        for place in range(10)
-                    ],
-                }
-                for number, one in enumerate(part)
-            ],
-            {"image": PICTURE},
-        )
-
-
-def snli_ve_hf(samples: Sequence[Sample]) -> Iterable[Part]:
-    names = ["entailment", "neutral", "contradiction"]
-    types = {"image": PICTURE, "label": ClassLabel(names=names)}
-    for split, part in thirds(samples, "train", "validation"):
-        yield Part(
-            "sedrickkeh/snli-ve",
-            split,
-            [
-                {
-                    "image": stored(one.picture),
-                    "premise": "A picture.",
-                    "hypothesis": f"It is {one.choices[one.right if number % 3 == 0 else one.right - 1]}.",
-                    "label": number % 3,
-                }
-                for number, one in enumerate(part)
-            ],
-            types,
-        )
-
-
-def gqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    for split, part in thirds(samples, "train", "val", "testdev"):
-        rows = [
-            {
-                "id": f"{number:07}",
-                "imageId": f"n{number // 2}",
-                "question": f"{one.question} ({number})",
-                "answer": one.choices[one.right],
-                "fullAnswer": "It is so.",
-                "isBalanced": True,
-                "groups": {"global": "", "local": ""},
-                "entailed": "",
-                "equivalent": "",
-            }
-            for number, one in enumerate(part)
-        ]
-        # In another order than the questions, and with a picture that no question is about.
-        pictures = [{"id": f"n{number // 2}", "image": stored(one.picture)} for number, one in enumerate(part)][::2]
-        extra = [{"id": "unused", "image": stored(part[0].picture)}]
-        yield Part("lmms-lab/GQA", split, rows, {}, f"{split}_balanced_instructions")
-        yield Part("lmms-lab/GQA", split, [*extra, *pictures[::-1]], {"image": PICTURE}, f"{split}_balanced_images")
-
-
-def vcr_hf(samples: Sequence[Sample]) -> Iterable[Part]:
-    token = {"kind": TEXT, "text": TEXT, "object_indices": List(Value("int64"))}
-    types = {"answer_label": Value("int64"), "rationale_label": Value("int64"), "question_tokens": List(token)}
-    boxes = {"image": PICTURE, "boxes": List(List(Value("float32")))}
-    for split, part in thirds(samples, "train", "validation", "test"):
-        labelled = split != "test"
-        rows = [
-            {
-                "annot_id": f"{split}-{number}",
-                "img_fn": f"m/{number}.jpg",
-                "metadata_fn": f"m/{number}.json",
-                "objects": ["person"],
-                "question_tokens": [{"kind": "text", "text": one.question, "object_indices": []}],
-                "question_text": one.question,
-                "answer_choice_texts": list(one.choices),
-                "answer_label": one.right if labelled else None,
-                "rationale_choice_texts": [f"[person1] sees {choice}." for choice in one.choices],
-                "rationale_label": one.right if labelled else None,
-            }
-            for number, one in enumerate(part)
-        ]
-        pictures = [
-            {
-                "img_fn": f"m/{number}.jpg",
-                "image": stored(one.picture),
-                "objects": ["person"],
-                "boxes": [[0.0, 0.0, 9.0, 9.0, 0.9]],
-            }
-            for number, one in enumerate(part)
-        ]
-        yield Part("Rowan/vcr", split, rows, types, "questions")
-        yield Part("Rowan/vcr", split, pictures, boxes, "image_examples")
-
-
-def cv_bench(samples: Sequence[Sample]) -> Iterable[Part]:
-    rows = [
-        {
-            "idx": number,
-            "type": "2D",
-            "task": ("Count", "Relation")[number % 2],
-            "image": stored(one.picture),
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        return {
+            "image": stored(one.picture if number % 4 else None),
             "question": one.question,
-            "choices": list(one.choices),
-            "answer": f"({LETTERS[one.right]})",
-            "prompt": "",
-            "filename": "",
-            "source": "COCO",
+            # Between two and five choices, each a number in some questions.
+            "choices": [*one.choices[: one.right + 1], "7"] if number % 3 else ["2", "1", "0"],
+            "answer": one.right if number % 3 else 1,
+            "hint": "The figure shows a colour." if number % 2 else "",
+            "subject": "natural science" if number % 2 else "language science",
         }
-        for number, one in enumerate(samples)
-    ]
-    yield Part("nyu-visionx/CV-Bench", "test", rows, {"image": PICTURE})
+
+    for split, part in thirds(samples, "train", "validation", "test"):
+        yield Part("derek-thomas/ScienceQA", split, of(part, features, row), features)
 
 
-def mmstar(samples: Sequence[Sample]) -> Iterable[Part]:
-    rows = [
-        {
-            "index": number,
-            "image": stored(one.picture),
-            "answer": LETTERS[one.right],
-            "question": f"{one.question}\nOptions: "
-            + ", ".join(f"{letter}: It is {choice}." for letter, choice in zip(LETTERS, one.choices, strict=False)),
-            "category": "math",
-            "l2_category": "geometry",
-            "meta_info": dict.fromkeys(("source", "split", "image_path"), ""),
+def vqa_v2_hf(samples: Samples) -> Iterable[Part]:
+    answer = columns("answer answer_confidence", answer_id=WHOLE)
+    features = columns("question_type multiple_choice_answer answer_type question", image=PICTURE)
+    features |= {"image_id": WHOLE, "question_id": WHOLE, "answers": List(answer)}
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        right = one.choices[one.right]
+        given = [right] * 7 + ["dark"] * 3
+        return {
+            "image_id": number,
+            "question_id": number,
+            "question": one.question,
+            "answer_type": "other",
+            "multiple_choice_answer": right,
+            "answers": [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(given)],
         }
-        for number, one in enumerate(samples)
-    ]
-    yield Part("Lin-Chen/MMStar", "val", rows, {"image": PICTURE})
+
+    held = len(samples) * 2 // 3
+    yield Part("Multimodal-Fatima/VQAv2_train", "train", of(samples[:held], features, row), features)
+    yield Part("lmms-lab/VQAv2", "validation", of(samples[held:], features, row), features)
 
 
-def realworldqa(samples: Sequence[Sample]) -> Iterable[Part]:
-    asked = "Please answer directly with only the letter of the correct option and nothing else."
-    rows = [
-        {
-            "image": stored(one.picture),
-            "image_path": f"{number}.webp",
-            **(
-                {
-                    "question": f"{one.question}\n"
-                    + "".join(
-                        f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, one.choices[:3], strict=False)
-                    )
-                    + f"\n{asked}",
-                    "answer": LETTERS[min(one.right, 2)],
-                }
-                if number % 3
-                else {"question": "How many are there?\nPlease answer with a number.", "answer": "2"}
-            ),
+def snli_ve_hf(samples: Samples) -> Iterable[Part]:
+    label = ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = columns("premise hypothesis", image=PICTURE, label=label)
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        colour = one.choices[one.right if number % 3 == 0 else one.right - 1]
+        return {"premise": "A picture.", "hypothesis": f"It is {colour}.", "label": number % 3}
+
+    for split, part in thirds(samples, "train", "validation"):
+        yield Part("sedrickkeh/snli-ve", split, of(part, features, row), features)
+
+
+def gqa(samples: Samples) -> Iterable[Part]:
+    features = columns("id imageId question answer fullAnswer entailed equivalent", isBalanced=Value("bool"))
+    features |= {"groups": columns("global local")}
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        asked = {"id": f"{number:07}", "imageId": f"n{number // 2}", "question": f"{one.question} ({number})"}
+        return asked | {"answer": one.choices[one.right], "groups": {"global": "", "local": ""}}
+
+    pictured = columns("id", image=PICTURE)
+    for split, part in thirds(samples, "train", "val", "testdev"):
+        yield Part("lmms-lab/GQA", split, of(part, features, row), features, f"{split}_balanced_instructions")
+        # In another order than the questions, and with a picture that no question is about.
+        pictures = of(part[::2], pictured, lambda number, _: {"id": f"n{number}"})
+        extra = of(part[:1], pictured, lambda *_: {"id": "unused"})
+        yield Part("lmms-lab/GQA", split, [*extra, *pictures[::-1]], pictured, f"{split}_balanced_images")
+
+
+def vcr_hf(samples: Samples) -> Iterable[Part]:
+    token = columns("kind text", object_indices=List(WHOLE))
+    features = columns("annot_id img_fn metadata_fn question_text", objects=TEXTS, question_tokens=List(token))
+    features |= {"answer_choice_texts": TEXTS, "answer_label": WHOLE}
+    features |= {"rationale_choice_texts": TEXTS, "rationale_label": WHOLE}
+    pictured = columns("img_fn", image=PICTURE, objects=TEXTS, boxes=List(List(Value("float32"))))
+
+    def row(split: str, number: int, one: Sample) -> dict[str, Any]:
+        right = None if split == "test" else one.right
+        return {
+            "annot_id": f"{split}-{number}",
+            "img_fn": f"m/{number}.jpg",
+            "metadata_fn": f"m/{number}.json",
+            "objects": ["person"],
+            "question_text": one.question,
+            "question_tokens": [{"kind": "text", "text": one.question, "object_indices": []}],
+            "answer_choice_texts": list(one.choices),
+            "rationale_choice_texts": [f"[person1] sees {choice}." for choice in one.choices],
+            "answer_label": right,
+            "rationale_label": right,
         }
-        for number, one in enumerate(samples)
-    ]
-    yield Part("lmms-lab/RealWorldQA", "test", rows, {"image": PICTURE})
+
+    def picture(number: int, _: Sample) -> dict[str, Any]:
+        return {"img_fn": f"m/{number}.jpg", "objects": ["person"], "boxes": [[0.0, 0.0, 9.0, 9.0, 0.9]]}
+
+    for split, part in thirds(samples, "train", "validation", "test"):
+        yield Part("Rowan/vcr", split, of(part, features, partial(row, split)), features, "questions")
+        yield Part("Rowan/vcr", split, of(part, pictured, picture), pictured, "image_examples")
 
 
-def pope(samples: Sequence[Sample]) -> Iterable[Part]:
-    rows = [
-        {
+def cv_bench(samples: Samples) -> Iterable[Part]:
+    features = columns("type task question answer prompt filename source", image=PICTURE, idx=WHOLE, choices=TEXTS)
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        told = {"idx": number, "type": "2D", "task": ("Count", "Relation")[number % 2], "question": one.question}
+        return told | {"choices": list(one.choices), "answer": f"({LETTERS[one.right]})", "source": "COCO"}
+
+    yield Part("nyu-visionx/CV-Bench", "test", of(samples, features, row), features)
+
+
+def mmstar(samples: Samples) -> Iterable[Part]:
+    features = columns("question answer category l2_category", image=PICTURE, index=WHOLE)
+    features |= {"meta_info": columns("source split image_path")}
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        options = (f"{letter}: It is {choice}." for letter, choice in zip(LETTERS, one.choices, strict=False))
+        asked = {"index": number, "question": f"{one.question}\nOptions: {', '.join(options)}"}
+        return asked | {"answer": LETTERS[one.right], "category": "math", "l2_category": "geometry"}
+
+    yield Part("Lin-Chen/MMStar", "val", of(samples, features, row), features)
+
+
+def realworldqa(samples: Samples) -> Iterable[Part]:
+    features = columns("question answer image_path", image=PICTURE)
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        if number % 3 == 0:
+            return {"question": "How many are there?\nPlease answer with a number.", "answer": "2"}
+        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABC", one.choices, strict=False))
+        asked = "Please answer directly with only the letter of the correct option and nothing else."
+        return {"question": f"{one.question}\n{options}\n{asked}", "answer": LETTERS[min(one.right, 2)]}
+
+    yield Part("lmms-lab/RealWorldQA", "test", of(samples, features, row), features)
+
+
+def pope(samples: Samples) -> Iterable[Part]:
+    features = columns("id question_id question answer image_source category", image=PICTURE)
+
+    def row(category: str, number: int, one: Sample) -> dict[str, Any]:
+        return {
             "id": str(number),
             "question_id": str(number + 1),
-            "image": stored(one.picture),
+            "category": category,
             "question": f"Is there a {one.choices[one.right - number % 2]} thing in the image?",
             "answer": "no" if number % 2 else "yes",
-            "image_source": "COCO_val2014_1",
-            "category": category,
         }
-        for category in ("adversarial", "popular")
-        for number, one in enumerate(samples)
-    ]
-    yield Part("lmms-lab/POPE", "test", rows, {"image": PICTURE})
+
+    categories = ("adversarial", "popular")
+    rows = [told for name in categories for told in of(samples, features, partial(row, name))]
+    yield Part("lmms-lab/POPE", "test", rows, features)
 
 
-def sugarcrepe(samples: Sequence[Sample]) -> Iterable[Part]:
+def sugarcrepe(samples: Samples) -> Iterable[Part]:
+    def row(_: int, one: Sample) -> dict[str, Any]:
+        pair = [f"A {one.choices[place]} thing." for place in (one.right, one.right - 1)]
+        return {"tested_labels": pair, "true_label": pair[0]}
+
+    labels = ClassLabel(names=[f"A {colour} thing." for colour in sorted(COLOURS)])
+    features = {"image": PICTURE, "tested_labels": TEXTS, "true_label": labels}
     for name in ("swap_obj", "swap_att"):
-        captions = [
-            (f"A {one.choices[one.right]} thing.", f"A {one.choices[one.right - 1]} thing.") for one in samples
-        ]
-        labels = ClassLabel(names=sorted({text for pair in captions for text in pair}))
-        rows = [
-            {"image": stored(one.picture), "tested_labels": list(pair), "true_label": pair[0]}
-            for one, pair in zip(samples, captions, strict=True)
-        ]
-        types = {"image": PICTURE, "true_label": labels}
-        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", rows, types)
+        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", of(samples, features, row), features)
 
 
-def whatsup(samples: Sequence[Sample]) -> Iterable[Part]:
-    for split in (
-        "Controlled_Images_A",
-        "Controlled_Images_B",
-        "COCO_QA_one_obj",
-        "COCO_QA_two_obj",
-        "VG_QA_one_obj",
-    ):
-        rows = [
-            {
-                "image_options": [stored(one.picture)],
-                "caption_options": [
-                    one.choices[one.right],
-                    *(text for text in one.choices if text != one.choices[one.right]),
-                ],
-            }
-            for one in samples
-        ]
-        yield Part("ServiceNow/whatsup_all", split, rows, {"image_options": List(PICTURE)})
+def whatsup(samples: Samples) -> Iterable[Part]:
+    features = {"image_options": List(PICTURE), "caption_options": TEXTS}
+
+    def row(_: int, one: Sample) -> dict[str, Any]:
+        right = one.choices[one.right]
+        return {"image_options": [stored(one.picture)], "caption_options": list(dict.fromkeys([right, *one.choices]))}
+
+    splits = "Controlled_Images_A Controlled_Images_B COCO_QA_one_obj COCO_QA_two_obj VG_QA_one_obj"
+    for split in splits.split():
+        yield Part("ServiceNow/whatsup_all", split, of(samples, features, row), features)
 
 
-def naturalbench(samples: Sequence[Sample]) -> Iterable[Part]:
+def naturalbench(samples: Samples) -> Iterable[Part]:
     asked = [f"Image_{picture}_Question_{question}" for question in (0, 1) for picture in (0, 1)]
-    rows = [
-        {
+    features = columns(f"Question_0 Question_1 {' '.join(asked)} Question_Type Source", Index=WHOLE)
+    features |= {"Image_0": PICTURE, "Image_1": PICTURE}
+
+    def row(number: int, one: Sample) -> dict[str, Any]:
+        pair, is_choice = (one, samples[2 * number + 1]), number % 5 == 4
+        answers = ("A", "B", "B", "A") if is_choice else ("Yes", "No", "No", "Yes")
+        return {
             "Index": number,
-            "Image_0": stored(one.picture),
-            "Image_1": stored(other.picture),
-            "Question_0": f"Is it {one.choices[one.right]}?",
-            "Question_1": f"Is it {other.choices[other.right]}?",
-            **dict(zip(asked, ("A", "B", "B", "A") if number % 5 == 4 else ("Yes", "No", "No", "Yes"), strict=True)),
-            "Question_Type": "multiple_choice" if number % 5 == 4 else "yes_no",
-            "Source": "Flickr30K",
+            **{f"Image_{place}": stored(each.picture) for place, each in enumerate(pair)},
+            **{f"Question_{place}": f"Is it {each.choices[each.right]}?" for place, each in enumerate(pair)},
+            **dict(zip(asked, answers, strict=True)),
+            "Question_Type": "multiple_choice" if is_choice else "yes_no",
         }
-        for number, (one, other) in enumerate(zip(samples[::2], samples[1::2], strict=False))
-    ]
-    yield Part("BaiqiL/NaturalBench", "train", rows, {"Image_0": PICTURE, "Image_1": PICTURE})
+
+    yield Part("BaiqiL/NaturalBench", "train", of(samples[: len(samples) // 2 * 2 : 2], features, row), features)
 
 
-TWINS: Mapping[str, Callable[[Sequence[Sample]], Iterable[Part]]] = {
+TWINS: Mapping[str, Callable[[Samples], Iterable[Part]]] = {
     "aokvqa": aokvqa,
     "aokvqa-rationales": aokvqa,
     "scienceqa": scienceqa,
@@ -366,7 +322,7 @@ TWINS: Mapping[str, Callable[[Sequence[Sample]], Iterable[Part]]] = {
 }
 
 
-def write_twin(root: Path, card: str, samples: Sequence[Sample], *, group_rows: int | None = None) -> None:
+def write_twin(root: Path, card: str, samples: Samples, *, group_rows: int | None = None) -> None:
     """Write the repositories of a card as copies below the folder of the datasets.
 
     Args:
@@ -378,8 +334,9 @@ def write_twin(root: Path, card: str, samples: Sequence[Sample], *, group_rows: 
         pages.setdefault(part.repository, {}).setdefault(part.configuration, []).append(part.split)
         file = root / part.repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        rows = datasets.Dataset.from_list([dict(row) for row in part.rows])
-        rows.cast(Features({**rows.features, **part.types})).to_parquet(file, batch_size=group_rows)
+        datasets.Dataset.from_list([dict(row) for row in part.rows], features=Features(part.features)).to_parquet(
+            file, batch_size=group_rows
+        )
     for repository, configurations in pages.items():
         if "" in configurations:
             continue
@@ -388,12 +345,3 @@ def write_twin(root: Path, card: str, samples: Sequence[Sample], *, group_rows: 
             lines += [f"- config_name: {configuration}", "  data_files:"]
             lines += [f"  - split: {split}\n    path: {configuration}/{split}-*" for split in splits]
         (root / repository / "README.md").write_text("\n".join([*lines, "---", ""]))
-
-
-def thirds(samples: Sequence[Sample], *splits: str) -> Iterable[tuple[str, Sequence[Sample]]]:
-    """Yield the first half of the samples as the first split, and equal parts of the rest as the others."""
-    half, others = len(samples) // 2, len(splits) - 1
-    yield splits[0], samples[:half]
-    size = (len(samples) - half) // others
-    for place, split in enumerate(splits[1:]):
-        yield split, samples[half + place * size : half + (place + 1) * size]

@@ -21,7 +21,7 @@ from itertools import chain, count, islice
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from advl_pipeline.datasets.boxes import is_number
+from advl_pipeline.datasets.boxes import checked_boxes
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.roots import is_safe_name
@@ -42,23 +42,15 @@ _MARKERS: Mapping[Kind, tuple[str, ...]] = {
 }
 """Columns that only one kind has."""
 
-_SYNONYMS: Mapping[str, tuple[Kind, str]] = {
-    "direct_answers": ("answers", "answers"),
-    "multiple_choice_answer": ("answers", "answer"),
-    "hypothesis": ("classes", "text"),
-    "correct_choice_idx": ("choice", "label"),
-}
-"""Columns of A-OKVQA, VQA and SNLI-VE that have one meaning: the kind they belong to and our name."""
-
 _LIKELY: Mapping[str, str] = {
     **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
-    **dict.fromkeys(("caption", "sentence", "sentence2", "statement", "claim"), "text"),
+    **dict.fromkeys(("caption", "hypothesis", "sentence", "sentence2", "statement", "claim"), "text"),
     **dict.fromkeys(("options", "candidates"), "choices"),
-    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx"), "label"),
-    # Each is known where the other columns leave no doubt, and named where they do.
-    **{theirs: ours for theirs, (_, ours) in _SYNONYMS.items()},
+    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx", "correct_choice_idx"), "label"),
+    "direct_answers": "answers",
+    "multiple_choice_answer": "answer",
 }
-"""Columns of public datasets that often mean one of ours, without a certain meaning: for hints."""
+"""Columns of public datasets that often mean one of ours: for hints."""
 
 MIN_CHOICES = 2
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
@@ -69,21 +61,6 @@ _TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
 def columns_of(kind: Kind) -> str:
     """Return a kind of task with the columns that it is made of, for messages."""
     return f"{kind} ({', '.join(MADE_OF[kind])})"
-
-
-def synonyms(columns: Collection[str], card: DataCard) -> dict[str, str]:
-    """Return their name -> our name, of the columns of public datasets whose meaning is certain in such a row.
-
-    A column of ours, or one that the card names, comes first; a row that fits another kind keeps its columns.
-    """
-    fits = [card.task] if card.task else _kinds_of(columns)
-    found: dict[str, str] = {}
-    for theirs, (kind, ours) in _SYNONYMS.items():
-        marks = ours in _MARKERS[kind]
-        taken = {*columns, *card.columns, *found.values()}.intersection(_MARKERS[kind] if marks else (ours,))
-        if theirs in columns and not taken and (fits == [kind] or (marks and not fits)):
-            found[theirs] = ours
-    return found
 
 
 def _kinds_of(columns: Collection[str]) -> list[Kind]:
@@ -158,8 +135,8 @@ def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row
         DatasetError: the card names a column that no row has.
     """
     seen: set[str] = set()
-    found = (_under_our_columns(item, card) for row in rows for item in _items_of(row, card, seen))
-    yield from _with_drawn_rationales(found, card) if card.rationale_choices else found
+    items = (item for row in rows for item in _items_of(row, card, seen))
+    yield from _with_drawn_rationales(items, card) if card.rationale_choices else items
     for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items)):
         for name in [theirs] if isinstance(theirs, str) else theirs:
             # It is mistyped, and no row is to blame.
@@ -174,7 +151,7 @@ def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row
 
 
 def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
-    """Yield the items that the card makes of a row, or the row; without a record where the card leaves it out."""
+    """Yield the items that the card makes of a row; without a record where the card leaves one out."""
     record = row.record
     if not isinstance(record, Mapping):
         yield row
@@ -183,67 +160,59 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
     read = {name: value if isinstance(value, list) else [value] for name, value in card.only.items()}
     if any(record.get(name) not in values for name, values in read.items()):
         yield row._replace(record=None)
-    elif not card.items:
-        yield row
-    else:
-        for number, columns in enumerate(card.items, start=1):
-            item = {ours: record.get(theirs) for ours, theirs in columns.items()}
-            yield row._replace(record={**record, "group": row.name, **item}, name=f"{row.name}-{number}")
-
-
-def _under_our_columns(row: Row, card: DataCard) -> Row:
-    if not isinstance(row.record, Mapping):
-        return row
-    try:
-        found = renamed(row.record, card)
-    except Malformed as error:
-        return row._replace(record=error)
-    several = [name for name, value in row.record.items() if _ONE_OF_SEVERAL.fullmatch(name) and _is_picture(value)]
-    if len(several) > 1 and not card.items:
-        why = f"the row holds several pictures ({', '.join(several)}), and an item is about one"
-        return row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
-    found |= card.constants
-    if card.items and found.get("id") is not None:
-        found["id"] = f"{found['id']}-{row.name.rpartition('-')[2]}"
-    if card.options_in_question:
-        found["question"], found["choices"] = split_options(found.get("question"))
-    if card.right_choice_first and isinstance(found.get("choices"), list):
-        found["choices"], found["label"] = _drawn_order(found["choices"], row, card)
-    if any(found.get(name) in (None, "", []) for name in card.needs):
-        return row._replace(record=None)
-    return row._replace(record=found)
+        return
+    pictures = [name for name, value in record.items() if _ONE_OF_SEVERAL.fullmatch(name) and _is_picture(value)]
+    if len(pictures) > 1 and not card.items:
+        why = f"the row holds several pictures ({', '.join(pictures)}), and an item is about one"
+        yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
+        return
+    for number, columns in enumerate(card.items or [{}], start=1):
+        found: dict[str, Any] | Malformed | None
+        name = f"{row.name}-{number}" if card.items else row.name
+        try:
+            found = renamed(record, {**card.columns, **columns}) | card.constants
+        except Malformed as error:
+            yield row._replace(record=error, name=name)
+            continue
+        if card.items:
+            found["group"] = row.name
+            found["id"] = None if found.get("id") is None else f"{found['id']}-{number}"
+        if card.options_in_question:
+            found["question"], found["choices"] = split_options(found.get("question"))
+        if card.right_choice_first and isinstance(found.get("choices"), list):
+            found["choices"], found["label"] = _drawn_order(found["choices"], row._replace(name=name), card)
+        if any(found.get(needed) in (None, "", []) for needed in card.needs):
+            found = None
+        yield row._replace(record=found, name=name)
 
 
 def _is_picture(value: Any) -> bool:
     return isinstance(value, (bytes, Held)) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
 
 
-def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
+def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record under our names of its columns; lists in cells are parsed, `choice_0`, ... become one list.
 
-    Names of public datasets that mean one thing need no card, such as `multiple_choice_answer`.
     A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
+
+    Args:
+        columns: ours -> theirs, or several of theirs; none of them says that there is nothing under our name.
 
     Raises:
         Malformed: a cell begins like a list and is none.
     """
     found = dict(record)
-    for ours, theirs in card.columns.items():
-        if not isinstance(theirs, str):
-            cells = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
-            found[ours] = cells if ours in _LISTED else " ".join(map(str, cells))
-        elif theirs in record:
-            found[ours] = record[theirs]
+    for ours, theirs in columns.items():
+        # What the row has under our name is something else: the card says how ours is called.
+        found.pop(ours, None)
+        if isinstance(theirs, str):
+            if theirs not in columns:
+                found.pop(theirs, None)
+            cells = [record[theirs]] if theirs in record else []
         else:
-            # What the row has under our name is something else: the card says how ours is called.
-            found.pop(ours, None)
-        if isinstance(theirs, str) and theirs not in card.columns:
-            found.pop(theirs, None)
-    for theirs, ours in synonyms(found, card).items():
-        found[ours] = found.pop(theirs)
-    if "correct_choice_idx" in record and "rationale_label" not in found and not card.rationale_choices:
-        # Rationales beside such a label explain the right choice, and all are right: there is none to choose.
-        found.pop("rationales", None)
+            given = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
+            cells = [given if ours in _LISTED else " ".join(map(str, given))] if theirs else []
+        found.update((ours, cell) for cell in cells)
     for one, several in (("choice", "choices"), ("rationale", "rationales")):
         for places in (map(str, count()), iter(ascii_lowercase)):
             cells = []
@@ -333,18 +302,20 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
     Raises:
         Malformed: with the field at fault.
     """
-    boxes = _boxes(record.get("boxes"))
+    boxes = checked_boxes(record.get("boxes") or [])
     label: int | str | None
     rationale_label, answers = None, {}
     texts = [_text(record, "text" if kind == "classes" else "question", len(boxes))]
     choices: list[str] = []
     if kind == "choice":
         choices = _texts(record, "choices", len(boxes))
-        label = _right_one(record, "label", choices, card)
+        label = _place("label", record.get("label"), list(map(normalise_text, choices)), card)
         texts += choices
         if record.get("rationales") is not None:
             rationales = _texts(record, "rationales", len(boxes))
-            rationale_label = _right_one(record, "rationale_label", rationales, card)
+            rationale_label = _place(
+                "rationale_label", record.get("rationale_label"), list(map(normalise_text, rationales)), card
+            )
             if (label is None) != (rationale_label is None):
                 missing = "label" if label is None else "rationale_label"
                 raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
@@ -422,61 +393,46 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
     return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
 
 
-def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: DataCard) -> int | None:
-    """Return the position of the right choice, which is given by position, by its text, or by a letter."""
-    given = record.get(name)
-    if given is None or given == "":
+def _place(name: str, given: Any, texts: Sequence[str], card: DataCard) -> int | None:
+    """Return the position among texts that a label gives by number, by text, or by a letter from A on.
+
+    A letter is none where a text reads so, unless the card says otherwise.
+    """
+    value = normalise_text(str(given))
+    if given is None or not value:
         return None
-    complaint = _unlike(
-        name,
-        given,
-        f"a position from 0 to {len(choices) - 1}, or the text of one of the choices, or a letter from A on",
-    )
-    if isinstance(given, bool) or not isinstance(given, (str, int)):
-        raise complaint
-    # As texts are read: an accent, or a space at the end, may be written in several ways.
-    texts, value = [normalise_text(choice) for choice in choices], normalise_text(str(given))
-    forms = (card.label_is,) if card.label_is else ("index", "text", "letter")
-    by_text = isinstance(given, str) and value in texts and "text" in forms
-    by_index = (isinstance(given, int) or value.isdecimal()) and "index" in forms
-    letter = _LETTER.fullmatch(value) if isinstance(given, str) and not by_text and "letter" in forms else None
-    if letter and ord(letter[1]) - ord("A") < len(choices):
-        return ord(letter[1]) - ord("A")
-    if by_text and by_index and texts.index(value) != int(value):
+    places: dict[str, int] = {}
+    if isinstance(given, str) and value in texts:
+        if texts.count(value) > 1:
+            raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
+        places["text"] = texts.index(value)
+    if (value.isdecimal() and not isinstance(given, bool)) and int(value) < len(texts):
+        places["index"] = int(value)
+    letter = _LETTER.fullmatch(value)
+    if letter and ("text" not in places or card.label_is == "letter") and ord(letter[1]) - ord("A") < len(texts):
+        places["letter"] = ord(letter[1]) - ord("A")
+    found = {places[card.label_is]} if card.label_is in places else {*places.values()}
+    if len(found) > 1:
         raise Malformed(
-            f"field {name!r} is ambiguous: {value!r} is a position and also the text of choice "
-            f'{texts.index(value)}; a card can say which: label_is = "index" or "text"'
+            f"field {name!r} is ambiguous: {value!r} is a position and also the text of the one at position "
+            f'{places["text"]}; a card can say which: label_is = "index" or "text"'
         )
-    if by_text and texts.count(value) > 1:
-        raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
-    if by_text:
-        return texts.index(value)
-    if by_index and 0 <= int(value) < len(choices):
-        return int(value)
-    raise complaint
+    if not found:
+        expected = f"a position from 0 to {len(texts) - 1}, one of the texts, or a letter from A on"
+        raise _unlike(name, given, f"{expected}: {', '.join(texts)}")
+    return found.pop()
 
 
 def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     value = record.get("label")
-    if value is None or (isinstance(value, str) and not normalise_text(value)):
-        return None
-    if not isinstance(value, (str, int)):
+    if value is not None and not isinstance(value, (str, int)):
         raise _unlike("label", value, "the name or the number of a class")
     # As texts are read: "ja " is no class beside "ja", nor is an accent written in another way.
-    name = _plain(value)
+    name = "" if value is None else _plain(value)
     if not card.labels:
-        return name
-    by_text = [label for label in card.labels if normalise_text(label) == name]
-    by_index = [card.labels[int(name)]] if name.isdecimal() and int(name) < len(card.labels) else []
-    if by_text and by_index and by_text != by_index and card.label_is is None:
-        raise Malformed(
-            f"field 'label' is ambiguous: {value!r} is a class of the card, and the position of its class "
-            f'{by_index[0]!r}; a card can say which: label_is = "index" or "text"'
-        )
-    found = by_index + by_text if card.label_is == "index" else by_text + by_index
-    if not found:
-        raise Malformed(f"field 'label' is {value!r}, the card's labels are {', '.join(card.labels)}")
-    return found[0]
+        return name or None
+    place = _place("label", name, list(map(normalise_text, card.labels)), card)
+    return None if place is None else card.labels[place]
 
 
 def _answers(record: Mapping[str, Any]) -> dict[str, int]:
@@ -523,17 +479,6 @@ def _image(value: Any) -> str | bytes | Held:
     if not is_safe_name(value):
         raise Malformed(f"field 'image' is {value!r}, which leaves the pictures' folder; expected a name below it")
     return value
-
-
-def _boxes(value: Any) -> tuple[tuple[float, ...], ...]:
-    if not isinstance(value, list) and value is not None:
-        raise _unlike("boxes", value, "a list of [x1, y1, x2, y2] in pixels")
-    for place, box in enumerate(value or ()):
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise _unlike(f"boxes[{place}]", box, "[x1, y1, x2, y2] in pixels")
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise _unlike(f"boxes[{place}]", box, "x1 < x2 and y1 < y2")
-    return tuple(tuple(map(float, box)) for box in value or ())
 
 
 def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]:

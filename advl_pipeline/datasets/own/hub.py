@@ -9,9 +9,8 @@ revision goes through the library's cache, which may serve it offline.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,38 +27,11 @@ from advl_pipeline.packages import install_extra
 UNKNOWN_CLASS = -1
 """What the library writes for a label that a split does not tell."""
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-"""How the library ends the name of a file that is one of several of a split."""
-
 _REVISION = re.compile(r"[0-9a-f]{7,40}")
 """A commit, which stays as it is; a branch or a tag may be moved."""
 
 _SAVED = "state.json"
 """What `save_to_disk` leaves beside the rows of a lone dataset."""
-
-_SIGNS = (_SAVED, "dataset_dict.json", "dataset_info.json", "*/*.parquet", "*/metadata.jsonl")
-"""Files that the library writes, or looks for, in a folder of its layout."""
-
-
-def library_sign(folder: Path, tables: Sequence[Path]) -> Path | None:
-    """Return a file which says that a folder is in the layout of the library; None where no file does.
-
-    Args:
-        folder: one that exists.
-        tables: files in it that are read without the library; unless they are shards, it is not in that layout.
-    """
-    if tables:
-        return next((path for path in tables if _SHARD.search(path.stem)), None)
-    for sign in _SIGNS:
-        if found := min(folder.glob(sign), default=None):
-            return found
-    page = folder / "README.md"
-    if page.is_file():
-        text = page.read_text(encoding="utf-8", errors="replace")
-        if re.match(r"---\n(?:(?!---$).*\n)*?(?:dataset_info|configs):", text, re.MULTILINE):
-            return page
-    return None
-
 
 Parts = Mapping[str | None, Any]
 """Split -> opened dataset of the library; None for one whose rows say their split."""
@@ -125,51 +97,36 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
 
 
 def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
-    needed: list[Callable[[], None]] = []
-    parts, version = _parts(files, card, root, needed)
+    parts, version = _parts(files, card, root)
     named = next(iter(hub_names(files, root).values()))
     joined: Parts = {}
     if card.join:
-        joined, of_joined = _parts(card.join.files, replace(card, num_rows=None), root, needed)
+        joined, of_joined = _parts(card.join.files, replace(card, num_rows=None), root)
         version += of_joined
-    pictures = named.copy or Path()
-    source = library_source(parts, card, name=str(named), pictures=pictures, joined=joined)
-
-    def rows() -> Iterator[Row]:
-        for has_room in needed:
-            has_room()
-        yield from source.rows()
-
-    return replace(source, rows=rows, version=version or source.version)
+    source = library_source(parts, card, name=str(named), pictures=named.copy or Path(), joined=joined)
+    return replace(source, version=version or source.version)
 
 
-def _parts(files: Any, card: DataCard, root: Path, needed: list[Callable[[], None]]) -> tuple[Parts, str]:
-    """Return split -> dataset, under our names of the splits, and what tells their content; "" where they tell it.
-
-    Args:
-        needed: is given what sees that the disk has room for the rows, to be called before they are read.
-    """
+def _parts(files: Any, card: DataCard, root: Path) -> tuple[Parts, str]:
+    """Return split -> dataset, under our names of the splits, and what tells their content; "" where they tell it."""
     parts: dict[str | None, Any] = {}
     versions: list[str] = []
     for split, name in hub_names(files, root).items():
-        found, version, info = _load(name, card, root)
+        found, version = _load(name, card, root)
         versions.append(version)
-        ours = {card.split_names.get(str(theirs), theirs): theirs for theirs in found}
+        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in found.items()}
         ours.pop("", None)
         if split is not None:
             if split not in ours and len(ours) != 1:
                 raise DatasetError(
                     f"The dataset has no split {split!r}.", where=str(name), why=f"it has {', '.join(map(str, ours))}"
                 )
-            ours = {split: ours[split] if split in ours else next(iter(ours.values()))}
-        parts |= {one: found[theirs] for one, theirs in ours.items()}
-        if not all(isinstance(found[theirs], HeldRows) for theirs in ours.values()):
-            size = _size(info, set(ours.values()), card.num_rows)
-            needed.append(partial(require_space, size, str(name), root))
+            ours = {split: ours.get(split, next(iter(ours.values())))}
+        parts |= ours
     return parts, "".join(versions)
 
 
-def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
+def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
     obstacle = "" if name.copy else hub_obstacle()
     if obstacle and (name.revision or card.num_rows):
         raise _refused(name, root, obstacle)
@@ -208,7 +165,9 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
                 found = {split: _held(name, files[split], part) for split, part in found.items()}
         else:
             if not Path(builder.cache_dir).exists():
-                require_space(2 * _size(builder.info) + (builder.info.download_size or 0), str(name), root)
+                # Rows are downloaded and written as Arrow, and pictures are kept once more in the index.
+                size = 2 * (builder.info.dataset_size or 0) + (builder.info.download_size or 0)
+                require_space(size, str(name), root)
             builder.download_and_prepare()
             found, version = builder.as_dataset(), ""
     except DatasetError:
@@ -216,7 +175,7 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
     except Exception as error:  # The library raises whatever its many back ends do.
         raise _refused(name, root, obstacle, error) from None
     # The library calls a lone dataset train; its rows may say otherwise.
-    return {None if is_saved else str(split): part for split, part in found.items()}, version, builder.info
+    return {None if is_saved else str(split): part for split, part in found.items()}, version
 
 
 def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
@@ -233,14 +192,6 @@ def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
         for file in files
     }
     return HeldRows(f"{name.path}@{name.revision}", inside, part.features, pictures) if pictures else part
-
-
-def _size(info: Any, splits: Collection[str | None] | None = None, num_rows: int | None = None) -> float:
-    """Return the bytes of the first rows of some splits, as the dataset's page tells them; 0 where it does not."""
-    told = [split for name, split in (info.splits or {}).items() if splits is None or name in splits]
-    return float(
-        sum(one.num_bytes * min(1.0, num_rows / max(1, one.num_examples) if num_rows else 1.0) for one in told)
-    )
 
 
 def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None = None) -> DatasetMissing:
@@ -302,7 +253,7 @@ def library_source(
         for split, part in ordered:
             records: Iterable[tuple[int, Any]] = islice(enumerate(part, start=1), card.num_rows)
             if card.join:
-                records = _joined(_only_needed(records, card, card.join), others[split], card.join)
+                records = _joined(records, others[split], card, card.join)
             yield from _rows(name, split, records, str(column) if names else "", names)
 
     return RowSource(
@@ -326,21 +277,17 @@ def _prepared(part: Any, image_feature: type) -> Any:
     return part
 
 
-def _only_needed(records: Iterable[tuple[int, Any]], card: DataCard, join: Join) -> Iterator[tuple[int, Any]]:
-    """Yield the numbered rows with the columns that mean something: they are held until their join is read."""
-    named = {name for value in card.columns.values() for name in ([value] if isinstance(value, str) else value)}
-    needed = {*named, *COLUMNS, *card.only, join.key}
-    for number, record in records:
-        yield number, {column: value for column, value in record.items() if column in needed}
-
-
 def _joined(
-    records: Iterable[tuple[int, Any]], others: Iterable[Mapping[str, Any]], join: Join
+    records: Iterable[tuple[int, Any]], others: Iterable[Mapping[str, Any]], card: DataCard, join: Join
 ) -> Iterator[tuple[int, Any]]:
     """Yield rows with the joined columns, in the order of the joined rows, which are read once."""
+    named = chain.from_iterable([value] if isinstance(value, str) else value for value in card.columns.values())
+    # Rows are held until their join is read, so only columns that mean something are.
+    needed = {*named, *COLUMNS, *card.only, join.key}
     waiting: dict[Any, list[tuple[int, Any]]] = {}
     for number, record in records:
-        waiting.setdefault(record.get(join.key), []).append((number, record))
+        kept = {column: value for column, value in record.items() if column in needed}
+        waiting.setdefault(record.get(join.key), []).append((number, kept))
     for other in others:
         for number, record in waiting.pop(other[join.on], ()):
             yield number, {**record, **{column: other[column] for column in join.columns}}
