@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
-from advl_pipeline.datasets.cards import Card
+from advl_pipeline.datasets.cards import Benchmark
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import ConfigError, DatasetError, advise
@@ -164,14 +164,8 @@ class QuestionMatch:
     shifted_n: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Set:
-    """A test set: the dataset that it is of, its split, its card where it has one, and what names its questions."""
-
-    dataset: str
-    split: str
-    card: Card | None
-    common_name: Callable[[str], str] = str
+_Set = tuple[str, str, Benchmark | None]
+"""A test set: the dataset that it is of, its split, and the benchmark that it is of, if any."""
 
 
 def original_of(dataset: str, shifted_set: str) -> str | None:
@@ -180,9 +174,9 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
     Args:
         shifted_set: a split of it, or of another dataset as "dataset/split".
     """
-    name, _, split = shifted_set.rpartition("/")
-    card = _test_set(dataset, shifted_set).card
-    original = card.splits.get(split, {}).get("compare_with") if card else None
+    name, _, _ = shifted_set.rpartition("/")
+    _, split, benchmark = _test_set(dataset, shifted_set)
+    original = benchmark.card.splits.get(split, {}).get("compare_with") if benchmark else None
     if original is None:
         return None
     return f"{name}/{original}" if name else str(original)
@@ -197,29 +191,24 @@ def match_questions(
         original_set: a split of it, or of another dataset as "dataset/split".
         shifted_set: as `original_set`.
     """
-    original, shifted = _test_set(dataset, original_set), _test_set(dataset, shifted_set)
-    row_of = {original.common_name(question): row for row, question in enumerate(original_ids)}
-    pairs = [
-        (row_of[name], row)
-        for row, question in enumerate(shifted_ids)
-        if (name := shifted.common_name(question)) in row_of
-    ]
+    original, shifted = question_namer(dataset, original_set), question_namer(dataset, shifted_set)
+    row_of = {original(question): row for row, question in enumerate(original_ids)}
+    pairs = [(row_of[name], row) for row, question in enumerate(shifted_ids) if (name := shifted(question)) in row_of]
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    found: Questions = "other" if not pairs else "part" if _asks_alike(original, shifted) else "same"
+    alike = _asks_alike(_test_set(dataset, original_set), _test_set(dataset, shifted_set))
+    found: Questions = "other" if not pairs else "part" if alike else "same"
     return QuestionMatch(questions=found, original_n=rows[:, 0], shifted_n=rows[:, 1])
 
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
     """Return what gives a question of a set the name that it has in all sets that ask it."""
-    return _test_set(dataset, test_set).common_name
+    _, split, benchmark = _test_set(dataset, test_set)
+    return str if benchmark is None else partial(benchmark.common_name, split)
 
 
 def _test_set(dataset: str, name: str) -> _Set:
     dataset, split = set_name(set_of(name), dataset)
-    benchmark = benchmark_of(dataset)
-    if benchmark is None:
-        return _Set(dataset=dataset, split=split, card=None)
-    return _Set(dataset=dataset, split=split, card=benchmark.card, common_name=partial(benchmark.common_name, split))
+    return dataset, split, benchmark_of(dataset)
 
 
 def _asks_alike(original: _Set, shifted: _Set) -> bool:
@@ -227,10 +216,12 @@ def _asks_alike(original: _Set, shifted: _Set) -> bool:
 
     A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
     """
-    if original.card is None or shifted.card is None:
-        return False
-    formats = {original.card.format, shifted.card.format}
-    files = {original.card.splits.get(original.split, {}).get("annotations")}
-    files.add(shifted.card.splits.get(shifted.split, {}).get("annotations"))
-    same_file = original.dataset == shifted.dataset and len(files) == 1 and None not in files
-    return formats == {"vqa"} or same_file
+    found = []
+    for dataset, split, benchmark in (original, shifted):
+        if benchmark is None:
+            return False
+        annotations = benchmark.card.splits.get(split, {}).get("annotations")
+        found.append((benchmark.card.format, dataset, annotations))
+    (form, dataset, annotations), (other_form, other_dataset, other_annotations) = found
+    is_of_one_file = (dataset, annotations) == (other_dataset, other_annotations) and annotations is not None
+    return form == other_form == "vqa" or is_of_one_file

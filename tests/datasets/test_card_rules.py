@@ -23,7 +23,7 @@ from advl_pipeline.datasets.cards import ROWS, card_names, load_card
 from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.columns import split_options
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import DatasetError
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
@@ -284,24 +284,6 @@ def test_a_set_that_the_library_would_download_beyond_the_disk(
     assert "it takes 2,000,000,000.0 GB, and " in error.why
     assert "num_rows = 20000" in error.next_command
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("card", "why"),
-    [
-        ('files = "data.jsonl"\nnum_rows = 3\n', "num_rows"),
-        ('files = "data.jsonl"\n[split_names]\na = "b"\n', "split_names"),
-        ('files = "hf:a/b"\nneeds = ["picture"]\n', "picture"),
-        ('files = "hf:a/b"\n[[items]]\npicture = "a"\n', "picture"),
-        ('files = "hf:a/b"\n[join]\nkey = "a"\n', "missing"),
-    ],
-)
-def test_cards_that_ask_for_what_is_not_done(tmp_path: Path, card: str, why: str) -> None:
-    write_json_lines(tmp_path / "data.jsonl", [choice_row(0)])
-    (tmp_path / "card.toml").write_text(card)
-    with pytest.raises(ConfigError) as caught:
-        open_dataset(str(tmp_path / "card.toml"), split="train")
-    assert why in f"{caught.value.what} {caught.value.where}"
 
 
 def test_a_card_of_ours_is_one_that_anybody_can_copy(tmp_path: Path) -> None:

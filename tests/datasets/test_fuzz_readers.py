@@ -23,7 +23,6 @@ from dataset_mirrors import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
@@ -34,7 +33,7 @@ from advl_pipeline.extraction.imported import open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
-fuzz = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 scalars = st.none() | st.booleans() | st.integers(-3, 20_000) | st.floats() | st.text(max_size=4)
 anything = st.recursive(
@@ -64,16 +63,22 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 
 @dataclass
 class Mirror:
-    """One split on disk, what it truly holds, and a way to change one file for the length of a block."""
+    """One split on disk, its annotation files, the field of their ids, and what it truly holds."""
 
     root: Path
     name: str
     split: str
-    file: Path
-    truth: dict[str, Example]
+    files: tuple[Path, ...]
+    id_field: str
+
+    def __post_init__(self) -> None:
+        truth = self.read()
+        assert truth is not None
+        self.truth = truth
 
     @contextmanager
     def changed(self, file: Path, content: bytes) -> Iterator[None]:
+        """Change one file for the length of a block."""
         original = file.read_bytes()
         file.write_bytes(content)
         try:
@@ -81,127 +86,97 @@ class Mirror:
         finally:
             file.write_bytes(original)
 
-    def outcome(self, on_error: OnError) -> dict[str, Example] | None:
-        return outcome(self.root, self.name, self.split, on_error)
+    def read(self, on_error: OnError = "fail") -> dict[str, Example] | None:
+        """Read everything; None when that is refused, as it should be, with an error that says where and why."""
+        # Few questions make no vocabulary of their own.
+        answers = self.root / "answers.json" if self.name == "vqa-v2" else None
+        try:
+            dataset = open_dataset(
+                self.name, split=self.split, data_root=self.root, on_error=on_error, answers=answers
+            )
+            examples = [dataset[index] for index in range(len(dataset))]
+            assert list(dataset.example_ids) == [example.example_id for example in examples]
+            assert all(unit.text for unit in dataset.text_units())
+            dataset.image_units()
+            dataset.content_digest()
+            dataset.question_table()
+            return {example.example_id: example for example in examples}
+        except DatasetError as error:
+            refused = error
+        assert refused.where
+        assert refused.why or refused.next_command
+        return None
 
-
-def everything(dataset: IndexedDataset) -> dict[str, Example]:
-    examples = [dataset[index] for index in range(len(dataset))]
-    assert list(dataset.example_ids) == [example.example_id for example in examples]
-    assert all(unit.text for unit in dataset.text_units())
-    dataset.image_units()
-    dataset.content_digest()
-    dataset.question_table()
-    return {example.example_id: example for example in examples}
-
-
-def outcome(root: Path, name: str, split: str, on_error: OnError) -> dict[str, Example] | None:
-    """Read everything; None when that is refused, as it should be, with a `DatasetError` that says where and why."""
-    # Few questions make no vocabulary of their own.
-    answers = root / "answers.json" if name == "vqa-v2" else None
-    try:
-        return everything(open_dataset(name, split=split, data_root=root, on_error=on_error, answers=answers))
-    except DatasetError as error:
-        refused = error
-    assert refused.where
-    assert refused.why or refused.next_command
-    return None
-
-
-def same(one: Example, other: Example) -> bool:
-    return (one.label, one.soft_label, one.candidates, one.image.unit_id) == (
-        other.label,
-        other.soft_label,
-        other.candidates,
-        other.image.unit_id,
-    )
-
-
-def mirror(root: Path, name: str, split: str, file: Path) -> Mirror:
-    truth = outcome(root, name, split, "fail")
-    assert truth is not None
-    return Mirror(root, name, split, file, truth)
+    def is_true(self, example: Example) -> bool:
+        true = self.truth[example.example_id]
+        return (example.label, example.soft_label, example.candidates, example.image.unit_id) == (
+            true.label,
+            true.soft_label,
+            true.candidates,
+            true.image.unit_id,
+        )
 
 
 @pytest.fixture(scope="module")
-def vcr(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
-    root = tmp_path_factory.mktemp("vcr")
-    return mirror(root, "vcr", "val", write_vcr(root, [vcr_record(number) for number in range(4)]))
-
-
-@pytest.fixture(scope="module")
-def vqa(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
-    root = tmp_path_factory.mktemp("vqa")
+def mirrors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mirror]:
+    root = tmp_path_factory.mktemp("mirrors")
+    vcr = write_vcr(root, [vcr_record(number) for number in range(4)])
     for split in ("train", "val"):
         write_vqa(root, split=split, count=6)
     (root / "answers.json").write_text('["yes", "no", "red", "2"]', encoding="utf-8")
-    return mirror(root, "vqa-v2", "val", root / "vqa-v2" / "v2_mscoco_val2014_annotations.json")
-
-
-@pytest.fixture(scope="module")
-def snli_ve(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
-    root = tmp_path_factory.mktemp("snli_ve")
-    return mirror(root, "snli-ve", "test", write_snli_ve(root, count=4))
+    stems = ("v2_OpenEnded_mscoco_val2014_questions", "v2_mscoco_val2014_annotations")
+    vqa = tuple(root / "vqa-v2" / f"{stem}.json" for stem in stems)
+    return {
+        "vcr": Mirror(root, "vcr", "val", (vcr,), "annot_id"),
+        "vqa": Mirror(root, "vqa-v2", "val", vqa, "question_id"),
+        "snli_ve": Mirror(root, "snli-ve", "test", (write_snli_ve(root, count=4),), "pairID"),
+    }
 
 
 @fuzz
 @given(damage=damages())
-def test_damaged_annotation_files(
-    vcr: Mirror, vqa: Mirror, snli_ve: Mirror, damage: Callable[[bytes], bytes]
-) -> None:
-    for one in (vcr, vqa, snli_ve):
-        with one.changed(one.file, damage(one.file.read_bytes())):
-            one.outcome("fail")
-            one.outcome("skip")
+def test_damaged_annotation_files(mirrors: dict[str, Mirror], damage: Callable[[bytes], bytes]) -> None:
+    for one in mirrors.values():
+        with one.changed(one.files[-1], damage(one.files[-1].read_bytes())):
+            one.read()
+            one.read("skip")
 
 
 ROW = 2
 """The record that is spoiled."""
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "id_field"),
-    [
-        ("vcr", "", "annot_id"),
-        ("snli_ve", "", "pairID"),
-        ("vqa", "questions", "question_id"),
-        ("vqa", "annotations", "question_id"),
-    ],
-)
 @fuzz
-@given(data=st.data(), value=anything)
-def test_any_value_in_any_field(
-    request: pytest.FixtureRequest, name: str, key: str, id_field: str, data: st.DataObject, value: Any
-) -> None:
-    one: Mirror = request.getfixturevalue(name)
-    file = one.file
-    if key == "questions":
-        file = file.with_name("v2_OpenEnded_mscoco_val2014_questions.json")
+@given(name=st.sampled_from(["vcr", "vqa", "snli_ve"]), data=st.data(), value=anything)
+def test_any_value_in_any_field(mirrors: dict[str, Mirror], name: str, data: st.DataObject, value: Any) -> None:
+    one = mirrors[name]
+    file = data.draw(st.sampled_from(one.files))
+    key = "questions" if "questions" in file.name else "annotations" if name == "vqa" else ""
     document = json.loads(file.read_text()) if key else None
     records = document[key] if document else [json.loads(line) for line in file.read_text().splitlines()]
     field = data.draw(st.sampled_from([*records[0], "unknown"]))
-    touched = str(records[ROW][id_field])
+    touched = str(records[ROW][one.id_field])
     records[ROW][field] = value
     content = json.dumps(document) if document else "".join(json.dumps(record) + "\n" for record in records)
     with one.changed(file, content.encode()):
-        one.outcome("fail")
-        left = one.outcome("skip") or {}
+        one.read()
+        left = one.read("skip") or {}
     # What is left of the others is still true, unless the record took one of their ids.
     for example_id, example in left.items():
-        if example_id in one.truth and example_id.partition(":")[0] != touched and field != id_field:
-            assert same(example, one.truth[example_id])
+        if example_id in one.truth and example_id.partition(":")[0] != touched and field != one.id_field:
+            assert one.is_true(example)
 
 
 @fuzz
 @given(field=st.sampled_from(["names", "boxes", "segms", "width", "height"]), value=anything)
-def test_any_value_in_any_field_of_vcr_metadata(vcr: Mirror, field: str, value: Any) -> None:
-    record = vcr_record(0)
+def test_any_value_in_any_field_of_vcr_metadata(mirrors: dict[str, Mirror], field: str, value: Any) -> None:
+    record, vcr = vcr_record(0), mirrors["vcr"]
     file = vcr.root / "vcr" / "vcr1images" / record["metadata_fn"]
     with vcr.changed(file, json.dumps(vcr_metadata(record) | {field: value}).encode()):
-        vcr.outcome("fail")
-        left = vcr.outcome("skip")
+        vcr.read()
+        left = vcr.read("skip")
     assert left is not None
-    assert all(same(left[name], vcr.truth[name]) for name in ("val-2:vcr-q2a", "val-3:vcr-q2a"))
+    assert all(vcr.is_true(left[name]) for name in ("val-2:vcr-q2a", "val-3:vcr-q2a"))
     for example in left.values():
         boxes = example.image.boxes_R4
         assert np.isfinite(boxes).all()
@@ -210,11 +185,12 @@ def test_any_value_in_any_field_of_vcr_metadata(vcr: Mirror, field: str, value: 
 
 @fuzz
 @given(damage=damages())
-def test_damaged_pictures(vcr: Mirror, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_pictures(mirrors: dict[str, Mirror], damage: Callable[[bytes], bytes]) -> None:
+    vcr = mirrors["vcr"]
     picture = vcr.root / "vcr" / "vcr1images" / vcr_record(0)["img_fn"]
     with vcr.changed(picture, damage(picture.read_bytes())):
-        vcr.outcome("fail")
-        vcr.outcome("skip")
+        vcr.read()
+        vcr.read("skip")
         dataset = open_dataset("vcr", split="val", data_root=vcr.root, on_error="list")
         count, problems = dataset.picture_problems(deep=True)
     assert count == 2

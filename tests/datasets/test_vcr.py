@@ -45,23 +45,6 @@ def test_both_tasks_with_labels_boxes_and_context(tmp_path: Path) -> None:
     assert rationale.image.path.is_file()
 
 
-def test_units_are_listed_once_in_order_of_appearance(tmp_path: Path) -> None:
-    write_vcr(tmp_path, records())
-    dataset = open_vcr(tmp_path)
-    images = [unit.unit_id for unit in dataset.image_units()]
-    seen = dict.fromkeys(dataset[index].image.unit_id for index in range(len(dataset)))
-    assert images == list(seen)
-    assert len(images) == 6
-    texts = dict.fromkeys(
-        (candidate.text_unit.unit_id, candidate.text)
-        for index in range(len(dataset))
-        for candidate in dataset[index].candidates
-    )
-    assert [(unit.unit_id, unit.text) for unit in dataset.text_units()] == list(texts)
-    units = dataset.text_units()
-    assert units[-1].text == list(texts)[-1][1]
-
-
 def test_unlabelled_test_conditions_rationales_on_every_answer(tmp_path: Path) -> None:
     write_vcr(tmp_path, [vcr_record(number, split="test", labelled=False) for number in range(3)], split="test")
     dataset = open_vcr(tmp_path, split="test")

@@ -66,11 +66,11 @@ def test_ids_must_be_exactly_the_annotated_ones() -> None:
         vqa_accuracy([], {})
 
 
-@pytest.mark.parametrize("count", range(11))
-def test_agreement_of_k_of_ten(count: int) -> None:
-    truth = GroundTruth("what", "other", ("red",) * count + ("blue",) * (10 - count), tuple(range(10)))
-    assert question_accuracy("red", truth) == pytest.approx([0, 0.3, 0.6, 0.9, 1.0][min(count, 4)])
-    assert question_accuracy("red", truth, "vqa-vs") == pytest.approx(min(1, count / 3))
+def test_agreement_of_k_of_ten() -> None:
+    for count in range(11):
+        truth = GroundTruth("what", "other", ("red",) * count + ("blue",) * (10 - count), tuple(range(10)))
+        assert question_accuracy("red", truth) == pytest.approx([0, 0.3, 0.6, 0.9, 1.0][min(count, 4)])
+        assert question_accuracy("red", truth, "vqa-vs") == pytest.approx(min(1, count / 3))
 
 
 answers = st.lists(st.sampled_from(["yes", "Yes", "two", "2", "the dog", "dog", "", "a.b"]), min_size=1, max_size=10)

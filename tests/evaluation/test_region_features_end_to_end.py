@@ -130,13 +130,12 @@ def test_a_picture_without_features_and_another_width_are_named(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["butd-tsv", "uniter-lmdb"])
 def test_raw_files_are_refused_with_the_command_that_imports_them(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = "{split}/features.tsv" if name == "butd-tsv" else "{split}"
-    WRITERS[name](Path("train2014"), pictures(root, "train"))
+    told = "{split}/features.tsv"
+    WRITERS["butd-tsv"](Path("train2014"), pictures(root, "train"))
     code, _, err = advl(capsys, *finetune(root, tmp_path / "run", told))
     assert code == 2
     assert "Regions are read from a cache" in err
@@ -188,6 +187,9 @@ def test_an_import_is_resumed_verified_and_repaired_from_its_files(
 ) -> None:
     regions, cache = write_npz(tmp_path / "regions", pictures(root, "train")), tmp_path / "cache"
     words = importing(root, regions, cache)
+    code, out, err = advl(capsys, *words, "--dry-run")
+    assert (code, f"would write {cache}" in out, "rows of 24 in float32" in err) == (0, True, True)
+    assert not cache.exists()
     assert advl(capsys, *words)[0] == 0
     content = {path: path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
 
@@ -221,15 +223,6 @@ def test_an_import_is_resumed_verified_and_repaired_from_its_files(
     code, out, err = advl(capsys, "cache", "verify", cache, *given)
     assert code == 0, err
     assert "3 units computed again" in out
-
-
-def test_a_dry_run_says_what_would_be_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
-    code, out, err = advl(capsys, *importing(root, regions, tmp_path / "cache", "--dry-run"))
-    assert code == 0, err
-    assert f"would write {tmp_path / 'cache'}" in out
-    assert "rows of 24 in float32" in err
-    assert not (tmp_path / "cache").exists()
 
 
 def some_regions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,27 +45,23 @@ def change_first(items: list[dict[str, Any]], **fields: Any) -> list[dict[str, A
     return [items[0] | fields, *items[1:]]
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda items: items[1:], "lacks 1000000"),
-        (lambda items: [*items, {"question_id": 5, "answer": "x"}], "unknown item 5"),
-        (lambda items: [*items, items[0]], "occurs twice"),
-        (lambda items: change_first(items, answer=3), "the answer a text"),
-        (lambda items: change_first(items, question_id="1"), "not a whole number"),
-        (lambda items: {"results": items}, "expected '['"),
-    ],
-)
-def test_vqa_results_that_do_not_fit(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, change: Any, why: str
-) -> None:
+def test_vqa_results_that_do_not_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    items = json.loads((VQA / "synthetic_results.json").read_text())
     file = tmp_path / "results.json"
-    file.write_text(json.dumps(change(json.loads((VQA / "synthetic_results.json").read_text()))))
-    code, _, err = run(capsys, *vqa_arguments(file))
-    assert code == 5
-    assert why in err
-    assert str(file) in err
-    assert "Traceback" not in err
+    for changed, why in (
+        (items[1:], "lacks 1000000"),
+        ([*items, {"question_id": 5, "answer": "x"}], "unknown item 5"),
+        ([*items, items[0]], "occurs twice"),
+        (change_first(items, answer=3), "the answer a text"),
+        (change_first(items, question_id="1"), "not a whole number"),
+        ({"results": items}, "expected '['"),
+    ):
+        file.write_text(json.dumps(changed))
+        code, _, err = run(capsys, *vqa_arguments(file))
+        assert code == 5
+        assert why in err
+        assert str(file) in err
+        assert "Traceback" not in err
 
 
 def test_vqa_questions_of_another_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

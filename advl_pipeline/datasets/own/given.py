@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +50,31 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     kinds: dict[bool, str] = {}
     for row in source.rows():
         place = f"data, {f'split {row.split}, ' if row.split else ''}row {row.line}"
-        record = dict(row.record) if isinstance(row.record, Mapping) else {}
-        picture = _bytes_of(record.get("image"))
+        if not isinstance(row.record, Mapping):
+            raise DatasetError(
+                "A row is no dictionary.",
+                where=place,
+                why=f"got {type(row.record).__name__}",
+                next_command="give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}",
+            )
+        picture = _bytes_of(row.record.get("image"))
         kinds.setdefault(picture is None, place)
+        kept = {} if row.split is None else {"split": row.split}
+        for column, value in row.record.items():
+            if not isinstance(value, _PICTURES):  # Other pictures in a row are left alone.
+                kept[column] = value.tolist() if hasattr(value, "tolist") else value
         if picture is not None:
-            record["image"] = hashlib.sha256(picture).hexdigest()
-            keep(home / PICTURES_FOLDER / record["image"], picture)
-        if row.split is not None:
-            record.setdefault("split", row.split)
-        kept = {}
-        for column, value in record.items():
-            if isinstance(value, _PICTURES):
-                continue  # Other pictures in a row are left alone.
-            kept[column] = value.tolist() if hasattr(value, "tolist") else value
-            try:
-                json.dumps(kept[column])
-            except (TypeError, ValueError) as error:
-                raise DatasetError(
-                    "A value of a row cannot be kept.",
-                    where=f"{place}, column {column!r}",
-                    why=str(error),
-                    next_command="leave out the column, or give texts, numbers and lists of them",
-                ) from None
-        lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
+            kept["image"] = hashlib.sha256(picture).hexdigest()
+            keep(home / PICTURES_FOLDER / kept["image"], picture)
+        try:
+            lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
+        except (TypeError, ValueError) as error:
+            raise DatasetError(
+                "A value of a row cannot be kept.",
+                where=place,
+                why=str(error),
+                next_command="leave out the column, or give texts, numbers and lists of them",
+            ) from None
     if not lines:
         raise DatasetError("The data hold no row.", where="data", next_command="give at least one row")
     if len(kinds) > 1:
@@ -104,19 +106,9 @@ def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
     if parts and all(hasattr(part, "cast_column") for _, part in parts):
         return library_source(dict(parts), DataCard(), name="data", pictures=Path())
 
-    def listed() -> Iterator[Row]:
-        for split, part in parts:
-            for number, record in enumerate(part, start=1):
-                if not isinstance(record, Mapping):
-                    raise DatasetError(
-                        "A row is no dictionary.",
-                        where=f"data, row {number}",
-                        why=f"got {type(record).__name__}",
-                        next_command="give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}",
-                    )
-                yield Row(record, name=str(number), split=split, line=number)
-
-    return RowSource(rows=listed, pictures=Path())
+    numbered = ((split, enumerate(part, start=1)) for split, part in parts)
+    listed = (Row(record, str(number), split, "", number) for split, part in numbered for number, record in part)
+    return RowSource(rows=lambda: listed, pictures=Path())
 
 
 def _bytes_of(picture: Any) -> bytes | None:
