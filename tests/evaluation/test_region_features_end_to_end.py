@@ -69,7 +69,7 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
             assert "are free" in err
             # From now on nothing but the cache is read.
             shutil.rmtree(folder / filed_under)
-        store = open_cache(folder / "caches" / "train").stores["image"]
+        store = open_cache(folder / "caches" / "train").stores()["image"]
         for array, values in {"values": store.token_features(ids)[0], "boxes": store.regions(ids)["boxes"]}.items():
             np.testing.assert_allclose(values, expected.setdefault(array, values), atol=1e-4, err_msg=name)
     run, caches = tmp_path / "run", tmp_path / "npz" / "caches" / "{split}"

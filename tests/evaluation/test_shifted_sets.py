@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import advl
-from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
+from dataset_mirrors import snli_ve_record, write_lines, write_snli_ve, write_vqa_vs
 
 from advl_data.scenes.generator.paths import SPLIT_CODES
 from advl_pipeline.datasets.cards import card_names, load_card
@@ -21,21 +20,13 @@ from advl_pipeline.evaluation.shift import match_questions, original_of, questio
 
 
 def test_vqa_vs_looks_for_its_pictures_in_both_folders(tmp_path: Path) -> None:
-    questions, annotations = vqa_items(12, first_image=700)
-    for part, stem in (("Training", "Training"), ("OOD-Test/QT+KW", "OOD-Test-QT+KW")):
-        folder = tmp_path / "vqa-vs" / part
-        folder.mkdir(parents=True)
-        (folder / f"{stem}-Ques.json").write_text(json.dumps(questions))
-        (folder / f"{stem}-Ans.json").write_text(json.dumps(annotations))
-    for image in range(700, 704):
-        subtype = "train2014" if image % 2 else "val2014"
-        write_picture(tmp_path / "vqa-v2" / subtype / f"COCO_{subtype}_{image:012d}.jpg", shade=image)
+    write_vqa_vs(tmp_path, count=12)
     dataset = open_dataset("vqa-vs", split="ood-qt-kw", data_root=tmp_path)
-    assert [unit.path.parent.name for unit in dataset.image_units()] == ["val2014", "train2014"] * 2
-    (tmp_path / "vqa-v2" / "val2014" / "COCO_val2014_000000000702.jpg").unlink()
+    assert [unit.path.parent.name for unit in dataset.image_units()] == ["train2014", "val2014"]
+    (tmp_path / "vqa-v2" / "val2014" / "COCO_val2014_000000007201.jpg").unlink()
     with pytest.raises(DatasetError) as caught:
         open_dataset("vqa-vs", split="ood-qt-kw", data_root=tmp_path).image_units()
-    assert "000000000702.jpg is missing" in caught.value.why
+    assert "000000007201.jpg is missing" in caught.value.why
 
 
 def test_e_snli_ve_reads_its_csv(tmp_path: Path) -> None:

@@ -31,25 +31,22 @@ def vcr_record(number: int, *, split: str = "val", labelled: bool = True) -> dic
     picture = number // 2
     base = f"lsmdc_0000_MIRROR/0000_MIRROR_00.00.{picture:02d}@0"
     record: dict[str, Any] = {
-        "movie": "0000_MIRROR",
         "objects": ["person", "person", "wineglass", "dog"],
-        "interesting_scores": [0],
-        "answer_likelihood": "possible",
         "img_fn": f"{base}.jpg",
         "metadata_fn": f"{base}.json",
+        "annot_id": f"{split}-{number}",
         "question": [("Why", "What", "Is")[number % 3], "is", [0, 1], "near", [2], "?"],
         "answer_choices": [[[choice % 2], "likes", f"thing{number}", str(choice), "."] for choice in range(4)],
         "rationale_choices": [["Everyone", "sees", [3], f"{number}", str(choice), "."] for choice in range(4)],
-        "answer_orig": "",
-        "question_orig": "",
-        "rationale_orig": "",
-        "answer_match_iter": [3, 0, 2, 1],
-        "answer_sources": [1, 2, 3, 4],
-        "rationale_match_iter": [3, 0, 2, 1],
-        "rationale_sources": [1, 2, 3, 4],
+        # What is published and not read.
+        "movie": "0000_MIRROR",
+        "interesting_scores": [0],
+        "answer_likelihood": "possible",
+        **dict.fromkeys(("answer_orig", "question_orig", "rationale_orig"), ""),
+        **{key: [3, 0, 2, 1] for key in ("answer_match_iter", "rationale_match_iter")},
+        **{key: [1, 2, 3, 4] for key in ("answer_sources", "rationale_sources")},
         "img_id": f"{split}-{picture}",
         "question_number": number % 2,
-        "annot_id": f"{split}-{number}",
         "match_fold": f"{split}-0",
         "match_index": number,
     }
@@ -118,6 +115,13 @@ def wrap_vqa(key: str, items: list[dict[str, Any]], subtype: str) -> dict[str, A
     return {**head, **extra, "data_subtype": subtype, key: items}
 
 
+def write_coco(root: Path, subtype: str, image_id: int) -> None:
+    """Write a picture of COCO into its folder unless it is there."""
+    picture = root / "vqa-v2" / subtype / f"COCO_{subtype}_{image_id:012d}.jpg"
+    if not picture.exists():
+        write_picture(picture, shade=image_id)
+
+
 def write_vqa(root: Path, *, split: str = "train", count: int = 30, answers: Sequence[str] = ANSWERS) -> None:
     """Write a split of VQA v2 with its pictures; test has no annotations."""
     subtype = VQA_SUBTYPES[split]
@@ -131,8 +135,8 @@ def write_vqa(root: Path, *, split: str = "train", count: int = 30, answers: Seq
     if split != "test":
         file = folder / f"v2_mscoco_{subtype}_annotations.json"
         file.write_text(json.dumps(wrap_vqa("annotations", annotations, subtype)), encoding="utf-8")
-    for image_id in {question["image_id"] for question in questions}:
-        write_picture(folder / subtype / f"COCO_{subtype}_{image_id:012d}.jpg", shade=image_id)
+    for question in questions:
+        write_coco(root, subtype, question["image_id"])
 
 
 def write_vqa_cp(root: Path, *, count: int = 120) -> None:
@@ -144,9 +148,7 @@ def write_vqa_cp(root: Path, *, count: int = 120) -> None:
         for number, (question, annotation) in enumerate(zip(questions, annotations, strict=True)):
             split = ("train2014", "val2014")[number // 3 % 2]
             question["coco_split"] = annotation["coco_split"] = split
-            picture = root / "vqa-v2" / split / f"COCO_{split}_{question['image_id']:012d}.jpg"
-            if not picture.exists():
-                write_picture(picture, shade=question["image_id"])
+            write_coco(root, split, question["image_id"])
         (folder / f"vqacp_v2_{part}_questions.json").write_text(json.dumps(questions), encoding="utf-8")
         (folder / f"vqacp_v2_{part}_annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
 
@@ -164,27 +166,21 @@ def write_vqa_vs(root: Path, *, count: int = 60) -> None:
         questions, annotations = vqa_items(number, first_image=first)
         (folder / f"{stem}-Ques.json").write_text(json.dumps(questions), encoding="utf-8")
         (folder / f"{stem}-Ans.json").write_text(json.dumps(annotations), encoding="utf-8")
-        for image_id in {question["image_id"] for question in questions}:
-            subtype = ("train2014", "val2014")[image_id % 2]
-            picture = root / "vqa-v2" / subtype / f"COCO_{subtype}_{image_id:012d}.jpg"
-            if not picture.exists():
-                write_picture(picture, shade=image_id)
+        for question in questions:
+            write_coco(root, ("train2014", "val2014")[question["image_id"] % 2], question["image_id"])
 
 
 def snli_ve_record(number: int) -> dict[str, Any]:
     """One pair; the picture's id comes in each of the spellings that files in circulation have."""
     picture = 1000000001 + number // 2
-    record = {
+    record: dict[str, Any] = {
         "annotator_labels": ["neutral", "entailment", "neutral"],
         "captionID": f"{picture}.jpg#{number % 5}",
         "gold_label": ("entailment", "neutral", "contradiction")[number % 3],
         "pairID": f"{picture}.jpg#{number % 5}r{number}n",
         "sentence1": "The premise is not to be read.",
         "sentence2": f"Two friends wait for bus {number}.",
-        "sentence1_parse": "",
-        "sentence2_parse": "",
-        "sentence1_binary_parse": "",
-        "sentence2_binary_parse": "",
+        **{f"sentence{side}_{kind}": "" for side in (1, 2) for kind in ("parse", "binary_parse")},
     }
     spelling = number % 3
     if spelling == 0:
