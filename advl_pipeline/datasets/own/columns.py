@@ -166,11 +166,10 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
         why = f"the row holds several pictures ({', '.join(pictures)}), and an item is about one"
         yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
         return
-    for number, columns in enumerate(card.items or [{}], start=1):
-        found: dict[str, Any] | Malformed | None
+    for number, columns in enumerate(card.items or (dict[str, str](),), start=1):
         name = f"{row.name}-{number}" if card.items else row.name
         try:
-            found = renamed(record, {**card.columns, **columns}) | card.constants
+            found = renamed(record, {**card.columns, **columns}) | dict(card.constants)
         except Malformed as error:
             yield row._replace(record=error, name=name)
             continue
@@ -181,9 +180,8 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
             found["question"], found["choices"] = split_options(found.get("question"))
         if card.right_choice_first and isinstance(found.get("choices"), list):
             found["choices"], found["label"] = _drawn_order(found["choices"], row._replace(name=name), card)
-        if any(found.get(needed) in (None, "", []) for needed in card.needs):
-            found = None
-        yield row._replace(record=found, name=name)
+        lacks = any(found.get(needed) in (None, "", []) for needed in card.needs)
+        yield row._replace(record=None if lacks else found, name=name)
 
 
 def _is_picture(value: Any) -> bool:

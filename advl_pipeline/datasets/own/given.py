@@ -59,7 +59,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
             )
         picture = _bytes_of(row.record.get("image"))
         kinds.setdefault(picture is None, place)
-        kept = {} if row.split is None else {"split": row.split}
+        kept: dict[str, Any] = {} if row.split is None else {"split": row.split}
         for column, value in row.record.items():
             if not isinstance(value, _PICTURES):  # Other pictures in a row are left alone.
                 kept[column] = value.tolist() if hasattr(value, "tolist") else value
