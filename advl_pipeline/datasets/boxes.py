@@ -66,7 +66,7 @@ def parse_boxes(record: Mapping[str, Any]) -> PictureBoxes:
     boxes: Any = record.get("boxes")
     if isinstance(boxes, list):
         boxes = [box[:4] if isinstance(box, list) and len(box) == 5 else box for box in boxes]
-    return PictureBoxes(*sizes, checked_boxes(boxes))
+    return PictureBoxes(sizes[0], sizes[1], checked_boxes(boxes))
 
 
 def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes]:
