@@ -131,7 +131,8 @@ def run_phase(
                 # The device is at work on this step while the numbers of the one before are read.
                 if taken is not None:
                     pending.append(_finished(*taken, settings, model, accelerator))
-                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
+                is_last = step + 1 == num_steps
+                saves = stops or is_last or (step + 1) % config.checkpoint_every == 0
                 record |= {
                     "step": logged_step,
                     "phase": phase,
@@ -154,19 +155,16 @@ def run_phase(
                 raise
             seconds_waited, seconds_saving = batches.seconds_waited, 0.0
             progress(1)
-            if saves:
-                num_saved = logged_step + 1
+            # After the last step of all the student itself is written.
+            keeps = saves and (stops or not is_last or phase == "adapt")
+            num_saved = logged_step + 1 if keeps else num_saved
             if saves and accelerator.is_main_process:
                 saving_began = time.perf_counter()
                 folder.log(pending)
                 pending.clear()
-                checkpoints.save(
-                    model,
-                    optimizer.optimizer,
-                    step=step + 1,
-                    phase=phase,
-                    scaler=accelerator.scaler,
-                )
+                if keeps:
+                    built = optimizer.optimizer
+                    checkpoints.save(model, built, step=step + 1, phase=phase, scaler=accelerator.scaler)
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
                 raise Stop

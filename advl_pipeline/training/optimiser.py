@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Never
 
@@ -77,12 +77,8 @@ class BertMoments(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Make one update of every parameter that has a gradient; losses are computed elsewhere."""
         for group in self.param_groups:
             # A parameter that had no gradient in some step has made fewer updates than the others of its group.
             by_count: dict[int, Tensors] = {}
@@ -91,7 +87,6 @@ class BertMoments(torch.optim.Optimizer):
                     by_count.setdefault(self._count(parameter), []).append(parameter)
             for count, parameters in by_count.items():
                 self._update(parameters, group, count)
-        return loss
 
     @abstractmethod
     def move(self, parameters: Tensors, first: Tensors, second: Tensors, group: dict[str, Any], count: int) -> None:

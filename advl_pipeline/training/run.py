@@ -51,7 +51,7 @@ from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
-from advl_pipeline.training.step_log import TOTALLED, StepPlace, phase_totals, require_finite_weights
+from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
 from advl_pipeline.training.word_selection import selected_words, selects_words
@@ -322,9 +322,6 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
         given: the options as they were given, for the base that an adapter is of.
         began: when this sitting began, by `time.perf_counter`.
         first_step: step that it began with; those before were taken in others.
-
-    Raises:
-        NotFinite: a weight is not.
     """
     run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
     config, source = run.config, opened.teaching.source
@@ -334,8 +331,6 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
         adapter = Adapter(updates=updates, base=given.init)
     elif updates is not None:
         merge_lora(model.student)
-    end = StepPlace(config=config, step=run.num_steps, phase="finetune", num_saved=run.num_steps)
-    require_finite_weights(model, end)
     origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
     save_student(folder.path, model.student, origin=origin, adapter=adapter)
     if adapter is not None:
