@@ -40,6 +40,14 @@ _HASHED_AT_OPENING = 1 << 20
 
 _SAMPLED_UNITS = 32
 
+_LACKING = {
+    "values": "This cache holds no {} tokens.",
+    "char_spans": "The {} tokens of this cache have no spans.",
+    "kept": "This cache holds all {} tokens.",
+    "boxes": "The {} tokens of this cache are no regions of a detector.",
+}
+"""What it means that an array is not there."""
+
 Features = npt.NDArray[Any]
 
 
@@ -278,10 +286,6 @@ class FeatureStore:
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
-        if not self.has_spans:
-            raise ConfigError(
-                f"The {self.modality} tokens of this cache have no spans.", where=str(self._files.location)
-            )
         rows_M2 = self._joined("char_spans", self.positions(ids))
         if not are_spans(rows_M2):
             raise CorruptCache(
@@ -297,8 +301,6 @@ class FeatureStore:
         Raises:
             ConfigError: the cache holds all tokens.
         """
-        if not self.has_kept:
-            raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._files.location))
         return self._joined("kept", self.positions(ids))
 
     def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -310,11 +312,9 @@ class FeatureStore:
         Raises:
             ConfigError: the cache holds no regions.
         """
-        if not self.has_regions:
-            raise ConfigError("This cache holds no regions of a detector.", where=str(self._files.location))
         positions_Q = self.positions(ids)
         beside = {name: self._joined(name, positions_Q) for name in layout.REGION_COLUMNS}
-        return {"values": self._values(positions_Q), **beside}
+        return {**beside, "values": self._values(positions_Q)}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return how many token rows each unit has, (Q,), without touching the features."""
@@ -416,12 +416,9 @@ class FeatureStore:
         return start_Q, length_Q
 
     def _token_array(self, name: str) -> MappedArray:
-        if not self._tokens:
-            raise ConfigError(
-                "This cache holds no token features of this modality.",
-                where=self._files.where(f"{self.modality}/tokens"),
-                next_command="extract again with --image-tokens boxes or grid",
-            )
+        if name not in self._tokens:
+            where = self._files.where(f"{self.modality}/tokens")
+            raise ConfigError(_LACKING[name].format(self.modality), where=where)
         return self._tokens[name]
 
     def _values(self, positions_Q: Positions) -> Features:

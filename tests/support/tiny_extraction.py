@@ -1,8 +1,8 @@
 """A deterministic two-tower teacher and a small dataset with real pictures, for tests of extraction and caches.
 
 `run_settings` runs one extraction from settings with the keys `folder` (of the pictures), `config` (of
-`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `file_size_limit` in bytes, and
-`repair`: true to repair the cache instead. `run_command` runs a command line in place of that.
+`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `environment`, and
+`file_size_limit` in bytes. `run_command` runs a command line in place of that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, 
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.repair import repair
 from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
@@ -252,15 +251,14 @@ def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
 
 
 def run_settings(settings: dict[str, Any]) -> None:
-    """Run one extraction or repair; the exit code tells the outcome."""
+    """Run one extraction; the exit code tells the outcome."""
     os.environ.update(settings.get("environment", {}))
     if "file_size_limit" in settings:
         sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)
     try:
         with interruptible("The extraction", kept="every committed shard is kept"):
-            run = repair if settings.get("repair") else extract
-            run(
+            extract(
                 build_config(ExtractConfig, settings["config"]),
                 tiny_teacher(**settings.get("teacher", {})),
                 TinyDataset(Path(settings["folder"]), **settings.get("dataset", {})),
