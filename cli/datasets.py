@@ -11,6 +11,7 @@ import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
+from advl_pipeline.packages import data_files
 
 from .flags import config_command, exit_with, json_option, say_what_it_is
 from .main import PluginGroup
@@ -57,11 +58,11 @@ def card(name: str) -> Iterator[Any]:
     \b
     advl datasets card vcr
     """
-    from advl_pipeline.datasets.check import card_of, card_text
+    from advl_pipeline.datasets.check import card_of
 
     found = card_of(name)
     yield {"name": found.name, **found.facts}
-    click.echo(card_text(found))
+    click.echo(data_files("cards")[found.name].read_text(encoding="utf-8"), nl=False)
 
 
 @config_command(CheckConfig, "check", of=datasets, arguments=("name",))

@@ -173,20 +173,3 @@ def card_of(name: str) -> Card:
         known = dict.fromkeys([*dataset_names(), *card_names()])
         raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, known))
     return benchmark.card
-
-
-def card_text(card: Card) -> str:
-    """Return a card for people."""
-    parts = [f"{card.name}: {card.title}"]
-    for name in ("how_to_get", "scoring", "chance", "size", "licence", "homepage", "seen", "tried"):
-        if name in card.facts:
-            lines = str(card.facts[name]).strip().splitlines()
-            parts.append("\n".join([name.replace("_", " "), *(f"  {line}" for line in lines)]))
-    if card.format == ROWS:
-        named = hub_names(card.facts["files"], Path())
-        parts.append("read from\n" + "\n".join(f"  {split or 'all splits'}: {name}" for split, name in named.items()))
-    lines = []
-    for split, facts in card.splits.items():
-        counts = ", ".join(f"{facts[key]:,} {key}" for key in ("items", "pictures") if key in facts)
-        lines.append(f"  {split:<20} {counts}" + (f"  ({facts['shift']})" if "shift" in facts else ""))
-    return "\n\n".join([*parts, *(["\n".join(["splits", *lines])] if lines else [])])

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from advl_pipeline.datasets.cards import (
     JOIN,
     ROWS,
-    AnswerList,
     Benchmark,
     Card,
     ReadOptions,
@@ -45,9 +44,8 @@ from advl_pipeline.datasets.roots import (
 )
 from advl_pipeline.datasets.row_files import read_table
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Row, RowSource, names_hub, read_card
-from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, pairs_of, snli_ve_reading, snli_ve_source
-from advl_pipeline.datasets.vcr import Conditioning, open_vcr
-from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.datasets.snli_ve import pairs_of, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.vcr import open_vcr
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_reading, vqa_source
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
@@ -125,14 +123,6 @@ def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     return mode
 
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "text_style": get_args(TextStyle),
-    "conditioning": get_args(Conditioning),
-    "label_order": tuple(LABEL_ORDERS),
-    "answer_list": get_args(AnswerList),
-}
-
-
 def open_dataset(
     name: str, *, split: str, data_root: Path | None = None, tasks: Sequence[str] = (), **options: Any
 ) -> IndexedDataset:
@@ -151,10 +141,6 @@ def open_dataset(
         DatasetError: a file is missing or malformed.
     """
     benchmark = _required(name)
-    for option, choices in _CHOICES.items():
-        if (value := options.get(option)) is not None and value not in choices:
-            what = option.replace("_", " ")
-            raise ConfigError(f"There is no {what} {value!r}.", why=suggest_names(str(value), choices))
     if options.get("answer_list", "train") != "train":
         if benchmark is None or "answer_lists" not in benchmark.card.facts:
             raise ineffective(

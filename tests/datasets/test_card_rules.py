@@ -222,7 +222,7 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
     code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path)
     assert "aokvqa           absent  choice" in out
     code, out, _ = advl(capsys, "datasets", "card", "gqa")
-    assert "train: hf:lmms-lab/GQA:train_balanced_instructions@" in out
+    assert 'train = "hf:lmms-lab/GQA:train_balanced_instructions@' in out
     code, _, err = advl(capsys, "extract", "--teacher", "minilm-l6", "--data", "aokvqa", "--data-root", tmp_path)
     assert code == 5
     assert "The dataset cannot be had from the hub." in err

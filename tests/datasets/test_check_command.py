@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from commands import advl
 from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
-from small_corpus import SmallCorpus
 
 from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.check import run_check
+from advl_pipeline.datasets.check import card_of, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, open_dataset
@@ -100,11 +99,12 @@ def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[st
     assert rows["vqa-cp-v2"]["present"]
     assert not rows["vcr"]["present"]
     for name in dataset_names():
-        code, out, _ = advl(capsys, "datasets", "card", name)
-        assert code == 0
-        assert rows[name]["title"] in out
-        code, out, _ = advl(capsys, "datasets", "card", name, "--json")
-        assert json.loads(out)["licence"]
+        assert card_of(name).title == rows[name]["title"]
+        assert card_of(name).facts["licence"]
+    code, out, _ = advl(capsys, "datasets", "card", "vcr")
+    assert (code, rows["vcr"]["title"] in out) == (0, True)
+    code, out, _ = advl(capsys, "datasets", "card", "scenes-vqa", "--json")
+    assert json.loads(out)["licence"].strip().startswith("Artwork")
 
 
 def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)
 
 
-def test_the_built_corpus_is_read_by_the_same_readers(small_corpus: SmallCorpus) -> None:
+def test_the_built_corpus_is_read_by_the_same_readers(small_corpus: Any) -> None:
     for name in ("vcr", "vqa", "snli-ve", "captions"):
         check = run_check(CheckConfig(name=f"scenes-{name}", data_root=small_corpus.data_root, deep=True))
         assert {split.status for split in check.splits} == {"ok"}

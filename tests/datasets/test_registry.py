@@ -60,8 +60,6 @@ def test_unknown_names_list_the_near_ones(tmp_path: Path) -> None:
         ("vrc", {}, "vcr"),
         ("vcr", {"split": "vall"}, "val"),
         ("vcr", {"tasks": ["vcr-q2q"]}, "vcr-q2a"),
-        ("vcr", {"text_style": "r2d"}, "r2c"),
-        ("snli-ve", {"label_order": "unitre"}, "uniter"),
     ]
     for name, options, near in asked:
         with pytest.raises(ConfigError) as caught:
