@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.drawing import (
@@ -127,9 +129,8 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
             drawn.axvline(began, color=SOFT, linewidth=1, linestyle=(0, (2, 3)))
         drawn.plot(steps, values, color=SERIES[1], linewidth=1, alpha=0.35)
         # The running mean over a twentieth of the steps.
-        reach = max(1, len(values) // 40)
-        windows = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
-        drawn.plot(steps, [sum(window) / len(window) for window in windows], color=SERIES[1], linewidth=1.8)
+        window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
+        drawn.plot(steps, window.mean(), color=SERIES[1], linewidth=1.8)
         end = sum(values[-10:]) / len(values[-10:])
         told = (f"{number:.4g}" for number in (values[0], min(values), end))
         drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *told)]))

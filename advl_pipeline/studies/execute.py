@@ -29,7 +29,7 @@ from advl_pipeline.students.weight_files import (
     weight_files,
 )
 from advl_pipeline.studies.config import StudyConfig, published_name
-from advl_pipeline.studies.plan import STUDY_FILE, CacheNeed, Cell, Plan, read_study_folder, studies_of, trained_on
+from advl_pipeline.studies.plan import STUDY_FILE, CacheNeed, Cell, Plan, studies_of, trained_on
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES
@@ -233,7 +233,8 @@ def dataset_digests(draft: Plan, data_root: Path | None, digest: DatasetDigester
     try:
         return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}
     except DatasetError:
-        recorded = read_study_folder(folder).dataset_digests if (folder / STUDY_FILE).exists() else {}
+        file = folder / STUDY_FILE
+        recorded = read_json(file).get("dataset_digests", {}) if file.exists() else {}
         if splits.keys() - recorded.keys():
             raise
         return {name: recorded[name] for name in splits}

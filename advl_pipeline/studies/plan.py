@@ -323,7 +323,7 @@ def read_study_folder(folder: Path) -> StudyRecord:
         raise ConfigError(
             "The record of the study is damaged, or of an earlier version.",
             where=str(path),
-            why=str(error),
+            why=str(error).partition("\n")[0],
             next_command=again("give the study's command once more: it runs nothing that is finished"),
         ) from error
     place = cells_folder(folder)

@@ -338,12 +338,23 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
     assert {item.seed for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
 
 
-def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_until_it_is_run_again(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ConfigError, match="holds no study"):
         gather_study(tmp_path)
-    (tmp_path / "study.json").write_text(json.dumps({"study": {}}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"study\.json"):
-        gather_study(tmp_path)
+    first = run_trial(tmp_path, num_seeds=1, **TINY)
+    file = first.folder / "study.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"cells": dict.fromkeys(first.cells["cell"], "a title")}))
+    with pytest.raises(ConfigError, match="of an earlier version") as refusal:
+        gather_study(first.folder)
+    assert refusal.value.where == str(file)
+    # The folder still tells the content of data that are not at hand.
+    asked = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=first.folder, caches=tmp_path / "caches")
+    assert forecast_study(asked).num_left == 0
+    assert run_study(asked, execute=refuse, prepare=refuse).numbers.equals(first.numbers)
+    assert gather_study(first.folder).num_finished == 2
 
 
 def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult) -> None:
