@@ -57,6 +57,7 @@ class ExampleOrder:
         return split_for_rank(positions, accumulate=self.accumulate, rank=self.rank, world_size=self.world_size)
 
 
+@dataclass
 class TokenOrder:
     """Batches of a number of padded tokens, examples of like length together.
 
@@ -69,30 +70,25 @@ class TokenOrder:
         ConfigError: an example alone is over the bound, or there are fewer micro-batches than processes.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        max_tokens: int,
-        accumulate: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._sizes = sizes
-        self._max_tokens = max_tokens
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
+    sizes: Sequence[int]
+    _: KW_ONLY
+    max_tokens: int
+    accumulate: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
         self._group = GROUP_SIZE
-        while self._group > 1 and self._group * max(sizes) > max_tokens:
+        while self._group > 1 and self._group * max(self.sizes) > self.max_tokens:
             self._group //= 2
         self._epochs: list[list[list[int]]] = []
-        self.accumulate = max(world_size, min(accumulate, len(self._epoch(0))))
-        if len(self._epoch(0)) < world_size:
+        num_batches = len(self._epoch(0))
+        self.accumulate = max(self.world_size, min(self.accumulate, num_batches))
+        if num_batches < self.world_size:
             raise ConfigError(
                 "There are fewer micro-batches than processes.",
-                why=f"{len(sizes)} examples make {len(self._epoch(0))} of {max_tokens} tokens",
+                why=f"{len(self.sizes)} examples make {num_batches} of {self.max_tokens} tokens",
                 next_command="lower --batch-tokens",
             )
 
@@ -110,16 +106,16 @@ class TokenOrder:
             else:
                 passed += len(batches)
                 epoch += 1
-        return found[self._rank :: self._world_size]
+        return found[self.rank :: self.world_size]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         while len(self._epochs) <= epoch:
             self._epochs.append(
                 token_batches(
-                    self._sizes,
-                    max_tokens=self._max_tokens,
+                    self.sizes,
+                    max_tokens=self.max_tokens,
                     bucket_size=BUCKET_SIZE,
-                    seed=self._seed * 1_000_003 + len(self._epochs),
+                    seed=self.seed * 1_000_003 + len(self._epochs),
                     multiple=self._group,
                 )
             )
