@@ -106,15 +106,12 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     weighs = settings.weighting == "ratio" and any(one.is_used for one in teaching.confidences)
     labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]
     return FinetuneModel(
-        student,
-        start.heads,
+        start,
         distiller,
         task_loss=run.settings.task_loss,
-        hide_picture=start.hide_picture,
         reference=copy.deepcopy(student).eval().requires_grad_(False) if anchors else None,
         answers=teaching.answers.shares if teaching.answers else None,
         remembered=StudentConfidence(labelled_ids) if weighs and run.config.student_confidence != "current" else None,
-        teaches_itself=start.teaches_itself,
     )
 
 

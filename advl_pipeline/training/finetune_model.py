@@ -27,6 +27,7 @@ from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import TaskLoss
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.targets import (
     TaskScores,
     right_sequences,
@@ -97,36 +98,31 @@ class FinetuneModel(nn.Module):
 
     def __init__(
         self,
-        student: Student,
-        heads: Mapping[str, nn.Module],
+        start: StudentAtStart,
         distiller: Distiller,
         *,
         task_loss: TaskLoss,
-        hide_picture: bool = False,
         reference: Student | None = None,
         answers: Mapping[str, torch.Tensor] | None = None,
         remembered: StudentConfidence | None = None,
-        teaches_itself: bool = False,
     ) -> None:
         """Args:
+        start: student and heads, which are trained in place, and what they are shown.
         task_loss: of the finetune step.
-        hide_picture: the student is never shown a picture.
         reference: the student as it was pretrained, which the adapt step holds known words to.
         answers: example id -> (C,) answers of a teacher that the adapt step learns to give.
         remembered: what the student's confidence was, where weights do not follow the current one.
-        teaches_itself: its own visual tokens stand in a vision teacher's place.
         """
         super().__init__()
-        self.hide_picture = hide_picture
-        self.student = student
-        self.heads = nn.ModuleDict(dict(heads))
+        self.hide_picture, self.teaches_itself = start.hide_picture, start.teaches_itself
+        self.student = start.student
+        self.heads = nn.ModuleDict(dict(start.heads))
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
         # In a tuple it is no part of the module: neither trained nor saved.
         self._reference = () if reference is None else (reference,)
         self.answers = answers or {}
         self.remembered = remembered
-        self.teaches_itself = teaches_itself
 
     def forward(
         self, batch: TrainingBatch, step: StepConditions, *, perturbation: Perturbation | None = None

@@ -21,6 +21,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
 from advl_pipeline.training.config import FinetuneConfig, Optimiser
 from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.optimiser import (
     BertAdam,
     BertAdamW,
@@ -186,7 +187,8 @@ def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
     method = resolve_method(config(method="plain"))
     distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
     heads = {"vqa": student.build_head("vqa", 5)}
-    model = FinetuneModel(student, heads, distiller, task_loss="soft-target-bce")
+    start = StudentAtStart(student=student, heads=heads, settings=method.settings)
+    model = FinetuneModel(start, distiller, task_loss="soft-target-bce")
     settings = settle("uniter-base", "vqa", optimiser=name)
     optimiser = build_optimizer(settings, model)
     assert type(optimiser) is kind

@@ -21,6 +21,7 @@ from advl_pipeline.students.uniter import TwoWayChoiceHead
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase, StepConditions
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import TaskTargets, require_fitting_loss, score_task, student_confidence
 from advl_pipeline.training.teacher_features import cached_teacher
@@ -112,20 +113,12 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     )
     torch.manual_seed(0)
     student = build_student("scenes-small")
-    distiller = Distiller(
-        DistillationSettings(
-            distill_layer=layer,  # type: ignore[arg-type]
-            adapt_objective=adapt_objective,  # type: ignore[arg-type]
-            distance=distance,  # type: ignore[arg-type]
-            selection="all",
-        ),
-        source.widths(),
-        hidden_size=student.hidden_size,
-        pooled_size=student.pooled_size,
+    settings = DistillationSettings(
+        distill_layer=layer, adapt_objective=adapt_objective, distance=distance, selection="all"
     )
-    model = FinetuneModel(
-        student, {"vcr": student.build_head("vcr", 1)}, distiller, task_loss="softmax-choice"
-    ).eval()
+    sizes = {"hidden_size": student.hidden_size, "pooled_size": student.pooled_size}
+    start = StudentAtStart(student=student, heads={"vcr": student.build_head("vcr", 1)}, settings=settings)
+    model = FinetuneModel(start, Distiller(settings, source.widths(), **sizes), task_loss="softmax-choice").eval()
     batch = collate_batch(examples, dataset, student, source, labelled=False).to(torch.device("cpu"))
     # The same question with its picture turned into its negative.
     negative = replace(batch.student, features_BRF=255 - batch.student.features_BRF)  # type: ignore[attr-defined,call-arg]
