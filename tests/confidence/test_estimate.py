@@ -29,7 +29,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 KINDS = ["dog", "umbrella", "apple", "boat"]
 
 
-class FakeDataset:
+class FakeDataset(list[Example]):
     """Pictures of two objects; the question tags one and asks what it is, or with `other` what the other one is; both
     kinds are among the choices."""
 
@@ -40,9 +40,9 @@ class FakeDataset:
     def __init__(
         self, num: int, *, task: Task = "vcr-q2a", seed: int = 0, labelled: bool = True, other: bool = False
     ) -> None:
+        super().__init__()
         generator = np.random.default_rng(seed)
         self.tasks = (task,)
-        self.examples: list[Example] = []
         self.truth: list[list[int]] = []
         for number in range(num):
             kinds = generator.permutation(4)[:2].tolist()
@@ -74,17 +74,11 @@ class FakeDataset:
                 label, soft = kinds[tagged], ((kinds[tagged], 1.0),)
             self.truth.append(kinds)
             known: dict[str, Any] = {"image": image, "candidates": tuple(choices), "label": label, "soft_label": soft}
-            self.examples.append(Example(example_id=f"e{number}", task=task, **known))
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+            self.append(Example(example_id=f"e{number}", task=task, **known))
 
     @property
     def example_ids(self) -> list[str]:
-        return [example.example_id for example in self.examples]
+        return [example.example_id for example in self]
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         return {"vqa": tuple(KINDS), "snli-ve": ("no", "yes")}.get(task, ())
@@ -97,7 +91,7 @@ def caches_of(
     generator = np.random.default_rng(0)
     look_KD = generator.standard_normal((4, 40)).astype(np.float32)
     pictures, regions, texts = {}, {}, {}
-    for example, kinds in zip(dataset.examples, dataset.truth, strict=True):
+    for example, kinds in zip(dataset, dataset.truth, strict=True):
         seen_RD = look_KD[kinds] + noise * generator.standard_normal((2, 40)).astype(np.float32)
         pictures[example.image.unit_id] = seen_RD.mean(axis=0)
         regions[example.image.unit_id] = seen_RD
@@ -154,7 +148,7 @@ def test_the_vision_probe_also_sees_the_boxes_that_are_not_tagged() -> None:
 def test_auc_tells_a_teacher_that_knows_from_one_that_cannot(task: Task) -> None:
     """Pictures show the kind that is asked about; texts do not, but tell which answers are frequent."""
     dataset = FakeDataset(300, task=task)
-    pictures = [example.image.unit_id for example in dataset.examples]
+    pictures = [example.image.unit_id for example in dataset]
     auc = {
         view: separation(estimate.outranked_N, pictures)
         for view, estimate in estimates(dataset, caches_of(dataset)).items()
@@ -179,13 +173,13 @@ def test_the_order_of_the_examples_does_not_matter_but_the_set_does() -> None:
 def test_both_tasks_of_a_picture_are_predicted_without_each_other() -> None:
     """One picture's items share a fold, so labels of its second item never reach the head of its first."""
     dataset = FakeDataset(60)
-    twins = [replace(example, example_id=f"{example.example_id}-again") for example in dataset.examples]
-    dataset.examples += twins
+    twins = [replace(example, example_id=f"{example.example_id}-again") for example in dataset]
+    dataset.extend(twins)
     dataset.truth += dataset.truth
     caches = caches_of(dataset)
     before = confidences(dataset, caches)["vision"]
     assert twins[0].label is not None
-    dataset.examples[60] = replace(twins[0], label=(twins[0].label + 1) % 4)
+    dataset[60] = replace(twins[0], label=(twins[0].label + 1) % 4)
     after = confidences(dataset, caches)["vision"]
     assert before[0] == after[0]
     assert before[60] != after[60]
@@ -197,7 +191,7 @@ def test_features_hold_no_labels() -> None:
     builder = ProbeFeatures(image=[stores.image], text=[stores.text])
     for view in ("vision", "text", "joint"):
         with_labels, without = (
-            builder.build(dataset.examples, view=view, per_candidate=True)  # type: ignore[arg-type]
+            builder.build(dataset, view=view, per_candidate=True)  # type: ignore[arg-type]
             for dataset in (labelled, blank)
         )
         np.testing.assert_array_equal(with_labels, without)
