@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +84,17 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
         assert arrays["scores/vqa"].shape == (18, 4)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        ({"features": np.full((3, FEATURE_SIZE), np.nan, np.float32)}, "features hold a value that is not finite"),
-        ({"image_w": np.array(65)}, "features are for a picture of 65x48, the picture is 64x48"),
-        ({"boxes": np.array([[0, 0, 999, 9]] * 3, np.float32)}, "box 0 lies outside the picture of 64x48"),
-    ],
-)
-def test_broken_features_are_named(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Mapping[str, np.ndarray], why: str
-) -> None:
+def test_broken_features_are_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     regions = write_npz(tmp_path / "regions", pictures(root, "train"))
     for picture in pictures(root, "train"):
         file = regions / f"{picture.stem}.npz"
         with np.load(file) as arrays:
             kept = dict(arrays)
-        np.savez(file, allow_pickle=False, **(kept | dict(spoil)))
+        np.savez(file, allow_pickle=False, **(kept | {"image_w": np.array(65)}))
     code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
     assert code == 5
     assert str(regions) in err
-    assert why in err
+    assert "features are for a picture of 65x48, the picture is 64x48" in err
     assert "Traceback" not in err
     assert not (tmp_path / "cache").exists()
 
