@@ -11,7 +11,14 @@ from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
 from advl_pipeline.datasets.problems import NothingUsable, Problem
-from advl_pipeline.datasets.registry import benchmark_of, dataset_names, open_dataset, splits_of, tasks_of
+from advl_pipeline.datasets.registry import (
+    benchmark_of,
+    dataset_names,
+    open_dataset,
+    require_known,
+    splits_of,
+    tasks_of,
+)
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, suggest_names
 from advl_pipeline.outputs import require_outputs
@@ -58,9 +65,7 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
         ConfigError: an unknown dataset or split.
     """
     known = splits_of(config.name, config.data_root)
-    for split in config.split:
-        if split not in known:
-            raise ConfigError(f"{config.name} has no split {split!r}.", why=suggest_names(split, known))
+    require_known(config.name, "split", config.split, known)
     return CheckResult(
         name=config.name,
         data_root=resolve_data_root(config.data_root),

@@ -107,8 +107,8 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
     """
     known_tasks, known_splits = _offered(name, data_root)
     parts = split.split(JOIN)
-    _require(name, "task", tasks, known_tasks)
-    _require(name, "split", parts, known_splits)
+    require_known(name, "task", tasks, known_tasks)
+    require_known(name, "split", parts, known_splits)
     benchmark = benchmark_of(name)
     if benchmark and not (resolve_data_root(data_root) / benchmark.card.facts["folder"]).is_dir():
         # It says itself what is to be done.
@@ -151,8 +151,8 @@ def open_dataset(
     if isinstance(answers := options.get("answers"), Path):
         options["answers"] = read_vocabulary(answers)
     known = benchmark or open_own(name, data_root)
-    _require(name, "task", tasks, known.tasks)
-    _require(name, "split", [split], known.splits)
+    require_known(name, "task", tasks, known.tasks)
+    require_known(name, "split", [split], known.splits)
     wanted = tuple(task for task in known.tasks if not tasks or task in tasks)
     return known.open(split, resolve_data_root(data_root), ReadOptions(tasks=wanted, **options))
 
@@ -179,7 +179,7 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
     if benchmark is None and options.get("answers") is None:
         # Each split alone might have other classes, and so number them otherwise.
         own = open_own(name, options.get("data_root"))
-        _require(name, "split", names, own.splits)
+        require_known(name, "split", names, own.splits)
         options = {**options, "answers": class_names(own.index, own.rows.card, names)}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
@@ -262,7 +262,8 @@ def _required(name: str) -> Benchmark | None:
     return benchmark
 
 
-def _require(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse splits or tasks that a dataset does not have; the near ones are listed."""
     for one in wanted:
         if one not in known:
             raise ConfigError(f"{name} has no {what} {one!r}.", why=suggest_names(one, known))

@@ -24,6 +24,9 @@ LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
 STORED_ORDER = LABEL_ORDERS["uniter"]
 """Order of the class-balance cells, whatever order a dataset is opened with."""
 
+_IMAGES = "flickr30k_images"
+"""Folder of the pictures."""
+
 _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
 """Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
 
@@ -32,7 +35,6 @@ def snli_ve_source(
     annotations: Path,
     *,
     pictures: Path,
-    images: str = "flickr30k_images",
     boxes: Path | None = None,
 ) -> RowSource:
     """Return the pairs of an annotation file.
@@ -40,14 +42,13 @@ def snli_ve_source(
     Args:
         annotations: JSON lines of SNLI-VE, or the CSV of e-SNLI-VE.
         pictures: folder that picture names are relative to.
-        images: folder of the pictures below it.
         boxes: file of the pictures' boxes, which some corpora in this format have.
     """
     return RowSource(
-        rows=lambda: _rows(annotations, images, boxes),
+        rows=lambda: _rows(annotations, boxes),
         pictures=pictures,
         files=(annotations,) if boxes is None else (annotations, boxes),
-        version=f"snli-ve {images}",
+        version=f"snli-ve {_IMAGES}",
         kind="classes",
     )
 
@@ -57,13 +58,13 @@ def snli_ve_reading(order: LabelOrder) -> Reading:
     return Reading(variants=(Variant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
 
 
-def _rows(path: Path, images: str, boxes_file: Path | None) -> Iterator[Row]:
+def _rows(path: Path, boxes_file: Path | None) -> Iterator[Row]:
     boxes, problems = read_box_file(boxes_file)
     yield from problems
     hypothesis = "hypothesis" if path.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
 
     def item(record: Mapping[str, Any]) -> Item:
-        label, image = gold_label(record), f"{images}/{flickr_id(record)}.jpg"
+        label, image = gold_label(record), f"{_IMAGES}/{flickr_id(record)}.jpg"
         # Corpora in this format may say the type of a question; other pairs are all of one type.
         told = record.get("question_type")
         return Item(

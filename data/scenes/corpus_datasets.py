@@ -133,7 +133,6 @@ def _open_snli_ve(split: str, root: Path, options: ReadOptions) -> IndexedDatase
     rows = snli_ve_source(
         require_there(source.folder / paths.snli_ve_annotations(split).name, dataset=source.dataset),
         pictures=source.pictures,
-        images=paths.FLICKR_IMAGES,
         boxes=source.folder / paths.boxes(paths.SNLI_VE_FOLDER, split).name,
     )
     return IndexedDataset(source, source.index_of(rows), snli_ve_reading(options.label_order))
