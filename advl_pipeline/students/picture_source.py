@@ -82,44 +82,6 @@ class DecodedPictures:
         return torch.from_numpy(np.ascontiguousarray(read_square(unit.path, self.size).transpose(2, 0, 1)))
 
 
-CROP_MARGIN = 0.1
-"""Context added around a box on each side, as a share of the box."""
-
-
-class RegionPixels:
-    """Crops of pictures as uint8 RGB, kept in memory up to a bound in bytes, least recently used out first."""
-
-    def __init__(self, crop_size: int, *, max_bytes: int = 256 << 20) -> None:
-        self.crop_size = crop_size
-        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(
-            max(1, max_bytes // (16 * 3 * crop_size * crop_size))
-        )
-
-    def crops(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
-        """Return (R + 1, S, S, 3): the whole picture first, then each box in dataset order.
-
-        Raises:
-            DatasetError: the picture cannot be decoded.
-        """
-        return self._kept.get(unit.unit_id, lambda: self._read(unit))
-
-    def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
-        size = (self.crop_size, self.crop_size)
-        picture = read_rgb(unit.path)
-        crops = [picture.resize(size, Image.Resampling.BOX)]
-        for x1, y1, x2, y2 in unit.boxes_R4.tolist():
-            margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
-            # A box may lie in the rim beside the picture that datasets tolerate: the nearest pixel stands for it.
-            box = (
-                min(max(0.0, x1 - margin_x), picture.width - 1.0),
-                min(max(0.0, y1 - margin_y), picture.height - 1.0),
-                max(min(float(picture.width), x2 + margin_x), 1.0),
-                max(min(float(picture.height), y2 + margin_y), 1.0),
-            )
-            crops.append(picture.resize(size, Image.Resampling.BILINEAR, box=box))
-        return np.stack([np.asarray(crop) for crop in crops])
-
-
 def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
     """Return (R + 1, 7): x1, y1, x2, y2, width, height and area as shares of the picture, whole picture first.
 
@@ -130,6 +92,9 @@ def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
     sides = corners[:, 2:] - corners[:, :2]
     return np.concatenate([corners, sides, sides[:, :1] * sides[:, 1:]], axis=1).astype(np.float32)
 
+
+CROP_MARGIN = 0.1
+"""Context added around a box on each side, as a share of the box."""
 
 CROP_SIZE = 16
 CELL_SIZE = 8
@@ -186,14 +151,18 @@ class RandomProjection:
 
 
 class CropRegions(RegionSource):
-    """The whole picture and each box, in the order of the dataset; features are the values of small crops, to 255."""
+    """The whole picture and each box, in the order of the dataset; features are the values of small crops, to 255.
+
+    Crops stay in memory up to a bound in bytes, the least recently used out first.
+    """
 
     def __init__(self, crop_size: int) -> None:
+        self.crop_size = crop_size
         self.feature_size = 3 * crop_size**2
-        self._pixels = RegionPixels(crop_size)
+        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(max(1, KEPT_BYTES // (16 * self.feature_size)))
 
     def regions(self, unit: ImageUnit) -> Regions:
-        crops = self._pixels.crops(unit)
+        crops = self.crops(unit)
         return Regions(
             features_RF=self.features(crops),
             positions_R7=box_positions(unit),
@@ -204,6 +173,26 @@ class CropRegions(RegionSource):
     def features(self, crops_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return (R, F)."""
         return crops_RSS3.reshape(len(crops_RSS3), -1).astype(np.float32)
+
+    def crops(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
+        """Return (R, S, S, 3): the whole picture first, then each box; raises `DatasetError` as `regions` does."""
+        return self._kept.get(unit.unit_id, partial(self._read, unit))
+
+    def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
+        size = (self.crop_size, self.crop_size)
+        picture = read_rgb(unit.path)
+        crops = [picture.resize(size, Image.Resampling.BOX)]
+        for x1, y1, x2, y2 in unit.boxes_R4.tolist():
+            margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
+            # A box may lie in the rim beside the picture that datasets tolerate: the nearest pixel stands for it.
+            box = (
+                min(max(0.0, x1 - margin_x), picture.width - 1.0),
+                min(max(0.0, y1 - margin_y), picture.height - 1.0),
+                max(min(float(picture.width), x2 + margin_x), 1.0),
+                max(min(float(picture.height), y2 + margin_y), 1.0),
+            )
+            crops.append(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+        return np.stack([np.asarray(crop) for crop in crops])
 
 
 class PixelRegions(CropRegions):

@@ -29,7 +29,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Exa
 from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.students.chat import ChatBatch, Picture, packing
 from advl_pipeline.students.interface import Answered
-from advl_pipeline.students.picture_source import RegionPixels, box_positions
+from advl_pipeline.students.picture_source import CropRegions, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
@@ -91,7 +91,7 @@ class ScenesSmolVlm(SmolVlm):
 
     def __init__(self, name: str, config: ScenesSmolVlmConfig) -> None:
         super().__init__(name, config)
-        self.regions = RegionPixels(int(self.model.config.vision_config.image_size))
+        self.regions = CropRegions(int(self.model.config.vision_config.image_size))
 
     def read_picture(self, unit: ImageUnit) -> Picture:
         crops = torch.from_numpy(self.regions.crops(unit)).permute(0, 3, 1, 2)
