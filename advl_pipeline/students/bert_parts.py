@@ -39,11 +39,11 @@ def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
     return BertConfig(**{**config.transformers_sizes, **own, **other})
 
 
-def initialise_bert(module: nn.Module, *, std: float = 0.02) -> None:
-    """Draw linear and embedding weights from N(0, std), zero the biases, as BERT's reference code does."""
+def initialise_bert(module: nn.Module) -> None:
+    """Draw linear and embedding weights from N(0, 0.02), zero the biases, as BERT's reference code does."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=std)
+            nn.init.normal_(part.weight, std=0.02)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm):

@@ -22,55 +22,52 @@ SPECIALS = {
 }
 
 
+ROLES = {
+    "wordpiece": ("pad", "unk", "cls", "sep", "mask"),
+    "bytes": ("bos", "pad", "eos", "unk", "mask"),
+    "unigram": ("pad", "eos", "unk"),
+    "clip": ("bos", "eos"),
+}
+"""What the special tokens are for, in their order."""
+
+FRAMES = {
+    "wordpiece": "[CLS] $A [SEP]",
+    "bytes": "<s> $A </s>",
+    "unigram": "$A </s>",
+    "clip": "<|startoftext|> $A <|endoftext|>",
+}
+
+
 def build_tokenizer(kind: str, folder: Path) -> Any:
     """Train a tokenizer of a few hundred pieces and save it into `folder`."""
-    specials = SPECIALS[kind]
+    specials = {"special_tokens": SPECIALS[kind]}
     if kind == "wordpiece":
         core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         core.normalizer = normalizers.BertNormalizer(lowercase=True)
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials)
-        names = {
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
-        }
-        frame = ("[CLS] $A [SEP]", ["[CLS]", "[SEP]"])
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=200, **specials)
     elif kind == "bytes":
         core = Tokenizer(models.BPE(unk_token="<unk>"))
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         core.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        )
-        names = {
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "mask_token": "<mask>",
-        }
-        frame = ("<s> $A </s>", ["<s>", "</s>"])
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, **specials)
     elif kind == "unigram":
         core = Tokenizer(models.Unigram())
         core.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=specials, unk_token="<unk>")
-        names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
-        frame = ("$A </s>", ["</s>"])
+        trainer = trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", **specials)
     else:
         core = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
         core.normalizer = normalizers.Lowercase()
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=specials, end_of_word_suffix="</w>")
-        names = {"pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-        frame = ("<|startoftext|> $A <|endoftext|>", specials)
+        trainer = trainers.BpeTrainer(vocab_size=200, end_of_word_suffix="</w>", **specials)
     core.train_from_iterator(TEXTS, trainer)
-    template, used = frame
+    used = [token for token in FRAMES[kind].split() if token != "$A"]
     core.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(token, core.token_to_id(token)) for token in used]
+        single=FRAMES[kind], special_tokens=[(token, core.token_to_id(token)) for token in used]
     )
+    names = {f"{role}_token": token for role, token in zip(ROLES[kind], SPECIALS[kind], strict=True)}
+    names.setdefault("pad_token", SPECIALS[kind][-1])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=1_000_000, **names)
     tokenizer.save_pretrained(folder)
     return tokenizer
