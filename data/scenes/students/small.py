@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 from transformers import BertConfig
@@ -50,9 +51,13 @@ from advl_pipeline.students.text_student import (
     RowLength,
     SingleStream,
     TextRow,
-    language_model_words,
+    embedded_tokenizer_file,
     pair_row,
 )
+
+WORD_TABLE = "embeddings.word_embeddings.weight"
+DEVIATION = 0.3
+"""Standard deviation of all reduced values. Positions and types are drawn with 0.02: words prevail at first."""
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 """Token types as in UNITER's VCR input: context, region, answer."""
@@ -337,6 +342,26 @@ class ScenesSmall(AgreementStream):
         for layer in self.encoder.layer[: self.config.num_separate_layers]:
             x_XTH = layer(x_XTH, bias)
         return x_XTH
+
+
+def language_model_words(size: int) -> torch.Tensor:
+    """Return (V, E) float32 word vectors to start a small student's words from, as published ones start from a model.
+
+    They are the leading principal components of the word table of all-MiniLM-L6-v2, the mean taken out, each with the
+    sign that makes its largest loading positive.
+
+    Raises:
+        WeightsUnavailable: the package of the embedded text model is not installed.
+    """
+    with safe_open(embedded_tokenizer_file().with_name("model.safetensors"), framework="pt") as file:
+        table_VD = file.get_tensor(WORD_TABLE).double()
+    centred_VD = table_VD - table_VD.mean(0)
+    _, vectors_DD = torch.linalg.eigh(centred_VD.T @ centred_VD)
+    leading_DE = vectors_DD[:, -size:].flip(1)
+    largest_E = leading_DE.gather(0, leading_DE.abs().argmax(0, keepdim=True))[0]
+    reduced_VE = centred_VD @ (leading_DE * largest_E.sign())
+    scaled_VE: torch.Tensor = (reduced_VE * (DEVIATION / reduced_VE.std())).float()
+    return scaled_VE
 
 
 def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
