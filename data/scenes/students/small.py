@@ -12,7 +12,7 @@ vectors are projected, as in ALBERT. And heads also read whether text and region
 other small students do (`AgreementStream`).
 
 Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
-S crop side, P = 3 * S * S.
+S crop side, F = 3 * S * S, E width of word vectors, V word pieces, D width of the embedded text model's table.
 """
 
 from __future__ import annotations
