@@ -48,7 +48,7 @@ def test_positions_are_transformers_of_pictures_of_any_proportions(asked: list[E
     assert torch.equal(student.positions(batch)[:, real_NS], expected[:, real_NS])
 
 
-@pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("8b", 8767123696)])
+@pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("4b", 4437815808), ("8b", 8767123696)])
 def test_sizes_have_the_published_number_of_parameters(name: str, number: int) -> None:
     preset = QwenVl.presets[f"qwen3-vl-{name}"]
     config = dataclasses.replace(tiny().config, architecture=preset["architecture"])
