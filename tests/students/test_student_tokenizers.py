@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import completed
 from tokenizers import Tokenizer
 
-from advl_cli.main import main
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_student import embedded_tokenizer_file, is_uncased, load_text_tokenizer
@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(checkpoint: Path) -> None
 
 
 def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
-    small_corpus: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Then the run needs neither the checkpoint nor its vocabulary any more."""
     moved = tmp_path / "weights" / checkpoint.name
@@ -102,22 +102,17 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     ]
     run = tmp_path / "run"
 
-    def advl(*arguments: Any) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        return stopped.value.code, capsys.readouterr().err
-
-    code, err = advl(*common, "--tokenizer", "minilm-l6", "--output", run)
-    assert code == 2
-    assert "another vocabulary" in err
+    told = completed(*common, "--tokenizer", "minilm-l6", "--output", run)
+    assert told.returncode == 2
+    assert "another vocabulary" in told.stderr
     assert not run.exists()
-    code, err = advl(*common, "--output", run)
-    assert code == 0, err
-    assert f"tokenizer: {moved.parent}" in err
+    told = completed(*common, "--output", run)
+    assert told.returncode == 0, told.stderr
+    assert f"tokenizer: {moved.parent}" in told.stderr
     for file in (moved, moved.parent / "vocab.txt"):
         file.unlink()
-    code, err = advl("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
-    assert code == 0, err
+    told = completed("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
+    assert told.returncode == 0, told.stderr
     student = build_student("uniter-tiny", weights=run)
     assert student.tokenizer.vocab_size == SMALL
     assert json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]["vocab_size"] == SMALL
