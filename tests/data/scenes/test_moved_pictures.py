@@ -13,7 +13,7 @@ from commands import exit_code as advl
 from PIL import Image
 from safetensors.torch import load_file
 
-from advl_data.scenes.pretrain import MIN_SEEN, Move, MovedPictures, draw_moves, moved_example
+from advl_data.scenes.moved_pictures import MIN_SEEN, Move, MovedPictures, draw_moves, moved_example
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 
 STAY = Move(scale=(1.0, 1.0), shift=(0.0, 0.0))
