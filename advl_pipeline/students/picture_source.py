@@ -61,12 +61,12 @@ KEPT_BYTES = 256 << 20
 class DecodedPictures:
     """Decodes picture files and squeezes them to squares; several threads may ask at once.
 
-    The most recently used ones stay in memory, `KEPT_BYTES` of them.
+    The most recently used ones stay in memory, `kept_bytes` of them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, kept_bytes: int = KEPT_BYTES) -> None:
         self.size = size
-        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(KEPT_BYTES // (3 * size * size))
+        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(kept_bytes // (3 * size * size))
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8; raises `DatasetError` naming a picture that cannot be decoded."""
