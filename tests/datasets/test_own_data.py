@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import exit_code
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_rows import (
     COLOURS,
@@ -138,6 +138,7 @@ def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:
     assert dict(given[2].soft_label) == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
 
 
+@settings(max_examples=40)
 @given(counts=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10), min_size=1, max_size=6))
 def test_scores_of_answers(counts: dict[str, int]) -> None:
     scores = answer_scores(counts)
@@ -275,6 +276,7 @@ def test_a_bracket_is_a_bracket_where_there_are_no_boxes() -> None:
         parse_tagged("See [the dog|3]", 2)
 
 
+@settings(max_examples=40)
 @given(words=st.lists(st.tuples(st.text("abé ", min_size=1, max_size=4), st.integers(-1, 2)), max_size=6))
 def test_tags_point_at_their_words(words: list[tuple[str, int]]) -> None:
     marked = [(text, box) for text, box in words if text.strip()]

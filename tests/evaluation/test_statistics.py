@@ -32,6 +32,7 @@ def brute_force_sign_flip(differences: list[float]) -> float:
     return hits / len(patterns)
 
 
+@settings(max_examples=40)
 @given(st.lists(finite, min_size=1, max_size=9))
 def test_exact_sign_flip_equals_brute_force(differences: list[float]) -> None:
     result = s.sign_flip_test(differences)
@@ -182,6 +183,7 @@ def test_an_accuracy_without_spread_has_the_interval_of_its_number_of_pictures(r
     assert 20 < some.low < 50 < some.high < 80
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_ordered_bounded_and_never_smaller(p_values: list[float]) -> None:
     adjusted = [value for value in s.holm(p_values) if value is not None]
