@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 import sys
@@ -45,23 +46,25 @@ def imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - OWN - {""}
 
 
-def distributions(modules: set[str]) -> set[str]:
+@functools.cache
+def used() -> set[str]:
+    """Return the distributions of what the code imports."""
     known = importlib.metadata.packages_distributions()
-    return {name.lower().replace("_", "-") for module in modules for name in known.get(module, [module])}
+    return {name.lower().replace("_", "-") for module in imported() for name in known.get(module, [module])}
 
 
 def test_every_import_is_declared() -> None:
     declared = {name_of(item) for item in PROJECT["dependencies"]}
     declared |= {name_of(item) for items in PROJECT["optional-dependencies"].values() for item in items}
-    assert distributions(imported()) - declared == set()
+    assert used() - declared == set()
 
 
 def test_every_declared_package_is_imported() -> None:
-    used = distributions(imported()) | LOADED_BY_OTHERS | FOR_USERS
-    assert {name_of(item) for item in PROJECT["dependencies"]} - used == set()
+    known = used() | LOADED_BY_OTHERS | FOR_USERS
+    assert {name_of(item) for item in PROJECT["dependencies"]} - known == set()
     for extra, items in PROJECT["optional-dependencies"].items():
         if extra not in FILES_ALONE:
-            assert {name_of(item) for item in items} - used == set(), extra
+            assert {name_of(item) for item in items} - known == set(), extra
 
 
 def test_the_core_is_light_and_nothing_is_out_of_reach() -> None:

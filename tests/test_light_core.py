@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import subprocess
@@ -45,10 +46,13 @@ for words in json.load(sys.stdin):
 """Runs in a process to which no package of the extra `train` is there."""
 
 
+packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
 def modules_of(extra: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {item.split(">")[0].lower() for item in project["optional-dependencies"][extra]}
-    found = importlib.metadata.packages_distributions()
+    found = packages_distributions()
     return {module for module, names in found.items() if {name.lower().replace("_", "-") for name in names} & wanted}
 
 
