@@ -24,9 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import load_run
-from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.programs import Scores, fields_read, legend_of, made_up_examples, trace_student
@@ -35,7 +33,6 @@ from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.region_student import RegionBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.text_student import TextStudent
-from advl_pipeline.training.run import run_finetune
 
 Elsewhere = Callable[[str, Path], str]
 
@@ -77,7 +74,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
 def finetuned(corpus: Any, folder: Path, student: str, dataset: str = "scenes-vcr", **changes: Any) -> Path:
     task = {"task": ("vcr-q2a",)} if dataset == "scenes-vcr" else {"task": ()}
     plain = {"method": "plain", "cache": (), "num_steps": 1, "recipe": "none", "student": student}
-    run_finetune(corpus.config(folder, dataset=dataset, **{**plain, **task, **changes}))
+    corpus.run(folder, dataset=dataset, **{**plain, **task, **changes})
     return folder
 
 
@@ -232,9 +229,9 @@ def _check_tensors(folder: Path, student: Any) -> Any:
 
 def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
-    run_finetune(small_corpus.config(run, num_steps=1, adapt_steps=1, student="vilt-tiny", recipe="none"))
+    small_corpus.run(run, num_steps=1, adapt_steps=1, student="vilt-tiny", recipe="none")
     shutil.copytree(run, tmp_path / "bare")
-    run_evaluate(EvaluateConfig(run=run, on=("test",), probe=("blanked",), data_root=small_corpus.data_root))
+    small_corpus.evaluate(run, on=("test",), probe=("blanked",))
     run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     identities = [entry["identity"] for entry in json.loads((run / names.CACHES).read_text(encoding="utf-8"))]

@@ -12,10 +12,10 @@ from typing import Any
 import commands
 import pytest
 from hub_server import TOKEN, Hub, serve_hub
+from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.training.run import run_finetune
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")
 """Of the way in which the hub's library uploads."""
@@ -40,17 +40,13 @@ def advl(capsys: pytest.CaptureFixture[str]) -> Command:
     return partial(commands.printed, capsys)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_cache_goes_to_the_hub_and_comes_back_the_same(
     hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path
 ) -> None:
     cache = small_corpus.caches[0]
     assert "uploaded: http" in advl("cache", "push", cache, "lab/minilm")[0]
     files = hub.repositories["datasets/lab/minilm"]
-    assert files.keys() == content(cache).keys() | {"README.md", ".gitattributes"}
+    assert files.keys() == tree_bytes(cache).keys() | {"README.md", ".gitattributes"}
     assert b"Features of minilm-l6 over scenes-vcr/train" in files["README.md"]
     # Broken off: what is there already is not asked for again.
     late = f"/datasets/lab/minilm/resolve/{hub.sha('datasets/lab/minilm')}/{COMPLETE_RECORD}"
@@ -65,7 +61,7 @@ def test_a_cache_goes_to_the_hub_and_comes_back_the_same(
     out, _ = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache")
     assert out.startswith("sound: ")
     assert not before & set(hub.asked)
-    assert content(tmp_path / "cache") == content(cache)
+    assert tree_bytes(tmp_path / "cache") == tree_bytes(cache)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -105,12 +101,12 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
     values.write_bytes(values.read_bytes()[:-1] + b"\x01")
     advl("cache", "push", damaged, "lab/damaged", code=4)
     assert not hub.repositories
-    hub.repositories["datasets/lab/damaged"] = content(damaged)
+    hub.repositories["datasets/lab/damaged"] = tree_bytes(damaged)
     _, told = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=4)
     assert "on the hub is not sound" in told
     hub.repositories["datasets/lab/none"] = {"README.md": b"# nothing"}
     assert "holds no finished cache" in advl("cache", "pull", "lab/none", "--output", tmp_path / "cache", code=2)[1]
-    hub.repositories["datasets/lab/out"] = {**content(damaged), "../escaped": b"x"}
+    hub.repositories["datasets/lab/out"] = {**tree_bytes(damaged), "../escaped": b"x"}
     assert "would leave its folder" in advl("cache", "pull", "lab/out", "--output", tmp_path / "cache", code=2)[1]
     (tmp_path / "cache.partial").mkdir()
     (tmp_path / "cache.partial" / "notes.txt").write_text("of weeks")
@@ -127,7 +123,7 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
 def run(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "run"
     changes = {"method": "plain", "cache": (), "num_steps": 1, "recipe": "none", "student": "vilt-tiny"}
-    run_finetune(small_corpus.config(folder, **changes))
+    small_corpus.run(folder, **changes)
     return folder
 
 
@@ -137,7 +133,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
     files = dict(hub.repositories["models/lab/vilt"])
     assert files.pop(".gitattributes")
     assert b"\n- advl\n" in files["README.md"], "by which the next push knows it"
-    assert files == content(tmp_path / "out")
+    assert files == tree_bytes(tmp_path / "out")
     assert not [name for name, data in files.items() if str(run).encode() in data]
 
 
