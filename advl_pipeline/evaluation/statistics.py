@@ -30,7 +30,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # Its `stats` are imported when they are first used.
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -159,7 +159,7 @@ def summarise(values: Sequence[float], *, level: float = 0.95) -> Spread:
     if array.size == 1:
         return Spread(mean=mean, deviation=None, interval=None)
     deviation = float(array.std(ddof=1))
-    half = float(stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
+    half = float(scipy.stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
     return Spread(mean=mean, deviation=deviation, interval=Interval(low=mean - half, high=mean + half, level=level))
 
 
@@ -171,7 +171,7 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     array = np.asarray(differences, dtype=np.float64)
     if array.size < 2 or float(np.ptp(array)) <= _GRAIN:
         return None
-    return float(stats.ttest_1samp(array, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(array, 0.0).pvalue)
 
 
 def sign_flip_test(
@@ -232,7 +232,7 @@ def accuracy_interval(
     if scores_N.size and np.ptp(scores_N) <= _GRAIN:
         num_pictures = len(set(pictures))
         num_right = round(num_pictures * float(scores_N.mean()))
-        wilson = stats.binomtest(num_right, num_pictures).proportion_ci(method="wilson")
+        wilson = scipy.stats.binomtest(num_right, num_pictures).proportion_ci(method="wilson")
         return Interval(low=100.0 * float(wilson.low), high=100.0 * float(wilson.high))
     whole = Contribution(values_SN=scores_N[None], groups=item_groups(pictures, strata))
     return joint_interval([whole], resamples=1000, resample_seeds=False)
