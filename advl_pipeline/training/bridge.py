@@ -24,12 +24,11 @@ from advl_pipeline.distillation.relational import Landmarks, mean_of_words, stud
 from advl_pipeline.distillation.signal import TextSignal, shared_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.batches import TrainingBatch, looked_at
+from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals import SignalSource
 
 EXAMPLES_AT_ONCE = 32
 
@@ -77,11 +76,7 @@ class TeacherAnswers:
 
 
 def find_answers(
-    run: Run,
-    start: StudentAtStart,
-    found_landmarks: FoundLandmarks,
-    inputs: Inputs,
-    source: SignalSource | None,
+    run: Run, start: StudentAtStart, found_landmarks: FoundLandmarks, inputs: Inputs
 ) -> TeacherAnswers | None:
     """Return what the adapt step learns to answer; None for a method that learns no answers.
 
@@ -103,13 +98,12 @@ def find_answers(
                 landmarks, inputs.adapt_dataset, "--answer-weight" if is_asked else "--answers-of student"
             )
         return TeacherAnswers(shares={}, why=why)
-    assert source is not None
-    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source)
+    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
     found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
     if not is_asked and not found.is_above_chance:
         return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found, whose=whose)
     visited = inputs_visited(run, inputs)
-    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited, source)
+    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited)
     return TeacherAnswers(shares=shares, why=str(found), separation=found, whose=whose)
 
 
@@ -133,11 +127,7 @@ def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option
 
 
 def bridge_confidence(
-    start: StudentAtStart,
-    landmarks: Mapping[str, Landmarks],
-    dataset: Dataset,
-    positions: Sequence[int],
-    source: SignalSource,
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> TruthConfidence:
     """Return the confidence in the truth of labelled items.
 
@@ -148,7 +138,7 @@ def bridge_confidence(
         ConfigError: there is no bridge.
     """
     _require_bridge(landmarks, dataset, "--confidence bridge")
-    answers = bridge_answers(start, landmarks, dataset, positions, source)
+    answers = bridge_answers(start, landmarks, dataset, positions)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
     for row, position in enumerate(positions):
         example = dataset[position]
@@ -160,11 +150,7 @@ def bridge_confidence(
 
 
 def oracle(
-    start: StudentAtStart,
-    landmarks: Mapping[str, Landmarks],
-    dataset: Dataset,
-    positions: Sequence[int],
-    source: SignalSource,
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> dict[str, float]:
     """Return example id -> 1 where the bridge is right by the label, else 0: weights that no method can have.
 
@@ -184,18 +170,14 @@ def oracle(
             why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
             next_command="--adapt-on inputs, or subset, of a split with labels",
         )
-    found = bridge_confidence(start, landmarks, dataset, positions, source)
+    found = bridge_confidence(start, landmarks, dataset, positions)
     ids = [dataset[position].example_id for position in positions]
     return dict(zip(ids, (found.outranked_N == 1).astype(float).tolist(), strict=True))
 
 
 @torch.no_grad()
 def bridge_answers(
-    start: StudentAtStart,
-    landmarks: Mapping[str, Landmarks],
-    dataset: Dataset,
-    positions: Sequence[int],
-    source: SignalSource,
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> dict[str, torch.Tensor]:
     """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
 
@@ -208,9 +190,7 @@ def bridge_answers(
         positions: of the items, of multiple choice.
     """
     answers: dict[str, torch.Tensor] = {}
-    for _, examples, batch in looked_at(
-        dataset, positions, start.student, source, at_once=EXAMPLES_AT_ONCE, device=start.device
-    ):
+    for _, examples, batch in start.looked_at(dataset, positions, at_once=EXAMPLES_AT_ONCE):
         with start.evaluating():
             of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
         scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])

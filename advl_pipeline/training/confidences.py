@@ -23,13 +23,11 @@ from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.bridge import bridge_confidence, oracle
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import score_task, student_confidence
 
 BATCH_SIZE = 32
@@ -66,7 +64,6 @@ def find_confidences(
     run: Run,
     caches: Sequence[TeacherCache],
     inputs: Inputs,
-    source: SignalSource,
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
 ) -> tuple[tuple[CheckedConfidence, ...], Mapping[str, Mapping[str, float]]]:
@@ -83,12 +80,12 @@ def find_confidences(
     if run.method.settings.weighting == "oracle":
         visited = inputs_visited(run, inputs)
         known = sorted({*inputs.labelled, *visited})
-        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known, source)}
+        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}
     if run.method.settings.weighting == "uniform" or config.confidence == "none":
         return (), {}
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
     if config.confidence == "bridge":
-        bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source)
+        bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
         estimates: Mapping[str, TruthConfidence] = {"text": bridge}
     else:
         estimates = load_or_estimate_confidence(
@@ -164,9 +161,7 @@ def measure_student_confidence(
         positions: of the M items.
     """
     found: dict[int, float] = {}
-    for chosen, _, batch in looked_at(
-        dataset, positions, start.student, None, at_once=BATCH_SIZE, device=start.device, labelled_ids=None
-    ):
+    for chosen, _, batch in start.looked_at(dataset, positions, at_once=BATCH_SIZE, labelled_ids=None):
         with start.evaluating():
             output = start.student.encode(batch.student, mask_visual=start.hide_picture)
             head = start.heads[head_name(batch.task)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from advl_pipeline.datasets.records import Dataset
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words, with_own_tokens
 from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.settings import DistillationSettings
@@ -44,11 +44,32 @@ class StudentAtStart:
     hide_picture: bool = False
     teaches_itself: bool = False
     """Its own visual tokens stand in a vision teacher's place."""
+    source: SignalSource | None = None
+    """Of the signals of teachers that it is looked at beside."""
 
     @property
     def device(self) -> torch.device:
         """Where the student is."""
         return next(self.student.parameters()).device
+
+    def looked_at(
+        self,
+        dataset: Dataset,
+        positions: Sequence[int],
+        *,
+        at_once: int,
+        labelled_ids: frozenset[str] | None = frozenset(),
+    ) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
+        """Yield examples as `batches.looked_at` does, on the device of the student."""
+        return looked_at(
+            dataset,
+            positions,
+            self.student,
+            self.source,
+            at_once=at_once,
+            device=self.device,
+            labelled_ids=labelled_ids,
+        )
 
     def signal(self, batch: TrainingBatch) -> TeacherSignal | None:
         """Return a batch's signal as the run hears it."""
@@ -91,9 +112,7 @@ class FoundLandmarks:
 
 
 @torch.no_grad()
-def find_landmarks(
-    start: StudentAtStart, dataset: Dataset, positions: Sequence[int], source: SignalSource
-) -> FoundLandmarks:
+def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> FoundLandmarks:
     """Return the landmarks of a run; none where the method has no use for them, or words have no record.
 
     Regions have landmarks below the fusion only, where a region's name is what pretraining aligned it with.
@@ -102,7 +121,9 @@ def find_landmarks(
         start: left in the mode that it was in.
         positions: that may be looked at; the first ones in a fixed random order are.
     """
-    settings, teachers = start.settings, teachers_by_pathway(start.settings, source.widths())
+    settings, source = start.settings, start.source
+    assert source is not None
+    teachers = teachers_by_pathway(settings, source.widths())
     if settings.distance != "relational" or settings.landmarks != "known" or not source.knows_words:
         return FoundLandmarks()
     asks_itself = settings.answers_of == "student"
@@ -115,7 +136,7 @@ def find_landmarks(
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
-    for _, _, batch in looked_at(dataset, chosen, start.student, source, at_once=at_once, device=start.device):
+    for _, _, batch in start.looked_at(dataset, chosen, at_once=at_once):
         assert batch.signal is not None
         words = batch.signal.words
         assert words is not None

@@ -113,27 +113,29 @@ def open_teaching(
     """
     opened = _open_sources(run, caches, inputs)
     if opened is None:
-        answers = find_answers(run, start, FoundLandmarks(), inputs, None)
+        answers = find_answers(run, start, FoundLandmarks(), inputs)
         return Teaching(answers=answers)
     source, judge = opened
     vision, source = choose_vision_targets(
         run.method.settings, start.student, inputs.dataset, inputs.labelled, source
     )
 
+    start = replace(start, source=source)
+
     def find() -> FoundLandmarks:
-        return find_landmarks(start, inputs.adapt_dataset, inputs.adapt, source).to(torch.device("cpu"))
+        return find_landmarks(start, inputs.adapt_dataset, inputs.adapt).to(torch.device("cpu"))
 
     landmarks = told_by_first(find, accelerator).to(accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
-        checked, followed = find_confidences(run, caches, inputs, source, start, landmarks.words)
+        checked, followed = find_confidences(run, caches, inputs, start, landmarks.words)
     return Teaching(
         source=replace(source, confidence=followed),
         judge=judge,
         vision=tuple(vision),
         landmarks=landmarks,
         confidences=checked,
-        answers=find_answers(run, start, landmarks, inputs, source),
+        answers=find_answers(run, start, landmarks, inputs),
     )
 
 

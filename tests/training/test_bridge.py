@@ -59,9 +59,9 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 ) -> None:
     asked: list[Any] = []
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
-        found = bridge_confidence(start, landmarks, dataset, positions, source)
-        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1], source)))
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
+        found = bridge_confidence(start, landmarks, dataset, positions)
+        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1])))
         return found
 
     monkeypatch.setattr(confidences, "bridge_confidence", keep)
@@ -108,7 +108,7 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def found(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> TruthConfidence:
+    def found(start: Any, landmarks: Any, dataset: Any, positions: Any) -> TruthConfidence:
         share_N = np.full(len(positions), outranked, np.float32)
         return TruthConfidence(probability_N=share_N, outranked_N=share_N)
 
@@ -136,9 +136,9 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
 ) -> None:
     asked: list[int] = []
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
         asked.append(len(positions))
-        return bridge_answers(start, landmarks, dataset, positions, source)
+        return bridge_answers(start, landmarks, dataset, positions)
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
     open_run(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))
@@ -182,9 +182,9 @@ def test_weights_are_one_where_the_bridge_is_right_by_the_label(
     right: dict[str, bool] = {}
     measure = confidences.oracle
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
-        weights = measure(start, landmarks, dataset, positions, source)
-        shares = bridge_answers(start, landmarks, dataset, positions, source)
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
+        weights = measure(start, landmarks, dataset, positions)
+        shares = bridge_answers(start, landmarks, dataset, positions)
         for position in positions:
             example = dataset[position]
             share_C = shares[example.example_id]

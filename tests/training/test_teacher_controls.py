@@ -52,8 +52,8 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     kept: list[Any] = []
     answer = bridge.bridge_answers
 
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any) -> Any:
-        kept.append((start, landmarks, dataset, answer(start, landmarks, dataset, positions, source)))
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
+        kept.append((start, landmarks, dataset, answer(start, landmarks, dataset, positions)))
         return kept[-1][-1]
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
