@@ -76,8 +76,9 @@ def test_a_store_that_stays_ill_is_named(
     folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     upload(url, tree_bytes(folder / "cache"))
-    for name, value in {"_STALLED_SECONDS": 0.8, "_RETRY_SECONDS": 0.5, "_TRIES_OF_STALLED_ANSWERS": 1}.items():
-        monkeypatch.setattr(stores, name, value)
+    if fault == "stall":
+        for name, value in {"_STALLED_SECONDS": 1.5, "_RETRY_SECONDS": 1, "_TRIES_OF_STALLED_ANSWERS": 1}.items():
+            monkeypatch.setattr(stores, name, value)
     with serve_faults(s3_server, fault, every=1, spared=10_000) as store, environment_of(store.environment):
         text = open_cache(url).stores()["text"]
         store.spared = 0
