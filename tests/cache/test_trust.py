@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_extraction import tree_bytes
 
@@ -37,7 +36,7 @@ def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> lis
     return names
 
 
-@pytest.mark.parametrize("damage", ["zero", "nan", "flip"])
+@pytest.mark.parametrize("damage", ["zero", "flip"])
 def test_a_payload_that_changed_is_noticed(cache_path: Path, damage: str) -> None:
     path = cache_path / VALUES
     content = bytearray(path.read_bytes())
@@ -45,7 +44,7 @@ def test_a_payload_that_changed_is_noticed(cache_path: Path, damage: str) -> Non
     if damage == "flip":
         content[half] ^= 1
     else:  # The footer stays.
-        content[:half] = np.full(half // 2, np.nan if damage == "nan" else 0.0, np.float16).tobytes()
+        content[:half] = bytes(half)
     path.write_bytes(content)
     with pytest.raises(CorruptCache, match=f"{VALUES}: its content changed"):
         require_trustworthy(open_cache(cache_path))
