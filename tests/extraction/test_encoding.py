@@ -24,7 +24,7 @@ from advl_pipeline.extraction.encode import halved
 from advl_pipeline.extraction.run import extract, run_extract, store_of
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
-WORKERS, SECONDS = 16, 0.06
+WORKERS, SECONDS = 16, 0.08
 
 
 class SlowPictures(TinyImageTower):
