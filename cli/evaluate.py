@@ -1,4 +1,4 @@
-"""`advl evaluate`, `predict` and `score`: how good a run or a file of predictions is."""
+"""`advl evaluate`, `predict`, `readout` and `score`: how good a run or a file of predictions is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from advl_pipeline.evaluation.config import (
     EvaluateConfig,
     PredictConfig,
+    ReadoutConfig,
     ScoreShiftConfig,
     ScoreSnliVeConfig,
     ScoreVcrConfig,
@@ -91,6 +92,30 @@ def predict(config: PredictConfig) -> Iterator[Any]:
     click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
     if result.num_cut:
         click.echo(f"caution: {result.num_cut} texts of {result.split} are cut to the student's length")
+
+
+@config_command(ReadoutConfig, "readout", arguments=("student",))
+def readout(config: ReadoutConfig) -> Iterator[Any]:
+    """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
+
+    Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
+    how often the student does the same. Chance is 25 percent.
+
+    \b
+    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
+    """
+    from advl_pipeline.evaluation.given import require_readable
+
+    require_readable(config)
+    from advl_pipeline.evaluation.readout import run_readout
+
+    result = run_readout(config)
+    yield result
+    for teacher, found in result.placement.items():
+        for nodes, numbers in found.items():
+            if numbers is not None:
+                share, chance = 100 * numbers["share"], 100 * numbers["chance"]
+                click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
 
 
 @click.group("score", cls=PluginGroup)

@@ -28,6 +28,7 @@ COMMANDS = {
         "extract",
         "Store a split's pictures as students over pixels see them, so that training decodes none.",
     ),
+    "readout": ("evaluate", "Tell, without labels, whether a student places words and regions as its teachers do."),
     "report": ("study", "Turn a study, or runs, into one self-contained HTML page or a table."),
     "score": ("evaluate", "Score prediction files by the official rules, without any model."),
     "students": ("students", "List students, show one, check a checkpoint."),

@@ -1,4 +1,4 @@
-"""What `advl evaluate`, `score` and `predict` are asked for."""
+"""What `advl evaluate`, `predict`, `readout` and `score` are asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.compute import ComputeConfig
+from advl_pipeline.compute import ComputeConfig, DeviceConfig
 from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
+from advl_pipeline.locations import Location
 from advl_pipeline.outputs import ReplaceOptions
-from advl_pipeline.students.options import PictureOptions
+from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
@@ -51,6 +52,20 @@ class EvaluateConfig(AnswerOptions):
     probe_on: tuple[str, ...] = option(
         (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
+    """Configuration of `advl readout`."""
+
+    student: Path = option(help="Folder of a pretrained student or of a finished run.")
+    cache: tuple[Location, ...] = option(
+        (), help="Teacher cache of the split whose words and regions are placed; repeatable, all of one split."
+    )
+    dataset: str | None = option(
+        None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
+    )
+    task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import command_words, refuse_ineffective
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.configuration import command_words, config_to_dict, refuse_ineffective
 from advl_pipeline.datasets.registry import require_names, tasks_of
-from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import WeightsUnavailable, advise
-from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
+from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.config import FinetuneConfig
@@ -32,6 +33,50 @@ def require_finished(run: Path) -> dict[str, Any]:
         why="there is no result.json, which comes last",
         next_command=advise(["advl", "finetune", *resume]),
     )
+
+
+def require_readable(config: ReadoutConfig) -> None:
+    """Refuse a readout without caches, with ones that are not there, or that name paths which were not given.
+
+    Raises:
+        ConfigError, CorruptCache: as they say.
+    """
+    if not config.cache:
+        raise ConfigError(
+            "A readout needs a teacher cache to compare with.",
+            where="--cache",
+            next_command=advise(
+                "advl extract --teacher NAME --dataset NAME --split train".split(), note="then give it as --cache DIR"
+            ),
+        )
+    for location in config.cache:
+        if isinstance(location, Path):
+            cache_data(config, open_cache(location))
+
+
+def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | None]:
+    """Return the dataset that a cache is of, and the folder of the datasets; None for the usual one.
+
+    A cache may come from anyone: a path of its record is opened where it was typed, or where the run that is read out
+    was trained on it.
+
+    Raises:
+        ConfigError: the record names another path.
+    """
+    recorded = cache.provenance["config"]
+    trained_on = read_config(config.student) if is_finished(config.student) else {}
+    given = {"dataset": config.dataset, "data_root": config.data_root}
+    missing = {
+        name: path
+        for name, path in recorded_paths(recorded).items()
+        if name in given and given[name] is None and trained_on.get(name) != path
+    }
+    if moved_to(None, recorded) is None:
+        missing.pop("data_root", None)  # It is not on this machine, and the usual folder serves.
+    if missing:
+        words = command_words(ReadoutConfig, {**config_to_dict(config), **missing, "student": None})
+        raise refused_paths(cache.path, missing, ["advl", "readout", str(config.student), *words])
+    return config.dataset or str(recorded["dataset"]), moved_to(config.data_root, recorded)
 
 
 def require_given(run: Path, test_sets: Sequence[str], data_root: Path | None) -> None:

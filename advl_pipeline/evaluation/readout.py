@@ -1,0 +1,75 @@
+"""`run_readout`: does a student, without labels, place words and regions as its teachers do?
+
+The gate before a study: what a teacher knows can only help where the student comes to place words as it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.compute import open_device
+from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.words import KnownWords, fit_word_prior
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.evaluation.given import cache_data, require_readable
+from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.results import read_config
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
+from advl_pipeline.students.weight_files import known_words
+from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.inputs import check_caches, holds
+from advl_pipeline.training.placement import find_placement
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
+from advl_pipeline.training.teacher_features import cached_teacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutResult:
+    """Agreement by teacher (see `Placement.agreements`)."""
+
+    placement: dict[str, dict[str, Any]]
+
+
+def run_readout(config: ReadoutConfig) -> ReadoutResult:
+    """Read a student's placement of words and regions beside the teachers of the caches.
+
+    Raises:
+        ConfigError: no cache, or caches of different splits.
+        WeightsUnavailable: no student in the folder. IdentityMismatch: a cache of another dataset's content.
+    """
+    require_readable(config)
+    student = build_student(read_description(config.student)["student"], weights=config.student)
+    student.cut_texts()
+    caches = [open_cache(path) for path in config.cache]
+    splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
+    if len(splits) > 1:
+        raise ConfigError(
+            "The caches are of different splits.",
+            where="--cache",
+            why=", ".join(f"{name}/{split}" for name, split in sorted(splits)),
+            next_command="give the caches of one split; run the command once for each",
+        )
+    ((_, split),) = splits
+    made_by = caches[0].provenance["config"]
+    name, data_root = cache_data(config, caches[0])
+    reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
+    dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
+    check_caches(caches, dataset, data_root=data_root)
+    own = regions_of_run(read_config(config.student)) if is_finished(config.student) else []
+    regions = open_region_caches(config.regions or own, [(name, split)], data_root=data_root)
+    use_region_caches(student, regions)
+    parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
+    positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
+    student.to(open_device(config.device)).eval()
+    prior = fit_word_prior(choice.text for index in positions for choice in dataset[index].candidates)
+    source = SignalSource(
+        [cached_teacher(cache) for cache in caches],
+        prior=prior,
+        known=KnownWords(counts=known_words(config.student)),
+    )
+    return ReadoutResult(placement=find_placement(student, dataset, positions, source).agreements())
