@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+
+from advl_pipeline.datasets.records import Candidate
+from advl_pipeline.datasets.words import is_function_word, word_spans
 
 TOKENS_AT_ONCE = 512
 """Tokens behind a sequence; longer lists of answers take several passes."""
@@ -142,3 +146,30 @@ def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
     """Return whole numbers of one or more rows, of which shorter ones end in `value`."""
     tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def agreement(
+    text_NLH: torch.Tensor, said_NL: torch.Tensor, visual_NRH: torch.Tensor, place_NR: torch.Tensor
+) -> torch.Tensor:
+    """Return (N,) cosines of the mean state of what is said and that of what it is said of; 0 without either.
+
+    Args:
+        said_NL: bool, the tokens that say something.
+        place_NR: float, shares of the picture's tokens in what the text speaks of.
+    """
+    share_NL = said_NL.float() / said_NL.sum(1, keepdim=True).clamp(min=1)
+    said_NH = torch.einsum("nl,nlh->nh", share_NL, text_NLH.float())
+    shown_NH = torch.einsum("nr,nrh->nh", place_NR.float(), visual_NRH.float())
+    return functional.cosine_similarity(said_NH, shown_NH, dim=-1)
+
+
+def said_tokens(candidates: Sequence[Candidate], char_spans_NL2: torch.Tensor) -> torch.Tensor:
+    """Return (N, L) bool: the tokens of each answer's words with a meaning, of all its words where none has one."""
+    said = torch.zeros(char_spans_NL2.shape[:2], dtype=torch.bool)
+    start_NL, end_NL = char_spans_NL2.unbind(2)
+    for row, candidate in enumerate(candidates):
+        words = [span for span in word_spans(candidate.text) if span[0] >= candidate.answer_start]
+        meant = [span for span in words if not is_function_word(candidate.text[slice(*span)].lower())]
+        for first, last in meant or words:
+            said[row] |= (start_NL[row] < last) & (end_NL[row] > first)
+    return said

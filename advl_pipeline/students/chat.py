@@ -286,6 +286,7 @@ class ChatBatch(StudentBatch):
     included. `text_place_NL` and `visual_place_NR` say where the text's and the picture's states lie among them, and
     `packing` how an example's conversations lie in one row.
     `pixels` holds the pictures one after the other, `num_pixels` the rows of each. `answers` are asked about in turn.
+    `said_NL` (bool) and `spoken_of_NR` (float) are what `answers.py` reads, None where it is not asked.
     """
 
     picture_field: ClassVar[str] = "pixels"
@@ -302,6 +303,8 @@ class ChatBatch(StudentBatch):
     answers: tuple[Answers, ...] = ()
     num_answers: int = 1
     length_normalised: bool = False
+    said_NL: torch.Tensor | None = None
+    spoken_of_NR: torch.Tensor | None = None
 
 
 def chat_batch(

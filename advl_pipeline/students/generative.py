@@ -38,7 +38,14 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Image
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.runs import names
-from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
+from advl_pipeline.students.answers import (
+    Answers,
+    agreement,
+    answers_behind,
+    parts_of_list,
+    said_tokens,
+    sum_likelihoods,
+)
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat import COMMON, PADDING, Chat, ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
@@ -86,6 +93,12 @@ class GenerativeConfig(Configuration):
     instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
     max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
+    agreement: float = option(
+        0.0,
+        help="Temperature of the agreement between a candidate's words and the picture, which is added to its "
+        "likelihood per token (docs/method.md); 0 leaves it out.",
+        minimum=0,
+    )
 
 
 def chat_presets(family: str, architecture: Callable[..., Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -243,7 +256,7 @@ class GenerativeStudent(Student):
         ]
         self._require_room(max(len(row.token_ids_S) for row in rows))
         choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
-        return chat_batch(
+        batch = chat_batch(
             rows,
             pictures,
             num_candidates=tuple(len(example.candidates) for example in examples),
@@ -253,6 +266,11 @@ class GenerativeStudent(Student):
             length_normalised=self.config.length_normalised == "all"
             or (choice and self.config.length_normalised == "choices"),
         )
+        if self.config.agreement and examples[0].task in MULTIPLE_CHOICE_TASKS:
+            candidates = [candidate for example in examples for candidate in example.candidates]
+            batch.said_NL = said_tokens(candidates, batch.char_spans_NL2)
+            batch.spoken_of_NR = batch.visual_mask_NR.float()
+        return batch
 
     def with_answers(
         self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
@@ -411,10 +429,10 @@ class GenerativeStudent(Student):
                 # States of the last layer are those that the words are foretold from.
                 layer = decoder.norm if number == len(decoder.layers) else decoder.layers[number - 1]
                 hooks.callback(layer.register_forward_hook(partial(keep, number)).remove)
-            answered = self.answer(batch, mask_visual)
+            answered = self._answered(batch, mask_visual)
         return [kept[number] for number in layers], answered
 
-    def answer(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
+    def _answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
         """Run the language model over the batch, and return the likelihoods of its answers where it has any."""
         shown_MDH = self.shown(batch)
         x_BWH = self.embed(batch, shown_MDH, mask_visual=mask_visual)
@@ -431,10 +449,16 @@ class GenerativeStudent(Student):
             place_NQ = place_NQ + batch.example_N[:, None] * final_BWH.shape[1]
             states_MH = final_BWH.flatten(0, 1).index_select(0, place_NQ.flatten()[answers.foretold_M])
             total.append(sum_likelihoods(answers, states_MH, self.model.lm_head, batch.num_answers))
+        agreement_NK = None
+        if batch.said_NL is not None and batch.spoken_of_NR is not None and not mask_visual:
+            apart = self.encode_unimodal(batch)
+            cosine_N = agreement(apart.text_states_NLH, batch.said_NL, apart.visual_states_NRH, batch.spoken_of_NR)
+            agreement_NK = cosine_N[:, None] / self.config.agreement
         return Answered(
             log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
             num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
             length_normalised=batch.length_normalised,
+            agreement_NK=agreement_NK,
         )
 
     def _run(

@@ -115,7 +115,7 @@ class Answered:
     """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
 
     K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
-    A student may add `agreement_NK` to their scores, which are then no pure likelihoods.
+    `agreement_NK` is added to their scores, which are then no pure likelihoods (`answers.py`).
     """
 
     log_likelihood_NK: torch.Tensor

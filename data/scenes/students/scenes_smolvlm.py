@@ -4,7 +4,7 @@ SmolVLM's modules, used otherwise in two places, because of its size and of the 
 whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
 "object 3" is. Its score also has the agreement of a candidate's words with the boxes that its text tags, which the
-heads of the other small students read.
+heads of the other small students read (`students/answers.py`).
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
 W tokens of an example's row, H width.
@@ -24,11 +24,8 @@ from torch.nn import functional
 
 from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import place_of_tags, shares_of_tags
-from advl_pipeline.configuration import option
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit
-from advl_pipeline.datasets.words import is_function_word, word_spans
+from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.chat import ChatBatch, Picture, packing
-from advl_pipeline.students.interface import Answered
 from advl_pipeline.students.picture_source import CropRegions, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import builder
@@ -46,33 +43,16 @@ VISION = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScenesSmolVlmConfig(SmolVlmConfig):
-    """Settings of SmolVLM, and of the agreement."""
-
-    agreement: float = option(
-        0.1, help="Temperature of the agreement that is added to a candidate's likelihood per token.", above=0
-    )
-
-
 @dataclass(kw_only=True)
 class TaggedChatBatch(ChatBatch):
-    """Adds `tag_BW` (int64): the picture token that a token of an example's row refers to by tag, or -1.
-
-    Of candidates `said_NL` (bool) are the tokens that say something, `spoken_of_NR` (float) the shares of the
-    picture's tokens in what their texts speak of; None elsewhere.
-    """
+    """Adds `tag_BW` (int64): the picture token that a token of an example's row refers to by tag, or -1."""
 
     tag_BW: torch.Tensor
-    said_NL: torch.Tensor | None = None
-    spoken_of_NR: torch.Tensor | None = None
 
 
 class ScenesSmolVlm(SmolVlm):
     """The student."""
 
-    config: ScenesSmolVlmConfig
-    config_class: ClassVar[type[ScenesSmolVlmConfig]] = ScenesSmolVlmConfig
     places = "regions"
     lora = None
     # With 500 steps it knows the pictures of its captions by heart.
@@ -86,10 +66,11 @@ class ScenesSmolVlm(SmolVlm):
             "image_splitting": False,
             "align_layer": 1,
             "dropout": 0.1,
+            "agreement": 0.1,
         },
     }
 
-    def __init__(self, name: str, config: ScenesSmolVlmConfig) -> None:
+    def __init__(self, name: str, config: SmolVlmConfig) -> None:
         super().__init__(name, config)
         self.regions = CropRegions(int(self.model.config.vision_config.image_size))
 
@@ -107,12 +88,8 @@ class ScenesSmolVlm(SmolVlm):
         nothing_NS = torch.full_like(batch.sequence_ids_NS, -1)
         tag_NL = tagged_regions(batch, examples)
         tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tag_NL)
-        said_NL = spoken_of_NR = None
-        if examples[0].task in MULTIPLE_CHOICE_TASKS:
-            candidates = [candidate for example in examples for candidate in example.candidates]
-            said_NL = said_tokens(candidates, batch.char_spans_NL2)
-            tags_NLR = shares_of_tags(tag_NL, batch.visual_mask_NR[..., None].float())
-            spoken_of_NR = place_of_tags(tags_NLR, hidden=False)
+        if batch.spoken_of_NR is not None:
+            batch.spoken_of_NR = place_of_tags(shares_of_tags(tag_NL, batch.spoken_of_NR[..., None]), hidden=False)
         # Words that refer to different boxes differ, though they read alike.
         batch.packing = packing(
             batch.num_candidates,
@@ -121,17 +98,7 @@ class ScenesSmolVlm(SmolVlm):
             batch.sequence_ids_NS.numpy(),
             tag_NS.numpy(),
         )
-        tag_BW = batch.packing.packed(tag_NS)
-        return TaggedChatBatch(**vars(batch), tag_BW=tag_BW, said_NL=said_NL, spoken_of_NR=spoken_of_NR)
-
-    def answer(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
-        answered = super().answer(batch, mask_visual)
-        assert isinstance(batch, TaggedChatBatch)
-        if answered is None or mask_visual or batch.said_NL is None or batch.spoken_of_NR is None:
-            return answered
-        apart = self.encode_unimodal(batch)
-        cosine_N = agreement(apart.text_states_NLH, batch.said_NL, apart.visual_states_NRH, batch.spoken_of_NR)
-        return dataclasses.replace(answered, agreement_NK=cosine_N[:, None] / self.config.agreement)
+        return TaggedChatBatch(**vars(batch), tag_BW=batch.packing.packed(tag_NS))
 
     def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
         assert isinstance(batch, TaggedChatBatch)
@@ -145,33 +112,6 @@ class ScenesSmolVlm(SmolVlm):
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.get_input_embeddings(), self.processor.tokenizer.convert_tokens_to_ids("[MASK]")
-
-
-def agreement(
-    text_NLH: torch.Tensor, said_NL: torch.Tensor, visual_NRH: torch.Tensor, place_NR: torch.Tensor
-) -> torch.Tensor:
-    """Return (N,) cosines of the mean state of what is said and that of what it is said of; 0 without either.
-
-    Args:
-        said_NL: bool, the tokens that say something.
-        place_NR: float, shares of the picture's tokens in what the text speaks of.
-    """
-    share_NL = said_NL.float() / said_NL.sum(1, keepdim=True).clamp(min=1)
-    said_NH = torch.einsum("nl,nlh->nh", share_NL, text_NLH.float())
-    shown_NH = torch.einsum("nr,nrh->nh", place_NR.float(), visual_NRH.float())
-    return functional.cosine_similarity(said_NH, shown_NH, dim=-1)
-
-
-def said_tokens(candidates: Sequence[Candidate], char_spans_NL2: torch.Tensor) -> torch.Tensor:
-    """Return (N, L) bool: the tokens of each answer's words with a meaning, of all its words where none has one."""
-    said = torch.zeros(char_spans_NL2.shape[:2], dtype=torch.bool)
-    start_NL, end_NL = char_spans_NL2.unbind(2)
-    for row, candidate in enumerate(candidates):
-        words = [span for span in word_spans(candidate.text) if span[0] >= candidate.answer_start]
-        meant = [span for span in words if not is_function_word(candidate.text[slice(*span)].lower())]
-        for first, last in meant or words:
-            said[row] |= (start_NL[row] < last) & (end_NL[row] > first)
-    return said
 
 
 build = builder(ScenesSmolVlm)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from advl_data.scenes.students.scenes_smolvlm import agreement, said_tokens
 from advl_pipeline.datasets.records import Candidate, Example, TextUnit
 from advl_pipeline.datasets.words import is_function_word, word_spans
+from advl_pipeline.students.answers import agreement, said_tokens
 from advl_pipeline.students.registry import build_student
 
 
@@ -56,7 +56,7 @@ def expected_agreement(student: Any, examples: list[Example]) -> list[float]:
         boxes = [tag.box for tag in candidate.tags]
         places = batch.visual_mask_NR[row].nonzero()[:, 0].tolist()
         weights = [1.0] * len(places)
-        if boxes:
+        if boxes and student.places == "regions":
             named = [box for box in boxes for _ in word_pieces(spans, candidate, box)]
             weights = [float(named.count(int(batch.box_index_NR[row, place]))) for place in places]
         said = apart.text_states_NLH[row, tokens].mean(0)
@@ -74,19 +74,28 @@ def word_pieces(spans: list[list[int]], candidate: Candidate, box: int) -> list[
     return pieces[: max(1, len(pieces) // max(1, len(tags)))]
 
 
-def test_a_score_is_likelihood_and_agreement_where_the_picture_shows(examples: list[Example]) -> None:
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("scenes-smolvlm", {}), ("smolvlm-tiny", {"agreement": 0.1})], ids=["tags", "picture"]
+)
+def test_a_score_is_likelihood_and_agreement(name: str, overrides: dict[str, Any], examples: list[Example]) -> None:
     torch.manual_seed(0)
-    student = build_student("scenes-smolvlm").eval()
-    batch = student.collate(examples)
+    student = build_student(name, overrides=overrides).eval()
     with torch.no_grad():
-        answered = student.encode(batch).answered
-        pooled = student.encode_pooled(batch).answered
-        hidden = student.encode(batch, mask_visual=True).answered
+        output = student.encode(student.collate(examples))
+        pooled = student.encode_pooled(student.collate(examples))
+    answered = output.answered
     likelihood_N = (answered.log_likelihood_NK / answered.num_tokens_NK)[:, 0]
     expected_N = likelihood_N + torch.tensor(expected_agreement(student, examples)) / 0.1
     torch.testing.assert_close(answered.scores[:, 0], expected_N, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(pooled.scores, answered.scores, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(hidden.scores, hidden.log_likelihood_NK / hidden.num_tokens_NK)
+    torch.testing.assert_close(pooled.answered.scores, answered.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_without_it_and_without_a_picture_a_score_is_the_likelihood(examples: list[Example]) -> None:
+    for name, hidden in (("smolvlm-tiny", False), ("scenes-smolvlm", True)):
+        student = build_student(name).eval()
+        with torch.no_grad():
+            answered = student.encode(student.collate(examples), mask_visual=hidden).answered
+        torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / answered.num_tokens_NK)
 
 
 def test_it_is_learned_through(examples: list[Example]) -> None:
