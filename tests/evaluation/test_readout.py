@@ -80,7 +80,7 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     assert true["before"] == shuffled["before"]
     assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
     assert true["after"]["minilm-l6"]["regions"] is None
-    words, regions = read_readout(tmp_path / "true")
+    regions, words = read_readout(tmp_path / "true")
     assert (words["teacher"], words["nodes"]) == ("minilm-l6", "words")
     assert (regions["teacher"], regions["nodes"]) == ("efficientnet-lite0", "regions")
     for time in ("before", "after"):
