@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,10 +14,8 @@ pytest.importorskip("datasets")
 
 from commands import advl
 from hub_twins import Sample, write_twin
+from small_corpus import SmallCorpus
 
-from advl_data.scenes.config import ScenesConfig
-from advl_data.scenes.generator.build import run_build_scenes
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import SmolVlm
 
@@ -50,12 +49,10 @@ folds = 2
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, small_corpus: SmallCorpus) -> Path:
     """The sets of the study with pictures, questions and choices of the corpus, and a student as it is published."""
     folder = tmp_path_factory.mktemp("public sets")
-    few = dict.fromkeys(("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs"), 4)
-    run_build_scenes(ScenesConfig(data_root=folder, num_caption_scenes=20, num_train=NUM_ROWS // 2, workers=1, **few))
-    train = open_dataset("scenes-vcr", split="train", data_root=folder, tasks=["vcr-q2a"])
+    examples = small_corpus.examples()
     samples = [
         Sample(
             picture=example.image.path.read_bytes(),
@@ -63,7 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             choices=tuple(one.text[one.context_length :].strip() for one in example.candidates),
             right=example.label or 0,
         )
-        for example in map(train.__getitem__, range(NUM_ROWS))
+        for example in itertools.islice(itertools.cycle(examples), NUM_ROWS)
     ]
     for name in ("aokvqa", "cv-bench", "pope", "whatsup"):
         write_twin(folder, name, samples)
@@ -103,7 +100,8 @@ def test_the_shipped_study_says_what_it_would_take(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_study_runs_on_the_twin(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = advl(capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study")
+    words = ("--data-root", root, "--output", tmp_path / "study", "--caches", tmp_path / "caches")
+    code, _, err = advl(capsys, "study", root / "mine.toml", *words)
     assert code == 0, err
     runs = [path.parent for path in (tmp_path / "cells").glob("*/run.json")]
     assert len(runs) == 3
