@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -51,8 +52,12 @@ class Invocation:
 
     def after_usage_error(self, error: click.UsageError) -> str:
         """Return the user's command with the mistyped option put right, or the help of the command."""
-        near = error.possibilities if isinstance(error, click.NoSuchOption) else None
-        right = self._corrected(error.option_name, near[0]) if isinstance(error, click.NoSuchOption) and near else ""
+        right = ""
+        if isinstance(error, click.NoSuchOption) and error.possibilities:
+            # Click finds `--on` near `--run`, for the dashes that they share.
+            known = [name.lstrip("-") for name in error.possibilities]
+            near = difflib.get_close_matches(error.option_name.lstrip("-"), known, n=1)
+            right = self._corrected(error.option_name, f"--{near[0]}") if near else ""
         return right or shlex.join(self._help())
 
     def completed(self, command: Sequence[str]) -> list[str]:
