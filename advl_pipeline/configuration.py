@@ -13,6 +13,7 @@ import inspect
 import math
 import operator
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -93,6 +94,7 @@ def option(
     below: float | None = None,
     multiple_of: int | None = None,
     also: str | None = None,
+    was: str | None = None,
     such_as: str | None = None,
     rare: bool = False,
     identity: Identity = "value",
@@ -116,6 +118,7 @@ def option(
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
         also: another flag that means the same.
+        was: the flag of an earlier release, taken for one more with a note on stderr.
         such_as: an example of its value, told where an option that is required is missing.
         rare: see `rare_option`.
         identity: how the option stands in what a result is; see `Identity`.
@@ -135,6 +138,7 @@ def option(
             "metavar": metavar,
             "range": None if found == Range() else found,
             "also": also,
+            "was": was,
             "such_as": such_as,
             "rare": rare,
             "identity": identity,
@@ -303,6 +307,23 @@ def refuse_ineffective(found: Mapping[str, str]) -> None:
         raise ineffective(*map(flag_of, found), why="; ".join(dict.fromkeys(found.values())))
 
 
+def name_of(flag: str) -> str:
+    """Return the field that a flag is of, by its form alone."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def renamed(cls: type[Any]) -> dict[str, str]:
+    """Return the names that options had in an earlier release -> those of their fields."""
+    found = {name: field.metadata.get("was") for name, field in options_of(cls).items()}
+    return {name_of(was): name for name, was in found.items() if was is not None}
+
+
+@functools.cache
+def say_renamed(was: str, now: str) -> None:
+    """Say on stderr, once in a process, that a name of an earlier release is still taken."""
+    print(f"note: {was} is now {now}; the next release will not take {was}.", file=sys.stderr)
+
+
 def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, tuple):
         for item in value:
@@ -353,10 +374,14 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
         ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
     """
     options = declared(cls)
+    earlier = renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
+            if name not in options and name in earlier:
+                name = earlier[name]
+                say_renamed(key, name)
             if name not in options:
                 raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(name, options))
             values[name] = _coerce(value, options[name].hint, key=key, where=where)

@@ -22,8 +22,11 @@ from advl_pipeline.configuration import (
     build_config,
     declared,
     flag_of,
+    name_of,
     options_of,
     read_toml,
+    renamed,
+    say_renamed,
 )
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
@@ -49,6 +52,25 @@ class SectionedOption(click.Option):
 
 class SectionedCommand(click.Command):
     """A command whose help lists its flags by the component that they configure, the rare ones on request."""
+
+    config_class: type[Any] | None = None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the names of an earlier release for those of now, of which a positional argument has none."""
+        earlier = renamed(self.config_class) if self.config_class is not None else {}
+        positional = {item.name for item in self.params if isinstance(item, click.Argument)}
+        words: list[str] = []
+        for word in args:
+            flag, is_joined, value = word.partition("=")
+            name = earlier.get(name_of(flag)) if flag.startswith("--") else None
+            if name is None:
+                words.append(word)
+                continue
+            now = name.upper() if name in positional else flag_of(name)
+            say_renamed(flag, now)
+            words += [] if name in positional else [now]
+            words += [value] if is_joined else []
+        return super().parse_args(ctx, words)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         parameters = super().get_params(ctx)
@@ -130,6 +152,7 @@ def config_command(
         told = "TOML file with defaults for these options; flags win."
         command = click.option("--config", "config_file", type=file, help=told)(command)
         made = click.command(name, cls=SectionedCommand)(command)
+        made.config_class = cls
         if of is not None:
             of.add_command(made)
         return made
