@@ -35,27 +35,31 @@ hypothesis.settings.load_profile("here")
 
 
 _LONGEST_FILES = (
-    "test_store_faults.py",
-    "test_damage.py",
-    "test_method_options.py",
-    "test_run.py",
-    "test_processes.py",
-    "test_export.py",
-    "test_claims.py",
     "test_examples.py",
-    "test_python.py",
-    "test_run_and_gather.py",
-    "test_end_to_end.py",
-    "test_own_data_end_to_end.py",
-    "test_leaks.py",
-    "test_report.py",
-    "test_interruption.py",
-    "test_official_sets.py",
-    "test_every_student_finetunes.py",
+    "test_export.py",
+    "test_stopping.py",
+    "test_gpu_ready.py",
     "test_resuming.py",
+    "test_method_options.py",
+    "test_store_faults.py",
+    "test_run.py",
+    "test_every_student_finetunes.py",
+    "test_contract.py",
+    "test_processes.py",
+    "test_damage.py",
+    "test_own_data_end_to_end.py",
     "test_bridge.py",
+    "test_claims.py",
+    "test_held_pictures.py",
+    "test_leaks.py",
+    "test_official_sets.py",
+    "test_run_and_gather.py",
+    "test_remote.py",
+    "test_build.py",
+    "test_end_to_end.py",
+    "test_vision_families.py",
 )
-"""A minute or more each: they begin first, so that no process is left with one of them when the others are done."""
+"""A quarter of a minute or more each: they begin first, so that no process is left with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

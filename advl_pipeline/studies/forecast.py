@@ -117,7 +117,12 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
             with suppress(DatasetError):
                 num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
     questions = "all questions" if need.shots is None else f"{need.shots:,} questions of seed {need.seed}"
-    content = f"{questions}, {config.dtype}"
+    tokens = "all tokens"
+    if config.select_texts is not None:
+        tokens = f"texts with {config.select_texts:.0%} of the words"
+    elif config.select_tokens is not None:
+        tokens = f"the tokens of {config.select_tokens:.0%} of the words"
+    content = f"{questions}, {tokens}, {config.dtype}"
     return CacheForecast(path=need.path, content=content, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle)
 
 
