@@ -363,12 +363,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError("The configuration file is not valid TOML.", where=str(path), why=str(error)) from None
 
 
-def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> ConfigT:
+COMMAND_LINE = "command line"
+
+_NO_FLAGS: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def build_config(
+    cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] = _NO_FLAGS
+) -> ConfigT:
     """Build a configuration dataclass from mappings, later ones winning.
 
     Args:
         layers: mappings from field name (dashes allowed) to value, plain TOML types.
         where: named in errors, such as the file that a layer was read from.
+        flags: a last layer, which was given on the command line.
 
     Raises:
         ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
@@ -376,15 +384,15 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     options = declared(cls)
     earlier = renamed(cls)
     values: dict[str, Any] = {}
-    for layer in layers:
+    for layer, place in (*((layer, where) for layer in layers), (flags, COMMAND_LINE)):
         for key, value in layer.items():
             name = key.replace("-", "_")
             if name not in options and name in earlier:
                 name = earlier[name]
                 say_renamed(key, name)
             if name not in options:
-                raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(name, options))
-            values[name] = _coerce(value, options[name].hint, key=key, where=where)
+                raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(name, options))
+            values[name] = _coerce(value, options[name].hint, key=key, where=place)
     missing = [
         field
         for name, (field, _, _) in options.items()
@@ -475,7 +483,7 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(
-                f"{flag_of(key)} cannot be {value!r}.",
+                f"{flag_of(key) if where == COMMAND_LINE else key} cannot be {value!r}.",
                 where=where,
                 why=suggest_names(str(value), [str(argument) for argument in arguments]),
             )

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, cast
 import click
 
 from advl_pipeline.configuration import (
+    COMMAND_LINE,
     Declared,
     build_config,
     declared,
@@ -182,7 +183,7 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     for parameter in context.command.params:
         if isinstance(parameter, click.Argument) and parameter.name not in told:
             raise click.MissingParameter(ctx=context, param=parameter)
-    config = build_config(cls, *layers, given, where=str(file) if file else "command line")
+    config = build_config(cls, *layers, where=str(file) if file else COMMAND_LINE, flags=given)
     # Before the command opens anything; what it does itself asks again, for callers from Python.
     require_outputs(config)
     return config

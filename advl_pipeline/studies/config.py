@@ -40,6 +40,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.options import DEFAULT_STUDENT
+from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.config import FinetuneConfig
 
 FULL = "full"
@@ -355,6 +356,11 @@ def _check(study: StudyConfig, where: str) -> None:
     _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, frozenset(), place)
     teachers = {name for setting in study.settings for name in setting.teachers}
     teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
+    cards = [card_of(published_name(name)) for name in teachers]
+    of_texts = [name for name in ("select_texts", "select_tokens") if options.get(name) is not None]
+    if of_texts and all(card is not None and "text" not in card.modalities for card in cards):
+        what = f"{' and '.join(of_texts)} would change nothing."
+        raise ConfigError(what, where=place, why="no teacher of the study reads texts")
     for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
             raise ConfigError(

@@ -55,10 +55,9 @@ def execute_cell(cell: Cell) -> None:
     from advl_pipeline.training.run import run_finetune
 
     missing = missing_test_sets(cell)
-    if (missing or cell.keeps_student) and not all(file.exists() for file in _weights(cell.run)):
-        # The student was not kept: the same run gives the same one again.
-        (cell.run / names.RESULT).unlink(missing_ok=True)
-    if not names.is_finished(cell.run):
+    # Where the student was not kept, the same run gives the same one again.
+    is_gone = (missing or cell.keeps_student) and not all(file.exists() for file in _weights(cell.run))
+    if is_gone or not names.is_finished(cell.run):
         recipe = cell.finetune.optimisation.recipe
         if file_digest(recipe) != cell.recipe_digest:
             raise ConfigError(
@@ -66,6 +65,7 @@ def execute_cell(cell: Cell) -> None:
                 where=recipe,
                 next_command=again("give the same command once more: its cells then follow the recipe as it is now"),
             )
+        (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control)
     if missing:
         # An evaluation has what the study asks for and what another study of the cell has asked for.

@@ -32,6 +32,7 @@ from advl_pipeline.studies.execute import (
     input_digests,
     is_finished,
     missing_inits,
+    missing_test_sets,
 )
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, cells_folder, default_folder
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
@@ -64,7 +65,8 @@ class Forecast:
 
     `cells` are the rows of the grid: setting, method, shots, seed, whether it is finished, and for those that are not
     the optimiser steps that are left and the seconds of training and scoring. `cell_seconds` and `cell_bytes` are of
-    all cells that are left, `seconds_left` and `bytes_left` of cells and caches. `time_basis` and `disk_basis` say in
+    all cells that are left, `seconds_left` and `bytes_left` of cells and caches. Scoring on `sets_untold`, which no
+    run alike was scored on, is not among the seconds. `time_basis` and `disk_basis` say in
     words what they rest on, and `device` where this machine would compute.
     """
 
@@ -77,6 +79,7 @@ class Forecast:
     device: str
     num_left: int
     num_unmeasured: int
+    sets_untold: tuple[str, ...]
     cell_seconds: float | None
     seconds_left: float | None
     cell_bytes: int | None
@@ -88,7 +91,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """What a run took: seconds per optimiser step, and whatever its number of steps, to begin, end and be scored.
+    """What a run took: seconds per optimiser step, around its steps, and to score a set, by its name.
 
     `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
     """
@@ -96,6 +99,7 @@ class Pace:
     kind: str
     per_step: float
     around: float
+    scoring: Mapping[str, float]
     source: str
 
 
@@ -137,8 +141,8 @@ def forecast_study(
 
     A cell that is left takes its optimiser steps times what a step took runs alike, and what these took around their
     steps: finished runs, whatever study asked for them, and with `measure` a few steps that are run now. Where none
-    is alike, others of its setting tell. Disk is the mean size of finished run folders, or the size of the student,
-    and that of the caches that are still to be extracted.
+    is alike, others of its setting tell. Its test sets take what scoring each took them. Disk is the mean size of
+    finished run folders, or the size of the student, and that of the caches that are still to be extracted.
 
     Args:
         measure: run a few steps of each kind of cell that no finished one is alike.
@@ -179,6 +183,7 @@ def forecast_study(
                 unknown.setdefault(kinds[cell.cell_id], cell)
         paces += [_measure(kind, cell) for kind, cell in unknown.items()]
     used: dict[int, str] = {}
+    untold: dict[str, None] = {}
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
         row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
@@ -189,8 +194,15 @@ def forecast_study(
             told = alike or [pace for pace in paces if pace.kind in beside]
             used |= {id(pace): pace.source for pace in told}
             # Training of one whose scores alone are missing is over.
-            steps = 0 if names.is_finished(cell.run) else planned_steps(cell.finetune)
-            seconds = sum(pace.per_step * steps + pace.around for pace in told) / len(told) if told else None
+            is_trained = names.is_finished(cell.run)
+            steps = 0 if is_trained else planned_steps(cell.finetune)
+            seconds = None
+            if told:
+                of_sets = {name: _scoring(name, told) for name in missing_test_sets(cell)}
+                untold |= dict.fromkeys(name for name, known in of_sets.items() if known is None)
+                around = 0.0 if is_trained else sum(pace.around for pace in told) / len(told)
+                per_step = sum(pace.per_step for pace in told) / len(told)
+                seconds = per_step * steps + around + sum(known or 0.0 for known in of_sets.values())
             rows[-1] |= {"steps": steps, "seconds": seconds}
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
@@ -209,6 +221,7 @@ def forecast_study(
         device=device_name(config.device),
         num_left=len(left),
         num_unmeasured=unfinished.count(None),
+        sets_untold=tuple(untold),
         cell_seconds=cell_seconds,
         seconds_left=_sum([cell_seconds, *(cache.seconds for cache in caches)]),
         cell_bytes=cell_bytes,
@@ -224,6 +237,12 @@ def _sum(values: Iterable[float | None]) -> float | None:
     found = list(values)
     known = [value for value in found if value is not None]
     return sum(known) if len(known) == len(found) else None
+
+
+def _scoring(test_set: str, paces: Sequence[Pace]) -> float | None:
+    """Return the mean seconds of scoring a set, None where no run was scored on it."""
+    known = [pace.scoring[test_set] for pace in paces if test_set in pace.scoring]
+    return sum(known) / len(known) if known else None
 
 
 def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:
@@ -268,14 +287,16 @@ def _finished_paces(cells: Path) -> list[Pace]:
 
 def _pace(run: Path, kind: str, *, source: str) -> Pace:
     found = read_json(run / names.RESULT)
-    per_step, scoring = float(found["seconds_per_step"]), 0.0
-    for document in map(read_json, (run / names.EVALUATION).glob("*.json")):
-        # Of the whole set, where a part of it was scored.
-        sample = document.get("sample")
-        share = document["num_examples"] / sample["of_examples"] if sample else 1.0
-        scoring += document.get("seconds", 0.0) / share
+    per_step, scoring = float(found["seconds_per_step"]), dict[str, float]()
+    for path in (run / names.EVALUATION).glob("*.json"):
+        document = read_json(path)
+        if "seconds" in document:
+            # Of the whole set, where a part of it was scored.
+            sample = document.get("sample")
+            share = document["num_examples"] / sample["of_examples"] if sample else 1.0
+            scoring[names.set_of(path.stem.replace("--", "/"))] = document["seconds"] / share
     around = max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"]))
-    return Pace(kind=kind, per_step=per_step, around=around + scoring, source=source)
+    return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring, source=source)
 
 
 def _measure(kind: str, cell: Cell) -> Pace:

@@ -231,13 +231,26 @@ def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
         for name, value in sorted(run.choices.items())
         if name in always | differing and value != _USUAL.get(name)
     }
-    words = [f"{name} {value}" for name, value in told.items()]
+    words = {name: f"{name} {value}" for name, value in told.items()}
+    spoilt = {name: values[name] for name in told if name in _SPOILT}
     usual = SHIPPED[method]
+    # A control that ships has its words, of which the options that make it one say nothing more.
+    control = next(
+        (
+            one
+            for one in SHIPPED.values()
+            if spoilt
+            and (one.method, bool(one.teacher_prefix)) == (method, is_random)
+            and {name: value for name, value in one.training.items() if name in _SPOILT} == spoilt
+        ),
+        None,
+    )
+    shown = [word for name, word in words.items() if control is None or name not in spoilt]
     variant = Variant(
         method=method,
-        role="control" if is_random or told.keys() & set(_SPOILT) else usual.role,
-        label=", ".join([usual.label, *words]),
+        role="control" if is_random or spoilt else usual.role,
+        label=", ".join([(control or usual).label, *shown]),
         teacher_prefix=_RANDOM if is_random else "",
         training={name: values[name] for name in told if name in values},
     )
-    return ", ".join([method, *words]), variant
+    return ", ".join([method, *words.values()]), variant

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from typing import Any
 from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.errors import ConfigError, advise, again
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
@@ -292,10 +293,13 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
     """Yield the studies beside a run's folder that list its cell, by name, and whether they keep its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
-        with suppress(OSError, ValueError):
-            text = file.read_text(encoding="utf-8")
-            if f'"{run.name}"' in text:
-                yield file.parent, json.loads(text)["study"].get("keep_weights", True)
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            # What is wrong with it, its own commands say.
+            record = json.loads(file.read_text(encoding="utf-8"))
+            # An earlier version kept the cells by their names.
+            cells = record["cells"]
+            if run.name in (cells if isinstance(cells, dict) else [cell["cell_id"] for cell in cells]):
+                yield file.parent, record["study"].get("keep_weights", True)
 
 
 def extraction_file(folder: Path, cache: Path) -> Path:
@@ -317,14 +321,16 @@ def read_study_folder(folder: Path) -> StudyRecord:
             why=f"it has no {STUDY_FILE}",
             next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
         )
+    document = read_json(path)
     try:
-        record = build_config(StudyRecord, read_json(path), where=str(path))
+        record = build_config(StudyRecord, document, where=str(path))
     except (ConfigError, TypeError) as error:
+        given = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
         raise ConfigError(
             "The record of the study is damaged, or of an earlier version.",
             where=str(path),
             why=str(error).partition("\n")[0],
-            next_command=again("give the study's command once more: it runs nothing that is finished"),
+            next_command=advise(given, note="it runs nothing that is finished"),
         ) from error
     place = cells_folder(folder)
     cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in record.cells)

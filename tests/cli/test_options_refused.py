@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,10 +12,28 @@ from commands import complaint
 from own_rows import choice_row, write_json_lines, write_pictures
 
 from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.training.config import FinetuneConfig
 
 FINETUNE = "finetune --data mine.jsonl --method plain --output runs/new"
 EXTRACT = "extract --data mine.jsonl --teacher minilm-l6"
+
+
+NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cache", "disk_cache_gb", "num_workers"}
+"""Where things lie and how fast they are read."""
+OBEYED = {
+    ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
+    "weights dry_run engine device mixed_precision part",
+    EvaluateConfig: "on num_questions probe pictures device mixed_precision batch_size regions",
+    PredictConfig: "on pictures device mixed_precision batch_size regions",
+}
+"""Options that act on any data, or are refused by the student that has no use of them."""
+REFUSED = {
+    ExtractConfig: "text_style select_tokens select_texts image_tokens grid_side folds ray_tasks",
+    EvaluateConfig: "generate vqa_mode probe_on",
+    PredictConfig: "generate",
+}
 
 
 @pytest.fixture
@@ -32,6 +51,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "config.json").write_text(json.dumps(config_to_dict(config)))
     (run / "result.json").write_text("{}")
     return tmp_path
+
+
+@pytest.mark.parametrize("cls", OBEYED, ids=lambda cls: cls.__name__)
+def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | EvaluateConfig | PredictConfig]) -> None:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert fields - NO_EFFECT == {*OBEYED[cls].split(), *REFUSED[cls].split()}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,12 @@ def watch(page_text: str, folder: Path, *, width: int, dark: bool) -> dict[str, 
     return result
 
 
+def test_the_browser_tells_of_a_script_that_the_pages_policy_does_not_know(page_text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page_text.replace("</body>", "<script>nothing()</script></body>"), encoding="utf-8")
+    assert "CONSOLE" in browse(path).stderr
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)], ids=["phone-light", "desk-dark"])
 def test_the_page_is_readable_and_in_reach(width: int, dark: bool, page_text: str, tmp_path: Path) -> None:
     seen = watch(page_text, tmp_path, width=width, dark=dark)

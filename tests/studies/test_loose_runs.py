@@ -59,7 +59,7 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(cells: Cells, t
     }
     assert result.study.baseline == "plain"
     blind = result.study.variant("plain, hide_picture True")
-    assert (blind.label, blind.role) == ("plain, hide_picture True", "control")
+    assert (blind.label, blind.role) == ("plain, no picture", "control")
     assert result.study.variant(f"advl, {known}").label == f"ADVL, {known}"
 
 
@@ -81,7 +81,7 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(cells: C
         loose_run(runs / f"shuffled-{seed}", cells["advl", seed], teacher_control="shuffle")
     result = gather_runs(runs)
     shuffled = result.study.variant(result.study.focus)
-    assert (shuffled.label, shuffled.role) == ("ADVL, teacher_control shuffle", "control")
+    assert (shuffled.label, shuffled.role) == ("ADVL, shuffled teacher", "control")
     for seed in (0, 1):
         loose_run(runs / f"random-{seed}", cells["advl", seed], teachers=random)
         loose_run(runs / f"true-{seed}", cells["advl", seed])
@@ -93,7 +93,7 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(cells: C
         "plain": "baseline",
         f"ADVL, {known}": "method",
         f"ADVL, split train-shift, {known}": "method",
-        f"ADVL, teacher_control shuffle, {known}": "control",
+        f"ADVL, shuffled teacher, {known}": "control",
         f"ADVL, teachers {' and '.join(random)}": "control",
     }
     assert study.variant(study.focus).role == "method"
