@@ -13,7 +13,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.packages import data_files
 
-from .flags import config_command, exit_with, json_option, say_what_it_is
+from .flags import config_command, exit_with, json_option, print_json, say_what_it_is
 from .main import PluginGroup
 
 MAX_SHOWN = 20
@@ -62,7 +62,10 @@ def card(name: str) -> Iterator[Any]:
 
     found = card_of(name)
     yield {"name": found.name, **found.facts}
-    click.echo(data_files("cards")[found.name].read_text(encoding="utf-8"), nl=False)
+    if file := data_files("cards").get(found.name):
+        click.echo(file.read_text(encoding="utf-8"), nl=False)
+    else:
+        print_json(found.facts)  # Of a plug-in that wrote its card in Python.
 
 
 @config_command(CheckConfig, "check", of=datasets, arguments=("name",))

@@ -264,6 +264,8 @@ class FetchAhead:
     def request(self, names: Iterable[str]) -> None:
         """Fetch files in this order."""
         with self._lock:
+            if self._is_over:
+                return
             new = [name for name in names if name not in self._requested]
             self._requested.update(new)
             self._waiting.extend(new)

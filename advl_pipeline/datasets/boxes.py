@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Row
@@ -37,12 +37,12 @@ def checked_boxes(boxes: Any) -> Boxes:
         Malformed: one is anything else, or has negative or no size.
     """
     if not isinstance(boxes, list):
-        raise Malformed(f"field 'boxes' is {boxes!r}, expected a list of [x1, y1, x2, y2] in pixels")
+        raise Malformed(f"field 'boxes' is {shown(boxes)}, expected a list of [x1, y1, x2, y2] in pixels")
     for place, box in enumerate(boxes):
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise Malformed(f"field 'boxes[{place}]' is {box!r}, expected [x1, y1, x2, y2] in pixels")
+            raise Malformed(f"field 'boxes[{place}]' is {shown(box)}, expected [x1, y1, x2, y2] in pixels")
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise Malformed(f"field 'boxes[{place}]' is {box!r}, expected x1 < x2 and y1 < y2")
+            raise Malformed(f"field 'boxes[{place}]' is {shown(box)}, expected x1 < x2 and y1 < y2")
     return tuple(tuple(map(float, box)) for box in boxes)
 
 
@@ -62,7 +62,7 @@ def parse_boxes(record: Mapping[str, Any]) -> PictureBoxes:
     sizes: list[Any] = [record.get(name) for name in ("width", "height")]
     for name, size in zip(("width", "height"), sizes, strict=True):
         if type(size) is not int or size <= 0:
-            raise Malformed(f"{name} of the picture is {size!r}")
+            raise Malformed(f"{name} of the picture is {shown(size)}")
     boxes: Any = record.get("boxes")
     if isinstance(boxes, list):
         boxes = [box[:4] if isinstance(box, list) and len(box) == 5 else box for box in boxes]

@@ -130,6 +130,7 @@ class IndexedDataset:
         rows: positions of the split's rows; None for all.
         digests: what the content digest holds of the annotations; None for the digests of the files.
         problems: what is wrong with other rows of the split; None for all problems of the index.
+        selected: how much of a published list the split holds, in words; "" without a list.
 
     Raises:
         DatasetError: a row is malformed, unless such are left out, or nothing is usable.
@@ -144,6 +145,7 @@ class IndexedDataset:
         rows: npt.NDArray[np.int64] | None = None,
         digests: Sequence[bytes] | None = None,
         problems: Sequence[Problem] | None = None,
+        selected: str = "",
     ) -> None:
         self.name = source.dataset
         self.split = source.split
@@ -154,6 +156,7 @@ class IndexedDataset:
         self._table = index.file
         self._reading = reading
         self._variants = reading.variants
+        self._selected = selected
         self._digests = index.digests if digests is None else tuple(digests)
         self._files = FileDigests(source.pictures, source.index)
         self._images: dict[int, ImageUnit] = {}
@@ -456,15 +459,20 @@ class IndexedDataset:
 
         return open_index_file(self._source.index, key, build)
 
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        """Return the task and the candidates of an example; its picture is not opened."""
+        row, variant = self._place(index)
+        return variant.task, self._candidates(row, variant)
+
     def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
-        return self._candidates(*self._place(index))
+        return self.candidates_of(index)[1]
 
     # What one dataset has and others have not, and what is looked at besides.
 
     @property
     def left_out(self) -> str:
-        """How many rows of the split the card's rules leave out, in words; "" for none."""
-        return self._index.left_out(self.split)
+        """How many rows the card's rules leave out, or how much of a published list is here, in words; else ""."""
+        return self._selected or self._index.left_out(self.split)
 
     @property
     def is_grouped(self) -> bool:

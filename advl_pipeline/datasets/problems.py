@@ -13,6 +13,9 @@ OnError = Literal["fail", "skip", "list"]
 """Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
 at no picture (`advl datasets check` does that itself)."""
 
+_MAX_SHOWN = 60
+"""Characters of a value in a message."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
@@ -29,6 +32,12 @@ class Problem:
 
 class Malformed(Exception):
     """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: a long one is cut short."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 class NothingUsable(DatasetError):

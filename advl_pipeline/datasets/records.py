@@ -183,6 +183,10 @@ class Dataset(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        """Return the task and the candidates of an example; its picture is not opened."""
+        ...
+
     @property
     def identity_name(self) -> str:
         """What stands for the name in identities of caches and runs: the name itself, unless it is a path."""

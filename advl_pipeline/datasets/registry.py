@@ -234,8 +234,12 @@ def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> I
     ids = facts.get("ids")
     listed = None if ids is None else pairs_of(require_there(source.folder / ids, dataset=card.name))
     index = source.index_of(snli_ve_source(annotations, pictures=source.pictures))
-    rows = None if listed is None else np.flatnonzero(index.file.is_one_of("id", listed))
-    return IndexedDataset(source, index, snli_ve_reading(options.label_order), rows=rows)
+    reading = snli_ve_reading(options.label_order)
+    if listed is None:
+        return IndexedDataset(source, index, reading)
+    rows = np.flatnonzero(index.file.is_one_of("id", listed))
+    told = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
+    return IndexedDataset(source, index, reading, rows=rows, selected=told)
 
 
 _FORMATS: Mapping[str, tuple[tuple[Task, ...], Callable[[Card, str, Path, ReadOptions], IndexedDataset]]] = {

@@ -131,8 +131,17 @@ def checked(
         yield line, found
 
 
-def require_sound(path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]) -> Iterator[Parsed]:
+DATASET_FILE = "A file of the dataset"
+"""Subject of the sentence that refuses a file, where nothing else is said of it."""
+
+
+def require_sound(
+    path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed], *, what: str = DATASET_FILE
+) -> Iterator[Parsed]:
     """Yield what a function makes of the records of a file.
+
+    Args:
+        what: subject of the sentence that refuses it.
 
     Raises:
         DatasetError: one of them is malformed; its line is named.
@@ -140,7 +149,7 @@ def require_sound(path: Path, records: Iterable[tuple[int, Any]], check: Callabl
     for line, found in checked(records, check):
         if isinstance(found, Malformed):
             where = f"{path}:{line}" if line else str(path)
-            raise DatasetError("A file of the dataset is malformed.", where=where, why=str(found))
+            raise DatasetError(f"{what} is malformed.", where=where, why=str(found))
         yield found
 
 
@@ -163,7 +172,7 @@ def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
         raise DatasetError(f"{what} is malformed.", where=str(path), why=why) from None
 
 
-def json_items(path: Path, key: str = "") -> Iterator[tuple[int, Any]]:
+def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterator[tuple[int, Any]]:
     """Yield the lines and the items of a long list in a JSON document, one at a time.
 
     A 350 MB annotation file would become 4 GB of dictionaries.
@@ -171,6 +180,7 @@ def json_items(path: Path, key: str = "") -> Iterator[tuple[int, Any]]:
     Args:
         key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is, and
             nothing else where there is no key.
+        what: subject of the sentence that refuses it.
 
     Raises:
         DatasetError: not UTF-8, not JSON, cut off, or without the list; the line is named.
@@ -191,11 +201,14 @@ def json_items(path: Path, key: str = "") -> Iterator[tuple[int, Any]]:
     except RecursionError as error:
         why = str(error)
     except json.JSONDecodeError as error:
-        line, why = error.lineno, f"not JSON: {error.msg}"
+        line, why = error.lineno, error.msg if error.msg.startswith(_NO_LIST) else f"not JSON: {error.msg}"
         if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
             line, why = text.count("\n") + 1, "the file is cut off" if text.strip() else "the file is empty"
-    raise DatasetError("A file of the dataset is malformed.", where=f"{path}:{line}" if line else str(path), why=why)
+    raise DatasetError(f"{what} is malformed.", where=f"{path}:{line}" if line else str(path), why=why)
 
+
+_NO_LIST = "no list"
+"""Begins what is said of JSON that is sound and holds something else."""
 
 _DECODE = json.JSONDecoder().raw_decode
 _MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
@@ -203,7 +216,11 @@ _MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
 
 def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
     """Yield the offsets and items of the list of a document."""
-    mark, at = _next_mark(text, 0, "[{" if key else "[")
+    try:
+        mark, at = _next_mark(text, 0, "[{" if key else "[")
+    except json.JSONDecodeError as error:
+        _DECODE(text, error.pos)  # What is no JSON at all says so.
+        raise json.JSONDecodeError(f"{_NO_LIST}: {error.msg}", text, error.pos) from None
     at = yield from _items(text, at) if mark == "[" else _members(text, at, key)
     if rest := text[at:].lstrip():
         raise json.JSONDecodeError("something follows the end of the document", text, len(text) - len(rest))
@@ -211,7 +228,8 @@ def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
 
 def _members(text: str, at: int, key: str) -> Generator[tuple[int, Any], None, int]:
     """Yield the items of the list that an object has under a key; return where the object ends."""
-    mark, has_list = ",", False
+    mark, has_list = "}" if text.startswith("}", at) else ",", False
+    at += mark == "}"
     while mark == ",":
         name, at = _DECODE(text, at)
         _, at = _next_mark(text, at, ":")
@@ -222,7 +240,7 @@ def _members(text: str, at: int, key: str) -> Generator[tuple[int, Any], None, i
             _, at = _DECODE(text, at)
         mark, at = _next_mark(text, at, ",}")
     if not has_list:
-        raise json.JSONDecodeError(f"no list {key!r}", text, at - 1)
+        raise json.JSONDecodeError(f"{_NO_LIST} {key!r}", text, at - 1)
     return at
 
 

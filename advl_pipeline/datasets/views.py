@@ -20,6 +20,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import read_id_list
 from advl_pipeline.datasets.problems import Problem
 from advl_pipeline.datasets.records import (
+    Candidate,
     Dataset,
     Example,
     ImageUnit,
@@ -69,6 +70,10 @@ class SelectedExamples(_View):
     def __getitem__(self, index: int) -> Example:
         return self.whole[self._positions[index]]
 
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        """Return the task and the candidates of an example; its picture is not opened."""
+        return self.whole.candidates_of(self._positions[index])
+
     @property
     def example_ids(self) -> Sequence[str]:
         ids = self.whole.example_ids
@@ -86,7 +91,7 @@ class SelectedExamples(_View):
 
     def text_units(self) -> Sequence[TextUnit]:
         """Return the texts of the part, each once."""
-        units = (one.text_unit for place in range(len(self)) for one in self[place].candidates)
+        units = (one.text_unit for place in range(len(self)) for one in self.candidates_of(place)[1])
         return list({unit.unit_id: unit for unit in units}.values())
 
 
@@ -108,10 +113,18 @@ class _Parts(_View):
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Example:
-        place = bisect.bisect_right(self._starts, index) - 1
+        place = self._part_of(index)
         example = self.parts[place][index - self._starts[place]]
         prefix = self._prefixes[place]
         return replace(example, example_id=prefix + example.example_id) if prefix else example
+
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        """Return the task and the candidates of an example; its picture is not opened."""
+        place = self._part_of(index)
+        return self.parts[place].candidates_of(index - self._starts[place])
+
+    def _part_of(self, index: int) -> int:
+        return bisect.bisect_right(self._starts, index) - 1
 
     def content_digest(self) -> str:
         """Return the SHA-256 of the parts' digests, in order."""

@@ -16,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.row_files import json_items, read_table, require_sound, text_field
+from advl_pipeline.datasets.row_files import DATASET_FILE, json_items, read_table, require_sound, text_field
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
 from advl_pipeline.datasets.vcr import NUM_CHOICES, vcr_labels
 from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.errors import DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.official_metrics import SnliVeAccuracy, VqaAccuracy, snli_ve_accuracy, vqa_accuracy
+
+_PREDICTIONS = "A prediction file"
+"""Subject of the sentences that refuse one."""
 
 Item = TypeVar("Item")
 Name = TypeVar("Name", int, str)
@@ -67,7 +70,7 @@ def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
             where=str(config.annotations),
             why=f"question_id {min(different)} is in one of them only",
         )
-    results = _by_id(config.results, json_items(config.results), result)
+    results = _by_id(config.results, json_items(config.results, what=_PREDICTIONS), result, what=_PREDICTIONS)
     _require_same_ids(config.results, results, truths)
     return vqa_accuracy(truths.items(), results, config.mode)
 
@@ -107,14 +110,17 @@ def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:
         lambda line: (text_field(line, "pairID"), gold_label(line)),
     )
 
-    def prediction(record: Mapping[str, Any]) -> tuple[str, int]:
+    def prediction(record: Any) -> tuple[str, int]:
+        if not isinstance(record, Mapping):
+            raise Malformed("expected {pairID, label}")
         pair_id, label = text_field(record, "pairID"), text_field(record, "label")
         if label not in names:
             raise Malformed(f"pairID {pair_id}: label {label!r} is not one of {', '.join(names)}")
         return pair_id, names.index(label)
 
-    records = read_table(results) if results.suffix in (".csv", ".jsonl") else json_items(results)
-    predicted = _by_id(results, records, prediction)
+    is_table = results.suffix in (".csv", ".jsonl")
+    records = read_table(results) if is_table else json_items(results, what=_PREDICTIONS)
+    predicted = _by_id(results, records, prediction, what=_PREDICTIONS)
     _require_same_ids(results, predicted, gold)
     predicted_N = np.array([predicted[pair_id] for pair_id in gold], dtype=np.int64)
     labels_N = np.array([names.index(label) for label in gold.values()], dtype=np.int64)
@@ -122,9 +128,16 @@ def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:
 
 
 def _by_id(
-    path: Path, records: Iterable[tuple[int, Any]], parse: Callable[[Any], tuple[Name, Item]]
+    path: Path,
+    records: Iterable[tuple[int, Any]],
+    parse: Callable[[Any], tuple[Name, Item]],
+    *,
+    what: str = DATASET_FILE,
 ) -> dict[Name, Item]:
-    """Return what a file holds: id -> item; `records` are lines and what begins there."""
+    """Return what a file holds: id -> item.
+
+    `records` are lines and what begins there; `what` is the subject of the sentence that refuses the file.
+    """
     found: dict[Name, Item] = {}
 
     def named(record: Any) -> tuple[Name, Item]:
@@ -133,13 +146,13 @@ def _by_id(
             raise Malformed(f"{name!r} occurs twice")
         return name, item
 
-    found.update(require_sound(path, records, named))
+    found.update(require_sound(path, records, named, what=what))
     return found
 
 
 def _malformed(path: Path, why: str) -> DatasetError:
     return DatasetError(
-        "A prediction file cannot be used.",
+        f"{_PREDICTIONS} cannot be used.",
         where=str(path),
         why=why,
         next_command=advise(["advl", "score", "--help"], note="what such files must hold"),
@@ -162,7 +175,7 @@ def _choice_scores(path: Path, ids: Sequence[str]) -> npt.NDArray[np.float64]:
     if path.suffix not in (".npy", ".csv"):
         raise _malformed(path, "scores are read from .npy or .csv")
     if path.suffix == ".csv":
-        by_id = _by_id(path, read_table(path), _scores_of_line)
+        by_id = _by_id(path, read_table(path), _scores_of_line, what=_PREDICTIONS)
         _require_same_ids(path, by_id, ids)
         scores = np.array([by_id[name] for name in ids])
     else:

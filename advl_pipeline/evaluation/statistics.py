@@ -14,11 +14,8 @@ a combination of scores. A drop to a set of other questions is the sum of two su
 one bootstrap serves them all: items are resampled together with their picture, each set by itself, and seeds once
 for all sets.
 
-Calibration asks whether a student is right as often as it is sure.
-
 Sources: sign-flip permutation tests (Fisher 1935; Good, "Permutation Tests", 2000), percentile bootstrap (Efron and
-Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010),
-expected calibration error with equal-width bins (Naeini 2015).
+Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010).
 """
 
 from __future__ import annotations

@@ -202,19 +202,22 @@ class FiledArrays:
     """Arrays by the names that they are filed under, such as cats/0.
 
     Args:
-        readers: what reads each.
+        places: name -> where the array lies; several names may be of one.
+        read: reads the array of a place.
     """
 
-    def __init__(self, readers: Mapping[str, Callable[[], npt.NDArray[np.float32]]]) -> None:
-        self._readers = readers
-        self._alike: dict[str, list[str]] = {}
-        for name in readers:
-            self._alike.setdefault(name.rpartition("/")[2], []).append(name)
+    def __init__(self, places: Mapping[str, str], read: Callable[[str], npt.NDArray[np.float32]]) -> None:
+        self._places = places
+        self._read = read
+        alike: dict[str, dict[str, str]] = {}
+        for name, place in places.items():
+            alike.setdefault(name.rpartition("/")[2], {}).setdefault(place, name)
+        self._alike = {last: [*names.values()] for last, names in alike.items()}
 
     def find(self, picture: Path) -> str | None:
         """Return the name that a picture's features are filed under, or None when there are none."""
         for name in _names_of(picture):
-            if name in self._readers:
+            if name in self._places:
                 return name
         # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
         alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
@@ -229,22 +232,23 @@ class FiledArrays:
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Return the features of that name, (M, D) or (D,)."""
-        return self._readers[name]()
+        return self._read(self._places[name])
 
 
 def arrays_of_folder(folder: Path) -> FiledArrays:
     """Open one `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
-    files: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        if (other := files.setdefault(name, path)) != path:
-            raise DatasetError("Two feature files have one name.", where=str(other), why=str(path))
+        if (other := files.setdefault(name, str(path))) != str(path):
+            raise DatasetError("Two feature files have one name.", where=other, why=str(path))
     if not files:
         raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
-    return FiledArrays({name: partial(_read_array, path) for name, path in files.items()})
+    return FiledArrays(files, _read_array)
 
 
-def _read_array(path: Path) -> npt.NDArray[np.float32]:
+def _read_array(file: str) -> npt.NDArray[np.float32]:
+    path = Path(file)
     try:
         if path.suffix == ".npy":
             return _checked(np.load(path, allow_pickle=False), str(path))
@@ -257,20 +261,71 @@ def _read_array(path: Path) -> npt.NDArray[np.float32]:
 
 
 def arrays_of_hdf5(path: Path, stack: ExitStack) -> FiledArrays:
-    """Open one HDF5 file: a data set per picture, or a group per picture with a data set `features`."""
+    """Open one HDF5 file: a data set per picture, or a group per picture with a data set `features`.
+
+    Soft links count as what they lead to in the file. Links to other files lead nowhere.
+    """
     import h5py
 
-    readers: dict[str, Callable[[], npt.NDArray[np.float32]]] = {}
-
-    def add(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            readers[name.removesuffix("/features")] = lambda: _checked(item[()], f"{path}:{name}")
-
     try:
-        stack.enter_context(h5py.File(path, "r")).visititems(add)
-    except OSError as error:
+        file: Any = stack.enter_context(h5py.File(path, "r"))
+        places = {name.removesuffix("/features"): place for name, place in _data_sets(file, file)}
+    except _DAMAGED as error:
         raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
-    return FiledArrays(readers)
+
+    def read(place: str) -> npt.NDArray[np.float32]:
+        # A data set that stays open keeps its chunks in memory.
+        try:
+            values = np.asarray(file[place][()])
+        except _DAMAGED as error:
+            raise DatasetError("An array cannot be read.", where=f"{path}:{place}", why=str(error)) from None
+        return _checked(values, f"{path}:{place}")
+
+    return FiledArrays(places, read)
+
+
+_DAMAGED = (OSError, KeyError, RuntimeError, TypeError)
+"""What h5py raises for objects that it cannot read, and for kinds of links and of numbers that it does not know."""
+
+_MAX_LINKS = 16
+"""Soft links that one name may lead through."""
+
+
+def _data_sets(file: Any, group: Any, *, before: str = "", is_linked: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the names of the data sets below a group, and the path of each without links.
+
+    Args:
+        before: begins the names.
+        is_linked: a soft link led here. Further ones are followed to data sets alone, so that there is an end.
+    """
+    import h5py
+
+    for key in group:
+        is_link = not isinstance(group.get(key, getlink=True), h5py.HardLink)
+        item = _without_leaving(file, group, key)
+        if isinstance(item, h5py.Dataset):
+            yield before + key, item.name
+        elif isinstance(item, h5py.Group) and not (is_link and is_linked):
+            yield from _data_sets(file, item, before=f"{before}{key}/", is_linked=is_link or is_linked)
+
+
+def _without_leaving(file: Any, group: Any, key: str) -> Any:
+    """Return the object of a name in a group, None where links lead to another file, nowhere or in a circle."""
+    import h5py
+
+    found, parts, num_links = group, [key], 0
+    while parts:
+        part = parts.pop(0)
+        if part in ("", "."):
+            continue
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if isinstance(link, h5py.SoftLink) and num_links < _MAX_LINKS:
+            num_links += 1
+            found = file if link.path.startswith("/") else found
+            parts = [*link.path.split("/"), *parts]
+        else:
+            found = found[part] if isinstance(link, h5py.HardLink) else None
+    return found
 
 
 def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:

@@ -19,6 +19,8 @@ regions a picture has: `feat_th0.2_max100_min10[_compressed]` keeps the regions 
 `feat_numbb36` keeps 36; `all` keeps all. Rows are sorted by falling confidence, so the first n are meant. The sidecar
 `nbb_<...>.json` beside the folder gives n; without it n is computed.
 
+Boxes have four columns; `.npz` files and LMDB may have more, of which the first four count (`norm_bb`: six).
+
 Legend: R regions, F feature width.
 """
 
@@ -197,6 +199,13 @@ def positive(value: Any, what: str) -> int:
     return number
 
 
+def _corners(boxes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the boxes (R, 4) of a format that gives their corners alone; raises `Malformed` for another shape."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise Malformed(f"boxes of shape {boxes.shape}, expected four columns")
+    return boxes
+
+
 class Entry(NamedTuple):
     """Of one picture where its features lie, for errors, and what reads them."""
 
@@ -273,7 +282,8 @@ def _read_line(path: Path, offset: int, length: int) -> Arrays:
     fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
     count = positive(fields["num_boxes"], "num_boxes")
     arrays = {name: np.array(positive(fields[name], name)) for name in ("image_w", "image_h")}
-    arrays |= {name: decode_floats(fields[name], rows=count, what=name) for name in ("features", "boxes")}
+    arrays["features"] = decode_floats(fields["features"], rows=count, what="features")
+    arrays["boxes"] = _corners(decode_floats(fields["boxes"], rows=count, what="boxes"))
     if "objects_conf" in fields:
         arrays["conf"] = decode_floats(fields["objects_conf"], rows=count, what="confidences")[:, 0]
     return arrays
@@ -303,7 +313,8 @@ def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
 def _read_row(file: Any, row: int) -> Arrays:
     part: Any = slice(*map(int, file["pos_boxes"][row])) if "pos_boxes" in file else row
     names = {"features": "image_features", "boxes": "image_bb", "spatial_features": "spatial_features"}
-    return {name: np.asarray(file[stored][part]) for name, stored in names.items() if stored in file}
+    arrays = {name: np.asarray(file[stored][part]) for name, stored in names.items() if stored in file}
+    return arrays | {"boxes": _corners(arrays["boxes"])}
 
 
 def read_numbers(path: Path) -> dict[int, int]:
@@ -357,7 +368,8 @@ def _read_json(path: Path) -> Arrays:
     if not isinstance(record, dict):
         raise Malformed("not an object")
     count = positive(record.get("num_boxes"), "num_boxes")
-    arrays = {name: decode_floats(record.get(name), rows=count, what=name) for name in ("features", "boxes")}
+    arrays: Arrays = {"features": decode_floats(record.get("features"), rows=count, what="features")}
+    arrays["boxes"] = _corners(decode_floats(record.get("boxes"), rows=count, what="boxes"))
     arrays |= {name: np.array(positive(record[name], name)) for name in ("image_w", "image_h") if name in record}
     if (whole := record.get("image_box_feature")) is not None:
         arrays["image_box_feature"] = decode_floats(whole, rows=1, what="image_box_feature")[0]

@@ -111,8 +111,8 @@ def fit_split_prior(dataset: Dataset) -> WordPrior:
     """Return the prior over all candidates of a split: what finetuning on the whole split fits."""
     return fit_word_prior(
         candidate.text
-        for example in map(dataset.__getitem__, range(len(dataset)))
-        for candidate in example.candidates
+        for _, candidates in map(dataset.candidates_of, range(len(dataset)))
+        for candidate in candidates
     )
 
 
@@ -162,9 +162,9 @@ class CoveringTexts:
     def of_dataset(cls, dataset: Dataset, share: float) -> CoveringTexts:
         """Choose among the texts of each task of a split, since a run of one task reads no others."""
         of_tasks: dict[Task, dict[str, list[str]]] = {}
-        for example in map(dataset.__getitem__, range(len(dataset))):
-            words_of = of_tasks.setdefault(example.task, {})
-            for unit in (candidate.text_unit for candidate in example.candidates):
+        for task, candidates in map(dataset.candidates_of, range(len(dataset))):
+            words_of = of_tasks.setdefault(task, {})
+            for unit in (candidate.text_unit for candidate in candidates):
                 if unit.unit_id not in words_of:
                     words_of[unit.unit_id] = [word for word in _lower_words(unit) if not is_function_word(word)]
         chosen: set[str] = set()

@@ -126,6 +126,10 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"split": 1.5}, "field 'split' is 1.5"),
             *(({"split": name}, f"field 'split' is {name!r}") for name in ("a/b", "../esc", ".hidden", "a+b", "x\n")),
             ({"boxes": [[1, 2, 3]]}, "field 'boxes[0]' is [1, 2, 3]"),
+            *(({"boxes": value}, f"field 'boxes' is {value!r}, expected a list") for value in ("", 0, False, {})),
+            ({"boxes": "x" * 999}, "xxx..., expected a list"),
+            ({"boxes": [["x" * 999]]}, "xxx..., expected [x1, y1, x2, y2]"),
+            ({"choices": ["x" * 999, "y"], "label": "z"}, "a letter from A on: ['xxx"),
             ({"boxes": [[9, 2, 3, 4]]}, "expected x1 < x2 and y1 < y2"),
             ({"boxes": [[1, 2, 90, 4]]}, "is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
             ({"boxes": [[1, 2, 9, 4]], "box_labels": []}, "one text for each of the 1 boxes"),
@@ -167,6 +171,7 @@ def test_bad_rows_of_ones_own_are_named_by_file_line_and_field_or_left_out(tmp_p
     for line, (_, why) in enumerate(changes, start=4):
         assert any(why in told and f"{data}:{line}" in told.replace(")", " ") for told in whole), (why, whole)
     assert len(whole) == len(changes)
+    assert max(map(len, whole)) < 500
     with pytest.raises(DatasetError) as caught:
         open_dataset(str(data), split="train")
     assert caught.value.exit_code == 5

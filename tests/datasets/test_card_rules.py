@@ -52,6 +52,13 @@ def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:
         assert choices_of(data_of(tmp_path, rows, f'label_is = "{form}"\n'))[1] == label
 
 
+def test_choices_that_read_alike_are_ambiguous_only_where_the_label_is_their_text(tmp_path: Path) -> None:
+    rows = [choice_row(0, choices=["1", "1"], label="1", split=...)]
+    assert choices_of(data_of(tmp_path, rows, 'label_is = "index"\n')) == (["1", "1"], 1)
+    for card in ("", 'label_is = "text"\n'):
+        assert "ambiguous: two choices read '1'" in refusal(data_of(tmp_path, rows, card)).why
+
+
 def test_lettered_columns_are_the_choices(tmp_path: Path) -> None:
     told = {"choices": ..., "split": ..., "label": "B"}
     data = data_of(tmp_path, [choice_row(0, **told, choice_a="red", choice_b="blue", choice_c=None)])

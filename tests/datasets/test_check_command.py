@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import advl
 from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
 
+from advl_pipeline.datasets import cards
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import card_of, run_check
 from advl_pipeline.datasets.config import CheckConfig
@@ -105,6 +107,18 @@ def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[st
     assert (code, rows["vcr"]["title"] in out) == (0, True)
     code, out, _ = advl(capsys, "datasets", "card", "scenes-vqa", "--json")
     assert json.loads(out)["licence"].strip().startswith("Artwork")
+
+
+def test_the_card_of_a_plug_in_may_be_no_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"title": "Mine", "format": "mine", "folder": "mine", "splits": {"train": {"items": 3}}}
+    card = cards.Card(name="mine", title="Mine", format="mine", splits={}, facts=facts)
+    benchmark = cards.Benchmark(name="mine", card=card, tasks=("classes",), splits=("train",), open=open_dataset)
+    point = SimpleNamespace(name="mine", load=lambda: benchmark)
+    monkeypatch.setattr(cards, "entry_points", lambda group: [point])
+    code, out, _ = advl(capsys, "datasets", "card", "mine")
+    assert (code, json.loads(out)) == (0, facts)
 
 
 def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:

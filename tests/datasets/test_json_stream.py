@@ -64,6 +64,9 @@ def test_broken_documents_name_their_line(file: Path) -> None:
         ('{"other": 1\n}', 2, "no list 'items'"),
         ('{"items": {}}', 1, "no list 'items'"),
         ("\n\n5", 3, "expected '[' or '{'"),
+        ("5", 1, "no list: expected '[' or '{'"),
+        ("{}", 1, "no list 'items'"),
+        ("items", 1, "not JSON"),
         ("", 1, "empty"),
         ('{"items": []}\nx', 2, "follows the end"),
     ):

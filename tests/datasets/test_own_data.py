@@ -32,6 +32,7 @@ from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own.columns import compose, parse_item, parse_tagged
+from advl_pipeline.datasets.own.given import keep_rows
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import answer_scores, open_dataset, open_own, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
@@ -456,6 +457,22 @@ def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> No
         assert labels_of(train_of(tmp_path, rows, f'{grades}label_is = "{form}"\n')) == [label, 2]
     # Both ways lead to one class.
     assert labels_of(train_of(tmp_path, rows, 'labels = ["0", "1", "2", "3"]\n')) == [1, 3]
+
+
+def test_a_class_goes_by_a_letter_only_where_the_card_says_so(tmp_path: Path) -> None:
+    rows, names = [class_row(number, label=label) for number, label in enumerate("AB")], 'labels = ["no", "yes"]\n'
+    why = refusal(data_of(tmp_path, rows, names)).why
+    assert "field 'label' is 'A', expected a position from 0 to 1 or one of the texts: ['no', 'yes']" in why
+    assert labels_of(train_of(tmp_path, rows, f'{names}label_is = "letter"\n')) == [0, 1]
+
+
+def test_a_value_of_a_row_that_cannot_be_kept_names_its_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADVL_DATA", str(tmp_path))
+    with pytest.raises(DatasetError, match="cannot be kept") as caught:
+        keep_rows([class_row(0), class_row(1, note={1, 2})], pictures=tmp_path)
+    assert caught.value.where == "data, row 2, column 'note'"
 
 
 def test_numbers_of_the_hubs_classes_are_positions(tmp_path: Path, datasets_library: Any) -> None:

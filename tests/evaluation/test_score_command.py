@@ -142,6 +142,16 @@ def test_snli_ve_in_three_forms(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert code == 5
     assert "'maybe'" in err
     assert records[2]["pairID"] in err
+    for content, line, why in (
+        ("[\n5]", 2, "expected {pairID, label}"),
+        ("[\n[1]]", 2, "expected {pairID, label}"),
+        ('{"pairID": "a"}', 1, "no list: expected '['"),
+        ("pairID,label", 1, "not JSON"),
+    ):
+        (tmp_path / "p.json").write_text(content)
+        code, _, err = run(capsys, "score", "snli-ve", "--annotations", annotations, "--results", tmp_path / "p.json")
+        assert (code, f"p.json:{line}" in err, why in err) == (5, True, True), err
+        assert "A prediction file is malformed." in err
 
 
 def test_missing_files_are_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_hard_pairs_are_those_of_a_published_list(tmp_path: Path, capsys: pytest
     write_lines(listed, [{"pairID": name, "sentence1": "of SNLI"} for name in (*ids, "left out of SNLI-VE")])
     hard = open_dataset("snli-ve", split="test-hard", data_root=tmp_path)
     assert hard.example_ids == tuple(reversed(ids))
+    code, out, _ = advl(capsys, "datasets", "check", "snli-ve", "--split", "test-hard", "--data-root", tmp_path)
+    assert (code, "2 of 3 listed pairs are in this split" in out) == (0, True)
     write_lines(listed, [{"pairID": ids[0]}, {"pair": ids[1]}])
     with pytest.raises(DatasetError) as caught:
         open_dataset("snli-ve", split="test-hard", data_root=tmp_path)

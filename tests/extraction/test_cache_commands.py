@@ -291,6 +291,55 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
         imported("dogs/0", "dogs/1")
 
 
+def test_import_follows_links_that_stay_in_an_hdf5_file(tmp_path: Path) -> None:
+    dataset = TinyDataset(tmp_path / "data", num_images=4)
+    names = [unit.path.stem for unit in dataset.image_units()]
+    source, other = tmp_path / "features", tmp_path / "other"
+    with h5py.File(other, "w") as file:
+        for name in names:
+            file[f"all/{name}"] = np.full(3, 9, np.float32)
+
+    def imported(output: str, **links: Any) -> list[float]:
+        with h5py.File(source, "w") as file:
+            for value, name in enumerate(names):
+                file[f"kept/n{value}/features"] = np.full(3, value, np.float32)
+                file[name] = h5py.SoftLink(f"/kept/n{value}")
+            file["kept/up"] = h5py.SoftLink("/")
+            file["kept/round"] = h5py.SoftLink("round")
+            file["kept/nowhere"] = h5py.SoftLink("/nothing")
+            for name, link in links.items():
+                file.pop(name, None)
+                file[name] = link
+        settings = {"source": source, "name": "mine", "dataset": "tiny", "output": tmp_path / output}
+        import_features(build_config(ImportConfig, settings), dataset)
+        store = open_cache(tmp_path / output).image
+        return [float(store.global_features([unit.unit_id])[0, 0]) for unit in dataset.image_units()]
+
+    assert imported("a") == [0.0, 1.0, 2.0, 3.0]
+    assert imported("b", **{names[0]: h5py.SoftLink("kept/up/./kept/n3")}) == [3.0, 1.0, 2.0, 3.0]
+    outside = h5py.ExternalLink(str(other), "/all")
+    links: list[dict[str, Any]] = [
+        {names[0]: h5py.ExternalLink(str(other), f"/all/{names[0]}")},
+        {"out": outside, names[0]: h5py.SoftLink(f"/out/{names[0]}")},
+    ]
+    for number, given in enumerate(links):
+        with pytest.raises(DatasetError, match="no features for a picture"):
+            imported(f"out-{number}", **given)
+
+
+def test_import_of_a_damaged_hdf5_file(tmp_path: Path) -> None:
+    dataset = TinyDataset(tmp_path / "data", num_images=2)
+    source = tmp_path / "features"
+    with h5py.File(source, "w", libver="latest") as file:
+        for unit in dataset.image_units():
+            file[unit.path.stem] = np.ones(3, np.float32)
+    before, mark, after = source.read_bytes().rpartition(b"OHDR")
+    source.write_bytes(before + bytes(len(mark)) + after)
+    config = build_config(ImportConfig, {"source": source, "name": "mine", "dataset": "tiny"})
+    with pytest.raises(DatasetError, match="not readable HDF5"):
+        import_features(config, dataset)
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("was-run"),))

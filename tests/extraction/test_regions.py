@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+import region_mirrors
 from region_mirrors import (
     BOXES,
     CONFIDENCE,
@@ -152,6 +153,22 @@ def test_damage_is_named(tmp_path: Path, write: Any, changes: dict[str, Any], wh
         reader.read("9" if write == write_butd_tsv else PICTURE.stem, **WIDTH_AND_HEIGHT)
     assert why in caught.value.why
     assert str(tmp_path) in caught.value.where
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_fifth_column_of_boxes_is_damage_unless_a_format_has_such(
+    tmp_path: Path, form: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region_mirrors, "BOXES", np.concatenate([BOXES, CONFIDENCE[:, None]], axis=1))
+    reader = open_regions(WRITERS[form](tmp_path / "regions", [PICTURE]), stack)
+    name = {"uniter-lmdb-compressed": NAMES["uniter-lmdb"], **NAMES}.get(form, PICTURE.stem)
+    if form in ("npz", "uniter-lmdb", "uniter-lmdb-compressed"):
+        regions = reader.read(name, **WIDTH_AND_HEIGHT).regions
+        np.testing.assert_allclose(regions["boxes"], SHARES, atol=1e-6)
+        return
+    with pytest.raises(DatasetError) as caught:
+        reader.read(name, **WIDTH_AND_HEIGHT)
+    assert "boxes of shape (3, 5), expected four columns" in caught.value.why
 
 
 @pytest.mark.parametrize(

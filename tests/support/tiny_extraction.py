@@ -169,6 +169,9 @@ class TinyDataset:
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        return self._examples[index].task, self._examples[index].candidates
+
     @property
     def example_ids(self) -> list[str]:
         return [example.example_id for example in self._examples]

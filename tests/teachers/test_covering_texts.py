@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from dataset_mirrors import snli_ve_record, write_lines
 
-from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.teachers.text_units import CoveringTexts, cover
+from advl_pipeline.datasets.records import Candidate, TextUnit
+from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.views import SelectedExamples
+from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.teachers.text_units import CoveringTexts, cover, fit_split_prior
 
 
 def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> list[int]:
@@ -45,15 +50,22 @@ def test_every_word_comes_up_before_one_comes_up_often() -> None:
     assert cover(texts, 0.6) == [0, 3, 2]
 
 
+class Questions:
+    """A dataset of one question a task; ids are the texts'."""
+
+    def __init__(self, texts_of_tasks: dict[str, list[str]]) -> None:
+        self.questions = list(texts_of_tasks.items())
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def candidates_of(self, index: int) -> tuple[str, tuple[Candidate, ...]]:
+        task, texts = self.questions[index]
+        return task, tuple(Candidate(text_unit=TextUnit(unit_id=f"{task}: {text}", text=text)) for text in texts)
+
+
 def dataset_of(texts_of_tasks: dict[str, list[str]]) -> Any:
-    """Return a dataset of one question a task; ids are the texts'."""
-    return [
-        SimpleNamespace(
-            task=task,
-            candidates=[SimpleNamespace(text_unit=TextUnit(unit_id=f"{task}: {text}", text=text)) for text in texts],
-        )
-        for task, texts in texts_of_tasks.items()
-    ]
+    return Questions(texts_of_tasks)
 
 
 def test_kept_are_the_words_with_a_meaning_of_the_chosen_texts() -> None:
@@ -71,3 +83,18 @@ def test_each_task_has_texts_of_its_own() -> None:
     answers, rationales = ["a heron", "an otter"], ["the heron is above the otter", "the otter is small"]
     keeps = CoveringTexts.of_dataset(dataset_of({"vcr-qa2r": rationales, "vcr-q2a": answers}), 0.5)
     assert keeps.chosen == {"vcr-qa2r: the heron is above the otter", "vcr-q2a: a heron"}
+
+
+def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None:
+    """A split of the hub would otherwise fetch all of them for a teacher of texts."""
+    for split, numbers in (("train", range(8)), ("dev", range(8, 12))):
+        write_lines(tmp_path / "snli-ve" / f"snli_ve_{split}.jsonl", map(snli_ve_record, numbers))
+    whole, union = (open_splits("snli-ve", split=split, data_root=tmp_path) for split in ("train", "train+val"))
+    part = SelectedExamples(union, union.example_ids[6:9])
+    assert [len(dataset.text_units()) for dataset in (whole, union, part)] == [8, 12, 3]
+    for dataset in (whole, union, part):
+        texts = {unit.unit_id for unit in dataset.text_units()}
+        assert CoveringTexts.of_dataset(dataset, 1.0).chosen == texts
+        assert fit_split_prior(dataset) == fit_word_prior(unit.text for unit in dataset.text_units())
+    with pytest.raises(DatasetError, match="malformed"):
+        whole.image_units()

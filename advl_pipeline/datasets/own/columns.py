@@ -22,7 +22,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import Candidate, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Held, Item, Kind, Row
@@ -300,20 +300,19 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
     Raises:
         Malformed: with the field at fault.
     """
-    boxes = checked_boxes(record.get("boxes") or [])
+    boxes = () if record.get("boxes") is None else checked_boxes(record["boxes"])
     label: int | str | None
     rationale_label, answers = None, {}
     texts = [_text(record, "text" if kind == "classes" else "question", len(boxes))]
     choices: list[str] = []
     if kind == "choice":
         choices = _texts(record, "choices", len(boxes))
-        label = _place("label", record.get("label"), list(map(normalise_text, choices)), card)
+        label = _place("label", record.get("label"), list(map(normalise_text, choices)), card, has_letters=True)
         texts += choices
         if record.get("rationales") is not None:
             rationales = _texts(record, "rationales", len(boxes))
-            rationale_label = _place(
-                "rationale_label", record.get("rationale_label"), list(map(normalise_text, rationales)), card
-            )
+            given, read = record.get("rationale_label"), list(map(normalise_text, rationales))
+            rationale_label = _place("rationale_label", given, read, card, has_letters=True)
             if (label is None) != (rationale_label is None):
                 missing = "label" if label is None else "rationale_label"
                 raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
@@ -363,8 +362,7 @@ def split_of(record: Mapping[str, Any], told: str | None) -> str | None:
 
 def _unlike(name: str, value: Any, expected: str) -> Malformed:
     """Return the complaint about a field that is not what was expected; long values are cut short."""
-    shown = "missing" if value is None else repr(value)
-    return Malformed(f"field {name!r} is {shown if len(shown) <= 60 else shown[:57] + '...'}, expected {expected}")
+    return Malformed(f"field {name!r} is {'missing' if value is None else shown(value)}, expected {expected}")
 
 
 def _name(record: Mapping[str, Any], name: str) -> str | None:
@@ -391,33 +389,38 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
     return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
 
 
-def _place(name: str, given: Any, texts: Sequence[str], card: DataCard) -> int | None:
+def _place(name: str, given: Any, texts: Sequence[str], card: DataCard, *, has_letters: bool) -> int | None:
     """Return the position among texts that a label gives by number, by text, or by a letter from A on.
 
     A letter is none where a text reads so, unless the card says otherwise.
+
+    Args:
+        has_letters: texts go by letters, as choices do.
     """
     value = normalise_text(str(given))
     if given is None or not value:
         return None
     places: dict[str, int] = {}
     if isinstance(given, str) and value in texts:
-        if texts.count(value) > 1:
-            raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
         places["text"] = texts.index(value)
     if (value.isdecimal() and not isinstance(given, bool)) and int(value) < len(texts):
         places["index"] = int(value)
-    letter = _LETTER.fullmatch(value)
+    letter = _LETTER.fullmatch(value) if has_letters else None
     if letter and ("text" not in places or card.label_is == "letter") and ord(letter[1]) - ord("A") < len(texts):
         places["letter"] = ord(letter[1]) - ord("A")
-    found = {places[card.label_is]} if card.label_is in places else {*places.values()}
+    form = card.label_is or ""
+    read = {form: places[form]} if form in places else places
+    if "text" in read and texts.count(value) > 1:
+        raise Malformed(f"field {name!r} is ambiguous: two choices read {shown(value)}")
+    found = {*read.values()}
     if len(found) > 1:
         raise Malformed(
-            f"field {name!r} is ambiguous: {value!r} is a position and also the text of the one at position "
+            f"field {name!r} is ambiguous: {shown(value)} is a position and also the text of the one at position "
             f'{places["text"]}; a card can say which: label_is = "index" or "text"'
         )
     if not found:
-        expected = f"a position from 0 to {len(texts) - 1}, one of the texts, or a letter from A on"
-        raise _unlike(name, given, f"{expected}: {', '.join(texts)}")
+        forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
+        raise _unlike(name, given, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
     return found.pop()
 
 
@@ -429,7 +432,9 @@ def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     name = "" if value is None else _plain(value)
     if not card.labels:
         return name or None
-    place = _place("label", name, list(map(normalise_text, card.labels)), card)
+    labels = list(map(normalise_text, card.labels))
+    # "A" is more often the name of a class that the card lacks than the first of its classes.
+    place = _place("label", name, labels, card, has_letters=card.label_is == "letter")
     return None if place is None else card.labels[place]
 
 

@@ -69,9 +69,10 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         try:
             lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
         except (TypeError, ValueError) as error:
+            columns = ", ".join(repr(name) for name, value in kept.items() if not _can_be_kept({name: value}))
             raise DatasetError(
                 "A value of a row cannot be kept.",
-                where=place,
+                where=f"{place}, column {columns}" if columns else place,
                 why=str(error),
                 next_command="leave out the column, or give texts, numbers and lists of them",
             ) from None
@@ -109,6 +110,14 @@ def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
     numbered = ((split, enumerate(part, start=1)) for split, part in parts)
     listed = (Row(record, str(number), split, "", number) for split, part in numbered for number, record in part)
     return RowSource(rows=lambda: listed, pictures=Path())
+
+
+def _can_be_kept(cell: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _bytes_of(picture: Any) -> bytes | None:
