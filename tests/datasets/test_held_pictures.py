@@ -29,6 +29,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import data_files
+from advl_pipeline.teachers.text_units import CoveringTexts
 
 PICTURE_BYTES = 100_000
 GROUP_ROWS = 4
@@ -72,6 +73,9 @@ def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.M
     train.content_digest()
     assert counted.num_bytes < 0.1 * PICTURE_BYTES * len(samples), "rows are read without their pictures"
     before = counted.num_bytes
+    for dataset in (train, drawn):
+        CoveringTexts.of_dataset(dataset, 0.5)
+    assert counted.num_bytes == before, "texts are chosen without a picture"
     pictures = drawn.image_units()
     assert {one.path.read_bytes() for one in pictures} <= {one.picture for one in samples}
     groups = len(pictures) * GROUP_ROWS * PICTURE_BYTES
