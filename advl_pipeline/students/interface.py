@@ -382,6 +382,19 @@ class Student(nn.Module, ABC):
             )
         return perturbation or Perturbation()
 
+    def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
+        """Return zeros of the shapes of what `encode` adds to the words and to the visual features of a batch.
+
+        Args:
+            batch: on the student's device.
+            text: whether words are perturbed, else None stands for them; `visual` likewise.
+            visual: see `text`.
+
+        Raises:
+            ConfigError: the student does not say what shapes these are.
+        """
+        raise perturbation_without_shapes(self)
+
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
@@ -437,3 +450,12 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """Return the architecture as plain JSON types, enough to build the same student again."""
+
+
+def perturbation_without_shapes(student: Student) -> ConfigError:
+    """Return the error of a student that is finetuned adversarially and has no `zero_perturbation` of its own."""
+    return ConfigError(
+        f"{student.name} cannot be finetuned adversarially.",
+        why="it does not say what shapes its perturbations have (`zero_perturbation`)",
+        next_command="choose a region student, such as villa-base",
+    )

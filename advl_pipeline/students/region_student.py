@@ -108,8 +108,8 @@ class RegionStudent(TextStudent):
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()
 
-    def zero_perturbation(self, batch: RegionBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
-        """Return the starting point of adversarial training, of the shapes that `encode` takes."""
+    def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
+        assert isinstance(batch, RegionBatch)
         like = batch.features_BRF
         return Perturbation(
             text_NLE=like.new_zeros(*batch.token_ids_NL.shape, self.hidden_size) if text else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,22 @@ def published_presets() -> dict[str, dict[str, Any]]:
     """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
     tables = read_tables("architectures.toml")
     return {name: tables.get(family_of(name), {}) | tables.get(name, {}) for name in STUDENTS}
+
+
+def family_settings(student_class: Any) -> dict[str, Any]:
+    """Return the settings of the family of `STUDENTS` whose class this is or extends; {} for one of no family.
+
+    What the class' own configuration declares anew is left out.
+    """
+    for base in student_class.__mro__:
+        place = f"{base.__module__}:{base.__name__}".removeprefix("advl_pipeline.students.")
+        name = next((name for name, known in STUDENTS.items() if known == place), None)
+        if name is not None:
+            shared = base.config_class.__mro__
+            own = [get_annotations(one) for one in student_class.config_class.__mro__ if one not in shared]
+            settings = read_tables("architectures.toml").get(family_of(name), {})
+            return {key: value for key, value in settings.items() if not any(key in declared for declared in own)}
+    return {}
 
 
 def list_students() -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import package_folder
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.registry import published_presets
+from advl_pipeline.students.registry import family_settings, published_presets
 from advl_pipeline.students.weight_files import tokenizer_folder
 
 EMBEDDED_TOKENIZER = "minilm-l6"
@@ -355,13 +355,20 @@ class TextStudent(Student):
 
     config: TextStudentConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
-    """Name -> settings that differ from the defaults of the class' configuration."""
+    """Name -> settings that differ from the defaults of the class' configuration; those of a class that extends a
+    family differ from the family's (`data/architectures.toml`)."""
     num_unused_rows: ClassVar[int] = 0
     """How many rows of the published word table no token of the published tokenizer may have."""
     num_separators: ClassVar[int] = 1
     """Tokens between a question and its answer, 2 for RoBERTa."""
     num_special: ClassVar[int] = 4
     """Special tokens that `lay_out` adds to three parts, the most there are."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "presets" in vars(cls):
+            family = family_settings(cls)
+            cls.presets = {name: {**family, **settings} for name, settings in cls.presets.items()}
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -153,12 +153,11 @@ def adversarial_terms(
             loss = torch.stack([loss, *distilled]).sum()
         backward(loss, retain_graph=keep_graph)
 
-    make: Any = student
     _, passes = adversarial_passes(
         forward,
         lambda _: made[-1].weighted["task"],
         partial(symmetric_kl, reduction="mean" if is_two_way else "sum-classes"),
-        make.zero_perturbation(batch, text=config.text_learning_rate > 0, visual=config.visual_learning_rate > 0),
+        student.zero_perturbation(batch, text=config.text_learning_rate > 0, visual=config.visual_learning_rate > 0),
         config,
         backward=step_back,
     )

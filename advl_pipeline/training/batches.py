@@ -182,7 +182,6 @@ def looked_at(
     *,
     at_once: int,
     device: torch.device = CPU,
-    labelled: bool = False,
     labelled_ids: frozenset[str] | None = frozenset(),
 ) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
     """Yield what is looked at beside training: positions, their examples and the batch of these on a device.
@@ -198,7 +197,7 @@ def looked_at(
             places.append(position)
             examples.append(example)
         for places, examples in by_task.values():
-            batch = collate_batch(examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids)
+            batch = collate_batch(examples, dataset, student, source, labelled=False, labelled_ids=labelled_ids)
             yield places, examples, batch.to(device)
 
 

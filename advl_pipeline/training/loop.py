@@ -61,7 +61,7 @@ def run_phase(
     """Train for the rest of a phase.
 
     Args:
-        model: trained in place.
+        model: trained in place, on its device.
         make_batches: from a range of steps to their micro-batches; runs on the background thread.
         start_step: step of this phase to start at, more than 0 when resuming.
         checkpoint: tensors to restore when resuming inside this phase.
@@ -72,7 +72,7 @@ def run_phase(
     built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
     if checkpoint is not None:
         restore(checkpoint, model, built)
-    align_parameters(model.to(accelerator.device), accelerator)
+    align_parameters(model, accelerator)
     # Not as accelerate shares a model among processes: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     optimizer: Any = accelerator.prepare_optimizer(built)
@@ -131,8 +131,7 @@ def run_phase(
                 # The device is at work on this step while the numbers of the one before are read.
                 if taken is not None:
                     pending.append(_finished(*taken, settings, model, accelerator))
-                is_last = step + 1 == num_steps
-                saves = stops or is_last or (step + 1) % config.checkpoint_every == 0
+                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
                 record |= {
                     "step": logged_step,
                     "phase": phase,
@@ -155,16 +154,13 @@ def run_phase(
                 raise
             seconds_waited, seconds_saving = batches.seconds_waited, 0.0
             progress(1)
-            # After the last step of all the student itself is written.
-            keeps = saves and (stops or not is_last or phase == "adapt")
-            num_saved = logged_step + 1 if keeps else num_saved
+            if saves:
+                num_saved = logged_step + 1
             if saves and accelerator.is_main_process:
                 saving_began = time.perf_counter()
                 folder.log(pending)
                 pending.clear()
-                if keeps:
-                    built = optimizer.optimizer
-                    checkpoints.save(model, built, step=step + 1, phase=phase, scaler=accelerator.scaler)
+                checkpoints.save(model, optimizer.optimizer, step=step + 1, phase=phase, scaler=accelerator.scaler)
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
                 raise Stop

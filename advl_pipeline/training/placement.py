@@ -181,8 +181,14 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
     texts: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
-    most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
-    for _, _, batch in looked_at(dataset, chosen, student, source, at_once=EXAMPLES_AT_ONCE, device=device):
+    most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
+    num_before = 0
+    for places, _, batch in looked_at(dataset, chosen, student, source, at_once=EXAMPLES_AT_ONCE, device=device):
+        # What is read at once comes in a batch for each task, which share the regions by their examples.
+        first_at_once = num_before - num_before % EXAMPLES_AT_ONCE
+        num_at_once = min(EXAMPLES_AT_ONCE, len(chosen) - first_at_once)
+        most = max(1, most_at_once * len(places) // num_at_once)
+        num_before += len(places)
         assert batch.signal is not None
         assert batch.signal.words is not None
         output, alignment = student.encode_unimodal(batch.student), batch.signal.words

@@ -54,7 +54,7 @@ from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
-from advl_pipeline.training.word_selection import selected_words, selects_words
+from advl_pipeline.training.word_selection import AT_ONCE, selected_words, selects_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +146,8 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         hash_all=config.verify_caches,
     )
     stored += use_region_caches(student, region_caches, hash_all=config.verify_caches)
+    # Without a teacher, but with the regions that the tokens of a batch count among theirs.
+    labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
     heads, origins = build_finetune_heads(run, student, inputs)
     start = StudentAtStart(
         student=student.to(accelerator.device),
@@ -164,7 +166,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         start=start,
         teaching=teaching,
         model=model,
-        labelled=order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index),
+        labelled=labelled,
     )
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
@@ -213,6 +215,7 @@ def _train(opened: _Opened) -> int:
     """Take the steps that are left; return the number of the first of them."""
     run, accelerator, folder, model = opened.run, opened.accelerator, opened.folder, opened.model
     config, method = run.config, run.method
+    model.to(accelerator.device)
     checkpoint = read_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
     resumed_phase = checkpoint[1] if checkpoint else "adapt"
@@ -227,7 +230,6 @@ def _train(opened: _Opened) -> int:
         judge = opened.teaching.judge
         if judge is None or not judge.teachers or not method.num_adapt_steps:
             return None
-        model.student.to(accelerator.device)
         return find_placement(model.student, opened.inputs.dataset, opened.inputs.seen, judge)
 
     # Before a checkpoint is restored, the student is still as it was pretrained.
@@ -250,7 +252,6 @@ def _train(opened: _Opened) -> int:
             if start_step < num_steps:
                 remembered = model.remembered
                 if phase == "finetune" and remembered is not None and not remembered.is_measured:
-                    model.to(accelerator.device)
                     with accelerator.autocast():
                         remembered.begin(
                             measure_student_confidence(
@@ -337,7 +338,11 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
         merge_lora(model.student)
     save_heads(folder.path, model.heads, inputs.dataset)
     if source is not None and selects_words(model):
-        folder.write_json(names.SELECTED_WORDS, selected_words(model, inputs.dataset, inputs.labelled, source))
+        micro_batches = opened.labelled[1].micro_batches(0)
+        chosen = selected_words(
+            model, inputs.dataset, inputs.labelled, source, at_once=min(AT_ONCE, max(map(len, micro_batches)))
+        )
+        folder.write_json(names.SELECTED_WORDS, chosen)
     records = read_log(folder.path)
     phases = phase_totals(records)
     totals = {key: sum(of_phase[key] for of_phase in phases.values()) for key in TOTALLED}

@@ -18,6 +18,7 @@ from advl_pipeline.training.signals import SignalSource
 
 MAX_EXAMPLES = 24
 AT_ONCE = 8
+"""Examples that are looked at together, where a micro-batch of the run holds so many."""
 
 SelectedWords = dict[str, list[list[list[int]]]]
 """Example id -> per candidate the [start, end) characters of each word that is distilled."""
@@ -30,13 +31,14 @@ def selects_words(model: FinetuneModel) -> bool:
 
 @torch.inference_mode()
 def selected_words(
-    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource
+    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, at_once: int
 ) -> SelectedWords:
     """Select words as the last training step would have, with dropout off.
 
     Args:
         model: as trained.
         positions: of the examples that were trained on; those with the smallest hash of their ids are taken.
+        at_once: examples that are looked at together.
     """
     ids = dataset.example_ids
     ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())
@@ -45,7 +47,7 @@ def selected_words(
     was_training = model.training
     model.eval()
     for chosen, examples, batch in looked_at(
-        dataset, ranked[:MAX_EXAMPLES], model.student, source, at_once=AT_ONCE, device=device, labelled_ids=None
+        dataset, ranked[:MAX_EXAMPLES], model.student, source, at_once=at_once, device=device, labelled_ids=None
     ):
         assert batch.signal is not None
         conditions = StepConditions(phase="finetune", generator=torch.Generator().manual_seed(chosen[0]))

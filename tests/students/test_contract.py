@@ -449,8 +449,7 @@ def test_perturbations_are_added_to_the_inputs_or_refused(student: Student, exam
         with pytest.raises(ConfigError, match="no adversarial"):
             student.encode(batch, perturbation=Perturbation())
         return
-    make: Callable[..., Perturbation] = student.zero_perturbation  # type: ignore[assignment]
-    zero = make(batch)
+    zero = student.zero_perturbation(batch)
     with torch.no_grad():
         close(student.encode(batch, perturbation=zero).pooled_NP, clean.pooled_NP, 1e-6)
         for field in dataclasses.fields(zero):

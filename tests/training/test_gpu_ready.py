@@ -21,9 +21,11 @@ from run_logs import metrics
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
 from advl_pipeline.distillation.distiller import Distance, distance
+from advl_pipeline.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.runs import names
 from advl_pipeline.students.registry import student_names
 from advl_pipeline.training import batches, loop
 from advl_pipeline.training import run as run_module
@@ -123,6 +125,15 @@ def test_every_student_is_trained_by_a_host_that_hardly_waits(name: str, small_c
     with posing() as watch, a_run_is_watched(watch) as taken:
         run_finetune(small(small_corpus, tmp_path / "run", student=name))
     require_frugal(taken, watch)
+
+
+def test_a_run_that_has_only_its_files_to_write_is_on_one_device(small_corpus: Any, tmp_path: Path) -> None:
+    run = small(small_corpus, tmp_path / "run", student="uniter-tiny", distance="mse")
+    with posing() as watch, a_run_is_watched(watch):
+        with mock.patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(Interrupted):
+            run_finetune(run)
+        run_finetune(run)
+    assert (tmp_path / "run" / names.SELECTED_WORDS).exists()
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from small_corpus import SmallCorpus
 
-from advl_pipeline.training.placement import agreement, mean_by_group
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training import placement
+from advl_pipeline.training.placement import agreement, find_placement, mean_by_group
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import cached_teacher
 
 
 def nodes(count: int = 300, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,3 +72,21 @@ def test_occurrences_of_a_word_are_averaged() -> None:
     means, groups = mean_by_group(states, torch.tensor([7, 2, 7]))
     assert groups.tolist() == [2, 7]
     assert means.tolist() == [[0.0, 1.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("tasks", [("vcr-q2a",), ("vcr-q2a", "vcr-qa2r")])
+def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
+    tasks: tuple[Any, ...], small_corpus: SmallCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds, draw = list[int](), placement.some_of
+
+    def watched(place_X: torch.Tensor, most: int, generator: Any) -> torch.Tensor:
+        bounds.append(most)
+        return draw(place_X, most, generator)
+
+    monkeypatch.setattr(placement, "some_of", watched)
+    monkeypatch.setattr(placement, "MAX_REGIONS", 32)
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=tasks)
+    source = SignalSource([cached_teacher(open_cache(small_corpus.caches[1]))], prior=fit_word_prior(["a dog"]))
+    find_placement(build_student("scenes-small"), dataset, range(len(dataset)), source)
+    assert 24 <= sum(bounds) <= 32

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.students.vilt import Vilt
+from advl_pipeline.training import run as run_module
 
 PLAIN: dict[str, Any] = {"method": "plain", "cache": ()}
 RECORD: dict[str, Any] = {"known_words": "the record of the corpus' words"}
@@ -79,6 +81,24 @@ def test_what_does_not_go_together_is_refused(
         small_corpus.run(tmp_path / "run", **{**changes, **record})
     for words in told:
         assert words in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_without_shapes_of_perturbations_is_refused(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Vilt, "is_perturbable", True)
+    with pytest.raises(ConfigError, match="zero_perturbation"):
+        small_corpus.run(tmp_path / "run", **PLAIN, student="vilt-tiny", adversarial="text")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_that_cannot_be_filled_are_refused_before_teachers_are_opened(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run_module, "open_teaching")
+    with pytest.raises(ConfigError, match="no batches by tokens"):
+        small_corpus.run(tmp_path / "run", student="scenes-smolvlm", batch_size=None, batch_tokens=99)
     assert not (tmp_path / "run").exists()
 
 

@@ -27,6 +27,8 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.text_student import embedded_tokenizer_file
 from advl_pipeline.students.weight_files import write_known_words
+from advl_pipeline.training import loop
+from advl_pipeline.training import run as run_module
 from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore
 
 
@@ -196,6 +198,27 @@ def test_what_a_run_took_counts_all_of_its_sittings(
     assert 200 < twice["phases"]["adapt"]["seconds"] < 300 < twice["phases"]["finetune"]["seconds"] < 400
     assert 500 < twice["seconds"] < 600
     assert twice["seconds_per_step"] > 500 / 6
+
+
+def test_a_run_stopped_while_its_student_is_written_takes_no_step_again(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    small_corpus.run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_student", stop)
+        with pytest.raises(Interrupted) as stopped:
+            small_corpus.run(tmp_path / "stopped")
+    assert "every step that was finished" in stopped.value.why
+    # A step would be interrupted, too.
+    monkeypatch.setattr(loop, "_optimiser_step", stop)
+    small_corpus.run(tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for file in (names.STUDENT_WEIGHTS, "heads.safetensors", names.SELECTED_WORDS, names.READOUT):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not (tmp_path / "stopped" / names.CHECKPOINT).exists()
 
 
 def flip_a_bit(file: Path) -> None:

@@ -104,7 +104,9 @@ def selected_cache(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) 
 def words_of(config: Any) -> dict[str, list[list[list[int]]]]:
     """Return the words that the student of a run would distil before its first step."""
     opened = open_run(config)
-    return selected_words(opened.model, opened.inputs.dataset, opened.inputs.labelled, opened.teaching.source)
+    return selected_words(
+        opened.model, opened.inputs.dataset, opened.inputs.labelled, opened.teaching.source, at_once=8
+    )
 
 
 @pytest.mark.parametrize("distance", ["mse", "relational"])

@@ -23,6 +23,8 @@ from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import loop
+from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.finetune_model import FinetuneModel
 
 
 def tensorboard_of(folder: Path) -> EventAccumulator:
@@ -56,6 +58,21 @@ def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
+
+
+def test_words_are_selected_of_no_more_examples_than_a_micro_batch_has(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, find = list[int](), FinetuneModel.distillation_terms
+
+    def watched(model: FinetuneModel, batch: TrainingBatch, *others: Any, **named: Any) -> Any:
+        sizes.append(len(batch.example_ids))
+        return find(model, batch, *others, **named)
+
+    monkeypatch.setattr(FinetuneModel, "distillation_terms", watched)
+    small_corpus.run(tmp_path / "run", num_steps=1, steps="one", batch_size=4, accumulate=2)
+    assert max(sizes) == 2
+    assert set(load_json(tmp_path / "run" / names.SELECTED_WORDS)) == set(small_corpus.dataset().example_ids)
 
 
 def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class ScenesVilt(AgreementStream, Vilt):
             "tokenizer": "minilm-l6",
             "max_positions": 64,
             "max_text_length": 64,
+            "overlong": "error",
         },
     }
 
