@@ -228,7 +228,7 @@ def choose_vision_targets(
                 where=name,
                 why=f"{num_pictures} pictures were looked at; {of_places}",
                 next_command="--vision-target image; or extract again with --image-tokens grid; or give the student "
-                "regions: --regions CACHE, made by advl cache import FILE --ground-truth-regions FILE",
+                "regions: --regions CACHE, an import with --ground-truth-regions",
             )
         choices.append(
             VisionChoice(

@@ -111,7 +111,7 @@ def test_what_they_do_not_have_is_refused(
         chosen(small_corpus, cache, student, vision_target=wanted)
     assert "--vision-target" in refused.value.next_command
     if "None of" in message:
-        assert "--regions CACHE, made by advl cache import" in refused.value.next_command
+        assert "--regions CACHE, an import" in refused.value.next_command
     assert refused.value.where
 
 
