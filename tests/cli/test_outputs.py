@@ -144,7 +144,9 @@ def test_a_damaged_marker_still_tells_whose_folder_it_is(things: Path) -> None:
 def test_what_a_killed_command_left_before_its_first_record_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "run" / ".work" / "claims").mkdir(parents=True)
     (tmp_path / "run" / "run.json.77.partial").write_text("{", encoding="utf-8")
+    before = tree_bytes(tmp_path)
     require_folder(tmp_path / "run", "run")
+    assert tree_bytes(tmp_path) == before
 
 
 def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,14 +52,20 @@ def write_study(folder: Path, *, seeds: str = "[0]", weights: str) -> Path:
     return path
 
 
-def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def vcr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little VCR in the working folder, and no hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ADVL_DATA")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for split in ("train", "val"):
         write_vcr(Path("datasets"), [vcr_record(number, split=split) for number in range(8)], split=split)
+
+
+@pytest.mark.usefixtures("vcr")
+def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_small_clip(Path("clip"))
     save_small_roberta(Path("roberta"))
     study = write_study(tmp_path, weights='{ clip-vit-l = "clip", roberta-l = "roberta" }')
@@ -78,14 +84,8 @@ def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
     assert "moved" in capsys.readouterr().err
 
 
-def test_a_teacher_of_pictures_has_no_use_for_a_choice_of_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ADVL_DATA")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for split in ("train", "val"):
-        write_vcr(Path("datasets"), [vcr_record(number, split=split) for number in range(8)], split=split)
+@pytest.mark.usefixtures("vcr")
+def test_a_teacher_of_pictures_has_no_use_for_a_choice_of_texts(tmp_path: Path) -> None:
     hf.Dinov2Model(hf.Dinov2Config(**EYES)).save_pretrained("dino")
     hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained("dino")
     save_small_roberta(Path("roberta"))

@@ -59,4 +59,4 @@ def test_the_remedies_of_what_is_refused_are_enough() -> None:
         {"method": "naive-kd", "pathway": "text"},
         {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
     ):
-        resolve_method(hidden(**allowed))
+        assert resolve_method(hidden(**allowed)).uses_teachers == (allowed.get("method") != "plain")
