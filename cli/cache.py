@@ -117,7 +117,7 @@ def repair(config: RepairConfig) -> Iterator[Any]:
 
 @config_command(ExportConfig, "export", of=cache, arguments=("cache",))
 def export(config: ExportConfig) -> Iterator[Any]:
-    """Write a cache's features as HDF5, safetensors or Parquet.
+    """Write a cache's features as HDF5 or safetensors.
 
     \b
     advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5

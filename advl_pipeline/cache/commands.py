@@ -1,6 +1,6 @@
 """The commands that need a cache alone: what it holds at a glance, its export, removing what is no longer wanted.
 
-Exports are HDF5, safetensors or Parquet, written a few thousand units at a time.
+Exports are HDF5 or safetensors, written a few thousand units at a time.
 
 Shapes: M token rows, D feature width.
 """
@@ -37,7 +37,6 @@ from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.packages import needs_extra
 
 _UNITS_AT_ONCE = 4096
 
@@ -60,12 +59,12 @@ def run_export(config: ExportConfig) -> ExportResult:
     Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
 
     Raises:
-        ConfigError: the output exists, or the format needs a library that is not installed.
+        ConfigError: the output exists.
         CorruptCache: the cache cannot be read. StorageError: the disk is full or failed; no output is left.
     """
     require_outputs(config)
     cache = open_cache(config.cache)
-    writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors, "parquet": _to_parquet}
+    writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors}
     make_folder(config.output.parent)
     with replacing(config.output, SafetensorError) as partial:
         writers[config.to](cache, partial)
@@ -166,34 +165,6 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> None:
                 metadata={"identity": canonical_json(cache.identity).decode()},
             )
             give_usual_mode(path)
-
-
-def _to_parquet(cache: TeacherCache, output: Path) -> None:
-    with needs_extra("parquet", where="--to parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    output.mkdir()
-    for modality, store in cache.stores().items():
-        path = output / f"{modality}.parquet"
-        file = None
-        for chosen, arrays in _parts(store):
-            columns = {"unit_id": pa.array(chosen), "global": _fixed_rows(pa, arrays["global"])}
-            if "token_values" in arrays:
-                offsets = pa.array(np.concatenate([[0], np.cumsum(arrays["token_lengths"])]).astype(np.int32))
-                columns["tokens"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["token_values"]))
-                for name, rows in arrays.items():
-                    if name not in ("global", "token_values", "token_lengths"):
-                        cells = _fixed_rows(pa, rows) if rows.ndim == 2 else pa.array(rows)
-                        columns[name] = pa.ListArray.from_arrays(offsets, cells)
-            table = pa.table(columns).replace_schema_metadata({"identity": canonical_json(cache.identity).decode()})
-            file = file or pq.ParquetWriter(path, table.schema)
-            file.write_table(table)
-        if file is not None:
-            file.close()
-
-
-def _fixed_rows(pa: Any, rows_MD: npt.NDArray[Any]) -> Any:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows_MD).reshape(-1)), rows_MD.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

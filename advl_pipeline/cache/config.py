@@ -66,9 +66,9 @@ class ExportConfig(Configuration):
     """Configuration of `advl cache export`."""
 
     cache: Path = option(help="Folder of the cache.")
-    to: Literal["hdf5", "safetensors", "parquet"] = option("hdf5", help="Format to write.")
+    to: Literal["hdf5", "safetensors"] = option("hdf5", help="Format to write.")
     output: Path = option(
-        help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.",
+        help="File (hdf5) or folder (safetensors) to write; must not exist.",
         such_as="features.h5",
         output=Output(makes="new"),
     )

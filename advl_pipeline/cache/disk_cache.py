@@ -35,7 +35,7 @@ from advl_pipeline.cache.store import (
 from advl_pipeline.errors import AdvlError, StorageError
 
 if TYPE_CHECKING:
-    from advl_pipeline.cache.stores import ObjectStore
+    from advl_pipeline.cache.object_store import ObjectStore
 
 _DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"

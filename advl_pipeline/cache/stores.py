@@ -1,40 +1,25 @@
-"""The two kinds of store that a cache lies in, a folder and a bucket. `open_store` is the one place that asks which.
+"""A cache in a folder, and `open_store`, the one place that asks whether it is one or lies in a bucket.
 
 In a folder files are written whole in the work folder, flushed, and shown by a rename or a link.
-
-Under a URL, reached through `obstore`, every object is written under its final name by one PUT, and a record after
-what it lists. What that relies on, and S3, GCS and their like give: a PUT shows the whole object or nothing, a later
-GET sees it, and a PUT may be made conditional on there being no object yet. A record is created on that condition, so
-nothing is committed twice. An object that is there already is kept if it is the same to the byte, and otherwise
-replaced.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
-import logging
 import os
-import re
 import secrets
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from advl_pipeline.atomic import sync_folder, write_text, writing
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
-from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
-from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import (
-    IDENTITY_FILE,
     LOCKS,
     NOT_PLAIN,
     WORK_FOLDER,
@@ -48,59 +33,19 @@ from advl_pipeline.cache.store import (
     entry_of,
     hash_file,
     is_inside,
-    repair_command,
     require_sizes,
     safe_path,
     vouched_path,
 )
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError, again
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, again
 from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location, Url
-from advl_pipeline.packages import needs_extra
-
-if TYPE_CHECKING:
-    from obstore.store import GCSStore, S3Store
 
 _ATTEMPTS = 8
 
 _SMALL_FILE_BYTES = 1 << 28
 
 _TEMPORARY = f"{WORK_FOLDER}/tmp"
-
-FIRST_PAUSE_SECONDS = 0.2
-"""Before a request is made again; twice as long before each further one."""
-
-_CONNECT_SECONDS = 5
-
-_STALLED_SECONDS = 60
-
-_RETRY_SECONDS = 15
-
-_MAX_RETRIES = 5
-
-_TRIES_OF_STALLED_ANSWERS = 3
-
-_LONGEST_PAUSE_SECONDS = 3.0
-
-_STREAM_BYTES = 1 << 22
-
-_CONNECTIONS = 8
-
-_KEY_DIGITS = 32
-
-_LARGEST_PUT = 5 << 30
-
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-}
-
-_CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "an answer stopped coming"}
-"""What the library's messages name when a body does not come to its end, and what that is."""
-
-_log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 
 def open_store(location: Location, disk_cache: DiskCacheConfig | None = None) -> Store:
@@ -318,285 +263,3 @@ def _link(path: Path, target: Path) -> bool:
             return False
         raise
     return True
-
-
-class _CutShort(StorageError):
-    """An answer ended, or stopped coming, before it was whole."""
-
-
-class ObjectStore(Store):
-    """The objects under one URL, by their names relative to it.
-
-    Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role; they
-    are never part of a URL, a record or a message.
-
-    Args:
-        disk_cache: where files are kept that are read, or mapped of an unfinished cache.
-
-    Raises:
-        ConfigError: the extra `s3` is not installed, or the environment's settings make no sense.
-        StorageError: any call, when the store refuses it or cannot be reached; known within seconds.
-    """
-
-    reads_whole = True
-    max_file_bytes = _LARGEST_PUT
-
-    def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
-        self.location = self._url = url
-        self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
-        self.locks = self._disk_cache.folder / "locks" / _key_of(str(url).encode())
-        self._store = _open(url)
-        self._process = os.getpid()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStore, (self._url, self._disk_cache)
-
-    def get(self, name: str) -> bytes:
-        import obstore
-
-        return self._ask(name, lambda: bytes(obstore.get(self._store, self._key(name)).bytes()))
-
-    def stream(self, name: str) -> Iterator[Buffer]:
-        """Yield an object's content in blocks; raises `MissingFile`."""
-        import obstore
-
-        with self._speaking(name):
-            yield from obstore.get(self._store, self._key(name)).stream(min_chunk_size=_STREAM_BYTES)
-
-    @contextmanager
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
-        scratch = self._disk_cache.folder / "writing"
-        with writing(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-            # Without a name: it is gone with its last map, however the process ends.
-            with tempfile.TemporaryFile(dir=scratch) as file:
-                for block in self.stream(name):
-                    file.write(block)
-                file.seek(0)
-                yield file.fileno()
-
-    def list(self, folder: str = "") -> dict[str, int]:
-        import obstore
-
-        whole = f"{self._key(folder)}/" if folder else f"{self._url.prefix}/"
-        pages = self._ask(folder, lambda: list(obstore.list(self._store, prefix=whole, chunk_size=1000)))
-        base = len(self._url.prefix) + 1
-        items = (item for page in pages for item in page)
-        return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
-
-    def create(self, name: str, content: Buffer) -> bool:
-        """Write an object that is not there yet, in one request; False when it is there already.
-
-        A write whose answer was lost is repeated, and then refused for what it has written itself.
-        """
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        try:
-            self._put(name, content, "create")
-        except (AlreadyExistsError, PreconditionError):
-            return False
-        return True
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if not self.create(name, body) and self.get(name) != body:
-            self._put(name, body, "overwrite")
-        return entry_of(body)
-
-    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        body = b"".join(parts)
-        return entry_of(body if self.create(name, body) else self.get(name))
-
-    def delete(self, *names: str) -> None:
-        import obstore
-
-        def delete_one(name: str) -> None:
-            with suppress(MissingFile):
-                self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
-
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(delete_one, filter(is_inside, names)))
-
-    def delete_under(self, folder: str = "") -> None:
-        self.delete(*self.list(folder))
-
-    def prepare_writing(self) -> None:
-        name = f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}"
-        self.create(name, b"first")
-        is_refused = not self.create(name, b"second")
-        self.delete(name)
-        if not is_refused:
-            raise ConfigError(
-                "The object store does not go by conditions on writes, so processes cannot share the work safely.",
-                where=str(self.location),
-                why="it accepted a second write of an object that had to be new (If-None-Match)",
-                next_command="extract into a folder, then copy it there",
-            )
-
-    def require_place(self) -> None:
-        names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
-        if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
-            raise ConfigError(
-                "This place cannot take a teacher cache.",
-                where=str(self.location),
-                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
-                next_command="give another --output",
-            )
-
-    def changed(self, files: Files) -> dict[str, Stamp]:
-        return {}
-
-    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
-        return
-
-    def reading(self, record: bytes, files: Files) -> Readable:
-        require_sizes(self, self.list(), files)
-        config = self._disk_cache
-        num_bytes = sum(entry.num_bytes for entry in files.values())
-        if num_bytes > config.max_bytes:
-            _log.warning(
-                "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
-                self.location,
-                num_bytes / 1e9,
-                config.max_bytes / 1e9,
-            )
-        cached = DiskCache(self, config, files, key=_key_of(record))
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
-        return cached
-
-    def _put(self, name: str, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
-        import obstore
-
-        # One request, never in parts: the object is there whole or not at all, and so is the condition.
-        try:
-            self._ask(
-                name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
-            )
-        except MissingFile:
-            raise self._no_bucket(f"{self._url}/{name}") from None
-
-    def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
-        """Make a request, again where its answer was cut short, which the library does for objects alone.
-
-        Reading, listing, removing and writing on a condition may be repeated: as often as the library would, and
-        less often where every try waits for long.
-        """
-        begin, num_tries = time.monotonic(), 0
-        while True:
-            num_tries += 1
-            try:
-                with self._speaking(name):
-                    return request()
-            except _CutShort:
-                is_late = time.monotonic() - begin > _RETRY_SECONDS
-                if num_tries > _MAX_RETRIES or (is_late and num_tries >= _TRIES_OF_STALLED_ANSWERS):
-                    raise
-            time.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (num_tries - 1), _LONGEST_PAUSE_SECONDS))
-
-    def _key(self, name: str) -> str:
-        return f"{self._url.prefix}/{name}"
-
-    @contextmanager
-    def _speaking(self, name: str) -> Iterator[None]:
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
-        where = f"{self._url}/{name}".rstrip("/")
-        if os.getpid() != self._process:
-            raise ConfigError(
-                "A cache in an object store cannot be used in a forked process.",
-                where=where,
-                why="the threads that speak to the store stayed in the process that forked, so it would wait forever",
-                next_command="start worker processes with the method `spawn`",
-            )
-        try:
-            yield
-        except (AlreadyExistsError, PreconditionError):
-            raise
-        except (BaseError, OSError) as error:
-            raise self._told(where, error) from None
-
-    def _told(self, where: str, error: Exception) -> AdvlError:
-        """Return what an error of the library means to the user."""
-        from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
-
-        reason = _reason(error)
-        if "NoSuchBucket" in str(error):
-            return self._no_bucket(where)
-        if isinstance(error, (NotFoundError, FileNotFoundError)):
-            return MissingFile("A file of the cache is missing.", where=where, next_command=repair_command(self._url))
-        denied = (PermissionDeniedError, UnauthenticatedError, PermissionError)
-        if isinstance(error, denied) or reason.startswith(("401", "403")):
-            return StorageError(
-                "The object store refuses access.",
-                where=where,
-                why=reason,
-                next_command=f"check the credentials: {_CREDENTIALS[self._url.scheme]}",
-            )
-        cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
-        return (_CutShort if cut_short else StorageError)(
-            "The object store cannot be reached, or does not do what was asked.",
-            where=where,
-            why=cut_short[0] if cut_short else reason,
-            next_command=again("check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes"),
-        )
-
-    def _no_bucket(self, where: str) -> StorageError:
-        return StorageError(
-            f"There is no bucket {self._url.bucket!r}.",
-            where=where,
-            next_command="create the bucket, or mend the URL",
-        )
-
-
-def _key_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_KEY_DIGITS]
-
-
-def _open(url: Url) -> S3Store | GCSStore:
-    with needs_extra("s3", where=str(url)):
-        from obstore.exceptions import BaseError
-        from obstore.store import GCSStore, S3Store
-    options: dict[str, Any] = {
-        # Without TLS only where AWS_ENDPOINT_URL says http:// itself.
-        "client_options": {
-            "allow_http": True,
-            "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-            "read_timeout": timedelta(seconds=_STALLED_SECONDS),
-            "timeout": timedelta(hours=1),
-        },
-        "retry_config": {
-            "max_retries": _MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
-            "backoff": {
-                "init_backoff": timedelta(seconds=FIRST_PAUSE_SECONDS),
-                "max_backoff": timedelta(seconds=_LONGEST_PAUSE_SECONDS),
-                "base": 2,
-            },
-        },
-    }
-    try:
-        return S3Store(url.bucket, **options) if url.scheme == "s3" else GCSStore(url.bucket, **options)
-    except (BaseError, ValueError) as error:
-        raise ConfigError("The object store cannot be opened.", where=str(url), why=_reason(error)) from None
-
-
-def _reason(error: BaseException) -> str:
-    """Condense a message to what helps: the status, the store's own code, the innermost cause. Never its whole text.
-
-    The text repeats requests and answers, and those may name keys and tokens.
-    """
-    text = str(error)
-    status = re.search(r"\b([1-5]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    causes = (
-        "dns error",
-        "Connection refused",
-        "operation timed out",
-        "certificate",
-        "connection closed",
-        "error sending request",
-    )
-    parts = [status[1] if status else "", code[1] if code else ""]
-    parts += [cause for cause in causes if cause in text and not status][:1]
-    return ", ".join(part for part in parts if part) or type(error).__name__

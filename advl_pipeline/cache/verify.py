@@ -41,6 +41,7 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
 from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.moments import mean_and_variance, sums, token_sums
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.store import (
@@ -57,7 +58,7 @@ from advl_pipeline.cache.store import (
     size_problem,
 )
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import CacheWriter, mean_and_variance, sums, token_sums
+from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
 from advl_pipeline.locations import Location
 

@@ -33,7 +33,8 @@ import torch
 from tqdm import tqdm
 
 from advl_pipeline.cache.quantise import FLOAT16_MAX, StoredDtype
-from advl_pipeline.cache.writer import CacheWriter, ShardBuffer
+from advl_pipeline.cache.shard_buffer import ShardBuffer
+from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import Progress

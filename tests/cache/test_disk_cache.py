@@ -16,8 +16,8 @@ import pytest
 
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import FileEntry
-from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.errors import StorageError
 
 NAME, OTHER = "text/tokens/values/c/0/0", "image/tokens/values/c/0/0"

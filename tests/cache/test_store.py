@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import MissingFile, Overtaken, Store, entry_of
-from advl_pipeline.cache.stores import ObjectStore, open_store
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import ConfigError, CorruptCache
 from advl_pipeline.locations import Url
 

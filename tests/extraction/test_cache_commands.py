@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import advl
@@ -201,10 +200,10 @@ def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "exists already" in err
 
 
-def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_to_safetensors(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_cache(cache).image
     ids = list(store.ids)
-    values, lengths = store.token_features(ids)
+    values, _ = store.token_features(ids)
     assert advl(capsys, "cache", "export", cache, "--to", "safetensors", "--output", tmp_path / "st")[0] == 0
     content = load_file(tmp_path / "st/image-00000.safetensors")
     (tmp_path / "usual").touch()
@@ -212,13 +211,6 @@ def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: 
     assert len(modes) == 1
     np.testing.assert_array_equal(content["token_values"], values)
     assert [row.tobytes().hex() for row in content["unit_id"]] == ids
-    assert advl(capsys, "cache", "export", cache, "--to", "parquet", "--output", tmp_path / "pq")[0] == 0
-    table = pq.read_table(tmp_path / "pq/image.parquet")
-    assert table["unit_id"].to_pylist() == ids
-    assert [len(rows) for rows in table["tokens"].to_pylist()] == lengths.tolist()
-    np.testing.assert_array_equal(
-        np.array([row for rows in table["tokens"].to_pylist() for row in rows], np.float16), values
-    )
 
 
 @pytest.mark.parametrize("form", ["npy", "pt", "hdf5-groups"])

@@ -18,8 +18,8 @@ from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache.commands import run_info, run_prune
 from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
 from advl_pipeline.locations import Url, parse_location

@@ -18,7 +18,7 @@ from advl_pipeline.cache.confidence import (
     read_confidence,
     write_confidence,
 )
-from advl_pipeline.cache.stores import ObjectStore
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Url

@@ -11,8 +11,8 @@ from objects import objects, spoil, upload
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.errors import ConfigError, CorruptCache
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction import run

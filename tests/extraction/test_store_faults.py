@@ -17,7 +17,7 @@ from s3_faults import Fault, FaultyStore, serve_faults
 from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import stores
+from advl_pipeline.cache import object_store
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "FIRST_PAUSE_SECONDS", PAUSE_SECONDS)
+    monkeypatch.setattr(object_store, "FIRST_PAUSE_SECONDS", PAUSE_SECONDS)
 
 
 def require_each_fault(store: FaultyStore, least: int) -> None:
@@ -78,7 +78,7 @@ def test_a_store_that_stays_ill_is_named(
     upload(url, tree_bytes(folder / "cache"))
     if fault == "stall":
         for name, value in {"_STALLED_SECONDS": 1.5, "_RETRY_SECONDS": 1, "_TRIES_OF_STALLED_ANSWERS": 1}.items():
-            monkeypatch.setattr(stores, name, value)
+            monkeypatch.setattr(object_store, name, value)
     with serve_faults(s3_server, fault, every=1, spared=10_000) as store, environment_of(store.environment):
         text = open_cache(url).stores()["text"]
         store.spared = 0
@@ -102,7 +102,7 @@ def test_cut_answers_are_asked_for_again_as_often_as_the_library_asks(num_cut: i
             raise error
         return "whole"
 
-    store = stores.ObjectStore(Url("s3://bucket/cache"))
+    store = object_store.ObjectStore(Url("s3://bucket/cache"))
     if num_cut == 5:
         assert store._ask("name", request) == "whole"
         return

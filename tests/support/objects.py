@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.cache.stores import ObjectStore
 from advl_pipeline.locations import Url
 
 
