@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -11,14 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from advl_pipeline.errors import ConfigError, StorageError, again
-
-_REASONS = {
-    errno.ENOSPC: "no space is left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would exceed the size limit",
-    errno.EIO: "the disk reported an input/output error",
-    errno.EROFS: "the file system is read-only",
-}
 
 
 @contextmanager
@@ -41,10 +32,9 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """Return what the disk said, in words."""
-    # safetensors gives the number in words alone.
+    # safetensors says it among others, with its number at the end.
     named = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else 0
-    return _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
+    return os.strerror(int(named[1])) if named else getattr(error, "strerror", None) or str(error)
 
 
 def make_folder(path: Path) -> None:

@@ -41,34 +41,6 @@ names, which may move but not change. `beside`: not at all, it says where things
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """Which numbers an option takes; never NaN or infinite ones. Help and errors print it as `str` gives it."""
-
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    multiple_of: int | None = None
-
-    def __contains__(self, value: float) -> bool:
-        return (
-            (isinstance(value, int) or math.isfinite(value))
-            and (self.minimum is None or value >= self.minimum)
-            and (self.maximum is None or value <= self.maximum)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-            and (self.multiple_of is None or value % self.multiple_of == 0)
-        )
-
-    def __str__(self) -> str:
-        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
-        told = [f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None]
-        if self.multiple_of is not None:
-            told.insert(0, f"a multiple of {self.multiple_of}")
-        return ", ".join(told)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """What a command makes of the path that an option names; `outputs.require_outputs` refuses the rest.
 
@@ -83,33 +55,11 @@ class Output:
     home: tuple[str, str] | None = None
 
 
-def option(
-    default: Any = dataclasses.MISSING,
-    *,
-    help: str,  # noqa: A002
-    metavar: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    multiple_of: int | None = None,
-    also: str | None = None,
-    was: str | None = None,
-    such_as: str | None = None,
-    rare: bool = False,
-    identity: Identity = "value",
-    paces: bool = True,
-    otherwise: Any = None,
-    output: Output | None = None,
-) -> Any:
-    """Declare a field of a command's configuration: the help of its flag, and all that follows from an option.
-
-    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
-    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
-    dataclasses.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """What a command's configuration declares of an option, beside its name, type and default.
 
     Args:
-        default: value when nobody gives one; without, the option is required.
         help: what the option does, shown by `--help`.
         metavar: what `--help` shows for the value.
         minimum: smallest number; `above` is the bound that is itself outside.
@@ -120,33 +70,58 @@ def option(
         also: another flag that means the same.
         was: the flag of an earlier release, taken for one more with a note on stderr.
         such_as: an example of its value, told where an option that is required is missing.
-        rare: see `rare_option`.
+        rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
         output: what the command makes of the path, where the option names an output; every other path is an input.
     """
-    if isinstance(default, (list, dict)):
-        raise TypeError("defaults of configuration fields are immutable")
-    found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
+
+    help: str
+    metavar: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    multiple_of: int | None = None
+    also: str | None = None
+    was: str | None = None
+    such_as: str | None = None
+    rare: bool = False
+    identity: Identity = "value"
+    paces: bool = True
+    otherwise: Any = None
+    output: Output | None = None
+
+    def allows(self, value: float) -> bool:
+        """Say whether a number is finite and within the bounds."""
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+    @property
+    def bounds(self) -> str:
+        """The numbers that it takes, in words; "" where any will do."""
+        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
+        told = [] if self.multiple_of is None else [f"a multiple of {self.multiple_of}"]
+        return ", ".join([*told, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, otherwise: Any = None, **declared: Any) -> Any:  # noqa: A002
+    """Declare a field of a command's configuration, of which `Option` says what may be declared.
+
+    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
+    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
+    dataclasses. Without a default the option is required.
+    """
     if otherwise is not None:
         help = help.replace("{otherwise}", otherwise if isinstance(otherwise, str) else f"{otherwise:g}")  # noqa: A001
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "metavar": metavar,
-            "range": None if found == Range() else found,
-            "also": also,
-            "was": was,
-            "such_as": such_as,
-            "rare": rare,
-            "identity": identity,
-            "paces": paces,
-            "otherwise": otherwise,
-            "output": output,
-        },
-    )
+    return dataclasses.field(default=default, metadata={"option": Option(help=help, otherwise=otherwise, **declared)})
 
 
 def rare_option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
@@ -160,10 +135,14 @@ def component(kind: type[Any]) -> Any:
 
 
 class Declared(NamedTuple):
-    """An option as a configuration has it: its field, its type, and the title of its section of the help or ""."""
+    """An option as a configuration has it: its field, type and declaration, and the title of its section of the help.
+
+    The title may be "".
+    """
 
     field: dataclasses.Field[Any]
     hint: Any
+    option: Option
     title: str
 
 
@@ -191,16 +170,12 @@ def _declared(cls: type[Any]) -> dict[str, Declared]:
                 # A number that a class of another kind decides (`X | Undecided`) may be None.
                 arguments = tuple(None if isinstance(one, TypeVar) else one for one in arguments)
                 hints[name] = functools.reduce(operator.or_, arguments)
-            found[name] = Declared(field, hints[name], part.__dict__.get("title", ""))
+            stated = field.metadata.get("option", Option(help=""))
+            found[name] = Declared(field, hints[name], stated, part.__dict__.get("title", ""))
     for field in fields.values():
         if "component" in field.metadata:
             found |= declared(field.metadata["component"])
     return found
-
-
-def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """Return name -> field of each option of a configuration."""
-    return {name: option.field for name, option in declared(cls).items()}
 
 
 def option_values(config: Any) -> dict[str, Any]:
@@ -214,15 +189,9 @@ def option_values(config: Any) -> dict[str, Any]:
 
 def with_options(config: ConfigT, **changes: Any) -> ConfigT:
     """Return a configuration with other values of some options, by their names."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        part = field.metadata.get("component")
-        if part is None and field.name in changes:
-            given[field.name] = changes.pop(field.name)
-        elif part is not None:
-            inside = {name: changes.pop(name) for name in options_of(part) if name in changes}
-            given[field.name] = with_options(getattr(config, field.name), **inside)
-    return dataclasses.replace(config, **given, **changes)  # type: ignore[type-var]
+    if unknown := changes.keys() - declared(type(config)).keys():
+        raise TypeError(f"{type(config).__name__} has no option {', '.join(sorted(unknown))}")
+    return _assembled(type(config), option_values(config) | changes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,14 +211,15 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     Raises:
         ConfigError: with the option, its range and the number.
     """
-    for name, option in declared(cls).items():
-        allowed: Range | None = option.field.metadata.get("range")
+    for name, declaration in declared(cls).items():
+        option = declaration.option
         for value in _numbers(values.get(name)):
             if isinstance(value, int) and value.bit_length() > _MOST_BITS:
                 why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
                 raise ConfigError(f"{flag_of(name)} is too large a number.", where=where, why=why)
-            if allowed is not None and value not in allowed:
-                raise ConfigError(f"{flag_of(name)} must be {allowed}.", where=where, why=f"got {value!r}")
+            if not option.allows(value):
+                what = f"{flag_of(name)} must be {option.bounds or 'a finite number'}."
+                raise ConfigError(what, where=where, why=f"got {value!r}")
 
 
 def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
@@ -259,8 +229,8 @@ def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identi
         values: field name -> value; names that are no fields stay.
         left_out: ways.
     """
-    told = {name: field.metadata.get("identity") for name, field in options_of(cls).items()}
-    return {name: value for name, value in values.items() if told.get(name) not in left_out}
+    gone = {name for name, declaration in declared(cls).items() if declaration.option.identity in left_out}
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,23 +239,23 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
     Args:
         values: field name -> value, as `config_to_dict` has them; names that are no fields stay.
     """
-    defaults = {name: field.default for name, field in options_of(cls).items()}
+    options = declared(cls)
     return {
         name: value
         for name, value in values.items()
-        if name not in defaults or defaults[name] is dataclasses.MISSING or value != to_plain(defaults[name])
+        if name not in options or value != to_plain(options[name].field.default)
     }
 
 
 def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options that a step of the work may take another time for; other names stay."""
-    told = {name: field.metadata.get("paces", True) for name, field in options_of(cls).items()}
-    return {name: value for name, value in values.items() if told.get(name, True)}
+    options = declared(cls)
+    return {name: value for name, value in values.items() if name not in options or options[name].option.paces}
 
 
 def fallbacks(cls: type[Any]) -> dict[str, Any]:
     """Return what stands for options that nobody gives: field name -> `otherwise` of its declaration."""
-    found = {name: field.metadata.get("otherwise") for name, field in options_of(cls).items()}
+    found = {name: declaration.option.otherwise for name, declaration in declared(cls).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -314,7 +284,7 @@ def name_of(flag: str) -> str:
 
 def renamed(cls: type[Any]) -> dict[str, str]:
     """Return the names that options had in an earlier release -> those of their fields."""
-    found = {name: field.metadata.get("was") for name, field in options_of(cls).items()}
+    found = {name: declaration.option.was for name, declaration in declared(cls).items()}
     return {name_of(was): name for name, was in found.items() if was is not None}
 
 
@@ -368,6 +338,31 @@ COMMAND_LINE = "command line"
 _NO_FLAGS: Mapping[str, Any] = types.MappingProxyType({})
 
 
+def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
+    """Return field -> the key that it has in a mapping, and its value.
+
+    A key is the name of a field, dashes allowed, that of its other flag, or that of an earlier release.
+
+    Raises:
+        ConfigError: an unknown key, or two of one option.
+    """
+    options, earlier = declared(cls), renamed(cls)
+    also = {name_of(one.option.also): name for name, one in options.items() if one.option.also}
+    found: dict[str, tuple[str, Any]] = {}
+    for key, value in layer.items():
+        name = key.replace("-", "_")
+        if name not in options and name in earlier:
+            say_renamed(key, earlier[name])
+        name = name if name in options else earlier.get(name) or also.get(name, "")
+        if not name:
+            raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(key.replace("-", "_"), options))
+        if name in found:
+            why = f"{found[name][0]} and {key} are the same"
+            raise ConfigError("An option stands there twice.", where=where, why=why)
+        found[name] = key, value
+    return found
+
+
 def build_config(
     cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] = _NO_FLAGS
 ) -> ConfigT:
@@ -382,24 +377,17 @@ def build_config(
         ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
     """
     options = declared(cls)
-    earlier = renamed(cls)
     values: dict[str, Any] = {}
     for layer, place in (*((layer, where) for layer in layers), (flags, COMMAND_LINE)):
-        for key, value in layer.items():
-            name = key.replace("-", "_")
-            if name not in options and name in earlier:
-                name = earlier[name]
-                say_renamed(key, name)
-            if name not in options:
-                raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(name, options))
+        for name, (key, value) in by_field(cls, layer, where=place).items():
             values[name] = _coerce(value, options[name].hint, key=key, where=place)
     missing = [
-        field
-        for name, (field, _, _) in options.items()
+        name
+        for name, (field, *_) in options.items()
         if name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        examples = {field.name: field.metadata.get("such_as") for field in missing}
+        examples = {name: options[name].option.such_as for name in missing}
         shown = [flag_of(name) if example else name for name, example in examples.items()]
         such_as = " ".join(f"{flag_of(name)} {example}" for name, example in examples.items() if example)
         raise ConfigError(
@@ -438,11 +426,10 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
         values: field name -> value, as `config_to_dict` has them; other keys are passed over.
     """
     words: list[str] = []
-    for field in options_of(cls).values():
-        value = values.get(field.name)
-        if value is None or value == to_plain(field.default):
+    for name, value in changed_options(cls, {name: values.get(name) for name in declared(cls)}).items():
+        if value is None:
             continue
-        flag = flag_of(field.name)
+        flag = flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
@@ -466,28 +453,29 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def kinds_of(hint: Any) -> tuple[list[Any], list[Any]]:
+    """Return the types that an option of a type may be of, `None` among them, and the words that it takes beside."""
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    kinds = list(typing.get_args(hint)) if is_union else [hint]
+    words = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+    return [kind for kind in kinds if kind not in words], [word for kind in words for word in typing.get_args(kind)]
+
+
 def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        if Url in arguments and isinstance(value, (str, Path)):
-            return parse_location(value)
-        words = [argument for argument in arguments if typing.get_origin(argument) is Literal]
-        if any(value in typing.get_args(argument) for argument in words):
-            return value
-        others = [argument for argument in arguments if argument is not type(None) and argument not in words]
-        (inner,) = others or words
-        return _coerce(value, inner, key=key, where=where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(
-                f"{flag_of(key) if where == COMMAND_LINE else key} cannot be {value!r}.",
-                where=where,
-                why=suggest_names(str(value), [str(argument) for argument in arguments]),
-            )
+    kinds, words = kinds_of(hint)
+    if value in words or (value is None and type(None) in kinds):
         return value
+    if Url in kinds and isinstance(value, (str, Path)):
+        return parse_location(value)
+    others = [kind for kind in kinds if kind is not type(None)]
+    if not others:
+        raise ConfigError(
+            f"{flag_of(key) if where == COMMAND_LINE else key} cannot be {value!r}.",
+            where=where,
+            why=suggest_names(str(value), map(str, words)),
+        )
+    (hint,) = others
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             value = [value]

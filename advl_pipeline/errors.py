@@ -174,10 +174,10 @@ class Suggestion(str):
     nearest: str
 
 
-def suggest_names(wanted: str, known: Iterable[str], *, limit: int = 4) -> Suggestion:
+def suggest_names(wanted: str, known: Iterable[str]) -> Suggestion:
     """Return a readable list of the known names nearest to `wanted`, or all of them when none is near."""
     known = sorted(set(known))
-    near = difflib.get_close_matches(wanted, known, n=limit, cutoff=0.4)
+    near = difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)
     told = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
     told.wanted, told.nearest = wanted, near[0] if near else ""
     return told

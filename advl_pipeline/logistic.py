@@ -22,6 +22,9 @@ Likelihood = Callable[[FloatArray], tuple[float, FloatArray]]
 
 MAX_ITERATIONS = 60
 
+TOLERANCE = 1e-6
+"""Relative decrease of the loss below which fitting ends."""
+
 
 def of_classes(label_N: npt.NDArray[np.int64]) -> Likelihood:
     """Return the likelihood of one class per example, by the softmax over O = K scores."""
@@ -82,22 +85,17 @@ def penalised_loss(
     num_examples: int,
     penalty: float,
     num_outputs: int,
-    has_intercept: bool,
 ) -> Callable[[FloatArray], tuple[float, FloatArray]]:
-    """Return what `fit_logistic` minimises: flattened (X, O) parameters -> the loss and its gradient."""
-    num_features = features_MF.shape[1]
-    is_learned = has_intercept and num_outputs > 1
+    """Return what `fit_logistic` minimises: flattened (F + 1, O) parameters -> the loss and its gradient."""
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
         table_XO = parameters.reshape(-1, num_outputs)
-        weight_FO = table_XO[:num_features]
-        scores_MO = np.asarray(features_MF @ weight_FO)
-        if has_intercept:
-            scores_MO += table_XO[-1]
-        loss, residual_MO = likelihood(scores_MO)
+        weight_FO = table_XO[:-1]
+        loss, residual_MO = likelihood(np.asarray(features_MF @ weight_FO) + table_XO[-1])
         gradient_XO = np.zeros_like(table_XO)
-        gradient_XO[:num_features] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
-        if is_learned:
+        gradient_XO[:-1] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
+        # Shared by all candidates of an example it changes nothing, so it stays as it begins.
+        if num_outputs > 1:
             gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
         return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
 
@@ -111,10 +109,8 @@ def fit_logistic(
     num_examples: int,
     penalty: float,
     start_XO: FloatArray,
-    has_intercept: bool,
-    tolerance: float = 2.2e-9,
 ) -> FloatArray:
-    """Return the fitted (X, O): F rows of weights and, where there is an intercept, one row of it at the end.
+    """Return the fitted (F + 1, O): rows of weights, and one of the intercept at the end.
 
     Args:
         features_MF: dense or sparse.
@@ -122,9 +118,6 @@ def fit_logistic(
         num_examples: N, which the likelihood is divided by.
         penalty: strength of the squared norm of the weights, relative to the mean loss.
         start_XO: where to begin.
-        has_intercept: whether the last row is an intercept. One shared by all candidates of an example changes
-            nothing, so with O = 1 it stays as it begins.
-        tolerance: relative decrease of the loss below which fitting ends.
     """
     objective = penalised_loss(
         features_MF,
@@ -132,14 +125,13 @@ def fit_logistic(
         num_examples=num_examples,
         penalty=penalty,
         num_outputs=start_XO.shape[1],
-        has_intercept=has_intercept,
     )
     found = minimize(
         objective,
         start_XO.ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-5},
+        options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-5},
     )
     fitted_XO: FloatArray = found.x.reshape(start_XO.shape)
     return fitted_XO

@@ -6,7 +6,6 @@ that alone the door knows every output of a command, and that all its other path
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.atomic import require_no_folder, writing
-from advl_pipeline.configuration import Configuration, Output, flag_of, option
+from advl_pipeline.configuration import Configuration, Output, declared, flag_of, option, option_values
 from advl_pipeline.errors import ConfigError, again
 from advl_pipeline.folders import require_folder, require_outside
 from advl_pipeline.locations import Location
@@ -52,12 +51,13 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
     """
     outputs: dict[str, tuple[Path, Output]] = {}
     inputs = list(_paths(tuple(reads)))
-    for field in dataclasses.fields(config):
-        value, output = places.get(field.name, getattr(config, field.name)), field.metadata.get("output")
+    options = declared(type(config))
+    for name, value in (option_values(config) | places).items():
+        output = options[name].option.output
         if output is None:
             inputs += _paths(value)
         elif isinstance(value, Path):
-            outputs[field.name] = value, output
+            outputs[name] = value, output
     for name, (path, output) in outputs.items():
         with writing(path):
             match output.makes:

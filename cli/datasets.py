@@ -13,7 +13,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.packages import data_files
 
-from .flags import config_command, exit_with, json_option, print_json, say_what_it_is
+from .flags import config_command, exit_with, json_option, print_json, print_own_data
 from .main import PluginGroup
 
 MAX_SHOWN = 20
@@ -81,7 +81,7 @@ def check(config: CheckConfig) -> Iterator[Any]:
     from advl_pipeline.datasets.roots import DatasetMissing
 
     with suppress(DatasetMissing):
-        say_what_it_is([config.name], config.data_root)
+        print_own_data([config.name], config.data_root)
     result = run_check(config, progress=True)
     exit_with(0 if result.usable else 5)
     yield {**config_to_dict(result), "usable": result.usable}
@@ -114,7 +114,7 @@ def subset(config: SubsetConfig) -> Iterator[Any]:
     """
     from advl_pipeline.datasets.check import run_subset
 
-    say_what_it_is([config.name], config.data_root)
+    print_own_data([config.name], config.data_root)
     result = run_subset(config)
     yield result
     click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")

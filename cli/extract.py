@@ -12,7 +12,7 @@ import click
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 
 from .advice import running, what_follows
-from .flags import config_command, say_what_it_is
+from .flags import config_command, print_own_data
 
 if TYPE_CHECKING:
     from advl_pipeline.extraction.estimate import Payback
@@ -31,7 +31,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     """
     from advl_pipeline.extraction.given import require_effect, require_given
 
-    say_what_it_is([config.dataset], config.data_root)
+    print_own_data([config.dataset], config.data_root)
     require_given(config)
     require_effect(config)
     from advl_pipeline.extraction.run import run_extract
@@ -112,7 +112,7 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     from advl_pipeline.datasets.registry import require_names
     from advl_pipeline.students.registry import require_student
 
-    say_what_it_is([config.dataset], config.data_root)
+    print_own_data([config.dataset], config.data_root)
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     if config.student is not None:
         require_student(config.student)

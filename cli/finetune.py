@@ -12,7 +12,7 @@ import click
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .flags import config_command, say_what_it_is
+from .flags import config_command, print_own_data
 
 
 @config_command(FinetuneConfig, "finetune")
@@ -27,7 +27,7 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     """
     from advl_pipeline.training.given import require_effect, require_given
 
-    say_what_it_is([config.dataset], config.data_root)
+    print_own_data([config.dataset], config.data_root)
     require_given(config)
     require_effect(config)
     if config.forecast.dry_run:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import json
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -21,15 +19,15 @@ from advl_pipeline.configuration import (
     COMMAND_LINE,
     Declared,
     build_config,
+    by_field,
     declared,
     flag_of,
+    kinds_of,
     name_of,
-    options_of,
     read_toml,
     renamed,
     say_renamed,
 )
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
 
@@ -120,7 +118,7 @@ def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Op
 
 def config_command(
     cls: type[Any], name: str, *, of: click.Group | None = None, arguments: Iterable[str] = ()
-) -> Callable[[Callable[..., Any]], click.Command]:
+) -> Callable[[Callable[..., Iterator[Any]]], click.Command]:
     """Make a command of a function that is given `config` and yields its document, as `json_option` says.
 
     It has a flag for each option of the configuration, and `--config FILE` whose keys are the defaults of the flags.
@@ -132,7 +130,7 @@ def config_command(
         arguments: names of fields that are positional arguments instead of flags.
     """
 
-    def decorate(function: Callable[..., Any]) -> click.Command:
+    def decorate(function: Callable[..., Iterator[Any]]) -> click.Command:
         options, printing = declared(cls), json_option(function)
 
         @functools.wraps(printing)
@@ -169,45 +167,31 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     """
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    fields = [field for field in options_of(cls).values() if field.metadata.get("also")]
-    also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
-    layers = []
-    if file:
-        table = read_toml(file)
-        if twice := [f"{name} and {field}" for name, field in also.items() if {name, field} <= table.keys()]:
-            raise ConfigError("An option stands there twice.", where=str(file), why=f"{twice[0]} are the same")
-        layers = [{also.get(key, key): value for key, value in table.items()}]
-    told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
+    layer = read_toml(file) if file else {}
+    told = {name: value for name, (_, value) in by_field(cls, layer, where=str(file)).items()} | given
     running().given = told
     context = click.get_current_context()
     for parameter in context.command.params:
         if isinstance(parameter, click.Argument) and parameter.name not in told:
             raise click.MissingParameter(ctx=context, param=parameter)
-    config = build_config(cls, *layers, where=str(file) if file else COMMAND_LINE, flags=given)
+    config = build_config(cls, layer, where=str(file) if file else COMMAND_LINE, flags=given)
     # Before the command opens anything; what it does itself asks again, for callers from Python.
     require_outputs(config)
     return config
 
 
-def json_option(function: Function) -> Function:
-    """Add `--json`: a generator yields its result, which is printed as one JSON document; without, it goes on.
-
-    A function that is no generator is given `as_json` and prints by itself.
-    """
-    flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    if not inspect.isgeneratorfunction(function):
-        return flag(function)
+def json_option(function: Callable[..., Iterator[Any]]) -> Callable[..., int]:
+    """Add `--json`: what the generator yields is its result, printed as one JSON document; without, it goes on."""
 
     @functools.wraps(function)
     def run(*, as_json: bool, **given: Any) -> int:
-        steps = function(**given)
-        for document in steps:
+        for document in function(**given):
             if as_json:
                 print_json(document)
                 break
         return cast(int, click.get_current_context().meta.get(_EXIT_CODE, 0))
 
-    return cast(Function, flag(run))
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(run)
 
 
 def exit_with(code: int) -> None:
@@ -233,7 +217,7 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
         click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
-def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
+def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
     from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
 
@@ -243,8 +227,8 @@ def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:
-    field, facts, flag = declaration.field, declaration.field.metadata, flag_of(declaration.field.name)
-    notes = [str(facts["range"])] if facts["range"] else []
+    field, option, flag = declaration.field, declaration.option, flag_of(declaration.field.name)
+    notes = [option.bounds] if option.bounds else []
     if field.default is dataclasses.MISSING:
         notes.append("required")
     elif field.default is not False and field.default not in (None, (), ""):
@@ -254,13 +238,13 @@ def _flag(declaration: Declared) -> Callable[[Function], Function]:
     return click.option(
         field.name,
         *([f"{flag}/--no-{flag[2:]}"] if declaration.hint is bool else [flag]),
-        *([facts["also"]] if facts["also"] else []),
+        *([option.also] if option.also else []),
         cls=SectionedOption,
         section=declaration.title,
-        rare=facts["rare"],
+        rare=option.rare,
         default=None,
-        help=facts["help"] + (f" [{'; '.join(notes)}]" if notes else ""),
-        **parsed | ({"metavar": facts["metavar"]} if facts["metavar"] else {}),
+        help=option.help + (f" [{'; '.join(notes)}]" if notes else ""),
+        **parsed | ({"metavar": option.metavar} if option.metavar else {}),
     )
 
 
@@ -268,14 +252,12 @@ def _parsed_as(hint: Any) -> dict[str, Any]:
     """Return how an option of a type is parsed: what is no number stays text, which the configuration judges."""
     if typing.get_origin(hint) is tuple:
         return _parsed_as(typing.get_args(hint)[0]) | {"multiple": True}
-    is_union = typing.get_origin(hint) in (Union, types.UnionType)
-    kinds = [kind for kind in (typing.get_args(hint) if is_union else [hint]) if kind is not type(None)]
-    words = [str(word) for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+    kinds, words = kinds_of(hint)
     if words:
         return {"type": _NumberOrWord(words)} if int in kinds else {"type": str, "metavar": f"[{'|'.join(words)}]"}
     if Path in kinds:
         return {"type": str, "metavar": "PATH OR URL" if Url in kinds else "PATH"}
-    return {"type": kinds[0]}
+    return {"type": next(kind for kind in kinds if kind is not type(None))}
 
 
 class _NumberOrWord(click.types.IntParamType):

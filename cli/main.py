@@ -82,21 +82,16 @@ class PluginGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
-        self.write_commands(formatter, [(name, command.get_short_help_str(formatter.width)) for name, command in own])
-
-    def write_commands(self, formatter: click.HelpFormatter, own: list[tuple[str, str]]) -> None:
         """Write the group's own commands with their help, then those of other packages with the package."""
-        for title, rows in (("Commands", own), ("Commands of plug-ins", self._plugin_rows())):
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-    def _plugin_rows(self) -> list[tuple[str, str]]:
-        return [
+        own = [(name, one.get_short_help_str(formatter.width)) for name, one in sorted(self.commands.items())]
+        others = [
             (name, f"From the package {point.dist.name if point.dist else point.value}.")
             for name, point in self.plugins().items()
         ]
+        for title, rows in (("Commands", own), ("Commands of plug-ins", others)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 class _Broken(click.Command):
@@ -120,8 +115,9 @@ class LazyGroup(PluginGroup):
 
     place = ""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*COMMANDS, *self.plugins()})
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: click.Command(name, short_help=text) for name, (_, text) in COMMANDS.items()}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -129,9 +125,6 @@ class LazyGroup(PluginGroup):
         module, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(f".{module}", package=__package__), cmd_name)
         return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        self.write_commands(formatter, [(name, text) for name, (_, text) in sorted(COMMANDS.items())])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,6 +17,16 @@ tokenizer_option = click.option(
     "--tokenizer", help="Folder or hub name of a tokenizer, or minilm-l6 [default: the student's own]."
 )
 
+KEYS = {
+    "missing": "missing from the file",
+    "unexpected": "unexpected in the file",
+    "reinitialised": "of another shape, left at fresh values",
+    "resized": "fitted to another size",
+    "fresh": "absent from the file as they may be",
+    "ignored": "set aside (heads, pretraining objectives)",
+}
+"""What `load-check` says of the keys of a checkpoint."""
+
 
 @click.group("students", cls=PluginGroup)
 def students() -> None:
@@ -94,20 +104,10 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     exit_with(0 if fills else 2)
     yield report
     click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded")
-    _print_keys("missing from the file", report["missing"])
-    _print_keys("unexpected in the file", report["unexpected"])
-    _print_keys("of another shape, left at fresh values", report["reinitialised"])
-    _print_keys("fitted to another size", report["resized"])
-    _print_keys("absent from the file as they may be", report["fresh"])
-    _print_keys("set aside (heads, pretraining objectives)", report["ignored"])
+    for kind, label in KEYS.items():
+        if keys := report[kind]:
+            click.echo("\n  ".join([f"{len(keys)} {label}:", *keys]))
     click.echo(f"{'fills' if fills else 'does not fill'} {name}")
-
-
-def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:
-    if keys:
-        click.echo(f"{len(keys)} {label}:")
-        for key in keys:
-            click.echo(f"  {key}")
 
 
 @config_command(ExportRunConfig, "export", arguments=("run",))

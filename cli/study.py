@@ -13,7 +13,7 @@ from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .flags import config_command, exit_with, say_what_it_is
+from .flags import config_command, exit_with, print_own_data
 
 
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -49,7 +49,7 @@ def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]
     advl study demo
     advl study mine.toml --output runs/studies/mine
     """
-    say_what_it_is([setting.dataset for setting in load_study(config.study).settings], config.data_root)
+    print_own_data([setting.dataset for setting in load_study(config.study).settings], config.data_root)
     if choice := student_choice(config):
         click.echo(choice, err=True)
     if dry_run or measure:

@@ -56,7 +56,6 @@ _LONGEST_FILES = (
     "test_run_and_gather.py",
     "test_remote.py",
     "test_build.py",
-    "test_end_to_end.py",
     "test_vision_families.py",
 )
 """A quarter of a minute or more each: they begin first, so that no process is left with one of them at the end."""

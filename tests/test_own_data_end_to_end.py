@@ -1,4 +1,4 @@
-"""Data of one's own from nothing to a report, in the commands that README shows, and through the others."""
+"""Data of one's own from nothing to a report, through every command; README's own are run by check_wheel.py."""
 
 from __future__ import annotations
 
@@ -18,86 +18,58 @@ from own_rows import answer_row, choice_row, class_row, write_csv, write_json_li
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.roots import name_in_records
 
-ROOT = Path(__file__).parents[1]
 SHORT = ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "4", "--confidence-folds", "2")
 
 
-def readme_commands() -> list[str]:
-    """Return the commands of README's example of one's own data, without the line that installs."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    (block,) = [text for text in blocks if "--data mine.jsonl" in text]
-    return [line for line in re.sub(r"\\\n\s*", " ", block).splitlines() if line.startswith("advl ")]
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "a folder").mkdir()
+    return tmp_path / "a folder"
 
 
 @pytest.fixture
 def advl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[str, str]]:
-    """Return what runs a command in a folder of its own, in this process, and gives what it printed."""
-    monkeypatch.chdir(tmp_path)
+    """Return what runs a command in a folder with a space in its name, in this process, and gives what it printed."""
+    monkeypatch.chdir(here)
     return partial(commands.printed, capsys)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_commands_of_the_readme(advl: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "mine.jsonl", [choice_row(number) for number in range(20)])
-    commands = readme_commands()
-    assert [shlex.split(command)[1] for command in commands] == [
-        "extract",
-        "extract",
-        "finetune",
-        "evaluate",
-        "report",
-    ]
-    done = [advl(*shlex.split(command)[1:]) for command in commands]
-    said = "mine.jsonl: task choice, from the columns image, question, choices, label; also split; 15 train, 5 test"
-    assert said in done[0][1]
-    assert "next: advl evaluate runs/mine --on test" in done[2][0]
-    assert re.search(r"^test +choice +5 ", done[3][0], re.M)
-    page = (tmp_path / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
-    accuracy = json.loads((tmp_path / "runs/mine/evaluation/test.json").read_text())["metrics"]["choice"]
-    assert "choice accuracy" in page
-    assert f"{accuracy:.1f}" in page
-    cache = open_cache(tmp_path / "caches/minilm-l6/mine/train")
-    assert name_in_records(cache.identity, cache.provenance) == "mine"
-    told = json.dumps(cache.identity)
-    assert "own-" in told
-    assert "mine" not in told, "where data lie is no part of what they are"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
-    for make, name, metric in ((class_row, "true", "classes"), (answer_row, "open", "answers")):
-        data, run = f"{name}.jsonl", f"runs/{name}"
+def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, str]]) -> None:
+    for make, metric in ((choice_row, "choice"), (class_row, "classes"), (answer_row, "answers")):
+        data, run = f"my-{metric}.jsonl", f"runs/{metric}"
         rows = [make(number) for number in range(20)]
         write_json_lines(Path(data), [*rows, make(20, image="pictures/none.png")])
         listed, _ = advl("datasets", "check", data, "--deep", code=5)
         assert "pictures/none.png is missing" in listed
         _, refused = advl("extract", "--teacher", "efficientnet-lite0", "--data", data, code=5)
         assert "pictures/none.png is missing (used by " in refused
-        skipped, _ = advl("extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--folds", 2)
+        skipped, told = advl("extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--folds", 2)
+        assert f"{data}: task {metric}, from the columns image, " in told
+        assert "; also split; 16 train, 5 test" in told
         assert "1 malformed items were left out" in skipped
-        cache = f"caches/minilm-l6/{name}/train"
-        common = ("--data", data, "--cache", cache, "--output", run, "--on-error", "skip")
-        advl("finetune", *common, "--shots", 6, *SHORT)
+        cache = open_cache(f"caches/minilm-l6/my-{metric}/train")
+        assert name_in_records(cache.identity, cache.provenance) == f"my-{metric}"
+        assert "own-" in json.dumps(cache.identity)
+        assert "my-" not in json.dumps(cache.identity), "where data lie is no part of what they are"
+        common = ("--data", data, "--cache", str(cache.path), "--output", run, "--on-error", "skip")
+        trained, _ = advl("finetune", *common, "--shots", 6, *SHORT)
+        assert f"next: advl evaluate {run} --on test" in trained
         scored, _ = advl("evaluate", run, "--on", "test")
         assert re.search(rf"^test +{metric} +5 ", scored, re.M)
         unlabelled = [{key: row[key] for key in row if key not in ("label", "answers")} for row in rows[15:]]
-        (tmp_path / "elsewhere").mkdir(exist_ok=True)
         write_json_lines(Path("elsewhere/moved.jsonl"), unlabelled)
-        if metric == "answers":
-            # Without answers a row could be of several kinds.
-            Path("elsewhere/moved.toml").write_text('files = "moved.jsonl"\ntask = "answers"\n')
-        of = "elsewhere/moved.toml" if metric == "answers" else "elsewhere/moved.jsonl"
-        advl("predict", run, "--on", f"{of}/test", "--output", "called.csv")
+        # Without answers a row could be of several kinds.
+        Path("elsewhere/moved.toml").write_text(f'files = "moved.jsonl"\ntask = "{metric}"\n')
+        advl("predict", run, "--on", "elsewhere/moved.toml/test", "--output", "called.csv")
         lines = Path("called.csv").read_text().splitlines()
         assert (lines[0], len(lines)) == ("id,index,prediction", 6)
     advl("report", "runs", "--to", "md")
     report = Path("runs/report.md").read_text(encoding="utf-8")
-    assert "class accuracy" in report
-    assert "answer accuracy" in report
+    assert all(f"{kind} accuracy" in report for kind in ("choice", "class", "answer"))
 
 
 @pytest.mark.slow
@@ -117,7 +89,7 @@ UNUSED = ("pandas", "timm", "peft", "datasets", "matplotlib", "zarr", "h5py", "o
 """Packages that scoring a small student needs none of."""
 
 
-def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[str, str]], here: Path) -> None:
     write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
     advl("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2], "--batch-size", 4, "--output", "run")
     code = (
@@ -125,7 +97,7 @@ def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[
         "with suppress(SystemExit): main(['evaluate', 'run', '--on', 'test'])\n"
         f"print('imported', sorted(set({UNUSED}) & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
     assert re.search(r"^test +choice", done.stdout, re.M), done.stderr
     assert done.stdout.splitlines()[-1] == "imported []"
 

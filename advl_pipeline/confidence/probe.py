@@ -161,7 +161,6 @@ def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_fea
         num_examples=count,
         penalty=DEFAULT_PENALTY,
         num_outputs=1 if choice else num_classes,
-        has_intercept=True,
     )
     began = time.perf_counter()
     objective(np.zeros((num_features + 1) * (1 if choice else num_classes)))
@@ -218,8 +217,6 @@ class ProbeHead:
                 num_examples=len(rows),
                 penalty=penalty,
                 start_XO=table,
-                has_intercept=True,
-                tolerance=1e-6,
             )
             yield cls(
                 weight_FO=table[:-1],

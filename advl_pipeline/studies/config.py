@@ -27,8 +27,8 @@ from advl_pipeline.configuration import (
     Output,
     build_config,
     config_to_dict,
+    declared,
     option,
-    options_of,
     read_toml,
 )
 from advl_pipeline.datasets.config import DataRootOptions
@@ -204,7 +204,7 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
         ConfigError: a key of neither.
     """
     own = {item.name for item in dataclasses.fields(Variant)} - {"training"}
-    known = own | (options_of(FinetuneConfig).keys() - _SET_BY_THE_GRID)
+    known = own | (declared(FinetuneConfig).keys() - _SET_BY_THE_GRID)
     variants: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         place = f"{where}{name}]"

@@ -33,9 +33,7 @@ CONTEXT_MARGIN = 1 / 16
 """Context kept around a box, as a share of its longer edge, on every side."""
 
 
-def crop_rectangle(
-    box_4: npt.NDArray[np.float32], width: int, height: int, *, margin: float = CONTEXT_MARGIN
-) -> tuple[int, int, int, int]:
+def crop_rectangle(box_4: npt.NDArray[np.float32], width: int, height: int) -> tuple[int, int, int, int]:
     """Return the rectangle (x1, y1, x2, y2), in whole pixels, that is cut out for a box.
 
     The box grown by the margin, rounded outwards, clipped to the picture; never empty: a box without area, or
@@ -44,11 +42,10 @@ def crop_rectangle(
     Args:
         box_4: (x1, y1, x2, y2) in pixels, float32, corners in any order.
         width, height: size of the picture in pixels.
-        margin: share of the box's longer edge added on every side.
     """
     x1, x2 = sorted((float(box_4[0]), float(box_4[2])))
     y1, y2 = sorted((float(box_4[1]), float(box_4[3])))
-    grow = margin * max(x2 - x1, y2 - y1)
+    grow = CONTEXT_MARGIN * max(x2 - x1, y2 - y1)
     left, right = _clip_edge(x1 - grow, x2 + grow, width)
     top, bottom = _clip_edge(y1 - grow, y2 + grow, height)
     return left, top, right, bottom

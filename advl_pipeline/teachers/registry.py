@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
+from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, read_data
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -104,11 +105,7 @@ class DescribedTeacher:
 
 def read_teacher_cards(text: str) -> dict[str, TeacherCard]:
     """Return the cards of a TOML file by name, in its order."""
-    cards = {}
-    for name, facts in tomllib.loads(text).items():
-        values: dict[str, Any] = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
-        cards[name] = TeacherCard(name=name, **values)
-    return cards
+    return {name: build_config(TeacherCard, {"name": name}, facts) for name, facts in tomllib.loads(text).items()}
 
 
 CATALOGUE: dict[str, TeacherCard] = read_teacher_cards(read_data("teachers.toml"))
@@ -126,37 +123,52 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
         ConfigError: an unknown name (the near ones are listed), device or model type.
         WeightsUnavailable: the weights are not at hand; says what to install or where to put them.
     """
-    inner, seed = _control(name)
+    door, inner, seed = _resolved(name)
     options = OpenOptions(name=name, random_seed=seed, **settings)
-    door, _, rest = inner.partition(":")
-    card = CATALOGUE.get(inner)
-    if rest and door == "pictures":
+    card = None if door else CATALOGUE.get(inner)
+    if door == "pictures":
         from advl_pipeline.teachers.image_tower import open_squares
 
-        return open_squares(rest)
-    if (rest and door == "timm") or (card is not None and card.source == "timm"):
+        return open_squares(inner)
+    if door == "timm" or (card is not None and card.source == "timm"):
         from advl_pipeline.teachers.timm_family import open_timm
 
-        return open_timm(card.architecture if card else rest, options, weights=options.weights)
-    if (rest and door == "hf") or card is not None:
+        return open_timm(card.architecture if card else inner, options, weights=options.weights)
+    if door == "hf" or card is not None:
         from advl_pipeline.teachers.transformers_family import open_transformers
 
-        repository, model_type = (card.source_id, card.model_type) if card else (rest, "")
+        repository, model_type = (card.source_id, card.model_type) if card else (inner, "")
         return open_transformers(repository, options, model_type=model_type)
-    if inner in plugin_entry_points():
-        return _open_plugin(plugin_entry_points()[inner], options)
-    raise _unknown(inner)
+    return _open_plugin(plugin_entry_points()[inner], options)
 
 
-def _control(name: str) -> tuple[str, int | None]:
-    """Return what stands behind `random:` and the seed of its weights; of any other name itself, and None."""
+def _resolved(name: str) -> tuple[str, str, int | None]:
+    """Return the door of a name, "" for a named teacher; what it opens there; and the seed that `random:` gives.
+
+    Raises:
+        ConfigError: it opens no teacher.
+    """
     door, _, rest = name.partition(":")
-    if not rest or door != "random":
-        return name, None
-    inner, _, seed = rest.partition("@") if not rest.startswith("hf:") else (rest, "", "")
-    if seed and not seed.isdigit():
-        raise ConfigError(f"The seed of {name!r} is no number.", where="--teacher")
-    return inner, int(seed or 0)
+    seed = None
+    if rest and door == "random":
+        name, _, digits = rest.partition("@") if not rest.startswith("hf:") else (rest, "", "")
+        if digits and not digits.isdigit():
+            raise ConfigError(f"The seed of 'random:{rest}' is no number.", where="--teacher")
+        seed = int(digits or 0)
+        door, _, rest = name.partition(":")
+    if rest and door in ("hf", "timm", "pictures"):
+        return door, rest, seed
+    if name in known_names():
+        return "", name, seed
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(
+        f"There is no teacher {name!r}.",
+        why=suggest_names(name, [*known_names(), *DOORS]),
+        next_command=advise(["advl", "teachers", "list"]),
+    )
 
 
 def plugin_entry_points() -> dict[str, EntryPoint]:
@@ -175,18 +187,7 @@ def require_teacher(name: str) -> None:
     Raises:
         ConfigError: as said.
     """
-    inner, _ = _control(name)
-    door, _, rest = inner.partition(":")
-    if not (rest and door in ("hf", "timm", "pictures")) and inner not in known_names():
-        raise _unknown(inner)
-
-
-def _unknown(name: str) -> ConfigError:
-    return ConfigError(
-        f"There is no teacher {name!r}.",
-        why=suggest_names(name, [*known_names(), *DOORS]),
-        next_command=advise(["advl", "teachers", "list"]),
-    )
+    _resolved(name)
 
 
 def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
@@ -275,22 +276,21 @@ def show_teacher(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown name; the near ones are listed.
     """
-    inner, seed = _control(name)
-    door, _, rest = inner.partition(":")
-    if inner in known_names():
-        card = card_of(inner)
-    elif rest and door in ("hf", "timm"):
+    door, inner, seed = _resolved(name)
+    if door == "pictures":
+        raise _unknown(name)
+    if door:
         card = TeacherCard(
-            name=inner,
+            name=name,
             source="transformers" if door == "hf" else "timm",
-            source_id=rest,
+            source_id=inner,
             modalities=("image",) if door == "timm" else (),
-            about=f"any model: {rest}",
+            about=f"any model: {inner}",
             licence="see its page",
             megabytes=0,
         )
     else:
-        raise _unknown(inner)
+        card = card_of(inner)
     summary = _summary(name, card)
     if seed is not None:
         summary["about"] = f"random weights (control): {summary['about']}"

@@ -76,7 +76,19 @@ class SelectingTextTower:
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
         """As the tower, with the rows and spans of the kept tokens."""
-        return [self._select(unit, full) for unit, full in zip(units, self._tower.prepare(units), strict=True)]
+        selected: list[PreparedUnit] = []
+        for unit, full in zip(units, self._tower.prepare(units), strict=True):
+            if full.char_spans_M2 is None:
+                raise ValueError("a text tower gives the characters of each token")
+            word_of_token = assign_tokens_to_words(full.char_spans_M2, word_spans(unit.text))
+            kept_M = np.flatnonzero(np.isin(word_of_token, self._keeps.words(unit))).astype(np.int32)
+            spans_M2 = full.char_spans_M2[kept_M]
+            selected.append(
+                SelectedUnit(
+                    inputs=full.inputs, num_tokens=len(kept_M), char_spans_M2=spans_M2, kept_M=kept_M, full=full
+                )
+            )
+        return selected
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
         """Encode whole texts; return the rows that are kept."""
@@ -91,19 +103,6 @@ class SelectingTextTower:
                 for rows, unit in zip(encoded.token_values, selected, strict=True)
             ],
             stats=encoded.stats,
-        )
-
-    def _select(self, unit: TextUnit, full: PreparedUnit) -> SelectedUnit:
-        if full.char_spans_M2 is None:
-            raise ValueError("a text tower gives the characters of each token")
-        word_of_token = assign_tokens_to_words(full.char_spans_M2, word_spans(unit.text))
-        kept_M = np.flatnonzero(np.isin(word_of_token, self._keeps.words(unit))).astype(np.int32)
-        return SelectedUnit(
-            inputs=full.inputs,
-            num_tokens=len(kept_M),
-            char_spans_M2=full.char_spans_M2[kept_M],
-            kept_M=kept_M,
-            full=full,
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.configuration import option_values, options_of, read_toml, refuse_ineffective
+from advl_pipeline.configuration import declared, option_values, read_toml, refuse_ineffective
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
@@ -241,6 +241,6 @@ def without_effect(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[
     for applies, why, ineffective in idle:
         for name in ineffective.split() if applies else ():
             reasons.setdefault(name, why)
-    options = options_of(FinetuneConfig)
-    changed = [name for name, value in option_values(config).items() if value != options[name].default]
+    options = declared(FinetuneConfig)
+    changed = [name for name, value in option_values(config).items() if value != options[name].field.default]
     return {name: reasons[name] for name in changed if name in reasons}

@@ -9,7 +9,6 @@ import json
 import pickle
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,20 +242,6 @@ def test_an_unfinished_run_is_to_be_resumed(
         assert advice[:2] == ["advl", "finetune"]
         for flag, value in {"--output": folder, "--seed": 3, "--data-root": small_corpus.data_root}.items():
             assert advice[advice.index(flag) + 1] == str(value)
-
-
-def test_a_damaged_shard_is_repaired_by_name(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cache = tmp_path / "cache"
-    shutil.copytree(small_corpus.caches[0], cache)
-    shard = next(path for path in sorted((cache / "text" / "tokens" / "values").rglob("0")) if path.is_file())
-    damaged = bytearray(shard.read_bytes())
-    damaged[-1] ^= 1
-    shard.write_bytes(damaged)
-    code, told = complaint(capsys, "cache", "export", cache, "--output", tmp_path / "out.h5")
-    assert code == 4
-    assert advised(told) == ["advl", "cache", "repair", str(cache)]
 
 
 def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,9 @@ CASES = [
     ("cache repair caches/none", 2, "caches/none"),
     (f"prepare {DATA} --student nosuch", 2, "nosuch"),
     ("teachers check nosuch", 2, "nosuch"),
+    ("teachers list", 0, ""),
+    ("teachers show clip-vit-l", 0, ""),
+    ("teachers show minilm", 2, "minilm-l6"),
     ("students show nosuch", 2, "nosuch"),
     ("study nosuch", 2, "nosuch"),
     # A cache further down is offered.

@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from commands import complaint
 
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
@@ -50,17 +49,6 @@ def test_help_is_short_has_an_example_and_with_help_all_shows_every_option() -> 
             if isinstance(option, click.Option) and not option.hidden:
                 assert option.help, f"`{name} {option.opts[0]}` has no help"
                 assert re.search(rf"(?<![\w-]){option.opts[0]}(?![\w-])", shown), f"{name} {option.opts[0]}"
-
-
-def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, told = complaint(capsys, "evaluate", "no-such-run")
-    assert code == 2
-    assert "no-such-run" in told
-    assert "next:" in told
-    assert "Traceback" not in told
-    assert "Traceback" in complaint(capsys, "--debug", "evaluate", "no-such-run")[1]
 
 
 @pytest.mark.parametrize("given", [["cache"], ["--debug", "cache"]])

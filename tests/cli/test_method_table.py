@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import typing
 from pathlib import Path
 
-from advl_pipeline.configuration import declared, option_values
+from advl_pipeline.configuration import declared, kinds_of, option_values
 from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import resolve_method
@@ -39,9 +38,8 @@ def default_of(name: str) -> object:
 
 
 def choices_of(name: str) -> set[str]:
-    hint = declared(FinetuneConfig)[name].hint
-    literals = [item for item in (hint, *typing.get_args(hint)) if typing.get_origin(item) is typing.Literal]
-    return {str(value) for literal in literals for value in typing.get_args(literal)}
+    _, words = kinds_of(declared(FinetuneConfig)[name].hint)
+    return set(words)
 
 
 def test_every_option_of_the_method_has_a_row() -> None:

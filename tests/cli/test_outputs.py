@@ -17,7 +17,7 @@ from commands import advl, complaint
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_cli.reference import commands
-from advl_pipeline.configuration import flag_of
+from advl_pipeline.configuration import declared, flag_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.folders import MARKERS, FolderKind, folder_kind, require_folder
@@ -37,12 +37,10 @@ def is_path(hint: typing.Any) -> bool:
 def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> None:
     told = {(command, field.name) for command, cls in configurations() for field in dataclasses.fields(cls)}
     unknown = [
-        f"{command} {field.name}"
+        f"{command} {name}"
         for command, cls in configurations()
-        for field in dataclasses.fields(cls)
-        if is_path(typing.get_type_hints(cls)[field.name])
-        and field.metadata.get("output") is None
-        and field.name not in INPUTS
+        for name, one in declared(cls).items()
+        if is_path(one.hint) and one.option.output is None and name not in INPUTS
     ]
     assert not unknown, "say what the command makes of the path: configuration.option(output=...)"
     for name, command in commands():

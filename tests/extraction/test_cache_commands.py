@@ -21,7 +21,7 @@ from advl_pipeline.cache import identity
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.configuration import build_config, config_to_dict, declared
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
@@ -365,8 +365,8 @@ def test_import_names_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_command_that_makes_a_cache_again_says_all_that_decides_it() -> None:
     """`cache/` may not import the configuration whose options it writes down."""
-    options = {item.name: item for item in dataclasses.fields(ExtractConfig)}
-    deciding = {name for name, item in options.items() if item.metadata["identity"] in ("value", "content")}
+    options = declared(ExtractConfig)
+    deciding = {name for name, item in options.items() if item.option.identity in ("value", "content")}
     assert set(identity._EXTRACT_OPTIONS) == deciding | {"weights", "data_root"}
     plain = config_to_dict(ExtractConfig(teacher="any", dataset="any"))
     assert {name: plain[name] for name in identity._UNSAID} == identity._UNSAID

@@ -16,7 +16,7 @@ from advl_pipeline.cache import stores
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import StorageError
 
-FAILING = {"/dev/full": "no space is left on the disk", "/proc/self/mem": "input/output error"}
+FAILING = {"/dev/full": "No space left on device", "/proc/self/mem": "Input/output error"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from own_rows import choice_row, write_json_lines
 from tiny_extraction import tree_bytes
 
 from advl_cli.reference import commands
-from advl_pipeline.configuration import Output, flag_of
+from advl_pipeline.configuration import Output, declared, flag_of
 
 FILES = ("file", "lines", "new")
 """What outputs are made of that are no folders of ours."""
@@ -47,10 +47,10 @@ def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
 
 
 OUTPUTS = [
-    OutputOption(command, cls, field.name, field.metadata["output"])
+    OutputOption(command, cls, name, one.option.output)
     for command, cls in configurations()
-    for field in dataclasses.fields(cls)
-    if field.metadata.get("output") is not None
+    for name, one in declared(cls).items()
+    if one.option.output is not None
 ]
 
 
@@ -59,10 +59,10 @@ def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
     command = dict(commands())[f"advl {option.command}"]
     arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
     words = option.command.split()
-    for field in dataclasses.fields(option.config):
-        if field.name != option.name and field.default is dataclasses.MISSING:
-            words += [] if field.name in arguments else [flag_of(field.name)]
-            words.append(field.metadata["such_as"] or "nothing")
+    for name, one in declared(option.config).items():
+        if name != option.name and one.field.default is dataclasses.MISSING:
+            words += [] if name in arguments else [flag_of(name)]
+            words.append(one.option.such_as or "nothing")
     return [*words, flag_of(option.name), str(path), *more]
 
 

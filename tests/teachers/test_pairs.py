@@ -86,17 +86,3 @@ def test_each_tower_is_identified_by_its_own_parameters(
     after = open_teacher("hf:local/pair", weights=folder)
     assert before.image.describe() == after.image.describe()
     assert before.text.describe() != after.text.describe()
-
-
-def test_long_texts_are_windowed_within_the_tower(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
-    model_class, config, kind, processor = PAIRS["siglip"]
-    folder, _, tokenizer = text_folder(model_class, config(), kind)
-    processor.save_pretrained(folder)
-    tower = open_teacher("hf:local/pair", weights=folder).text
-    text = " ".join([TEXT, OTHER] * 3)
-    (prepared,) = tower.prepare([text_unit(text)])
-    longest = tower.describe()["long_texts"]["max_length"]
-    assert prepared.num_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"]) > longest
-    encoded = tower.encode([prepared])
-    assert encoded.token_values[0].shape == (prepared.num_tokens, tower.token_dim)
-    assert float(encoded.token_values[0].norm(dim=1).min()) > 0

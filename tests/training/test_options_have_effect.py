@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from run_logs import load_json
 
-from advl_pipeline.configuration import build_config, config_to_dict, declared, fallbacks, options_of, with_options
+from advl_pipeline.configuration import build_config, config_to_dict, declared, fallbacks, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import resolved
@@ -28,7 +28,7 @@ KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine
 METHODS = ("plain", "plain-two-step", "naive-kd", "advl")
 
 HINTS = {name: option.hint for name, option in declared(FinetuneConfig).items()}
-FIELDS = options_of(FinetuneConfig)
+FIELDS = {name: option.field for name, option in declared(FinetuneConfig).items()}
 
 BY_DESIGN = {
     **dict.fromkeys(("data_root", "output"), "where things lie"),
