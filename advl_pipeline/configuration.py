@@ -282,10 +282,9 @@ def name_of(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
-def renamed(cls: type[Any]) -> dict[str, str]:
+def renamed(options: Mapping[str, Declared]) -> dict[str, str]:
     """Return the names that options had in an earlier release -> those of their fields."""
-    found = {name: declaration.option.was for name, declaration in declared(cls).items()}
-    return {name_of(was): name for name, was in found.items() if was is not None}
+    return {name_of(one.option.was): name for name, one in options.items() if one.option.was is not None}
 
 
 @functools.cache
@@ -346,7 +345,8 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
     Raises:
         ConfigError: an unknown key, or two of one option.
     """
-    options, earlier = declared(cls), renamed(cls)
+    options = declared(cls)
+    earlier = renamed(options)
     also = {name_of(one.option.also): name for name, one in options.items() if one.option.also}
     found: dict[str, tuple[str, Any]] = {}
     for key, value in layer.items():

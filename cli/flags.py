@@ -11,6 +11,7 @@ import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import click
@@ -40,23 +41,15 @@ _ALL = "advl.help_all"
 _EXIT_CODE = "advl.exit_code"
 
 
-class SectionedOption(click.Option):
-    """A flag that says under which heading of the help it stands, and whether only `--help-all` shows it."""
-
-    def __init__(self, *arguments: Any, section: str, rare: bool = False, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.section = section
-        self.rare = rare
-
-
 class SectionedCommand(click.Command):
     """A command whose help lists its flags by the component that they configure, the rare ones on request."""
 
-    config_class: type[Any] | None = None
+    options: Mapping[str, Declared] = MappingProxyType({})
+    """Those of its configuration."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the names of an earlier release for those of now, of which a positional argument has none."""
-        earlier = renamed(self.config_class) if self.config_class is not None else {}
+        earlier = renamed(self.options)
         positional = {item.name for item in self.params if isinstance(item, click.Argument)}
         words: list[str] = []
         for word in args:
@@ -73,7 +66,7 @@ class SectionedCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         parameters = super().get_params(ctx)
-        if not any(_is_rare(option) for option in parameters):
+        if not any(declaration.option.rare for declaration in self.options.values()):
             return parameters
 
         def show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -93,26 +86,24 @@ class SectionedCommand(click.Command):
         return [*parameters, every]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, options in by_section(self.get_params(ctx)).items():
-            shown = [option for option in options if ctx.meta.get(_ALL) or not _is_rare(option)]
-            rows = [row for option in shown if (row := option.get_help_record(ctx)) is not None]
+        hidden = {name for name, one in self.options.items() if one.option.rare and not ctx.meta.get(_ALL)}
+        for title, flags in by_section(self.get_params(ctx), self.options).items():
+            shown = [flag.get_help_record(ctx) for flag in flags if flag.name not in hidden]
+            rows = [row for row in shown if row is not None]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
 
-def _is_rare(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, SectionedOption) and parameter.rare
-
-
-def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
+def by_section(
+    parameters: Iterable[click.Parameter], options: Mapping[str, Declared]
+) -> dict[str, list[click.Option]]:
     """Return the flags under each heading, those of the configuration first; few flags stand under one."""
     found: dict[str, list[click.Option]] = {}
-    options = [item for item in parameters if isinstance(item, click.Option)]
-    options.sort(key=lambda item: not isinstance(item, SectionedOption))
-    for item in options:
-        title = getattr(item, "section", "") if len(options) > _FEW_OPTIONS else ""
-        found.setdefault(title or "Options", []).append(item)
+    flags = [item for item in parameters if isinstance(item, click.Option)]
+    for flag in sorted(flags, key=lambda flag: flag.name not in options):
+        declaration = options.get(flag.name or "") if len(flags) > _FEW_OPTIONS else None
+        found.setdefault((declaration and declaration.title) or "Options", []).append(flag)
     return found
 
 
@@ -151,7 +142,7 @@ def config_command(
         told = "TOML file with defaults for these options; flags win."
         command = click.option("--config", "config_file", type=file, help=told)(command)
         made = click.command(name, cls=SectionedCommand)(command)
-        made.config_class = cls
+        made.options = options
         if of is not None:
             of.add_command(made)
         return made
@@ -239,9 +230,6 @@ def _flag(declaration: Declared) -> Callable[[Function], Function]:
         field.name,
         *([f"{flag}/--no-{flag[2:]}"] if declaration.hint is bool else [flag]),
         *([option.also] if option.also else []),
-        cls=SectionedOption,
-        section=declaration.title,
-        rare=option.rare,
         default=None,
         help=option.help + (f" [{'; '.join(notes)}]" if notes else ""),
         **parsed | ({"metavar": option.metavar} if option.metavar else {}),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .flags import by_section
+from .flags import SectionedCommand, by_section
 from .main import group
 
 TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end of students -->"
@@ -34,7 +34,7 @@ def render_reference() -> str:
         parts.append("\n\n".join([f"\n## `{name}`", *paragraphs]) + "\n")
         arguments = [item.human_readable_name for item in command.params if isinstance(item, click.Argument)]
         rows = [f"| `{name}` | argument |" for name in arguments]
-        found = by_section(command.params)
+        found = by_section(command.params, command.options if isinstance(command, SectionedCommand) else {})
         for title, options in found.items():
             for item in options:
                 text = " ".join((item.help or "").split()).replace("|", "\\|")

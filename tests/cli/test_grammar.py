@@ -69,3 +69,14 @@ def test_a_file_of_options_may_hold_the_run_and_earlier_names(
     exit_code("evaluate", "--config", file)
     assert asked == [EvaluateConfig(run=Path("runs/a"), num_questions=7)]
     assert "evaluate-on is now num_questions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("twice", ["evaluate-on = 7\nnum-questions = 7", "batch-size = 2\nbatch_size = 2"])
+def test_an_option_that_a_file_holds_under_two_names_is_refused(
+    twice: str, asked: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "evaluate.toml"
+    file.write_text(f"run = 'runs/a'\n{twice}\n")
+    assert exit_code("evaluate", "--config", file) == 2
+    assert "are the same" in capsys.readouterr().err
+    assert not asked

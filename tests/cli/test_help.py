@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
 import pytest
@@ -15,7 +14,6 @@ from click.testing import CliRunner
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
 from advl_pipeline.configuration import declared
-from advl_pipeline.training import given as training_given
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -81,21 +79,3 @@ def test_options_stand_under_the_component_that_they_configure() -> None:
     assert {name: title for name, title in found.items() if name in titles} == titles
     assert {name for name, title in found.items() if title == "Options"} == {"config", "help", "help_all", "json"}
     assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]
-
-
-def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[FinetuneConfig] = []
-
-    def note(config: FinetuneConfig) -> None:
-        asked.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training_given, "require_given", note)
-    file = tmp_path / "run.toml"
-    file.write_text("align-layer = 3\nselection-rho = 0.5\n")
-    given = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]
-    with pytest.raises(SystemExit):
-        main(given)
-    assert (asked[0].align_layer, asked[0].distill.selection_rho) == (2, 0.5)

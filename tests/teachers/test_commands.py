@@ -16,7 +16,6 @@ from commands import completed
 from tiny_extraction import TinyTextTower
 
 from advl_pipeline import locations
-from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
@@ -99,7 +98,3 @@ def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert "127.0.0.1" in locations.hub_obstacle()
     monkeypatch.setattr(locations, "getproxies", lambda: {"https": "http://proxy"})
     assert locations.hub_obstacle() == ""
-
-
-def test_the_texts_of_a_check_are_canonical() -> None:
-    assert all(text_unit(text).text == text for text in teacher_check.TEXTS)
