@@ -12,9 +12,7 @@ import functools
 import inspect
 import math
 import operator
-import re
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -29,10 +27,6 @@ ConfigT = TypeVar("ConfigT")
 
 _MOST_BITS = 63
 """What the libraries behind the options hold of a whole number."""
-
-_MOST_KEY_PARTS = 64
-_LONG_NUMBER = re.compile(r"\b0[box]\w{1000}")
-_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_KEY_PARTS}}}""")
 
 Identity = Literal["value", "content", "beside", "none"]
 """How an option stands in the identity of a result. `value`: by its value. `content`: by the content of what it
@@ -299,37 +293,6 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML that anyone may have written.
-
-    Raises:
-        ValueError: it is none, is nested too deep, has a key of more parts than the parser ends on in good time, or a
-            number of more digits than Python prints.
-    """
-    if _LONG_NUMBER.search(text):
-        raise ValueError("a number has too many digits")
-    if _LONG_KEY.search(text):
-        raise ValueError(f"a key has more than {_MOST_KEY_PARTS} parts")
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, naming file and position when it does not parse."""
-    try:
-        return parse_toml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("The configuration file does not exist.", where=str(path)) from None
-    except OSError as error:
-        raise ConfigError(
-            "The configuration file cannot be read.", where=str(path), why=error.strerror or ""
-        ) from None
-    except ValueError as error:
-        raise ConfigError("The configuration file is not valid TOML.", where=str(path), why=str(error)) from None
 
 
 COMMAND_LINE = "command line"

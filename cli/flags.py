@@ -25,12 +25,12 @@ from advl_pipeline.configuration import (
     flag_of,
     kinds_of,
     name_of,
-    read_toml,
     renamed,
     say_renamed,
 )
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
+from advl_pipeline.toml import read_toml
 
 from .advice import running
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from advl_pipeline.configuration import Configuration, build_config, option, read_toml
+from advl_pipeline.configuration import Configuration, build_config, option
 from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.datasets.row_files import checked, read_table
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.toml import read_toml
 
 Kind = Literal["choice", "classes", "answers"]
 LabelForm = Literal["index", "text", "letter"]

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
-from advl_pipeline.configuration import read_toml
+from advl_pipeline.toml import read_toml
 
 _SCHEME = {f"#0{number}0000": name for number, name in enumerate(("ink", "soft", "grid", "paper"), start=1)}
 INK, SOFT, GRID, PAPER = _SCHEME

@@ -29,7 +29,6 @@ from advl_pipeline.configuration import (
     config_to_dict,
     declared,
     option,
-    read_toml,
 )
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
@@ -41,6 +40,7 @@ from advl_pipeline.locations import Location
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.options import DEFAULT_STUDENT
 from advl_pipeline.teachers.registry import card_of
+from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig
 
 FULL = "full"

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from advl_pipeline.configuration import config_to_dict, parse_toml
+from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
@@ -24,6 +24,7 @@ from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
+from advl_pipeline.toml import parse_toml
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel

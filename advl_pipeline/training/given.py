@@ -15,7 +15,7 @@ from pathlib import Path
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.configuration import declared, option_values, read_toml, refuse_ineffective
+from advl_pipeline.configuration import declared, option_values, refuse_ineffective
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
@@ -29,6 +29,7 @@ from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
+from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.recipes import AUTO, NONE

@@ -24,12 +24,12 @@ from advl_pipeline.configuration import (
     fallbacks,
     flag_of,
     option_values,
-    read_toml,
 )
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.registry import family_of, size_of
+from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import (
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
