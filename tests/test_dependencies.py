@@ -11,6 +11,7 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
+from imports import imported
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -31,26 +32,19 @@ def name_of(requirement: str) -> str:
     return re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
-def imported() -> set[str]:
-    found: set[str] = set()
-    for folder in ("advl_pipeline", "cli", "data"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    found |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                    found.add(node.module.partition(".")[0])
-                elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-                    named = [str(name.value) for name in node.args if isinstance(name, ast.Constant)]
-                    found |= {name.partition(".")[0] for name in named}
-    return found - set(sys.stdlib_module_names) - OWN - {""}
-
-
 @functools.cache
 def used() -> set[str]:
     """Return the distributions of what the code imports."""
+    found: set[str] = set()
+    for path in (path for folder in ("advl_pipeline", "cli", "data") for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found.update(imported(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found.update(str(name.value) for name in node.args if isinstance(name, ast.Constant))
+    modules = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - OWN - {""}
     known = importlib.metadata.packages_distributions()
-    return {name.lower().replace("_", "-") for module in imported() for name in known.get(module, [module])}
+    return {name.lower().replace("_", "-") for module in modules for name in known.get(module, [module])}
 
 
 def test_every_import_is_declared() -> None:

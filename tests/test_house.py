@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from imports import imported
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "advl_pipeline"
@@ -42,14 +43,10 @@ def tree_of(path: Path) -> ast.Module:
 
 def imported_modules(path: Path) -> list[str]:
     """Return the modules of the package that a file imports, wherever in it."""
-    found = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert not node.level, f"{path}: a relative import"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in found if name.startswith("advl_pipeline.")]
+    assert not re.search(r"^\s*from \.", path.read_text(encoding="utf-8"), flags=re.MULTILINE), (
+        f"{path}: a relative import"
+    )
+    return [name for name in imported(tree_of(path)) if name.startswith("advl_pipeline.")]
 
 
 def test_the_architecture_page_names_every_folder() -> None:
