@@ -12,7 +12,6 @@ Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from advl_pipeline.teachers.transformers_files import (
     TransformersSource,
     load_model,
     load_part,
-    sibling,
+    read_beside,
     transformers_source,
 )
 from advl_pipeline.teachers.vision_backbone import (
@@ -258,13 +257,13 @@ def text_recipe(source: TransformersSource, config: Any, *, tokenizer_limit: int
         limits.append(positions - offset)
     # Networks with relative positions, such as T5, state no limit but were trained on texts of this length.
     max_length = min(min(limits), 8192) if min(limits) < 1_000_000 else 512
-    modules = _read_beside(source, "modules.json")
+    modules = read_beside(source, "modules.json")
     if modules is None:
         is_first = config.model_type in FIRST_TOKEN_TYPES
         return "first token" if is_first else "mean over all tokens", False, max_length
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     unsupported = sorted(set(kinds) - SENTENCE_MODULES)
-    modes = _read_beside(source, "1_Pooling/config.json") or {}
+    modes = read_beside(source, "1_Pooling/config.json") or {}
     chosen = tuple(sorted(name for name, on in modes.items() if name.startswith("pooling_mode_") and on))
     if not unsupported and chosen not in SENTENCE_POOLINGS:
         pooled = ", ".join(chosen) or "no pooling"
@@ -273,40 +272,29 @@ def text_recipe(source: TransformersSource, config: Any, *, tokenizer_limit: int
         raise ConfigError(
             "This sentence encoder has parts that are not supported.", where=source.place, why=", ".join(unsupported)
         )
-    settings = _read_beside(source, "sentence_bert_config.json") or {}
+    settings = read_beside(source, "sentence_bert_config.json") or {}
     max_length = min(max_length, settings.get("max_seq_length") or max_length)
     return SENTENCE_POOLINGS[chosen], "Normalize" in kinds, max_length
 
 
-def _read_beside(source: TransformersSource, name: str) -> Any:
-    path = sibling(source, name)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-
-
 def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSettings:
-    import transformers
-
-    processor = load_part(transformers.AutoImageProcessor.from_pretrained, source, options)
-    try:
-        return processor_pixel_settings(processor)
-    except ValueError as error:
-        raise ConfigError(
-            "The preprocessing of this vision model is not supported.", where=source.place, why=str(error)
-        ) from None
-
-
-def processor_pixel_settings(processor: Any) -> PixelSettings:
-    """Return the preprocessing that a transformers image processor does.
+    """Return the preprocessing that a model's image processor does.
 
     Raises:
-        ValueError: a kind of scaling that is not supported, such as a size that varies with the picture.
+        ConfigError: a kind of scaling that is not supported, such as a size that varies with the picture.
     """
+    import transformers
+
+    def unsupported(why: str) -> ConfigError:
+        return ConfigError("The preprocessing of this vision model is not supported.", where=source.place, why=why)
+
+    processor = load_part(transformers.AutoImageProcessor.from_pretrained, source, options)
     if abs(getattr(processor, "rescale_factor", 0.0) * 255 - 1) > 1e-6:
-        raise ValueError("intensities are not scaled to [0, 1]")
+        raise unsupported("intensities are not scaled to [0, 1]")
     resample = getattr(processor, "resample", None)
     names: dict[object, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
     if (interpolation := names.get(getattr(resample, "value", resample))) is None:
-        raise ValueError(f"resampling {resample} is not supported")
+        raise unsupported(f"resampling {resample} is not supported")
     size = dict(getattr(processor, "size", None) or {})
     cut = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
     edge, crop_pct = int(size.get("shortest_edge", 0)), getattr(processor, "crop_pct", None)
@@ -318,14 +306,14 @@ def processor_pixel_settings(processor: Any) -> PixelSettings:
         # ConvNeXt's rule: large inputs are squashed, smaller ones scaled by the share that is kept, and cut.
         height, width, short_edge = edge, edge, 0 if edge >= 384 else int(edge / crop_pct)
     else:
-        raise ValueError(f"size {size} with crop {cut} gives no fixed number of pixels")
+        raise unsupported(f"size {size} with crop {cut} gives no fixed number of pixels")
     colours: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if getattr(processor, "do_normalize", False):
         for name in colours:
             value = getattr(processor, f"image_{name}", None)
             values = [value] * 3 if isinstance(value, (int, float)) else value
             if not isinstance(values, (list, tuple)) or len(values) != 3:
-                raise ValueError(f"{value} is not one value per colour channel")
+                raise unsupported(f"{value} is not one value per colour channel")
             colours[name] = tuple(map(float, values))
     return PixelSettings(
         height=height,

@@ -7,6 +7,7 @@ an error, never a random number.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,26 +120,23 @@ def load_model(
     return model
 
 
-def sibling(source: TransformersSource, name: str) -> Path | None:
-    """Return a small file that lies beside the model's config, or None when there is none.
+def read_beside(source: TransformersSource, name: str) -> Any:
+    """Return what a JSON file beside the model's config holds, or None when there is none.
 
     Where the hub cannot be reached, a file that is not in its cache counts as none.
     """
-    if source.local:
-        path = Path(source.place) / name
-        return path if path.is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    cached = try_to_load_from_cache(source.place, name, revision=source.revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    if cached is not None or hub_obstacle():
-        return None
-    try:
-        return Path(hf_hub_download(source.place, name, revision=source.revision))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
+    path: Any = Path(source.place) / name
+    if not source.local:
+        path = try_to_load_from_cache(source.place, name, revision=source.revision)
+        if path is None and not hub_obstacle():
+            with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+                path = hf_hub_download(source.place, name, revision=source.revision)
+    # The library's cache also knows, by an object, which files a repository lacks.
+    there = isinstance(path, str | Path) and Path(path).is_file()
+    return json.loads(Path(path).read_text(encoding="utf-8")) if there else None
 
 
 def _unavailable(source: TransformersSource, options: OpenOptions, why: str) -> WeightsUnavailable:
