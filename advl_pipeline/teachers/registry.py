@@ -279,6 +279,7 @@ def show_teacher(name: str) -> dict[str, Any]:
     door, inner, seed = _resolved(name)
     if door == "pictures":
         raise _unknown(name)
+    card = None if door else card_of(inner)
     if door:
         card = TeacherCard(
             name=name,
@@ -289,8 +290,6 @@ def show_teacher(name: str) -> dict[str, Any]:
             licence="see its page",
             megabytes=0,
         )
-    else:
-        card = card_of(inner)
     summary = _summary(name, card)
     if seed is not None:
         summary["about"] = f"random weights (control): {summary['about']}"
