@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -29,11 +28,10 @@ SMALLEST_NORM = 1e-8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialPass:
-    """Scalars of one of the K passes, detached: task loss, divergence, and what was backpropagated."""
+    """Scalars of one of the K passes, detached."""
 
     task_loss: torch.Tensor
     divergence: torch.Tensor
-    loss: torch.Tensor
 
 
 def symmetric_kl(
@@ -50,48 +48,35 @@ def symmetric_kl(
 
 
 def adversarial_passes(
-    forward: Callable[[Perturbation | None], torch.Tensor],
-    task_loss: Callable[[torch.Tensor], torch.Tensor],
-    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    forward: Callable[[Perturbation | None], tuple[torch.Tensor, torch.Tensor]],
     start: Perturbation,
     config: AdversarialConfig,
     *,
-    backward: Callable[[torch.Tensor, bool], None] | None = None,
-) -> tuple[Perturbation, tuple[AdversarialPass, ...]]:
-    """Run the clean forward and the K perturbed passes; gradients add up in the parameters.
+    reduction: Literal["sum-classes", "mean"],
+    backward: Callable[[torch.Tensor, bool], None],
+) -> list[AdversarialPass]:
+    """Run the clean forward and the K perturbed passes, and return these; gradients add up in the parameters.
 
     Args:
-        forward: logits under a perturbation, or clean with None.
-        task_loss: of logits.
-        divergence: of (clean logits, perturbed logits), such as `symmetric_kl`.
+        forward: task loss and logits under a perturbation, or clean with None.
         start: zero tensors of the perturbations' shapes; a modality that is None stays unperturbed.
-        backward: called with (loss, keep the graph); `loss.backward(retain_graph=keep)` by default. Mixed precision
-            and data parallelism put their own here.
-
-    Returns:
-        The last perturbation, detached, and the scalars of each pass.
+        reduction: of the divergence (`symmetric_kl`).
+        backward: called with a loss, and whether to keep the graph.
     """
-    backward = backward or _plain_backward
-    clean = forward(None)
+    _, clean = forward(None)
     text, visual = _leaf(start.text_NLE), _leaf(start.visual_NRF)
     passes = []
     for index in range(config.num_steps):
         is_last = index == config.num_steps - 1
-        logits = forward(Perturbation(text_NLE=text, visual_NRF=visual))
-        task, distance = task_loss(logits), divergence(clean, logits)
+        task, logits = forward(Perturbation(text_NLE=text, visual_NRF=visual))
+        distance = symmetric_kl(clean, logits, reduction=reduction)
         loss = (task + config.kl_weight * distance) / config.num_steps
         backward(loss, not is_last)
-        passes.append(AdversarialPass(task_loss=task.detach(), divergence=distance.detach(), loss=loss.detach()))
+        passes.append(AdversarialPass(task_loss=task.detach(), divergence=distance.detach()))
         if not is_last:
             text = _ascend(text, config.text_learning_rate, config)
             visual = _ascend(visual, config.visual_learning_rate, config)
-    return Perturbation(
-        text_NLE=None if text is None else text.detach(), visual_NRF=None if visual is None else visual.detach()
-    ), tuple(passes)
-
-
-def _plain_backward(loss: torch.Tensor, keep_graph: bool) -> None:
-    loss.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+    return passes
 
 
 def _leaf(delta: torch.Tensor | None) -> torch.Tensor | None:
@@ -140,12 +125,12 @@ def adversarial_terms(
     """
     made: list[LossTerms] = []
 
-    def forward(perturbation: Perturbation | None) -> torch.Tensor:
-        made.append(run_model(perturbation=perturbation))
-        compared = made[-1].compared
-        assert compared is not None
+    def forward(perturbation: Perturbation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        terms = run_model(perturbation=perturbation)
+        made.append(terms)
+        assert terms.compared is not None
         # Candidates that an example lacks score -inf, whose divergence is not a number.
-        return compared.clamp(min=torch.finfo(compared.dtype).min)
+        return terms.weighted["task"], terms.compared.clamp(min=torch.finfo(terms.compared.dtype).min)
 
     def step_back(loss: torch.Tensor, keep_graph: bool) -> None:
         distilled = [value for name, value in made[0].weighted.items() if name != "task"]
@@ -153,12 +138,11 @@ def adversarial_terms(
             loss = torch.stack([loss, *distilled]).sum()
         backward(loss, retain_graph=keep_graph)
 
-    _, passes = adversarial_passes(
+    passes = adversarial_passes(
         forward,
-        lambda _: made[-1].weighted["task"],
-        partial(symmetric_kl, reduction="mean" if is_two_way else "sum-classes"),
         student.zero_perturbation(batch, text=config.text_learning_rate > 0, visual=config.visual_learning_rate > 0),
         config,
+        reduction="mean" if is_two_way else "sum-classes",
         backward=step_back,
     )
     clean = made[0]
