@@ -113,13 +113,12 @@ class PathwayTerm:
     """The loss of one pathway: means over candidates, without weight of the instance or lambda.
 
     `value_B` is balanced over the teachers. `raw_B` is their plain mean, detached; `by_teacher` holds each teacher's
-    (B,) and `balance` its factor (scalar), detached.
+    (B,), detached.
     """
 
     value_B: torch.Tensor
     raw_B: torch.Tensor
     by_teacher: Mapping[str, torch.Tensor]
-    balance: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +251,6 @@ class Distiller(nn.Module):
                 value_B=weighted_teachers(losses_KB, factor_K),
                 raw_B=losses_KB.detach().mean(0),
                 by_teacher={name: value.detach() for name, value in losses_B.items()},
-                balance=dict(zip(losses_B, factor_K.detach(), strict=True)),
             )
         return DistillationTerms(pathways=pathways, selected_NW=selected_NW)
 

@@ -45,14 +45,13 @@ class LossTerms:
 
     `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached. `confidence` is
     the probability of the ground truth: "student", and of the teachers by modality. Where several teachers share a
-    pathway, `raw` also has each one's term, and `balance` its factor, under "pathway/teacher".
+    pathway, `raw` also has each one's term, under "pathway/teacher".
     """
 
     weighted: dict[str, torch.Tensor] = field(default_factory=dict)
     raw: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     confidence: dict[str, torch.Tensor] = field(default_factory=dict)
-    balance: dict[str, torch.Tensor] = field(default_factory=dict)
     num_correct: torch.Tensor | None = None
     compared: torch.Tensor | None = None
     """Logits that adversarial finetuning compares with the clean pass's."""
@@ -76,7 +75,6 @@ class LossTerms:
         self.raw[pathway] = term.raw_B.mean()
         if len(term.by_teacher) > 1:
             self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
-            self.balance |= {f"{pathway}/{name}": factor for name, factor in term.balance.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

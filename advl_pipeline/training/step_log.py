@@ -30,13 +30,13 @@ HISTOGRAM_BINS = 20
 class LoggedTerms:
     """The terms of one micro-batch as plain numbers, which processes can hand one another.
 
-    `share` is that of its examples in the optimiser step. `values` are by kind (`weighted`, `raw`, `balance`,
-    `weights`, `confidence`, `correct`) and name.
+    `share` is that of its examples in the optimiser step. `values` are by "kind/name", of the kinds that
+    `finetune_model.LossTerms` has, and `correct` is how many were right.
     """
 
     share: float
     is_learned: bool
-    values: dict[str, dict[str, list[float]]]
+    values: dict[str, list[float]]
 
 
 TOTALLED = (
@@ -70,7 +70,7 @@ class StepNumbers:
     """The numbers of the micro-batches of one optimiser step, on their way from the device."""
 
     def __init__(self) -> None:
-        self._micro_batches: list[tuple[float, bool, dict[str, dict[str, int]]]] = []
+        self._micro_batches: list[tuple[float, bool, dict[str, int]]] = []
         self._values: list[torch.Tensor] = []
         self._ready: Any = None
 
@@ -79,14 +79,14 @@ class StepNumbers:
         kinds = {
             "weighted": terms.weighted,
             "raw": terms.raw,
-            "balance": terms.balance,
             "weights": terms.weights,
             "confidence": terms.confidence,
-            "correct": {} if terms.num_correct is None else {"correct": terms.num_correct},
         }
-        self._values += [value for of_kind in kinds.values() for value in of_kind.values()]
-        sizes = {kind: {name: value.numel() for name, value in found.items()} for kind, found in kinds.items()}
-        self._micro_batches.append((share, is_learned, sizes))
+        values = {f"{kind}/{name}": value for kind, found in kinds.items() for name, value in found.items()}
+        if terms.num_correct is not None:
+            values["correct"] = terms.num_correct
+        self._values += values.values()
+        self._micro_batches.append((share, is_learned, {key: value.numel() for key, value in values.items()}))
 
     def send(self, gradient_norm: torch.Tensor | None) -> None:
         """Let the numbers leave the device, and the norm of the gradient with them."""
@@ -108,10 +108,7 @@ class StepNumbers:
         found = []
         for share, is_learned, sizes in self._micro_batches:
             # In the order in which they were added.
-            values = {
-                kind: {name: list(islice(numbers, size)) for name, size in of_kind.items()}
-                for kind, of_kind in sizes.items()
-            }
+            values = {key: list(islice(numbers, size)) for key, size in sizes.items()}
             found.append(LoggedTerms(share=share, is_learned=is_learned, values=values))
         return found, next(numbers)
 
@@ -119,18 +116,16 @@ class StepNumbers:
 def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
     """Return the record of an optimiser step from all of its micro-batches."""
     record: dict[str, Any] = {"num_examples": num_examples}
+    drawn: dict[str, list[float]] = {}
     for terms in logged:
-        for kind in ("raw", "weighted"):
-            for name, (value,) in terms.values[kind].items():
-                key = f"{kind}/{name}"
-                record[key] = record.get(key, 0.0) + terms.share * value
-        for (number,) in terms.values["correct"].values():
-            record["correct"] = record.get("correct", 0.0) + number / num_examples
-    record |= {f"balance/{name}": factor for name, (factor,) in logged[0].values["balance"].items()}
-    for kind in ("weights", "confidence"):
-        for name in logged[0].values[kind]:
-            record[f"{kind}/{name}"] = histogram([value for terms in logged for value in terms.values[kind][name]])
-    return record
+        for key, values in terms.values.items():
+            kind = key.partition("/")[0]
+            if kind in ("weights", "confidence"):
+                drawn.setdefault(key, []).extend(values)
+            else:
+                value = values[0] / num_examples if kind == "correct" else terms.share * values[0]
+                record[key] = record.get(key, 0.0) + value
+    return record | {key: histogram(values) for key, values in drawn.items()}
 
 
 def histogram(values: Sequence[float]) -> dict[str, Any]:
@@ -181,9 +176,10 @@ def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None
     """
     values: dict[str, float] = {}
     for one in terms:
-        for name, (number,) in (*one.values["weighted"].items(), *one.values["raw"].items()):
-            if not math.isfinite(number) or name not in values:
-                values[name] = number
+        for key, numbers in one.values.items():
+            kind, _, name = key.partition("/")
+            if kind in ("weighted", "raw") and (name not in values or not math.isfinite(numbers[0])):
+                values[name] = numbers[0]
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
         named = ", ".join(f"{name} = {value}" for name, value in sorted(bad.items()))
