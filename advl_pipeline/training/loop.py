@@ -100,12 +100,7 @@ def run_phase(
             factor = rate_factor(settings, step, num_steps=num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
-            strength = distillation_strength(
-                step,
-                num_steps=num_steps,
-                start=config.distill.distill_weight,
-                decay=config.distill.distill_decay,
-            )
+            strength = distillation_strength(config.distill, step, num_steps=num_steps)
             mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
             seed = (mixed * 1009 + accelerator.process_index) % (1 << 63)
             torch.manual_seed(seed)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Never
+from typing import Any, Literal, NamedTuple, Never
 
 from advl_pipeline.configuration import (
     build_config,
@@ -26,7 +27,7 @@ from advl_pipeline.configuration import (
     option_values,
 )
 from advl_pipeline.datasets.registry import benchmark_of
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.registry import family_of, size_of
 from advl_pipeline.toml import read_toml
@@ -40,8 +41,7 @@ from advl_pipeline.training.config import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleRule:
+class ScaleRule(NamedTuple):
     """Parameters whose name matches `pattern` learn at `scale` times the base learning rate."""
 
     pattern: str
@@ -119,21 +119,8 @@ def recipe_names() -> tuple[tuple[str, str, str], ...]:
 
 @functools.cache
 def load_recipe(student: str, task: str, size: str) -> Recipe:
-    """Return a published recipe.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
-    if student not in _students():
-        raise ConfigError(f"No recipe for the student {student!r}.", why=suggest_names(student, _students()))
+    """Return a published recipe, one of `recipe_names`."""
     document = _read(student)
-    if task not in document or size not in document[task]:
-        known = [f"{t} {s}" for name, t, s in recipe_names() if name == student]
-        raise ConfigError(
-            f"No recipe for {student} on {task} at size {size}: its authors published none.",
-            why="there are: " + ", ".join(known),
-            next_command="give learning rate, steps and batch size yourself",
-        )
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for table in (document["common"], document[task][size]):
@@ -165,11 +152,6 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
     return _build(student, task, size, {**values, **table}, sources, where=str(path))
 
 
-def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
-    """Return (key, value, source) of every number that the recipe's files state, for printing."""
-    return [(key, str(getattr(recipe, key)), source) for key, source in sorted(recipe.sources.items())]
-
-
 def _students() -> tuple[str, ...]:
     return tuple(sorted(data_files("recipes")))
 
@@ -183,10 +165,12 @@ _parsed = functools.lru_cache(tomllib.loads)
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:
-    rules = [
-        rule if isinstance(rule, ScaleRule) else ScaleRule(pattern=rule[0], scale=rule[1])
-        for rule in values.get("lr_scales", ())
-    ]
+    try:
+        rules = [ScaleRule(pattern, scale) for pattern, scale in values.get("lr_scales", ())]
+        for pattern in (values.get("no_decay", ""), *(rule.pattern for rule in rules)):
+            re.compile(pattern)
+    except (TypeError, ValueError, re.error) as error:
+        raise ConfigError("A recipe's names of parameters are wrong.", where=where, why=str(error)) from None
     own = {"student": student, "task": task, "size": size, "sources": sources}
     return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, own, where=where)
 
@@ -207,9 +191,9 @@ class ChosenRecipe:
     optimiser and rates serve where there is no recipe.
     """
 
-    recipe: Recipe | None
-    is_own_size: bool
     note: str
+    recipe: Recipe | None = None
+    is_own_size: bool = False
     rates_of: Recipe | None = None
 
 
@@ -225,27 +209,27 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
         ConfigError: as `read_recipe` says.
     """
     if wanted == NONE:
-        return ChosenRecipe(recipe=None, is_own_size=False, note="no recipe, as asked")
+        return ChosenRecipe(note="no recipe, as asked")
     family, own = family_of(student), size_of(student)
-    published, size = _published(family, task, own)
+    published = _published(family, task, own)
+    is_own_size = published is None or published.size == own
     if wanted != AUTO:
         recipe = read_recipe(Path(wanted), family, task, own, base=published)
-        return ChosenRecipe(recipe=recipe, is_own_size=size in (None, own), note=f"recipe of {wanted}")
-    if published is None:
-        note = f"no recipe is published for {family} on {task}"
-        for lender in LENDERS:
-            lent, size = _published(family, lender, own)
-            if lent is not None:
-                note += f", so that optimiser and rates are those of {family} {lender} {size}"
-                return ChosenRecipe(recipe=None, is_own_size=False, note=note, rates_of=lent)
-        return ChosenRecipe(recipe=None, is_own_size=False, note=note)
-    return ChosenRecipe(recipe=published, is_own_size=size == own, note=f"recipe {family} {task} {size}")
+        return ChosenRecipe(note=f"recipe of {wanted}", recipe=recipe, is_own_size=is_own_size)
+    if published is not None:
+        note = f"recipe {family} {task} {published.size}"
+        return ChosenRecipe(note=note, recipe=published, is_own_size=is_own_size)
+    note = f"no recipe is published for {family} on {task}"
+    lent = next(filter(None, (_published(family, lender, own) for lender in LENDERS)), None)
+    if lent is not None:
+        note += f", so that optimiser and rates are those of {family} {lent.task} {lent.size}"
+    return ChosenRecipe(note=note, rates_of=lent)
 
 
-def _published(family: str, task: str, own: str) -> tuple[Recipe | None, str | None]:
+def _published(family: str, task: str, own: str) -> Recipe | None:
     sizes = _read(family).get(task, {}) if family in _students() else {}
     size = next((size for size in (own, FALLBACK_SIZE) if size in sizes), None)
-    return (load_recipe(family, task, size) if size else None), size
+    return load_recipe(family, task, size) if size else None
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
@@ -253,11 +237,12 @@ def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
     own = (family_of(student), size_of(student))
     return {
         task: [
-            {"key": key, "value": value, "source": source}
-            for key, value, source in describe(load_recipe(family, task, size))
+            {"key": key, "value": str(getattr(recipe, key)), "source": source}
+            for key, source in sorted(recipe.sources.items())
         ]
         for family, task, size in recipe_names()
         if (family, size) == own
+        for recipe in [load_recipe(family, task, size)]
     }
 
 
@@ -344,35 +329,36 @@ def resolve_settings(
             raise ConfigError("--batch-size and --batch-tokens exclude each other.")
         # More examples than there are would be the same ones again, in memory and in time.
         batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
-    layers: list[tuple[Mapping[str, Any], Callable[[str], str]]] = [
-        (_ours(task), lambda _: OURS),
-        ({} if config.init is None else {"learning_rate": PRETRAINED_LEARNING_RATE}, lambda _: OURS_FOR_PRETRAINED),
-    ]
+    decided = {key: (value, OURS) for key, value in _ours(task).items()}
+    if config.init is not None:
+        decided["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
     if (lender := chosen.rates_of) is not None:
-        layers.append(({key: getattr(lender, key) for key in RATES}, lender.source_of))
+        decided |= {key: (getattr(lender, key), lender.source_of(key)) for key in RATES}
     if recipe is not None:
-        layers.append((_of_recipe(config, recipe, num_labelled, world_size, batch_size), recipe.source_of))
-    decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
-    given = {name: value for name, value in option_values(config).items() if name in decided and value is not None}
-    layers.append((given, flag_of))
+        stated = _of_recipe(config, recipe, num_labelled, world_size, batch_size)
+        decided |= {key: (value, recipe.source_of(key)) for key, value in stated.items()}
+    for key, value in option_values(config).items():
+        if key in decided and value is not None:
+            decided[key] = value, flag_of(key)
     if options.warmup_fraction is not None:
-        layers.append(({"warmup": options.warmup_fraction}, lambda _: "--warmup-fraction"))
-    alone = {"accumulate": 1} if options.accumulate is None else {}
-    if options.batch_tokens is not None:
-        by_tokens = {"batch_size": options.batch_tokens, "batch_unit": "tokens", **alone}
-        layers.append((by_tokens, lambda _: "--batch-tokens"))
-    if batch_size is not None:
-        cut = f"--batch-size {asked}, cut to the {batch_size} examples there are"
-        by_examples = {"batch_size": batch_size, "batch_unit": "examples", "max_text_tokens": 0, **alone}
-        layers.append((by_examples, lambda _: "--batch-size" if batch_size == asked else cut))
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for found, source_of in layers:
-        values |= found
-        sources |= {key: source_of(key) for key in found}
-    if recipe is not None and recipe.accumulation == "sum" and sources["accumulate"].startswith("--"):
-        values["loss_scale"], sources["loss_scale"] = float(values["accumulate"]), sources["accumulate"]
-    values["adversarial"], sources["adversarial"] = _adversarial(options.adversarial, recipe, chosen.note)
+        decided["warmup"] = options.warmup_fraction, "--warmup-fraction"
+    cut = "" if batch_size == asked else f" {asked}, cut to the {batch_size} examples there are"
+    for unit, size, source in (
+        ("tokens", options.batch_tokens, "--batch-tokens"),
+        ("examples", batch_size, f"--batch-size{cut}"),
+    ):
+        if size is not None:
+            decided |= {"batch_size": (size, source), "batch_unit": (unit, source)}
+            if options.accumulate is None:
+                decided["accumulate"] = 1, source
+            if unit == "examples":
+                decided["max_text_tokens"] = 0, source
+    accumulate, source = decided["accumulate"]
+    if recipe is not None and recipe.accumulation == "sum" and source.startswith("--"):
+        decided["loss_scale"] = float(accumulate), source
+    decided["adversarial"] = _adversarial(options.adversarial, recipe, chosen.note)
+    values = {key: value for key, (value, _) in decided.items()}
+    sources = {key: source for key, (_, source) in decided.items()}
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(
             "The schedule of steps needs milestones.",
@@ -384,22 +370,17 @@ def resolve_settings(
 
 def _ours(task: str) -> dict[str, Any]:
     """Return ADVL's own numbers: what stands where neither a recipe nor an option says anything."""
-    return {
-        **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
+    unstated = {field.name: field.default for field in dataclasses.fields(FinetuningNumbers)}
+    own = {
         "warmup": PLAIN["warmup_fraction"],
-        "batch_unit": "examples",
         "max_text_tokens": 0,
-        "lr_scales": (),
         "no_decay": None,
         "betas": (0.9, 0.98),
         "eps": 1e-6,
-        "momentum": 0.0,
-        "milestones": (),
-        "lr_floor": 0.0,
-        "clip_each": 0.0,
         "loss_scale": 1.0,
         "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
     }
+    return unstated | {key: value for key, value in PLAIN.items() if key in unstated} | own
 
 
 def _of_recipe(

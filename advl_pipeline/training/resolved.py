@@ -22,17 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.configuration import changed_options, config_to_dict, fallbacks, option_values, options_without
+from advl_pipeline.configuration import changed_options, config_to_dict, option_values, options_without
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipes import ChosenRecipe, TrainingSettings, choose_recipe, resolve_settings
+from advl_pipeline.training.recipes import PLAIN, ChosenRecipe, TrainingSettings, choose_recipe, resolve_settings
 
 if TYPE_CHECKING:
     from advl_pipeline.training.inputs import Inputs
@@ -255,11 +252,7 @@ def takes_two_steps(config: FinetuneConfig) -> bool:
 
 def finetune_steps(config: FinetuneConfig) -> int:
     """Return the steps of the finetune step alone, as far as the options tell."""
-    return (
-        int(fallbacks(FinetuneConfig)["num_steps"])
-        if config.optimisation.num_steps is None
-        else config.optimisation.num_steps
-    )
+    return int(config.optimisation.num_steps or PLAIN["num_steps"])
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from references import Reference, UniterForVqa, require_complete
 from torch import nn
 
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.training.optimiser import BertAdamW, group_parameters, learning_rate_at
+from advl_pipeline.training.optimiser import BertAdamW, parameter_groups, rate_factor
 from advl_pipeline.training.recipes import Recipe, load_recipe
 from advl_pipeline.training.targets import soft_target_bce
 
@@ -25,24 +26,30 @@ def log(assets: Path) -> dict[str, object]:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=0.008, warmup=3, num_steps=12)
+    return dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=0.008, warmup=3 / 12, num_steps=12)
 
 
 def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: Recipe) -> None:
-    rates = [learning_rate_at(step, recipe, num_steps=12) for step in range(15)]
+    rates = [recipe.learning_rate * rate_factor(recipe, step - 1, num_steps=12) for step in range(15)]
     assert rates == pytest.approx(log["lr_schedule"], rel=1e-12)
 
 
+def grouped(model: UniterForVqa, recipe: Recipe) -> list[dict[str, Any]]:
+    parameters = dict(model.named_parameters())
+    head = {name: value for name, value in parameters.items() if name.startswith("vqa_output")}
+    encoder = {name: value for name, value in parameters.items() if name not in head}
+    return parameter_groups(encoder, head, recipe)
+
+
 def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], recipe: Recipe) -> None:
-    names = [name for name, _ in UniterForVqa().named_parameters()]
-    head = [name for name in names if name.startswith("vqa_output")]
-    encoder = [name for name in names if not name.startswith("vqa_output")]
-    groups = group_parameters(encoder, head, recipe)
-    assert [list(group.names) for group in groups] == log["param_groups"]
-    assert [group.lr_scale for group in groups] == [10.0, 10.0, 1.0, 1.0]
-    assert [group.weight_decay for group in groups] == [0.01, 0.0, 0.01, 0.0]
-    decayed = groups[2].names
-    assert "uniter.img_embeddings.img_layer_norm.weight" in decayed
+    model = UniterForVqa()
+    name_of = {id(value): name for name, value in model.named_parameters()}
+    groups = grouped(model, recipe)
+    names = [[name_of[id(value)] for value in group["params"]] for group in groups]
+    assert names == log["param_groups"]
+    assert [group["lr"] / recipe.learning_rate for group in groups] == [10.0, 10.0, 1.0, 1.0]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0, 0.01, 0.0]
+    assert "uniter.img_embeddings.img_layer_norm.weight" in names[2]
 
 
 def test_six_steps_give_the_original_weights(
@@ -52,27 +59,13 @@ def test_six_steps_give_the_original_weights(
     weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
     model = UniterForVqa()
     require_complete(load_into(model, weights, KeyRules(), source="reference"))
-    parameters = dict(model.named_parameters())
-    head = [name for name in parameters if name.startswith("vqa_output")]
-    groups = group_parameters([name for name in parameters if name not in head], head, recipe)
-    optimiser = BertAdamW(
-        [
-            {
-                "params": [parameters[name] for name in group.names],
-                "lr_scale": group.lr_scale,
-                "weight_decay": group.weight_decay,
-            }
-            for group in groups
-        ],
-        recipe.learning_rate,
-        betas=recipe.betas,
-        eps=recipe.eps,
-    )
+    optimiser = BertAdamW(grouped(model, recipe), recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+    peak = [group["lr"] for group in optimiser.param_groups]
     for step, expected in enumerate(log["log"], start=1):
         loss = soft_target_bce(model(arrays), arrays["in/targets"])
         loss.backward()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, recipe, num_steps=recipe.num_steps) * group["lr_scale"]
+        for group, rate in zip(optimiser.param_groups, peak, strict=True):
+            group["lr"] = rate * rate_factor(recipe, step - 1, num_steps=12)
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         assert loss.item() == pytest.approx(expected["loss"], abs=2e-4)
         assert norm.item() == pytest.approx(expected["grad_norm"], rel=2e-4)

@@ -54,8 +54,7 @@ READ_AT = {
     "teacher_control": "training/teacher_features.py",
     "adapt_on": "training/inputs.py",
     "adapt_texts": "training/batch_order.py",
-    "distill_weight": "training/loop.py",
-    "distill_decay": "training/loop.py",
+    **dict.fromkeys(("distill_weight", "distill_decay"), "training/optimiser.py"),
     "adapt_lr_scale": "training/loop.py",
 }
 """Options that are read where they act -> the module."""
