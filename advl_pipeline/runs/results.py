@@ -6,7 +6,8 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +39,17 @@ class Evaluation:
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
 
 
-class DamagedRun(ConfigError):
-    """A file of a run that is missing, or not what training and evaluation write."""
+@contextmanager
+def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
+    """Say it in words where what is read of a run is missing, or not what training and evaluation write."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(what, where=where, why=why, next_command=next_command) from error
 
-    def __init__(self, what: str, path: Path, error: Exception) -> None:
-        super().__init__(
-            what,
-            where=str(path),
-            why=f"no {error}" if isinstance(error, KeyError) else str(error),
-            next_command="delete the run folder and give the command that made it again",
-        )
+
+_ANEW = "delete the run folder and give the command that made it again"
 
 
 def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
@@ -59,13 +61,11 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     Raises:
         ConfigError: it is missing or damaged; the file is named.
     """
-    try:
+    with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, kind):
             raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
-        return document
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedRun("A file of a run cannot be read.", path, error) from error
+    return document
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     import pandas as pd
 
     summary, parts = read_json(summary_path), []
-    try:
+    again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
+    with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)
         # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC tell what goes together.
         for name, array in arrays.items():
@@ -164,13 +165,6 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         columns = ["metric", "view", "item", "picture", "type", "score"]
         items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
         return Evaluation(summary=summary, items=items, scores=scores)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            "The item scores of a run cannot be read.",
-            where=str(arrays_path),
-            why=str(error),
-            next_command=advise(["advl", "evaluate", str(run), "--on", test_set]),
-        ) from error
 
 
 def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
@@ -183,21 +177,15 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
         ConfigError: a line of metrics.jsonl is damaged.
     """
     path = run / names.METRICS
+    anew = again("start over by the same command with --no-resume", "--no-resume")
     records: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
-        try:
+        with _undamaged("A logged step is damaged.", f"{path}, line {number}", anew):
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("it is no object with the number of a step")
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                "A logged step is damaged.",
-                where=f"{path}, line {number}",
-                why=str(error),
-                next_command=again("start over by the same command with --no-resume", "--no-resume"),
-            ) from error
-        records.append(record)
+            records.append(record)
     return [record for record in records if before is None or record["step"] < before]
 
 
@@ -215,7 +203,7 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     document = read_json(path)
-    try:
+    with _undamaged("The readout of a run is damaged.", str(path), _ANEW):
         return [
             {
                 "teacher": teacher,
@@ -229,5 +217,3 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             # Null where there were too few nodes to choose among, which the adapt step does not change.
             if (found := before[nodes]) is not None
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedRun("The readout of a run is damaged.", path, error) from error

@@ -125,7 +125,15 @@ class RunFolder:
                 remove_left(left)
         self.write_json(self.identity.name, identity)
         self.write_json(names.CONFIG, config)
-        self.write_json(names.ENVIRONMENT, describe_environment() | dict(computed_on))
+        # Provenance, not identity.
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "libraries": installed_versions(LIBRARIES, absent="not installed"),
+            "command": sys.argv,
+        }
+        self.write_json(names.ENVIRONMENT, environment | dict(computed_on))
         self.write_json(names.CACHES, [{"path": path, "identity": dict(content)} for path, content in caches])
         self.write_json(names.SETTINGS, settings)
 
@@ -177,14 +185,3 @@ class RunFolder:
         """Finish the logs of trackers, where there are any."""
         for tracker in self.trackers:
             tracker.finish()
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return versions and platform: provenance, not identity."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "libraries": installed_versions(LIBRARIES, absent="not installed"),
-        "command": sys.argv,
-    }

@@ -52,9 +52,15 @@ class ExampleOrder:
     world_size: int = 1
 
     def micro_batches(self, step: int) -> list[Positions]:
-        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
+        """Return positions of the examples, micro-batch by micro-batch, for this rank; the ranks see each once.
+
+        A micro-batch holds the same examples over all ranks, whatever their number, and all ranks have a part of it.
+        """
         positions = positions_of_step(self.num_examples, step=step, batch_size=self.batch_size, seed=self.seed)
-        return split_for_rank(positions, accumulate=self.accumulate, rank=self.rank, world_size=self.world_size)
+        num_parts = max(1, min(self.accumulate, len(positions) // self.world_size))
+        parts = np.array_split(positions, num_parts)
+        shares = [np.array_split(part, self.world_size)[self.rank] for part in parts]
+        return [share for share in shares if len(share)]
 
 
 @dataclass
@@ -143,16 +149,6 @@ def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: in
     stream = np.concatenate([epoch_order(num_examples, seed=seed, epoch=epoch) for epoch in epochs])
     offset = first - epochs.start * num_examples
     return stream[offset : offset + batch_size]
-
-
-def split_for_rank(positions: Positions, *, accumulate: int, rank: int, world_size: int) -> list[Positions]:
-    """Cut one optimiser step's examples into the micro-batches of one rank; together the ranks see each once.
-
-    A micro-batch holds the same examples over all ranks, whatever their number, and all ranks have a part of it.
-    """
-    num_parts = max(1, min(accumulate, len(positions) // world_size))
-    shares = [np.array_split(part, world_size)[rank] for part in np.array_split(positions, num_parts)]
-    return [share for share in shares if len(share)]
 
 
 def token_batches(

@@ -44,21 +44,10 @@ def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
     return heads
 
 
-def save_heads(folder: Path, heads: nn.ModuleDict, dataset: Dataset) -> None:
-    """Write the heads with the meaning of their classes."""
+def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write heads by name, with the task and the class names of each; `learned_by` says where another one began."""
     save_tensors(folder / names.HEADS_WEIGHTS, heads.state_dict())
-    description = {
-        head_name(task): {"task": task, "label_names": list(dataset.label_names(task))} for task in dataset.tasks
-    }
-    write_text(folder / names.HEADS, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
-
-
-def save_choice_head(folder: Path, head: nn.Module) -> None:
-    """Write a pretraining's naming head beside its student, as the head of multiple choice."""
-    name = head_name("vcr-q2a")
-    save_tensors(folder / names.HEADS_WEIGHTS, {f"{name}.{key}": value for key, value in head.state_dict().items()})
-    description = {name: {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}}
-    write_text(folder / names.HEADS, json.dumps(description, indent=2) + "\n")
+    write_text(folder / names.HEADS, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:

@@ -1,8 +1,8 @@
 """Read how a student places the words and regions of a split beside its teachers, before and after the adapt step.
 
-Read from likenesses, without labels and in seconds. Of `num_choices` nodes, one of which the teacher finds most
+Read from likenesses, without labels and in seconds. Of `NUM_CHOICES` nodes, one of which the teacher finds most
 like a node, the student finds one most like it. A student that knows nothing of the teacher's relations agrees with
-chance 1 / num_choices; the teacher itself agrees always.
+chance 1 / NUM_CHOICES; the teacher itself agrees always.
 Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
 choices.
 """
@@ -10,7 +10,7 @@ choices.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,10 @@ from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.signals import SignalSource
 
 NUM_CHOICES = 4
+"""C."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
-    """How often the student picks what the teacher picks: `share` of `num_asked`, by chance `chance`."""
-
-    share: float
-    num_asked: int
-    chance: float
+Agreement = dict[str, float] | None
+"""How often the student picks what the teacher picks: `share` of `num_asked`, by `chance`; None for too few nodes."""
 
 
 def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,18 +48,13 @@ def agreement(
     asked_X: torch.Tensor,
     offered_X: torch.Tensor,
     kin_X: torch.Tensor,
-    num_choices: int = NUM_CHOICES,
-) -> Agreement | None:
+) -> Agreement:
     """Ask of each node which of several others is most like it, the teacher and then the student.
 
     Args:
         asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
         offered_X: bool, nodes that may be chosen, such as words that it did.
         kin_X: int64; nodes of one kin, such as the regions of one picture, are never offered for one another.
-        num_choices: C.
-
-    Returns:
-        None where there are too few nodes to choose among.
     """
     generator = torch.Generator().manual_seed(0)
     centred = (
@@ -74,18 +64,18 @@ def agreement(
     hits: list[bool] = []
     for node in torch.nonzero(asked_X).flatten().tolist():
         allowed_Y = torch.nonzero(offered_X & (kin_X != kin_X[node])).flatten()
-        if len(allowed_Y) < num_choices:
+        if len(allowed_Y) < NUM_CHOICES:
             continue
         best = allowed_Y[teacher_XX[node, allowed_Y].argmax()]
         others_Y = allowed_Y[(allowed_Y != best) & (kin_X[allowed_Y] != kin_X[best])]
-        if len(others_Y) < num_choices - 1:
+        if len(others_Y) < NUM_CHOICES - 1:
             continue
-        drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: num_choices - 1]]
+        drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: NUM_CHOICES - 1]]
         choices_C = torch.cat([best[None], drawn_Y])
         hits.append(int(student_XX[node, choices_C].argmax()) == 0)
     if not hits:
         return None
-    return Agreement(share=sum(hits) / len(hits), num_asked=len(hits), chance=1 / num_choices)
+    return {"share": sum(hits) / len(hits), "num_asked": len(hits), "chance": 1 / NUM_CHOICES}
 
 
 MAX_TEXTS = 1024
@@ -109,11 +99,11 @@ class Placement:
     regions: Mapping[str, Nodes]
     teachers: tuple[str, ...]
 
-    def agreements(self) -> dict[str, dict[str, dict[str, float] | None]]:
-        """Return, by teacher, the agreement on `words`, on `texts` and on `regions`; None where there are too few."""
-        found: dict[str, dict[str, dict[str, float] | None]] = {}
+    def agreements(self) -> dict[str, dict[str, Agreement]]:
+        """Return, by teacher, the agreement on `words`, on `texts` and on `regions`."""
+        found: dict[str, dict[str, Agreement]] = {}
         for name in self.teachers:
-            of_teacher: dict[str, Agreement | None] = dict.fromkeys(("words", "texts", "regions"))
+            of_teacher = found[name] = dict.fromkeys(("words", "texts", "regions"))
             if name in self.words:
                 states_XH, features_XD, form_X, known_X = self.words[name]
                 states_GH, form_G = mean_by_group(states_XH, form_X)
@@ -141,7 +131,6 @@ class Placement:
                 of_teacher["regions"] = agreement(
                     states_XH, features_XD, asked_X=every_X, offered_X=every_X, kin_X=picture_X
                 )
-            found[name] = {kind: None if one is None else asdict(one) for kind, one in of_teacher.items()}
         return found
 
     def names(self) -> torch.Tensor | None:

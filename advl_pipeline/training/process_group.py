@@ -220,7 +220,9 @@ class GradientSum:
         )
         for bucket in new:
             self._send(bucket)
-        for bucket, (work, total) in zip([*self._buckets, *new], self._sent, strict=True):
+        self._buckets += new
+        self._bucket_of = {number: place for place, bucket in enumerate(self._buckets) for number in bucket}
+        for bucket, (work, total) in zip(self._buckets, self._sent, strict=True):
             work.wait()
             values = [self._trained[number] for number in bucket]
             parts = torch.split(total, [value.numel() for value in values])
@@ -230,10 +232,6 @@ class GradientSum:
                         value.grad = torch.empty_like(value)
                     value.grad.copy_(part.view_as(value.grad))
         self._sent, self._missing = [], None
-        if new:
-            known = [number for bucket in (*self._buckets, *new) for number in bucket]
-            self._buckets = self._cut(sorted(known))
-            self._bucket_of = {number: place for place, bucket in enumerate(self._buckets) for number in bucket}
         return stops
 
     def _cut(self, numbers: Iterable[int]) -> list[list[int]]:

@@ -285,12 +285,10 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
     """
     began, has = before.names(), now.names()
     kept = None if began is None or has is None else float((began == has).float().mean())
-    if phase == "adapt":
-        found = {"before": before.agreements(), "after": now.agreements(), "names_kept": {"after": kept}}
-    else:
-        found = read_json(folder.path / names.READOUT)
-        kept_before = found.get("names_kept", {})
-        found |= {"finetuned": now.agreements(), "names_kept": kept_before | {"finetuned": kept}}
+    when = "after" if phase == "adapt" else "finetuned"
+    found = {"before": before.agreements()} if phase == "adapt" else read_json(folder.path / names.READOUT)
+    found[when] = now.agreements()
+    found["names_kept"] = found.get("names_kept", {}) | {when: kept}
     folder.write_json(names.READOUT, found)
     if kept is not None:
         tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} step", file=sys.stderr)
@@ -336,7 +334,11 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
     save_student(folder.path, model.student, origin=origin, adapter=adapter)
     if adapter is not None:
         merge_lora(model.student)
-    save_heads(folder.path, model.heads, inputs.dataset)
+    described = {
+        head_name(task): {"task": task, "label_names": list(inputs.dataset.label_names(task))}
+        for task in inputs.dataset.tasks
+    }
+    save_heads(folder.path, model.heads, described)
     if source is not None and selects_words(model):
         micro_batches = opened.labelled[1].micro_batches(0)
         chosen = selected_words(

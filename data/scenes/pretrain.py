@@ -35,7 +35,7 @@ from advl_data.scenes.moved_pictures import MovedPictures, draw_moves, moved_exa
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import num_threads, precision, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
-from advl_pipeline.datasets.records import Candidate, Dataset, Example, ObjectTag, text_unit
+from advl_pipeline.datasets.records import Candidate, Dataset, Example, ObjectTag, head_name, text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
@@ -60,7 +60,7 @@ from advl_pipeline.students.saved import (
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore
-from advl_pipeline.training.heads import save_choice_head
+from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.optimiser import linear_warmup_decay
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.targets import shape_logits
@@ -375,7 +375,9 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             student.to("cpu")
             heads.to("cpu")
             save_student(output, student, origin=origin)
-            save_choice_head(output, heads.naming)
+            # Multiple choice begins with the head that named regions.
+            choice = {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}
+            save_heads(output, nn.ModuleDict({head_name("vcr-q2a"): heads.naming}), {head_name("vcr-q2a"): choice})
             write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
             (output / names.CHECKPOINT).unlink(missing_ok=True)
     finally:
