@@ -6,10 +6,9 @@ a pass over the whole split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +16,6 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
-from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.text_units import (
@@ -71,25 +69,14 @@ class LiveFeatures(StandIn):
         return texts.prepare([unit for unit in units if isinstance(unit, TextUnit)])
 
 
-def live_teacher(
-    cache: TeacherCache, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
-) -> TeacherFeatures:
-    """Open the teacher that a cache was made with and put it in the cache's place.
-
-    Args:
-        weights: local weights to load instead of the known source, as `advl extract --weights` takes them.
-        device: where the teacher computes, as torch names it.
-
-    Raises:
-        IdentityMismatch: the teacher on this machine is not the one of the cache.
-        WeightsUnavailable: its weights are not at hand. ConfigError: no such device.
-    """
+def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
+    """Open the teacher that a cache was made with and put it in the cache's place."""
     identity = cache.identity["teacher"]
     grid = TeacherGrid.of_description(identity["image"]) if identity["image_tokens"] == "grid" else None
     teacher = open_teacher(
         identity["name"],
-        weights=weights,
-        device=device,
+        weights=None,
+        device="cpu",
         image_tokens=identity["image_tokens"] or "none",
         grid_side=None if grid is None else max(grid.rows, grid.columns),
         dtype=identity["compute_dtype"],
@@ -101,12 +88,6 @@ def live_teacher(
                 text_tower, RarestWords(prior=fit_split_prior(dataset), share=cache.kept_share)
             )
         teacher = replace(teacher, text=text_tower)
-    for modality, tower in (("image", teacher.image), ("text", teacher.text)):
-        if tower is not None and identity[modality] is not None and tower.describe() != identity[modality]:
-            raise IdentityMismatch(
-                f"The {modality} tower of {teacher.name} on this machine is not the one of the cache.",
-                where=str(cache.path),
-            )
     image = text = None
     if cache.image is not None and teacher.image is not None:
         image = LiveFeatures(cache.image, teacher.image, {unit.unit_id: unit for unit in dataset.image_units()})
@@ -116,24 +97,18 @@ def live_teacher(
 
 
 @contextmanager
-def teachers_run(
-    dataset: Dataset,
-    weights: Callable[[str], Path | None] = lambda _: None,
-    *,
-    opened: dict[str, TeacherFeatures] | None = None,
-) -> Iterator[None]:
+def teachers_run(dataset: Dataset, *, opened: dict[str, TeacherFeatures] | None = None) -> Iterator[None]:
     """Have runs read live teachers in place of caches; give them one worker, since a tokenizer serves one thread.
 
     Args:
         dataset: the split that the caches are of.
-        weights: of a teacher by its name, local ones.
         opened: keeps what was opened and encoded, for other runs.
     """
     opened = {} if opened is None else opened
 
     def live(cache: TeacherCache) -> TeacherFeatures:
         if cache.teacher_name not in opened:
-            opened[cache.teacher_name] = live_teacher(cache, dataset, weights=weights(cache.teacher_name))
+            opened[cache.teacher_name] = live_teacher(cache, dataset)
         return opened[cache.teacher_name]
 
     with patch("advl_pipeline.training.teaching.cached_teacher", live):

@@ -11,15 +11,12 @@ from typing import Any
 
 import one_of_two
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from real_processes import Running, start, start_advl
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
 from advl_cli.main import main
 from advl_pipeline.studies.gather import finetune_command
-from advl_pipeline.training.batch_order import ExampleOrder
 
 LAUNCHER_OF_ONE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """What `accelerate launch --cpu --num_processes 2` gives the one process that it starts."""
@@ -128,20 +125,3 @@ def test_a_process_that_a_launcher_left_alone_is_refused(small_corpus: Any, tmp_
     assert "torchrun --nproc-per-node 2" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(2, 4), st.integers(0, 99))
-def test_a_micro_batch_holds_the_same_examples_whoever_shares_it(
-    batch_size: int, accumulate: int, world_size: int, seed: int
-) -> None:
-    def parts(rank: int, world: int, cut: int) -> list[list[int]]:
-        order = ExampleOrder(50, batch_size=batch_size, accumulate=cut, seed=seed, rank=rank, world_size=world)
-        return [part.tolist() for part in order.micro_batches(3)]
-
-    if batch_size < world_size:
-        return
-    shared = [parts(rank, world_size, accumulate) for rank in range(world_size)]
-    assert len({len(share) for share in shared}) == 1
-    joined = [[item for part in micro for item in part] for micro in zip(*shared, strict=True)]
-    assert joined == parts(0, 1, len(joined))
