@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import OutputHead, Perturbation, Student, perturbation_without_shapes
@@ -28,7 +28,7 @@ from advl_pipeline.toml import parse_toml
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.heads import HeadOrigin, build_heads, fill_heads
+from advl_pipeline.training.heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.recipes import ChosenRecipe
@@ -66,7 +66,12 @@ def build_finetune_heads(
 ) -> tuple[dict[str, nn.Module], dict[str, HeadOrigin]]:
     """Build a student's heads and say where their values come from; the same seed gives the same for every method."""
     torch.manual_seed(run.config.seed + 1)
-    heads = build_heads(student, inputs.dataset)
+    heads: dict[str, nn.Module] = {}
+    for task in inputs.dataset.tasks:
+        # Tasks that share a head get one.
+        if (name := head_name(task)) not in heads:
+            num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(inputs.dataset.label_names(task))
+            heads[name] = student.build_head(name, num_classes)
     # Heads that look things up see the texts of the split, evenly spaced ones where they are many; no label.
     seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
     for head in heads.values():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.atomic import write_text
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Task, head_name
+from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
@@ -32,16 +32,6 @@ from advl_pipeline.students.registry import family_of
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.tensors import save_tensors
 from advl_pipeline.training.config import FinetuneConfig
-
-
-def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
-    """Return a fresh head for each kind of task of the dataset; tasks that share a head get one."""
-    heads: dict[str, nn.Module] = {}
-    for task in dataset.tasks:
-        if head_name(task) not in heads:
-            num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(dataset.label_names(task))
-            heads[head_name(task)] = student.build_head(head_name(task), num_classes)
-    return heads
 
 
 def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:

@@ -165,9 +165,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
     device, was_training = next(student.parameters()).device, student.training
     student.eval()
-    words: dict[str, list[Nodes]] = {}
-    regions: dict[str, list[Nodes]] = {}
-    texts: dict[str, list[tuple[torch.Tensor, ...]]] = {}
+    found: dict[str, dict[str, list[tuple[torch.Tensor, ...]]]] = {"words": {}, "texts": {}, "regions": {}}
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
@@ -189,12 +187,12 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
                 continue
             node_NW = shared_words(alignment, text, seen_NW) & (alignment.prior_NW > 0)
             is_known_X = alignment.known_NW[node_NW] >= KNOWN
-            words.setdefault(name, []).append(
+            found["words"].setdefault(name, []).append(
                 (states_NWH[node_NW], text.words_NWD[node_NW], alignment.form_NW[node_NW], is_known_X)
             )
             unplaced_NW = unplaced_words(node_NW, alignment)
             means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
-            texts.setdefault(name, []).append(means)
+            found["texts"].setdefault(name, []).append(means)
         is_new_B = torch.tensor([int(picture) not in seen_pictures for picture in batch.image_ids_B], device=device)
         seen_pictures.update(map(int, batch.image_ids_B))
         states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
@@ -210,18 +208,17 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
                 for values in (states_BSH, vision.regions_BSD, picture_BS)
             )
             every_X = torch.ones_like(picture_X, dtype=torch.bool)
-            regions.setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
+            found["regions"].setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
     student.train(was_training)
 
-    def joined(parts: Sequence[tuple[torch.Tensor, ...]]) -> Any:
-        return tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
-
-    return Placement(
-        words={name: joined(parts) for name, parts in words.items()},
-        texts={name: joined(parts) for name, parts in texts.items()},
-        regions={name: joined(parts) for name, parts in regions.items()},
-        teachers=tuple(teacher.name for teacher in source.teachers),
-    )
+    joined: dict[str, Any] = {
+        kind: {
+            name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
+            for name, parts in of_kind.items()
+        }
+        for kind, of_kind in found.items()
+    }
+    return Placement(teachers=tuple(teacher.name for teacher in source.teachers), **joined)
 
 
 def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:
