@@ -105,7 +105,7 @@ class BertMoments(torch.optim.Optimizer):
                 torch._foreach_add_(first, gradients, alpha=1.0 - beta1)
                 torch._foreach_mul_(second, beta2)
                 torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
-                denominators = torch._foreach_sqrt(second)
+                denominators = list(torch._foreach_sqrt(second))
                 torch._foreach_add_(denominators, group["eps"])
                 self.move(parameters, first, denominators, group, count)
 
