@@ -77,12 +77,12 @@ def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> 
     Where there is no such split it is train.
     """
     from advl_pipeline.datasets.cards import scored_split
-    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
+    from advl_pipeline.datasets.registry import own_data
     from advl_pipeline.datasets.roots import SPLIT_STEMS
 
-    if benchmark_of(dataset) is not None or not is_rows(dataset):
+    if (own := own_data(dataset, data_root)) is None:
         return scored_split(dataset)
-    index = open_own(dataset, data_root).index
+    index = own.index
     seen = trained_on.split("+")
     labelled = [split for split in index.splits if index.is_labelled(split) and split not in seen]
     train, *held_out = SPLIT_STEMS

@@ -210,11 +210,11 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
 
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
-    from advl_pipeline.datasets.registry import benchmark_of, is_rows, open_own
+    from advl_pipeline.datasets.registry import own_data
 
     for name in dict.fromkeys(datasets):
-        if benchmark_of(name) is None and is_rows(name):
-            click.echo(open_own(name, data_root).line(), err=True)
+        if own := own_data(name, data_root):
+            click.echo(own.line(), err=True)
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:

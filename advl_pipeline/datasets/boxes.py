@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import checked, read_table, text_field
-from advl_pipeline.datasets.rows import Row
+from advl_pipeline.datasets.rows import Item, Row, RowSource
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
@@ -90,37 +90,36 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
     return tuple(names), found
 
 
-def read_box_file(path: Path | None) -> tuple[Mapping[str, PictureBoxes] | None, Sequence[Row]]:
-    """Read lines {"image", "width", "height", "boxes"}, image relative to the dataset.
+def with_boxes(source: RowSource, file: Path) -> RowSource:
+    """Return rows with the boxes of their pictures.
 
-    Returns:
-        Boxes by the name of the picture, None where there is no such file, and rows that say what is wrong in it.
+    Args:
+        source: rows that a reader has checked.
+        file: lines {"image", "width", "height", "boxes"}, image relative to the folder of the pictures.
     """
-    if path is None:
-        return None, ()
-    found: dict[str, PictureBoxes] = {}
 
-    def keep(record: Mapping[str, Any]) -> None:
-        image = text_field(record, "image")
-        if not is_safe_name(image):
-            raise Malformed(f"picture name {image!r} leaves the dataset's folder")
-        if image in found:
-            raise Malformed(f"a second line for {image}")
-        found[image] = parse_boxes(record)
+    def rows() -> Iterator[Row]:
+        found: dict[str, PictureBoxes] = {}
 
-    lines = checked(read_table(path), keep)
-    return found, [Row(why, name=str(line), file=str(path), line=line) for line, why in lines if why]
+        def take(record: Mapping[str, Any]) -> None:
+            image = text_field(record, "image")
+            if not is_safe_name(image):
+                raise Malformed(f"picture name {image!r} leaves the dataset's folder")
+            if image in found:
+                raise Malformed(f"a second line for {image}")
+            found[image] = parse_boxes(record)
 
+        for line, problem in checked(read_table(file), take):
+            if problem:
+                yield Row(problem, name=str(line), file=str(file), line=line)
+        for row in source.rows():
+            if isinstance(item := row.record, Item):
+                boxes = found.get(str(item.image))
+                row = row._replace(
+                    record=replace(item, boxes=boxes.boxes, size=(boxes.width, boxes.height))
+                    if boxes
+                    else Malformed(f"{item.image} has no line in the file of boxes")
+                )
+            yield row
 
-def boxes_of(boxes: Mapping[str, PictureBoxes] | None, image: str) -> dict[str, Any]:
-    """Return the fields of an `Item` that say the boxes of a picture, none where a dataset has no file of boxes.
-
-    Raises:
-        Malformed: the file of boxes has no line for the picture.
-    """
-    if boxes is None:
-        return {}
-    if image not in boxes:
-        raise Malformed(f"{image} has no line in the file of boxes")
-    found = boxes[image]
-    return {"boxes": found.boxes, "size": (found.width, found.height)}
+    return replace(source, rows=rows, files=(*source.files, file))

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from advl_pipeline.datasets.problems import OnError
     from advl_pipeline.datasets.records import Task
     from advl_pipeline.datasets.snli_ve import LabelOrder
-    from advl_pipeline.datasets.vcr import Conditioning
     from advl_pipeline.datasets.vcr_text import TextStyle
 
 
@@ -136,16 +135,16 @@ training, or of the splits that the published models count (`answer_lists` of th
 class ReadOptions:
     """How a dataset is read.
 
-    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
-    that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data; None to build the
-    one that `answer_list` names. `on_error` says whether malformed items and unreadable
-    pictures fail or are left out and listed in `skipped`.
+    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `every_answer` asks for VCR's
+    rationales given each of the answers, in place of the right one. `label_order` orders the classes of SNLI-VE.
+    `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data; None to build the one that
+    `answer_list` names. `on_error` says whether malformed items and unreadable pictures fail or are left out and
+    listed in `skipped`.
     """
 
     tasks: tuple[Task, ...] = ()
     text_style: TextStyle | None = None
-    conditioning: Conditioning | None = None
+    every_answer: bool = False
     label_order: LabelOrder = "uniter"
     answers: tuple[str, ...] | None = None
     answer_list: AnswerList = "train"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +29,10 @@ from advl_pipeline.datasets.own.columns import columns_of, parse_item, recognise
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_draft
-from advl_pipeline.datasets.rows import Held, Item, Kind, Row, RowSource
+from advl_pipeline.datasets.rows import Held, Item, Kind, PictureFacts, Row, RowSource
 from advl_pipeline.errors import DatasetError, again
 
 _FACTS = b"advl"
-
-
-class Codes(dict[str, int]):
-    """Text -> running number."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = number = len(self)
-        return number
-
-    def column(self, codes: Any) -> Any:
-        """Return a dictionary column of these texts; an int32 array of codes, null where a row has none."""
-        return pa.DictionaryArray.from_arrays(codes, pa.array(self, pa.large_string()))
 
 
 class ArrowFile:
@@ -155,49 +143,44 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
 
-_RULES = 7
+_RULES = 8
 """Raise it when the same files would yield other rows or problems; sound data keep their digests and caches."""
-
-_ANY = -1
-"""Split of a problem whose split cannot be told."""
 
 _CHUNK = 1 << 14
 """Rows that are held as Python objects while an index is built."""
 
-_NUMBERS: Mapping[str, Any] = {
-    **dict.fromkeys(("line", "cell"), pa.int64()),
-    **dict.fromkeys(("num_choices", "label", "rationale_label"), pa.int32()),
-    **dict.fromkeys(("file", "split", "image", "label_name", "group", "stratum"), pa.int32()),
-}
-_LISTS: Mapping[str, Any] = {
-    "texts": pa.list_(pa.large_string()),
-    "answers": pa.list_(pa.large_string()),
-    "counts": pa.list_(pa.int32()),
-    "entries": pa.list_(pa.int8()),
-}
-_TYPES: Mapping[str, Any] = {"id": pa.large_string(), **_NUMBERS, **_LISTS}
-"""Columns while they are gathered; those of `_Builder.codes` become dictionary columns, their texts each once."""
+_REPEATED = ("file", "split", "image", "label_name", "group", "stratum")
+"""Columns whose texts are stored once each."""
+
+_OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum")
+"""Columns that hold what an `Item` says."""
+
+_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("id", *_REPEATED), pa.large_string()),
+        **dict.fromkeys(("line", "cell"), pa.int64()),
+        **dict.fromkeys(("num_choices", "label", "rationale_label"), pa.int32()),
+        **dict.fromkeys(("texts", "answers"), pa.list_(pa.large_string())),
+        "counts": pa.list_(pa.int32()),
+        "entries": pa.list_(pa.int8()),
+    }
+)
+"""Columns while they are gathered."""
 
 
-class PictureFacts(NamedTuple):
-    """What rows say of a picture; see `Item`.
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Rows and problems of a dataset.
 
-    A name that begins with "/" is the digest of a picture in a table, one with "//" that of a `Held` picture.
+    `dataset` is the name that the user knows. `sources` are the files of its rows, `digests` their SHA-256 digests.
+    `pictures` is the folder that names of pictures are relative to, and `folder` holds indices.
     """
 
-    name: str
-    boxes: Sequence[Sequence[float]]
-    box_labels: Sequence[str]
-    boxes_file: str
-    size: Sequence[int] | None
-
-
-@dataclass(frozen=True)
-class Index:
-    """Rows and problems of a dataset; `digests` are the SHA-256 digests of its files, in the order of the source."""
-
+    dataset: str
     file: ArrowFile
     folder: Path
+    pictures: Path
+    sources: tuple[Path, ...]
     digests: tuple[bytes, ...]
 
     @cached_property
@@ -223,11 +206,16 @@ class Index:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of a split's rows."""
-        return np.flatnonzero(self.file.numbers("split") == self.splits.index(split)).astype(np.int64)
+        return np.flatnonzero(self.file.is_one_of("split", [split])).astype(np.int64)
 
     def is_labelled(self, split: str) -> bool:
         rows = self.rows_of(split)
         return bool(len(rows)) and bool((self.file.numbers("label")[rows] >= 0).all())
+
+    def label_counts(self, rows: npt.NDArray[np.int64] | slice) -> dict[str, int]:
+        """Return the class, or the most frequent answer, of any row -> how many of some rows have it."""
+        names, codes = self.file.texts("label_name").to_pylist(), self.file.numbers("label")[rows]
+        return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
 
     def left_out(self, split: str) -> str:
         """Return how many rows of a split the card's rules leave out, in words; "" for none."""
@@ -236,13 +224,14 @@ class Index:
 
     def digest_of(self, split: str) -> bytes:
         """Return the SHA-256 digest of a split's rows: of what they say, not of how or where it is stored."""
-        return bytes.fromhex(self.facts["digests"][self.splits.index(split)])
+        return bytes.fromhex(self.facts["splits"][split])
 
     def problems_of(self, split: str | None) -> list[Problem]:
         """Return what is wrong with rows of a split, or with rows of nobody knows which; of all for None."""
-        of = range(_ANY, len(self.splits)) if split is None else (_ANY, self.splits.index(split))
         return [
-            Problem(file=file, line=line, why=why) for file, line, place, why in self.facts["problems"] if place in of
+            Problem(file=file, line=line, why=why)
+            for file, line, of, why in self.facts["problems"]
+            if split is None or of in (None, split)
         ]
 
     def picture(self, image: int) -> PictureFacts:
@@ -259,20 +248,20 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:
     Raises:
         DatasetError: a file cannot be read, no row can be used, or the rows are of no kind of task.
     """
-    digests = FileDigests(Path("/"), folder / "annotations")
-    found: list[bytes] = []
+    files = FileDigests(Path("/"), folder / "annotations")
+    digests: list[bytes] = []
     for path in source.files:
         try:
-            found.append(digests.facts(path.absolute().as_posix()[1:]).digest)
+            digests.append(files.facts(path.absolute().as_posix()[1:]).digest)
         except Malformed as error:
             problem = Problem(file=str(path), line=0, why=f"the file cannot be read: /{error}")
             raise refuse(dataset, source.split, [problem]) from None
-    digests.flush()
+    files.flush()
     card = {key: value for key, value in config_to_dict(source.card).items() if key not in ("files", "pictures")}
     key = {
         "index": "rows",
         "rules": _RULES,
-        "files": [digest.hex() for digest in found],
+        "files": [digest.hex() for digest in digests],
         # Two files may change names: messages and ids of rows hold them.
         "names": [path.as_posix() for path in source.files],
         "version": source.version,
@@ -280,8 +269,14 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:
         "kind": source.kind,
         "card": card,
     }
-    file = open_index_file(folder, key, lambda: _Builder(source, dataset, folder).build())
-    return Index(file, folder, tuple(found))
+    return Index(
+        dataset=dataset,
+        file=open_index_file(folder, key, lambda: _Builder(source, dataset, folder).build()),
+        folder=folder,
+        pictures=source.pictures,
+        sources=source.files,
+        digests=tuple(digests),
+    )
 
 
 def keep(path: Path, content: bytes) -> None:
@@ -293,13 +288,11 @@ def keep(path: Path, content: bytes) -> None:
 
 @dataclass
 class _Split:
-    """What is gathered of a split while its rows are read."""
+    """What is gathered of a split while its rows are read: ids -> where, pictures -> their number, a digest."""
 
     names: dict[str, str] = field(default_factory=dict)
-    images: Codes = field(default_factory=Codes)
+    images: dict[str, int] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
-    unlabelled: list[tuple[int, Row]] = field(default_factory=list)
-    num_labelled: int = 0
 
 
 class _Builder:
@@ -313,20 +306,15 @@ class _Builder:
         self._first = ""
         self._has_rationales = False
         self._used_columns: tuple[str, ...] = ()
-        self._splits: dict[str, _Split] = {}
+        self._splits: defaultdict[str, _Split] = defaultdict(_Split)
         self._left_out: Counter[str] = Counter()
-        self._codes = {name: Codes() for name in ("file", "split", "image", "label_name", "group", "stratum")}
-        self._num_rows = 0
-        self._gathered: list[tuple[Any, ...]] = []
-        self._chunks: dict[str, list[Any]] = {name: [] for name in _TYPES}
-        self._problems: list[tuple[str, int, int, str]] = []
+        self._gathered: list[dict[str, Any]] = []
+        self._chunks: list[Any] = []
+        self._problems: list[tuple[str, int, str | None, str]] = []
 
     def build(self) -> Any:
-        splits = self._codes["split"]
         for row in shaped(self._source.rows(), self._source.card, dataset=self._dataset):
             name, record = row.split, row.record
-            # A file that is of one split says so even where a line of it cannot be parsed.
-            split = _ANY if name is None else splits[name]
             try:
                 if record is None:
                     self._left_out[name or self._source.split] += 1
@@ -336,10 +324,13 @@ class _Builder:
                 if not isinstance(record, Item):
                     name = split_of(record, name)
                 name = name or self._source.split
-                split = splits[name]
                 self._add(row, record if isinstance(record, Item) else self._checked(row, record), name)
             except Malformed as error:
-                self._problems.append((row.file, row.line, split, str(error)))
+                self._problems.append((row.file, row.line, name, str(error)))
+            finally:
+                # A file that is of one split says so even where nothing of it can be used.
+                if name is not None:
+                    self._splits[name]
         if self._kind is not None:
             return self._batch()
         if self._problems:
@@ -378,7 +369,7 @@ class _Builder:
         return item
 
     def _add(self, row: Row, item: Item, split_name: str) -> None:
-        codes, split = self._codes, self._splits.setdefault(split_name, _Split())
+        split = self._splits[split_name]
         name = item.item_id or f"{split_name}-{row.name}"
         if name in split.names:
             raise Malformed(f"field 'id' is {name!r}, which {split.names[name]} has already in split {split_name!r}")
@@ -393,27 +384,22 @@ class _Builder:
         # Rows that say the same of a picture share it.
         facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
         image = orjson.dumps(tuple(facts)).decode()
-        named = codes["label_name"][item.label] if isinstance(item.label, str) else None
-        if self._source.kind is None:
-            if item.label is None:
-                split.unlabelled.append((self._num_rows, row._replace(record=None)))
-            else:
-                split.num_labelled += 1
-            split.digest.update(self._told(name, split.images[image], item))
-        # Where there is no label, or no rationale, the number is -1.
-        label, rationale = (
-            -1 if value is None else value for value in (item.label if named is None else named, item.rationale_label)
-        )
+        split.digest.update(self._told(name, split.images.setdefault(image, len(split.images)), item))
+        is_named, label = isinstance(item.label, str), -1 if item.label is None else item.label
         self._gathered.append(
-            (
-                *(name, row.line, label if item.cell is None else item.cell),
-                *(item.num_choices, label, rationale),
-                *(codes["file"][row.file], codes["split"][split_name], codes["image"][image]),
-                *(named, codes["group"][item.group], codes["stratum"][item.stratum]),
-                *(item.texts, item.answers, item.counts, item.entries),
-            )
+            {
+                "id": name,
+                "file": row.file,
+                "line": row.line,
+                "split": split_name,
+                "image": image,
+                # Where there is no label, or no rationale, the number is -1.
+                "label": None if is_named else label,
+                "label_name": label if is_named else None,
+                "rationale_label": -1 if item.rationale_label is None else item.rationale_label,
+                **{column: getattr(item, column) for column in _OF_ITEMS},
+            }
         )
-        self._num_rows += 1
         if len(self._gathered) == _CHUNK:
             self._settle_chunk()
 
@@ -425,41 +411,42 @@ class _Builder:
             if item.rationales:
                 content["rationales"] = item.rationales
         elif self._kind == "answers":
-            content["answers"] = dict(zip(item.answers, item.counts, strict=True))
+            are_counted = len(item.answers) == len(item.counts)
+            content["answers"] = dict(zip(item.answers, item.counts, strict=True)) if are_counted else item.answers
         rationale = -1 if item.rationale_label is None else item.rationale_label
         boxes = json.dumps([item.boxes, item.box_labels])
         told = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
         return json.dumps([*told, item.group, item.stratum]).encode()
 
     def _settle_chunk(self) -> None:
-        """Turn the gathered rows into Arrow arrays, which take a fraction of the memory."""
-        for place, (name, kind) in enumerate(_TYPES.items()):
-            self._chunks[name].append(pa.array([row[place] for row in self._gathered], kind))
+        """Turn the gathered rows into an Arrow batch, which takes a fraction of the memory."""
+        self._chunks.append(pa.RecordBatch.from_pylist(self._gathered, schema=_SCHEMA))
         self._gathered = []
 
     def _batch(self) -> Any:
+        import pyarrow.compute as pc
+
         self._settle_chunk()
-        kept = np.ones(self._num_rows, dtype=bool)
-        label = "answers" if self._kind == "answers" else "label"
-        for name, split in self._splits.items():
-            # A split may be without any label; where some rows have one, those without are problems.
-            for place, row in split.unlabelled if split.num_labelled else ():
-                kept[place] = False
-                why = f"field {label!r} is missing, other rows of split {name!r} have it"
-                self._problems.append((row.file, row.line, self._codes["split"][name], why))
-        columns: dict[str, Any] = {}
-        for name in _TYPES:
-            whole = pa.concat_arrays(self._chunks.pop(name))
-            whole = whole if kept.all() else whole.filter(pa.array(kept))
-            columns[name] = self._codes[name].column(whole) if name in self._codes else whole
+        table = pa.Table.from_batches(self._chunks)
+        columns = {name: table[name].combine_chunks() for name in _SCHEMA.names}
+        columns |= {name: columns[name].dictionary_encode() for name in _REPEATED}
+        columns["label"] = pc.coalesce(columns["label"], columns["label_name"].indices)
+        columns["cell"] = pc.coalesce(columns["cell"], columns["label"].cast(pa.int64()))
+        labels, splits = (np.from_dlpack(column) for column in (columns["label"], columns["split"].indices))
+        # A split may be without any label; where some rows have one, those without are problems.
+        is_bad = (labels < 0) & np.isin(splits, splits[labels >= 0]) & (self._source.kind is None)
+        for place in np.flatnonzero(is_bad).tolist():
+            file, line, split = (columns[name][place].as_py() for name in ("file", "line", "split"))
+            missing = "answers" if self._kind == "answers" else "label"
+            why = f"field {missing!r} is missing, other rows of split {split!r} have it"
+            self._problems.append((file, line, split, why))
         facts = {
             "kind": self._kind,
             "rationales": self._has_rationales,
             "columns": self._used_columns,
-            "splits": list(self._codes["split"]),
-            "digests": [self._splits.get(name, _Split()).digest.hexdigest() for name in self._codes["split"]],
+            "splits": {name: split.digest.hexdigest() for name, split in self._splits.items()},
             "problems": self._problems,
             "left_out": self._left_out,
             "grouped": bool(self._source.card.items),
         }
-        return record_batch(columns, facts)
+        return record_batch({name: column.filter(pa.array(~is_bad)) for name, column in columns.items()}, facts)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,7 @@ from tqdm import tqdm
 
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
-from advl_pipeline.datasets.index import (
-    PICTURES_FOLDER,
-    ArrowFile,
-    Index,
-    PictureFacts,
-    open_index,
-    open_index_file,
-    record_batch,
-)
-from advl_pipeline.datasets.own.columns import compose
-from advl_pipeline.datasets.own.held_pictures import HeldPictures
+from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, Index, open_index_file, record_batch
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
@@ -45,91 +34,23 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.rows import HELD, RowSource
+from advl_pipeline.datasets.rows import HELD, Reading, Variant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
 """Raise it when the same files would yield other examples: it is part of every content digest."""
 
-_ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
-"""Which of the kinds of task a benchmark's is; data of one's own have the kinds themselves."""
-
-Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
-"""Words the candidates of an example: (picture, context, choices) -> one candidate each."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where a split lies, and what is done about bad items.
-
-    `folder` holds the annotations, `pictures` is the folder that picture names are relative to, `index` holds
-    indices. `dataset` and `split` are the names that the user knows.
-    """
-
-    dataset: str
-    split: str
-    folder: Path
-    pictures: Path
-    index: Path
-    on_error: OnError = "fail"
-
-    def index_of(self, rows: RowSource) -> Index:
-        """Open the index of rows of the dataset; raises what `open_index` does."""
-        return open_index(rows, dataset=self.dataset, folder=self.index)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
-
-    task: Task
-    suffix: str = ""
-    conditioned_on: int | None = None
-
-    @property
-    def role(self) -> Task:
-        """What is asked: which choice or rationale is right, which class its text has, how it is answered."""
-        return _ROLES.get(self.task, self.task)
-
-
-def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as data of one's own do (`own/columns.py`)."""
-    return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How the rows of an index become examples: what one dataset has other than another.
-
-    `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
-    of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has, where the two differ. Of data of one's own (`is_own`), content stands for the name unless
-    they are `called` something, and pictures with boxes are grouped by their bytes. `held` gives the pictures that
-    nobody has fetched.
-    """
-
-    variants: tuple[Variant, ...]
-    text_style: str = "plain"
-    word: Wording = word_as_written
-    classes: Callable[[], tuple[str, ...]] = tuple
-    scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
-    locate: Callable[[Path, str], str] | None = None
-    is_own: bool = False
-    called: str = ""
-    held: HeldPictures | None = None
-
 
 class IndexedDataset:
     """A split read through its index; implements `records.Dataset`.
 
     Args:
-        source: names and folders.
         index: of all rows of its files.
         reading: see `Reading`.
-        rows: positions of the split's rows; None for all.
-        digests: what the content digest holds of the annotations; None for the digests of the files.
-        problems: what is wrong with other rows of the split; None for all problems of the index.
+        split: of the dataset.
+        on_error: what is done about bad items.
+        rows: positions of a benchmark's rows that the split holds; None for all.
         selected: how much of a published list the split holds, in words; "" without a list.
 
     Raises:
@@ -138,38 +59,40 @@ class IndexedDataset:
 
     def __init__(
         self,
-        source: Source,
         index: Index,
         reading: Reading,
         *,
+        split: str,
+        on_error: OnError,
         rows: npt.NDArray[np.int64] | None = None,
-        digests: Sequence[bytes] | None = None,
-        problems: Sequence[Problem] | None = None,
         selected: str = "",
     ) -> None:
-        self.name = source.dataset
-        self.split = source.split
+        self.name = index.dataset
+        self.split = split
         self.tasks: tuple[Task, ...] = tuple(dict.fromkeys(variant.task for variant in reading.variants))
         self.text_style = reading.text_style
-        self._source = source
         self._index = index
         self._table = index.file
         self._reading = reading
         self._variants = reading.variants
         self._selected = selected
-        self._digests = index.digests if digests is None else tuple(digests)
-        self._files = FileDigests(source.pictures, source.index)
+        self._files = FileDigests(index.pictures, index.folder)
         self._images: dict[int, ImageUnit] = {}
+        if reading.is_own:
+            self._digests, rows = (index.digest_of(split),), index.rows_of(split)
+        else:
+            self._digests = index.digests
         self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
-        problems = index.problems_of(None) if problems is None else problems
-        if source.on_error == "fail" and problems:
-            raise refuse(self.name, self.split, problems)
-        if source.on_error == "skip":
-            problems = [*problems, *self._drop_rows_of_bad_pictures()]
+        problems = index.problems_of(split if reading.is_own else None)
+        if on_error == "fail" and problems:
+            raise refuse(self.name, split, problems)
+        if on_error == "skip":
+            problems += self._drop_rows_of_bad_pictures()
         self.skipped: tuple[Problem, ...] = tuple(problems)
         """Items left out because they are malformed; empty unless opened with on_error="skip"."""
         if not len(self._rows):
-            raise nothing_usable(self.name, self.split, problems, folder=source.folder)
+            where = ", ".join(map(str, index.sources)) or self.name
+            raise nothing_usable(self.name, split, problems, where=where)
 
     # What a row says.
 
@@ -234,7 +157,7 @@ class IndexedDataset:
         if picture.name.startswith("/"):
             return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
         locate = self._reading.locate
-        name = locate(self._source.pictures, picture.name) if locate else picture.name
+        name = locate(self._index.pictures, picture.name) if locate else picture.name
         return (name, picture.boxes_file) if picture.boxes_file else (name,)
 
     @property
@@ -255,7 +178,7 @@ class IndexedDataset:
         size = facts.width, facts.height
         stated = size if picture.size is None else tuple(picture.size)
         if picture.boxes_file:
-            names, read = read_vcr_boxes(self._source.pictures / picture.boxes_file, picture.boxes_file)
+            names, read = read_vcr_boxes(self._index.pictures / picture.boxes_file, picture.boxes_file)
             if list(names) != list(picture.box_labels):
                 raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
             boxes, stated = read.boxes, (read.width, read.height)
@@ -269,7 +192,7 @@ class IndexedDataset:
         boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         return ImageUnit(
             unit_id=image_unit_id(facts.digest, boxes_R4),
-            path=self._source.pictures / name,
+            path=self._index.pictures / name,
             width=facts.width,
             height=facts.height,
             boxes_R4=boxes_R4,
@@ -292,7 +215,7 @@ class IndexedDataset:
 
     def _picture_problem(self, image: int, error: Malformed) -> Problem:
         used_by = self._where(self._used_images[image])
-        file = self._source.pictures / self._file_names(image)[0]
+        file = self._index.pictures / self._file_names(image)[0]
         return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
 
     @cached_property
@@ -302,17 +225,25 @@ class IndexedDataset:
         order = np.argsort(places)
         return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
 
+    def _bad_pictures(self, images: Iterable[int], look: Callable[[int], object]) -> dict[int, Problem]:
+        """Return what is wrong with pictures that do not pass a look at them."""
+        problems = {}
+        for image in images:
+            try:
+                look(image)
+            except Malformed as error:
+                problems[image] = self._picture_problem(image, error)
+        return problems
+
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
+        def look(image: int) -> None:
+            self._files.facts(self._file_names(image)[0], Depth.PIXELS)
+            self._images[image] = self._make_unit(image)
+
         self._require_room()
         # A picture that is cut off has a sound header, and must be skipped in both phases.
         self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.PIXELS)
-        problems = {}
-        for image in self._used_images:
-            try:
-                self._files.facts(self._file_names(image)[0], Depth.PIXELS)
-                self._images[image] = self._make_unit(image)
-            except Malformed as error:
-                problems[image] = self._picture_problem(image, error)
+        problems = self._bad_pictures(self._used_images, look)
         is_bad = np.isin(self._table.numbers("image")[self._rows], list(problems))
         self._rows = self._rows[~is_bad]
         del self._used_images
@@ -435,7 +366,7 @@ class IndexedDataset:
 
     def text_units(self) -> Sequence[TextUnit]:
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
-        return TextUnits(self._text_table, self._candidates_at)
+        return TextUnits(self._text_table, self.candidates_of)
 
     @cached_property
     def _text_table(self) -> ArrowFile:
@@ -452,20 +383,17 @@ class IndexedDataset:
         def build() -> Any:
             places: dict[str, tuple[int, int]] = {}
             for index in range(len(self)):
-                for choice, candidate in enumerate(self._candidates_at(index)):
+                for choice, candidate in enumerate(self.candidates_of(index)[1]):
                     places.setdefault(candidate.text_unit.unit_id, (index, choice))
             places_U2 = np.array([*places.values()], dtype=np.int64).reshape(-1, 2)
             return record_batch({"example": places_U2[:, 0].copy(), "choice": places_U2[:, 1].copy()})
 
-        return open_index_file(self._source.index, key, build)
+        return open_index_file(self._index.folder, key, build)
 
     def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
         """Return the task and the candidates of an example; its picture is not opened."""
         row, variant = self._place(index)
         return variant.task, self._candidates(row, variant)
-
-    def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
-        return self.candidates_of(index)[1]
 
     # What one dataset has and others have not, and what is looked at besides.
 
@@ -523,25 +451,24 @@ class IndexedDataset:
         Returns:
             (number of pictures, what is wrong with them).
         """
-        problems = []
+
+        def look(image: int) -> None:
+            files = self._file_names(image)
+            if deep:
+                self._make_unit(image)
+                decode_picture(self._index.pictures / files[0], files[0])
+            else:
+                for file in files:
+                    require_content(self._index.pictures / file, file)
+
         if deep:
             self._require_room()
         untouched = {} if deep else self._held
         asked = [image for image in self._used_images if image not in untouched]
         images = tqdm(asked, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
-        for image in images:
-            files = self._file_names(image)
-            try:
-                if deep:
-                    self._make_unit(image)
-                    decode_picture(self._source.pictures / files[0], files[0])
-                else:
-                    for file in files:
-                        require_content(self._source.pictures / file, file)
-            except Malformed as error:
-                problems.append(self._picture_problem(image, error))
+        problems = self._bad_pictures(images, look)
         self._files.flush()
-        return len(self._used_images), problems
+        return len(self._used_images), list(problems.values())
 
     def __getstate__(self) -> dict[str, Any]:
         # What finds the classes may be of this process alone; what it found is not.
@@ -552,9 +479,9 @@ class IndexedDataset:
 class TextUnits(Sequence[TextUnit]):
     """The distinct texts of a split; they are worded when asked for."""
 
-    def __init__(self, places: ArrowFile, candidates_at: Callable[[int], tuple[Candidate, ...]]) -> None:
+    def __init__(self, places: ArrowFile, candidates_of: Callable[[int], tuple[Task, tuple[Candidate, ...]]]) -> None:
         self._places = places
-        self._candidates_at = candidates_at
+        self._candidates_of = candidates_of
         self._last: tuple[int, tuple[Candidate, ...]] = (-1, ())
 
     def __len__(self) -> int:
@@ -565,5 +492,5 @@ class TextUnits(Sequence[TextUnit]):
             return [self[position] for position in range(*index.indices(len(self)))]
         example, choice = (int(self._places.numbers(name)[index]) for name in ("example", "choice"))
         if self._last[0] != example:
-            self._last = (example, self._candidates_at(example))
+            self._last = (example, self._candidates_of(example)[1])
         return self._last[1][choice].text_unit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.errors import DatasetError, advise
@@ -46,11 +45,11 @@ class NothingUsable(DatasetError):
     problems: tuple[Problem, ...] = ()
 
 
-def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, folder: Path) -> NothingUsable:
+def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, where: str) -> NothingUsable:
     """Return the error of a split whose items were all left out."""
     error = NothingUsable(
         f"The split {split} of {dataset} holds no usable item.",
-        where=problems[0].where if problems else str(folder),
+        where=problems[0].where if problems else where,
         why=f"{len(problems)} items were skipped, the first: {problems[0].why}" if problems else "the file is empty",
     )
     error.problems = tuple(problems)

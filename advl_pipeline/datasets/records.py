@@ -7,14 +7,17 @@ unit, and one text unit per candidate.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from advl_pipeline.datasets.problems import Malformed
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""
@@ -23,6 +26,9 @@ MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choic
 """Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
 
 _HEADS: Mapping[str, str] = {**dict.fromkeys(MULTIPLE_CHOICE_TASKS, "vcr"), "answers": "vqa", "classes": "snli-ve"}
+
+_TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
+"""Words that name a box: "Why is [the dog|0] running?" says that the words "the dog" stand for box 0."""
 
 UNIT_ID_LENGTH = 32
 """Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
@@ -130,6 +136,51 @@ def text_unit(text: str) -> TextUnit:
     """Make the unit of a text; equal normalised texts give equal units."""
     normal = normalise_text(text)
     return TextUnit(unit_id=_digest(b"text\0", normal.encode()), text=normal)
+
+
+def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]:
+    """Return a text in normal form without the marks of its tags, and the tags.
+
+    Where there are no boxes, a bracket is a bracket.
+
+    Raises:
+        Malformed: a tag names a box that the row does not have.
+    """
+    normal = normalise_text(text)
+    if not num_boxes:
+        return normal, ()
+    plain, tags, end = "", [], 0
+    for found in _TAG.finditer(normal):
+        words, box = found[1].strip(), int(found[2])
+        if box >= num_boxes:
+            raise Malformed(f"tag {found[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
+        plain += normal[end : found.start()]
+        tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
+        plain, end = plain + words, found.end()
+    plain += normal[end:]
+    if normalise_text(plain) != plain:
+        raise Malformed(f"a tag of {text!r} parts a letter from its accent")
+    return plain, tuple(tags)
+
+
+def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
+    """Join the question, the answer that a rationale is for if there is one, and a choice, each with its tags."""
+    pieces: list[str] = []
+    tags: list[ObjectTag] = []
+    ends: list[int] = []
+    position = 0
+    for text in (*context, choice):
+        plain, found = parse_tagged(text, num_boxes)
+        tags += [replace(tag, start=tag.start + position, end=tag.end + position) for tag in found]
+        pieces.append(plain)
+        ends.append(position + len(plain))
+        position = ends[-1] + 1
+    return Candidate(
+        text_unit=text_unit(" ".join(pieces)),
+        context_length=ends[-2] if context else 0,
+        question_length=ends[0] if len(context) > 1 else 0,
+        tags=tuple(tags),
+    )
 
 
 def image_unit_id(image_digest: bytes, boxes_R4: npt.NDArray[np.float32]) -> str:

@@ -1,9 +1,9 @@
-"""Datasets by name: published ones as their cards describe them, the built-in corpus, data of one's own."""
+"""Datasets by name: published ones as their cards describe them, those of plug-ins, data of one's own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from advl_pipeline.datasets.cards import (
     JOIN,
     ROWS,
     Benchmark,
-    Card,
     ReadOptions,
     card_names,
     load_card,
@@ -23,8 +22,9 @@ from advl_pipeline.datasets.cards import (
     plugin_entry_points,
     rows_card,
 )
+from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.index import Index, open_index
-from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.held_pictures import HeldPictures
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
@@ -39,23 +39,19 @@ from advl_pipeline.datasets.roots import (
     index_folder,
     is_own_data,
     is_safe_name,
-    require_there,
     resolve_data_root,
 )
 from advl_pipeline.datasets.row_files import read_table
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Row, RowSource, names_hub, read_card
-from advl_pipeline.datasets.snli_ve import pairs_of, snli_ve_reading, snli_ve_source
-from advl_pipeline.datasets.vcr import open_vcr
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, Row, RowSource, Variant, names_hub, read_card
 from advl_pipeline.datasets.views import UnionOfSplits
-from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_reading, vqa_source
-from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
+from advl_pipeline.datasets.vqa_answers import build_vocabulary, read_vocabulary
 from advl_pipeline.errors import ConfigError, DatasetError, advise, again, ineffective, suggest_names
 
 
 def benchmark_of(name: str) -> Benchmark | None:
     """Return the benchmark of a name: one with a card in a format that ADVL reads, or a plug-in's; None for rows."""
-    if name in card_names() and (card := load_card(name)).format in _FORMATS:
-        tasks, opener = _FORMATS[card.format]
+    if name in card_names() and (card := load_card(name)).format in FORMATS:
+        tasks, opener = FORMATS[card.format]
         return Benchmark(name=name, card=card, tasks=tasks, splits=tuple(card.splits), open=partial(opener, card))
     plugins = plugin_entry_points()
     plugin = load_plugin(plugins[name]) if name in plugins else None
@@ -64,7 +60,7 @@ def benchmark_of(name: str) -> Benchmark | None:
 
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
-    own = (name for name in card_names() if load_card(name).format in (ROWS, *_FORMATS))
+    own = (name for name in card_names() if load_card(name).format in (ROWS, *FORMATS))
     return tuple(sorted({*own, *plugin_entry_points()}))
 
 
@@ -184,70 +180,18 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
 
-def _source(card: Card, split: str, root: Path, options: ReadOptions) -> Source:
-    folder = require_there(root / str(card.facts["folder"]), dataset=card.name)
-    return Source(
-        dataset=card.name,
-        split=split,
-        folder=folder,
-        pictures=root / card.facts["pictures_folder"],
-        index=index_folder(root, folder),
-        on_error=options.on_error,
-    )
+def own_data(name: str, data_root: Path | None) -> OwnData | None:
+    """Return data that are given as rows, indexed; None for a benchmark and for a name that nothing has.
+
+    Raises:
+        ConfigError: a card that cannot be used. DatasetError: they cannot be read.
+    """
+    return open_own(name, data_root) if benchmark_of(name) is None and _is_rows(name) else None
 
 
-def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source, facts = _source(card, split, root, options), card.split(split)
-    return open_vcr(
-        source,
-        require_there(source.folder / facts["annotations"], dataset=card.name),
-        labelled=facts["labelled"],
-        tasks=options.tasks,
-        conditioning=options.conditioning,
-        style=options.text_style or card.facts["text_style"],
-    )
-
-
-def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = _source(card, split, root, options)
-
-    def part(of: str) -> Part:
-        facts = card.split(of)
-        names = [name for name in (facts["questions"], facts.get("annotations")) if name is not None]
-        questions, *annotations = (require_there(source.folder / name, dataset=card.name) for name in names)
-        rows = vqa_source(questions, *annotations, subtype=facts.get("subtype"), pictures=source.pictures)
-        index = source.index_of(rows)
-        return index, kept_rows(index, source.folder, card.name, facts)
-
-    def built() -> tuple[str, ...]:
-        counted = card.facts["answer_lists"][options.answer_list]
-        where = ", ".join(str(source.folder / str(card.split(of).get("annotations"))) for of in counted)
-        return vocabulary_of([part(of) for of in counted], min_occurrences=MIN_OCCURRENCES, where=where)
-
-    index, rows = part(split)
-    return IndexedDataset(source, index, vqa_reading(options.answers, built), rows=rows)
-
-
-def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source, facts = _source(card, split, root, options), card.split(split)
-    annotations = require_there(source.folder / facts["annotations"], dataset=card.name)
-    ids = facts.get("ids")
-    listed = None if ids is None else pairs_of(require_there(source.folder / ids, dataset=card.name))
-    index = source.index_of(snli_ve_source(annotations, pictures=source.pictures))
-    reading = snli_ve_reading(options.label_order)
-    if listed is None:
-        return IndexedDataset(source, index, reading)
-    rows = np.flatnonzero(index.file.is_one_of("id", listed))
-    told = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
-    return IndexedDataset(source, index, reading, rows=rows, selected=told)
-
-
-_FORMATS: Mapping[str, tuple[tuple[Task, ...], Callable[[Card, str, Path, ReadOptions], IndexedDataset]]] = {
-    "vcr": (("vcr-q2a", "vcr-qa2r"), _open_vcr),
-    "vqa": (("vqa",), _open_vqa),
-    "snli-ve": (("snli-ve",), _open_snli_ve),
-}
-"""Format of a card -> the tasks that a dataset in it is opened for unless fewer are asked for, and what opens it."""
+def _is_rows(name: str) -> bool:
+    """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
+    return is_own_data(name) or rows_card(name) is not None or name in plugin_entry_points()
 
 
 def _required(name: str) -> Benchmark | None:
@@ -257,7 +201,7 @@ def _required(name: str) -> Benchmark | None:
         ConfigError: the name is neither.
     """
     benchmark = benchmark_of(name)
-    if benchmark is None and not is_rows(name):
+    if benchmark is None and not _is_rows(name):
         raise ConfigError(
             f"There is no dataset {name!r}.",
             why=suggest_names(name, dataset_names()),
@@ -281,11 +225,6 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 Table = tuple[Path, str | None]
 """One file, and the split that it is of; None where a column says it."""
-
-
-def is_rows(name: str) -> bool:
-    """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
-    return is_own_data(name) or rows_card(name) is not None or name in plugin_entry_points()
 
 
 def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
@@ -454,20 +393,11 @@ class OwnData:
             DatasetError: a row or a picture is malformed, or nothing is usable.
         """
         index = self.index
-        source = Source(
-            dataset=self.name,
-            split=split,
-            folder=self.rows.pictures,
-            pictures=self.rows.pictures,
-            index=index.folder,
-            on_error=options.on_error,
-        )
-        is_labelled = index.is_labelled(split)
-        answers = options.answers
-        if answers is None or index.kind == "choice":
+        if options.answers is None or index.kind == "choice":
             classes = partial(class_names, index, self.rows.card, [split])
         else:
-            classes = partial(tuple, answers)
+            classes = partial(tuple, options.answers)
+        is_labelled = index.is_labelled(split)
         reading = Reading(
             # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
             # Ids carry the task whenever there are several, whichever of them are opened.
@@ -483,14 +413,7 @@ class OwnData:
             # Rows of files on this machine have their pictures here, too.
             held=None if self.rows.files else HeldPictures(root, index.folder),
         )
-        dataset = IndexedDataset(
-            source,
-            index,
-            reading,
-            digests=[index.digest_of(split)],
-            rows=index.rows_of(split),
-            problems=index.problems_of(split),
-        )
+        dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
         if index.kind == "classes" and is_labelled:
             dataset.require_known_classes()
         return dataset
@@ -512,13 +435,10 @@ def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[st
         return ()
     if index.kind == "classes" and card.labels:
         return card.labels
-    names, labels = index.file.texts("label_name").to_pylist(), index.file.numbers("label")
     of = ["train"] if "train" in index.splits else opened
-    codes = np.concatenate([labels[index.rows_of(split)] for split in of])
-    counts = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
+    counts = index.label_counts(np.concatenate([index.rows_of(split) for split in of]))
     if index.kind == "answers":
-        frequent = [name for name, count in counts.items() if count >= card.min_answer_count]
-        return tuple(sorted(frequent, key=lambda name: (-counts[name], name)))
+        return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
     # Classes that are numbers are sorted as numbers, before the others.
     used = [name for name, count in counts.items() if count]
     return tuple(sorted(used, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))

@@ -1,25 +1,30 @@
-"""What a dataset is: rows, each of which knows its file and line. Whatever stores data hands over a `RowSource`.
+"""What a dataset is: rows, each of which knows its file and line, and a reading of them.
 
-A card is a small TOML file for what columns do not say.
+Whatever stores data hands over a `RowSource`; a `Reading` says how its rows become examples. A card is a small TOML
+file for what columns do not say.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from advl_pipeline.configuration import Configuration, build_config, option
 from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.datasets.row_files import checked, read_table
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.toml import read_toml
+
+if TYPE_CHECKING:
+    from advl_pipeline.datasets.own.held_pictures import HeldPictures
 
 Kind = Literal["choice", "classes", "answers"]
 LabelForm = Literal["index", "text", "letter"]
@@ -257,3 +262,64 @@ def checked_rows(path: Path, check: Callable[[Mapping[str, Any]], Item]) -> Iter
     """Yield the rows of a file, each of which a reader has checked or found malformed."""
     for line, found in checked(read_table(path), check):
         yield Row(found, name=str(line), file=str(path), line=line)
+
+
+class PictureFacts(NamedTuple):
+    """What rows say of a picture; see `Item`.
+
+    A name that begins with "/" is the digest of a picture in a table, one with "//" that of a `Held` picture.
+    """
+
+    name: str
+    boxes: Sequence[Sequence[float]]
+    box_labels: Sequence[str]
+    boxes_file: str
+    size: Sequence[int] | None
+
+
+_ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
+"""Which of the kinds of task a benchmark's is; data of one's own have the kinds themselves."""
+
+Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
+"""Words the candidates of an example: (picture, context, choices) -> one candidate each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
+
+    task: Task
+    suffix: str = ""
+    conditioned_on: int | None = None
+
+    @property
+    def role(self) -> Task:
+        """What is asked: which choice or rationale is right, which class its text has, how it is answered."""
+        return _ROLES.get(self.task, self.task)
+
+
+def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
+    """Word texts that name boxes, if any, as data of one's own do."""
+    return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the rows of one dataset are read.
+
+    `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
+    of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
+    name that the row has, where the two differ. Data of one's own (`is_own`) name their splits in their rows. Content
+    stands for their name unless they are `called` something, and pictures with boxes are grouped by their bytes.
+    `held` gives the pictures that nobody has fetched.
+    """
+
+    variants: tuple[Variant, ...]
+    text_style: str = "plain"
+    word: Wording = word_as_written
+    classes: Callable[[], tuple[str, ...]] = tuple
+    scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
+    locate: Callable[[Path, str], str] | None = None
+    is_own: bool = False
+    called: str = ""
+    held: HeldPictures | None = None

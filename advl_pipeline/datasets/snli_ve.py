@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from advl_pipeline.datasets.boxes import boxes_of, read_box_file
-from advl_pipeline.datasets.indexed import Reading, Variant
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
-from advl_pipeline.datasets.rows import Item, Row, RowSource, checked_rows
+from advl_pipeline.datasets.rows import Item, Reading, RowSource, Variant, checked_rows
 
 LabelOrder = Literal["uniter", "meter"]
 
@@ -31,23 +29,32 @@ _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
 """Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
 
 
-def snli_ve_source(
-    annotations: Path,
-    *,
-    pictures: Path,
-    boxes: Path | None = None,
-) -> RowSource:
+def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
     """Return the pairs of an annotation file.
 
     Args:
         annotations: JSON lines of SNLI-VE, or the CSV of e-SNLI-VE.
         pictures: folder that picture names are relative to.
-        boxes: file of the pictures' boxes, which some corpora in this format have.
     """
+    hypothesis = "hypothesis" if annotations.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
+
+    def item(record: Mapping[str, Any]) -> Item:
+        label = gold_label(record)
+        # Corpora in this format may say the type of a question; other pairs are all of one type.
+        told = record.get("question_type")
+        return Item(
+            image=f"{_IMAGES}/{flickr_id(record)}.jpg",
+            item_id=text_field(record, "pairID"),
+            texts=(text_field(record, hypothesis),),
+            label=label,
+            stratum=told if isinstance(told, str) else "",
+            cell=STORED_ORDER.index(label),
+        )
+
     return RowSource(
-        rows=lambda: _rows(annotations, boxes),
+        rows=lambda: checked_rows(annotations, item),
         pictures=pictures,
-        files=(annotations,) if boxes is None else (annotations, boxes),
+        files=(annotations,),
         version=f"snli-ve {_IMAGES}",
         kind="classes",
     )
@@ -56,28 +63,6 @@ def snli_ve_source(
 def snli_ve_reading(order: LabelOrder) -> Reading:
     """Return how pairs become examples; `order` is that of the classes."""
     return Reading(variants=(Variant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
-
-
-def _rows(path: Path, boxes_file: Path | None) -> Iterator[Row]:
-    boxes, problems = read_box_file(boxes_file)
-    yield from problems
-    hypothesis = "hypothesis" if path.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
-
-    def item(record: Mapping[str, Any]) -> Item:
-        label, image = gold_label(record), f"{_IMAGES}/{flickr_id(record)}.jpg"
-        # Corpora in this format may say the type of a question; other pairs are all of one type.
-        told = record.get("question_type")
-        return Item(
-            item_id=text_field(record, "pairID"),
-            image=image,
-            **boxes_of(boxes, image),
-            texts=(text_field(record, hypothesis),),
-            label=label,
-            stratum=told if isinstance(told, str) else "",
-            cell=STORED_ORDER.index(label),
-        )
-
-    yield from checked_rows(path, item)
 
 
 def gold_label(record: Mapping[str, Any]) -> str:

@@ -9,70 +9,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from advl_pipeline.datasets.index import PictureFacts
-from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
+from advl_pipeline.datasets.rows import Item, PictureFacts, Reading, RowSource, Variant, checked_rows
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, sentence_of, tokens_of, word_candidates
-from advl_pipeline.errors import ConfigError
 
 NUM_CHOICES = 4
-Conditioning = Literal["right", "all"]
-"""Rationales are read given the right answer, or given each of the four answers (the test server's 20 scores)."""
-
 _WH_WORDS = frozenset({"why", "what", "where", "how", "who", "when", "which", "whose"})
 _AUXILIARIES = frozenset(
     "is are was were am do does did can could will would should may might must has have had".split()
 )
 
 
-def open_vcr(
-    source: Source,
-    annotations: Path,
-    *,
-    labelled: bool,
-    tasks: Sequence[Task],
-    conditioning: Conditioning | None,
-    style: TextStyle,
-) -> IndexedDataset:
-    """Open a split in the format of VCR.
+def vcr_source(annotations: Path, *, labelled: bool, pictures: Path) -> RowSource:
+    """Return the questions of an annotation file.
 
     Args:
-        annotations: its annotation file.
-        labelled: whether its items must have labels.
-        tasks: "vcr-q2a", "vcr-qa2r" or both.
-        conditioning: None for "right" where there are labels, "all" elsewhere.
-
-    Raises:
-        ConfigError: rationales for the right answer, which nobody knows. DatasetError: a missing or malformed file.
+        labelled: whether they must have labels.
+        pictures: folder that names of pictures are relative to.
     """
-    if conditioning == "right" and not labelled:
-        raise ConfigError(
-            f"The right answers of {source.dataset} {source.split} are not public.",
-            why="rationales are asked for the right answer",
-            next_command="ask for all of them: conditioning all",
-        )
-
-    variants = []
-    for task in tasks:
-        if task == "vcr-qa2r" and (conditioning or ("right" if labelled else "all")) == "all":
-            variants += [Variant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
-        else:
-            variants.append(Variant(task, f":{task}"))
-    rows = RowSource(
+    return RowSource(
         rows=lambda: checked_rows(annotations, partial(_item, labelled=labelled, objects_of={})),
-        pictures=source.pictures,
+        pictures=pictures,
         files=(annotations,),
         version=f"vcr {labelled}",
         kind="choice",
     )
-    reading = Reading(variants=tuple(variants), text_style=style, word=partial(_word, style))
-    return IndexedDataset(source, source.index_of(rows), reading)
+
+
+def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) -> Reading:
+    """Return how questions become examples.
+
+    Args:
+        tasks: "vcr-q2a", "vcr-qa2r" or both.
+        every_answer: rationales are read given each of the four answers, as the test server scores them, in place of
+            the right one alone.
+        style: how object tags become words.
+    """
+    variants = []
+    for task in tasks:
+        if task == "vcr-qa2r" and every_answer:
+            variants += [Variant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
+        else:
+            variants.append(Variant(task, f":{task}"))
+    return Reading(variants=tuple(variants), text_style=style, word=partial(_word, style))
 
 
 def _word(

@@ -33,51 +33,79 @@ from advl_pipeline.errors import ConfigError, DatasetError, leave_out
 
 
 class _View:
-    """What a view has of its first split; implements a part of `records.Dataset`."""
+    """Examples of one or several splits, one after another; implements `records.Dataset`.
 
-    def __init__(self, first: Dataset) -> None:
+    Args:
+        parts: the splits; what is not of examples is as in the first.
+        prefixes: what the ids of each part begin with in addition.
+        ids: of the examples that are seen; None for all.
+    """
+
+    def __init__(
+        self, parts: Sequence[Dataset], prefixes: Sequence[str] = (), ids: Collection[str] | None = None
+    ) -> None:
+        first = parts[0]
         self.name, self.split, self.text_style = first.name, first.split, first.text_style
         self.tasks: tuple[Task, ...] = first.tasks
-        self._first = first
-
-    @property
-    def identity_name(self) -> str:
-        """Return the split's."""
-        return self._first.identity_name
-
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """Return the split's class names."""
-        return self._first.label_names(task)
-
-    def content_digest(self) -> str:
-        """Return the digest of the whole split."""
-        return self._first.content_digest()
-
-
-class SelectedExamples(_View):
-    """Some examples of a split, in its order; implements `records.Dataset`."""
-
-    def __init__(self, whole: StratifiedDataset, ids: Collection[str], *, skipped: Sequence[Any] = ()) -> None:
-        super().__init__(whole)
-        self.skipped = tuple(skipped)
-        self.whole = whole
-        wanted = set(ids)
-        self._positions = [position for position, name in enumerate(whole.example_ids) if name in wanted]
+        self.parts = tuple(parts)
+        self._prefixes = prefixes or [""] * len(parts)
+        self._starts = [0, *accumulate(map(len, parts))]
+        names = [
+            prefix + name for prefix, part in zip(self._prefixes, parts, strict=True) for name in part.example_ids
+        ]
+        wanted = None if ids is None else {*ids}
+        self._positions = [place for place, name in enumerate(names) if wanted is None or name in wanted]
+        self.example_ids: Sequence[str] = [names[position] for position in self._positions]
 
     def __len__(self) -> int:
         return len(self._positions)
 
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the part of an example, and its position there."""
+        position = self._positions[index]
+        place = bisect.bisect_right(self._starts, position) - 1
+        return place, position - self._starts[place]
+
     def __getitem__(self, index: int) -> Example:
-        return self.whole[self._positions[index]]
+        place, position = self._place(index)
+        example, prefix = self.parts[place][position], self._prefixes[place]
+        return replace(example, example_id=prefix + example.example_id) if prefix else example
 
     def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
         """Return the task and the candidates of an example; its picture is not opened."""
-        return self.whole.candidates_of(self._positions[index])
+        place, position = self._place(index)
+        return self.parts[place].candidates_of(position)
 
     @property
-    def example_ids(self) -> Sequence[str]:
-        ids = self.whole.example_ids
-        return [ids[position] for position in self._positions]
+    def identity_name(self) -> str:
+        """Return that of the first split."""
+        return self.parts[0].identity_name
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Return the class names of the first split."""
+        return self.parts[0].label_names(task)
+
+    def content_digest(self) -> str:
+        """Return the digest of the whole split, or the SHA-256 of the digests of several, in order."""
+        digests = [part.content_digest() for part in self.parts]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def image_units(self) -> Sequence[ImageUnit]:
+        """Return the pictures, each once."""
+        return list({unit.unit_id: unit for part in self.parts for unit in part.image_units()}.values())
+
+    def text_units(self) -> Sequence[TextUnit]:
+        """Return the texts, each once."""
+        return list({unit.unit_id: unit for part in self.parts for unit in part.text_units()}.values())
+
+
+class SelectedExamples(_View):
+    """Some examples of a split, in its order."""
+
+    def __init__(self, whole: StratifiedDataset, ids: Collection[str], *, skipped: Sequence[Any] = ()) -> None:
+        super().__init__([whole], ids=ids)
+        self.whole = whole
+        self.skipped = tuple(skipped)
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -95,51 +123,7 @@ class SelectedExamples(_View):
         return list({unit.unit_id: unit for unit in units}.values())
 
 
-class _Parts(_View):
-    """Splits one after another; ids get a prefix each, "" for none."""
-
-    def __init__(self, parts: Sequence[Dataset], prefixes: Sequence[str]) -> None:
-        super().__init__(parts[0])
-        self.parts = tuple(parts)
-        self._starts = [0, *accumulate(len(part) for part in parts)]
-        self._prefixes = prefixes
-        self.example_ids: Sequence[str] = [
-            prefix + example_id
-            for prefix, part in zip(prefixes, parts, strict=True)
-            for example_id in part.example_ids
-        ]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, index: int) -> Example:
-        place = self._part_of(index)
-        example = self.parts[place][index - self._starts[place]]
-        prefix = self._prefixes[place]
-        return replace(example, example_id=prefix + example.example_id) if prefix else example
-
-    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
-        """Return the task and the candidates of an example; its picture is not opened."""
-        place = self._part_of(index)
-        return self.parts[place].candidates_of(index - self._starts[place])
-
-    def _part_of(self, index: int) -> int:
-        return bisect.bisect_right(self._starts, index) - 1
-
-    def content_digest(self) -> str:
-        """Return the SHA-256 of the parts' digests, in order."""
-        return hashlib.sha256("".join(part.content_digest() for part in self.parts).encode()).hexdigest()
-
-    def image_units(self) -> Sequence[ImageUnit]:
-        """Return the pictures of all parts, each once."""
-        return list({unit.unit_id: unit for part in self.parts for unit in part.image_units()}.values())
-
-    def text_units(self) -> Sequence[TextUnit]:
-        """Return the texts of all parts, each once."""
-        return list({unit.unit_id: unit for part in self.parts for unit in part.text_units()}.values())
-
-
-class JoinedDataset(_Parts):
+class JoinedDataset(_View):
     """A split to train on, and others whose inputs are seen as well: ids of the others begin with "DATASET/SPLIT:".
 
     Labels of the others are not to be used.
@@ -154,7 +138,7 @@ class JoinedDataset(_Parts):
         return frozenset(self.example_ids[self._starts[1] :])
 
 
-class UnionOfSplits(_Parts):
+class UnionOfSplits(_View):
     """Splits of one dataset to train on together, such as train+val before a test whose truth is not public.
 
     Raises:
@@ -164,7 +148,7 @@ class UnionOfSplits(_Parts):
     parts: tuple[IndexedDataset, ...]
 
     def __init__(self, parts: Sequence[IndexedDataset]) -> None:
-        super().__init__(parts, [""] * len(parts))
+        super().__init__(parts)
         self.split = "+".join(part.split for part in parts)
         self.skipped: tuple[Problem, ...] = tuple(chain.from_iterable(part.skipped for part in parts))
         if len(set(self.example_ids)) < len(self.example_ids):

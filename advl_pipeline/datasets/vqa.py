@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.boxes import boxes_of, read_box_file
 from advl_pipeline.datasets.index import Index
-from advl_pipeline.datasets.indexed import Reading, Variant
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import require_there
 from advl_pipeline.datasets.row_files import json_items, read_json
-from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.datasets.rows import Item, Reading, Row, RowSource, Variant
 from advl_pipeline.datasets.vqa_answers import (
     ANSWER_TYPES,
     GroundTruth,
@@ -41,26 +40,18 @@ Part = tuple[Index, npt.NDArray[np.int64] | None]
 """Questions of a split: the index of its files, and the rows that it keeps of them, None for all."""
 
 
-def vqa_source(
-    questions: Path,
-    annotations: Path | None = None,
-    *,
-    subtype: str | None,
-    pictures: Path,
-    boxes: Path | None = None,
-) -> RowSource:
+def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str | None, pictures: Path) -> RowSource:
     """Return the questions of a split, with their annotations where they are public.
 
     Args:
         subtype: names the picture folder ("train2014"); None where every item names its own in `coco_split`
             (VQA-CP); `EITHER_FOLDER` where nothing does (VQA-VS) and the picture lies in train2014 or in val2014.
         pictures: folder that holds `train2014/` and its like.
-        boxes: file of the pictures' boxes, which some corpora in this format have.
     """
     return RowSource(
-        rows=lambda: _rows(questions, annotations, subtype, boxes),
+        rows=lambda: _rows(questions, annotations, subtype),
         pictures=pictures,
-        files=tuple(path for path in (questions, annotations, boxes) if path is not None),
+        files=(questions,) if annotations is None else (questions, annotations),
         version=f"vqa {subtype}",
         kind="answers",
     )
@@ -129,11 +120,9 @@ def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) ->
     Raises:
         DatasetError: no answer occurs often enough.
     """
-    counts: list[tuple[str, int]] = []
-    for index, rows in parts:
-        codes, answers = index.file.numbers("label"), index.file.texts("label_name").to_pylist()
-        codes = codes if rows is None else codes[rows]
-        counts += [(answers[code], count) for code, count in enumerate(np.bincount(codes[codes >= 0]).tolist())]
+    counts = chain.from_iterable(
+        index.label_counts(slice(None) if rows is None else rows).items() for index, rows in parts
+    )
     vocabulary = build_vocabulary(counts, min_occurrences=min_occurrences)
     if not vocabulary:
         raise DatasetError(
@@ -145,9 +134,7 @@ def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) ->
     return vocabulary
 
 
-def _rows(questions: Path, annotations: Path | None, subtype: str | None, boxes_file: Path | None) -> Iterator[Row]:
-    boxes, problems = read_box_file(boxes_file)
-    yield from problems
+def _rows(questions: Path, annotations: Path | None, subtype: str | None) -> Iterator[Row]:
     asked: dict[int, tuple[int, str, str]] = {}
     for line, item in json_items(questions, "questions"):
         try:
@@ -177,7 +164,6 @@ def _rows(questions: Path, annotations: Path | None, subtype: str | None, boxes_
             row = Item(
                 item_id=str(question_id),
                 image=image,
-                **boxes_of(boxes, image),
                 texts=(question,),
                 label=label,
                 answers=truth.answers,

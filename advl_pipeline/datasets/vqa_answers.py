@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,19 +108,22 @@ def soft_target(scores: Mapping[str, float], class_of: Mapping[str, int]) -> tup
     return tuple(sorted((class_of[answer], score) for answer, score in scores.items() if answer in class_of))
 
 
-def build_vocabulary(most_common: Iterable[tuple[str, int]], *, min_occurrences: int) -> tuple[str, ...]:
+def build_vocabulary(
+    most_common: Iterable[tuple[str, int]], *, min_occurrences: int, form: Callable[[str], str] | None = None
+) -> tuple[str, ...]:
     """Build an answer vocabulary.
 
     Args:
         most_common: (raw `multiple_choice_answer`, number of questions) pairs; equal answers may repeat.
-        min_occurrences: questions that an answer, in its normal form, must be the answer of.
+        min_occurrences: questions that an answer, in its form, must be the answer of.
+        form: of an answer; None for `vocabulary_form`.
 
     Returns:
         Answers by falling number of questions, then by text.
     """
     counts: Counter[str] = Counter()
     for answer, number in most_common:
-        counts[vocabulary_form(answer)] += number
+        counts[(form or vocabulary_form)(answer)] += number
     kept = [(-number, answer) for answer, number in counts.items() if number >= min_occurrences]
     return tuple(answer for _, answer in sorted(kept))
 

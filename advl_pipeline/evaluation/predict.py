@@ -34,7 +34,6 @@ from advl_pipeline.compute import (
     precision,
     resolved,
 )
-from advl_pipeline.datasets.own.columns import compose
 from advl_pipeline.datasets.pictures import picture_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import (
@@ -43,6 +42,7 @@ from advl_pipeline.datasets.records import (
     Example,
     ImageUnit,
     Task,
+    compose,
     head_name,
     picture_unit_id,
 )

@@ -134,12 +134,11 @@ def run_predict(config: PredictConfig) -> PredictResult:
         )
     finished = load_run(config.run, config)
     finished.student.cut_texts()
-    conditioning = "all" if is_vcr else None
     # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
     is_benchmark = benchmark_of(name) is not None
     learned = () if is_benchmark else tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(
-        config, finished, trained_on, dataset=name, split=split, conditioning=conditioning, tasks=learned
+        config, finished, trained_on, dataset=name, split=split, every_answer=is_vcr, tasks=learned
     )
     make_folder(path.parent)
     if is_vcr:

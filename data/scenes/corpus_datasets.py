@@ -7,40 +7,24 @@ the object in row `box`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from advl_data.scenes.generator import paths
-from advl_pipeline.datasets.boxes import PictureBoxes, boxes_of, parse_boxes
-from advl_pipeline.datasets.cards import Benchmark, ReadOptions, load_card
-from advl_pipeline.datasets.index import Index
-from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Source, Variant
-from advl_pipeline.datasets.own.columns import parse_tagged
+from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
+from advl_pipeline.datasets.cards import Benchmark, Card, ReadOptions, load_card
+from advl_pipeline.datasets.formats import FORMATS, Format
+from advl_pipeline.datasets.index import open_index
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.records import ObjectTag
+from advl_pipeline.datasets.records import ObjectTag, parse_tagged
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_there
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
-from advl_pipeline.datasets.snli_ve import snli_ve_reading, snli_ve_source
-from advl_pipeline.datasets.vcr import open_vcr
-from advl_pipeline.datasets.vqa import vocabulary_of, vqa_reading, vqa_source
+from advl_pipeline.datasets.rows import Item, Reading, RowSource, Variant, checked_rows
 from advl_pipeline.errors import advise
-
-CAPTION_READING = Reading(variants=(Variant("captions"),))
-"""Captions carry no labels, and are worded as they are written."""
-
-
-def caption_source(annotations: Path, *, pictures: Path) -> RowSource:
-    """Return the captions of a file; picture names are relative to `pictures`."""
-    return RowSource(
-        rows=lambda: checked_rows(annotations, partial(_item, known={})),
-        pictures=pictures,
-        files=(annotations,),
-        version="captions",
-        kind="classes",
-    )
 
 
 def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
@@ -62,8 +46,15 @@ def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
         raise Malformed("the caption is not in normal form, or its phrases overlap or hold brackets")
     if known.setdefault(image, boxes) != boxes:
         raise Malformed(f"boxes differ from those of another caption of {image}")
-    # All are of one class-balance cell.
-    return Item(item_id=caption_id, image=image, **boxes_of(known, image), texts=(tagged,), cell=0)
+    return Item(
+        item_id=caption_id,
+        image=image,
+        boxes=boxes.boxes,
+        size=(boxes.width, boxes.height),
+        texts=(tagged,),
+        # All are of one class-balance cell.
+        cell=0,
+    )
 
 
 def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
@@ -75,74 +66,35 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
     return tag
 
 
-def _source(name: str, folder: str, split: str, root: Path, options: ReadOptions, *, pictures: str = ".") -> Source:
-    corpus = root / paths.FOLDER
-    if not corpus.is_dir():
+def _open(
+    opener: Callable[[Card, str, Path, ReadOptions], IndexedDataset],
+    card: Card,
+    split: str,
+    root: Path,
+    options: ReadOptions,
+) -> IndexedDataset:
+    if not (root / paths.FOLDER).is_dir():
         raise DatasetMissing(
             "The built-in corpus has not been built.",
-            where=str(corpus),
+            where=str(root / paths.FOLDER),
             next_command=advise(["advl", "scenes", "build"]),
         )
-    home = corpus / folder
-    return Source(
-        dataset=name,
-        split=split,
-        folder=home,
-        pictures=home / pictures,
-        index=index_folder(root, home),
-        on_error=options.on_error,
+    return opener(card, split, root, options)
+
+
+def _open_captions(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    home = root / str(card.facts["folder"])
+    annotations = require_there(home / card.split(split)["annotations"], dataset=card.name)
+    rows = RowSource(
+        rows=lambda: checked_rows(annotations, partial(_item, known={})),
+        pictures=home,
+        files=(annotations,),
+        version="captions",
+        kind="classes",
     )
-
-
-def _open_vcr(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = _source("scenes-vcr", paths.VCR_FOLDER, split, root, options, pictures=paths.VCR_IMAGES)
-    return open_vcr(
-        source,
-        require_there(source.folder / paths.vcr_annotations(split).name, dataset=source.dataset),
-        labelled=True,
-        tasks=options.tasks,
-        conditioning=options.conditioning,
-        style=options.text_style or "indexed",
-    )
-
-
-def _open_vqa(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = _source("scenes-vqa", paths.VQA_FOLDER, split, root, options)
-
-    def index_of(of: str) -> Index:
-        questions, annotations = (
-            require_there(source.folder / name.name, dataset=source.dataset)
-            for name in (paths.vqa_questions(of), paths.vqa_annotations(of))
-        )
-        boxes = source.folder / paths.boxes(paths.VQA_FOLDER, of).name
-        subtype = paths.vqa_subtype(of)
-        return source.index_of(
-            vqa_source(questions, annotations, subtype=subtype, pictures=source.pictures, boxes=boxes)
-        )
-
-    def built() -> tuple[str, ...]:
-        # Answers of the corpus carry no annotation noise: every one that training knows is a class.
-        where = str(source.folder / paths.vqa_annotations("train").name)
-        return vocabulary_of([(index_of("train"), None)], min_occurrences=1, where=where)
-
-    return IndexedDataset(source, index_of(split), vqa_reading(options.answers, built))
-
-
-def _open_snli_ve(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = _source("scenes-snli-ve", paths.SNLI_VE_FOLDER, split, root, options)
-    rows = snli_ve_source(
-        require_there(source.folder / paths.snli_ve_annotations(split).name, dataset=source.dataset),
-        pictures=source.pictures,
-        boxes=source.folder / paths.boxes(paths.SNLI_VE_FOLDER, split).name,
-    )
-    return IndexedDataset(source, source.index_of(rows), snli_ve_reading(options.label_order))
-
-
-def _open_captions(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = _source("scenes-captions", paths.CAPTIONS_FOLDER, split, root, options)
-    annotations = require_there(source.folder / paths.captions(split).name, dataset=source.dataset)
-    rows = caption_source(annotations, pictures=source.pictures)
-    return IndexedDataset(source, source.index_of(rows), CAPTION_READING)
+    index = open_index(rows, dataset=card.name, folder=index_folder(root, home))
+    # Captions carry no labels, and are worded as they are written.
+    return IndexedDataset(index, Reading(variants=(Variant("captions"),)), split=split, on_error=options.on_error)
 
 
 def _common_name(split: str, question: str) -> str:
@@ -159,9 +111,60 @@ def _common_name(split: str, question: str) -> str:
     return f"{load_card('scenes').splits.get(split, {}).get('compare_with', split)} {own}"
 
 
-_benchmark = partial(Benchmark, card=load_card("scenes"), common_name=_common_name)
+def _benchmark(
+    form: Format, folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
+) -> Benchmark:
+    """Return a part of the corpus, whose files lie as a card of its format would say."""
+    corpus = load_card("scenes")
+    place = PurePosixPath(paths.FOLDER, folder)
+    facts |= {"folder": str(place), "pictures_folder": str(place / pictures)}
+    name = f"scenes-{folder.partition('-v2')[0]}"
+    return Benchmark(
+        name=name,
+        card=corpus,
+        tasks=form.tasks,
+        splits=tuple(splits),
+        open=partial(_open, form.open, replace(corpus, name=name, splits=splits, facts=facts)),
+        common_name=_common_name,
+    )
 
-VCR = _benchmark(name="scenes-vcr", tasks=("vcr-q2a", "vcr-qa2r"), splits=paths.TASK_SPLITS, open=_open_vcr)
-VQA = _benchmark(name="scenes-vqa", tasks=("vqa",), splits=paths.TASK_SPLITS, open=_open_vqa)
-SNLI_VE = _benchmark(name="scenes-snli-ve", tasks=("snli-ve",), splits=paths.TASK_SPLITS, open=_open_snli_ve)
-CAPTIONS = _benchmark(name="scenes-captions", tasks=("captions",), splits=paths.CAPTION_SPLITS, open=_open_captions)
+
+VCR = _benchmark(
+    FORMATS["vcr"],
+    paths.VCR_FOLDER,
+    {split: {"annotations": paths.vcr_annotations(split).name, "labelled": True} for split in paths.TASK_SPLITS},
+    pictures=paths.VCR_IMAGES,
+    text_style="indexed",
+)
+VQA = _benchmark(
+    FORMATS["vqa"],
+    paths.VQA_FOLDER,
+    {
+        split: {
+            "questions": paths.vqa_questions(split).name,
+            "annotations": paths.vqa_annotations(split).name,
+            "subtype": paths.vqa_subtype(split),
+            "boxes": paths.boxes(paths.VQA_FOLDER, split).name,
+        }
+        for split in paths.TASK_SPLITS
+    },
+    answer_lists={"train": ["train"]},
+    # Answers of the corpus carry no annotation noise: every one that training knows is a class.
+    min_occurrences=1,
+)
+SNLI_VE = _benchmark(
+    FORMATS["snli-ve"],
+    paths.SNLI_VE_FOLDER,
+    {
+        split: {
+            "annotations": paths.snli_ve_annotations(split).name,
+            "boxes": paths.boxes(paths.SNLI_VE_FOLDER, split).name,
+        }
+        for split in paths.TASK_SPLITS
+    },
+)
+CAPTIONS = _benchmark(
+    Format(("captions",), _open_captions),
+    paths.CAPTIONS_FOLDER,
+    {split: {"annotations": paths.captions(split).name} for split in paths.CAPTION_SPLITS},
+)

@@ -11,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from advl_pipeline.datasets.index import Codes, open_index_file, record_batch
+from advl_pipeline.datasets.index import open_index_file, record_batch
 
 
 def builder(calls: list[int]) -> Callable[[], Any]:
     def build() -> Any:
         calls.append(1)
-        codes = Codes()
         ids = pa.array(["p", "q", "r"], pa.large_string())
-        places = pa.array([codes[name] for name in ("b", "a", "b")], pa.int32())
+        names = pa.array(["b", "a", "b"], pa.large_string()).dictionary_encode()
         return record_batch(
-            {"n": np.arange(3), "name": codes.column(places), "words": [["x", "y"], [], ["z"]], "id": ids},
+            {"n": np.arange(3), "name": names, "words": [["x", "y"], [], ["z"]], "id": ids},
             {"kind": "test"},
         )
 
@@ -38,6 +37,7 @@ def test_built_once_per_key_mapped_and_sent_as_its_path(tmp_path: Path) -> None:
             assert [one.lists("words", row) for row in range(3)] == [["x", "y"], [], ["z"]]
             assert one.facts == {"kind": "test"}
     assert file.is_one_of("id", ["q", "s"]).tolist() == [False, True, False]
+    assert file.is_one_of("name", ["b"]).tolist() == [True, False, True]
     # Numbers are views of the file: nothing was copied that could be written to.
     assert not file.numbers("n").flags.writeable
     open_index_file(tmp_path, {"file": "abd"}, builder(calls))

@@ -133,21 +133,30 @@ def test_the_reader_of_the_documentation_works_as_it_stands(tmp_path: Path, monk
     assert caught.value.where == f"{tmp_path / 'birds' / 'list.txt'}:21"
 
 
-def checks_itself(root: Path) -> RowSource:
+def checks_itself(root: Path, *, question: str = "Which?") -> RowSource:
     """Reader that hands over items, one of which it did not check."""
     items = [
-        Item(item_id=str(n), image="red.png", texts=("Which?", "a", "b"), num_choices=2, label=n) for n in (0, 1)
+        Item(item_id=str(n), image="red.png", texts=(question, "a", "b"), num_choices=2, label=n) for n in (0, 1)
     ]
     rows = [Row(item, name=str(number), line=number) for number, item in enumerate(items)]
     with pytest.raises(Malformed, match="the label is 2, and there are 2 texts to choose from"):
         replace(items[0], label=2)
-    return RowSource(rows=lambda: rows, pictures=root / "pictures", kind="choice")
+    return RowSource(rows=lambda: rows, pictures=root / "pictures", kind="choice", version=question)
+
+
+def asks_otherwise(root: Path) -> RowSource:
+    return checks_itself(root, question="Which is it?")
 
 
 def test_a_reader_that_checks_its_rows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "itself", "checks_itself")
     write_pictures(tmp_path / "pictures")
-    assert broken_promises(open_dataset("itself", split="train", data_root=tmp_path)) == []
+    identities = []
+    for reader in ("checks_itself", "asks_otherwise"):
+        install(monkeypatch, "itself", reader)
+        opened = open_dataset("itself", split="train", data_root=tmp_path)
+        assert broken_promises(opened) == []
+        identities.append((opened.content_digest(), opened.identity_name))
+    assert not {*identities[0]} & {*identities[1]}, "other texts are other data, whatever their pictures"
 
 
 def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,9 +31,10 @@ from advl_pipeline.datasets import registry
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.own.columns import compose, parse_item, parse_tagged
+from advl_pipeline.datasets.own.columns import parse_item
 from advl_pipeline.datasets.own.given import keep_rows
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import answer_scores, open_dataset, open_own, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.datasets.rows import DataCard

@@ -1,4 +1,4 @@
-"""VCR reads as downloaded: tasks, conditioning, labels, boxes."""
+"""VCR reads as downloaded: tasks, given answers, labels, boxes."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_unlabelled_test_conditions_rationales_on_every_answer(tmp_path: Path) -
     assert all(dataset[index].label is None for index in range(5))
 
 
-def test_conditioning_on_all_keeps_the_label_where_it_means_something(tmp_path: Path) -> None:
+def test_rationales_given_every_answer_keep_the_label_where_it_means_something(tmp_path: Path) -> None:
     write_vcr(tmp_path, records())
-    dataset = open_vcr(tmp_path, conditioning="all", tasks=["vcr-qa2r"])
+    dataset = open_vcr(tmp_path, every_answer=True, tasks=["vcr-qa2r"])
     labels = [dataset[index].label for index in range(20, 24)]
     assert labels == [None, 1, None, None]
 
