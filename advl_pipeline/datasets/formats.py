@@ -44,7 +44,9 @@ class _Files:
         """Return the index of a split's rows, with the boxes of a file of boxes, which some corpora have."""
         if boxes := self.card.split(split).get("boxes"):
             rows = with_boxes(rows, self.folder / boxes)
-        return open_index(rows, dataset=self.card.name, folder=index_folder(self.root, self.folder))
+        return open_index(
+            rows, dataset=self.card.name, folder=index_folder(self.root, self.folder), is_published=True
+        )
 
 
 def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:

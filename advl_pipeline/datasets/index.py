@@ -222,9 +222,13 @@ class Index:
         count = self.facts["left_out"].get(split, 0)
         return f"{count:,} rows of {split} left out by the card" if count else ""
 
-    def digest_of(self, split: str) -> bytes:
-        """Return the SHA-256 digest of a split's rows: of what they say, not of how or where it is stored."""
-        return bytes.fromhex(self.facts["splits"][split])
+    def digests_of(self, split: str) -> tuple[bytes, ...]:
+        """Return what the content of a split is known by.
+
+        That is the SHA-256 digest of what its rows say, however they are stored; of published files, theirs.
+        """
+        told = self.facts["splits"].get(split, "")
+        return (bytes.fromhex(told),) if told else self.digests
 
     def problems_of(self, split: str | None) -> list[Problem]:
         """Return what is wrong with rows of a split, or with rows of nobody knows which; of all for None."""
@@ -239,11 +243,12 @@ class Index:
         return PictureFacts(*orjson.loads(self.file.text("image", image)))
 
 
-def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:
+def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: bool = False) -> Index:
     """Open the index of a dataset's rows, building it first when their content is new.
 
     Args:
         folder: where indices lie.
+        is_published: the content is known by the files, and what millions of rows say is not digested.
 
     Raises:
         DatasetError: a file cannot be read, no row can be used, or the rows are of no kind of task.
@@ -271,7 +276,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> Index:
     }
     return Index(
         dataset=dataset,
-        file=open_index_file(folder, key, lambda: _Builder(source, dataset, folder).build()),
+        file=open_index_file(folder, key, lambda: _Builder(source, dataset, folder, is_published).build()),
         folder=folder,
         pictures=source.pictures,
         sources=source.files,
@@ -298,8 +303,9 @@ class _Split:
 class _Builder:
     """Reads all rows into an Arrow record batch."""
 
-    def __init__(self, source: RowSource, dataset: str, folder: Path) -> None:
+    def __init__(self, source: RowSource, dataset: str, folder: Path, is_published: bool) -> None:
         self._source = source
+        self._is_published = is_published
         self._dataset = dataset
         self._pictures = folder / PICTURES_FOLDER
         self._kind: Kind | None = source.kind
@@ -384,7 +390,8 @@ class _Builder:
         # Rows that say the same of a picture share it.
         facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
         image = orjson.dumps(tuple(facts)).decode()
-        split.digest.update(self._told(name, split.images.setdefault(image, len(split.images)), item))
+        if not self._is_published:
+            split.digest.update(self._told(name, split.images.setdefault(image, len(split.images)), item))
         is_named, label = isinstance(item.label, str), -1 if item.label is None else item.label
         self._gathered.append(
             {
@@ -444,7 +451,9 @@ class _Builder:
             "kind": self._kind,
             "rationales": self._has_rationales,
             "columns": self._used_columns,
-            "splits": {name: split.digest.hexdigest() for name, split in self._splits.items()},
+            "splits": {
+                name: "" if self._is_published else split.digest.hexdigest() for name, split in self._splits.items()
+            },
             "problems": self._problems,
             "left_out": self._left_out,
             "grouped": bool(self._source.card.items),

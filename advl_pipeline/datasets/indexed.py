@@ -78,10 +78,9 @@ class IndexedDataset:
         self._selected = selected
         self._files = FileDigests(index.pictures, index.folder)
         self._images: dict[int, ImageUnit] = {}
+        self._digests = index.digests_of(split)
         if reading.is_own:
-            self._digests, rows = (index.digest_of(split),), index.rows_of(split)
-        else:
-            self._digests = index.digests
+            rows = index.rows_of(split)
         self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
         problems = index.problems_of(split if reading.is_own else None)
         if on_error == "fail" and problems:

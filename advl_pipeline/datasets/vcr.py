@@ -1,7 +1,6 @@
 """VCR: question -> answer and question + answer -> rationale, with object tags that point at boxes.
 
-A generator of rows: each line of the annotation file is checked, and its mixed lists of words and tags become texts
-in which a tag list is one word (`vcr_text.sentence_of`).
+A generator of rows: each line of the annotation file is checked; its mixed lists of words and tags are kept as JSON.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, PictureFacts, Reading, RowSource, Variant, checked_rows
-from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, sentence_of, tokens_of, word_candidates
+from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, word_candidates
 
 NUM_CHOICES = 4
 _WH_WORDS = frozenset({"why", "what", "where", "how", "who", "when", "which", "whose"})
@@ -62,7 +63,7 @@ def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) 
 def _word(
     style: TextStyle, picture: PictureFacts, context: Sequence[str], choices: Sequence[str]
 ) -> tuple[Candidate, ...]:
-    return word_candidates(style, picture.box_labels, [*map(tokens_of, context)], [*map(tokens_of, choices)])
+    return word_candidates(style, picture.box_labels, [*map(orjson.loads, context)], [*map(orjson.loads, choices)])
 
 
 def _item(record: Mapping[str, Any], labelled: bool, objects_of: dict[tuple[str, str], Any]) -> Item:
@@ -112,7 +113,7 @@ def _sentence(name: str, tokens: Any, num_objects: int) -> str:
         for tag in token:
             if tag.__class__ is not int or not (0 <= (tag if tag < MASKED_TAG else tag - MASKED_TAG) < num_objects):
                 raise Malformed(f"field {name!r} has tag {tag!r}, the picture has {num_objects} objects")
-    return sentence_of(tokens)
+    return orjson.dumps(tokens).decode()
 
 
 def vcr_labels(record: Mapping[str, Any], labelled: bool) -> tuple[int, int]:

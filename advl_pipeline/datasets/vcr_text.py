@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
-from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, ObjectTag, text_unit
 
 TextStyle = Literal["indexed", "r2c", "visualbert", "vl-bert", "uniter"]
@@ -34,34 +33,6 @@ _R2C_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Pe
 _VL_BERT_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
 _UNITER_LAST_PERSON = 80
 _ALL_PERSONS = frozenset({"everyone", "everyones"})
-
-
-_TAGS = "\x01"
-"""Begins the word that stands for a tag list in a stored sentence: no word holds it, nor is it white space."""
-
-
-def sentence_of(tokens: Tokens) -> str:
-    """Return a tokenised sentence as a text in normal form, in which each tag list is one word, its tags joined.
-
-    Raises:
-        Malformed: a word holds a control character that stands for tag lists.
-    """
-    # Two million sentences pass here when a full annotation file is indexed.
-    words = [token if token.__class__ is str else _TAGS + ",".join(map(str, token)) for token in tokens]
-    text = " ".join(words)
-    if _TAGS in text and text.count(_TAGS) != len([token for token in tokens if token.__class__ is not str]):
-        raise Malformed("a word holds the control character U+0001")
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
-
-
-def tokens_of(sentence: str) -> list[str | list[int]]:
-    """Return the words and tag lists of a text that `sentence_of` made."""
-    words: list[str | list[int]] = [*sentence.split(" ")] if sentence else []
-    if _TAGS in sentence:
-        for place, word in enumerate(words):
-            if isinstance(word, str) and word[0] == _TAGS:
-                words[place] = [int(tag) for tag in word[1:].split(",") if tag]
-    return words
 
 
 def word_candidates(

@@ -92,7 +92,7 @@ def _open_captions(card: Card, split: str, root: Path, options: ReadOptions) -> 
         version="captions",
         kind="classes",
     )
-    index = open_index(rows, dataset=card.name, folder=index_folder(root, home))
+    index = open_index(rows, dataset=card.name, folder=index_folder(root, home), is_published=True)
     # Captions carry no labels, and are worded as they are written.
     return IndexedDataset(index, Reading(variants=(Variant("captions"),)), split=split, on_error=options.on_error)
 

@@ -50,13 +50,9 @@ def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:
     rows = [choice_row(0, choices=["1", "0"], label="0", split=...)]
     for form, label in (("index", 0), ("text", 1)):
         assert choices_of(data_of(tmp_path, rows, f'label_is = "{form}"\n'))[1] == label
-
-
-def test_choices_that_read_alike_are_ambiguous_only_where_the_label_is_their_text(tmp_path: Path) -> None:
+    # Choices that read alike are ambiguous only where the label is their text (`test_bad_rows.py`).
     rows = [choice_row(0, choices=["1", "1"], label="1", split=...)]
     assert choices_of(data_of(tmp_path, rows, 'label_is = "index"\n')) == (["1", "1"], 1)
-    for card in ("", 'label_is = "text"\n'):
-        assert "ambiguous: two choices read '1'" in refusal(data_of(tmp_path, rows, card)).why
 
 
 def test_lettered_columns_are_the_choices(tmp_path: Path) -> None:
