@@ -17,24 +17,17 @@ pytest.importorskip("datasets")
 import datasets
 from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
-from own_rows import choice_row, data_of, write_json_lines, write_pictures
+from own_rows import choice_row, data_of, refusal, write_json_lines, write_pictures
 
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
 from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.columns import split_options
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
     example = open_dataset(data, split="train", **options)[place]
     return [one.text[one.context_length :].strip() for one in example.candidates], example.label
-
-
-def refusal(data: str, **options: Any) -> DatasetError:
-    with pytest.raises(DatasetError) as caught:
-        open_dataset(data, split="train", **options).image_units()
-    return caught.value
 
 
 def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:

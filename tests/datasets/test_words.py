@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -44,20 +42,6 @@ def _is_mark(character: str) -> bool:
     import unicodedata
 
     return unicodedata.category(character).startswith("M")
-
-
-@given(TEXT, st.data())
-@settings(deadline=None, max_examples=40)
-def test_tokens_inside_a_word_go_to_it(text: str, data: st.DataObject) -> None:
-    spans, expected = [], []
-    for word, (start, end) in enumerate(word_spans(text)):
-        cuts = data.draw(st.sets(st.integers(start, end), max_size=3)) | {start, end}
-        edges = sorted(cuts)
-        for a, b in itertools.pairwise(edges):
-            spans.append((a, b))
-            expected.append(word)
-    found = assign_tokens_to_words(np.array(spans, dtype=np.int64).reshape(-1, 2), word_spans(text))
-    assert found.tolist() == expected
 
 
 @given(st.lists(TEXT, max_size=5), st.data())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
+
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
 SPLITS = ("train", "train", "train", "test")
@@ -100,3 +105,25 @@ def data_of(folder: Path, rows: Sequence[Mapping[str, Any]], card: str = "") -> 
         return str(data)
     (folder / "card.toml").write_text(f'files = "data.jsonl"\n{card}', encoding="utf-8")
     return str(folder / "card.toml")
+
+
+def rows_of(make: Callable[..., dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    """Return the twenty rows of a kind of task."""
+    return [make(number, **changes) for number in range(20)]
+
+
+def train_of(folder: Path, rows: Sequence[Mapping[str, Any]], card: str = "") -> IndexedDataset:
+    """Open the split train of rows that are written, with a card where it says something."""
+    return open_dataset(data_of(folder, rows, card), split="train")
+
+
+def labels_of(dataset: IndexedDataset) -> list[int | None]:
+    """Return the label of each example."""
+    return [dataset[place].label for place in range(len(dataset))]
+
+
+def refusal(data: Path | str, split: str = "train", **options: Any) -> AdvlError:
+    """Return the error of data that cannot be opened, or whose pictures cannot."""
+    with pytest.raises((DatasetError, ConfigError)) as caught:
+        open_dataset(str(data), split=split, **options).image_units()
+    return caught.value
