@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,38 +298,31 @@ def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [*map(dataset_label, names)] == [here, here, "pets", here, *["data"] * 3]
 
 
-@pytest.mark.usefixtures("datasets_library")
-def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
-    folder = tmp_path / "hub"
-    for split, count in (("validation", 3), ("train", 5)):
-        rows = [class_row(number, split=...) for number in range(count)]
-        named = [{"file_name": row.pop("image")} | row for row in rows]
-        (folder / split).mkdir(parents=True)
-        write_json_lines(folder / split / "metadata.jsonl", named)
-    data = f"hf:{folder}"
-    assert (splits_of(data), tasks_of(data)) == (("train", "validation"), ("classes",))
-    train = open_dataset(data, split="train")
-    assert (len(train), train.label_names("classes")) == (5, ("no", "yes"))
-    beside = write_json_lines(tmp_path / "data.jsonl", [class_row(number, split=...) for number in range(5)])
-    assert train.content_digest() == open_dataset(str(beside), split="train").content_digest()
-    error = refusal("hf:nobody/nothing")
-    assert error.exit_code == 5
-    assert "--data" in error.next_command or "hf:NAME:CONFIGURATION" in error.next_command
-
-
 def saved_to_disk(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
     library.Dataset.from_list(rows).save_to_disk(folder)
 
 
+def of_splits(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for split in ("train", "test"):
+        yield split, [{key: row[key] for key in row if key != "split"} for row in rows if row["split"] == split]
+
+
 def sharded(folder: Path, rows: list[dict[str, Any]], _: Any) -> None:
     folder.mkdir()
-    for split in ("train", "test"):
-        of_split = [{key: row[key] for key in row if key != "split"} for row in rows if row["split"] == split]
+    for split, of_split in of_splits(rows):
         write_parquet(folder / f"{split}-00000-of-00001.parquet", of_split)
 
 
-@pytest.mark.parametrize("write", [saved_to_disk, sharded])
+def of_pictures(folder: Path, rows: list[dict[str, Any]], _: Any) -> None:
+    for split, of_split in of_splits(rows):
+        (folder / split).mkdir(parents=True)
+        for number, row in enumerate(of_split):
+            row["file_name"] = f"{number}.png"
+            (folder / split / row["file_name"]).write_bytes(row.pop("image")["bytes"])
+        write_json_lines(folder / split / "metadata.jsonl", of_split)
+
+
+@pytest.mark.parametrize("write", [saved_to_disk, sharded, of_pictures])
 def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_reads_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
