@@ -64,14 +64,10 @@ class ArrowFile:
         facts: Mapping[str, Any] = json.loads(self.batch.schema.metadata[_FACTS])
         return facts
 
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        return dict(zip(self.batch.schema.names, self.batch.columns, strict=True))
-
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """Return a column of numbers, or the codes of a dictionary column, without a copy."""
         if name not in self._numbers:
-            column = self._columns[name]
+            column = self.batch[name]
             codes = column.indices if pa.types.is_dictionary(column.type) else column
             # Arrow's own way to NumPy imports pandas.
             self._numbers[name] = np.from_dlpack(codes)
@@ -79,7 +75,7 @@ class ArrowFile:
 
     def texts(self, name: str) -> Any:
         """Return a column of texts, or the distinct texts of a dictionary column by their codes: an Arrow array."""
-        column = self._columns[name]
+        column = self.batch[name]
         return column.dictionary if pa.types.is_dictionary(column.type) else column
 
     def text(self, name: str, place: int) -> str:
@@ -89,14 +85,14 @@ class ArrowFile:
 
     def lists(self, name: str, row: int) -> list[Any]:
         """Return the list that a row has in a column of lists."""
-        values: list[Any] = self._columns[name][row].as_py()
+        values: list[Any] = self.batch[name][row].as_py()
         return values
 
     def is_one_of(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Tell of each row whether its text in a column is one of the wanted ones."""
         import pyarrow.compute as pc
 
-        found = pc.is_in(self._columns[name], value_set=pa.array(wanted, pa.large_string()))
+        found = pc.is_in(self.batch[name], value_set=pa.array(wanted, pa.large_string()))
         member: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
         return member
 
@@ -414,7 +410,7 @@ class _Builder:
         """Return what the digest of a split holds of a row."""
         content: dict[str, Any] = {"question": item.texts[0]}
         if self._kind == "choice":
-            content["choices"] = item.texts[1 : 1 + item.num_choices]
+            content["choices"] = item.choices
             if item.rationales:
                 content["rationales"] = item.rationales
         elif self._kind == "answers":

@@ -42,7 +42,7 @@ from advl_pipeline.datasets.roots import (
     resolve_data_root,
 )
 from advl_pipeline.datasets.row_files import read_table
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, Row, RowSource, Variant, names_hub, read_card
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, Row, RowSource, Variant, by_split, read_card
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa_answers import build_vocabulary, read_vocabulary
 from advl_pipeline.errors import ConfigError, DatasetError, advise, again, ineffective, suggest_names
@@ -271,12 +271,11 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     if path.suffix != CARD_SUFFIX:
         return _table_source([(path, None)], DataCard(), data_root or home), home
     card = read_card(path)
-    if names_hub(card.files):
+    if card.is_of_hub:
         return hub_source(card.files, card, root=root), home
-    of_splits: Mapping[str | None, object] = {None: card.files} if isinstance(card.files, str) else card.files
     tables = []
-    for split, files in of_splits.items():
-        for file in map(str, files if isinstance(files, list) else [files]):
+    for split, files in by_split(card.files).items():
+        for file in files:
             if not is_safe_name(file):
                 why = f"got {file!r}; a card names files beside it or below"
                 raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)

@@ -53,6 +53,12 @@ class Join(Configuration):
     columns: tuple[str, ...] = option(help="Columns that are taken over.")
 
 
+def by_split(files: Any) -> dict[str | None, list[Any]]:
+    """Return split -> what the `files` of a card name for it; None where one name stands for all splits."""
+    named = files if isinstance(files, Mapping) else {None: files}
+    return {split: found if isinstance(found, list) else [found] for split, found in named.items()}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataCard(Configuration):
     """What a card may say; every key may be left out."""
@@ -92,6 +98,11 @@ class DataCard(Configuration):
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )
 
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether the files are datasets of the hub, one for each split."""
+        return all(len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values())
+
 
 def read_card(path: Path) -> DataCard:
     """Read a card.
@@ -112,28 +123,25 @@ def read_card(path: Path) -> DataCard:
             )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
-    named = card.files if isinstance(card.files, Mapping) else {None: card.files}
-    files = list(chain.from_iterable(file if isinstance(file, list) else [file] for file in named.values()))
-    if not named or not all(isinstance(file, str) and file for file in files or [None]):
-        raise ConfigError(
-            "The card does not say which files hold the data.",
-            where=f"{path} files",
-            why=f"got {card.files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
-        )
+    asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
+    for key, files in asked.items():
+        named = by_split(files)
+        texts = [*chain.from_iterable(named.values())]
+        is_too_many = key != "files" and len(texts) > len(named)
+        if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(
+                "The card does not say which files hold the data.",
+                where=f"{path} {key}",
+                why=f"got {files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
+            )
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
-    if not names_hub(card.files) and (asked := next(filter(of_hub.get, of_hub), None)):
+    if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
         raise ConfigError(
             "The card asks of files what is done for datasets of the hub alone.",
-            where=f"{path} {asked}",
+            where=f"{path} {done}",
             why=f"files is {card.files!r}",
         )
     return card
-
-
-def names_hub(files: Any) -> bool:
-    """Tell whether the files of a card are datasets of the hub."""
-    named = [files] if isinstance(files, str) else files.values()
-    return all(isinstance(name, str) and name.startswith(HUB_PREFIX) for name in named)
 
 
 HELD = "//"

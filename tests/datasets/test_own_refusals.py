@@ -82,6 +82,7 @@ def test_cards_that_cannot_be_used(tmp_path: Path) -> None:
         ("files = 'hf:a/b'\nneeds = ['picture']", "Unknown column 'picture'"),
         ("files = 'hf:a/b'\n[[items]]\npicture = 'a'", "Unknown column 'picture'"),
         ("files = 'hf:a/b'\n[join]\nkey = 'a'", "missing"),
+        ("files = 'hf:a/b'\njoin = {files = 5, key = 'a', on = 'a', columns = []}", "does not say which files"),
     ):
         card.write_text(text)
         with pytest.raises(ConfigError, match=why) as caught:

@@ -19,7 +19,7 @@ from advl_pipeline.datasets.cards import card_instead_of
 from advl_pipeline.datasets.own.held_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import HUB_PREFIX, DatasetMissing, is_safe_name
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split
 from advl_pipeline.errors import Advice, DatasetError, advise, again
 from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import install_extra
@@ -72,8 +72,7 @@ def hub_name(text: str, root: Path) -> HubName:
 
 def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
     """Return split -> what `files` of a card names; None where the dataset says its splits."""
-    named: Mapping[str | None, str] = {None: files} if isinstance(files, str) else files
-    return {split: hub_name(name, root) for split, name in named.items()}
+    return {split: hub_name(name, root) for split, (name,) in by_split(files).items()}
 
 
 def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
