@@ -113,8 +113,8 @@ def with_boxes(source: RowSource, file: Path) -> RowSource:
             if problem:
                 yield Row(problem, name=str(line), file=str(file), line=line)
         for row in source.rows():
-            if isinstance(item := row.record, Item):
-                boxes = found.get(str(item.image))
+            if isinstance(item := row.record, Item) and isinstance(item.image, str):
+                boxes = found.get(item.image)
                 row = row._replace(
                     record=replace(item, boxes=boxes.boxes, size=(boxes.width, boxes.height))
                     if boxes
