@@ -6,8 +6,10 @@ gives to the whole conversation. One token stands for the picture until its own 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,13 +21,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.students.answers import Answers, answers_inside, padded
 from advl_pipeline.students.interface import StudentBatch
-from advl_pipeline.students.text_student import embedded_tokenizer_file
+from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
 
 QUESTION, ANSWER = "\ue000", "\ue001"
 """Private characters that stand for the two texts while the template is rendered."""
+
+INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
+    {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
+)
+"""What follows the question, by task, where no instruction is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +67,32 @@ def embedded_chat_tokenizer(marks: Sequence[str], **special: str) -> PreTrainedT
     )
 
 
+def load_processor(kind: Any, name: str, *, embedded: Callable[[], Any]) -> Any:
+    """Load a processor from a folder, or by its name on the hub.
+
+    Args:
+        kind: transformers' class of the family's processor.
+        name: folder or hub name; that of the embedded vocabulary stands for a processor over it.
+        embedded: makes that one.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    if name == EMBEDDED_TOKENIZER:
+        return embedded()
+    is_folder = Path(name).is_dir()
+    obstacle = "" if is_folder else hub_obstacle()
+    try:
+        return kind.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(
+            "The student's processor is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
+        ) from None
+
+
 class Chat:
     """The chat template and tokenizer of a processor.
 
@@ -83,7 +117,7 @@ class Chat:
         if before != self._before or not self._between.startswith(self._asked):
             raise self._unfit("its template does not begin an answer as it asks for one")
         self.lead = self._between[len(self._asked) :]
-        if self.end_id not in self._ids(self._after):
+        if self.end_id not in self._tokenizer(self._after, add_special_tokens=False)["input_ids"]:
             raise self._unfit("its template does not end an answer with the tokenizer's end token")
 
     def rows(
@@ -160,10 +194,6 @@ class Chat:
         text: str = self._tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
-    def _ids(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
     @staticmethod
     def _render(processor: Any, *, answered: bool) -> str:
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
@@ -198,12 +228,16 @@ class Picture:
     pixels: torch.Tensor
     places_R4: npt.NDArray[np.float32]
 
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
 
 COMMON, PADDING = -1, -2
 """Whose a token of a row is, where it is no candidate's own."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Packing:
     """The row of each example, all int64.
 
@@ -227,55 +261,46 @@ class Packing:
 
 def packing(
     num_candidates: Sequence[int],
-    lengths: npt.NDArray[np.int64],
-    visual_place: Sequence[npt.NDArray[np.int64]],
+    lengths_N: npt.NDArray[np.int64],
+    shows_NS: npt.NDArray[np.bool_],
     *meant_NS: npt.NDArray[np.int64],
 ) -> Packing:
-    """Pack each example's sequences into one row.
+    """Pack each example's sequences into one row: what all have in common, then what each has by itself.
 
     Args:
         num_candidates: sequences of each example.
-        lengths: tokens of each sequence.
-        visual_place: where each sequence's picture tokens lie.
+        lengths_N: tokens of each sequence.
+        shows_NS: the tokens that stand for a part of the picture.
         meant_NS: everything that tells two tokens of one place apart; their ids at least.
     """
-    num_sequences, size = meant_NS[0].shape
-    feature_NS = np.full((num_sequences, size), -1)
-    place_NS = np.zeros((num_sequences, size), dtype=np.int64)
-    rows: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
-    first = first_feature = 0
-    for number in num_candidates:
-        sequences = range(first, first + number)
-        # States are causal: they are the same as far as the tokens are.
-        shortest = int(lengths[first : first + number].min())
-        differs = np.zeros(shortest, dtype=bool)
-        for meant in meant_NS:
-            differs |= (meant[first : first + number, :shortest] != meant[first, :shortest]).any(0)
-        common = int(differs.argmax()) if differs.any() else shortest
-        tokens, own = [first * size + np.arange(common)], [np.full(common, COMMON)]
-        width = common
-        for candidate, sequence in enumerate(sequences):
-            alone = int(lengths[sequence]) - common
-            place_NS[sequence, :common] = np.arange(common)
-            place_NS[sequence, common : common + alone] = width + np.arange(alone)
-            feature_NS[sequence, visual_place[sequence]] = first_feature + np.arange(len(visual_place[sequence]))
-            tokens.append(sequence * size + common + np.arange(alone))
-            own.append(np.full(alone, candidate))
-            width += alone
-        rows.append((np.concatenate(tokens), np.concatenate(own)))
-        first_feature += len(visual_place[first])
-        first += number
-    token_BW, own_BW = padded([row for row, _ in rows], 0), padded([own for _, own in rows], PADDING)
-    feature_BW = np.where(own_BW.numpy() == PADDING, -1, feature_NS.reshape(-1)[token_BW.numpy()])
+    num_sequences, size = shows_NS.shape
+    counts_B, place_S = np.array(num_candidates), np.arange(size)
+    example_N, first_B = np.repeat(np.arange(len(counts_B)), counts_B), np.cumsum(counts_B) - counts_B
+    candidate_N = np.arange(num_sequences) - first_B[example_N]
+    is_token_NS = place_S < lengths_N[:, None]
+    # States are causal: they are the same as far as the tokens are.
+    alike_NS = is_token_NS.copy()
+    for meant in meant_NS:
+        alike_NS &= meant == meant[first_B[example_N]]
+    common_B = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, first_B), axis=1).sum(1)
+    is_own_NS = place_S >= common_B[example_N, None]
+    ends_N = np.cumsum(lengths_N - common_B[example_N])
+    before_N = ends_N - lengths_N + common_B[example_N]
+    before_N -= before_N[first_B][example_N]
+    place_NS = np.where(is_token_NS, place_S + is_own_NS * before_N[:, None], 0)
+    first_feature_B = np.cumsum(shows_NS[first_B].sum(1)) - shows_NS[first_B].sum(1)
+    feature_NS = np.where(shows_NS, first_feature_B[example_N, None] + shows_NS.cumsum(1) - 1, -1)
+    # Of what is common, the first sequence's tokens are laid down.
+    laid = np.nonzero(is_token_NS & (is_own_NS | (candidate_N == 0)[:, None]))
+    at = example_N[laid[0]], place_NS[laid]
+    token_BW = np.zeros((len(counts_B), int(place_NS.max()) + 1), dtype=np.int64)
+    own_BW, feature_BW = np.full_like(token_BW, PADDING), np.full_like(token_BW, -1)
+    token_BW[at] = laid[0] * size + laid[1]
+    own_BW[at] = np.where(is_own_NS[laid], candidate_N[laid[0]], COMMON)
+    feature_BW[at] = feature_NS[laid]
     row_M, place_M = np.nonzero(feature_BW >= 0)
-    return Packing(
-        token_BW=token_BW,
-        own_BW=own_BW,
-        place_NS=torch.from_numpy(place_NS),
-        row_M=torch.from_numpy(row_M),
-        place_M=torch.from_numpy(place_M),
-        feature_M=torch.from_numpy(feature_BW[row_M, place_M]),
-    )
+    arrays = (token_BW, own_BW, place_NS, row_M, place_M, feature_BW[row_M, place_M])
+    return Packing(*map(torch.from_numpy, arrays))
 
 
 @dataclass(kw_only=True)
@@ -306,6 +331,20 @@ class ChatBatch(StudentBatch):
     said_NL: torch.Tensor | None = None
     spoken_of_NR: torch.Tensor | None = None
 
+    def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
+        """Return (N, L, H): of each sequence the states at its places, from those of the examples' rows.
+
+        Args:
+            place_NL: int64, places in the sequence.
+        """
+        row_N1 = self.example_N[:, None] * states_BWH.shape[1]
+        place_NL = row_N1 + self.packing.place_NS.gather(1, place_NL)
+        return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1)
+
+    def last_states(self, states_BWH: torch.Tensor) -> torch.Tensor:
+        """Return (N, H): the state of each sequence's last token."""
+        return self.of_sequences(states_BWH, self.length_N[:, None] - 1)[:, 0]
+
 
 def chat_batch(
     rows: Sequence[ChatRow],
@@ -332,6 +371,8 @@ def chat_batch(
     )
     spans = [row.spans_S2[place] for row, place in zip(rows, text, strict=True)]
     sequence_ids, lengths = padded(tokens, pad_id), np.array([len(ids) for ids in tokens])
+    picture_NS = padded([row.is_picture_S for row in rows], 0).bool()
+    shows_NS = picture_NS & (sequence_ids == image_token_id)
     starts = [row.prompt_length for row in rows]
     places = [torch.from_numpy(picture.places_R4) for picture in pictures]
     return ChatBatch(
@@ -344,10 +385,10 @@ def chat_batch(
         places_BR4=pad_sequence(places, batch_first=True, padding_value=torch.nan),
         sequence_ids_NS=sequence_ids,
         length_N=torch.from_numpy(lengths),
-        picture_NS=padded([row.is_picture_S for row in rows], 0).bool(),
+        picture_NS=picture_NS,
         text_place_NL=text_place,
         visual_place_NR=visual_place,
-        packing=packing(num_candidates, lengths, visual, sequence_ids.numpy()),
+        packing=packing(num_candidates, lengths, shows_NS.numpy(), sequence_ids.numpy()),
         pixels=torch.cat([picture.pixels for picture in pictures]),
         num_pixels=tuple(len(picture.pixels) for picture in pictures),
         answers=(answers_inside(tokens, starts),) if answers_inside_rows else (),

@@ -25,7 +25,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,10 +32,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from advl_pipeline.configuration import Configuration, config_to_dict, option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import (
     Answers,
@@ -47,7 +45,7 @@ from advl_pipeline.students.answers import (
     sum_likelihoods,
 )
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
-from advl_pipeline.students.chat import COMMON, PADDING, Chat, ChatBatch, Picture, chat_batch
+from advl_pipeline.students.chat import COMMON, INSTRUCTIONS, PADDING, Chat, ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import (
     Answered,
@@ -59,17 +57,8 @@ from advl_pipeline.students.interface import (
     StudentOutput,
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
-from advl_pipeline.students.registry import family_of, published_presets
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
-
-INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
-    {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
-)
-"""What follows the question, by task, where no instruction is given."""
-
-
-CACHED_BYTES = 256 << 20
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Modules of a language model that get low-rank updates."""
@@ -101,20 +90,6 @@ class GenerativeConfig(Configuration):
     )
 
 
-def chat_presets(family: str, architecture: Callable[..., Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return name -> settings of the published models of a family, which are data (`data/architectures.toml`).
-
-    Args:
-        family: of students.
-        architecture: makes a config.json of the tables `text` and `vision` and of what else is in `model`.
-    """
-    return {
-        name: {"architecture": architecture(**facts.pop("model")), **facts}
-        for name, facts in published_presets().items()
-        if family_of(name) == family
-    }
-
-
 class GenerativeStudent(Student):
     """The adapter; state names are transformers' behind `model.`."""
 
@@ -141,7 +116,7 @@ class GenerativeStudent(Student):
                 next_command=f"--align-layer {middle} is the middle one",
             )
         self.deep_layers: tuple[int, ...] = ()
-        self._pictures: RecentlyUsed[Picture] = RecentlyUsed(1 + CACHED_BYTES // self.picture_bytes)
+        self._pictures: RecentlyUsed[Picture] = RecentlyUsed()
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
 
     @property
@@ -167,11 +142,6 @@ class GenerativeStudent(Student):
     @abstractmethod
     def decoder(self) -> Any:
         """The language model without its words."""
-
-    @property
-    @abstractmethod
-    def picture_bytes(self) -> int:
-        """About how much a picture takes that is kept in memory."""
 
     @abstractmethod
     def load_processor(self) -> Any:
@@ -309,11 +279,11 @@ class GenerativeStudent(Student):
         layers = (self.align_layer, *self.deep_layers)
         (states_BWH, *deep), answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH, layers)
         return StudentOutput(
-            text_states_NLH=of_sequences(states_BWH, batch, batch.text_place_NL),
-            visual_states_NRH=of_sequences(states_BWH, batch, batch.visual_place_NR),
-            pooled_NP=last_states(states_BWH, batch),
+            text_states_NLH=batch.of_sequences(states_BWH, batch.text_place_NL),
+            visual_states_NRH=batch.of_sequences(states_BWH, batch.visual_place_NR),
+            pooled_NP=batch.last_states(states_BWH),
             answered=answered,
-            visual_layers=tuple(of_sequences(one, batch, batch.visual_place_NR) for one in deep),
+            visual_layers=tuple(batch.of_sequences(one, batch.visual_place_NR) for one in deep),
         )
 
     def encode_pooled(
@@ -321,8 +291,7 @@ class GenerativeStudent(Student):
     ) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
         self.delta(perturbation)
-        take = partial(last_states, batch=batch)
-        (pooled_NH,), answered = self._pass(batch, mask_visual, take, (self.align_layer,))
+        (pooled_NH,), answered = self._pass(batch, mask_visual, batch.last_states, (self.align_layer,))
         none = pooled_NH.new_zeros(batch.num_sequences, 0, self.hidden_size)
         return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=pooled_NH, answered=answered)
 
@@ -335,7 +304,7 @@ class GenerativeStudent(Student):
 
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         assert isinstance(batch, ChatBatch)
-        return of_sequences(self.embed(batch, self.shown(batch), mask_visual=True), batch, batch.visual_place_NR)
+        return batch.of_sequences(self.embed(batch, self.shown(batch), mask_visual=True), batch.visual_place_NR)
 
     def give_layers(self) -> None:
         num_layers: int = self.decoder.config.num_hidden_layers
@@ -369,7 +338,7 @@ class GenerativeStudent(Student):
             shown_NS: bool, False for padding.
         """
         x_BWH = self.embed(batch, self.shown(batch))
-        return {"inputs_embeds": of_sequences(x_BWH, batch, place_NS), "attention_mask": shown_NS.long()}
+        return {"inputs_embeds": batch.of_sequences(x_BWH, place_NS), "attention_mask": shown_NS.long()}
 
     def shown(self, batch: ChatBatch) -> torch.Tensor:
         """Return (M, D, H): features of the picture tokens of all rows, one row after the other."""
@@ -388,9 +357,6 @@ class GenerativeStudent(Student):
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         """Return a head without parameters: the language model scores answers itself."""
         return AnswerHead()
-
-    def config_dict(self) -> dict[str, Any]:
-        return config_to_dict(self.config)
 
     def save_inputs(self, folder: Path) -> None:
         self.processor.save_pretrained(folder / names.PROCESSOR)
@@ -516,42 +482,3 @@ def model_config(config: GenerativeConfig) -> Any:
         ) from None
     found.text_config.attention_dropout = config.dropout
     return found
-
-
-def read_processor(kind: Any, name: str) -> Any:
-    """Load a processor from a folder, or by its name on the hub.
-
-    Args:
-        kind: transformers' class of the family's processor.
-        name: folder or hub name.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had.
-    """
-    is_folder = Path(name).is_dir()
-    obstacle = "" if is_folder else hub_obstacle()
-    try:
-        return kind.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsUnavailable(
-            "The student's processor is not at hand.",
-            where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
-        ) from None
-
-
-def of_sequences(states_BWH: torch.Tensor, batch: ChatBatch, place_NL: torch.Tensor) -> torch.Tensor:
-    """Return (N, L, H): of each sequence the states at its places, from those of the examples' rows.
-
-    Args:
-        place_NL: int64, places in the sequence.
-    """
-    row_N1 = batch.example_N[:, None] * states_BWH.shape[1]
-    place_NL = row_N1 + batch.packing.place_NS.gather(1, place_NL)
-    return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1)
-
-
-def last_states(states_BWH: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
-    """Return (N, H): the state of each sequence's last token."""
-    return of_sequences(states_BWH, batch, batch.length_N[:, None] - 1)[:, 0]

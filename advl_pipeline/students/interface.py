@@ -6,7 +6,7 @@ Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R vi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, rules_below
+from advl_pipeline.students.registry import family_settings, merged, published_presets
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -135,44 +137,14 @@ class Answered:
 
 
 @dataclass(kw_only=True)
-class UnimodalStates:
-    """States of text and picture of N sequences before their fusion, for heads that look things up.
-
-    `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
-    hidden.
-    """
-
-    token_ids_NL: torch.Tensor
-    token_mask_NL: torch.Tensor
-    text_NLH: torch.Tensor
-    visual_NRH: torch.Tensor
-    place_NR4: torch.Tensor
-
-    @classmethod
-    def from_batch(
-        cls, batch: StudentBatch, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool
-    ) -> Self:
-        """Gather what a batch says and shows."""
-        assert batch.places_BR4 is not None
-        place_NR4 = batch.per_sequence(batch.places_BR4)
-        return cls(
-            token_ids_NL=batch.token_ids_NL,
-            token_mask_NL=batch.token_mask_NL,
-            text_NLH=text_NLH,
-            visual_NRH=visual_NRH,
-            place_NR4=torch.full_like(place_NR4, torch.nan) if hidden else place_NR4,
-        )
-
-
-@dataclass(kw_only=True)
 class StudentOutput:
     """What a student computes for a batch.
 
     `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
     serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
     student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
-    asked then. `unimodal` is of students whose heads look things up. `visual_layers` are visual states (N, R, H) at
-    several depths, of a student that was told to give them.
+    asked then. `visual_layers` are visual states (N, R, H) at several depths, of a student that was told to give
+    them. A student whose heads read more (`OutputHead`) subclasses it.
     """
 
     text_states_NLH: torch.Tensor
@@ -181,7 +153,6 @@ class StudentOutput:
     image_state_NH: torch.Tensor | None = None
     relevance_NL: torch.Tensor | None = None
     answered: Answered | None = None
-    unimodal: UnimodalStates | None = None
     visual_layers: tuple[torch.Tensor, ...] = ()
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
@@ -238,7 +209,12 @@ class AnswerHead(nn.Module):
 class Student(nn.Module, ABC):
     """A vision-language encoder with exchangeable task heads."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
+    """Name -> settings that differ from the defaults of the class' configuration; those of a class that extends a
+    family differ from the family's (`data/architectures.toml`)."""
     name: str
+    config: Any
+    """Its settings, a dataclass."""
     hidden_size: int
     """Width H of text and visual states."""
     pooled_size: int
@@ -257,6 +233,12 @@ class Student(nn.Module, ABC):
 
     _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
     """What layers below the fusion gave, with the inputs that they gave it for."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "presets" in vars(cls):
+            family = family_settings(cls)
+            cls.presets = {name: merged(family, settings) for name, settings in cls.presets.items()}
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
@@ -369,18 +351,30 @@ class Student(nn.Module, ABC):
         """
 
     def delta(self, perturbation: Perturbation | None) -> Perturbation:
-        """Return what a pass adds to the student's inputs.
+        """Return what a pass adds to the student's inputs; raises as `require_perturbable`."""
+        if perturbation is not None:
+            self.require_perturbable()
+        return perturbation or Perturbation()
+
+    def require_perturbable(self) -> None:
+        """Refuse a student to whose inputs nothing can be added.
 
         Raises:
-            ConfigError: something is to be added to a student whose inputs are others than VILLA's.
+            ConfigError: its inputs are others than VILLA's, or it has no `zero_perturbation` of its own.
         """
-        if perturbation is not None and not self.is_perturbable:
+        advice = "choose a region student, such as villa-base"
+        if not self.is_perturbable:
             raise ConfigError(
                 f"{self.name} takes no adversarial perturbations.",
                 why="VILLA perturbs word embeddings and a detector's features, which are not this student's inputs",
-                next_command="choose a region student, such as villa-base",
+                next_command=advice,
             )
-        return perturbation or Perturbation()
+        if type(self).zero_perturbation is Student.zero_perturbation:
+            raise ConfigError(
+                f"{self.name} cannot be finetuned adversarially.",
+                why="it does not say what shapes its perturbations have (`zero_perturbation`)",
+                next_command=advice,
+            )
 
     def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
         """Return zeros of the shapes of what `encode` adds to the words and to the visual features of a batch.
@@ -389,16 +383,13 @@ class Student(nn.Module, ABC):
             batch: on the student's device.
             text: whether words are perturbed, else None stands for them; `visual` likewise.
             visual: see `text`.
-
-        Raises:
-            ConfigError: the student does not say what shapes these are.
         """
-        raise perturbation_without_shapes(self)
+        raise NotImplementedError(f"{self.name} was not asked by `require_perturbable`")
 
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        """Return what heads read of `encode`: `pooled_NP`, `unimodal` or `answered`; other states may be missing."""
+        """Return what heads read of `encode`, such as `pooled_NP` or `answered`; other states may be missing."""
         return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
 
     def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
@@ -447,15 +438,6 @@ class Student(nn.Module, ABC):
         """Return the rules that take a task's head out of a published checkpoint; None where those have no heads."""
         return rules_below(cls.head_key) if cls.head_key else None
 
-    @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """Return the architecture as plain JSON types, enough to build the same student again."""
-
-
-def perturbation_without_shapes(student: Student) -> ConfigError:
-    """Return the error of a student that is finetuned adversarially and has no `zero_perturbation` of its own."""
-    return ConfigError(
-        f"{student.name} cannot be finetuned adversarially.",
-        why="it does not say what shapes its perturbations have (`zero_perturbation`)",
-        next_command="choose a region student, such as villa-base",
-    )
+        return config_to_dict(self.config)

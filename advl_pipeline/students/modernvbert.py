@@ -20,14 +20,9 @@ from advl_pipeline.configuration import option
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.pixel_student import (
-    HALF_MEAN,
-    HALF_STD,
-    PixelBatch,
-    PixelStudent,
-    PixelStudentConfig,
-)
-from advl_pipeline.students.text_student import SingleStream, TextTokenizer
+from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_student import SingleStream
+from advl_pipeline.students.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,26 @@ from PIL import Image
 from advl_pipeline.datasets.pictures import read_rgb, read_square
 from advl_pipeline.datasets.records import ImageUnit
 
-Item = TypeVar("Item")
+KEPT_BYTES = 256 << 20
+"""How much of decoded pictures stays in memory."""
+
+
+class Sized(Protocol):
+    """What says how much memory it takes, as arrays and tensors do."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Sized)
 
 
 class RecentlyUsed(Generic[Item]):
-    """Items by name, the least recently used out first; `max_items` are kept."""
+    """Items by name, the least recently used out first; `max_bytes` of them are kept."""
 
-    def __init__(self, max_items: int) -> None:
-        self._max_items = max_items
+    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
         self._kept: OrderedDict[str, Item] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -45,17 +57,17 @@ class RecentlyUsed(Generic[Item]):
                 return self._kept[name]
         item = make()
         with self._lock:
-            self._kept[name] = item
-            if len(self._kept) > self._max_items:
-                self._kept.popitem(last=False)
+            if name not in self._kept:
+                self._kept[name] = item
+                self._num_bytes += item.nbytes
+            while self._num_bytes > self._max_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._num_bytes -= oldest.nbytes
         return item
 
     def __reduce__(self) -> tuple[object, ...]:
         # A lock does not travel between processes, nor need what can be made again.
-        return RecentlyUsed, (self._max_items,)
-
-
-KEPT_BYTES = 256 << 20
+        return RecentlyUsed, (self._max_bytes,)
 
 
 class DecodedPictures:
@@ -66,7 +78,7 @@ class DecodedPictures:
 
     def __init__(self, size: int, *, kept_bytes: int = KEPT_BYTES) -> None:
         self.size = size
-        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(kept_bytes // (3 * size * size))
+        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(kept_bytes)
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8; raises `DatasetError` naming a picture that cannot be decoded."""
@@ -153,13 +165,13 @@ class RandomProjection:
 class CropRegions(RegionSource):
     """The whole picture and each box, in the order of the dataset; features are the values of small crops, to 255.
 
-    Crops stay in memory up to a bound in bytes, the least recently used out first.
+    The most recently used crops stay in memory.
     """
 
     def __init__(self, crop_size: int) -> None:
         self.crop_size = crop_size
         self.feature_size = 3 * crop_size**2
-        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(max(1, KEPT_BYTES // (16 * self.feature_size)))
+        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed()
 
     def regions(self, unit: ImageUnit) -> Regions:
         crops = self.crops(unit)

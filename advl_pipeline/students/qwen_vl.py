@@ -10,16 +10,12 @@ S tokens of a sequence, W tokens of an example's row, M picture tokens of all ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from transformers import (
-    Qwen2VLImageProcessor,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
+from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from advl_pipeline.configuration import option
@@ -27,17 +23,10 @@ from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer
-from advl_pipeline.students.generative import (
-    PROJECTIONS,
-    GenerativeConfig,
-    GenerativeStudent,
-    chat_presets,
-    read_processor,
-)
+from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer, load_processor
+from advl_pipeline.students.generative import PROJECTIONS, GenerativeConfig, GenerativeStudent
 from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.pixel_student import normalise_colours
-from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -46,9 +35,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Renders what the published template does for pictures and texts; for the size that has no published processor."""
-
-_USUAL_PICTURE = 1 << 19
-"""Pixels of a usual picture, from which the number of pictures that are kept in memory follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,17 +47,6 @@ class QwenVlConfig(GenerativeConfig):
     max_pixels: int | None = option(
         None, help="Pixels to which a larger picture is scaled down [default: as the processor is set].", minimum=1
     )
-
-
-def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings: Any) -> Mapping[str, Any]:
-    """Return a config.json of the family."""
-    rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    text = {
-        "model_type": "qwen3_vl_text", "max_position_embeddings": 262144, "head_dim": 128, "rope_parameters": rope,
-        "vocab_size": 151936, "num_key_value_heads": 8, **text,
-    }  # fmt: skip
-    vision = {"model_type": "qwen3_vl_vision", "out_hidden_size": text["hidden_size"], **vision}
-    return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, **settings}
 
 
 TINY_PIXELS = (32 * 32, 64 * 64)
@@ -98,7 +73,6 @@ class QwenVl(GenerativeStudent):
     config: QwenVlConfig
     config_class: ClassVar[type[GenerativeConfig]] = QwenVlConfig
     smaller_pictures: ClassVar[str] = "max_pixels=262144"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = chat_presets("qwen3-vl", architecture)
     lora: LoraSettings | None = LoraSettings(rank=64, alpha=16.0, targets=PROJECTIONS)
 
     def __init__(self, name: str, config: QwenVlConfig) -> None:
@@ -109,30 +83,20 @@ class QwenVl(GenerativeStudent):
     def decoder(self) -> Any:
         return self.model.model.language_model
 
-    @property
-    def picture_bytes(self) -> int:
-        return 3 * int(self.model.config.vision_config.temporal_patch_size) * _USUAL_PICTURE
-
     def load_processor(self) -> Any:
-        name = self.config.tokenizer
-        if name == EMBEDDED_TOKENIZER:
-            processor = embedded_processor(self.model.config.vision_config)
-        else:
-            processor = read_processor(Qwen3VLProcessor, name)
+        config, vision = self.config, self.model.config.vision_config
+        processor = load_processor(Qwen3VLProcessor, config.tokenizer, embedded=lambda: embedded_processor(vision))
         pictures = processor.image_processor
-        size = {"shortest_edge": pictures.size.shortest_edge, "longest_edge": pictures.size.longest_edge}
-        if self.config.min_pixels is not None:
-            size["shortest_edge"] = self.config.min_pixels
-        if self.config.max_pixels is not None:
-            size["longest_edge"] = self.config.max_pixels
-        if size["shortest_edge"] > size["longest_edge"]:
+        fewest = config.min_pixels or pictures.size.shortest_edge
+        most = config.max_pixels or pictures.size.longest_edge
+        if fewest > most:
             raise ConfigError(
                 "Pictures cannot be scaled to what is asked.",
-                where=name,
-                why=f"at least {size['shortest_edge']} pixels and at most {size['longest_edge']}",
-                next_command=f"--student-option min_pixels={size['longest_edge']}",
+                where=config.tokenizer,
+                why=f"at least {fewest} pixels and at most {most}",
+                next_command=f"--student-option min_pixels={most}",
             )
-        pictures.size = size
+        pictures.size = {"shortest_edge": fewest, "longest_edge": most}
         return processor
 
     def require_inputs(self) -> None:

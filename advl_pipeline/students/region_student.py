@@ -48,6 +48,8 @@ class RegionBatch(TextBatch):
     positions_BR7: torch.Tensor
     grid: TokenGrid | None = None
     """Of text and regions, where the student computes no padding."""
+    tags_NL: torch.Tensor | None = None
+    """The region (int64) that each token refers to by an object tag, -1 for most; of students that read it."""
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""
@@ -68,6 +70,8 @@ class RegionStudent(TextStudent):
     config: RegionStudentConfig
     places: PlaceKind | None = "regions"
     is_perturbable = True
+    reads_tags: ClassVar[bool] = False
+    """Whether its batches say which region each token refers to."""
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
@@ -103,7 +107,10 @@ class RegionStudent(TextStudent):
         return len(self.regions_of(unit).features_RF)
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
-        return collate_regions(self, examples, self.regions_of)
+        batch = collate_regions(self, examples, self.regions_of)
+        if self.reads_tags:
+            batch.tags_NL = tagged_regions(batch, examples)
+        return batch
 
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()

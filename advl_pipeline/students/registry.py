@@ -94,7 +94,17 @@ def families() -> dict[str, dict[str, Any]]:
 def published_presets() -> dict[str, dict[str, Any]]:
     """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
     tables = read_tables("architectures.toml")
-    return {name: tables.get(family_of(name), {}) | tables.get(name, {}) for name in STUDENTS}
+    return {name: merged(tables.get(family_of(name), {}), tables.get(name, {})) for name in STUDENTS}
+
+
+def merged(usual: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two tables as one. Where both have a key, the second counts; tables inside are joined likewise."""
+    inside = {
+        key: merged(usual[key], value)
+        for key, value in own.items()
+        if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping)
+    }
+    return {**usual, **own, **inside}
 
 
 def family_settings(student_class: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,55 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Callable[[Student], None]]:
-    """Return the architecture of a saved student and a function that loads its weights into a built one.
+def saved_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Return the architecture of a saved student.
 
     Raises:
-        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there, or the
-            weights are not the ones that the description names.
+        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there.
     """
+    config = _described(folder, name)["config"]
+    settings = {key: value for key, value in config.items() if key not in _PLACES_OF_REGIONS}
+    if settings.get("regions") not in (None, "pixels"):
+        settings["regions"] = "detector"
+    return settings
+
+
+def load_weights(student: Student, path: Path) -> None:
+    """Fill a student from a folder that `save_student` wrote, or from an original checkpoint.
+
+    Raises:
+        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student lies there, or the
+            weights are not the ones that the description names. ConfigError: a checkpoint does not fill the student.
+    """
+    if not (path / DESCRIPTION_FILE).is_file():
+        _load_original(student, path)
+        return
+    description = _described(path, student.name)
+    if BASE in description:
+        _load_updates(student, path, description)
+        return
+    where = str(path / WEIGHTS_FILE)
+    try:
+        student.load_state_dict(load_tensors(path / WEIGHTS_FILE))
+    except (FileNotFoundError, SafetensorError) as error:
+        raise WeightsUnavailable(
+            f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}.",
+            where=where,
+            why=str(error),
+            next_command="remove the folder and make the student again",
+        ) from None
+    except RuntimeError as error:
+        raise IdentityMismatch(
+            "The weights do not fit the student.",
+            where=where,
+            why=str(error),
+            next_command="use the version of ADVL that saved it, or remove the folder and make the student again",
+        ) from None
+    if parameter_digest(student.state_dict()) != description["parameters_digest"]:
+        raise IdentityMismatch("The weights file is not the one that student.json describes.", where=where)
+
+
+def _described(folder: Path, name: str) -> dict[str, Any]:
     description = read_description(folder)
     if description["student"] != name:
         raise IdentityMismatch(
@@ -125,66 +166,34 @@ def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Calla
             why=f"asked for {name}, found {description['student']}",
             next_command=f"--student {description['student']}",
         )
-
-    def load(student: Student) -> None:
-        where = str(folder / WEIGHTS_FILE)
-        try:
-            student.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
-        except (FileNotFoundError, SafetensorError) as error:
-            raise WeightsUnavailable(
-                f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}.",
-                where=where,
-                why=str(error),
-                next_command="remove the folder and make the student again",
-            ) from None
-        except RuntimeError as error:
-            raise IdentityMismatch(
-                "The weights do not fit the student.",
-                where=where,
-                why=str(error),
-                next_command="use the version of ADVL that saved it, or remove the folder and make the student again",
-            ) from None
-        if parameter_digest(student.state_dict()) != description["parameters_digest"]:
-            raise IdentityMismatch("The weights file is not the one that student.json describes.", where=where)
-
-    def load_updates(student: Student) -> None:
-        base = Path(description[BASE]["weights"])
-        source = located(base)
-        if not weight_files(source):
-            raise WeightsUnavailable(
-                "The weights that the run's low-rank updates belong to are not there.",
-                where=str(base),
-                why=f"{folder} holds the updates alone",
-                next_command=f"put the weights back at {base}",
-            )
-        if weights_digest(source) != description[BASE]["digest"]:
-            raise IdentityMismatch(
-                "The weights are not those that the run's low-rank updates belong to.", where=str(base)
-            )
-        if (source / DESCRIPTION_FILE).is_file():
-            load_student_weights(source, name)[1](student)
-        else:
-            load_original(student, source)
-        if parameter_digest(load_adapter(student, folder)) != description["parameters_digest"]:
-            raise IdentityMismatch(
-                "The low-rank updates are not those that student.json describes.",
-                where=str(folder / names.ADAPTER_WEIGHTS),
-            )
-
-    settings = {key: value for key, value in description["config"].items() if key not in _PLACES_OF_REGIONS}
-    if settings.get("regions") not in (None, "pixels"):
-        settings["regions"] = "detector"
-    return settings, load_updates if BASE in description else load
+    return description
 
 
-def load_original(student: Student, path: Path) -> None:
-    """Fill a student from an original checkpoint.
+def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]) -> None:
+    """Fill a student from the weights that low-rank updates belong to, and merge the updates into it."""
+    base = Path(description[BASE]["weights"])
+    source = located(base)
+    if not weight_files(source):
+        raise WeightsUnavailable(
+            "The weights that the run's low-rank updates belong to are not there.",
+            where=str(base),
+            why=f"{folder} holds the updates alone",
+            next_command=f"put the weights back at {base}",
+        )
+    if weights_digest(source) != description[BASE]["digest"]:
+        raise IdentityMismatch(
+            "The weights are not those that the run's low-rank updates belong to.", where=str(base)
+        )
+    load_weights(student, source)
+    if parameter_digest(load_adapter(student, folder)) != description["parameters_digest"]:
+        raise IdentityMismatch(
+            "The low-rank updates are not those that student.json describes.",
+            where=str(folder / names.ADAPTER_WEIGHTS),
+        )
 
-    Keys of heads and of pretraining objectives are set aside; keys that nothing explains are reported.
 
-    Raises:
-        ConfigError: the file does not fill the student; the keys are named.
-    """
+def _load_original(student: Student, path: Path) -> None:
+    """Fill a student from a checkpoint; keys of heads and of pretraining are set aside, others are named."""
     report = load_file(student, path, getattr(student, "rules", KeyRules()))
     absent = [*report.missing, *report.reinitialised]
     if absent:
@@ -206,18 +215,15 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
     """
 
     def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
-        saved: dict[str, Any] = {}
-        load: Callable[[Student], None] | None = None
-        if weights is not None and (weights / DESCRIPTION_FILE).is_file():
-            saved, load = load_student_weights(weights, name)
-        elif weights is not None:
-            load = partial(load_original, path=weights)
-        beside = {} if weights is None else student_class.settings_beside(weights)
-        preset, where = student_class.presets[name], str(weights or name)
-        config = build_config(student_class.config_class, preset, saved, beside, overrides, where=where)
+        found: list[Mapping[str, Any]] = [student_class.presets[name]]
+        if weights is not None:
+            if (weights / DESCRIPTION_FILE).is_file():
+                found.append(saved_settings(weights, name))
+            found.append(student_class.settings_beside(weights))
+        config = build_config(student_class.config_class, *found, overrides, where=str(weights or name))
         student: Student = student_class(name, config)
-        if load is not None:
-            load(student)
+        if weights is not None:
+            load_weights(student, weights)
         return student
 
     return build

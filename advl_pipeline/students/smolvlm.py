@@ -10,7 +10,6 @@ Shapes: U tiles, 3 colours, E edge of a tile in pixels, R picture tokens, H widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,17 +23,10 @@ from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer
-from advl_pipeline.students.generative import (
-    PROJECTIONS,
-    GenerativeConfig,
-    GenerativeStudent,
-    chat_presets,
-    read_processor,
-)
+from advl_pipeline.students.chat import ChatBatch, Picture, embedded_chat_tokenizer, load_processor
+from advl_pipeline.students.generative import PROJECTIONS, GenerativeConfig, GenerativeStudent
 from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.pixel_student import normalise_colours
-from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
 
 MAX_SPLITS = 6
 """Rows and columns of tiles that the published vocabulary names."""
@@ -62,20 +54,12 @@ class SmolVlmConfig(GenerativeConfig):
     )
 
 
-def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings: Any) -> Mapping[str, Any]:
-    """Return a config.json of the family."""
-    text = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **text}
-    model = {"model_type": "smolvlm", "tie_word_embeddings": False, "text_config": text, "vision_config": vision}
-    return {**model, **settings}
-
-
 class SmolVlm(GenerativeStudent):
     """The student. By `--init` with a config.json beside it, any size of the family and of Idefics3."""
 
     config: SmolVlmConfig
     config_class: ClassVar[type[GenerativeConfig]] = SmolVlmConfig
     smaller_pictures: ClassVar[str] = "image_splitting=false"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = chat_presets("smolvlm", architecture)
     lora: LoraSettings | None = LoraSettings(rank=8, alpha=8.0, targets=PROJECTIONS)
 
     def __init__(self, name: str, config: SmolVlmConfig) -> None:
@@ -87,22 +71,15 @@ class SmolVlm(GenerativeStudent):
         return self.model.model.text_model
 
     @property
-    def picture_bytes(self) -> int:
-        num_tiles = 1 if self.config.image_splitting is False else 17
-        return num_tiles * 3 * int(self.model.config.vision_config.image_size) ** 2
-
-    @property
     def grid_side(self) -> int:
         """Picture tokens along each side of a tile."""
         vision = self.model.config.vision_config
         return int(vision.image_size // vision.patch_size // self.model.config.scale_factor)
 
     def load_processor(self) -> Any:
-        name, edge = self.config.tokenizer, self.model.config.vision_config.image_size
-        processor = (
-            embedded_processor(edge, self.grid_side)
-            if name == EMBEDDED_TOKENIZER
-            else read_processor(Idefics3Processor, name)
+        edge, side = self.model.config.vision_config.image_size, self.grid_side
+        processor = load_processor(
+            Idefics3Processor, self.config.tokenizer, embedded=lambda: embedded_processor(edge, side)
         )
         pictures = processor.image_processor
         if self.config.image_splitting is not None:

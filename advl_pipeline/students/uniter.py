@@ -25,12 +25,9 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import (
-    RegionBatch,
-    RegionStream,
-    RegionStudentConfig,
-)
-from advl_pipeline.students.text_student import Part, ReplacedSpan, TextRow
+from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.text_student import TextRow
+from advl_pipeline.students.tokenizer import Part, ReplacedSpan
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 

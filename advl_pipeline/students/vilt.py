@@ -17,13 +17,7 @@ from transformers import ViltConfig, ViltModel
 from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.pixel_student import (
-    HALF_MEAN,
-    HALF_STD,
-    PixelBatch,
-    PixelStudent,
-    PixelStudentConfig,
-)
+from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import SingleStream
 
 IMAGE_TYPE = 1

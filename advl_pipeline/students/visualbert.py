@@ -23,13 +23,9 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import (
-    RegionBatch,
-    RegionStream,
-    RegionStudentConfig,
-    tags_in,
-)
-from advl_pipeline.students.text_student import Part, TextRow, pair_row
+from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig, tags_in
+from advl_pipeline.students.text_student import TextRow, pair_row
+from advl_pipeline.students.tokenizer import Part
 
 HEAD_DROPOUT = 0.1
 

@@ -21,18 +21,14 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, BertPredictionHeadTransform
 
 from advl_pipeline.configuration import option
-from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
-from advl_pipeline.students.region_student import (
-    RegionBatch,
-    RegionStream,
-    RegionStudentConfig,
-    tagged_regions,
-)
-from advl_pipeline.students.text_student import Part, TextRow
+from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
+from advl_pipeline.students.text_student import TextRow
+from advl_pipeline.students.tokenizer import Part
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -138,18 +134,12 @@ class VlBertConfig(RegionStudentConfig):
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 
-@dataclass(kw_only=True)
-class VlBertBatch(RegionBatch):
-    """Adds `tags_NL` (int64): the region that each token refers to, 0 (the whole picture) for most."""
-
-    tags_NL: torch.Tensor
-
-
 class VlBert(RegionStream):
     """The student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
     head_key = "final_mlp"
+    reads_tags = True
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     rules: ClassVar[KeyRules] = published_keys("vl-bert")
 
@@ -173,10 +163,6 @@ class VlBert(RegionStream):
     def regions_of(self, unit: ImageUnit) -> Regions:
         return with_whole_picture(super().regions_of(unit))
 
-    def collate(self, examples: Sequence[Example]) -> VlBertBatch:
-        batch = super().collate(examples)
-        return VlBertBatch(**vars(batch), tags_NL=tagged_regions(batch, examples).clamp(min=0))
-
     def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
         # [END] belongs to the picture's side: it closes the list of objects.
         return kinds_of(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
@@ -185,11 +171,13 @@ class VlBert(RegionStream):
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.vlbert.encoder.layer)
 
-    def embed(self, batch: VlBertBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, batch: RegionBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what enters the layers; [END] lies behind the objects."""
         features = delta.of_features(batch.per_sequence(batch.features_BRF))
         reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
-        seen_NLH = collect_objects(batch.tags_NL, reps_NRH)
+        assert batch.tags_NL is not None
+        # What refers to no object sees the whole picture.
+        seen_NLH = collect_objects(batch.tags_NL.clamp(min=0), reps_NRH)
         text_lengths_N = batch.token_mask_NL.sum(1)
         x_NSH = self.vlbert.embed(
             delta.of_words(self.vlbert.word_embeddings(batch.token_ids_NL)),
@@ -209,7 +197,7 @@ class VlBert(RegionStream):
         x_NSH, relevance_NL = super().run_layers(x_NSH, batch, **how)
         return x_NSH[:, :-1], relevance_NL
 
-    def pool(self, text_NLH: torch.Tensor, batch: VlBertBatch) -> torch.Tensor:
+    def pool(self, text_NLH: torch.Tensor, batch: RegionBatch) -> torch.Tensor:
         return named_or_pooled(text_NLH, batch.pool_index_N, self.vlbert.pooler)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:

@@ -18,7 +18,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import OutputHead, Perturbation, Student, perturbation_without_shapes
+from advl_pipeline.students.interface import OutputHead, Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
@@ -49,9 +49,7 @@ def build_finetune_student(run: Run) -> Student:
     overrides = {**recipe_options(run.chosen, config.init), **options}
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if run.settings.adversarial is not None:
-        student.delta(Perturbation())  # Raises where nothing can be added to its inputs.
-        if type(student).zero_perturbation is Student.zero_perturbation:
-            raise perturbation_without_shapes(student)
+        student.require_perturbable()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student)
     if (updates := lora_settings(student, config)) is not None:

@@ -11,13 +11,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_examples import picture, question
 
 from advl_pipeline.configuration import option
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.students import registry
 from advl_pipeline.students.saved import builder, save_student
 from advl_pipeline.students.uniter import Uniter, UniterConfig
@@ -42,24 +40,12 @@ def plugged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "advl.students" else [])
 
 
-def examples(path: Path) -> list[Example]:
-    Image.new("RGB", (40, 30), (200, 30, 60)).save(path)
-    unit = ImageUnit(
-        unit_id="u", path=path, width=40, height=30, boxes_R4=np.array([[1, 2, 20, 22]], dtype=np.float32)
-    )
-    candidates = tuple(
-        Candidate(text_unit=text_unit(f"Why is it red? {answer}"), context_length=14)
-        for answer in ("Rust.", "No idea.")
-    )
-    return [Example(example_id="e", task="vcr-q2a", image=unit, candidates=candidates, label=0)]
-
-
 @pytest.mark.usefixtures("plugged_in")
 def test_the_guides_student_is_found_encodes_and_saves(tmp_path: Path) -> None:
     assert "late-fusion-tiny" in registry.student_names()
     student = registry.build_student("late-fusion-tiny").eval()
-    items = examples(tmp_path / "p.png")
-    batch = student.collate(items)
+    shown = picture(tmp_path / "p.png", 40, 30, boxes=[[1, 2, 20, 22]])
+    batch = student.collate([question(shown, "Why is it red?", "vcr-q2a", ["Rust.", "No idea."])])
     with torch.no_grad():
         output = student.encode(batch)
         hidden = student.encode(batch, mask_visual=True)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_examples import unit
 from tiny_tokenizers import SPECIALS, build_tokenizer
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, normalise_text, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.words import NO_WORD, assign_tokens_to_words, word_spans
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_student import TextStudent
@@ -52,24 +52,17 @@ parts = st.lists(
 
 
 def made(context: str, answer: str) -> Candidate:
-    unit = text_unit(f"{context} {answer}")
+    made_of = text_unit(f"{context} {answer}")
     tags = []
     for number, label in enumerate(LABELS, start=1):
-        at = unit.text.find(f"{label}{number}")
+        at = made_of.text.find(f"{label}{number}")
         if at >= 0:
             tags.append(ObjectTag(start=at, end=at + len(label) + 1, box=number - 1))
-    return Candidate(text_unit=unit, context_length=len(context), tags=tuple(tags))
+    return Candidate(text_unit=made_of, context_length=len(context), tags=tuple(tags))
 
 
 def example(candidate: Candidate) -> Example:
-    image = ImageUnit(
-        unit_id="u",
-        path=Path("absent.png"),
-        width=10,
-        height=10,
-        boxes_R4=np.zeros((3, 4), dtype=np.float32),
-        box_labels=LABELS,
-    )
+    image = unit(boxes=[[0] * 4] * 3, labels=LABELS)
     return Example(example_id="e", task="vcr-q2a", image=image, candidates=(candidate,), label=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advl_pipeline.students.bert_parts import PADDING, TEXT, VISUAL, additive_mask, attention_bias
+from advl_pipeline.students.bert_parts import PADDING, TEXT, VISUAL, attention_bias
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -25,8 +25,3 @@ def test_padding_attends_to_everything_and_the_others_to_what_they_may() -> None
     kinds_NS = torch.tensor([[TEXT, VISUAL, PADDING]])
     seen = attention_bias(kinds_NS, separate=True, dtype=torch.float32)[0, 0] == 0
     assert seen.tolist() == [[True, False, False], [False, True, False], [True, True, True]]
-
-
-def test_no_row_is_empty_where_a_whole_sequence_is_padding() -> None:
-    bias = additive_mask(torch.zeros(2, 1, 1, 5, dtype=torch.bool), torch.bfloat16)
-    assert bool((bias == 0).all())

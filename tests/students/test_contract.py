@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_examples import picture, question
 from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
@@ -58,18 +59,8 @@ def student(request: pytest.FixtureRequest) -> Student:
     return student_of(request.param)
 
 
-def picture(path: Path, seed: int, boxes: Any) -> ImageUnit:
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize((160, 120), Image.Resampling.NEAREST).save(path)
-    return ImageUnit(
-        unit_id=f"{path.name}{seed}",
-        path=path,
-        width=160,
-        height=120,
-        boxes_R4=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        box_labels=("person", "dog", "person")[: len(boxes)],
-    )
+def shown(path: Path, seed: int, boxes: Any) -> ImageUnit:
+    return picture(path, seed=seed, boxes=boxes, labels=("person", "dog", "person")[: len(boxes)])
 
 
 def choice(context: str, answer: str, question_length: int = 0) -> Candidate:
@@ -87,7 +78,7 @@ def with_pictures(examples: list[Example], folder: Path, seed: int, scale: float
     """The same questions about other pictures."""
     return [
         dataclasses.replace(
-            item, image=picture(folder / f"{seed}-{index}.png", seed + index, item.image.boxes_R4 * scale)
+            item, image=shown(folder / f"{seed}-{index}.png", seed + index, item.image.boxes_R4 * scale)
         )
         for index, item in enumerate(examples)
     ]
@@ -100,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def examples(folder: Path) -> list[Example]:
-    first, second = picture(folder / "a.png", 1, BOXES), picture(folder / "b.png", 2, BOXES[:1])
+    first, second = shown(folder / "a.png", 1, BOXES), shown(folder / "b.png", 2, BOXES[:1])
     question = "Why is person1 pointing at dog2?"
     answers = ["person3 doesn't know.", "Because it's raining.", "person1 likes the dog2.", "They are lost."]
     alone = "Why is person1 alone?"
@@ -125,18 +116,8 @@ def examples(folder: Path) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def single(folder: Path) -> list[Example]:
-    unit = picture(folder / "c.png", 3, BOXES[:2])
-    words = ["What colour is the café's left door?", "How many?"]
-    return [
-        Example(
-            example_id=str(index),
-            task="vqa",
-            image=unit,
-            candidates=(Candidate(text_unit=text_unit(text)),),
-            label=None,
-        )
-        for index, text in enumerate(words)
-    ]
+    unit = shown(folder / "c.png", 3, BOXES[:2])
+    return [question(unit, text, "vqa") for text in ("What colour is the café's left door?", "How many?")]
 
 
 def encode(student: Student, examples: list[Example], **options: bool) -> tuple[StudentBatch, StudentOutput]:
@@ -310,9 +291,9 @@ def test_tokens_say_what_they_are_of(student: Student, examples: list[Example], 
 def repainted(unit: ImageUnit, box_4: Any, path: Path) -> ImageUnit:
     """The picture with one box painted over."""
     with Image.open(unit.path) as file:
-        shown = file.convert("RGB")
-    shown.paste((250, 240, 10), tuple(int(value) for value in box_4))
-    shown.save(path)
+        pixels = file.convert("RGB")
+    pixels.paste((250, 240, 10), tuple(int(value) for value in box_4))
+    pixels.save(path)
     return dataclasses.replace(unit, unit_id=path.name, path=path)
 
 

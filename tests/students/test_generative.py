@@ -6,11 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conversations import labels_on_answers, pairs_of, picture, processed, question, theirs, turns
-from PIL import Image
+from conversations import labels_on_answers, pairs_of, processed, theirs, turns
+from made_examples import inverted, picture, question
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
@@ -332,12 +331,7 @@ def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.stack([area.sum() for area in areas]), torch.ones(2))
     before = student.encode_unimodal(batch).visual_states_NRH[0]
     for token in (5, 2 * side**2 + 7):
-        left, top, right, bottom = (places[token].numpy() * np.array([160, 120, 160, 120])).round().astype(int)
-        with Image.open(unit.path) as file:
-            shown = np.array(file)
-        shown[top:bottom, left:right] = 255 - shown[top:bottom, left:right]
-        Image.fromarray(shown).save(tmp_path / f"{token}.png")
-        other = dataclasses.replace(unit, unit_id=str(token), path=tmp_path / f"{token}.png")
+        other = inverted(unit, places[token].numpy(), tmp_path / f"{token}.png")
         after = student.encode_unimodal(student.collate([question(other, "Is it so?", "vqa")])).visual_states_NRH[0]
         change = (after - before).norm(dim=1)[: 4 * side**2]
         assert int(change.argmax()) == token

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_examples import picture, question
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import LORA_TARGETS, add_lora, enable_gradient_checkpointing, merge_lora
@@ -21,16 +20,8 @@ RECOMPUTED = ("uniter-tiny", "meter-tiny", "bridgetower-tiny", "vilt-tiny", "mod
 
 @pytest.fixture
 def examples(tmp_path: Path) -> list[Example]:
-    Image.new("RGB", (40, 30), (200, 30, 60)).save(tmp_path / "p.png")
-    unit = ImageUnit(
-        unit_id="u",
-        path=tmp_path / "p.png",
-        width=40,
-        height=30,
-        boxes_R4=np.array([[1, 2, 20, 22]], dtype=np.float32),
-    )
-    candidate = Candidate(text_unit=text_unit("What colour is it?"))
-    return [Example(example_id="e", task="vqa", image=unit, candidates=(candidate,), label=0)]
+    shown = picture(tmp_path / "p.png", 40, 30, boxes=[[1, 2, 20, 22]])
+    return [question(shown, "What colour is it?", "vqa")]
 
 
 def without_dropout(name: str) -> Student:

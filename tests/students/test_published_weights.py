@@ -14,7 +14,7 @@ from transformers import BertTokenizerFast
 
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_student import load_text_tokenizer
+from advl_pipeline.students.tokenizer import load_text_tokenizer
 from advl_pipeline.students.weight_files import located, weights_digest
 
 NAME = "hf:some-one/small-vilt"

@@ -6,11 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conversations import picture, question
-from PIL import Image
+from made_examples import inverted, picture, question
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from advl_pipeline.datasets.records import Example
@@ -66,12 +64,7 @@ def test_every_token_lies_where_its_patches_show(tmp_path: Path) -> None:
     assert places.shape == (12, 4)
     before = student.model.model.visual.patch_embed(student._patches(batch.pixels)).unflatten(0, (12, 4))
     for token in (0, 5, 11):
-        left, top, right, bottom = (places[token].numpy() * np.array([128, 96, 128, 96])).round().astype(int)
-        with Image.open(unit.path) as file:
-            shown = np.array(file)
-        shown[top:bottom, left:right] = 255 - shown[top:bottom, left:right]
-        Image.fromarray(shown).save(tmp_path / f"{token}.png")
-        other = dataclasses.replace(unit, unit_id=str(token), path=tmp_path / f"{token}.png")
+        other = inverted(unit, places[token].numpy(), tmp_path / f"{token}.png")
         again = student.collate([question(other, "Is it so?", "vqa")])
         after = student.model.model.visual.patch_embed(student._patches(again.pixels)).unflatten(0, (12, 4))
         assert int((after - before).norm(dim=(1, 2)).argmax()) == token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,6 @@ from hypothesis import strategies as st
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import token_batches
-
-
-def padding_share(batches: list[list[int]], lengths: list[int]) -> float:
-    """Return the share of all positions that is padding when each batch is as wide as its longest item."""
-    padded = sum(len(batch) * max(lengths[item] for item in batch) for batch in batches)
-    return 1.0 - sum(lengths[item] for batch in batches for item in batch) / padded
 
 
 def test_equal_to_the_original_sampler(assets: Path) -> None:
@@ -43,16 +36,6 @@ def test_every_item_once_and_no_batch_over_the_bound(lengths: list[int], bucket_
     batches = token_batches(lengths, max_tokens=1000, bucket_size=bucket_size, seed=seed)
     assert sorted(item for batch in batches for item in batch) == list(range(len(lengths)))
     assert all(max(lengths[item] for item in batch) * len(batch) <= 1000 for batch in batches)
-
-
-def test_padding_is_little_at_lengths_like_vcrs() -> None:
-    """Texts of 12 to 60 tokens and 10 to 60 regions a sequence, UNITER's bucket of 8192."""
-    generator = random.Random(0)
-    lengths = [generator.randint(12, 60) + generator.randint(10, 60) for _ in range(4000)]
-    batches = token_batches(lengths, max_tokens=4000, bucket_size=8192, seed=0)
-    assert padding_share(batches, lengths) < 0.1
-    arrival = [list(range(start, start + 32)) for start in range(0, 4000, 32)]
-    assert padding_share(arrival, lengths) > 0.3
 
 
 def test_a_group_that_cannot_fit_is_an_error() -> None:

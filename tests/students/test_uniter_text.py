@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from made_examples import unit
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_student import Part
+from advl_pipeline.students.tokenizer import Part
 from advl_pipeline.students.uniter import Uniter
 
 CLS_ID, SEP_ID = 101, 102
@@ -54,16 +54,9 @@ def test_rows_equal_the_original_collate(
 
 
 def example(text: str, tags: tuple[ObjectTag, ...] = (), context_length: int = 0) -> Example:
-    unit = ImageUnit(
-        unit_id="u",
-        path=Path("absent.png"),
-        width=10,
-        height=10,
-        boxes_R4=np.zeros((3, 4), dtype=np.float32),
-        box_labels=("person", "dog", "person"),
-    )
+    image = unit(boxes=[[0] * 4] * 3, labels=("person", "dog", "person"))
     candidate = Candidate(text_unit=text_unit(text), context_length=context_length, tags=tags)
-    return Example(example_id="e", task="vcr-q2a", image=unit, candidates=(candidate,), label=0)
+    return Example(example_id="e", task="vcr-q2a", image=image, candidates=(candidate,), label=0)
 
 
 def test_a_person_is_one_token_and_other_objects_are_words(student: Uniter) -> None:
@@ -84,8 +77,8 @@ def test_a_person_is_one_token_and_other_objects_are_words(student: Uniter) -> N
 
 def test_people_beyond_the_table_share_its_last_token(student: Uniter) -> None:
     many = example("person_90 waits .", (ObjectTag(start=0, end=9, box=90),))
-    image = dataclasses.replace(many.image, boxes_R4=np.zeros((91, 4), dtype=np.float32), box_labels=("person",) * 91)
-    tensors, _ = student.collate_texts([dataclasses.replace(many, image=image)])
+    crowd = unit(boxes=[[0] * 4] * 91, labels=("person",) * 91)
+    tensors, _ = student.collate_texts([dataclasses.replace(many, image=crowd)])
     assert tensors["token_ids_NL"].max() == student.config.vocab_size + 80
 
 

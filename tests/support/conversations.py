@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
+from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.generative import GenerativeStudent, model_config
 
 Asked = tuple[Example, Candidate, str | None]
 """An example, one of its candidates, and the answer where the candidate is none itself."""
-
-
-def picture(path: Path, width: int = 160, height: int = 120, seed: int = 1) -> ImageUnit:
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(path)
-    boxes = np.zeros((0, 4), dtype=np.float32)
-    return ImageUnit(unit_id=f"{path}{seed}", path=path, width=width, height=height, boxes_R4=boxes)
-
-
-def question(unit: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
-    candidates = tuple(
-        Candidate(text_unit=text_unit(f"{text} {answer}"), context_length=len(text)) for answer in answers
-    ) or (Candidate(text_unit=text_unit(text)),)
-    return Example(example_id=text, task=task, image=unit, candidates=candidates, label=1)
 
 
 def turns(

@@ -25,7 +25,7 @@ from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.students.text_student import embedded_tokenizer_file
+from advl_pipeline.students.tokenizer import embedded_tokenizer_file
 from advl_pipeline.students.weight_files import write_known_words
 from advl_pipeline.training import loop
 from advl_pipeline.training import run as run_module

@@ -12,6 +12,7 @@ Shapes: N sequences, L text tokens, R visual tokens, H width, V word pieces, K c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -31,6 +32,21 @@ SIDE_WIDTH = 0.08
 """Share of the picture's side by which a thing must be off the middle to be clearly at one side of it."""
 
 NUM_EVIDENCE = 10
+
+
+@dataclass(kw_only=True)
+class LookupOutput(StudentOutput):
+    """Adds the states of text and picture before their fusion, with the tokens of the text.
+
+    `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
+    hidden.
+    """
+
+    token_ids_NL: torch.Tensor
+    token_mask_NL: torch.Tensor
+    lower_text_NLH: torch.Tensor
+    lower_visual_NRH: torch.Tensor
+    place_NR4: torch.Tensor
 
 
 class LookupHead(OutputHead):
@@ -60,24 +76,23 @@ class LookupHead(OutputHead):
 
     def forward(self, output: StudentOutput) -> torch.Tensor:
         """Return (N, K)."""
-        unimodal = output.unimodal
-        assert unimodal is not None
-        share_NL = self.token_share_V[unimodal.token_ids_NL]
-        rare_NL = RARE / (RARE + share_NL) * unimodal.token_mask_NL
-        frequent_NL = share_NL / (RARE + share_NL) * unimodal.token_mask_NL
-        text_NLH = functional.normalize(unimodal.text_NLH, dim=-1)
+        assert isinstance(output, LookupOutput)
+        share_NL = self.token_share_V[output.token_ids_NL]
+        rare_NL = RARE / (RARE + share_NL) * output.token_mask_NL
+        frequent_NL = share_NL / (RARE + share_NL) * output.token_mask_NL
+        text_NLH = functional.normalize(output.lower_text_NLH, dim=-1)
         said_NH = functional.normalize(torch.einsum("nl,nlh->nh", rare_NL, text_NLH), dim=-1)
-        likeness_NR = torch.einsum("nh,nrh->nr", said_NH, functional.normalize(unimodal.visual_NRH, dim=-1))
-        is_place_NR = ~unimodal.place_NR4.isnan().any(-1)
+        likeness_NR = torch.einsum("nh,nrh->nr", said_NH, functional.normalize(output.lower_visual_NRH, dim=-1))
+        is_place_NR = ~output.place_NR4.isnan().any(-1)
         share_NR = found_shares(likeness_NR, is_place_NR)
-        place_N4 = torch.einsum("nr,nrp->np", share_NR, unimodal.place_NR4.nan_to_num(0.5) - 0.5)
+        place_N4 = torch.einsum("nr,nrp->np", share_NR, output.place_NR4.nan_to_num(0.5) - 0.5)
         offset_N2 = (place_N4[:, :2] + place_N4[:, 2:]) / 2
         side_N4 = (torch.cat([-offset_N2, offset_N2], dim=1) / SIDE_WIDTH).softmax(1)
         likeness_N1, clear_N1 = (share_NR * likeness_NR).sum(1, keepdim=True), (share_NR**2).sum(1, keepdim=True)
         # At the size of layer-normalised states.
         evidence_NE = torch.cat([4 * place_N4, 2 * side_N4, 5 * likeness_N1, clear_N1], dim=1)
         total_N1 = frequent_NL.sum(1, keepdim=True).clamp(min=1e-6)
-        asked_NH = torch.einsum("nl,nlh->nh", frequent_NL, unimodal.text_NLH) / total_N1
+        asked_NH = torch.einsum("nl,nlh->nh", frequent_NL, output.lower_text_NLH) / total_N1
         logits: torch.Tensor = self.layers(torch.cat([output.pooled_NP, asked_NH, evidence_NE], dim=-1))
         return logits
 

@@ -29,8 +29,8 @@ from advl_pipeline.students.chat import ChatBatch, Picture, packing
 from advl_pipeline.students.picture_source import CropRegions, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import builder
-from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
-from advl_pipeline.students.text_student import EMBEDDED_TOKENIZER
+from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig
+from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER
 
 TEXT = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -59,9 +59,13 @@ class ScenesSmolVlm(SmolVlm):
     pretraining = Pretraining(warmup_steps=250)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-smolvlm": {
-            "architecture": architecture(
-                TEXT, VISION, image_token_id=30525, scale_factor=1, tie_word_embeddings=True
-            ),
+            "architecture": {
+                "image_token_id": 30525,
+                "scale_factor": 1,
+                "tie_word_embeddings": True,
+                "text_config": TEXT,
+                "vision_config": VISION,
+            },
             "tokenizer": EMBEDDED_TOKENIZER,
             "image_splitting": False,
             "align_layer": 1,
@@ -94,7 +98,7 @@ class ScenesSmolVlm(SmolVlm):
         batch.packing = packing(
             batch.num_candidates,
             batch.length_N.numpy(),
-            [place[shown].numpy() for place, shown in zip(batch.visual_place_NR, batch.visual_mask_NR, strict=True)],
+            (batch.picture_NS & (batch.sequence_ids_NS == self.chat.image_token_id)).numpy(),
             batch.sequence_ids_NS.numpy(),
             tag_NS.numpy(),
         )

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from advl_data.scenes.students.small import Agreement, AgreementStream, TaggedRegionBatch, said_tokens, shares_of_tags
-from advl_pipeline.datasets.records import Example
+from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens, shares_of_tags
 from advl_pipeline.students.bert_parts import run_layers
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import RegionBatch, tagged_regions
+from advl_pipeline.students.region_student import RegionBatch
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
 
@@ -31,6 +30,7 @@ NUM_SEPARATE_LAYERS = 1
 class ScenesUniter(AgreementStream, Uniter):
     """The student."""
 
+    reads_tags = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-uniter": {
             "hidden_size": 96,
@@ -44,10 +44,6 @@ class ScenesUniter(AgreementStream, Uniter):
             "max_text_length": 64,
         },
     }
-
-    def collate(self, examples: Sequence[Example]) -> TaggedRegionBatch:
-        batch = super().collate(examples)
-        return TaggedRegionBatch(**vars(batch), tags_NL=tagged_regions(batch, examples))
 
     @property
     def fusion_layers(self) -> Sequence[nn.Module]:
@@ -73,7 +69,8 @@ class ScenesUniter(AgreementStream, Uniter):
         )
         return x_NSH[:, :num_text], x_NSH[:, num_text:]
 
-    def spoken_of(self, batch: TaggedRegionBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoken_of(self, batch: RegionBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert batch.tags_NL is not None
         # With a given answer before it, what is said is the reason: the last of the parts.
         last_N1 = (batch.types_NL * batch.token_mask_NL).amax(1, keepdim=True)
         is_answer_NL = (batch.types_NL >= ANSWER_TYPE) & (batch.types_NL == last_N1)

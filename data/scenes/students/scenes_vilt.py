@@ -25,9 +25,7 @@ from advl_data.scenes.students.small import Agreement, AgreementStream, said_tok
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
-from advl_pipeline.students.interface import (
-    Perturbation,
-)
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudentConfig
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.vilt import Vilt

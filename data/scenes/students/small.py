@@ -30,7 +30,7 @@ from torch.nn import functional
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead
+from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead, LookupOutput
 from advl_pipeline.configuration import build_config, option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
@@ -41,19 +41,12 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.interface import Perturbation, Student, StudentOutput, UnimodalStates
+from advl_pipeline.students.interface import Perturbation, Student, StudentOutput
 from advl_pipeline.students.picture_source import CropRegions
 from advl_pipeline.students.region_student import RegionBatch, collate_regions, tagged_regions
-from advl_pipeline.students.saved import load_student_weights
-from advl_pipeline.students.text_student import (
-    EMBEDDED_TOKENIZER,
-    Part,
-    RowLength,
-    SingleStream,
-    TextRow,
-    embedded_tokenizer_file,
-    pair_row,
-)
+from advl_pipeline.students.saved import load_weights, saved_settings
+from advl_pipeline.students.text_student import RowLength, SingleStream, TextRow, pair_row
+from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, Part, embedded_tokenizer_file
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
 DEVIATION = 0.3
@@ -158,9 +151,16 @@ class AgreementStream(SingleStream):
         tagged_NLH = text_NLH if hidden else text_NLH + self.states_of_tags(batch, tags_NLR, visual_NRH)
         output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
         place_NR = place_of_tags(tags_NLR, hidden=hidden)
-        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
-        unimodal = UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=hidden)
-        return replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
+        output.pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR)
+        lies_NR4 = batch.per_sequence(batch.places_BR4)
+        return LookupOutput(
+            **vars(output),
+            token_ids_NL=batch.token_ids_NL,
+            token_mask_NL=batch.token_mask_NL,
+            lower_text_NLH=text_NLH,
+            lower_visual_NRH=visual_NRH,
+            place_NR4=torch.full_like(lies_NR4, torch.nan) if hidden else lies_NR4,
+        )
 
     def encode_unimodal(self, batch: Any) -> StudentOutput:
         text_NLH, visual_NRH = self.embed(batch, Perturbation(), hidden=True)
@@ -175,13 +175,6 @@ class AgreementStream(SingleStream):
         if task in LOOKUP_TASKS:
             return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
         return super().build_head(task, num_classes)  # type: ignore[safe-super]
-
-
-@dataclass(kw_only=True)
-class TaggedRegionBatch(RegionBatch):
-    """Adds `tags_NL` (int64): the region that each token refers to by tag, -1 for most."""
-
-    tags_NL: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,14 +196,16 @@ class ScenesSmallConfig(RowLength):
 
 
 @dataclass(kw_only=True)
-class CropBatch(TaggedRegionBatch):
+class CropBatch(RegionBatch):
     """Features are the values of crops of the whole picture and of each box, with a tenth of its size around it.
 
-    `visible_BR` (bool) says which regions of an example's picture there are.
+    `tags_NL` (int64) is the region that each token refers to by tag, -1 for most. `visible_BR` (bool) says which
+    regions of an example's picture there are.
     """
 
     blank_value: ClassVar[int] = 127
 
+    tags_NL: torch.Tensor
     visible_BR: torch.Tensor
 
 
@@ -255,8 +250,8 @@ class ScenesSmall(AgreementStream):
 
     def collate(self, examples: Sequence[Example]) -> CropBatch:
         batch = collate_regions(self, examples, self.crops.regions)
-        visible_BR = batch.visual_mask_NR[batch.first_B]
-        return CropBatch(**vars(batch), tags_NL=tagged_regions(batch, examples), visible_BR=visible_BR)
+        tags_NL, visible_BR = tagged_regions(batch, examples), batch.visual_mask_NR[batch.first_B]
+        return CropBatch(**vars(batch) | {"tags_NL": tags_NL, "visible_BR": visible_BR})
 
     def num_special_of(self, num_parts: int) -> int:
         return 1 + min(num_parts, 2)
@@ -369,11 +364,11 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Scen
 
     The word vectors of `scenes-small-lm` are not random: they start from a language model's.
     """
-    saved, load = load_student_weights(weights, name) if weights else ({}, None)
+    saved = saved_settings(weights, name) if weights else {}
     config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
     student = ScenesSmall(name, config)
-    if load:
-        load(student)
+    if weights:
+        load_weights(student, weights)
     elif name == "scenes-small-lm":
         with torch.no_grad():
             student.word_embedding.weight.copy_(language_model_words(config.word_size))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_examples import picture
 
 from advl_data.scenes.students.small import Agreement, place_of_tags, said_tokens
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.students.registry import build_student
 
 
@@ -55,15 +54,7 @@ def test_descent_on_likeness_alone_tells_the_named_region() -> None:
 @pytest.mark.parametrize("name", ["scenes-small", "scenes-uniter", "scenes-vilt"])
 def test_what_is_said_is_a_candidates_own_part(name: str, tmp_path: Path) -> None:
     """The reason, and not the given answer before it, which all candidates share."""
-    Image.new("RGB", (64, 48), "white").save(tmp_path / "a.png")
-    unit = ImageUnit(
-        unit_id="a",
-        path=tmp_path / "a.png",
-        width=64,
-        height=48,
-        boxes_R4=np.array([[4, 4, 30, 40]], dtype=np.float32),
-        box_labels=("thing",),
-    )
+    shown = picture(tmp_path / "a.png", 64, 48, boxes=[[4, 4, 30, 40]], labels=("thing",))
     question, context = "What is 1?", "What is 1? It is a horse."
     candidates = tuple(
         Candidate(
@@ -74,7 +65,7 @@ def test_what_is_said_is_a_candidates_own_part(name: str, tmp_path: Path) -> Non
         )
         for reason in ("It has hooves.", "It eats grass.")
     )
-    example = Example(example_id="a", task="vcr-qa2r", image=unit, candidates=candidates, label=0)
+    example = Example(example_id="a", task="vcr-qa2r", image=shown, candidates=candidates, label=0)
     student: Any = build_student(name).eval()
     seen: list[torch.Tensor] = []
     student.agreement.register_forward_pre_hook(lambda _, given: seen.append(given[2]))

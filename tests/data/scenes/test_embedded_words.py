@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from advl_data.scenes.students.small import DEVIATION, WORD_TABLE, language_model_words
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.text_student import embedded_tokenizer_file
+from advl_pipeline.students.tokenizer import embedded_tokenizer_file
 
 SIZE = 128
 

@@ -10,37 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from advl_data.scenes.students.lookup import LookupHead, found_shares
-from advl_pipeline.students.interface import StudentOutput, UnimodalStates
+from advl_data.scenes.students.lookup import LookupHead, LookupOutput, found_shares
 
 WIDTH, NUM_TOKENS, NUM_REGIONS = 16, 30, 5
 NAN = float("nan")
 
 
-def made_output(seed: int = 0, *, num_texts: int = 3) -> StudentOutput:
+def made_output(seed: int = 0, *, num_texts: int = 3) -> LookupOutput:
     """Return random states of texts of four tokens, and of five regions; the first visual token lies nowhere."""
     draw = torch.Generator().manual_seed(seed)
     place_NR4 = torch.rand(num_texts, NUM_REGIONS + 1, 4, generator=draw)
     place_NR4[:, 0] = NAN
     text_NLH = torch.randn(num_texts, 4, WIDTH, generator=draw)
     visual_NRH = torch.randn(num_texts, NUM_REGIONS + 1, WIDTH, generator=draw)
-    return StudentOutput(
+    return LookupOutput(
         text_states_NLH=text_NLH,
         visual_states_NRH=visual_NRH,
         pooled_NP=torch.randn(num_texts, WIDTH, generator=draw),
-        unimodal=UnimodalStates(
-            token_ids_NL=torch.randint(NUM_TOKENS, (num_texts, 4), generator=draw),
-            token_mask_NL=torch.ones(num_texts, 4, dtype=torch.bool),
-            text_NLH=text_NLH,
-            visual_NRH=visual_NRH,
-            place_NR4=place_NR4,
-        ),
+        token_ids_NL=torch.randint(NUM_TOKENS, (num_texts, 4), generator=draw),
+        token_mask_NL=torch.ones(num_texts, 4, dtype=torch.bool),
+        lower_text_NLH=text_NLH,
+        lower_visual_NRH=visual_NRH,
+        place_NR4=place_NR4,
     )
-
-
-def with_unimodal(output: StudentOutput, **changed: torch.Tensor) -> StudentOutput:
-    assert output.unimodal is not None
-    return dataclasses.replace(output, unimodal=dataclasses.replace(output.unimodal, **changed))
 
 
 def made_head(seed: int = 0, num_classes: int = 4) -> LookupHead:
@@ -65,18 +57,19 @@ def test_shares_add_up_to_one_over_what_has_a_place(likeness: list[list[float]],
 
 def test_padding_and_the_order_of_regions_change_nothing() -> None:
     head, output = made_head(), made_output()
-    unimodal = output.unimodal
     expected = head(output)
     order = torch.tensor([0, 4, 2, 5, 1, 3])
-    turned = with_unimodal(output, visual_NRH=unimodal.visual_NRH[:, order], place_NR4=unimodal.place_NR4[:, order])
+    turned = dataclasses.replace(
+        output, lower_visual_NRH=output.lower_visual_NRH[:, order], place_NR4=output.place_NR4[:, order]
+    )
     torch.testing.assert_close(head(turned), expected)
-    padded = with_unimodal(
+    padded = dataclasses.replace(
         output,
-        token_ids_NL=functional.pad(unimodal.token_ids_NL, (0, 2), value=7),
-        token_mask_NL=functional.pad(unimodal.token_mask_NL, (0, 2)),
-        text_NLH=functional.pad(unimodal.text_NLH, (0, 0, 0, 2), value=3.0),
-        visual_NRH=functional.pad(unimodal.visual_NRH, (0, 0, 0, 3), value=9.0),
-        place_NR4=functional.pad(unimodal.place_NR4, (0, 0, 0, 3), value=NAN),
+        token_ids_NL=functional.pad(output.token_ids_NL, (0, 2), value=7),
+        token_mask_NL=functional.pad(output.token_mask_NL, (0, 2)),
+        lower_text_NLH=functional.pad(output.lower_text_NLH, (0, 0, 0, 2), value=3.0),
+        lower_visual_NRH=functional.pad(output.lower_visual_NRH, (0, 0, 0, 3), value=9.0),
+        place_NR4=functional.pad(output.place_NR4, (0, 0, 0, 3), value=NAN),
     )
     torch.testing.assert_close(head(padded), expected)
 
@@ -84,19 +77,20 @@ def test_padding_and_the_order_of_regions_change_nothing() -> None:
 def test_words_that_every_text_holds_say_next_to_nothing() -> None:
     """A text of one rare word among frequent ones finds the region of the rare word; unread texts find another."""
     head, output = made_head(), made_output(num_texts=1)
-    unimodal = output.unimodal
     regions = functional.normalize(torch.eye(WIDTH)[: NUM_REGIONS + 1], dim=-1)[None]
     frequent, rare = regions[0, 1], regions[0, 3]
     text_NLH = torch.stack([frequent, frequent, frequent, rare])[None]
     ids_NL = torch.tensor([[1, 2, 3, 9]])
-    middle_NR4 = torch.where(unimodal.place_NR4.isnan(), torch.nan, 0.5)
-    asked = with_unimodal(output, text_NLH=text_NLH, visual_NRH=regions, token_ids_NL=ids_NL, place_NR4=middle_NR4)
+    middle_NR4 = torch.where(output.place_NR4.isnan(), torch.nan, 0.5)
+    asked = dataclasses.replace(
+        output, lower_text_NLH=text_NLH, lower_visual_NRH=regions, token_ids_NL=ids_NL, place_NR4=middle_NR4
+    )
     moved_frequent, moved_rare = (middle_NR4.clone() for _ in range(2))
     moved_frequent[0, 1], moved_rare[0, 3] = 0.9, 0.9
 
     @torch.no_grad()
     def moves(place_NR4: torch.Tensor) -> float:
-        return float((head(with_unimodal(asked, place_NR4=place_NR4)) - head(asked)).abs().max())
+        return float((head(dataclasses.replace(asked, place_NR4=place_NR4)) - head(asked)).abs().max())
 
     assert moves(moved_frequent) > 10 * moves(moved_rare)
     every_NL = torch.tensor([[1, 2, 3, number % 8 + 10] for number in range(400)])
@@ -116,18 +110,17 @@ def test_shares_of_texts_count_a_word_once_in_a_text_and_no_padding() -> None:
 
 def test_a_hidden_picture_is_not_read() -> None:
     head, first, second = made_head(), made_output(0), made_output(1)
-    hidden = with_unimodal(first, place_NR4=torch.full_like(first.unimodal.place_NR4, NAN))
-    other = with_unimodal(hidden, visual_NRH=second.unimodal.visual_NRH)
+    hidden = dataclasses.replace(first, place_NR4=torch.full_like(first.place_NR4, NAN))
+    other = dataclasses.replace(hidden, lower_visual_NRH=second.lower_visual_NRH)
     assert torch.equal(head(hidden), head(other))
     assert torch.isfinite(head(hidden)).all()
-    assert not torch.equal(head(first), head(with_unimodal(first, visual_NRH=second.unimodal.visual_NRH)))
+    assert not torch.equal(head(first), head(dataclasses.replace(first, lower_visual_NRH=second.lower_visual_NRH)))
 
 
 def test_gradients_reach_words_and_regions_through_what_is_found() -> None:
     head, output = made_head(), made_output()
-    unimodal = output.unimodal
-    text, visual = (one.clone().requires_grad_() for one in (unimodal.text_NLH, unimodal.visual_NRH))
-    head(with_unimodal(output, text_NLH=text, visual_NRH=visual)).square().sum().backward()
+    text, visual = (one.clone().requires_grad_() for one in (output.lower_text_NLH, output.lower_visual_NRH))
+    head(dataclasses.replace(output, lower_text_NLH=text, lower_visual_NRH=visual)).square().sum().backward()
     assert bool(visual.grad[:, 1:].abs().sum(-1).bool().all())
     assert not bool(visual.grad[:, 0].any()), "the whole picture lies nowhere"
     assert bool(text.grad.abs().sum(-1).bool().all())

