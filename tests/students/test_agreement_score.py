@@ -9,24 +9,13 @@ import torch
 
 from advl_pipeline.datasets.records import Candidate, Example, TextUnit
 from advl_pipeline.datasets.words import is_function_word, word_spans
-from advl_pipeline.students.answers import agreement, said_tokens
+from advl_pipeline.students.answers import said_tokens
 from advl_pipeline.students.registry import build_student
 
 
 @pytest.fixture(scope="module")
 def examples(small_corpus: Any) -> list[Example]:
     return small_corpus.examples(number=4)
-
-
-def test_it_is_the_cosine_of_two_means() -> None:
-    draw = torch.Generator().manual_seed(0)
-    text_NLH, visual_NRH = torch.randn(2, 3, 4, generator=draw), torch.randn(2, 5, 4, generator=draw)
-    said_NL = torch.tensor([[True, False, True], [False, False, False]])
-    place_NR = torch.tensor([[0.0, 0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
-    found = agreement(text_NLH, said_NL, visual_NRH, place_NR)
-    said, shown = (text_NLH[0, 0] + text_NLH[0, 2]) / 2, (visual_NRH[0, 1] + visual_NRH[0, 2]) / 2
-    assert float(found[0]) == pytest.approx(float(said @ shown / (said.norm() * shown.norm())), rel=1e-5)
-    assert float(found[1]) == 0.0
 
 
 def test_said_are_the_words_of_the_answer_with_a_meaning() -> None:

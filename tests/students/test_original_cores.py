@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from references import TINY, TOLERANCE, Reference, Wrapped, part, require_complete, seeded
+from references import ASSETS, TINY, TOLERANCE, Reference, Wrapped, part, reference, require_complete, seeded
 from torch import nn
 from transformers import LxmertModel
 from transformers import VisualBertModel as HfVisualBertModel
@@ -32,7 +31,16 @@ from advl_pipeline.students.vl_bert import (
 from advl_pipeline.training.targets import sigmoid_choice, soft_target_bce, softmax_choice
 
 
-def test_clip_vil_core(reference: Callable[[str], Reference]) -> None:
+def through_layers(
+    model: Any, x_NSH: torch.Tensor, text_mask: torch.Tensor, visual_mask: torch.Tensor
+) -> torch.Tensor:
+    bias = attention_bias(kinds_of(text_mask, visual_mask), dtype=x_NSH.dtype)
+    for layer in model.encoder.layer:
+        x_NSH = layer(x_NSH, bias)
+    return x_NSH
+
+
+def test_clip_vil_core() -> None:
     arrays = reference("clipvil/clipvil_p_tiny.npz")
     config = ClipVilConfig(**TINY, feature_size=32, vocab_size=90, max_positions=40, num_grid_positions=7)
     wrapped = Wrapped(ClipVilModel(config)).eval()
@@ -42,16 +50,13 @@ def test_clip_vil_core(reference: Callable[[str], Reference]) -> None:
     grid = inputs["grid"].flatten(2).transpose(1, 2)
     torch.testing.assert_close(model.visual_pos(grid, 5), out["grid_plus_pos"], **TOLERANCE)
     x = torch.cat([model.embeddings(input_ids=inputs["ids"]), model.embed_grid(grid, 5)], dim=1)
-    visual_mask = torch.ones(3, 20, dtype=torch.bool)
-    bias = attention_bias(kinds_of(inputs["am"], visual_mask), dtype=x.dtype)
-    for layer in model.encoder.layer:
-        x = layer(x, bias)
+    x = through_layers(model, x, inputs["am"], torch.ones(3, 20, dtype=torch.bool))
     torch.testing.assert_close(x[:, :8], out["lang"], **TOLERANCE)
     torch.testing.assert_close(x[:, 8:], out["visn"], **TOLERANCE)
     torch.testing.assert_close(model.pooler(x), out["pooled"], **TOLERANCE)
 
 
-def test_meter_cross_modal_stack(reference: Callable[[str], Reference]) -> None:
+def test_meter_cross_modal_stack() -> None:
     arrays = reference("meter/meter_crossmodal_tiny.npz")
     weights, inputs, out = (part(arrays, f"{name}/") for name in ("w", "in", "out"))
     config = MeterConfig(hidden_size=24, num_layers=2, num_heads=4, intermediate_size=48, dropout=0.0)
@@ -77,23 +82,17 @@ def tiny_core() -> VlBertModel:
     return VlBertModel(VlBertConfig(**TINY, vocab_size=80, max_positions=64))
 
 
+def with_end(object_mask: torch.Tensor) -> torch.Tensor:
+    return nn.functional.pad(object_mask, (0, 1), value=True)
+
+
 def packed(x_NSH: torch.Tensor, text_mask: torch.Tensor, object_mask: torch.Tensor) -> list[torch.Tensor]:
     """Each sequence without gaps, as the original lays it out."""
     keep = torch.cat([text_mask, object_mask, torch.ones_like(text_mask[:, :1])], dim=1)
     return [row[mask] for row, mask in zip(x_NSH, keep, strict=True)]
 
 
-def vl_bert_layers(
-    model: VlBertModel, x_NSH: torch.Tensor, text_mask: torch.Tensor, object_mask: torch.Tensor
-) -> torch.Tensor:
-    visible = nn.functional.pad(object_mask, (0, 1), value=True)
-    bias = attention_bias(kinds_of(text_mask, visible), dtype=x_NSH.dtype)
-    for layer in model.encoder.layer:
-        x_NSH = layer(x_NSH, bias)
-    return x_NSH
-
-
-def test_coordinate_embedding(reference: Callable[[str], Reference]) -> None:
+def test_coordinate_embedding() -> None:
     arrays = reference("vlbert/vlbert_tiny.npz")
     boxes = arrays["coord/boxes_wh"]
     corners = boxes[:, :4] / boxes[:, [4, 5, 4, 5]]
@@ -101,7 +100,7 @@ def test_coordinate_embedding(reference: Callable[[str], Reference]) -> None:
     torch.testing.assert_close(coordinate_embedding(corners), arrays["coord/emb_dim256"].flatten(1), **TOLERANCE)
 
 
-def test_core(reference: Callable[[str], Reference]) -> None:
+def test_core() -> None:
     arrays = reference("vlbert/vlbert_tiny.npz")
     model = tiny_core().eval()
     require_complete(load_into(model, part(arrays, "core/w/"), KeyRules(), source="core"))
@@ -113,7 +112,7 @@ def test_core(reference: Callable[[str], Reference]) -> None:
     x = model.embed(words, inputs["tt"], inputs["tv"], visual, linguistic, text_mask.sum(1))
     for row, expected, mask in zip(packed(x, text_mask, object_mask), out["embedding"], out["mask"], strict=True):
         torch.testing.assert_close(row, expected[mask], **TOLERANCE)
-    last = vl_bert_layers(model, x, text_mask, object_mask)
+    last = through_layers(model, x, text_mask, with_end(object_mask))
     for row, expected, mask in zip(packed(last, text_mask, object_mask), out["hidden"], out["mask"], strict=True):
         torch.testing.assert_close(row, expected[mask], **TOLERANCE)
     torch.testing.assert_close(model.pooler(last), out["pooled"], **TOLERANCE)
@@ -129,27 +128,30 @@ class Vcr(nn.Module):
         self.vlbert = tiny_core()
         self.object_linguistic_embeddings = nn.Embedding(1, 24)
 
+    def states(self, out: Reference, reps: torch.Tensor, object_mask: torch.Tensor) -> torch.Tensor:
+        """Return the last states of texts, given the original's ids, types and tags, and the objects' features."""
+        names = ("text_input_ids", "type_ids", "text_tags", "text_mask")
+        ids, types, tags, text_mask = (out[name].flatten(0, -2) for name in names)
+        x = self.vlbert.embed(
+            self.vlbert.word_embeddings(ids),
+            types,
+            collect_objects(tags, reps),
+            reps,
+            self.object_linguistic_embeddings.weight[0],
+            text_mask.sum(1),
+        )
+        return through_layers(self.vlbert, x, text_mask, with_end(object_mask))
 
-def test_vcr_model(reference: Callable[[str], Reference]) -> None:
+
+def test_vcr_model() -> None:
     arrays = reference("vlbert/vlbert_tiny.npz")
     weights, inputs, out = (part(arrays, f"vcr/{name}/") for name in ("w", "in", "out"))
     model, head = Vcr().eval(), vl_bert_head("vcr", 24, 1).eval()
     require_complete(load_into(model, weights, VlBert.rules, source="vcr"))
     require_complete(load_into(head, weights, VlBert.head_rules("vcr"), source="vcr"))
-    ids, types, tags, text_mask = (
-        out[name].flatten(0, 1) for name in ("text_input_ids", "type_ids", "text_tags", "text_mask")
-    )
     reps = inputs["obj_reps"].repeat_interleave(4, dim=0)
     object_mask = (inputs["boxes"][:, :, 3] > -0.5).repeat_interleave(4, dim=0)
-    x = model.vlbert.embed(
-        model.vlbert.word_embeddings(ids),
-        types,
-        collect_objects(tags, reps),
-        reps,
-        model.object_linguistic_embeddings.weight[0],
-        text_mask.sum(1),
-    )
-    last = vl_bert_layers(model.vlbert, x, text_mask, object_mask)
+    last = model.states(out, reps, object_mask)
     logits = head(model.vlbert.pooler(last)).reshape(2, 4)
     torch.testing.assert_close(logits, out["logits"], **TOLERANCE)
     torch.testing.assert_close(sigmoid_choice(logits, inputs["label"]), out["ans_loss"], **TOLERANCE)
@@ -164,9 +166,9 @@ class Vqa(Vcr):
         self.final_mlp = nn.Sequential(nn.Dropout(0.1), nn.Linear(24, 11))
 
 
-def test_vqa_model(reference: Callable[[str], Reference], assets: Path) -> None:
+def test_vqa_model() -> None:
     arrays = reference("vlbert/vlbert_tiny.npz")
-    shapes = json.loads((assets / "vlbert" / "vlbert_tiny_keys.json").read_text())["vqa_keys"]
+    shapes = json.loads((ASSETS / "vlbert" / "vlbert_tiny_keys.json").read_text())["vqa_keys"]
     model = Vqa().eval()
     state = {name: seeded(name, shape, 0.05) for name, shape in shapes.items()}
     rules = KeyRules(optional=(r"^vlbert\.pooler\.",))
@@ -176,15 +178,7 @@ def test_vqa_model(reference: Callable[[str], Reference], assets: Path) -> None:
     object_mask = boxes[:, :, 0] > -1.5
     reps = model.image_feature_extractor(boxes[..., 4:], boxes[..., :4] / size)
     torch.testing.assert_close(reps[object_mask], out["obj_reps"][object_mask], **TOLERANCE)
-    x = model.vlbert.embed(
-        model.vlbert.word_embeddings(out["text_input_ids"]),
-        out["type_ids"],
-        collect_objects(out["text_tags"], reps),
-        reps,
-        model.object_linguistic_embeddings.weight[0],
-        out["text_mask"].sum(1),
-    )
-    last = vl_bert_layers(model.vlbert, x, out["text_mask"], object_mask)
+    last = model.states(out, reps, object_mask)
     logits = model.final_mlp(last[torch.arange(2), out["ans_pos"]])
     torch.testing.assert_close(logits, out["logits"], **TOLERANCE)
     torch.testing.assert_close(soft_target_bce(logits, inputs["label"]), out["loss"], **TOLERANCE)
@@ -196,14 +190,11 @@ VISUALBERT = RegionStudentConfig(**TINY, feature_size=16, vocab_size=90, max_pos
 def visualbert_states(model: VisualBertModel, inputs: Reference, alignment: torch.Tensor) -> torch.Tensor:
     words = model.embeddings.word_embeddings(inputs["ids"])
     x = model.embed(words, inputs["tt"], inputs["visual"], alignment)
-    bias = attention_bias(kinds_of(inputs["input_mask"], inputs["image_mask"]), dtype=x.dtype)
-    for layer in model.encoder.layer:
-        x = layer(x, bias)
-    return x
+    return through_layers(model, x, inputs["input_mask"], inputs["image_mask"])
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_visualbert_vcr(aligned: bool, reference: Callable[[str], Reference]) -> None:
+def test_visualbert_vcr(aligned: bool) -> None:
     arrays = reference("visualbert/visualbert_tiny.npz")
     weights = part(arrays, "vcr/w/")
     model = Wrapped(VisualBertModel(VISUALBERT)).eval()
@@ -221,7 +212,7 @@ def test_visualbert_vcr(aligned: bool, reference: Callable[[str], Reference]) ->
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_visualbert_equals_transformers(aligned: bool, reference: Callable[[str], Reference]) -> None:
+def test_visualbert_equals_transformers(aligned: bool) -> None:
     arrays = reference("visualbert/visualbert_tiny.npz")
     torch.manual_seed(0)
     theirs = HfVisualBertModel(visualbert_config(VISUALBERT)).eval()
@@ -248,7 +239,7 @@ LXMERT = LxmertConfig(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_lxmert_core(masked: bool, reference: Callable[[str], Reference]) -> None:
+def test_lxmert_core(masked: bool) -> None:
     arrays = reference("lxmert/lxmert_tiny.npz")
     model = Wrapped(LxmertModel(lxmert_config(LXMERT))).eval()
     require_complete(load_into(model, part(arrays, "w/"), Lxmert.rules, source="lxmert"))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import ASSETS
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import token_batches
 
 
-def test_equal_to_the_original_sampler(assets: Path) -> None:
-    case: dict[str, Any] = json.loads((assets / "uniter_data" / "token_bucket_sampler.json").read_text())
+def test_equal_to_the_original_sampler() -> None:
+    case: dict[str, Any] = json.loads((ASSETS / "uniter_data" / "token_bucket_sampler.json").read_text())
     batches = token_batches(
         case["lens"],
         max_tokens=case["batch_size"],

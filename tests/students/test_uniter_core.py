@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from references import TOLERANCE, Reference, UniterPass, part, require_complete, seeded, tiny_uniter
+from references import (
+    ASSETS,
+    TOLERANCE,
+    Reference,
+    UniterPass,
+    part,
+    reference,
+    require_complete,
+    seeded,
+    tiny_uniter,
+)
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -38,7 +46,7 @@ def load_reference(task: str, arrays: Reference) -> tuple[UniterModel, nn.Module
 
 
 @pytest.mark.parametrize("task", ["vqa", "ve", "vcr"])
-def test_layers_logits_losses_and_gradients(task: str, reference: Callable[[str], Reference]) -> None:
+def test_layers_logits_losses_and_gradients(task: str) -> None:
     arrays = reference(f"uniter/uniter_tiny_{task}.npz")
     model, head = load_reference(task, arrays)
     out = part(arrays, "out/")
@@ -76,7 +84,7 @@ def original_gradients(model: UniterModel, head: nn.Module, task: str) -> dict[s
 
 
 @pytest.mark.parametrize("task", ["vqa", "vcr"])
-def test_text_only_and_image_only(task: str, reference: Callable[[str], Reference]) -> None:
+def test_text_only_and_image_only(task: str) -> None:
     arrays = reference(f"uniter/uniter_tiny_{task}.npz")
     model, _ = load_reference(task, arrays)
     made = UniterPass(model, part(arrays, "in/"))
@@ -89,8 +97,8 @@ def test_text_only_and_image_only(task: str, reference: Callable[[str], Referenc
         torch.testing.assert_close(states[mask], arrays[f"out/{name}"][mask], **TOLERANCE)
 
 
-def key_shapes(assets: Path, name: str) -> dict[str, torch.Size]:
-    shapes = json.loads((assets / "uniter" / name).read_text())
+def key_shapes(name: str) -> dict[str, torch.Size]:
+    shapes = json.loads((ASSETS / "uniter" / name).read_text())
     return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
@@ -99,9 +107,9 @@ def base_model(num_words: int = 28996, num_types: int = 2) -> UniterModel:
 
 
 @pytest.mark.slow
-def test_base_size_from_seeded_weights(reference: Callable[[str], Reference], assets: Path) -> None:
+def test_base_size_from_seeded_weights() -> None:
     arrays = reference("uniter/uniter_base_seeded_vqa.npz")
-    shapes = key_shapes(assets, "uniter_base_vqa_keys.json")
+    shapes = key_shapes("uniter_base_vqa_keys.json")
     state = {name: seeded(name, shape, 0.02) for name, shape in shapes.items()}
     model, head = base_model().eval(), uniter_head("vqa", 768, 3129)
     require_complete(load_into(model, state, CORE_RULES, source="seeded"))
@@ -118,17 +126,17 @@ def test_base_size_from_seeded_weights(reference: Callable[[str], Reference], as
     ("file", "task", "vocab", "num_types"),
     [("uniter_base_vqa_keys.json", "vqa", 28996, 2), ("uniter_base_vcr_keys.json", "vcr", 29077, 4)],
 )
-def test_key_names_and_shapes(file: str, task: str, vocab: int, num_types: int, assets: Path) -> None:
+def test_key_names_and_shapes(file: str, task: str, vocab: int, num_types: int) -> None:
     with torch.device("meta"):
         model, head = base_model(vocab, num_types), uniter_head(task, 768, 3129)
     own = {f"uniter.{name}": value.shape for name, value in model.state_dict().items()}
     prefix = f"{task}_output."
     own |= {f"{prefix}{name.removeprefix('net.')}": value.shape for name, value in head.state_dict().items()}
-    assert own == key_shapes(assets, file)
+    assert own == key_shapes(file)
 
 
 @pytest.mark.parametrize("task", ["vqa", "qa", "qar"])
-def test_the_order_of_tokens_equals_the_original_collate(task: str, reference: Callable[[str], Reference]) -> None:
+def test_the_order_of_tokens_equals_the_original_collate(task: str) -> None:
     arrays = reference(f"uniter_data/{'vqa' if task == 'vqa' else 'vcr'}_collate_expected.npz")
     expected = arrays if task == "vqa" else part(arrays, f"{task}/")
     visible = expected["attn_masks"].bool()
@@ -142,7 +150,7 @@ def test_the_order_of_tokens_equals_the_original_collate(task: str, reference: C
     assert torch.equal(grid.slot_T, visible.flatten().nonzero()[:, 0])
 
 
-def test_the_first_token_alone_is_that_of_all_with_its_gradients(reference: Callable[[str], Reference]) -> None:
+def test_the_first_token_alone_is_that_of_all_with_its_gradients() -> None:
     model, _ = load_reference("vcr", reference("uniter/uniter_tiny_vcr.npz"))
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]

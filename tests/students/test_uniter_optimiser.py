@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from references import Reference, UniterForVqa, require_complete
+from references import ASSETS, UniterForVqa, reference
 from torch import nn
 
-from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.training.optimiser import BertAdamW, parameter_groups, rate_factor
 from advl_pipeline.training.recipes import Recipe, load_recipe
 from advl_pipeline.training.targets import soft_target_bce
 
 
 @pytest.fixture
-def log(assets: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads((assets / "train" / "uniter_adamw_6steps.json").read_text())
+def log() -> dict[str, object]:
+    content: dict[str, object] = json.loads((ASSETS / "train" / "uniter_adamw_6steps.json").read_text())
     return content
 
 
@@ -52,13 +49,9 @@ def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], re
     assert "uniter.img_embeddings.img_layer_norm.weight" in names[2]
 
 
-def test_six_steps_give_the_original_weights(
-    log: dict[str, list[dict[str, float]]], recipe: Recipe, reference: Callable[[str], Reference]
-) -> None:
+def test_six_steps_give_the_original_weights(log: dict[str, list[dict[str, float]]], recipe: Recipe) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
-    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
-    model = UniterForVqa()
-    require_complete(load_into(model, weights, KeyRules(), source="reference"))
+    model = UniterForVqa.of(arrays)
     optimiser = BertAdamW(grouped(model, recipe), recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
     peak = [group["lr"] for group in optimiser.param_groups]
     for step, expected in enumerate(log["log"], start=1):

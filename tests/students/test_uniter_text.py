@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from made_examples import unit
+from references import ASSETS, reference
 
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.errors import DatasetError
@@ -31,11 +29,9 @@ def part(token_ids: list[int]) -> Part:
 
 
 @pytest.mark.parametrize("task", ["qa", "qar"])
-def test_rows_equal_the_original_collate(
-    task: str, student: Uniter, reference: Callable[[str], Mapping[str, torch.Tensor]], assets: Path
-) -> None:
+def test_rows_equal_the_original_collate(task: str, student: Uniter) -> None:
     expected = reference("uniter_data/vcr_collate_expected.npz")
-    items: dict[str, Any] = json.loads((assets / "uniter_data" / "vcr_items.json").read_text())
+    items: dict[str, Any] = json.loads((ASSETS / "uniter_data" / "vcr_items.json").read_text())
     assert (student.tokenizer.cls_id, student.tokenizer.sep_id) == (CLS_ID, SEP_ID)
     row = 0
     for item in items.values():

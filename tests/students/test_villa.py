@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from references import TOLERANCE, Reference, UniterForVqa, require_complete
+from references import ASSETS, TOLERANCE, UniterForVqa, reference
 
-from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.training.config import AdversarialConfig
@@ -26,12 +23,10 @@ def norms(delta: torch.Tensor | None) -> list[float]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant(variant: str, reference: Callable[[str], Reference], assets: Path) -> None:
+def test_variant(variant: str) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
-    model = UniterForVqa()
-    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
-    require_complete(load_into(model, weights, KeyRules(), source="reference"))
-    described: dict[str, Any] = json.loads((assets / "train" / "villa_steps.json").read_text())[variant]
+    model = UniterForVqa.of(arrays)
+    described: dict[str, Any] = json.loads((ASSETS / "train" / "villa_steps.json").read_text())[variant]
     settings = described["kw"]
     uses_text, uses_image = "text" in settings["modality"], "image" in settings["modality"]
     seen: list[Perturbation] = []

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from advl_pipeline.students.bert_parts import kinds_of, run_layers
-from advl_pipeline.students.checkpoints import LoadReport
+from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import UniterConfig, UniterModel, uniter_head
+
+ASSETS = Path(__file__).parents[1] / "assets" / "students"
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 TINY = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "dropout": 0.0}
 """The sizes of nearly all references."""
+
+
+def reference(name: str) -> Reference:
+    """Read the arrays of one reference file as tensors."""
+    with np.load(ASSETS / name, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files if arrays[key].dtype.kind != "U"}
 
 
 def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
@@ -60,6 +69,13 @@ class UniterForVqa(nn.Module):
         super().__init__()
         self.uniter = UniterModel(tiny_uniter(2), num_words=60)
         self.vqa_output = uniter_head("vqa", 24, 11)
+
+    @classmethod
+    def of(cls, arrays: Reference) -> UniterForVqa:
+        """Return the model with the weights of a reference."""
+        model = cls()
+        require_complete(load_into(model, part(arrays, "w/"), KeyRules(), source="reference"))
+        return model
 
     def forward(self, inputs: Reference, perturbation: Perturbation | None = None) -> torch.Tensor:
         run = UniterPass(self.uniter, part(inputs, "in/"), perturbation or Perturbation())

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from advl_data.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_data.scenes.generator import paths
+from advl_data.scenes.generator.artwork import SEEN_STYLES, SHIFTED_STYLES, Style, require_package
 from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.placing import PICTURE_SIDE
-from advl_data.scenes.generator.render import SEEN_STYLES, SHIFTED_STYLES, Box, Style, draw_scene, require_package
+from advl_data.scenes.generator.render import Box, draw_scene
 from advl_data.scenes.generator.scene_plan import Group, Scene, plan_groups
 from advl_data.scenes.generator.snli_ve_items import snli_ve_items
 from advl_data.scenes.generator.vcr_items import metadata, vcr_items

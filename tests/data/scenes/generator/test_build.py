@@ -211,19 +211,6 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
         run_build_scenes(tiny(tmp_path / "file" / "below"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"num_train": 6}, "--num-train"),
-        ({"num_caption_scenes": 5}, "--num-caption-scenes"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, int], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        run_build_scenes(tiny(tmp_path / "none", **changes))
-    assert not (tmp_path / "none").exists()
-
-
 def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*names: object) -> None:
         raise PermissionError("no hard links here")

@@ -13,19 +13,17 @@ import pytest
 from PIL import Image
 
 from advl_data.scenes.generator import render
+from advl_data.scenes.generator.artwork import SEEN_STYLES, SHIFTED_STYLES, load_sprite
 from advl_data.scenes.generator.caption_items import plan_caption_scenes
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.placing import PICTURE_SIDE, SIZES, TILTS, Spot
 from advl_data.scenes.generator.render import (
-    SEEN_STYLES,
-    SHIFTED_STYLES,
     Look,
     Stamp,
     background,
     coloured,
     draw_look,
     draw_scene,
-    load_sprite,
     scaled,
     turned,
 )

