@@ -180,20 +180,25 @@ class RegionStream(SingleStream, RegionStudent):
         return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
 
-def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Give of each object tag its sequence, its tokens, (L,) bool, and the regions that stand for its box, int64."""
+def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor, int]]:
+    """Give of each object tag its sequence, its tokens, (L,) bool, and its box."""
     candidates = [candidate for example in examples for candidate in example.candidates]
     for row, candidate in enumerate(candidates):
         starts, ends = batch.char_spans_NL2[row].unbind(-1)
         for tag in candidate.tags:
-            tokens_L = (starts >= tag.start) & (ends <= tag.end) & (ends > starts)
-            yield row, tokens_L, (batch.box_index_NR[row] == tag.box).nonzero()[:, 0]
+            yield row, (starts >= tag.start) & (ends <= tag.end) & (ends > starts), tag.box
+
+
+def regions_of_box(batch: StudentBatch, row: int, box: int) -> torch.Tensor:
+    """Return the regions, int64, that stand for a box in a sequence."""
+    return (batch.box_index_NR[row] == box).nonzero()[:, 0]
 
 
 def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:
     """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
     region_NL = torch.full_like(batch.token_ids_NL, -1)
-    for row, tokens_L, regions in tags_in(batch, examples):
+    for row, tokens_L, box in tags_in(batch, examples):
+        regions = regions_of_box(batch, row, box)
         if len(regions):
             region_NL[row][tokens_L] = regions[0]
     return region_NL

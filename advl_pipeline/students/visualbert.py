@@ -23,7 +23,13 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig, tags_in
+from advl_pipeline.students.region_student import (
+    RegionBatch,
+    RegionStream,
+    RegionStudentConfig,
+    regions_of_box,
+    tags_in,
+)
 from advl_pipeline.students.text_student import TextRow, pair_row
 from advl_pipeline.students.tokenizer import Part
 
@@ -87,8 +93,8 @@ class VisualBert(RegionStream):
     def collate(self, examples: Sequence[Example]) -> VisualBertBatch:
         batch = super().collate(examples)
         found: dict[tuple[int, int], list[int]] = {}
-        for row, tokens_L, regions in tags_in(batch, examples):
-            for region in regions.tolist():
+        for row, tokens_L, box in tags_in(batch, examples):
+            for region in regions_of_box(batch, row, box).tolist():
                 found.setdefault((row, region), []).extend(tokens_L.nonzero()[:, 0].tolist())
         width = max([1, *(len(words) for words in found.values())])
         alignment = torch.full((*batch.visual_mask_NR.shape, width), -1)

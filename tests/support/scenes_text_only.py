@@ -1,26 +1,20 @@
 """How far one gets without the picture: the figures in the card of the corpus.
 
-Log-linear models over words, word pairs and, for multiple choice, pairs of a context word and a choice word. Run as a
-program it prints the figures of a built corpus:
-
-    python tests/support/scenes_text_only.py datasets
+Log-linear models over words, word pairs and, for multiple choice, pairs of a context word and a choice word.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from scipy import sparse
 
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.logistic import fit_logistic, of_candidates, of_classes
 
 _MIN_COUNT: Final = 2
@@ -88,12 +82,3 @@ def _matrix(examples: Sequence[Example], columns: dict[str, int]) -> sparse.csr_
     starts = np.cumsum([0, *map(len, rows)])
     flat = np.array([column for row in rows for column in row], dtype=np.int64)
     return sparse.csr_array((np.ones(len(flat)), flat, starts), shape=(len(rows), len(columns)))
-
-
-if __name__ == "__main__":
-    for name, task in (("vcr", "vcr-q2a"), ("vcr", "vcr-qa2r"), ("vqa", "vqa"), ("snli-ve", "snli-ve")):
-        parts = []
-        for split in ("train", "test"):
-            dataset = open_dataset(f"scenes-{name}", split=split, data_root=Path(sys.argv[1]), tasks=(task,))
-            parts.append([dataset[index] for index in range(len(dataset))])
-        print(task, measure_text_only(*parts))

@@ -27,6 +27,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudentConfig
+from advl_pipeline.students.region_student import tags_in
 from advl_pipeline.students.saved import builder
 from advl_pipeline.students.vilt import Vilt
 
@@ -83,17 +84,12 @@ class ScenesVilt(AgreementStream, Vilt):
     def collate(self, examples: Sequence[Example]) -> TaggedPixelBatch:
         batch = super().collate(examples)
         tags_NLR = torch.zeros(*batch.token_ids_NL.shape, self.num_visual)
-        answer_NL = torch.zeros_like(batch.token_mask_NL)
-        row = 0
-        for example in examples:
-            shares = self.box_shares(example.image)
-            for candidate in example.candidates:
-                starts, ends = batch.char_spans_NL2[row].unbind(-1)
-                for tag in candidate.tags:
-                    tags_NLR[row, (starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = shares[tag.box]
-                answer_NL[row] = (starts >= candidate.context_length) & (ends > starts)
-                row += 1
-        said_NL = said_tokens(answer_NL, batch.token_mask_NL)
+        shares = [self.box_shares(example.image) for example in examples]
+        for row, tokens_L, box in tags_in(batch, examples):
+            tags_NLR[row, tokens_L] = shares[batch.example_N[row]][box]
+        context_N = torch.tensor([one.context_length for example in examples for one in example.candidates])
+        starts_NL, ends_NL = batch.char_spans_NL2.unbind(-1)
+        said_NL = said_tokens((starts_NL >= context_N[:, None]) & (ends_NL > starts_NL), batch.token_mask_NL)
         return TaggedPixelBatch(**vars(batch), tags_NLR=tags_NLR, said_NL=said_NL)
 
     @property
