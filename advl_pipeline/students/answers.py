@@ -8,7 +8,7 @@ Shapes: N sequences, S tokens of a sequence, T tokens of the answers behind it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +46,30 @@ class Answers:
     foretold_M: torch.Tensor
 
 
+Row = Mapping[str, npt.NDArray[np.int64]]
+"""Fields of `Answers`, of one sequence."""
+
+
+def _padded(rows: Sequence[Row]) -> Answers:
+    padding = {"block_NT": -1, "answer_NQ": -1}
+    found = {name: padded([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
+    return Answers(**found, foretold_M=torch.nonzero(found["answer_NQ"].flatten() >= 0)[:, 0])
+
+
 def answers_inside(token_ids: Sequence[npt.NDArray[np.int64]], starts: Sequence[int]) -> Answers:
     """Return the answers that end their own sequences, each from its start on; nothing lies behind the sequences."""
-    sources = [np.arange(start - 1, len(ids) - 1) for ids, start in zip(token_ids, starts, strict=True)]
-    targets = [ids[start:] for ids, start in zip(token_ids, starts, strict=True)]
-    empty = torch.zeros(len(token_ids), 0, dtype=torch.int64)
-    answer_NQ = padded([np.zeros(len(target)) for target in targets], -1)
-    return Answers(
-        token_ids_NT=empty,
-        block_NT=empty,
-        offset_NT=empty,
-        source_NQ=padded(sources, 0),
-        target_NQ=padded(targets, 0),
-        answer_NQ=answer_NQ,
-        foretold_M=_foretold(answer_NQ),
+    none = np.zeros(0, dtype=np.int64)
+    behind = {"token_ids_NT": none, "block_NT": none, "offset_NT": none}
+    return _padded(
+        [
+            {
+                **behind,
+                "source_NQ": np.arange(start - 1, len(ids) - 1),
+                "target_NQ": ids[start:],
+                "answer_NQ": np.zeros(len(ids) - start, dtype=np.int64),
+            }
+            for ids, start in zip(token_ids, starts, strict=True)
+        ]
     )
 
 
@@ -74,29 +84,25 @@ def answers_behind(
         size: S, from which the tokens of the answers are counted.
         end_id: token that ends an answer; it is foretold, and no token follows it.
     """
-    columns: dict[str, list[npt.NDArray[np.int64]]] = {}
+    rows: list[Row] = []
     for answers, place in zip(wanted, last, strict=True):
         lengths = np.array([len(ids) for _, ids in answers], dtype=np.int64)
         numbers = np.array([number for number, _ in answers], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+        starts = np.cumsum(lengths) - lengths
         tokens = np.array([token for _, ids in answers for token in ids], dtype=np.int64)
-        behind = size + np.arange(len(tokens))
-        # A token foretells the one after it; before the first stands the sequence's last, after the last the end.
-        sources = np.insert(behind, starts, place)
-        targets = np.insert(tokens, starts + lengths, end_id)
-        row = {
-            "token_ids_NT": tokens,
-            "block_NT": np.repeat(np.arange(len(answers)), lengths),
-            "offset_NT": np.arange(len(tokens)) - np.repeat(starts, lengths),
-            "source_NQ": sources,
-            "target_NQ": targets,
-            "answer_NQ": np.repeat(numbers, lengths + 1),
-        }
-        for name, values in row.items():
-            columns.setdefault(name, []).append(values)
-    padding = {"block_NT": -1, "answer_NQ": -1}
-    found = {name: padded(column, padding.get(name, 0)) for name, column in columns.items()}
-    return Answers(**found, foretold_M=_foretold(found["answer_NQ"]))
+        rows.append(
+            {
+                "token_ids_NT": tokens,
+                "block_NT": np.repeat(np.arange(len(answers)), lengths),
+                "offset_NT": np.arange(len(tokens)) - np.repeat(starts, lengths),
+                # A token foretells the one after it; before the first stands the sequence's last, after the last
+                # the end.
+                "source_NQ": np.insert(size + np.arange(len(tokens)), starts, place),
+                "target_NQ": np.insert(tokens, starts + lengths, end_id),
+                "answer_NQ": np.repeat(numbers, lengths + 1),
+            }
+        )
+    return _padded(rows)
 
 
 def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Sequence[int]]]]:
@@ -136,10 +142,6 @@ def sum_likelihoods(
         total_NK.index_put(place, torch.cat(found), accumulate=True),
         number_NK.index_put(place, torch.ones_like(rows_M), accumulate=True),
     )
-
-
-def _foretold(answer_NQ: torch.Tensor) -> torch.Tensor:
-    return torch.nonzero(answer_NQ.flatten() >= 0)[:, 0]
 
 
 def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:

@@ -46,6 +46,15 @@ def batch_for(student: PixelStudent) -> PixelBatch:
     )
 
 
+def inputs_of(student: PixelStudent, batch: PixelBatch) -> dict[str, torch.Tensor]:
+    """Return a batch as transformers' models take it."""
+    return {
+        "input_ids": batch.token_ids_NL,
+        "attention_mask": batch.token_mask_NL.long(),
+        "pixel_values": batch.per_sequence(student.normalised(batch)),
+    }
+
+
 def test_vilt_and_its_head_equal_transformers() -> None:
     student = build_student("vilt-tiny").eval()
     config = vilt_config(student.config)
@@ -56,15 +65,10 @@ def test_vilt_and_its_head_equal_transformers() -> None:
     head = student.build_head("vqa", 11)
     require_complete(load_into(head, state, Vilt.head_rules("vqa"), source="transformers"))
     batch = batch_for(student)
-    pixels = batch.per_sequence(student.normalised(batch))
+    inputs = inputs_of(student, batch)
     with torch.no_grad():
-        ours = student.encode(batch)
-        expected = theirs(
-            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long(), pixel_values=pixels
-        ).logits
-        states = theirs.vilt(
-            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long(), pixel_values=pixels
-        ).last_hidden_state
+        ours, expected = student.encode(batch), theirs(**inputs).logits
+        states = theirs.vilt(**inputs).last_hidden_state
     torch.testing.assert_close(head(ours.pooled_NP), expected, **TOLERANCE)
     text = batch.token_mask_NL
     torch.testing.assert_close(ours.text_states_NLH[text], states[:, :9][text], **TOLERANCE)
@@ -85,12 +89,7 @@ def test_bridgetower_equals_transformers() -> None:
     require_complete(load_into(student, theirs.state_dict(), BridgeTower.rules, source="transformers"))
     batch = batch_for(student)
     with torch.no_grad():
-        ours = student.encode(batch)
-        expected = theirs(
-            input_ids=batch.token_ids_NL,
-            attention_mask=batch.token_mask_NL.long(),
-            pixel_values=batch.per_sequence(student.normalised(batch)),
-        ).logits
+        ours, expected = student.encode(batch), theirs(**inputs_of(student, batch)).logits
     torch.testing.assert_close(theirs.itm_score(ours.pooled_NP), expected, **TOLERANCE)
 
 
