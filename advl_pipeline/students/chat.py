@@ -162,17 +162,23 @@ class Chat:
             prompt_end = answer_at - len(self.lead) if is_answered else answer_at
             prompt_length = sum(start < prompt_end for start, _ in offsets)
             end = ids.index(self.end_id, prompt_length) + 1 if is_answered else len(ids)
-            shown = [(len(self._before), len(question), 0)]
+            # Where the candidate's parts lie in the row, their length, and their first character in the candidate.
+            parts = [(len(self._before), len(question), 0)]
             if is_answered:
-                shown.append((answer_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
-            spans = [_span(start, stop, shown) for start, stop in offsets[:end]]
+                parts.append((answer_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
+            offsets_S2 = np.array(offsets[:end])
+            spans_S2 = np.zeros_like(offsets_S2)
+            for part_at, length, first in parts:
+                inside_S2 = offsets_S2.clip(part_at, part_at + length)
+                covers_S = inside_S2[:, 0] < inside_S2[:, 1]
+                spans_S2[covers_S] = inside_S2[covers_S] - part_at + first
             place, size = ids.index(self.image_token_id), len(picture_ids)
             is_picture_S = np.zeros(end - 1 + size, dtype=np.bool_)
             is_picture_S[place : place + size] = True
             found.append(
                 ChatRow(
                     token_ids_S=np.array([*ids[:place], *picture_ids, *ids[place + 1 : end]]),
-                    spans_S2=np.array([*spans[:place], *[(0, 0)] * size, *spans[place + 1 :]]),
+                    spans_S2=np.concatenate([spans_S2[:place], np.zeros((size, 2), np.int64), spans_S2[place + 1 :]]),
                     is_picture_S=is_picture_S,
                     prompt_length=prompt_length - 1 + size,
                 )
@@ -209,15 +215,6 @@ class Chat:
             why=why,
             next_command="--tokenizer FOLDER that holds the processor of a model that was trained to chat",
         )
-
-
-def _span(start: int, end: int, shown: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
-    """Return the characters of a candidate behind those of a row; each shown part is (place, length, its first)."""
-    for place, length, first in shown:
-        low, high = max(start, place), min(end, place + length)
-        if low < high:
-            return low - place + first, high - place + first
-    return 0, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
