@@ -95,23 +95,44 @@ def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]
             asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
             wording = draws.pick(_QUESTIONS[asked_for])
             style: AnswerStyle = topic if topic in ("name", "category") else "described"
-            answers = [(_answer(one.target, topic, voice, draws), one.target.code) for one in asked]
+            texts = [(_answer(one.target, topic, voice, draws), one.target.code) for one in asked]
             for one in asked:
+                scene, reference = one.task.scene, one.task.reference
                 # It points at what is asked about by tag, or by the side of the reference.
-                reference, index = one.task.reference, one.task.scene.index
-                it = f"[{index(reference or one.target)}]"
+                it = f"[{scene.index(reference or one.target)}]"
                 if reference is not None:
                     it = f"the thing {PHRASES[one.task.side(one.target, reference)]} {it}"
-                yield _record(
-                    one.task,
-                    capitalised(wording.format(it=it)),
-                    [(text, code == one.target.code) for text, code in draws.shuffled(answers)],
-                    draws.shuffled(_rationales(one, voice, draws)),
-                    split=voice.split,
-                    number=number,
-                    draws=draws,
-                ) | {
-                    "question_type": topic if one.task.reference is None else f"relation {style}",
+                question = capitalised(wording.format(it=it))
+                # Texts, and whether they are right.
+                answers = [(text, code == one.target.code) for text, code in draws.shuffled(texts)]
+                rationales = draws.shuffled(_rationales(one, voice, draws))
+                answer_label = [right for _, right in answers].index(True)
+                rationale_label = [right for _, right in rationales].index(True)
+                yield {
+                    "movie": paths.vcr_movie(voice.split),
+                    "objects": [OBJECT_CLASS] * len(scene.things),
+                    "interesting_scores": [0],
+                    "answer_likelihood": "likely",
+                    "img_fn": str(paths.vcr_image(voice.split, scene.number)),
+                    "metadata_fn": str(paths.vcr_metadata(voice.split, scene.number)),
+                    "answer_orig": _untokenised(answers[answer_label][0]),
+                    "question_orig": _untokenised(question),
+                    "rationale_orig": _untokenised(rationales[rationale_label][0]),
+                    "question": tokens(question),
+                    "answer_match_iter": draws.shuffled(range(NUM_CHOICES)),
+                    "answer_sources": [number] * NUM_CHOICES,
+                    "answer_choices": [tokens(text) for text, _ in answers],
+                    "answer_label": answer_label,
+                    "rationale_choices": [tokens(text) for text, _ in rationales],
+                    "rationale_sources": [number] * NUM_CHOICES,
+                    "rationale_match_iter": draws.shuffled(range(NUM_CHOICES)),
+                    "rationale_label": rationale_label,
+                    "img_id": f"{voice.split}-{scene.number}",
+                    "question_number": number,
+                    "annot_id": f"{voice.split}-{number}",
+                    "match_fold": f"{voice.split}-0",
+                    "match_index": number,
+                    "question_type": topic if reference is None else f"relation {style}",
                     "answer_style": style,
                 }
                 number += 1
@@ -194,46 +215,6 @@ def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool
         for fact, is_true in facts
         for neighbour in called
     ]
-
-
-def _record(
-    task: TaskScene,
-    question: str,
-    answers: Sequence[tuple[str, bool]],
-    rationales: Sequence[tuple[str, bool]],
-    *,
-    split: str,
-    number: int,
-    draws: Draws,
-) -> dict[str, Any]:
-    """Return the official fields of a line; answers and rationales are texts, and whether they are right."""
-    answer_label = [right for _, right in answers].index(True)
-    rationale_label = [right for _, right in rationales].index(True)
-    return {
-        "movie": paths.vcr_movie(split),
-        "objects": [OBJECT_CLASS] * len(task.scene.things),
-        "interesting_scores": [0],
-        "answer_likelihood": "likely",
-        "img_fn": str(paths.vcr_image(split, task.scene.number)),
-        "metadata_fn": str(paths.vcr_metadata(split, task.scene.number)),
-        "answer_orig": _untokenised(answers[answer_label][0]),
-        "question_orig": _untokenised(question),
-        "rationale_orig": _untokenised(rationales[rationale_label][0]),
-        "question": tokens(question),
-        "answer_match_iter": draws.shuffled(range(NUM_CHOICES)),
-        "answer_sources": [number] * NUM_CHOICES,
-        "answer_choices": [tokens(text) for text, _ in answers],
-        "answer_label": answer_label,
-        "rationale_choices": [tokens(text) for text, _ in rationales],
-        "rationale_sources": [number] * NUM_CHOICES,
-        "rationale_match_iter": draws.shuffled(range(NUM_CHOICES)),
-        "rationale_label": rationale_label,
-        "img_id": f"{split}-{task.scene.number}",
-        "question_number": number,
-        "annot_id": f"{split}-{number}",
-        "match_fold": f"{split}-0",
-        "match_index": number,
-    }
 
 
 def _untokenised(text: str) -> str:

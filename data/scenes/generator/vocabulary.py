@@ -230,28 +230,24 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
         for name, entry in document["families"].items()
     }
 
-    def fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-        about = said.get(entry["code"], ())
-        return {
-            "code": entry["code"],
-            "name": entry["name"],
-            "article": entry["article"],
-            "family": families[entry["subcategory"]],
-            "named": entry["name"] not in document["unnamed"],
-            "descriptions": tuple(one for one in about if one.aspect != HELD_OUT),
-            "held_out": tuple(one for one in about if one.aspect == HELD_OUT),
-        }
-
-    return Vocabulary(
-        labelled=tuple(Kind(**fields(entry), labelled=True) for entry in document["labelled"]),
-        unseen=tuple(Kind(**fields(entry), labelled=False) for entry in document["unseen"]),
-        containers=tuple(
-            Container(
-                **fields(entry), labelled=False, hides=tuple(entry["hides"]), resembles=tuple(entry["resembles"])
+    def kinds(heading: str) -> Iterator[Any]:
+        for entry in document[heading]:
+            about = said.get(entry["code"], ())
+            own = {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
+            yield (Container if own else Kind)(
+                code=entry["code"],
+                name=entry["name"],
+                article=entry["article"],
+                family=families[entry["subcategory"]],
+                labelled=heading == "labelled",
+                named=entry["name"] not in document["unnamed"],
+                descriptions=tuple(one for one in about if one.aspect != HELD_OUT),
+                held_out=tuple(one for one in about if one.aspect == HELD_OUT),
+                **own,
             )
-            for entry in document["containers"]
-        ),
-    )
+
+    labelled, unseen, containers = (tuple(kinds(heading)) for heading in ("labelled", "unseen", "containers"))
+    return Vocabulary(labelled=labelled, unseen=unseen, containers=containers)
 
 
 Manner = Literal["name", "described"]
