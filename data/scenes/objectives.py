@@ -180,7 +180,8 @@ class PretrainHeads(nn.Module):
         starts_NL, ends_NL = batch.char_spans_NL2.unbind(-1)
         drawn_NL = torch.rand(batch.token_ids_NL.shape, generator=generator).to(batch.token_ids_NL.device)
         chosen_NL = (drawn_NL < probability) & (ends_NL > starts_NL)
-        output = student.encode(replace(batch, token_ids_NL=batch.token_ids_NL.masked_fill(chosen_NL, mask_id)))
+        masked = replace(batch, token_ids_NL=batch.token_ids_NL.masked_fill(chosen_NL, mask_id))
+        output: StudentOutput = student.encode(masked)
         if not chosen_NL.any():
             return output.pooled_NP.sum() * 0.0
         states = self.word_transform(output.text_states_NLH[chosen_NL])
