@@ -165,11 +165,6 @@ def num_classes_of(head: nn.Module) -> int:
     return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
 
 
-def image_tokens_of(student: Student) -> tuple[int, ...]:
-    """Return the ids that stand for a picture among those of a text; most models take none."""
-    return (student.config.vocab_size - 1,) * student.num_visual if isinstance(student, ModernVBert) else ()
-
-
 def _empty(kind: Callable[[Any], PreTrainedModel], config: Any, **sizes: int) -> PreTrainedModel:
     """Return a model of a configuration in which some sizes are other ones."""
     config.update(sizes)
@@ -277,13 +272,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         )
     if len(finished.heads) != 1:
         raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
-    (name,) = finished.heads
-    task: Task = read_json(run / names.HEADS)[name]["task"]
-    head = finished.heads[name]
-    if config.to == "transformers":
-        prepared = _for_transformers(run, finished, head, name, is_choice=name == "vcr")
-    else:
-        prepared = _for_torch(run, finished, head, task, name)
+    prepared = (_for_transformers if config.to == "transformers" else _for_torch)(run, finished)
     card = model_card(run, finished.student, usage=prepared.usage, model=prepared.model)
     repository = None
     if config.push_to_hub is not None:
@@ -306,8 +295,10 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     )
 
 
-def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: str, *, is_choice: bool) -> _Prepared:
+def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
     student: Any = finished.student
+    ((name, head),) = finished.heads.items()
+    is_choice = name == "vcr"
     family = family_for(student)
     if family is None:
         raise ConfigError(
@@ -333,7 +324,8 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
     if isinstance(student, GenerativeStudent):
         reader: Any = student.processor
     else:
-        tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
+        in_text = (student.config.vocab_size - 1,) * student.num_visual if isinstance(student, ModernVBert) else ()
+        tokenizer = shared_tokenizer(student, name, image_tokens=in_text, types=family.types)
         reader = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
     writes: list[Write] = [model.save_pretrained, reader.save_pretrained]
     has_own_head = not family.head and bool(head.state_dict())
@@ -362,8 +354,10 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
     return _Prepared(model=kind, usage=usage, writes=tuple(writes))
 
 
-def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
+def _for_torch(run: Path, finished: FinishedRun) -> _Prepared:
     student = finished.student
+    ((name, head),) = finished.heads.items()
+    task: Task = read_json(run / names.HEADS)[name]["task"]
     if isinstance(student, GenerativeStudent):
         raise ConfigError(
             f"{student.name} answers in words, which no program for torch does.",

@@ -26,6 +26,7 @@ from advl_pipeline.configuration import (
     Configuration,
     Output,
     build_config,
+    by_field,
     config_to_dict,
     declared,
     option,
@@ -353,7 +354,8 @@ def _check(study: StudyConfig, where: str) -> None:
     _try(EvaluateConfig, {"run": "any"}, study.evaluation, grid, f"{where} [evaluation]")
     place, options = f"{where} [extraction]", dict(study.extraction)
     weights = options.pop("weights", {})
-    _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, frozenset(), place)
+    grid = frozenset({"teacher", "dataset", "split", "shots", "ids", "output", "data_root"})
+    _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, grid, place)
     teachers = {name for setting in study.settings for name in setting.teachers}
     teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
     cards = [card_of(published_name(name)) for name in teachers]
@@ -373,7 +375,8 @@ def _try(
     kind: type[Any], required: Mapping[str, Any], table: Mapping[str, Any], decided: frozenset[str], where: str
 ) -> None:
     """Refuse a table that makes no configuration, or that holds what the grid has decided."""
-    if refused := next((key for key in table if key.replace("-", "_") in decided), None):
+    keys = by_field(kind, table, where=where)
+    if refused := next((key for name, (key, _) in keys.items() if name in decided), None):
         raise ConfigError(f"{refused!r} is set by the grid and cannot be overridden here.", where=where)
     build_config(kind, required, table, where=where)
 

@@ -94,6 +94,8 @@ def test_every_real_study_has_a_twin_on_scenes() -> None:
     [
         ("metods = 1\n", {}, "metods", "methods"),
         ("[training]\nseed = 3\n", {}, "seed", "set by the grid"),
+        ("[training]\ndata = 'mine.jsonl'\n", {}, "'data'", "set by the grid"),
+        ("[extraction]\nsplit = 'val'\n", {}, "'split'", "set by the grid"),
         ("[at-shots.100]\nlearnin-rate = 1e-3\n", {}, "learnin-rate", "learning_rate"),
         ("[at-shots.77]\nnum_steps = 3\n", {}, "77", "does not run"),
         ("[variants.mine]\nmethod = 'advl'\nselecton = 'all'\n", {}, "selecton", "selection"),
