@@ -405,11 +405,16 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
     given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
     if config.num_workers or config.workers > 1:
         given["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
+
+    def with_given(table: Mapping[str, Any]) -> dict[str, Any]:
+        # A table may write the same option with dashes.
+        return {key: value for key, value in table.items() if key.replace("-", "_") not in given} | given
+
     return dataclasses.replace(
         study,
         settings=tuple(settings),
-        training={**study.training, **given},
-        extraction={**study.extraction, **given},
+        training=with_given(study.training),
+        extraction=with_given(study.extraction),
         evaluation={**study.evaluation, **given},
     )
 

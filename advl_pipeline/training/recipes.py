@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Never
 
 from advl_pipeline.configuration import (
     build_config,
+    by_field,
     check_ranges,
     config_to_dict,
     fallbacks,
@@ -138,7 +139,7 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
     Raises:
         ConfigError: the file is not there or not TOML, names no key of a recipe, or lacks one that is needed.
     """
-    table = read_toml(path)
+    table = {name: value for name, (_, value) in by_field(Recipe, read_toml(path), where=str(path)).items()}
     values = {} if base is None else {name: getattr(base, name) for name in base.sources}
     sources = {} if base is None else dict(base.sources)
     needed = ("optimiser", "learning_rate", "weight_decay", "loss")

@@ -69,8 +69,9 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
     assert "a multiple of 4" in caught.value.what
 
 
-def test_a_number_of_a_recipe_keeps_the_range_of_its_option(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text("learning_rate = nan\n", encoding="utf-8")
+@pytest.mark.parametrize("key", ["learning_rate", "learning-rate"])
+def test_a_number_of_a_recipe_keeps_the_range_of_its_option(key: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"{key} = nan\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="--learning-rate must be above 0") as caught:
         choose_recipe("uniter-base", "vqa", str(tmp_path / "mine.toml"))
     assert caught.value.where == str(tmp_path / "mine.toml")

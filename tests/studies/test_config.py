@@ -13,7 +13,7 @@ from synthetic_runs import write_study_file
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import Probe
 from advl_pipeline.studies.claims import is_teacher_control
-from advl_pipeline.studies.config import load_study, read_study, shipped_studies
+from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study, read_study, shipped_studies
 from advl_pipeline.studies.plan import build_plan
 
 _TEACHERS_THAT_KNOW_NOTHING = {"advl-shuffled", "advl-random"}
@@ -118,6 +118,12 @@ def test_a_bad_file_is_named_with_the_key_and_what_was_meant(
     assert str(path) in message
     assert named in message
     assert near in message
+
+
+def test_an_option_of_the_command_takes_the_place_of_the_files_however_it_is_written(tmp_path: Path) -> None:
+    path = write_study_file(tmp_path, extra="[training]\nmixed-precision = 'no'\nnum_steps = 3\n")
+    asked = asked_study(StudyRunConfig(study=str(path), mixed_precision="bf16"))
+    assert asked.training == {"num_steps": 3, "mixed_precision": "bf16"}
 
 
 def test_a_missing_file_and_a_file_that_is_no_toml_are_named(tmp_path: Path) -> None:
