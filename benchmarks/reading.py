@@ -25,7 +25,7 @@ from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
-from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
+from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache, plan_cache
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.rows import Row, ratio_row, thousands
@@ -206,14 +206,11 @@ def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "fl
         shape=ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False),
     )
     store = FolderStore(folder)
-    begin_cache(
-        store,
-        identity={"corpus": corpus.name},
-        provenance={},
-        stored_dtype=stored_dtype,
-        shard_rows=65536,
-        modalities={"text": plan},
+    identity = {"corpus": corpus.name}
+    planned = plan_cache(
+        identity=identity, provenance={}, stored_dtype=stored_dtype, shard_rows=65536, modalities={"text": plan}
     )
+    begin_cache(store, planned, identity)
     writer = CacheWriter(store)
     units = corpus.units()
     for shard in range(writer.placement("text").num_shards):

@@ -70,8 +70,7 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
     from advl_pipeline.cache.verify import describe_findings
     from advl_pipeline.extraction.recompute import run_verify
 
-    result = run_verify(config)
-    report = result.report
+    report = run_verify(config)
     exit_with(0 if report.is_sound else 4)
     yield {
         "path": report.path,
@@ -79,14 +78,14 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
         "num_files": len(report.files),
         "num_bytes": report.num_bytes,
         "findings": [{"path": path, "problem": problem} for path, problem in report.findings.items()],
-        "recomputed": result.recomputed,
-        "worst_cosine_error": result.worst,
+        "recomputed": report.recomputed,
+        "worst_cosine_error": report.worst,
     }
     if not report.is_sound:
         raise describe_findings(report)
     click.echo(f"sound: {len(report.files)} files, {report.num_bytes / 1e6:.1f} MB")
-    if result.recomputed:
-        click.echo(f"{result.recomputed} units computed again, largest 1 - cosine {result.worst:.2g}")
+    if report.recomputed:
+        click.echo(f"{report.recomputed} units computed again, largest 1 - cosine {report.worst:.2g}")
 
 
 @config_command(RepairConfig, "repair", of=cache, arguments=("cache",))

@@ -59,7 +59,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             )
         click.echo(
             f"{item.modality}: {item.num_units} units, {rows}, {item.num_shards} shards, "
-            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding{seconds}"
+            f"{item.num_bytes / 1e6:.1f} MB{seconds}"
         )
     if result.dry_run:
         if result.untimed is None:

@@ -76,11 +76,14 @@ class VerifyReport:
     """What was checked and what was found.
 
     `files` is what the records that could be read list, `findings` what is wrong with which file, in their order.
+    `recomputed` units were encoded again, and `worst` is the largest 1 - cosine between them and what is stored.
     """
 
     path: Location
     files: Files
     findings: Mapping[str, str]
+    recomputed: int = 0
+    worst: float = 0.0
 
     @property
     def num_bytes(self) -> int:

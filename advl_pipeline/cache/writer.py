@@ -79,33 +79,49 @@ class ModalityPlan:
     lengths_N: npt.NDArray[np.int32]
 
 
-def begin_cache(
-    store: Store,
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """A cache that is to be begun: its record, but for the files that are written before it, and what each modality
+    will hold, and where."""
+
+    record: PlanRecord
+    modalities: Mapping[str, ModalityPlan]
+    placements: Mapping[str, Placement]
+
+    def num_bytes(self, modality: str) -> int:
+        """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
+        num_units = self.modalities[modality].shape.num_units
+        arrays = [
+            layout.global_spec(modality, self.record),
+            layout.stat_spec(modality, "norm", num_units),
+            *layout.plan_specs(modality, num_units).values(),
+            *layout.index_specs(modality, num_units).values(),
+            *layout.moment_specs(modality, self.record).values(),
+            *layout.token_specs(modality, self.record, self.placements[modality].num_rows).values(),
+        ]
+        return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
+
+
+def plan_cache(
     *,
     identity: Mapping[str, Any],
     provenance: Mapping[str, Any],
     stored_dtype: StoredDtype,
     shard_rows: int,
     modalities: Mapping[str, ModalityPlan],
-    anew: bool = False,
-    dry_run: bool = False,
-) -> None:
-    """Write everything that is known before encoding; the plan record comes last.
-
-    Processes that begin at once write one plan: the provenance is that of the first, and the rest follows from it.
+    max_file_bytes: int | None = None,
+) -> CachePlan:
+    """Return the plan of a cache; nothing is written.
 
     Args:
         identity: what the numbers depend on.
         modalities: what each will hold.
-        anew: replace an identity and a provenance that stand there.
-        dry_run: only see whether the plan is possible.
+        max_file_bytes: the largest file that its store takes; None for any.
 
     Raises:
-        ConfigError: shards that no reader opens, or the store does not take; another process began the cache with
-            shards of another size.
-        Overtaken: another process has begun another cache here.
+        ConfigError: shards that no reader opens, or the store does not take.
     """
-    plan = PlanRecord(
+    record = PlanRecord(
         identity_sha256=digest(identity),
         stored_dtype=stored_dtype,
         shard_rows=shard_rows,
@@ -115,17 +131,35 @@ def begin_cache(
     )
     placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
     for name, placement in placements.items():
-        for spec in (layout.global_spec(name, plan), *layout.token_specs(name, plan, placement.num_rows).values()):
+        for spec in (
+            layout.global_spec(name, record),
+            *layout.token_specs(name, record, placement.num_rows).values(),
+        ):
             largest = max(map(spec.file_bytes, range(spec.num_shards)))
-            if not spec.is_plausible() or (store.max_file_bytes or largest) < largest:
+            if not spec.is_plausible() or (max_file_bytes or largest) < largest:
                 raise ConfigError(
                     "A shard would be too large.",
                     where="--shard-rows",
-                    why=f"{plan.shard_rows} rows of {spec.row_bytes} bytes",
+                    why=f"{shard_rows} rows of {spec.row_bytes} bytes",
                     next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
                 )
-    if dry_run:
-        return
+    return CachePlan(record=record, modalities=modalities, placements=placements)
+
+
+def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, anew: bool = False) -> None:
+    """Write everything that is known before encoding; the plan record comes last.
+
+    Processes that begin at once write one plan: the provenance is that of the first, and the rest follows from it.
+
+    Args:
+        identity: the one that was planned for.
+        anew: replace an identity and a provenance that stand there.
+
+    Raises:
+        ConfigError: another process began the cache with shards of another size.
+        Overtaken: another process has begun another cache here.
+    """
+    shard_rows, provenance = plan.record.shard_rows, plan.record.provenance or {}
     # The identity comes first: it is what tells other commands that this place is a cache.
     if anew:
         for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
@@ -141,15 +175,15 @@ def begin_cache(
             next_command=again(f"give the same command with --shard-rows {begun}"),
         )
     files = {name: entry_of(store.get(name)) for name in (IDENTITY_FILE, PROVENANCE_FILE)}
-    for name, placement in placements.items():
+    for name, placement in plan.placements.items():
         arrays: dict[str, Array] = {
             "starts": placement.starts_N,
             "lengths": placement.lengths_N,
-            "unit_id": modalities[name].unit_ids_N16,
+            "unit_id": plan.modalities[name].unit_ids_N16,
         }
         for array, spec in layout.plan_specs(name, placement.num_units).items():
             files |= publish_array(store, spec, arrays[array])
-    store.commit(PLAN_RECORD, render(replace(plan, provenance=provenance, files=files)))
+    store.commit(PLAN_RECORD, render(replace(plan.record, provenance=provenance, files=files)))
 
 
 class CacheWriter:

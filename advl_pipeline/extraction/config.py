@@ -287,17 +287,9 @@ def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ())
 
 def of_pictures(config: PrepareConfig, size: int) -> ExtractConfig:
     """Return the extraction that stores pictures squeezed to squares of `size` pixels."""
-    return ExtractConfig(
-        teacher=f"{PICTURES}{size}",
-        dataset=config.dataset,
-        split=config.split,
-        output=config.output,
-        data_root=config.data_root,
-        on_error=config.on_error,
-        num_workers=config.num_workers,
-        dry_run=config.dry_run,
-        shard_rows=_PICTURE_ROWS,
-    )
+    shared = ("dataset", "split", "output", "data_root", "on_error", "num_workers", "dry_run")
+    given = {name: getattr(config, name) for name in shared}
+    return ExtractConfig(teacher=f"{PICTURES}{size}", shard_rows=_PICTURE_ROWS, **given)
 
 
 def without_network(config: ExtractConfig) -> ExtractConfig:

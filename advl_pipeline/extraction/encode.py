@@ -166,13 +166,6 @@ def plan_batches(units: range, lengths_N: npt.NDArray[np.int32], *, batch_size: 
     return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]
 
 
-def padded_share(batches: list[list[int]], lengths_N: npt.NDArray[np.int32]) -> float:
-    """Return which share of the token rows that the teacher computes is padding."""
-    padded = sum(int(lengths_N[batch].max()) * len(batch) for batch in batches)
-    used = sum(int(lengths_N[batch].sum()) for batch in batches)
-    return 1.0 - used / padded if padded else 0.0
-
-
 class HostCopy:
     """A batch of features that is being copied to memory; `clipped` counts values beyond the stored range."""
 

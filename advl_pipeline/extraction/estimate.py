@@ -15,20 +15,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from advl_pipeline.cache import layout
-from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
-from advl_pipeline.cache.layout import place
+from advl_pipeline.cache.commit_records import ModalityRecord
+from advl_pipeline.cache.layout import Placement
+from advl_pipeline.cache.writer import CachePlan, ModalityPlan, plan_cache
 from advl_pipeline.confidence.estimators import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.encode import padded_share, plan_batches
-from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of, repeated, units_to_encode
+from advl_pipeline.extraction.encode import plan_batches
+from advl_pipeline.extraction.sources import (
+    SizedUnits,
+    Source,
+    TokenCounts,
+    image_tokens_of,
+    repeated,
+    units_to_encode,
+)
 from advl_pipeline.teachers.registry import TeacherCard, card_of
 
 _CONFIDENCE_BYTES = 32
@@ -39,6 +48,9 @@ _SPARE_BYTES = 64_000_000
 
 _PIECES_PER_WORD = 1.15
 """Word pieces of a word or mark of plain English, about."""
+
+FORECAST_TEXTS = 20_000
+"""Texts that a forecast tokenises; for more of them it knows rows and bytes within an interval."""
 
 _WORDED_TEXTS = 2_000
 
@@ -65,7 +77,6 @@ class Estimate:
     num_token_rows: int
     num_shards: int
     num_bytes: int
-    padded_share: float
     seconds: float | None
 
 
@@ -93,68 +104,81 @@ class Payback:
     epochs: int | None
 
 
-def modality_shape(
+def plan_sources(
     config: ExtractConfig,
-    modality: str,
-    num_units: int,
+    sources: Sequence[Source | SizedUnits],
     *,
-    global_dim: int,
-    token_dim: int | None,
-    regions: bool = False,
-) -> ModalityRecord:
-    """Return what an extraction writes of one modality; `token_dim` is None where there are no token features."""
-    is_text = modality == "text"
-    return ModalityRecord(
-        num_units=num_units,
-        global_dim=global_dim,
-        token_dim=token_dim,
-        spans=is_text,
-        kept=is_text and (config.select_tokens or config.select_texts) is not None,
-        regions=regions,
-    )
-
-
-def estimate(
-    config: ExtractConfig, modality: str, shape: ModalityRecord, counts: TokenCounts, *, tried: Source | None = None
-) -> Estimate:
-    """Return the cost of extracting one modality.
+    identity: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    max_file_bytes: int | None = None,
+    at_most: int | None = None,
+) -> tuple[dict[str, TokenCounts], CachePlan]:
+    """Count the tokens of all units, or of a sample of `at_most` texts, and place the units.
 
     Args:
-        tried: encodes two batches of middling length, which tells the speed; nothing else needs a teacher.
+        identity, provenance: of a plan that is to be written.
+        max_file_bytes: the largest file that the store takes.
+
+    Raises:
+        ConfigError: shards that are too large.
     """
-    placement = place(counts.lengths_N, shard_rows=config.shard_rows)
-    batches = [
-        batch
-        for shard in range(placement.num_shards)
-        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=config.units_per_pass)
-    ]
-    plan = PlanRecord(
-        identity_sha256="",
+    counts, modalities, is_selected = {}, {}, (config.select_tokens or config.select_texts) is not None
+    for source in sources:
+        unit_ids_N16, is_text = source.unit_ids(), source.modality == "text"
+        with tqdm(total=len(unit_ids_N16), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
+            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
+        shape = ModalityRecord(
+            num_units=len(unit_ids_N16),
+            global_dim=source.global_dim,
+            token_dim=source.token_dim,
+            spans=is_text,
+            kept=is_text and is_selected,
+            regions=source.has_regions,
+        )
+        modalities[source.modality] = ModalityPlan(
+            shape=shape, unit_ids_N16=unit_ids_N16, lengths_N=counts[source.modality].lengths_N
+        )
+    plan = plan_cache(
+        identity=identity or {},
+        provenance=provenance or {},
         stored_dtype=config.stored_dtype,
         shard_rows=config.shard_rows,
-        modalities={modality: shape},
-        files={},
+        modalities=modalities,
+        max_file_bytes=max_file_bytes,
     )
-    arrays = [
-        layout.global_spec(modality, plan),
-        layout.stat_spec(modality, "norm", shape.num_units),
-        *layout.plan_specs(modality, shape.num_units).values(),
-        *layout.index_specs(modality, shape.num_units).values(),
-        *layout.moment_specs(modality, plan).values(),
-        *layout.token_specs(modality, plan, placement.num_rows).values(),
-    ]
-    return Estimate(
-        modality=modality,
-        num_units=shape.num_units,
-        num_counted=counts.num_counted,
-        margin=counts.margin,
-        num_token_rows=int(placement.lengths_N.sum()),
-        num_shards=placement.num_shards,
-        # Whole chunks, and the metadata of arrays.
-        num_bytes=sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays),
-        padded_share=padded_share(batches, placement.lengths_N),
-        seconds=None if tried is None else _trial_seconds(tried, batches),
+    return counts, plan
+
+
+def estimates_of(
+    counts: Mapping[str, TokenCounts], plan: CachePlan, seconds: Mapping[str, float]
+) -> tuple[Estimate, ...]:
+    """Return the cost of each modality of a plan, with the time where it is known."""
+    return tuple(
+        Estimate(
+            modality=modality,
+            num_units=placement.num_units,
+            num_counted=counts[modality].num_counted,
+            margin=counts[modality].margin,
+            num_token_rows=int(placement.lengths_N.sum()),
+            num_shards=placement.num_shards,
+            num_bytes=plan.num_bytes(modality),
+            seconds=seconds.get(modality),
+        )
+        for modality, placement in plan.placements.items()
     )
+
+
+def forecast(
+    config: ExtractConfig, sources: Sequence[Source], *, max_file_bytes: int | None = None
+) -> tuple[Estimate, ...]:
+    """Return what a cache will take, its time by a trial; of many texts a sample is tokenised, nothing is written.
+
+    Raises:
+        ConfigError: as `plan_sources`.
+    """
+    counts, plan = plan_sources(config, sources, max_file_bytes=max_file_bytes, at_most=FORECAST_TEXTS)
+    trials = {source.modality: _trial_seconds(config, source, plan.placements[source.modality]) for source in sources}
+    return estimates_of(counts, plan, trials)
 
 
 def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], dataset: Dataset) -> tuple[Estimate, ...]:
@@ -189,7 +213,6 @@ def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], datas
             num_token_rows=0,
             num_shards=0,
             num_bytes=len(config.seed) * len(modalities) * len(dataset) * _CONFIDENCE_BYTES,
-            padded_share=0.0,
             seconds=len(config.seed) * seconds,
         ),
     )
@@ -260,10 +283,15 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:
-    chosen = [batches[len(batches) // 3], batches[2 * len(batches) // 3]]
+def _trial_seconds(config: ExtractConfig, source: Source, placement: Placement) -> float:
+    """Return about how long encoding a modality takes: two batches of middling length tell the speed."""
+    batches = [
+        batch
+        for shard in range(placement.num_shards)
+        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=config.units_per_pass)
+    ]
     rates = []
-    for batch in chosen:
+    for batch in (batches[len(batches) // 3], batches[2 * len(batches) // 3]):
         prepared = source.prepare(batch, skip_unreadable=True).prepared
         if not prepared:
             continue
@@ -271,7 +299,7 @@ def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:
         source.tower.encode(prepared).on_cpu()
         rates.append((time.perf_counter() - begin) / len(prepared))
     # The first forward pass also pays for warming up; the second tells more.
-    return rates[-1] * sum(map(len, batches)) if rates else 0.0
+    return rates[-1] * placement.num_units if rates else 0.0
 
 
 def card_with_sizes(teacher: str) -> TeacherCard | None:
@@ -295,23 +323,22 @@ def estimates_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset
         ConfigError, DatasetError: as `units_to_encode`.
     """
     pictures, texts = units_to_encode(config, dataset, teacher=config.teacher, towers=card.modalities)
-    found = []
+    sources = []
     if pictures:
         kind = image_tokens_of(config, dataset)
         cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
         rows = {"grid": cells, "none": 0}
         lengths_N = np.array([rows.get(kind, len(unit.boxes_R4)) for unit in pictures], np.int32)
-        token_dim = None if kind == "none" else card.grid_dim
-        shape = modality_shape(config, "image", len(pictures), global_dim=card.image_dim, token_dim=token_dim)
         counts = TokenCounts(lengths_N=lengths_N, num_counted=len(pictures))
-        found.append(estimate(config, "image", shape, counts))
+        token_dim = None if kind == "none" else card.grid_dim
+        sources.append(SizedUnits(modality="image", global_dim=card.image_dim, token_dim=token_dim, counts=counts))
     if texts:
         drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
         lengths = [_about_num_pieces(texts[place].text, card, config) for place in np.sort(drawn).tolist()]
         worded = repeated(np.array(lengths, np.int32), len(texts)).lengths_N
-        shape = modality_shape(config, "text", len(texts), global_dim=card.text_dim, token_dim=card.token_dim)
-        found.append(estimate(config, "text", shape, TokenCounts(lengths_N=worded, num_counted=0, margin=None)))
-    return tuple(found)
+        counts = TokenCounts(lengths_N=worded, num_counted=0, margin=None)
+        sources.append(SizedUnits(modality="text", global_dim=card.text_dim, token_dim=card.token_dim, counts=counts))
+    return estimates_of(*plan_sources(config, sources), {})
 
 
 def _about_num_pieces(text: str, card: TeacherCard, config: ExtractConfig) -> int:

@@ -1,9 +1,7 @@
 """Features that people have already, taken into a cache: a detector's regions, and arrays filed under pictures.
 
-Regions are read by `region_formats.py`; here is which file holds a picture, and by which name. Arrays lie in an HDF5
-file, or in a folder of `.npy` or `.pt` files. They are found by the name of a picture's file, with or without
-extension, and with as many of its folders as they are filed under. Two-dimensional arrays are token rows, and their
-mean is the global feature; others are global.
+Regions are read by `region_formats.py`, arrays by `filed_arrays.py`. Here is which file holds a picture's regions,
+and by which name. Two-dimensional arrays are token rows, and their mean is the global feature; others are global.
 
 Shapes: M token rows, D feature width.
 """
@@ -11,9 +9,8 @@ Shapes: M token rows, D feature width.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
 from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError, again
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ImportedExtraction
+from advl_pipeline.extraction.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5
 from advl_pipeline.extraction.given import require_source
 from advl_pipeline.extraction.region_formats import (
     FoundFeatures,
@@ -40,10 +37,6 @@ from advl_pipeline.extraction.region_formats import (
     uniter_entries,
 )
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
-
-_SUFFIXES = (".npy", ".pt")
-
-_HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
 
 _OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 
@@ -86,22 +79,8 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     why = "the source holds arrays that are filed under pictures, and no regions of a detector"
     refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
     require_source(config)
-    arrays = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
-    names: dict[str, str] = {}
-    pictures: dict[str, Path] = {}
-    for unit in units:
-        name = arrays.find(unit.path)
-        if name is None:
-            raise DatasetError("There are no features for a picture.", where=where, why=f"picture {unit.path.name}")
-        if (other := pictures.setdefault(name, unit.path)) != unit.path:
-            raise DatasetError(
-                "Two pictures have the same features, by their names.",
-                where=f"{where}: {name}",
-                why=f"{other} and {unit.path}",
-                next_command=_HOW_TO_FILE,
-            )
-        names[unit.unit_id] = name
-    return ImportedTower(lambda unit: FoundFeatures(values=arrays.read(names[unit.unit_id])), units, where=where)
+    places = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
+    return ImportedTower(FiledArrays(config.source, places).features, units, where=where)
 
 
 class ImportedTower:
@@ -187,166 +166,6 @@ class ImportedTower:
             token_values=[unit.inputs["rows"][: unit.num_tokens] for unit in units],
             stats={"width": size_N2[:, 0], "height": size_N2[:, 1]} if self.has_regions else {},
         )
-
-
-def _names_of(picture: Path) -> Iterator[str]:
-    """Yield the names that a picture may be filed under, those with most of its folders first."""
-    parts = picture.parts[1:] if picture.is_absolute() else picture.parts
-    for first in range(len(parts)):
-        name = "/".join(parts[first:])
-        yield name
-        yield name.removesuffix(picture.suffix)
-
-
-class FiledArrays:
-    """Arrays by the names that they are filed under, such as cats/0.
-
-    Args:
-        places: name -> where the array lies; several names may be of one.
-        read: reads the array of a place.
-    """
-
-    def __init__(self, places: Mapping[str, str], read: Callable[[str], npt.NDArray[np.float32]]) -> None:
-        self._places = places
-        self._read = read
-        alike: dict[str, dict[str, str]] = {}
-        for name, place in places.items():
-            alike.setdefault(name.rpartition("/")[2], {}).setdefault(place, name)
-        self._alike = {last: [*names.values()] for last, names in alike.items()}
-
-    def find(self, picture: Path) -> str | None:
-        """Return the name that a picture's features are filed under, or None when there are none."""
-        for name in _names_of(picture):
-            if name in self._places:
-                return name
-        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
-        alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
-        if len(alike) > 1:
-            raise DatasetError(
-                "Several features go by a picture's name, and none by its folder.",
-                where=str(picture),
-                why=f"{alike[0]} and {alike[1]}",
-                next_command=_HOW_TO_FILE,
-            )
-        return alike[0] if alike else None
-
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """Return the features of that name, (M, D) or (D,)."""
-        return self._read(self._places[name])
-
-
-def arrays_of_folder(folder: Path) -> FiledArrays:
-    """Open one `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
-    files: dict[str, str] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if (other := files.setdefault(name, str(path))) != str(path):
-            raise DatasetError("Two feature files have one name.", where=other, why=str(path))
-    if not files:
-        raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
-    return FiledArrays(files, _read_array)
-
-
-def _read_array(file: str) -> npt.NDArray[np.float32]:
-    path = Path(file)
-    try:
-        if path.suffix == ".npy":
-            return _checked(np.load(path, allow_pickle=False), str(path))
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise DatasetError("A feature file cannot be read.", where=str(path), why=str(error).split("\n")[0]) from None
-    if not isinstance(tensor, torch.Tensor):
-        raise DatasetError("A feature file does not hold one tensor.", where=str(path))
-    return _checked(tensor.float().numpy(), str(path))
-
-
-def arrays_of_hdf5(path: Path, stack: ExitStack) -> FiledArrays:
-    """Open one HDF5 file: a data set per picture, or a group per picture with a data set `features`.
-
-    Soft links count as what they lead to in the file. Links to other files lead nowhere.
-    """
-    import h5py
-
-    try:
-        file: Any = stack.enter_context(h5py.File(path, "r"))
-        places = {name.removesuffix("/features"): place for name, place in _data_sets(file, file)}
-    except _DAMAGED as error:
-        raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
-
-    def read(place: str) -> npt.NDArray[np.float32]:
-        # A data set that stays open keeps its chunks in memory.
-        try:
-            values = np.asarray(file[place][()])
-        except _DAMAGED as error:
-            raise DatasetError("An array cannot be read.", where=f"{path}:{place}", why=str(error)) from None
-        return _checked(values, f"{path}:{place}")
-
-    return FiledArrays(places, read)
-
-
-_DAMAGED = (OSError, KeyError, RuntimeError, TypeError)
-"""What h5py raises for objects that it cannot read, and for kinds of links and of numbers that it does not know."""
-
-_MAX_LINKS = 16
-"""Soft links that one name may lead through."""
-
-
-def _data_sets(file: Any, group: Any, *, before: str = "", is_linked: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the names of the data sets below a group, and the path of each without links.
-
-    Args:
-        before: begins the names.
-        is_linked: a soft link led here. Further ones are followed to data sets alone, so that there is an end.
-    """
-    import h5py
-
-    for key in group:
-        is_link = not isinstance(group.get(key, getlink=True), h5py.HardLink)
-        item = _without_leaving(file, group, key)
-        if isinstance(item, h5py.Dataset):
-            yield before + key, item.name
-        elif isinstance(item, h5py.Group) and not (is_link and is_linked):
-            yield from _data_sets(file, item, before=f"{before}{key}/", is_linked=is_link or is_linked)
-
-
-def _without_leaving(file: Any, group: Any, key: str) -> Any:
-    """Return the object of a name in a group, None where links lead to another file, nowhere or in a circle."""
-    import h5py
-
-    found, parts, num_links = group, [key], 0
-    while parts:
-        part = parts.pop(0)
-        if part in ("", "."):
-            continue
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
-        if isinstance(link, h5py.SoftLink) and num_links < _MAX_LINKS:
-            num_links += 1
-            found = file if link.path.startswith("/") else found
-            parts = [*link.path.split("/"), *parts]
-        else:
-            found = found[part] if isinstance(link, h5py.HardLink) else None
-    return found
-
-
-def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
-    if values.ndim == 3 and values.shape[0] == 1:
-        values = values[0]
-    if values.ndim not in (1, 2) or values.shape[-1] == 0 or values.dtype.kind not in "fiu":
-        raise DatasetError(
-            "Features must be numbers of shape (rows, width) or (width,).",
-            where=where,
-            why=f"{values.dtype} of shape {values.shape}",
-        )
-    with np.errstate(over="ignore"):
-        features = values.astype(np.float32)
-    if not np.isfinite(features).all():
-        raise DatasetError(
-            "Features must be finite numbers.",
-            where=where,
-            why="some are NaN or infinite, or beyond the range of float32",
-            next_command=again("make them anew by the program that wrote them, then give the same command again"),
-        )
-    return features
 
 
 class RegionFiles:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
@@ -21,23 +18,15 @@ from advl_pipeline.cache.identity import (
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_json
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import ModalityPlan, begin_cache
+from advl_pipeline.cache.writer import begin_cache
 from advl_pipeline.compute import AUTO
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of
-from advl_pipeline.extraction.estimate import Estimate, estimate, modality_shape, require_room
-from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts, image_tokens_of, open_part
+from advl_pipeline.extraction.estimate import Estimate, estimates_of, plan_sources, require_room
+from advl_pipeline.extraction.sources import Source, image_tokens_of, open_part
 from advl_pipeline.teachers.interface import Teacher
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What an extraction will cost, per modality, and the room there is; empty where the plan was made before."""
-
-    estimates: tuple[Estimate, ...] = ()
-    free_bytes: int | None = None
 
 
 def build_identity(
@@ -111,42 +100,44 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
     return bool(cache.identity["dataset"] == describe_dataset(open_part(config)))
 
 
-def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]) -> Plan:
-    """Take the plan that is there, or make one.
+def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any]) -> bool:
+    """Tell whether the plan of this extraction is there.
+
+    Raises:
+        IdentityMismatch: what is there is of another cache.
+    """
+    records = store.list("records")
+    try:
+        begun = read_json(store, IDENTITY_FILE) if records else identity
+    except MissingFile:
+        begun = {}
+    # What a repair that was cut short left has shards of the old identity and no plan.
+    require_identity(
+        identity,
+        begun,
+        where=str(store.location),
+        next_command=renew_command(recorded_options(config), store.location, note="or give another --output"),
+    )
+    return PLAN_RECORD in records
+
+
+def settle_plan(
+    config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]
+) -> tuple[Estimate, ...]:
+    """Take the plan that is there, or make one; returns what the cache will take, nothing where it was made before.
 
     Raises:
         IdentityMismatch: the plan that is there is of another cache. StorageError: as `make_plan`.
     """
-    settings = options_without(ExtractConfig, config_to_dict(config), "none")
-
-    def is_planned() -> bool:
-        records = store.list("records")
-        try:
-            begun = read_json(store, IDENTITY_FILE) if records else identity
-        except MissingFile:
-            begun = {}
-        # What a repair that was cut short left has shards of the old identity and no plan.
-        require_identity(
-            identity,
-            begun,
-            where=str(store.location),
-            next_command=renew_command(settings, store.location, note="or give another --output"),
-        )
-        return PLAN_RECORD in records
-
-    provenance = describe_run(settings, device=config.device)
-    if config.dry_run:
-        is_planned()
-        return make_plan(config, store, sources, identity, provenance=provenance)
-    if is_planned():
-        return Plan()
-    plan = Plan()
+    if is_planned(config, store, identity):
+        return ()
+    estimates: tuple[Estimate, ...] = ()
     with suppress(Overtaken):
-        plan = make_plan(config, store, sources, identity, provenance=provenance)
-    if not is_planned():
+        estimates = make_plan(config, store, sources, identity)
+    if not is_planned(config, store, identity):
         why = "another process removed the cache"
         raise Overtaken("The plan that was just written is not there.", where=str(store.location), why=why)
-    return plan
+    return estimates
 
 
 def make_plan(
@@ -155,80 +146,33 @@ def make_plan(
     sources: Sequence[Source],
     identity: Mapping[str, Any],
     *,
-    provenance: Mapping[str, Any],
-    is_begun: bool = False,
-) -> Plan:
-    """Count tokens, place units, check the room, and write the plan unless this is a dry run.
+    repaired: Mapping[str, Any] | None = None,
+) -> tuple[Estimate, ...]:
+    """Count tokens, place units, check the room, and write the plan; returns what the cache will take.
 
-    Of a cache that is begun, and repaired, most is there: no room is asked for.
+    Args:
+        repaired: the provenance of a cache that is begun, and repaired. Most of it is there: no room is asked for.
 
     Raises:
+        ConfigError: shards that are too large.
         Overtaken: another process made another plan at the same time.
         StorageError: the cache would not fit on the disk.
     """
-    counts = count_tokens(sources, forecast=config.dry_run)
-    modalities = {
-        source.modality: ModalityPlan(
-            shape=shape_of(config, source),
-            unit_ids_N16=source.unit_ids(),
-            lengths_N=counts[source.modality].lengths_N,
-        )
-        for source in sources
-    }
-    begin = partial(
-        begin_cache,
-        store,
-        identity=identity,
-        provenance=provenance,
-        stored_dtype=config.stored_dtype,
-        shard_rows=config.shard_rows,
-        modalities=modalities,
-        anew=is_begun,
-    )
-    begin(dry_run=True)
-    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = estimates_of(config, sources, counts, trial=config.dry_run)
-    free_bytes = None
-    if store.folder is not None and not is_begun:
-        free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
-    if not config.dry_run:
-        begin()
-    return Plan(estimates=estimates, free_bytes=free_bytes)
-
-
-def shape_of(config: ExtractConfig, source: Source) -> ModalityRecord:
-    """Return what is written of a modality."""
-    tower = source.tower
-    return modality_shape(
+    counts, plan = plan_sources(
         config,
-        source.modality,
-        len(source.unit_ids()),
-        global_dim=tower.global_dim,
-        token_dim=tower.token_dim if source.has_tokens else None,
-        regions=source.has_regions,
+        sources,
+        identity=identity,
+        provenance=repaired or describe_run(recorded_options(config), device=config.device),
+        max_file_bytes=store.max_file_bytes,
     )
+    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    estimates = estimates_of(counts, plan, {})
+    if store.folder is not None and repaired is None:
+        require_room(store.folder, sum(item.num_bytes for item in estimates))
+    begin_cache(store, plan, identity, anew=repaired is not None)
+    return estimates
 
 
-def estimates_of(
-    config: ExtractConfig, sources: Sequence[Source], counts: Mapping[str, TokenCounts], *, trial: bool
-) -> tuple[Estimate, ...]:
-    """Return the cost of each modality; its time where a trial is asked for."""
-    return tuple(
-        estimate(
-            config,
-            source.modality,
-            shape_of(config, source),
-            counts[source.modality],
-            tried=source if trial else None,
-        )
-        for source in sources
-    )
-
-
-def count_tokens(sources: Sequence[Source], *, forecast: bool) -> dict[str, TokenCounts]:
-    counts = {}
-    for source in sources:
-        with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
-            at_most = FORECAST_TEXTS if forecast else None
-            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
-    return counts
+def recorded_options(config: ExtractConfig) -> dict[str, Any]:
+    """Return the options that the record of a cache holds: those that say how it was made, and of what."""
+    return options_without(ExtractConfig, config_to_dict(config), "none")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,16 +42,7 @@ _NORM_TOLERANCE = 1e-2
 _INT8_COSINE_TOLERANCE = 1e-2
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyResult:
-    """Findings of the bytes and of the units that were computed again; `worst` is the largest 1 - cosine met."""
-
-    report: VerifyReport
-    recomputed: int
-    worst: float
-
-
-def run_verify(config: VerifyConfig) -> VerifyResult:
+def run_verify(config: VerifyConfig) -> VerifyReport:
     """Check a cache.
 
     Raises:
@@ -63,7 +54,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
-        return VerifyResult(report=report, recomputed=0, worst=0.0)
+        return report
     settings = open_cache(config.cache).provenance["config"]
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     with ExitStack() as stack:
@@ -123,7 +114,7 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
 
 def recompute(
     report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int, seed: int
-) -> VerifyResult:
+) -> VerifyReport:
     """Encode `count` sampled units of each modality again and compare them with what is stored."""
     from advl_pipeline.extraction.sources import open_sources
 
@@ -150,11 +141,7 @@ def recompute(
                 path = f"{source.modality}/tokens/values"
                 problem = f"unit {unit_id} is not what the teacher gives: 1 - cosine {error:.2g} > {tolerance}"
                 findings[path] = f"{findings[path]}; {problem}" if path in findings else problem
-    return VerifyResult(
-        report=replace(report, findings=findings),
-        recomputed=recomputed,
-        worst=worst,
-    )
+    return replace(report, findings=findings, recomputed=recomputed, worst=worst)
 
 
 def row_error(stored_MD: npt.NDArray[np.generic], computed_MD: npt.NDArray[np.float32]) -> float:

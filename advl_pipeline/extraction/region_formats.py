@@ -213,6 +213,15 @@ class Entry(NamedTuple):
     read: Callable[[], Arrays]
 
 
+def by_name(entries: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
+    """Return entries by the names of their pictures; raises `DatasetError` where two have one name."""
+    found: dict[str, Entry] = {}
+    for name, entry in entries:
+        if (other := found.setdefault(name, entry)) is not entry:
+            raise DatasetError("Features are there twice.", where=entry.where, why=f"{name} is at {other.where} too")
+    return found
+
+
 class RegionFeatures:
     """Region features by name of the picture, as their format names pictures.
 
@@ -226,11 +235,8 @@ class RegionFeatures:
 
     def __init__(self, path: Path, entries: Iterable[tuple[str, Entry]]) -> None:
         self._path = path
-        self._entries: dict[str, Entry] = {}
         try:
-            for name, entry in entries:
-                if (other := self._entries.setdefault(name, entry)) is not entry:
-                    raise DatasetError(_MALFORMED, where=entry.where, why=f"picture {name} is at {other.where} too")
+            self._entries = by_name(entries)
         except OSError as error:
             raise _unreadable(path, error) from None
 
@@ -280,12 +286,19 @@ def _read_line(path: Path, offset: int, length: int) -> Arrays:
         file.seek(offset)
         cells = file.read(length).rstrip(b"\r\n").split(b"\t")
     fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
-    count = positive(fields["num_boxes"], "num_boxes")
-    arrays = {name: np.array(positive(fields[name], name)) for name in ("image_w", "image_h")}
-    arrays["features"] = decode_floats(fields["features"], rows=count, what="features")
-    arrays["boxes"] = _corners(decode_floats(fields["boxes"], rows=count, what="boxes"))
+    arrays = _decoded(fields)
     if "objects_conf" in fields:
-        arrays["conf"] = decode_floats(fields["objects_conf"], rows=count, what="confidences")[:, 0]
+        rows = len(arrays["boxes"])
+        arrays["conf"] = decode_floats(fields["objects_conf"], rows=rows, what="confidences")[:, 0]
+    return arrays
+
+
+def _decoded(record: Mapping[str, Any]) -> Arrays:
+    """Decode what TSV and JSON hold alike: sizes and counts, arrays of float32 in base64."""
+    count = positive(record.get("num_boxes"), "num_boxes")
+    arrays = {name: np.array(positive(record[name], name)) for name in ("image_w", "image_h") if name in record}
+    arrays["features"] = decode_floats(record.get("features"), rows=count, what="features")
+    arrays["boxes"] = _corners(decode_floats(record.get("boxes"), rows=count, what="boxes"))
     return arrays
 
 
@@ -349,15 +362,9 @@ def read_numbers(path: Path) -> dict[int, int]:
 
 def per_picture_entries(folder: Path, suffix: str) -> Iterator[tuple[str, Entry]]:
     """Yield the files of a folder, `.npz` or `.json`, one per picture; names are relative to it, without suffix."""
-    read = {".npz": _read_archive, ".json": _read_json}[suffix]
+    read = {".npz": _archived, ".json": _read_json}[suffix]
     for file in folder.rglob(f"*{suffix}"):
         yield file.relative_to(folder).with_suffix("").as_posix(), Entry(str(file), partial(read, file))
-
-
-def _read_archive(path: Path) -> Arrays:
-    # NumPy leaves a file open that it opened itself and found damaged.
-    with path.open("rb") as file:
-        return _archived(file)
 
 
 def _read_json(path: Path) -> Arrays:
@@ -367,16 +374,13 @@ def _read_json(path: Path) -> Arrays:
         raise Malformed(f"not JSON: {error}") from None
     if not isinstance(record, dict):
         raise Malformed("not an object")
-    count = positive(record.get("num_boxes"), "num_boxes")
-    arrays: Arrays = {"features": decode_floats(record.get("features"), rows=count, what="features")}
-    arrays["boxes"] = _corners(decode_floats(record.get("boxes"), rows=count, what="boxes"))
-    arrays |= {name: np.array(positive(record[name], name)) for name in ("image_w", "image_h") if name in record}
+    arrays = _decoded(record)
     if (whole := record.get("image_box_feature")) is not None:
         arrays["image_box_feature"] = decode_floats(whole, rows=1, what="image_box_feature")[0]
     return arrays
 
 
-def _archived(file: IO[bytes]) -> Arrays:
+def _archived(file: Path | IO[bytes]) -> Arrays:
     try:
         return read_array_archive(file, wanted=lambda name: name != "soft_labels")
     except DamagedArchive as error:

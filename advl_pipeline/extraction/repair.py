@@ -102,7 +102,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
             if bad & planned:
                 store.delete(PLAN_RECORD)
             if PLAN_RECORD not in store.list("records"):
-                make_plan(config, store, sources, identity, provenance=provenance, is_begun=True)
+                make_plan(config, store, sources, identity, repaired=provenance)
             writer = CacheWriter(store)
             for modality in writer.plan.modalities:
                 _take_back_shards(writer, modality, report)

@@ -1,29 +1,20 @@
 """Phase 1 as one call: plan, encode what is not committed, finalise, estimate confidences.
 
 Every step first looks at what is there, so the same call resumes an interrupted run and does nothing to a complete
-cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on. Ray runs the
-parts in tasks of a cluster, as if a command had been given once per part: which part is whose is decided before the
-start, and a task that dies is started again. An import is an extraction whose features exist already.
+cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on. An import is
+an extraction whose features exist already.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from importlib import import_module
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,14 +29,12 @@ from advl_pipeline.compute import AUTO, num_threads, resolved
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.errors import (
-    AdvlError,
-    ClusterError,
     ConfigError,
     CorruptCache,
     StorageError,
     WeightsUnavailable,
-    again,
 )
+from advl_pipeline.extraction.cluster import run_on_ray
 from advl_pipeline.extraction.config import (
     ExtractConfig,
     ImportConfig,
@@ -62,6 +51,7 @@ from advl_pipeline.extraction.estimate import (
     card_with_sizes,
     estimate_confidences,
     estimates_by_card,
+    forecast,
     measure_disk,
     payback,
     require_room,
@@ -69,7 +59,7 @@ from advl_pipeline.extraction.estimate import (
 )
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.imported import open_tower
-from advl_pipeline.extraction.planning import as_begun, build_identity, count_tokens, estimates_of, settle_plan
+from advl_pipeline.extraction.planning import as_begun, build_identity, is_planned, settle_plan
 from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
     Selection,
@@ -83,16 +73,9 @@ from advl_pipeline.extraction.sources import (
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.packages import needs_extra
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
 
-_CONNECT_SECONDS = 5.0
-_SECONDS_BETWEEN_LOOKS = 0.5
-_ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
-"""What a task of Ray is given of the environment; never credentials."""
-
-Result = TypeVar("Result")
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 
 
@@ -100,13 +83,13 @@ OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 class ExtractResult:
     """What an extraction did.
 
-    `estimates` and `free_bytes` are filled when the plan was made by this call or only asked for. `encoded_units`
-    counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
-    could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples,
-    `skipped` what the dataset left out as malformed (`advl datasets check` lists it). `shards_left` counts shards of
-    other parts that are not committed yet; the cache is complete where there are none. `payback` is of a dry run
-    of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not at hand, and
-    the teacher's card told the sizes.
+    `estimates` are there when the plan was made by this call or only asked for, `free_bytes` of a dry run into a
+    folder. `encoded_units` counts units that this call encoded, `stage_seconds` where its time went. `quarantined`
+    counts pictures that could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the
+    estimated examples, `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
+    `shards_left` counts shards of other parts that are not committed yet; the cache is complete where there are none.
+    `payback` is of a dry run of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not
+    at hand, and the teacher's card told the sizes.
     """
 
     path: Location
@@ -185,18 +168,11 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
         if card is None:
             raise
         # What can be told without the weights. Whether a cache that is there is this one is not known.
-        dataset, store = open_part(config), store_of(config)
-        estimates = estimates_by_card(config, card, dataset)
-        num_bytes = sum(item.num_bytes for item in estimates)
-        return ExtractResult(
-            path=store.location,
-            dry_run=True,
-            estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
-            free_bytes=None if store.folder is None else require_room(store.folder, num_bytes),
-            skipped=len(dataset.skipped),
-            untimed=error,
-        )
-    return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
+        dataset = open_part(config)
+        result = forecast_result(config, estimates_by_card(config, card, dataset), dataset, untimed=error)
+    else:
+        result = extract(config, teacher, dataset)
+    return replace(result, skipped=len(dataset.skipped))
 
 
 def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
@@ -251,7 +227,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
     config = with_batch_size(config, sources)
-    estimates = estimates_of(config, sources, count_tokens(sources, forecast=True), trial=True)
+    estimates = forecast(config, sources)
     return (*estimates, *estimate_confidences(config, [source.modality for source in sources], dataset))
 
 
@@ -262,21 +238,43 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     config = with_batch_size(config, sources)
     store = store_of(config)
     store.require_place()
-    if config.dry_run:
-        plan = settle_plan(config, store, sources, identity)
-        modalities = [source.modality for source in sources]
-        # Pictures that are only stored, and features that exist, have no teacher that could be in a step.
-        is_taught = not config.teacher.startswith((PICTURES, IMPORTED))
-        disk = measure_disk(store.folder) if store.folder is not None and is_taught else None
-        return ExtractResult(
-            path=store.location,
-            dry_run=True,
-            estimates=(*plan.estimates, *estimate_confidences(config, modalities, dataset)),
-            free_bytes=plan.free_bytes,
-            payback=None if disk is None else payback(plan.estimates, uses_per_epoch(dataset), disk),
-        )
-    with holding(store, config.own_part):
-        return extract_held(config, store, sources, identity, dataset)
+    if not config.dry_run:
+        with holding(store, config.own_part):
+            return extract_held(config, store, sources, identity, dataset)
+    # Another cache in its place is refused, as it would be by the extraction.
+    is_planned(config, store, identity)
+    return forecast_result(config, forecast(config, sources, max_file_bytes=store.max_file_bytes), dataset)
+
+
+def forecast_result(
+    config: ExtractConfig,
+    estimates: Sequence[Estimate],
+    dataset: Dataset,
+    *,
+    untimed: WeightsUnavailable | None = None,
+) -> ExtractResult:
+    """Return the result of a dry run: what the cache and its confidences take, the room there is, when it pays.
+
+    Args:
+        estimates: of the modalities.
+        untimed: why they have no time.
+
+    Raises:
+        StorageError: the cache would not fit on the disk.
+    """
+    location, folder = location_of(config), store_of(config).folder
+    free_bytes = None if folder is None else require_room(folder, sum(item.num_bytes for item in estimates))
+    # Pictures that are only stored, and features that exist, have no teacher that could be in a step.
+    is_taught = untimed is None and not config.teacher.startswith((PICTURES, IMPORTED))
+    disk = measure_disk(folder) if folder is not None and is_taught else None
+    return ExtractResult(
+        path=location,
+        dry_run=True,
+        estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
+        free_bytes=free_bytes,
+        payback=None if disk is None else payback(estimates, uses_per_epoch(dataset), disk),
+        untimed=untimed,
+    )
 
 
 def extract_held(
@@ -284,7 +282,7 @@ def extract_held(
 ) -> ExtractResult:
     """As `extract`, of a part that this process holds."""
     begun = time.perf_counter()
-    plan = settle_plan(config, store, sources, identity)
+    estimates = settle_plan(config, store, sources, identity)
     writer = CacheWriter(store)
     encoded = num_before = 0
     stage_seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
@@ -331,8 +329,7 @@ def extract_held(
         record_extraction(store.folder, seconds=seconds, num_units=encoded, device=config.device)
     return ExtractResult(
         path=store.location,
-        estimates=plan.estimates,
-        free_bytes=plan.free_bytes,
+        estimates=estimates,
         encoded_units=encoded,
         seconds=seconds,
         stage_seconds=stage_seconds,
@@ -364,109 +361,6 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
         )
         estimated.update(example_ids)
     return len(estimated)
-
-
-def run_on_ray(
-    work: Callable[[Part], Result], *, resource: str | None, num_tasks: int | None, watch: Callable[[], object]
-) -> list[Result]:
-    """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
-
-    Args:
-        work: of a task, given its part; it must be importable there.
-        resource: CPU or GPU, of which a task takes one; None for GPUs where the cluster has any.
-        num_tasks: how many; None for one per CPU or GPU of the cluster.
-        watch: called now and then while they run, in another thread.
-
-    Raises:
-        ConfigError: the extra `ray` is not installed.
-        ClusterError: the cluster cannot be reached, has no room for a task, or its workers keep dying.
-        AdvlError: whatever the first failing task raised.
-    """
-    with needs_extra("ray", where="--engine ray"):
-        ray: Any = import_module("ray")
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    task = partial(run_task, work, str(Path.cwd()), environment)
-    stop = threading.Event()
-
-    def connect() -> None:
-        address = os.environ.get("RAY_ADDRESS", "")
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            if host and port.isdigit():
-                # Tells in seconds what Ray itself takes a minute for.
-                socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-            # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                "The Ray cluster cannot be reached.",
-                where=address or "this machine",
-                why=str(error).partition("\n")[0],
-                next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine "
-                "alone",
-            ) from None
-
-    def drive() -> list[Result]:
-        held = ray.cluster_resources()
-        kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
-        count = num_tasks or int(held.get(kind, 0))
-        if held.get(kind, 0) < 1:
-            raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
-        remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
-        waiting, results = [remote.remote(Part(number, count)) for number in range(1, count + 1)], []
-        try:
-            while waiting and not stop.is_set():
-                done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
-                for outcome in ray.get(done):
-                    if isinstance(outcome, AdvlError):
-                        raise outcome
-                    results.append(outcome)
-                watch()
-        except ray.exceptions.RayError as error:
-            raise ClusterError(
-                "A task of the Ray cluster failed, or its workers keep dying.",
-                why=str(error).strip().splitlines()[-1],
-                next_command=again(
-                    "give the same command again: it resumes; with fewer --ray-tasks if memory ran out"
-                ),
-            ) from error
-        finally:
-            # A task that is cut off leaves what it committed, like any process that was killed.
-            for reference in waiting:
-                with suppress(Exception):
-                    ray.cancel(reference, force=True)
-        return results
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Ray gets a thread of its own: an exception from a signal inside one of its calls would come out as another.
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            pool.submit(connect).result()
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)  # Ray puts its own in their place.
-            return pool.submit(drive).result()
-        finally:
-            stop.set()
-            pool.submit(ray.shutdown)
-
-
-def run_task(
-    work: Callable[[Part], Result], folder: str, environment: dict[str, str], part: Part
-) -> Result | AdvlError:
-    """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
-    os.environ.update(environment, TQDM_DISABLE="1")
-    try:
-        if not Path(folder).is_dir():
-            raise ClusterError(
-                "A Ray worker does not see the folder that the command was given in.",
-                where=f"{folder} on {socket.gethostname()}",
-                next_command="give it in a folder that all nodes share",
-            )
-        os.chdir(folder)
-        return work(part)
-    except AdvlError as error:
-        return error
 
 
 def run_import(config: ImportConfig) -> ExtractResult:

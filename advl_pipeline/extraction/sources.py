@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.arrays import ids_to_bytes
+from advl_pipeline.cache.layout import ID_BYTES
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
@@ -31,9 +32,6 @@ from advl_pipeline.teachers.text_units import (
 )
 
 _TOKENISE_UNITS = 1024
-
-FORECAST_TEXTS = 20_000
-"""Texts that a forecast tokenises; for more of them it knows rows and bytes within an interval."""
 
 Selection = IndexedDataset | UnionOfSplits | SelectedExamples
 
@@ -63,8 +61,8 @@ class PreparedBatch:
 class ImageSource:
     """The pictures of a dataset and the tower that encodes them.
 
-    `prepare_threads` says how many threads may call `prepare` at once; `has_regions` whether token rows are regions,
-    whose boxes the tower gives.
+    `token_dim` is None where no token features are asked for, `has_regions` says whether they are of regions, whose
+    boxes the tower gives. `prepare_threads` is how many threads may call `prepare` at once.
     """
 
     modality = "image"
@@ -72,7 +70,8 @@ class ImageSource:
 
     def __init__(self, tower: ImageTower, units: Sequence[ImageUnit], *, has_tokens: bool) -> None:
         self.tower = tower
-        self.has_tokens = has_tokens
+        self.global_dim = tower.global_dim
+        self.token_dim = tower.token_dim if has_tokens else None
         self.has_regions = isinstance(tower, ImportedTower) and tower.has_regions
         self._units = units
 
@@ -84,7 +83,7 @@ class ImageSource:
         """Count the token rows of each unit."""
         del at_most  # Of a picture it is known without opening it.
         progress(len(self._units))
-        lengths = [self.tower.num_tokens(unit) if self.has_tokens else 0 for unit in self._units]
+        lengths = [0 if self.token_dim is None else self.tower.num_tokens(unit) for unit in self._units]
         return TokenCounts(lengths_N=np.array(lengths, np.int32), num_counted=len(lengths))
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
@@ -107,11 +106,11 @@ class TextSource:
 
     modality = "text"
     prepare_threads = 1  # Tokenizers of the Rust family refuse concurrent use.
-    has_tokens = True
     has_regions = False
 
     def __init__(self, tower: TextTower, units: Sequence[TextUnit]) -> None:
         self.tower = tower
+        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
         self._units = units
 
     def unit_ids(self) -> npt.NDArray[np.uint8]:
@@ -139,6 +138,24 @@ class TextSource:
 
 
 Source = ImageSource | TextSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizedUnits:
+    """As `ImageSource`, of a modality whose sizes are known and whose units nobody encodes."""
+
+    modality: str
+    global_dim: int
+    token_dim: int | None
+    counts: TokenCounts
+    has_regions: bool = False
+
+    def unit_ids(self) -> npt.NDArray[np.uint8]:
+        return np.zeros((len(self.counts.lengths_N), ID_BYTES), np.uint8)
+
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        del progress, at_most
+        return self.counts
 
 
 def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from objects import flipped
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache import stores, verify
@@ -36,16 +37,11 @@ def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> lis
     return names
 
 
-@pytest.mark.parametrize("damage", ["zero", "flip"])
-def test_a_payload_that_changed_is_noticed(cache_path: Path, damage: str) -> None:
+def test_a_payload_of_zeros_is_noticed(cache_path: Path) -> None:
     path = cache_path / VALUES
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     half = len(content) // 4 * 2
-    if damage == "flip":
-        content[half] ^= 1
-    else:  # The footer stays.
-        content[:half] = bytes(half)
-    path.write_bytes(content)
+    path.write_bytes(bytes(half) + content[half:])  # The footer stays.
     with pytest.raises(CorruptCache, match=f"{VALUES}: its content changed"):
         require_trustworthy(open_cache(cache_path))
 
@@ -57,9 +53,7 @@ def test_no_date_hides_a_change(cache_path: Path, touched: tuple[str, ...], days
     cache = cache_path
     require_trustworthy(open_cache(cache))
     times = (cache / VALUES).stat()
-    content = bytearray((cache / VALUES).read_bytes())
-    content[len(content) // 2] ^= 1
-    (cache / VALUES).write_bytes(content)
+    (cache / VALUES).write_bytes(flipped((cache / VALUES).read_bytes()))
     os.utime(cache / VALUES, ns=(times.st_atime_ns, times.st_mtime_ns))
     for name in touched:
         os.utime(cache / name, times=(time.time() + 86_400 * days,) * 2)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from commands import advl
+from objects import flipped
 from safetensors.numpy import load_file
 from tiny_extraction import TinyDataset, tiny_config, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache import identity
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
-from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.configuration import build_config, config_to_dict, declared
 from advl_pipeline.errors import DatasetError
@@ -51,9 +53,8 @@ def test_info(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verify(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert advl(capsys, "cache", "verify", cache)[0] == 0
-    content = bytearray((cache / "image/global/c/0/0").read_bytes())
-    content[5] ^= 1
-    (cache / "image/global/c/0/0").write_bytes(content)
+    damaged = cache / "image/global/c/0/0"
+    damaged.write_bytes(flipped(damaged.read_bytes()))
     code, _, err = advl(capsys, "cache", "verify", cache)
     assert code == 4
     assert "image/global/c/0/0: its content changed" in err
@@ -77,7 +78,7 @@ def test_verify_with_the_teacher(
     other = recompute(
         report, tiny_config(cache), tiny_teacher(seed=9), TinyDataset(pristine / "data"), count=3, seed=0
     )
-    assert not other.report.is_sound
+    assert not other.is_sound
 
 
 @pytest.mark.parametrize(
@@ -213,33 +214,40 @@ def test_export_to_safetensors(cache: Path, tmp_path: Path, capsys: pytest.Captu
     assert [row.tobytes().hex() for row in content["unit_id"]] == ids
 
 
+def imported(source: Path, dataset: TinyDataset, output: Path) -> FeatureStore:
+    """Import features into a cache, and return what it holds of pictures."""
+    settings = {"source": source, "name": "mine", "dataset": "tiny", "output": output}
+    import_features(build_config(ImportConfig, settings), dataset)
+    return open_cache(output).image
+
+
+def write_arrays(source: Path, form: str, arrays: Mapping[str, Any]) -> None:
+    """File arrays under names, as a folder of files or in an HDF5 file, there each alone or in a group of its own."""
+    if form.startswith("hdf5"):
+        with h5py.File(source, "w") as file:
+            for name, rows in arrays.items():
+                file[f"{name}/features" if form == "hdf5-groups" else name] = rows
+        return
+    for name, rows in arrays.items():
+        path = source / f"{name}.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "npy":
+            np.save(path, rows)
+        else:
+            torch.save(torch.nn.Parameter(torch.from_numpy(rows)), path)  # As a model keeps them.
+
+
 @pytest.mark.parametrize("form", ["npy", "pt", "hdf5-groups"])
 def test_import(tmp_path: Path, form: str) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=6)
     generator = np.random.default_rng(0)
+    # Pictures without boxes have no rows to take a mean of.
     features = {
-        unit.path.stem: generator.standard_normal((len(unit.boxes_R4), 5)).astype(np.float32) + 1
+        unit.path.stem: generator.standard_normal((max(1, len(unit.boxes_R4)), 5)).astype(np.float32) + 1
         for unit in dataset.image_units()
     }
-    # Pictures without boxes have no rows to take a mean of.
-    features = {name: rows if len(rows) else np.ones((1, 5), np.float32) for name, rows in features.items()}
-    source = tmp_path / "features"
-    if form.startswith("hdf5"):
-        with h5py.File(source, "w") as file:
-            for name, rows in features.items():
-                file[f"{name}/features" if form == "hdf5-groups" else name] = rows
-    else:
-        source.mkdir()
-        for name, rows in features.items():
-            if form == "npy":
-                np.save(source / f"{name}.npy", rows)
-            else:
-                torch.save(torch.from_numpy(rows), source / f"{name}.pt")
-    config = build_config(
-        ImportConfig, {"source": source, "name": "mine", "dataset": "tiny", "output": tmp_path / "cache"}
-    )
-    import_features(config, dataset)
-    store = open_cache(tmp_path / "cache").image
+    write_arrays(tmp_path / "features", form, features)
+    store = imported(tmp_path / "features", dataset, tmp_path / "cache")
     for unit in dataset.image_units():
         rows = features[unit.path.stem]
         np.testing.assert_array_equal(store.token_features([unit.unit_id])[0], rows.astype(np.float16))
@@ -256,42 +264,30 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
     ]
     monkeypatch.setattr(dataset, "image_units", lambda: units)
 
-    def imported(*names: str) -> list[float]:
+    def found(*names: str) -> list[float]:
         source = tmp_path / "-".join(names).replace("/", "_")
-        if form == "hdf5":
-            with h5py.File(source, "w") as file:
-                for value, name in enumerate(names):
-                    file[name] = np.full(3, value, np.float32)
-        else:
-            for value, name in enumerate(names):
-                path = source / f"{name}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, np.full(3, value, np.float32))
-        output = source.with_suffix(".cache")
-        config = build_config(ImportConfig, {"source": source, "name": "mine", "dataset": "tiny", "output": output})
-        import_features(config, dataset)
-        store = open_cache(output).image
+        write_arrays(source, form, {name: np.full(3, value, np.float32) for value, name in enumerate(names)})
+        store = imported(source, dataset, source.with_suffix(".cache"))
         return [float(store.global_features([unit.unit_id])[0, 0]) for unit in units]
 
-    assert imported("dogs/0", "cats/0") == [1.0, 0.0]
-    assert imported("dogs/0", "data/cats/0.png") == [1.0, 0.0]
-    with pytest.raises(DatasetError, match="same features"):
-        imported("0")
-    with pytest.raises(DatasetError, match="Several features"):
-        imported("a/0", "b/0")
-    with pytest.raises(DatasetError, match="same features"):
-        imported("dogs/0", "dogs/1")
+    assert found("dogs/0", "cats/0") == [1.0, 0.0]
+    assert found("dogs/0", "data/cats/0.png") == [1.0, 0.0]
+    for names, said in {
+        ("0",): "same features",
+        ("a/0", "b/0"): "Several features",
+        ("dogs/0", "dogs/1"): "same features",
+    }.items():
+        with pytest.raises(DatasetError, match=said):
+            found(*names)
 
 
 def test_import_follows_links_that_stay_in_an_hdf5_file(tmp_path: Path) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=4)
     names = [unit.path.stem for unit in dataset.image_units()]
     source, other = tmp_path / "features", tmp_path / "other"
-    with h5py.File(other, "w") as file:
-        for name in names:
-            file[f"all/{name}"] = np.full(3, 9, np.float32)
+    write_arrays(other, "hdf5", {f"all/{name}": np.full(3, 9, np.float32) for name in names})
 
-    def imported(output: str, **links: Any) -> list[float]:
+    def found(output: str, **links: Any) -> list[float]:
         with h5py.File(source, "w") as file:
             for value, name in enumerate(names):
                 file[f"kept/n{value}/features"] = np.full(3, value, np.float32)
@@ -302,13 +298,11 @@ def test_import_follows_links_that_stay_in_an_hdf5_file(tmp_path: Path) -> None:
             for name, link in links.items():
                 file.pop(name, None)
                 file[name] = link
-        settings = {"source": source, "name": "mine", "dataset": "tiny", "output": tmp_path / output}
-        import_features(build_config(ImportConfig, settings), dataset)
-        store = open_cache(tmp_path / output).image
+        store = imported(source, dataset, tmp_path / output)
         return [float(store.global_features([unit.unit_id])[0, 0]) for unit in dataset.image_units()]
 
-    assert imported("a") == [0.0, 1.0, 2.0, 3.0]
-    assert imported("b", **{names[0]: h5py.SoftLink("kept/up/./kept/n3")}) == [3.0, 1.0, 2.0, 3.0]
+    assert found("a") == [0.0, 1.0, 2.0, 3.0]
+    assert found("b", **{names[0]: h5py.SoftLink("kept/up/./kept/n3")}) == [3.0, 1.0, 2.0, 3.0]
     outside = h5py.ExternalLink(str(other), "/all")
     links: list[dict[str, Any]] = [
         {names[0]: h5py.ExternalLink(str(other), f"/all/{names[0]}")},
@@ -316,7 +310,7 @@ def test_import_follows_links_that_stay_in_an_hdf5_file(tmp_path: Path) -> None:
     ]
     for number, given in enumerate(links):
         with pytest.raises(DatasetError, match="no features for a picture"):
-            imported(f"out-{number}", **given)
+            found(f"out-{number}", **given)
 
 
 def test_import_of_a_damaged_hdf5_file(tmp_path: Path) -> None:
@@ -327,9 +321,8 @@ def test_import_of_a_damaged_hdf5_file(tmp_path: Path) -> None:
             file[unit.path.stem] = np.ones(3, np.float32)
     before, mark, after = source.read_bytes().rpartition(b"OHDR")
     source.write_bytes(before + bytes(len(mark)) + after)
-    config = build_config(ImportConfig, {"source": source, "name": "mine", "dataset": "tiny"})
     with pytest.raises(DatasetError, match="not readable HDF5"):
-        import_features(config, dataset)
+        imported(source, dataset, tmp_path / "cache")
 
 
 class Evil:
@@ -337,30 +330,37 @@ class Evil:
         return (Path.touch, (Path("was-run"),))
 
 
-def test_import_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "save"),
+    [
+        (".pt", lambda file: torch.save(Evil(), file)),
+        (".npy", lambda file: np.save(file, np.array([Evil()]))),
+        (".npy", lambda file: np.savez(file, features=np.ones((2, 3), np.float32))),
+        (".npy", lambda file: file.write(b"\x93NUMPY\x01\x00\x06\x00{'a':(\n")),
+    ],
+    ids=["a pickle", "objects", "an archive", "a torn header"],
+)
+def test_import_reads_plain_arrays_alone_and_never_unpickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, save: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     dataset = TinyDataset(tmp_path / "data", num_images=1)
-    name = dataset.image_units()[0].path.stem
-    for number, save in enumerate(
-        (lambda path: torch.save(Evil(), path), lambda path: np.save(path, np.array([Evil()])))
-    ):
-        source = tmp_path / f"features-{number}"
-        source.mkdir()
-        save(source / (f"{name}.npy" if number else f"{name}.pt"))
-        config = build_config(ImportConfig, {"source": source, "name": "evil", "dataset": "tiny"})
-        with pytest.raises(DatasetError, match="cannot be read"):
-            import_features(config, dataset)
+    source = tmp_path / "features"
+    source.mkdir()
+    with (source / f"{dataset.image_units()[0].path.stem}{suffix}").open("wb") as file:
+        save(file)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        imported(source, dataset, tmp_path / "cache")
     assert not (tmp_path / "was-run").exists()
 
 
 def test_import_names_what_is_missing(tmp_path: Path) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=2)
-    (tmp_path / "features").mkdir()
-    np.save(tmp_path / "features" / f"{dataset.image_units()[0].path.stem}.npy", np.ones(3, np.float32))
-    config = build_config(ImportConfig, {"source": tmp_path / "features", "name": "mine", "dataset": "tiny"})
+    first, second = dataset.image_units()
+    write_arrays(tmp_path / "features", "npy", {first.path.stem: np.ones(3, np.float32)})
     with pytest.raises(DatasetError) as caught:
-        import_features(config, dataset)
-    assert dataset.image_units()[1].path.name in caught.value.why
+        imported(tmp_path / "features", dataset, tmp_path / "cache")
+    assert second.path.name in caught.value.why
 
 
 def test_a_command_that_makes_a_cache_again_says_all_that_decides_it() -> None:

@@ -15,6 +15,7 @@ import pytest
 from commands import advl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from objects import flipped
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
@@ -51,9 +52,7 @@ def mend(pristine: Path, cache: Path) -> RepairResult:
 
 
 def flip(path: Path, place: float = 0.5) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 0x10
-    path.write_bytes(content)
+    path.write_bytes(flipped(path.read_bytes(), place))
 
 
 def spoil(path: Path, damage: str, *, original: Path, place: float = 0.5) -> None:

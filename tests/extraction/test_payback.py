@@ -25,7 +25,6 @@ def of_units(modality: str, units: int, seconds: float, num_bytes: int) -> Estim
         num_token_rows=units,
         num_shards=1,
         num_bytes=num_bytes,
-        padded_share=0.0,
         seconds=seconds,
     )
 

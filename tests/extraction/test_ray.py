@@ -18,7 +18,8 @@ from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
 from advl_pipeline.cache.parts import Part
 from advl_pipeline.errors import ClusterError, StorageError
-from advl_pipeline.extraction.run import extract, extract_part, run_task
+from advl_pipeline.extraction.cluster import run_task
+from advl_pipeline.extraction.run import extract, extract_part
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DRIVER = """

@@ -17,7 +17,6 @@ import region_mirrors
 from region_mirrors import (
     BOXES,
     CONFIDENCE,
-    FEATURE_SIZE,
     NUM_REGIONS,
     SHARES,
     SIZE,
@@ -73,26 +72,6 @@ def test_every_format_gives_back_what_was_written(tmp_path: Path, form: str, sta
         with pytest.raises(DatasetError) as caught:
             reader.read(name, width=320, height=240)
         assert "picture" in caught.value.why
-
-
-def test_whole_picture_feature_of_vl_bert(tmp_path: Path, stack: ExitStack) -> None:
-    reader = open_regions(write_vl_bert_json(tmp_path / "json", [PICTURE], whole=True), stack)
-    assert reader.read(PICTURE.stem, **WIDTH_AND_HEIGHT).whole_D.tolist() == [7.0] * FEATURE_SIZE
-
-
-@pytest.mark.parametrize("variant", ["feat_th0.2_max100_min10", "feat_th0.2_max100_min10_compressed"])
-def test_uniter_fixture_equals_what_its_own_loader_collated(variant: str, stack: ExitStack) -> None:
-    expected = np.load(ASSETS / "students" / "uniter_data" / "vqa_collate_expected.npz")
-    reader = open_regions(ASSETS / "uniter_data" / "img" / "coco_val2014" / variant, stack)
-    counts = json.loads((ASSETS / "uniter_data" / "img" / "coco_val2014" / "nbb_th0.2_max100_min10.json").read_text())
-    assert len(counts) == 3
-    for row, name in enumerate(counts):
-        found = reader.read(name.removesuffix(".npz"), width=1, height=1)
-        count = len(found.values)
-        assert count == (10, 11, 14)[row]
-        np.testing.assert_array_equal(found.values, expected["img_feat"][row, :count])
-        assert not expected["img_feat"][row, count:].any()
-        np.testing.assert_allclose(found.regions["boxes"], expected["img_pos_feat"][row, :count, :6], atol=2e-5)
 
 
 def test_uniter_vcr_joins_ground_truth_and_detected(stack: ExitStack) -> None:
@@ -205,13 +184,6 @@ def test_the_split_that_pictures_are_filed_under(dataset: str, split: str, filed
     assert "+".join(picture_splits(dataset, split)) == filed_under
 
 
-def test_a_truncated_npz_is_named(tmp_path: Path, stack: ExitStack) -> None:
-    file = write_npz(tmp_path / "npz", [PICTURE]) / f"{PICTURE.stem}.npz"
-    file.write_bytes(file.read_bytes()[:-60])
-    with pytest.raises(DatasetError, match="malformed"):
-        open_regions(file.parent, stack).read(PICTURE.stem, **WIDTH_AND_HEIGHT)
-
-
 def test_tsv_lines_are_checked_when_scanned(tmp_path: Path, stack: ExitStack) -> None:
     file = tmp_path / "butd.tsv"
     file.write_text("9\t1\t2\n")
@@ -259,22 +231,16 @@ def test_names_of_pictures() -> None:
         name_of(Path("picture.jpg"), "number")
 
 
-def picture(folder: str = ".", *, num_boxes: int = NUM_REGIONS) -> ImageUnit:
-    boxes_R4 = np.resize(BOXES, (num_boxes, 4))
-    return ImageUnit(unit_id=folder, path=Path(folder) / PICTURE, width=SIZE[0], height=SIZE[1], boxes_R4=boxes_R4)
-
-
-def files_of(path: Path, stack: ExitStack, **options: Any) -> RegionFiles:
-    return RegionFiles(path, prefix="vcr_", splits=["val"], naming=None, first=picture(), stack=stack, **options)
-
-
-def test_regions_of_a_datasets_pictures(tmp_path: Path, stack: ExitStack) -> None:
-    files = files_of(write_npz(tmp_path / "npz", [PICTURE]), stack, ground_truth=True)
-    assert files.regions(picture()).regions["box_index"].tolist() == [0, 1, 2]
-    with pytest.raises(DatasetError, match="do not fit"):
-        files.regions(picture(num_boxes=5))
+def test_two_pictures_that_go_by_one_name_are_told(tmp_path: Path, stack: ExitStack) -> None:
+    units = [
+        ImageUnit(unit_id=folder, path=Path(folder) / PICTURE, width=SIZE[0], height=SIZE[1], boxes_R4=BOXES)
+        for folder in ("a", "b")
+    ]
+    source = write_npz(tmp_path / "npz", [PICTURE])
+    files = RegionFiles(source, prefix="vcr_", splits=["val"], naming=None, first=units[0], stack=stack)
+    assert len(files.regions(units[0]).values) == NUM_REGIONS
     with pytest.raises(DatasetError, match="Two pictures go by one name"):
-        files.regions(picture("b"))
+        files.regions(units[1])
 
 
 def test_nothing_there(tmp_path: Path, stack: ExitStack) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos import make_job
-from objects import objects, spoil, upload
+from objects import flipped, objects, spoil, upload
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
@@ -132,7 +132,7 @@ def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
     url = finished
     name = "text/tokens/values/c/1/0"
     content = ObjectStore(url).get(name)
-    spoil(url, name, content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    spoil(url, name, flipped(content))
     assert list(verify_cache(url).findings) == [name]
     text = open_cache(url).stores()["text"]
     # What goes wrong ahead is told when it is read.
@@ -149,8 +149,7 @@ def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
     values = text.token_features(list(text.ids))[0]
     # Damage of the copy on this disk is found by the next process, and mended.
     (copy,) = (tmp_path / "disk-cache/reading").glob(f"*/{name}")
-    raw = copy.read_bytes()
-    copy.write_bytes(raw[:7] + bytes([raw[7] ^ 1]) + raw[8:])
+    copy.write_bytes(flipped(copy.read_bytes()))
     again = open_cache(url).text
     np.testing.assert_array_equal(again.token_features(list(again.ids))[0], values)
     spoil(url, "text/stray", b"x")

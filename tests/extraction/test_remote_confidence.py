@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from objects import objects, spoil
+from objects import flipped, objects, spoil
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.confidence import (
@@ -34,52 +34,42 @@ def numbers(writer: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.linspace(0.1, 0.9, len(NAMES), dtype=np.float32) + np.float32(writer * 1e-7)
 
 
-def between_record_and_probabilities(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
-    """Have something happen when a reader has the record, and not yet the probabilities that it lists."""
-    acts: Iterator[Any] = iter([act])
-    get = ObjectStore.get
+def replaced(url: Url) -> None:
+    write_confidence(url, IDENTITY, NAMES, numbers(1), numbers(1))
+
+
+def removed(url: Url) -> None:
+    ObjectStore(url).delete(RECORD, *ObjectStore(url).list("confidence"))
+
+
+@pytest.mark.parametrize(
+    ("is_damaged", "act", "expected"), [(False, replaced, 0), (True, replaced, 1), (False, removed, None)]
+)
+def test_what_another_does_between_the_record_and_the_numbers(
+    url: Url, monkeypatch: pytest.MonkeyPatch, is_damaged: bool, act: Callable[[Url], None], expected: int | None
+) -> None:
+    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
+    before = objects(url)
+    if is_damaged:
+        spoil(url, PROBABILITY, flipped(before[PROBABILITY]))
+        with pytest.raises(CorruptCache, match=PROBABILITY):
+            read_confidence(url, IDENTITY)
+    acts, get = iter([act]), ObjectStore.get
 
     def get_later(store: ObjectStore, name: str) -> bytes:
         if name == PROBABILITY:
-            next(acts, lambda: None)()
+            next(acts, lambda _: None)(url)
         return get(store, name)
 
     monkeypatch.setattr(ObjectStore, "get", get_later)
-
-
-def test_a_set_that_another_writes_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
-    before = objects(url)
-    between_record_and_probabilities(
-        monkeypatch, lambda: write_confidence(url, IDENTITY, NAMES, numbers(1), numbers(1))
-    )
     found = read_confidence(url, IDENTITY)
-    np.testing.assert_array_equal(found[1], numbers(0))
-    assert objects(url) == before
-
-
-def test_a_damaged_set_that_another_mends_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
-    content = ObjectStore(url).get(PROBABILITY)
-    spoil(url, PROBABILITY, content[:7] + bytes([content[7] ^ 1]) + content[8:])
-    with pytest.raises(CorruptCache, match=PROBABILITY):
-        read_confidence(url, IDENTITY)
-    between_record_and_probabilities(
-        monkeypatch, lambda: write_confidence(url, IDENTITY, NAMES, numbers(1), numbers(1))
-    )
-    found = read_confidence(url, IDENTITY)
-    np.testing.assert_array_equal(found[1], numbers(1))
-
-
-def test_a_set_that_is_removed_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
-
-    def remove() -> None:
-        for name in [RECORD, *ObjectStore(url).list("confidence")]:
-            ObjectStore(url).delete(name)
-
-    between_record_and_probabilities(monkeypatch, remove)
-    assert read_confidence(url, IDENTITY) is None
+    assert next(acts, None) is None
+    if expected is None:
+        assert found is None
+        return
+    np.testing.assert_array_equal(found[1], numbers(expected))
+    # A sound set stays as it was first written.
+    assert (objects(url) == before) == (not is_damaged)
 
 
 def test_writers_that_begin_together_and_a_reader_among_them(url: Url, tmp_path: Path) -> None:

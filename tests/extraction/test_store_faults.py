@@ -12,7 +12,6 @@ from typing import get_args
 import numpy as np
 import pytest
 from objects import objects, upload
-from obstore.exceptions import BaseError
 from s3_faults import Fault, FaultyStore, serve_faults
 from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
@@ -91,24 +90,6 @@ def test_a_store_that_stays_ill_is_named(
             assert "AKID" not in str(caught.value)
         assert time.monotonic() - begin < 60
         assert not list((tmp_path / "disk-cache").rglob("text/tokens/values/c/*/*"))
-
-
-@pytest.mark.parametrize("num_cut", [5, 6])
-def test_cut_answers_are_asked_for_again_as_often_as_the_library_asks(num_cut: int) -> None:
-    answers = iter([BaseError("error reading a body: hyper::Error(IncompleteBody)")] * num_cut)
-
-    def request() -> str:
-        for error in answers:
-            raise error
-        return "whole"
-
-    store = object_store.ObjectStore(Url("s3://bucket/cache"))
-    if num_cut == 5:
-        assert store._ask("name", request) == "whole"
-        return
-    with pytest.raises(StorageError) as caught:
-        store._ask("name", request)
-    assert caught.value.why == WHY["cut"]
 
 
 def test_extraction_stops_with_a_message_and_resumes(folder: Path, url: Url, s3_server: S3Server) -> None:

@@ -32,6 +32,12 @@ def spoil(url: Url, name: str, content: bytes) -> None:
     assert store.create(name, content)
 
 
+def flipped(content: bytes, place: float = 0.5) -> bytes:
+    """Return bytes of which one bit is another; `place` is a share of their length."""
+    position = int(place * (len(content) - 1))
+    return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
+
+
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
     """Put the sum of all text token features into a queue, from whatever process this runs in."""
     queue.put(float(cache.text.token_features(cache.text.ids)[0].astype("f8").sum()))

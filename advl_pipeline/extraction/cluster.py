@@ -1,0 +1,133 @@
+"""Parts of an extraction in the tasks of a Ray cluster, as if a command had been given once per part.
+
+Which part is whose is decided before the start, and a task that dies is started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from advl_pipeline.cache.parts import Part
+from advl_pipeline.errors import AdvlError, ClusterError, again
+from advl_pipeline.packages import needs_extra
+
+_CONNECT_SECONDS = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+_ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
+"""What a task of Ray is given of the environment; never credentials."""
+
+Result = TypeVar("Result")
+
+
+def run_on_ray(
+    work: Callable[[Part], Result], *, resource: str | None, num_tasks: int | None, watch: Callable[[], object]
+) -> list[Result]:
+    """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
+
+    Args:
+        work: of a task, given its part; it must be importable there.
+        resource: CPU or GPU, of which a task takes one; None for GPUs where the cluster has any.
+        num_tasks: how many; None for one per CPU or GPU of the cluster.
+        watch: called now and then while they run, in another thread.
+
+    Raises:
+        ConfigError: the extra `ray` is not installed.
+        ClusterError: the cluster cannot be reached, has no room for a task, or its workers keep dying.
+        AdvlError: whatever the first failing task raised.
+    """
+    with needs_extra("ray", where="--engine ray"):
+        ray: Any = import_module("ray")
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    task = partial(run_task, work, str(Path.cwd()), environment)
+    stop = threading.Event()
+
+    def connect() -> None:
+        address = os.environ.get("RAY_ADDRESS", "")
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            if host and port.isdigit():
+                # Tells in seconds what Ray itself takes a minute for.
+                socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+            # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                "The Ray cluster cannot be reached.",
+                where=address or "this machine",
+                why=str(error).partition("\n")[0],
+                next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine "
+                "alone",
+            ) from None
+
+    def drive() -> list[Result]:
+        held = ray.cluster_resources()
+        kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
+        count = num_tasks or int(held.get(kind, 0))
+        if held.get(kind, 0) < 1:
+            raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
+        remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
+        waiting, results = [remote.remote(Part(number, count)) for number in range(1, count + 1)], []
+        try:
+            while waiting and not stop.is_set():
+                done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
+                for outcome in ray.get(done):
+                    if isinstance(outcome, AdvlError):
+                        raise outcome
+                    results.append(outcome)
+                watch()
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                "A task of the Ray cluster failed, or its workers keep dying.",
+                why=str(error).strip().splitlines()[-1],
+                next_command=again(
+                    "give the same command again: it resumes; with fewer --ray-tasks if memory ran out"
+                ),
+            ) from error
+        finally:
+            # A task that is cut off leaves what it committed, like any process that was killed.
+            for reference in waiting:
+                with suppress(Exception):
+                    ray.cancel(reference, force=True)
+        return results
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Ray gets a thread of its own: an exception from a signal inside one of its calls would come out as another.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(connect).result()
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)  # Ray puts its own in their place.
+            return pool.submit(drive).result()
+        finally:
+            stop.set()
+            pool.submit(ray.shutdown)
+
+
+def run_task(
+    work: Callable[[Part], Result], folder: str, environment: dict[str, str], part: Part
+) -> Result | AdvlError:
+    """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
+    os.environ.update(environment, TQDM_DISABLE="1")
+    try:
+        if not Path(folder).is_dir():
+            raise ClusterError(
+                "A Ray worker does not see the folder that the command was given in.",
+                where=f"{folder} on {socket.gethostname()}",
+                next_command="give it in a folder that all nodes share",
+            )
+        os.chdir(folder)
+        return work(part)
+    except AdvlError as error:
+        return error

@@ -1,0 +1,205 @@
+"""Arrays that are filed under pictures: an HDF5 file, or a folder of `.npy` or `.pt` files.
+
+They are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
+filed under.
+
+Shapes: M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tokenize
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import DatasetError, again
+from advl_pipeline.extraction.region_formats import Entry, FoundFeatures, by_name
+
+_SUFFIXES = (".npy", ".pt")
+
+_HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
+
+
+class FiledArrays:
+    """Arrays by the names that they are filed under, such as cats/0.
+
+    Args:
+        source: the file or folder that they lie in, for errors.
+        entries: name -> where the array lies; several names may be of one.
+
+    Raises:
+        DatasetError: two arrays have one name.
+    """
+
+    def __init__(self, source: Path, entries: Iterable[tuple[str, Entry]]) -> None:
+        self._source = source
+        self._entries = by_name(entries)
+        self._pictures: dict[str, Path] = {}
+        alike: dict[str, dict[str, str]] = {}
+        for name, entry in self._entries.items():
+            alike.setdefault(name.rpartition("/")[2], {}).setdefault(entry.where, name)
+        self._alike = {last: [*names.values()] for last, names in alike.items()}
+
+    def features(self, unit: ImageUnit) -> FoundFeatures:
+        """Read the features of a picture, rows (M, D) or one vector (D,).
+
+        Raises:
+            DatasetError: there are none, those of another picture have the same name, or they cannot be read.
+        """
+        name = self._find(unit.path)
+        if name is None:
+            why = f"picture {unit.path.name}"
+            raise DatasetError("There are no features for a picture.", where=str(self._source), why=why)
+        if (other := self._pictures.setdefault(name, unit.path)) != unit.path:
+            raise DatasetError(
+                "Two pictures have the same features, by their names.",
+                where=f"{self._source}: {name}",
+                why=f"{other} and {unit.path}",
+                next_command=_HOW_TO_FILE,
+            )
+        return FoundFeatures(values=_read_values(self._entries[name]))
+
+    def _find(self, picture: Path) -> str | None:
+        """Return the name that a picture's features are filed under: the one with most of its folders."""
+        parts = picture.parts[1:] if picture.is_absolute() else picture.parts
+        for first in range(len(parts)):
+            name = "/".join(parts[first:])
+            for filed in (name, name.removesuffix(picture.suffix)):
+                if filed in self._entries:
+                    return filed
+        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
+        alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
+        if len(alike) > 1:
+            raise DatasetError(
+                "Several features go by a picture's name, and none by its folder.",
+                where=str(picture),
+                why=f"{alike[0]} and {alike[1]}",
+                next_command=_HOW_TO_FILE,
+            )
+        return alike[0] if alike else None
+
+
+def _read_values(entry: Entry) -> npt.NDArray[np.float32]:
+    try:
+        values = entry.read()["features"]
+    except _DAMAGED as error:
+        raise DatasetError("Features cannot be read.", where=entry.where, why=str(error).split("\n")[0]) from None
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim not in (1, 2) or values.shape[-1] == 0 or values.dtype.kind not in "fiu":
+        raise DatasetError(
+            "Features must be numbers of shape (rows, width) or (width,).",
+            where=entry.where,
+            why=f"{values.dtype} of shape {values.shape}",
+        )
+    with np.errstate(over="ignore"):
+        features = values.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise DatasetError(
+            "Features must be finite numbers.",
+            where=entry.where,
+            why="some are NaN or infinite, or beyond the range of float32",
+            next_command=again("make them anew by the program that wrote them, then give the same command again"),
+        )
+    return features
+
+
+def arrays_of_folder(folder: Path) -> Iterator[tuple[str, Entry]]:
+    """Yield one `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES):
+        yield path.relative_to(folder).with_suffix("").as_posix(), Entry(str(path), partial(_read_array, path))
+
+
+def _read_array(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if path.suffix == ".npy":
+        values = np.load(path, allow_pickle=False)
+    else:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+        values = tensor.detach().float().numpy() if isinstance(tensor, torch.Tensor) else None
+    if not isinstance(values, np.ndarray):
+        raise ValueError("it does not hold one array")
+    return {"features": values}
+
+
+def arrays_of_hdf5(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
+    """Yield the arrays of an HDF5 file: a data set per picture, or a group per picture with a data set `features`.
+
+    Soft links count as what they lead to in the file. Links to other files lead nowhere.
+    """
+    import h5py
+
+    def read(place: str) -> dict[str, npt.NDArray[Any]]:
+        # A data set that stays open keeps its chunks in memory.
+        return {"features": np.asarray(file[place][()])}
+
+    try:
+        file: Any = stack.enter_context(h5py.File(path, "r"))
+        for name, place in _data_sets(file, file):
+            yield name.removesuffix("/features"), Entry(f"{path}:{place}", partial(read, place))
+    except _DAMAGED as error:
+        raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
+
+
+_DAMAGED = (
+    EOFError,
+    KeyError,
+    MemoryError,  # of a forged size
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
+"""What NumPy, PyTorch and h5py raise for what they cannot read, kinds of links and of numbers among it."""
+
+_MAX_LINKS = 16
+"""Soft links that one name may lead through."""
+
+
+def _data_sets(file: Any, group: Any, *, before: str = "", is_linked: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the names of the data sets below a group, and the path of each without links.
+
+    Args:
+        before: begins the names.
+        is_linked: a soft link led here. Further ones are followed to data sets alone, so that there is an end.
+    """
+    import h5py
+
+    for key in group:
+        is_link = not isinstance(group.get(key, getlink=True), h5py.HardLink)
+        item = _without_leaving(file, group, key)
+        if isinstance(item, h5py.Dataset):
+            yield before + key, item.name
+        elif isinstance(item, h5py.Group) and not (is_link and is_linked):
+            yield from _data_sets(file, item, before=f"{before}{key}/", is_linked=is_link or is_linked)
+
+
+def _without_leaving(file: Any, group: Any, key: str) -> Any:
+    """Return the object of a name in a group, None where links lead to another file, nowhere or in a circle."""
+    import h5py
+
+    found, parts, num_links = group, [key], 0
+    while parts:
+        part = parts.pop(0)
+        if part in ("", "."):
+            continue
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if isinstance(link, h5py.SoftLink) and num_links < _MAX_LINKS:
+            num_links += 1
+            found = file if link.path.startswith("/") else found
+            parts = [*link.path.split("/"), *parts]
+        else:
+            found = found[part] if isinstance(link, h5py.HardLink) else None
+    return found
