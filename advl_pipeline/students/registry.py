@@ -126,10 +126,12 @@ def family_settings(student_class: Any) -> dict[str, Any]:
 def list_students() -> list[dict[str, Any]]:
     """Return name and family of every student, plug-ins included, without building any."""
     known = families()
-    return [
-        {"name": name, "family": family_of(name), **known.get(family_of(name), {"title": "plug-in"})}
-        for name in student_names()
-    ]
+    return [_facts(name, known) for name in student_names()]
+
+
+def _facts(name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    family = family_of(name)
+    return {"name": name, "family": family, **known.get(family, {"title": "plug-in"})}
 
 
 def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
@@ -143,11 +145,8 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
             names its padding.
     """
     student = _random_student(name, tokenizer)
-    family = family_of(name)
     return {
-        "name": name,
-        "family": family,
-        **families().get(family, {"title": "plug-in"}),
+        **_facts(name, families()),
         "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
         "hidden_size": student.hidden_size,
         "pooled_size": student.pooled_size,

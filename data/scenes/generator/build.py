@@ -160,7 +160,14 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     folder = root / paths.FOLDER
     require_folder(folder, "corpus", option="--data-root")
     vocabulary = load_vocabulary(config.descriptions)
-    wanted = _content_settings(config, vocabulary)
+    # Descriptions, ours too, count by what they say.
+    said = [
+        (kind.code, [(one.aspect, one.text) for one in (*kind.descriptions, *kind.held_out)])
+        for kind in vocabulary.kinds
+    ]
+    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    content = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
+    wanted = {"version": CORPUS_VERSION, **content, "descriptions": digest}
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / f".{paths.FOLDER}.lock").open("w") as lock:
@@ -193,17 +200,6 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
             ),
         )
     return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
-
-
-def _content_settings(config: ScenesConfig, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the settings that determine the content of a corpus: descriptions, ours too, by what they say."""
-    settings = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
-    said = [
-        (kind.code, [(one.aspect, one.text) for one in (*kind.descriptions, *kind.held_out)])
-        for kind in vocabulary.kinds
-    ]
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-    return {"version": CORPUS_VERSION, **settings, "descriptions": digest}
 
 
 def _read_record(folder: Path) -> CorpusRecord | None:
