@@ -6,7 +6,9 @@ writes its checkpoint (`finishing`). Job queues preempt by SIGTERM, so it is no 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from types import FrameType
 from advl_pipeline.errors import Interrupted
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+_SECONDS_TO_LET_GO = 0.05
 
 
 class Stop(KeyboardInterrupt):
@@ -87,12 +91,24 @@ def listening() -> Iterator[None]:
     if _process.listens or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _STOPPING}
+    before, report = {number: signal.getsignal(number) for number in _STOPPING}, sys.unraisablehook
+
+    def take_again(dropped: sys.UnraisableHookArgs) -> None:
+        # Python drops what is raised while it lets go of an object: the signal comes once more, behind that.
+        if not isinstance(dropped.exc_value, Stop):
+            report(dropped)
+            return
+        number = signal.SIGINT if _process.asked_by == "Ctrl-C" else signal.SIGTERM
+        _process.asked_by = ""
+        threading.Timer(_SECONDS_TO_LET_GO, os.kill, (os.getpid(), number)).start()
+
     try:
+        sys.unraisablehook = take_again
         _listen()
         yield
     finally:
         _process.listens = False
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
