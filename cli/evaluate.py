@@ -205,7 +205,7 @@ def shift(config: ScoreShiftConfig) -> Iterator[Any]:
     for metric, drop in result.drops.items():
         low, high = drop.interval.low, drop.interval.high
         change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}]"
-        if drop.significance is not None:
-            change += f", p {drop.significance.p_value:.3g}"
+        if drop.p_value is not None:
+            change += f", p {drop.p_value:.3g}"
         told = "the same questions" if drop.questions == "same" else "a part of all questions"
         click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {told}")

@@ -61,12 +61,12 @@ def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]
         click.echo(forecast_as_text(forecast))
         return
     from advl_pipeline.reporting.tables import as_json, as_text
-    from advl_pipeline.studies.run import Failure, run_study
+    from advl_pipeline.studies.run import run_study
 
-    failures: list[Failure] = []
-    result = run_study(config, report_failure=failures.append)
+    failures: list[str] = []
+    result = run_study(config, report_failure=lambda cell, error: failures.append(f"failed: {cell.title}\n{error}"))
     for failure in failures:
-        click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
+        click.echo(failure, err=True)
     exit_with(1 if failures else 0)
     yield json.loads(as_json(result))
     click.echo(as_text(result))

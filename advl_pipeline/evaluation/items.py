@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRIC_OF_TASK: Mapping[str, str] = {
     "vcr-q2a": "q2a",
@@ -43,20 +46,6 @@ class AnsweredDataset(Protocol):
     def ground_truth(self, example_id: str) -> GroundTruth: ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ItemScores:
-    """One score in [0, 1] per question, with the questions' ids.
-
-    `pictures` names the picture that each question is about, or its group: questions on one are not independent of
-    one another. `strata` are their question types.
-    """
-
-    question_ids: tuple[str, ...]
-    score: npt.NDArray[np.float32]
-    pictures: tuple[str, ...] = ()
-    strata: tuple[str, ...] = ()
-
-
 def question_rank(question_id: str) -> bytes:
     """Return what questions are drawn by: as good as at random, and the same every time."""
     return hashlib.blake2b(question_id.encode()).digest()
@@ -71,25 +60,6 @@ def questions_of(example_ids: Sequence[str], tasks: Sequence[Task]) -> list[str]
     """Return the id of the question of each example of a split that is opened for these tasks."""
     suffixes = tuple(f":{task}" for task in tasks)
     return [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in example_ids]
-
-
-def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32]) -> ItemScores:
-    """Score the first maximum of each row against the label: 1 or 0.
-
-    Raises:
-        DatasetError: an item without a label. ConfigError: a score that is not a number.
-    """
-    chosen = first_maximum(scores_nC, [example.example_id for example in examples])
-    values = np.zeros(len(examples), dtype=np.float32)
-    for row, (example, choice) in enumerate(zip(examples, chosen.tolist(), strict=True)):
-        if example.label is None:
-            raise DatasetError(
-                "An item has no label, so it cannot be scored.",
-                where=example.example_id,
-                next_command=advise(["advl", "predict", "--help"], note="writes what a leaderboard takes"),
-            )
-        values[row] = float(choice == example.label)
-    return _item_scores(examples, values)
 
 
 def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -110,80 +80,77 @@ def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> 
     return chosen
 
 
-def score_answers(
-    examples: Sequence[Example],
-    scores_nK: npt.NDArray[np.float32],
-    *,
-    answers: Sequence[str],
-    dataset: AnsweredDataset,
-    mode: VqaMode,
-) -> ItemScores:
-    """Score the answer of each row's first maximum as the official VQA evaluator does, against what annotators said.
-
-    Args:
-        answers: of the run's head, by class; another dataset's vocabulary does not matter.
+def score_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[float]:
+    """Score choices against the labels: 1 or 0.
 
     Raises:
-        DatasetError: the split has no public answers. ConfigError: a score that is not a number.
+        DatasetError: an item without a label.
     """
-    chosen = first_maximum(scores_nK, [example.example_id for example in examples])
-    return score_texts(examples, [answers[choice] for choice in chosen.tolist()], dataset=dataset, mode=mode)
+    for example in examples:
+        if example.label is None:
+            raise DatasetError(
+                "An item has no label, so it cannot be scored.",
+                where=example.example_id,
+                next_command=advise(["advl", "predict", "--help"], note="writes what a leaderboard takes"),
+            )
+    return [float(choice == example.label) for example, choice in zip(examples, chosen, strict=True)]
 
 
 def score_texts(
     examples: Sequence[Example], texts: Sequence[str], *, dataset: AnsweredDataset, mode: VqaMode
-) -> ItemScores:
+) -> list[float]:
     """Score answers in words as the official VQA evaluator does, which normalises them.
 
     Raises:
         DatasetError: the split has no public answers.
     """
-    values = [
+    return [
         question_accuracy(text, dataset.ground_truth(example.example_id), mode)
         for example, text in zip(examples, texts, strict=True)
     ]
-    return _item_scores(examples, np.array(values, dtype=np.float32))
 
 
-def score_soft_labels(examples: Sequence[Example], scores_nK: npt.NDArray[np.float32]) -> ItemScores:
-    """Score the first maximum of each row by what the item's soft label gives to it; an answer it lacks gets 0.
+def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[float]:
+    """Score choices by what the items' soft labels give to them; an answer that one lacks gets 0.
 
     Raises:
-        DatasetError: no item has an answer among the classes. ConfigError: a score that is not a number.
+        DatasetError: no item has an answer among the classes.
     """
-    chosen = first_maximum(scores_nK, [example.example_id for example in examples])
     if not any(example.soft_label for example in examples):
         raise DatasetError(
             "The items have no answers that the run knows, so they cannot be scored.",
             where=examples[0].example_id,
             next_command=advise(["advl", "predict", "--help"], note="writes answers without scoring them"),
         )
-    values = [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
-    return _item_scores(examples, np.array(values, dtype=np.float32))
+    return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 
-def concatenate_items(parts: Sequence[ItemScores]) -> ItemScores:
-    """Return the items of all parts in order."""
-    return ItemScores(
-        question_ids=tuple(name for part in parts for name in part.question_ids),
-        score=np.concatenate([part.score for part in parts]),
-        pictures=tuple(name for part in parts for name in part.pictures),
-        strata=tuple(name for part in parts for name in part.strata),
-    )
+def item_rows(examples: Sequence[Example], values: Sequence[float], *, metric: str, view: str) -> pd.DataFrame:
+    """Return a row for each item: what it is worth in [0, 1], its picture or group, and its question type.
+
+    Questions on one picture are not independent of one another.
+    """
+    import pandas as pd
+
+    told = {
+        "item": [question_id(example) for example in examples],
+        "picture": [example.cluster for example in examples],
+        "type": [example.stratum for example in examples],
+    }
+    return pd.DataFrame({"metric": metric, "view": view, **told, "score": np.array(values, dtype=np.float32)})
 
 
-def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
-    """Return Q->AR: right only where answer and rationale of a question are both right."""
-    rationale_of = dict(zip(rationales.question_ids, rationales.score.tolist(), strict=True))
-    kept = [row for row, question in enumerate(answers.question_ids) if question in rationale_of]
-    return ItemScores(
-        question_ids=tuple(answers.question_ids[row] for row in kept),
-        score=np.array(
-            [float(answers.score[row]) * rationale_of[answers.question_ids[row]] for row in kept], dtype=np.float32
-        ),
-        pictures=tuple(answers.pictures[row] for row in kept),
-        strata=tuple(answers.strata[row] for row in kept),
-    )
+def with_joint_items(items: pd.DataFrame) -> pd.DataFrame:
+    """Add the rows of two tasks both being right (Q->AR), of the questions that both ask."""
+    import pandas as pd
+
+    found = [items]
+    for (first, second), joint in JOINT_METRICS.items():
+        answers, rationales = (items[items["metric"] == metric] for metric in (first, second))
+        both = answers.merge(rationales[["view", "item", "score"]], on=["view", "item"], suffixes=("", "_of_other"))
+        if len(both):
+            found.append(both.assign(metric=joint, score=both["score"] * both.pop("score_of_other")))
+    return pd.concat(found, ignore_index=True)
 
 
 def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -195,27 +162,17 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[
     }
 
 
-def group_accuracy(items: ItemScores) -> dict[str, float]:
+def group_accuracy(items: pd.DataFrame) -> dict[str, float]:
     """Return the share of groups whose items are all right, in percent, and the number of groups."""
-    _, group_n = np.unique(np.array(items.pictures), return_inverse=True)
-    worst_G = np.ones(int(group_n.max()) + 1, dtype=np.float32)
-    np.minimum.at(worst_G, group_n, items.score)
-    return {"accuracy": 100.0 * float((worst_G == 1).mean()), "num_groups": len(worst_G)}
+    worst = items.groupby("picture")["score"].min()
+    return {"accuracy": 100.0 * float((worst == 1).mean()), "num_groups": len(worst)}
 
 
-def accuracy_by_answer_type(items: ItemScores, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
+def accuracy_by_answer_type(items: pd.DataFrame, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
-    found = accuracy_by([dataset.ground_truth(name).answer_type for name in items.question_ids], items.score)
+    types = [dataset.ground_truth(name).answer_type for name in items["item"]]
+    found = accuracy_by(types, items["score"].to_numpy())
     return {kind: found[kind] for kind in ANSWER_TYPES if kind in found}
-
-
-def _item_scores(examples: Sequence[Example], values_n: npt.NDArray[np.float32]) -> ItemScores:
-    return ItemScores(
-        question_ids=tuple(question_id(example) for example in examples),
-        score=values_n,
-        pictures=tuple(example.cluster for example in examples),
-        strata=tuple(example.stratum for example in examples),
-    )
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, partial_beside, write_text, writing
@@ -28,18 +29,17 @@ from advl_pipeline.evaluation.items import (
     JOINT_METRICS,
     METRIC_OF_TASK,
     AnswerTally,
-    ItemScores,
     accuracy_by,
     accuracy_by_answer_type,
-    concatenate_items,
+    first_maximum,
     group_accuracy,
-    joint_items,
+    item_rows,
     question_rank,
     questions_of,
-    score_answers,
-    score_items,
+    score_labels,
     score_soft_labels,
     score_texts,
+    with_joint_items,
 )
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
@@ -101,14 +101,11 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 @dataclass(kw_only=True)
 class _Scored:
-    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
-
-    `items` maps a view of the pictures and a metric to the items' scores.
-    """
+    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are."""
 
     tally: AnswerTally
     shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=dict)
+    items: list[pd.DataFrame] = field(default_factory=list)
     example_ids: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -146,22 +143,20 @@ def _evaluate_set(
         kept.example_ids += [example.example_id for example in examples]
         kept.labels += [example.label for example in examples]
         for view, matrix in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
+            chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
             # VQA is scored officially, other answers by their soft labels, the rest by the label.
             if task == "vqa":
-                answers = finished.label_names["vqa"]
-                items = score_answers(examples, matrix, answers=answers, dataset=_answered(dataset), mode=mode)
+                texts = [finished.label_names["vqa"][choice] for choice in chosen]
+                values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
             else:
-                items = (score_soft_labels if head_name(task) == "vqa" else score_items)(examples, matrix)
-            kept.items.setdefault((view, METRIC_OF_TASK[task]), []).append(items)
+                values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
+            kept.items.append(item_rows(examples, values, metric=METRIC_OF_TASK[task], view=view))
         if config.generate and task == "vqa":
             texts = list(finished.generated(examples, batch_size=config.batch_size))
-            items = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
-            kept.items.setdefault((_TRUE_PICTURE, GENERATED), []).append(items)
+            values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
+            kept.items.append(item_rows(examples, values, metric=GENERATED, view=_TRUE_PICTURE))
     arrays: dict[str, npt.NDArray[Any]] = {}
-    by_view: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     for task, kept in scored.items():
-        for (view, metric), of_parts in kept.items.items():
-            by_view.setdefault(view, {})[metric] = concatenate_items(of_parts)
         # -inf fills the places of candidates that a part does not have.
         width = max(part.shape[1] for part in kept.shown)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
@@ -170,22 +165,21 @@ def _evaluate_set(
         if head_name(task) != "vqa":
             arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
     percents: dict[str, dict[str, float]] = {}
-    for view, found in by_view.items():
-        for (first, second), joint in JOINT_METRICS.items():
-            if {first, second} <= set(found):
-                found[joint] = joint_items(found[first], found[second])
-        prefix = f"item_{view}" if view else "item"
-        for metric, one in found.items():
-            arrays[f"{prefix}/{metric}"] = one.score
-            arrays[f"{prefix}_ids/{metric}"] = np.array(one.question_ids)
-            percents.setdefault(view, {})[metric] = 100.0 * float(one.score.mean())
-    true_items, metrics = by_view[_TRUE_PICTURE], percents.pop(_TRUE_PICTURE)
+    true_items: dict[str, pd.DataFrame] = {}
     intervals = {}
-    for metric, one in true_items.items():
-        arrays[f"pictures/{metric}"] = np.array(one.pictures)
-        arrays[f"strata/{metric}"] = np.array(one.strata)
-        interval = accuracy_interval(one.score, one.pictures, one.strata)
-        intervals[metric] = {"low": interval.low, "high": interval.high}
+    items = with_joint_items(pd.concat([part for kept in scored.values() for part in kept.items]))
+    by_view: Any = items.groupby(["view", "metric"], sort=False)
+    for (view, metric), one in by_view:
+        prefix = f"item_{view}" if view else "item"
+        scores, pictures, types = one["score"].to_numpy(), one["picture"].tolist(), one["type"].tolist()
+        arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = scores, np.array(one["item"].tolist())
+        percents.setdefault(view, {})[metric] = 100.0 * float(scores.mean())
+        if view == _TRUE_PICTURE:
+            arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(pictures), np.array(types)
+            interval = accuracy_interval(scores, pictures, types)
+            intervals[metric] = {"low": interval.low, "high": interval.high}
+            true_items[metric] = one
+    metrics = percents.pop(_TRUE_PICTURE)
     tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
     caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
     if num_cut := sum(kept.num_cut for kept in scored.values()):
@@ -199,7 +193,7 @@ def _evaluate_set(
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
         "caveats": caveats,
-        "num_items": {metric: len(one.score) for metric, one in true_items.items()},
+        "num_items": {metric: len(one) for metric, one in true_items.items()},
         "metrics": metrics,
         "intervals": intervals,
         "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
@@ -213,7 +207,9 @@ def _evaluate_set(
         "num_examples": num_examples,
         # Every view costs one pass over the same batches.
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
-        "by_question_type": {metric: accuracy_by(one.strata, one.score) for metric, one in true_items.items()},
+        "by_question_type": {
+            metric: accuracy_by(one["type"], one["score"].to_numpy()) for metric, one in true_items.items()
+        },
     }
     if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
         document["by_group"] = {metric: group_accuracy(one) for metric, one in true_items.items()}

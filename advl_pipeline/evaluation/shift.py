@@ -17,33 +17,33 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.cards import Benchmark
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreShiftConfig
-from advl_pipeline.evaluation.items import ItemScores
 from advl_pipeline.evaluation.statistics import (
     Contribution,
     Effect,
     Interval,
-    Significance,
     effect,
     joint_interval,
     lost_in_part,
     sign_flip_test,
 )
-from advl_pipeline.runs.names import evaluation_file, set_of
-from advl_pipeline.runs.results import read_config
+from advl_pipeline.runs.names import set_of
+from advl_pipeline.runs.results import read_config, read_evaluation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +51,8 @@ class ShiftDrop:
     """Accuracies in percent: both over the common questions, or of the whole and of a part of it.
 
     `change` is shifted minus original, in points and in percent of the original. `interval` (points, bootstrap over
-    questions) and `significance` (sign-flip test over questions) are of this one run and say nothing of other seeds.
-    A part asks no question in two ways, so it has no significance. `num_items` are of the shifted set.
+    questions) and `p_value` (sign-flip test over questions) are of this one run and say nothing of other seeds.
+    A part asks no question in two ways, so it has no p. `num_items` are of the shifted set.
     """
 
     questions: Literal["same", "part"]
@@ -61,7 +61,7 @@ class ShiftDrop:
     shifted: float
     change: Effect
     interval: Interval
-    significance: Significance | None
+    p_value: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,13 +86,26 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
         raise ConfigError(
             f"No card names a set to compare {config.on!r} with.", next_command="name one with --original SET"
         )
-    original, shifted = (_read_items(config.run, name) for name in (original_set, config.on))
+    original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
         one, other = original[metric], shifted[metric]
-        match = match_questions(dataset, original_set, one.question_ids, config.on, other.question_ids)
-        drops[metric] = shift_drop(one.score, other.score, match)
+        match = match_questions(dataset, original_set, list(one["item"]), config.on, list(other["item"]))
+        drops[metric] = shift_drop(one["score"].to_numpy(), other["score"].to_numpy(), match)
     return ShiftResult(original_set=original_set, shifted_set=config.on, drops=drops)
+
+
+def _items(run: Path, name: str) -> dict[str, pd.DataFrame]:
+    """Return the items of an evaluated set, with the true pictures, by metric."""
+    evaluation = read_evaluation(run, name)
+    if evaluation is None:
+        raise ConfigError(
+            f"The run was not scored on the set {name}.",
+            where=str(run),
+            next_command=advise(["advl", "evaluate", str(run), "--on", name]),
+        )
+    shown = evaluation.items[evaluation.items["view"] == ""]
+    return {str(metric): part for metric, part in shown.groupby("metric", sort=False)}
 
 
 def shift_drop(
@@ -100,55 +113,29 @@ def shift_drop(
 ) -> ShiftDrop:
     """Compare item scores on the questions that both sets hold, or those of a part with those of the whole.
 
-    A part is compared with all of its original, over disjoint sets of items (`lost_in_part`).
-
     Raises:
         DatasetError: they have no question in common.
     """
     if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
-    before_n, after_n = original_N.astype(np.float64), shifted_M.astype(np.float64)
-    if match.questions == "same":
-        before_n, after_n = before_n[match.original_n], after_n[match.shifted_n]
-        gained = Contribution(values_SN=(after_n - before_n)[None], groups=None)
-        interval = joint_interval([gained], resamples=4000, resample_seeds=False)
-        significance = sign_flip_test(after_n - before_n)
-    else:
-        gained, whole = (Contribution(values_SN=-values[None], groups=None) for values in (after_n, before_n))
-        interval = joint_interval(lost_in_part(whole, gained, match.original_n, match.shifted_n))
-        significance = None
-    before, after = 100.0 * float(before_n.mean()), 100.0 * float(after_n.mean())
+    # The change is what is lost with the other sign.
+    before, after, gained = lost_to_shift(
+        *(
+            Contribution(values_SN=-values.astype(np.float64)[None], groups=None)
+            for values in (original_N, shifted_M)
+        ),
+        match,
+    )
+    is_same = match.questions == "same"
+    original, shifted = (-100.0 * float(side.values_SN.mean()) for side in (before, after))
     return ShiftDrop(
         questions=match.questions,
-        num_items=len(after_n),
-        original=before,
-        shifted=after,
-        change=effect(after, before),
-        interval=interval,
-        significance=significance,
-    )
-
-
-def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
-    path = evaluation_file(run, name, ".npz")
-    try:
-        arrays = read_array_archive(path)
-        metrics = [key.removeprefix("item/") for key in arrays if key.startswith("item/")]
-        return {
-            metric: ItemScores(
-                question_ids=tuple(map(str, arrays[f"item_ids/{metric}"])), score=arrays[f"item/{metric}"]
-            )
-            for metric in metrics
-        }
-    except FileNotFoundError:
-        why = "it was not evaluated"
-    except (OSError, DamagedArchive, KeyError) as error:
-        why = str(error)
-    raise ConfigError(
-        f"The scores of the set {name} cannot be read.",
-        where=str(path),
-        why=why,
-        next_command=advise(["advl", "evaluate", str(run), "--on", name]),
+        num_items=after.values_SN.shape[1],
+        original=original,
+        shifted=shifted,
+        change=effect(shifted, original),
+        interval=joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
+        p_value=sign_flip_test(gained[0].values_SN[0]) if is_same else None,
     )
 
 
@@ -162,6 +149,23 @@ class QuestionMatch:
     questions: Questions
     original_n: npt.NDArray[np.int64]
     shifted_n: npt.NDArray[np.int64]
+
+
+def lost_to_shift(
+    before: Contribution, after: Contribution, match: QuestionMatch
+) -> tuple[Contribution, Contribution, tuple[Contribution, ...]]:
+    """Return both sides over the questions that count, and what is lost from one to the other, as disjoint sets.
+
+    Where the same questions are asked otherwise, it is over these, grouped by the pictures of the original set.
+    """
+    if match.questions == "part":
+        return before, after, lost_in_part(before, after, match.original_n, match.shifted_n)
+    if match.questions == "other":
+        return before, after, (before, replace(after, values_SN=-after.values_SN))
+    groups = before.groups.subset(match.original_n) if before.groups else None
+    before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
+    after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
+    return before, after, (replace(before, values_SN=before.values_SN - after.values_SN),)
 
 
 _Set = tuple[str, str, Benchmark | None]

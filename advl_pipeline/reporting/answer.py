@@ -9,7 +9,8 @@ from typing import Any
 from advl_pipeline.evaluation.items import JOINT_METRICS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
-from advl_pipeline.studies.table import Place, StudyResult
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import Place
 
 _ASKED = {
     "qa2r": "rationales",

@@ -26,7 +26,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, moved_to, read_evaluation, read_json
 from advl_pipeline.studies.config import Setting
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 PICTURE_WIDTH = 360
 """Pixels; pictures are scaled down to it before they enter the page."""

@@ -17,10 +17,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from advl_pipeline.reporting.answer import answers, nothing_yet
-from advl_pipeline.reporting.drawing import Figure
+from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (
+    Figure,
     Looks,
     accuracy_figure,
     answer_figure,
@@ -28,9 +28,9 @@ from advl_pipeline.reporting.figures import (
     looks,
 )
 from advl_pipeline.reporting.run_view import view_run
-from advl_pipeline.reporting.tables import loss_tables, readout_tables, templates, wide_tables
-from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, judge_claims
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.reporting.tables import loss_tables, render
+from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from advl_pipeline.studies.result import StudyResult
 
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
 
@@ -47,33 +47,24 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     )
     look = looks(result.study)
     is_run = result.of_runs and len(result.cells) == 1
-    verdicts = judge_claims(result)
-    opening = answers(result)
     assets = resources.files("advl_pipeline.reporting").joinpath("assets")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # Nothing is loaded, and only this style sheet and this script are in force.
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
-    template = templates().get_template("run.html" if is_run else "study.html")
-    return template.render(
+    return render(
+        "run.html" if is_run else "study.html",
+        result,
         outcome_class=_OUTCOME_CLASS,
-        result=result,
-        study=result.study,
         cells=result.cells.to_dict("records"),
         costs=result.costs.to_dict("records"),
         look=look,
         style=Markup(style),
         script=Markup(script),
         policy=policy,
-        answers=opening,
-        nothing_yet=nothing_yet(result),
-        answer_figures=[] if is_run else [answer_figure(result, look, answer.place) for answer in opening],
+        answer_figures=[] if is_run else [answer_figure(result, look, answer.place) for answer in answers(result)],
         run=view_run(result) if is_run else None,
-        verdicts=verdicts,
-        notes=list(dict.fromkeys(note for verdict in verdicts for note in verdict.notes)),
         margin=f"{result.study.margin:g}",
-        readouts=readout_tables(result),
-        tables=wide_tables(result),
         figures=[] if is_run else _over_shots(result, look),
         losses={
             section: loss_tables(result, quantity) for section, quantity in (("shift", "drop"), ("vision", "use"))

@@ -16,7 +16,7 @@ from advl_pipeline.outputs import ReplaceOptions, require_outputs
 if TYPE_CHECKING:
     from advl_pipeline.reporting.answer import Answer
     from advl_pipeline.studies.claims import Verdict
-    from advl_pipeline.studies.table import StudyResult
+    from advl_pipeline.studies.result import StudyResult
 
 ReportFormat = Literal["html", "csv", "items", "json", "latex", "md"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.drawing import (
+from advl_pipeline.reporting.figures import (
     SERIES,
     SOFT,
     Drawing,
@@ -21,7 +21,7 @@ from advl_pipeline.reporting.drawing import (
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json, read_log
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
 """Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""

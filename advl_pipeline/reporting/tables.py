@@ -23,7 +23,8 @@ from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import FULL
 from advl_pipeline.studies.forecast import Forecast
-from advl_pipeline.studies.table import Place, StudyResult, place_of
+from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.table import Place
 
 _RANDOM = "random:"
 
@@ -57,10 +58,15 @@ class ShownTable:
     """
 
     title: str
-    columns: tuple[str, ...]
-    head: Mapping[str, tuple[str, ...]]
-    rows: tuple[Mapping[str, Any], ...]
-    caveats: tuple[str, ...]
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    head: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def titled(self) -> str:
+        """The title with what a reader must know of the numbers."""
+        return f"{self.title} ({'; '.join(self.caveats)})" if self.caveats else self.title
 
     def grid(self) -> list[list[str]]:
         """Return the texts of all cells, the names of the columns first."""
@@ -98,22 +104,11 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
             if rows:
                 title = f"{setting.name}, {wording.metric_name(metric)} in percent"
                 head = {"majority answer": tuple(majority), "chance": tuple(chance)} if any(trivial) else {}
-                tables.append(_table(result, setting.name, title, setting.test_sets, head, rows))
+                caveats = result.caveats.get(setting.name, ())
+                tables.append(
+                    ShownTable(title=title, columns=setting.test_sets, rows=rows, head=head, caveats=caveats)
+                )
     return tuple(tables)
-
-
-def _table(
-    result: StudyResult,
-    setting: str,
-    title: str,
-    columns: Sequence[str],
-    head: Mapping[str, tuple[str, ...]],
-    rows: Sequence[Mapping[str, Any]],
-) -> ShownTable:
-    """Return a table whose title says what its reader must know of its numbers."""
-    caveats = result.caveats.get(setting, ())
-    titled = f"{title} ({'; '.join(caveats)})" if caveats else title
-    return ShownTable(title=titled, columns=tuple(columns), head=head, rows=tuple(rows), caveats=caveats)
 
 
 def _row(result: StudyResult, shots: str, method: str, label: str, cells: Sequence[Any]) -> dict[str, Any]:
@@ -167,10 +162,7 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
         title = f"{row.setting}, {wording.metric_name(row.metric)} in percent: {sides}"
         by_title.setdefault(title, []).append(_row(result, row.shots, row.method, label, cells))
     columns = ("before", "after", "change", "change minus the baseline's")
-    return tuple(
-        ShownTable(title=title, columns=columns, head={}, rows=tuple(rows), caveats=())
-        for title, rows in by_title.items()
-    )
+    return tuple(ShownTable(title=title, columns=columns, rows=rows) for title, rows in by_title.items())
 
 
 def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
@@ -207,8 +199,8 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
         if rows:
             title = f"{setting.name}, choices that agree with the teacher's, in percent"
             chance = [wording.percent(found[found["column"] == column]["chance"].mean()) for column in columns]
-            head = {"chance": (*chance, "")}
-            tables.append(_table(result, setting.name, title, (*columns, "runs"), head, rows))
+            head, caveats = {"chance": (*chance, "")}, result.caveats.get(setting.name, ())
+            tables.append(ShownTable(title=title, columns=(*columns, "runs"), rows=rows, head=head, caveats=caveats))
     return tuple(tables)
 
 
@@ -234,20 +226,38 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
     return rows
 
 
+def render(template: str, result: StudyResult, **more: Any) -> str:
+    """Fill a template with what every report says: the answer, the tables and the verdicts."""
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            result=result,
+            study=result.study,
+            answers=answers(result),
+            nothing_yet=nothing_yet(result),
+            tables=wide_tables(result),
+            readouts=readout_tables(result),
+            verdicts=judge_claims(result),
+            num_cells=len(result.cells),
+            **more,
+        )
+    )
+
+
 def as_text(result: StudyResult) -> str:
     """Render the answer, the tables and the verdicts for a terminal."""
-    return _render("text.jinja", result, judge_claims(result)).removesuffix("\n")
+    return render("text.jinja", result).removesuffix("\n")
 
 
 def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
     """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
-    heading = result.study.title or result.study.name if title is None else title
-    return _render("markdown.jinja", result, judge_claims(result) if title is None else (), heading=heading)
+    return render("markdown.jinja", result, title=title)
 
 
 def as_latex(result: StudyResult) -> str:
     """Render the tables as LaTeX tabulars for booktabs."""
-    return _render("latex.jinja", result, ()) or "\n"
+    return render("latex.jinja", result) or "\n"
 
 
 def as_csv(result: StudyResult) -> str:
@@ -292,42 +302,9 @@ def forecast_as_text(forecast: Forecast) -> str:
     for row in forecast.cells:
         name = f"{row['setting']}  {row['method']:<{width}}  {row['shots']:>6} shots"
         grid.setdefault(name, []).append(f"{row['seed']}{'*' if row['finished'] else ''}")
-    return (
-        templates()
-        .get_template("forecast.jinja")
-        .render(
-            forecast=forecast,
-            grid=grid,
-            num_of_steps=sorted(Counter(row["steps"] for row in forecast.cells if not row["finished"]).items()),
-            extraction=sum(cache.seconds or 0.0 for cache in forecast.caches),
-            known=[cache.num_bytes for cache in forecast.caches if cache.num_bytes is not None],
-        )
-    )
-
-
-def _render(template: str, result: StudyResult, verdicts: Sequence[Any], **more: Any) -> str:
-    number, legend = len(result.cells) - result.num_finished, "mean ± standard deviation over seeds"
-    if len(result.study.methods) > 1:
-        legend += (
-            "; in brackets the change in points against the baseline and Holm's p over seeds (paired t) and over "
-            "items (sign flips), then that against the best control"
-        )
-    return (
-        templates()
-        .get_template(template)
-        .render(
-            opening=[str(answer) for answer in answers(result)] or [nothing_yet(result)],
-            tables=wide_tables(result),
-            readouts=readout_tables(result),
-            legend=legend,
-            verdicts=verdicts,
-            num_settings=len(result.study.settings),
-            unfinished=[f"{number} of {len(result.cells)} cells are not finished; the same command goes on."]
-            if number
-            else [],
-            **more,
-        )
-    )
+    steps = Counter(row["steps"] for row in forecast.cells if not row["finished"])
+    template = templates().get_template("forecast.jinja")
+    return template.render(forecast=forecast, grid=grid, num_of_steps=sorted(steps.items()))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import families, family_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.studies.plan import studies_of
-from advl_pipeline.studies.table import rows_of
+from advl_pipeline.studies.result import rows_of
 from advl_pipeline.teachers.registry import show_teacher
 from advl_pipeline.training.config import config_of_run
 

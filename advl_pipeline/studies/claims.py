@@ -30,12 +30,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
-from advl_pipeline.studies.table import USE_VIEW, Place, StudyResult
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import USE_VIEW, Place
 
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 SUPPORTED: Outcome = "supported"
@@ -53,17 +54,19 @@ _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (othe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimTest:
-    """One mean difference that has to be positive. `unit` names what the numbers are."""
+    """One mean difference in points that has to be positive. It is undecided before `decide` has looked at it.
+
+    `interval` is over seeds, `joint_interval` over seeds and items.
+    """
 
     name: str
-    unit: str
     per_seed: tuple[float, ...]
     mean: float
     interval: Interval | None
     joint_interval: Interval
     p_value: float | None
-    p_adjusted: float | None
-    outcome: Outcome
+    p_adjusted: float | None = None
+    outcome: Outcome = UNDECIDED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,41 +82,25 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-class Contrast(NamedTuple):
-    """Differences in points, one per seed, whose mean has to be positive, and its interval over seeds and items."""
-
-    name: str
-    unit: str
-    per_seed: tuple[float, ...]
-    joint_interval: Interval
-
-    @property
-    def p_value(self) -> float | None:
-        return paired_t_test(self.per_seed)
-
-
 @dataclass(kw_only=True)
 class _Draft:
-    """A claim while its contrasts are collected.
+    """A claim while its tests are collected.
 
     `lacks` says why it cannot be supported whatever the numbers say, `not_reached` why it cannot be judged at all.
-    `of_table` holds the adjusted p of the contrasts that stand in the table.
     """
 
     claim: str
     setting: Setting
     result: StudyResult
-    contrasts: list[Contrast] = field(default_factory=list)
+    tests: list[ClaimTest] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
-    of_table: dict[Contrast, float | None] = field(default_factory=dict)
 
-    def add(self, name: str, unit: str, row: Any, *, factor: float = 1.0) -> Contrast:
-        """Add the contrast that a number of the study, times a factor, is above 0."""
+    def add(self, name: str, row: Any, *, factor: float = 1.0) -> None:
+        """Add the test that a number of the study, times a factor, is above 0; of the table, its p is taken too."""
         low, high = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
         joint = Interval(low=low, high=high, level=row.joint_interval.level)
-        self.contrasts.append(Contrast(name, unit, tuple(factor * value for value in row.per_seed), joint))
-        return self.contrasts[-1]
+        self.tests.append(claim_test(name, [factor * value for value in row.per_seed], joint, row.p_seed_holm))
 
     def add_mean(self, quantity: str, other: str, like: Any, name: str) -> None:
         """Add that of a mean over shots against another method, on the test set of `like`."""
@@ -124,7 +111,7 @@ class _Draft:
             return
         if missing := [shots for shots in like.over if shots not in found.over]:
             self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
-        self.add(name, "points, mean over shots", found, factor=-1.0 if quantity == "drop" else 1.0)
+        self.add(name, found, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
         """Add those of the focus method against the baseline and the controls at a place."""
@@ -133,8 +120,7 @@ class _Draft:
             if (gain := self.result.one("gain", place, method=focus, against=other)) is None:
                 self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
             else:
-                name = f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}"
-                self.of_table[self.add(name, "points", gain)] = gain.p_seed_holm
+                self.add(f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}", gain)
 
     def rivals(self) -> list[str]:
         """Return the baseline and the teacher controls; without one of those the claim cannot be supported."""
@@ -159,7 +145,7 @@ class _Draft:
 def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
     """Judge the claims that a study could test, in every setting; runs that no study asked for claim nothing.
 
-    A test that is a contrast of the table has the p of the table. The other tests are one family.
+    A test that stands in the table has the p of the table. The other tests are one family.
     """
     study, drafts = result.study, list[_Draft]()
     for setting in () if result.of_runs else study.settings:
@@ -168,12 +154,12 @@ def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
             if could_be_tested(study, setting):
                 drafts.append(_Draft(claim=claim, setting=setting, result=result))
                 collect(drafts[-1])
-    own = [contrast for draft in drafts for contrast in draft.contrasts if contrast not in draft.of_table]
-    adjusted = dict(zip(own, holm([contrast.p_value for contrast in own]), strict=True))
+    own = [test for draft in drafts for test in draft.tests if test.p_adjusted is None]
+    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
     verdicts = []
     for draft in drafts:
-        corrected = [(adjusted | draft.of_table)[contrast] for contrast in draft.contrasts]
-        tests = decide(draft.contrasts, corrected, margin=study.margin, min_seeds=study.min_seeds)
+        corrected = [replace(test, p_adjusted=adjusted.get(test, test.p_adjusted)) for test in draft.tests]
+        tests = decide(corrected, margin=study.margin, min_seeds=study.min_seeds)
         outcome, reason = _verdict(draft, tests)
         statement, *_ = _CLAIMS[draft.claim]
         verdicts.append(
@@ -215,7 +201,7 @@ def _low_shot(draft: _Draft) -> None:
         else:
             fewest, most = along[0].size, along[-1].size
             name = f"{metric}: gain at {fewest} minus gain at {most} shots"
-            draft.add(name, "points, along the fitted line", slope, factor=-math.log2(most / fewest))
+            draft.add(name, slope, factor=-math.log2(most / fewest))
     smallest = min((place.size for place in places), default=0)
     for place in (place for place in places if place.size == smallest):
         draft.add_gains(place)
@@ -275,7 +261,7 @@ _CLAIMS: Mapping[str, tuple[str, Callable[[StudyConfig, Setting], bool], Callabl
         _parts,
     ),
 }
-"""What each claim says, whether a study's grid could test it, and what collects its contrasts."""
+"""What each claim says, whether a study's grid could test it, and what collects its tests."""
 
 
 def _shots(shots: str) -> str:
@@ -317,52 +303,53 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
     return outcome, reason
 
 
-def decide(
-    contrasts: Sequence[Contrast], adjusted: Sequence[float | None], *, margin: float, min_seeds: int
-) -> tuple[ClaimTest, ...]:
-    """Decide the contrasts of one claim.
+def claim_test(
+    name: str, per_seed: Sequence[float], joint_interval: Interval, p_adjusted: float | None = None
+) -> ClaimTest:
+    """Return the test of differences in points, one per seed, and their interval over seeds and items."""
+    spread = summarise(per_seed)
+    return ClaimTest(
+        name=name,
+        per_seed=tuple(per_seed),
+        mean=spread.mean,
+        interval=spread.interval,
+        joint_interval=joint_interval,
+        p_value=paired_t_test(per_seed),
+        p_adjusted=p_adjusted,
+    )
+
+
+def decide(tests: Sequence[ClaimTest], *, margin: float, min_seeds: int) -> tuple[ClaimTest, ...]:
+    """Decide the tests of one claim, whose p are corrected over all tests of all claims.
 
     Args:
-        adjusted: p of each, corrected over all tests of all claims.
         margin: smallest gain in points that would matter.
         min_seeds: fewest seeds that decide anything.
     """
-    tests = []
+    decided = []
     # One test that fails sinks a claim, so the more tests it has, the more each must show.
-    against_margin = holm([margin_p(contrast, margin) for contrast in contrasts])
-    for contrast, p_adjusted, p_margin in zip(contrasts, adjusted, against_margin, strict=True):
-        spread = summarise(contrast.per_seed)
+    for test, p_margin in zip(tests, holm([margin_p(test, margin) for test in tests]), strict=True):
         outcome = UNDECIDED
-        if len(contrast.per_seed) >= max(min_seeds, 2):
-            is_sure = p_adjusted is not None and p_adjusted < SIGNIFICANT
-            if is_sure and spread.mean > 0.0 and contrast.joint_interval.low > 0.0:
+        if len(test.per_seed) >= max(min_seeds, 2):
+            is_sure = test.p_adjusted is not None and test.p_adjusted < SIGNIFICANT
+            if is_sure and test.mean > 0.0 and test.joint_interval.low > 0.0:
                 outcome = SUPPORTED
             elif p_margin is not None and p_margin < RULED_OUT:
                 outcome = NOT_SUPPORTED
-        tests.append(
-            ClaimTest(
-                **contrast._asdict(),
-                mean=spread.mean,
-                interval=spread.interval,
-                p_value=contrast.p_value,
-                p_adjusted=p_adjusted,
-                outcome=outcome,
-            )
-        )
-    return tuple(tests)
+        decided.append(replace(test, outcome=outcome))
+    return tuple(decided)
 
 
-def margin_p(contrast: Contrast, margin: float) -> float | None:
+def margin_p(test: ClaimTest, margin: float) -> float | None:
     """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested.
 
     The same number from every seed has no such test, and nothing but the items tells how sure it is: it is as good as
     ruled out if it and their interval lie below the margin.
     """
-    spread = summarise(contrast.per_seed)
-    over_seeds = paired_t_test([value - margin for value in contrast.per_seed])
+    over_seeds = paired_t_test([value - margin for value in test.per_seed])
     if over_seeds is not None:
-        return over_seeds / 2 if spread.mean < margin else 1.0 - over_seeds / 2
-    if spread.interval is not None and max(spread.mean, contrast.joint_interval.high) < margin:
+        return over_seeds / 2 if test.mean < margin else 1.0 - over_seeds / 2
+    if test.interval is not None and max(test.mean, test.joint_interval.high) < margin:
         return 0.0
     return None
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable, again
 from advl_pipeline.extraction.config import ExtractConfig
@@ -28,16 +27,12 @@ from advl_pipeline.students.weight_files import (
     student_digest,
     weight_files,
 )
-from advl_pipeline.studies.config import StudyConfig, published_name
-from advl_pipeline.studies.plan import STUDY_FILE, CacheNeed, Cell, Plan, studies_of, trained_on
-from advl_pipeline.teachers.registry import card_of
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.plan import STUDY_FILE, Cell, Plan, studies_of, trained_on
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES
 
 _SECONDS_BETWEEN_LOOKS = 10.0
-
-_OF_TEXTS = frozenset({"select_tokens", "select_texts"})
-"""Options of an extraction that a study's teachers of pictures have no use for."""
 
 CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
@@ -45,8 +40,8 @@ CellExecutor = Callable[[Cell], None]
 DatasetDigester = Callable[[str, str, Path | None], str]
 """Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
 
-CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
-"""Makes sure that a cache exists. Returns the seconds that extracting took, now or earlier, None if unknown."""
+CachePreparer = Callable[[ExtractConfig], None]
+"""Makes sure that a cache exists."""
 
 
 def execute_cell(cell: Cell) -> None:
@@ -130,16 +125,14 @@ def is_finished(cell: Cell) -> bool:
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
 
 
-def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
+def prepare_cache(config: ExtractConfig) -> None:
     """Extract a cache; where another process is at it, that one's end is waited for.
 
     A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
     """
     from advl_pipeline.extraction.planning import is_extracted
-    from advl_pipeline.extraction.progress import extraction_seconds
     from advl_pipeline.extraction.run import run_extract
 
-    config = extraction_config(need, study, data_root)
     while not is_extracted(config, same_weights=True):
         try:
             run_extract(config)
@@ -149,26 +142,8 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
                 break
             raise
         except InUse as error:
-            tqdm.write(f"{need.path}: waiting for {error.why}", file=sys.stderr)
+            tqdm.write(f"{config.output}: waiting for {error.why}", file=sys.stderr)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return extraction_seconds(need.path)
-
-
-def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> ExtractConfig:
-    """Return how a study extracts a cache that it needs."""
-    options, card = dict(study.extraction), card_of(published_name(need.teacher))
-    if card is not None and "text" not in card.modalities:
-        options = {name: value for name, value in options.items() if name not in _OF_TEXTS}
-    weights = options.pop("weights", {}).get(published_name(need.teacher))
-    values: Mapping[str, Any] = {
-        "teacher": need.teacher,
-        "dataset": need.dataset,
-        "split": need.split,
-        "output": need.path,
-        "data_root": data_root,
-        "weights": weights,
-    } | ({} if need.shots is None else {"shots": need.shots, "seed": [need.seed]})
-    return build_config(ExtractConfig, options, values, where=f"{study.source} [extraction]")
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:

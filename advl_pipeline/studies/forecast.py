@@ -11,16 +11,18 @@ import math
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from advl_pipeline.compute import device_name
 from advl_pipeline.configuration import config_to_dict, pacing_options, with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
@@ -28,13 +30,12 @@ from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_stud
 from advl_pipeline.studies.execute import (
     dataset_digests,
     digest_dataset,
-    extraction_config,
     input_digests,
     is_finished,
     missing_inits,
     missing_test_sets,
 )
-from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, cells_folder, default_folder
+from advl_pipeline.studies.plan import Cell, build_plan, cells_folder, default_folder
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
 
@@ -103,35 +104,35 @@ class Pace:
     source: str
 
 
-def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
+def forecast_cache(config: ExtractConfig) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
     from advl_pipeline.extraction.estimate import card_with_sizes, estimates_by_card
     from advl_pipeline.extraction.run import estimate_extraction
     from advl_pipeline.extraction.sources import open_part
 
-    config = extraction_config(need, study, data_root)
     num_bytes: int | None = None
     seconds, obstacle = None, ""
     try:
         estimates = estimate_extraction(config)
         num_bytes, seconds = sum(item.num_bytes for item in estimates), sum(item.seconds or 0.0 for item in estimates)
     except AdvlError as error:
-        obstacle, card = error.what, card_with_sizes(need.teacher)
+        obstacle, card = error.what, card_with_sizes(config.teacher)
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
                 num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
-    questions = "all questions" if need.shots is None else f"{need.shots:,} questions of seed {need.seed}"
+    questions = "all questions" if config.shots is None else f"{config.shots:,} questions of seed {config.seed[0]}"
     tokens = "all tokens"
     if config.select_texts is not None:
         tokens = f"texts with {config.select_texts:.0%} of the words"
     elif config.select_tokens is not None:
         tokens = f"the tokens of {config.select_tokens:.0%} of the words"
     content = f"{questions}, {tokens}, {config.dtype}"
-    return CacheForecast(path=need.path, content=content, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle)
+    path = Path(str(config.output))
+    return CacheForecast(path=path, content=content, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle)
 
 
-CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
-"""Plans the extraction of a cache, given the folder of the datasets."""
+CacheForecaster = Callable[[ExtractConfig], CacheForecast]
+"""Plans the extraction of a cache."""
 
 
 def forecast_study(
@@ -188,27 +189,28 @@ def forecast_study(
     for cell in plan.cells:
         row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
         rows.append(row | {"finished": cell not in left})
-        if cell in left:
-            beside = {kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
-            alike = [pace for pace in paces if pace.kind == kinds[cell.cell_id]]
-            told = alike or [pace for pace in paces if pace.kind in beside]
-            used |= {id(pace): pace.source for pace in told}
-            # Training of one whose scores alone are missing is over.
-            is_trained = names.is_finished(cell.run)
-            steps = 0 if is_trained else planned_steps(cell.finetune)
-            seconds = None
-            if told:
-                of_sets = {name: _scoring(name, told) for name in missing_test_sets(cell)}
-                untold |= dict.fromkeys(name for name, known in of_sets.items() if known is None)
-                around = 0.0 if is_trained else sum(pace.around for pace in told) / len(told)
-                per_step = sum(pace.per_step for pace in told) / len(told)
-                seconds = per_step * steps + around + sum(known or 0.0 for known in of_sets.values())
-            rows[-1] |= {"steps": steps, "seconds": seconds}
+        if cell not in left:
+            continue
+        beside = {kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
+        alike = [pace for pace in paces if pace.kind == kinds[cell.cell_id]]
+        told = alike or [pace for pace in paces if pace.kind in beside]
+        used |= {id(pace): pace.source for pace in told}
+        # Training of one whose scores alone are missing is over.
+        is_trained, seconds = names.is_finished(cell.run), None
+        steps = 0 if is_trained else planned_steps(cell.finetune)
+        if told:
+            scoring = {
+                name: [pace.scoring[name] for pace in told if name in pace.scoring]
+                for name in missing_test_sets(cell)
+            }
+            untold |= dict.fromkeys(name for name, known in scoring.items() if not known)
+            seconds = fmean(pace.per_step for pace in told) * steps + sum(map(fmean, filter(None, scoring.values())))
+            seconds += 0.0 if is_trained else fmean(pace.around for pace in told)
+        rows[-1] |= {"steps": steps, "seconds": seconds}
     needed = {path for cell in left for path in cell.finetune.cache}
-    missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    caches = tuple(plan_cache(need, study, config.data_root) for need in missing)
+    missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
+    caches = tuple(plan_cache(plan.caches[path]) for path in missing)
     unfinished = [row["seconds"] for row in rows if not row["finished"]]
-    cell_seconds = _sum(unfinished)
     cell_bytes, disk_basis = _cell_bytes(left, done, study)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
@@ -222,8 +224,8 @@ def forecast_study(
         num_left=len(left),
         num_unmeasured=unfinished.count(None),
         sets_untold=tuple(untold),
-        cell_seconds=cell_seconds,
-        seconds_left=_sum([cell_seconds, *(cache.seconds for cache in caches)]),
+        cell_seconds=_sum(unfinished),
+        seconds_left=_sum([*unfinished, *(cache.seconds for cache in caches)]),
         cell_bytes=cell_bytes,
         bytes_left=_sum([cell_bytes, *(cache.num_bytes for cache in caches)]),
         bytes_free=shutil.disk_usage(existing).free,
@@ -232,17 +234,9 @@ def forecast_study(
     )
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
+def _sum(values: Sequence[float | None]) -> float | None:
     """Return the sum, or None where a value is unknown."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return sum(known) if len(known) == len(found) else None
-
-
-def _scoring(test_set: str, paces: Sequence[Pace]) -> float | None:
-    """Return the mean seconds of scoring a set, None where no run was scored on it."""
-    known = [pace.scoring[test_set] for pace in paces if test_set in pace.scoring]
-    return sum(known) / len(known) if known else None
+    return None if None in values else sum(value or 0 for value in values)
 
 
 def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:
@@ -258,15 +252,15 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) 
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.build_model import student_bytes
 
-    of_student = {(cell.finetune.student, cell.finetune.init, cell.finetune.student_option): cell for cell in left}
+    counts = Counter((cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left)
+    examples = {(cell.finetune.student, cell.finetune.init, cell.finetune.student_option): cell for cell in left}
     try:
-        known = {key: student_bytes(cell.finetune) for key, cell in of_student.items()}
+        known = {key: student_bytes(cell.finetune) for key, cell in examples.items()}
     except AdvlError as error:
         return None, error.what
     if not study.keep_weights:
         return 4 * max(known.values()), "one student at a time, since none is kept"
-    keys = ((cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left)
-    return sum(known[key] for key in keys), "the size of the student"
+    return sum(count * known[key] for key, count in counts.items()), "the size of the student"
 
 
 def _kind(config: FinetuneConfig, teachers: Sequence[str]) -> str:

@@ -144,7 +144,7 @@ def lay_out_runs(*named: Path) -> Plan:
                 run_name=run_name,
             )
         )
-    return Plan(study=study, cells=tuple(cells), caches=(), of_runs=True)
+    return Plan(study=study, cells=tuple(cells), caches={}, of_runs=True)
 
 
 def _read(folder: Path) -> _Run | None:

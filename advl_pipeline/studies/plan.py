@@ -6,10 +6,9 @@ training split and of the pretrained student, but not where these lie, no time, 
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
 same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
 
-The study folder keeps the plan: study.json (the study as it was resolved, and its cells), and extraction/ (the time
-that each cache took, whoever extracted it). Runs lie beside the studies, each once: runs/cells/ID for
-runs/studies/NAME. So studies that ask for one cell share it, and studies that are copied to another machine with the
-folder of cells gather there.
+The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs lie beside studies:
+runs/cells/ID for runs/studies/NAME, each once. So studies that ask for one cell share it, and studies that are copied
+to another machine with the folder of cells gather there.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from advl_pipeline.extraction.config import ExtractConfig, default_output, part_
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.weight_files import file_digest
-from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
+from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
+from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
@@ -56,6 +56,8 @@ _ID_LENGTH = 12
 
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
+
+_OF_TEXTS = frozenset({"select_tokens", "select_texts"})
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -91,24 +93,13 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheNeed:
-    """A teacher cache that some cell reads: of a whole split, or of the first `shots` questions in a seed's order."""
-
-    teacher: str
-    dataset: str
-    split: str
-    path: Path
-    shots: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """All cells of a study, in the order in which they are worth having, and the caches they read."""
 
     study: StudyConfig
     cells: tuple[Cell, ...]
-    caches: tuple[CacheNeed, ...]
+    caches: Mapping[Path, ExtractConfig]
+    """How each of them is extracted: from a whole split, or from the first `shots` questions in a seed's order."""
     of_runs: bool = False
     """Laid out from runs that are there, whose test sets may be of other tasks."""
 
@@ -139,7 +130,7 @@ def build_plan(
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
     """
     grid: list[Cell] = []
-    needs: dict[Path, CacheNeed] = {}
+    needs: dict[Path, ExtractConfig] = {}
     for seed, setting, shots, method in itertools.product(study.seeds, study.settings, study.shots, study.methods):
         variant = study.variant(method)
         named = setting.teachers if variant.teachers is None else variant.teachers
@@ -173,9 +164,10 @@ def build_plan(
             usual = default_output(teacher, *split, part=part)
             path = caches / usual.relative_to(usual.parts[0])
             paths.append(path)
-            needs[path] = CacheNeed(
-                teacher=teacher, dataset=split[0], split=split[1], path=path, shots=num_seen, seed=seed
-            )
+            if path not in needs:
+                decided_here = {"teacher": teacher, "dataset": split[0], "split": split[1], "output": path}
+                subset = {} if num_seen is None else {"shots": num_seen, "seed": [seed]}
+                needs[path] = extraction_config(study, decided_here | {"data_root": data_root} | subset)
         config = with_options(config, cache=tuple(paths))
         if config.distill.weighting == "oracle" and variant.role != "control":
             raise ConfigError(
@@ -213,7 +205,16 @@ def build_plan(
                 recipe_digest=file_digest(config.optimisation.recipe),
             )
         )
-    return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
+    return Plan(study=study, cells=tuple(grid), caches=needs)
+
+
+def extraction_config(study: StudyConfig, decided: Mapping[str, Any]) -> ExtractConfig:
+    """Return how a study extracts a cache of one of its teachers; one of pictures has no use for options of texts."""
+    options, name = dict(study.extraction), published_name(decided["teacher"])
+    weights = options.pop("weights", {}).get(name)
+    if (card := card_of(name)) is not None and "text" not in card.modalities:
+        options = {option: value for option, value in options.items() if option not in _OF_TEXTS}
+    return build_config(ExtractConfig, options, {**decided, "weights": weights}, where=f"{study.source} [extraction]")
 
 
 def identity_options(
@@ -300,11 +301,6 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
             cells = record["cells"]
             if run.name in (cells if isinstance(cells, dict) else [cell["cell_id"] for cell in cells]):
                 yield file.parent, record["study"].get("keep_weights", True)
-
-
-def extraction_file(folder: Path, cache: Path) -> Path:
-    """Return where a study notes how long a cache took: caches keep no times, so that equal ones are equal."""
-    return folder / "extraction" / ("-".join(cache.parts[-3:]) + ".json")
 
 
 def read_study_folder(folder: Path) -> StudyRecord:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,21 +51,11 @@ from advl_pipeline.studies.plan import (
     build_plan,
     cells_folder,
     default_folder,
-    extraction_file,
 )
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 Outcome = tuple[Cell, AdvlError | None]
 """A cell that is over, and what went wrong."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """A cell that could not be finished, and why."""
-
-    cell: str
-    run: Path
-    message: str
 
 
 def run_study(
@@ -74,7 +64,7 @@ def run_study(
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
     digest: DatasetDigester | None = None,
-    report_failure: Callable[[Failure], None] = lambda failure: None,
+    report_failure: Callable[[Cell, AdvlError], None] = lambda cell, error: None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
 
@@ -120,13 +110,8 @@ def run_study(
             first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)
             plan = replace(plan, cells=first)
         needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
-        for need in (need for need in plan.caches if need.path in needed):
-            seconds = prepare(need, study, config.data_root)
-            if seconds is not None:
-                path = extraction_file(folder, need.path)
-                make_folder(path.parent)
-                noted = {"teacher": need.teacher, "cache": str(need.path), "seconds": seconds}
-                write_text(path, json.dumps(noted) + "\n")
+        for path in (path for path in plan.caches if path in needed):
+            prepare(plan.caches[path])
         _run_cells(plan, config, execute, report_failure)
         return gather_study(folder)
 
@@ -171,7 +156,7 @@ def _run_cells(
     plan: Plan,
     config: StudyRunConfig,
     execute: CellExecutor,
-    report_failure: Callable[[Failure], None],
+    report_failure: Callable[[Cell, AdvlError], None],
 ) -> None:
     finished = [cell for cell in plan.cells if is_finished(cell)]
     left = [cell for cell in plan.cells if cell not in finished]
@@ -192,7 +177,7 @@ def _run_cells(
                     continue
                 if not config.keep_going:
                     raise error
-                report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
+                report_failure(cell, error)
             left = others
 
 

@@ -5,36 +5,50 @@ place (setting, metric, test set, shots), they are matrices of seeds and items (
 computed from matrices as a matrix is: the use of pictures, the drop under shift, a difference between methods, a mean
 over shots. So all get their interval over seeds and items in one way.
 
-`StudyResult` holds that table and the frames of what follows from it or stands in the runs. Accuracies are in percent
-and differences in points. Runs are named by their folder relative to the folder that all of them lie in; `shots` is
-"full" or a number in words.
+All numbers are rows of one frame with `COLUMNS`. What a row is of, `quantity` says:
+  - `accuracy` of a method at a place, in percent; all others are in points;
+  - `gain` over `against`, with its tests. Holm's p are over a `family`: all methods against their baselines ("grid"),
+    or the focus method against every other ("focus");
+  - `gain along shots` over the study's baseline, over the seeds that finished all sizes, and its `slope` for each
+    doubling of the shots;
+  - `drop` from the in-domain test set, which `against` names, to the shifted one of the place, and `use`, what is
+    lost with a picture that is spoilt as `against` says. Beside each stand `... before` and `... after`, and
+    `... change`, which is what is lost more than the baseline loses. Where the shifted set asks the same questions
+    otherwise (`questions` is "same"), all are over the questions that both hold; else each accuracy is over its whole
+    set;
+  - `mean accuracy`, `mean drop` and `mean use` of the focus method minus those of `against`, over the shot sizes that
+    `over` names.
 
-Shapes: S seeds, N items of a test set.
+Shapes: S seeds, N items of a test set, K shot sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.evaluation.shift import Questions, match_questions
+from advl_pipeline.evaluation.shift import Questions, lost_to_shift, match_questions
 from advl_pipeline.evaluation.statistics import (
     Contribution,
     FloatArray,
     Interval,
     ItemGroups,
+    compare,
+    holm,
     item_groups,
     joint_interval,
-    lost_in_part,
     mean_per_seed,
+    paired_t_test,
+    sign_flip_test,
+    slope_per_doubling,
+    summarise,
 )
 from advl_pipeline.studies.config import FULL, StudyConfig
 
@@ -63,13 +77,6 @@ class Place(NamedTuple):
     def rank(self) -> tuple[int, bool]:
         """Order along the shots; all training questions stand after as many that were asked for by number."""
         return self.size, self.shots == FULL
-
-
-def rows_of(frame: pd.DataFrame, **wanted: object) -> list[Any]:
-    """Return the rows of a frame whose columns are as wanted, with the columns as attributes."""
-    for name, value in wanted.items():
-        frame = frame[frame[name] == value]
-    return list(frame.itertuples(index=False))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,21 +187,15 @@ class Table:
         if origin is None or other is None or not (found := paired(origin, other)):
             return None
         before, after = (one.sets[0] for one in found)
-        if not view:
+        if view:
+            lost: tuple[Contribution, ...] = (
+                Contribution(values_SN=before.values_SN - after.values_SN, groups=before.groups),
+            )
+        else:
             dataset = self.study.setting(place.setting).dataset
             match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
             questions = match.questions
-            if questions == "same":
-                # Grouped by the pictures of the in-domain set.
-                groups = before.groups.subset(match.original_n) if before.groups else None
-                before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
-                after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
-        if questions == "part":
-            lost = lost_in_part(before, after, match.original_n, match.shifted_n)
-        elif questions == "other":
-            lost = (before, dataclasses.replace(after, values_SN=-after.values_SN))
-        else:
-            lost = (dataclasses.replace(before, values_SN=before.values_SN - after.values_SN),)
+            before, after, lost = lost_to_shift(before, after, match)
         sides = (Scores(seeds=found[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
         return Sides(questions, *sides)
 
@@ -247,90 +248,145 @@ def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StudyResult:
-    """Everything that was gathered.
+COLUMNS = (
+    "quantity", *Place._fields, "method", "against", "seeds", "per_seed", "mean", "deviation", "interval",
+    "joint_interval", "item_interval", "relative_percent", "p_seed", "p_seed_holm", "p_sign_flip", "p_item",
+    "p_item_holm", "family", "family_size", "questions", "over", "num_items", "runs",
+)  # fmt: skip
+"""`mean`, `deviation` and `interval` (Student's t) are over seeds; `joint_interval` is over seeds and items."""
 
-    Frames, with their columns beside setting, method, shots and seed:
-      - cells: cell, run, state (finished, partial where a test set is missing, or pending) and the command that
-        repeats its finetuning;
-      - items: the tidy table (`table.ITEM_COLUMNS`);
-      - numbers: what follows from it (`comparisons.COLUMNS`);
-      - readouts, of every run: percent of nodes (words, regions) that the student places as the teacher does, before
-        and after the adapt step, and by chance;
-      - costs, means over seeds: seconds, bytes, parameters, and milliseconds of inference for an item.
+Row = dict[str, Any]
+
+Losses = Mapping[tuple[str, Place, str], Mapping[str, "Sides"]]
+
+
+def numbers_of(table: Table) -> pd.DataFrame:
+    """Return every number of a study, a row each."""
+    losses = _losses(table)
+    rows = [*_accuracies(table), *_gains(table), *_trends(table), *_loss_rows(table, losses), *_means(table, losses)]
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, float], **more: object) -> Row:
+    spread = summarise(list(by_seed.values()))
+    told = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
+    own = {"quantity": quantity, "method": method, "seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
+    return dict.fromkeys(COLUMNS) | place._asdict() | own | told | more
+
+
+def _accuracies(table: Table) -> Iterator[Row]:
+    for (place, method, view), scores in table.scores.items():
+        if view == WITH_PICTURE:
+            num_items = scores.matrix.shape[1]
+            yield _number("accuracy", place, method, scores.by_seed, num_items=num_items, runs=scores.runs)
+
+
+def _gains(table: Table) -> Iterator[Row]:
+    study = table.study
+    grid = [(method, study.baseline_of(method)) for method in study.methods if study.baseline_of(method) != method]
+    focus = [(study.focus, other) for other in study.methods if study.focus in study.methods and other != study.focus]
+    for family, pairs in (("grid", grid), ("focus", [pair for pair in focus if pair not in grid])):
+        found = []
+        for place, (treated, baseline) in itertools.product(table.places, pairs):
+            if both := paired(table.accuracy(place, treated), table.accuracy(place, baseline)):
+                one, other = both
+                compared = compare(one.matrix, other.matrix, groups=one.groups)
+                by_seed = dict(zip(one.seeds, compared.per_seed, strict=True))
+                row = _number("gain", place, treated, by_seed, against=baseline, family=family)
+                found.append(row | {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)})
+        for name in ("p_seed", "p_item"):
+            for row, adjusted in zip(found, holm([row[name] for row in found]), strict=True):
+                row[f"{name}_holm"], row["family_size"] = adjusted, len(found)
+        yield from found
+
+
+def _trends(table: Table) -> Iterator[Row]:
+    study = table.study
+    # Claims and figures are about the study's baseline, whatever else a method is compared with.
+    methods = [method for method in study.methods if method != study.baseline]
+    for along, method in itertools.product(table.along_shots(), methods):
+        both = {place: (table.accuracy(place, method), table.accuracy(place, study.baseline)) for place in along}
+        places = [place for place, pair in both.items() if all(pair)]
+        common = paired(*itertools.chain(*(both[place] for place in places)))
+        if not common:
+            continue
+        seeds = tuple(sorted(common[0].seeds, key=study.seeds.index))
+        pairs = [(one.of(seeds), other.of(seeds)) for one, other in zip(common[::2], common[1::2], strict=True)]
+        gains = [100.0 * (one.matrix.mean(axis=1) - other.matrix.mean(axis=1)) for one, other in pairs]
+        for place, gain_S in zip(places, gains, strict=True):
+            by_seed = dict(zip(seeds, gain_S.tolist(), strict=True))
+            yield _number("gain along shots", place, method, by_seed, against=study.baseline)
+        sizes = [place.size for place in places]
+        if len(set(sizes)) > 1:
+            slopes = slope_per_doubling(sizes, np.stack(gains, axis=1)).tolist()
+            p_value = paired_t_test(slopes)
+            p_value = sign_flip_test(slopes) if p_value is None else p_value
+            # As each item's gains have a slope, theirs is its mean.
+            gain_SNK = np.stack([one.matrix - other.matrix for one, other in pairs], axis=2)
+            slope_SN = slope_per_doubling(sizes, gain_SNK.reshape(-1, len(pairs))).reshape(gain_SNK.shape[:2])
+            joint = joint_interval([Contribution(values_SN=slope_SN, groups=pairs[0][0].groups)])
+            by_seed = dict(zip(seeds, slopes, strict=True))
+            yield _number(
+                "slope", places[-1], method, by_seed,
+                against=study.baseline, over=_labels(places), joint_interval=joint, p_seed=p_value,
+            )  # fmt: skip
+
+
+def _losses(table: Table) -> Losses:
+    found: Losses = {}
+    for place, method, view in table.scores:
+        reference = table.reference(place)
+        if view == WITH_PICTURE and place.test_set == reference:
+            continue
+        quantity, against = ("drop", reference) if view == WITH_PICTURE else ("use", view)
+        if (sides := table.sides(place, method, view)) is not None:
+            found.setdefault((quantity, place, against), {})[method] = sides
+    return found
+
+
+def _loss_rows(table: Table, losses: Losses) -> Iterator[Row]:
+    for (quantity, place, against), by_method in losses.items():
+        lost = {method: sides.lost.by_seed for method, sides in by_method.items()}
+        for method, sides in by_method.items():
+            told = {"against": against, "questions": sides.questions}
+            yield _number(quantity, place, method, lost[method], **told)
+            yield _number(f"{quantity} before", place, method, sides.before.by_seed, **told)
+            yield _number(f"{quantity} after", place, method, sides.after.by_seed, **told)
+            baseline = table.study.baseline_of(method)
+            other = lost.get(baseline, {}) if baseline != method else {}
+            if change := {seed: own - other[seed] for seed, own in lost[method].items() if seed in other}:
+                yield _number(f"{quantity} change", place, method, change, **told)
+
+
+def _means(table: Table, losses: Losses) -> Iterator[Row]:
+    """Average the focus method's differences over shot sizes, in every quantity that a claim may ask for.
+
+    Every difference is taken seed by seed and item by item, and so is the mean over sizes: what is left is one number
+    per seed and item, whose mean has an interval over both.
     """
-
-    study: StudyConfig
-    folder: Path
-    runs: Path
-    """What the names of runs are relative to."""
-    command: str
-    cells: pd.DataFrame
-    items: pd.DataFrame
-    numbers: pd.DataFrame
-    readouts: pd.DataFrame
-    costs: pd.DataFrame
-    caches: tuple[Mapping[str, Any], ...]
-    """Caches that the runs read: path, identity, provenance, and bytes and seconds; None where nobody noted them."""
-    environments: tuple[Mapping[str, Any], ...]
-    caveats: Mapping[str, tuple[str, ...]]
-    """Setting -> what a reader of its numbers must know of what the students saw; none for most."""
-    trivial: Mapping[tuple[str, ...], Mapping[str, Any]]
-    """(setting, metric, test set) -> chance and majority answer, as `AnswerTally.summary` gives them."""
-    of_runs: bool = False
-    """Gathered from runs that no study asked for, which claim nothing."""
-
-    @property
-    def num_finished(self) -> int:
-        return int((self.cells["state"] == "finished").sum())
-
-    def finished(self, setting: str) -> list[Any]:
-        """Return the finished cells of a setting, the smallest size and the first seed first."""
-        done = rows_of(self.cells, setting=setting, state="finished")
-        return sorted(done, key=lambda cell: (not cell.shots.isdecimal(), len(cell.shots), cell.shots, cell.seed))
-
-    def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Any]:
-        """Return the rows of a quantity, at a place and with columns as wanted."""
-        wanted |= place._asdict() if place else {}
-        rows = self._by_quantity.get(quantity, ())
-        return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
-
-    @cached_property
-    def _by_quantity(self) -> dict[str, list[Any]]:
-        """A page asks for hundreds of numbers."""
-        return {str(name): rows_of(part) for name, part in self.numbers.groupby("quantity", sort=False)}
-
-    def one(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
-        """Return the first such row, None where there is none."""
-        return next(iter(self.find(quantity, place, **wanted)), None)
-
-    def places(self) -> list[Place]:
-        """Places that have an accuracy, in the order of the grid."""
-        return list(dict.fromkeys(map(place_of, self.find("accuracy"))))
-
-    def trivial_of(self, place: Place) -> Mapping[str, Any]:
-        """Return what is right at a place without a student; nothing where its evaluations did not tell."""
-        return self.trivial.get(place[:3], {})
-
-    def best_control(self, place: Place) -> Any:
-        """Return the accuracy of the best of the baseline and the controls, over the seeds of the focus method.
-
-        A gain that is no gain over this one does not come from what a teacher knows. None where there is no such row.
-        """
-        study, found = self.study, self.find("accuracy", place)
-        focus = next((row for row in found if row.method == study.focus), None)
-        rivals = [
-            row
-            for row in found
-            if focus is not None
-            and row is not focus
-            and (row.method == study.baseline or study.variant(row.method).role in ("baseline", "control"))
-            and set(row.seeds) >= set(focus.seeds)
-        ]
-        return max(rivals, key=lambda row: row.mean, default=None)
+    study = table.study
+    for places in table.along_shots():
+        reference = table.reference(places[0])
+        lost, against = ("use", USE_VIEW) if places[0].test_set == reference else ("drop", reference)
+        for quantity, other in itertools.product(("accuracy", lost), study.methods):
+            differences: dict[Place, Scores] = {}
+            questions: Questions | None = None
+            for place in places if other != study.focus else ():
+                mine, theirs = (table.accuracy(place, method) for method in (study.focus, other))
+                if quantity == lost:
+                    sides = losses.get((lost, place, against), {})
+                    of_both = (sides.get(method) for method in (study.focus, other))
+                    mine, theirs = (one.lost if one else None for one in of_both)
+                    questions = questions or (sides[study.focus].questions if mine else None)
+                if mine and theirs and (difference := weighted_sum([(1.0, mine), (-1.0, theirs)])):
+                    differences[place] = difference
+            mean = weighted_sum([(1.0 / len(differences), difference) for difference in differences.values()])
+            if mean is not None:
+                yield _number(
+                    f"mean {quantity}", places[0], study.focus, mean.by_seed,
+                    against=other, joint_interval=mean.interval, over=_labels(differences), questions=questions,
+                )  # fmt: skip
 
 
-def place_of(row: Any) -> Place:
-    """Return the place of a row of numbers."""
-    return Place(*(getattr(row, name) for name in Place._fields))
+def _labels(places: Sequence[Place] | Mapping[Place, object]) -> tuple[str, ...]:
+    return tuple(place.shots for place in places)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from commands import advl
 from dataset_mirrors import vcr_record, write_vcr, write_vqa
-from region_mirrors import FEATURE_SIZE, WRITERS, features_of, write_npz, write_uniter_layout
+from region_mirrors import FEATURE_SIZE, WRITERS, write_npz, write_uniter_layout
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
@@ -30,6 +31,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pictures(root: Path, split: str) -> list[Path]:
     return sorted((root / "vqa-v2" / SPLITS[split]).glob("*.jpg"))
+
+
+def change(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the features of a picture again, with other arrays."""
+    with np.load(file) as arrays:
+        kept = dict(arrays)
+    np.savez(file, allow_pickle=False, **(kept | change(kept)))
 
 
 def finetune(root: Path, run: Path, regions: Path | str) -> list[Any]:
@@ -84,33 +92,37 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
         assert arrays["scores/vqa"].shape == (18, 4)
 
 
-def test_broken_features_are_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
-    for picture in pictures(root, "train"):
-        file = regions / f"{picture.stem}.npz"
-        with np.load(file) as arrays:
-            kept = dict(arrays)
-        np.savez(file, allow_pickle=False, **(kept | {"image_w": np.array(65)}))
-    code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
-    assert code == 5
-    assert str(regions) in err
-    assert "features are for a picture of 65x48, the picture is 64x48" in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_picture_without_features_and_another_width_are_named(
+def test_what_cannot_be_imported_is_named_and_leaves_no_cache(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = pictures(root, "train")
-    code, _, err = advl(capsys, *importing(root, write_npz(tmp_path / "some", found[:1]), tmp_path / "cache"))
-    assert code == 5
-    assert "A picture has no region features" in err
-    assert not (tmp_path / "cache").exists()
-    regions = write_npz(tmp_path / "regions", found)
+    broken, some = write_npz(tmp_path / "broken", found), write_npz(tmp_path / "some", found[:1])
     for picture in found:
-        wide = np.concatenate([features_of(picture)] * 2, axis=1)
-        np.savez(regions / f"{picture.stem}.npz", features=wide, boxes=np.array([[0, 0, 9, 9]] * 3, np.float32))
+        change(broken / f"{picture.stem}.npz", lambda _: {"image_w": np.array(65)})
+    empty, several = tmp_path / "empty" / "coco_train2014", tmp_path / "several" / "coco_train2014"
+    for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
+        (empty / name).mkdir(parents=True)
+        (several / name).mkdir(parents=True)
+        (several / name / "data.mdb").touch()
+    (empty / "nbb_th0.2_max100_min10.json").write_text("{}")
+    for source, why in (
+        (broken, "features are for a picture of 65x48, the picture is 64x48"),
+        (some, "A picture has no region features"),
+        (empty, "no region features in a known format"),
+        (several, f"name one of them, such as {several}/feat_numbb36"),
+    ):
+        code, _, err = advl(capsys, *importing(root, source, tmp_path / "cache"))
+        assert (code, why in err, str(source) in err) == (5, True, True), err
+        assert "Traceback" not in err
+        assert not (tmp_path / "cache").exists()
+
+
+def test_features_of_another_width_than_the_students_are_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
+    for file in regions.glob("*.npz"):
+        change(file, lambda kept: {"features": np.concatenate([kept["features"]] * 2, axis=1)})
     code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
     assert code == 0, err
     code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
@@ -160,11 +172,8 @@ def test_a_run_holds_its_regions_by_their_content(
     assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))[0] == 0
     (tmp_path / "cache").rename(tmp_path / "moved")
     assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "moved"))[0] == 0
-    for picture in pictures(root, "train"):
-        file = regions / f"{picture.stem}.npz"
-        with np.load(file) as arrays:
-            kept = dict(arrays)
-        np.savez(file, allow_pickle=False, **(kept | {"features": kept["features"] + 1}))
+    for file in regions.glob("*.npz"):
+        change(file, lambda kept: {"features": kept["features"] + 1})
     assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
     code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
     assert code == 3
@@ -276,20 +285,3 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
     assert code == 0, err
     code, _, err = advl(capsys, "predict", "vqa", "--on", "test-dev", "--regions", f"{usual}/test")
     assert code == 0, err
-
-
-def test_a_folder_that_holds_no_lmdb_or_several_is_named(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "coco_train2014"
-    for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
-        (folder / name).mkdir(parents=True)
-    (folder / "nbb_th0.2_max100_min10.json").write_text("{}")
-    code, _, err = advl(capsys, *importing(root, folder, tmp_path / "cache"))
-    assert code == 5
-    assert "no region features in a known format" in err
-    for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
-        (folder / name / "data.mdb").touch()
-    code, _, err = advl(capsys, *importing(root, folder, tmp_path / "cache"))
-    assert code == 5
-    assert f"name one of them, such as {folder}/feat_numbb36" in err

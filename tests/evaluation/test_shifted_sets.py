@@ -95,8 +95,8 @@ def test_a_drop_is_over_the_same_questions() -> None:
     assert drop.change.points == pytest.approx(-100 / 3)
     assert drop.change.relative_percent == pytest.approx(-50.0)
     assert drop.interval.low <= drop.change.points <= drop.interval.high
-    assert drop.significance is not None
-    assert 0.0 < drop.significance.p_value <= 1.0
+    assert drop.p_value is not None
+    assert 0.0 < drop.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):
         shift_drop(np.zeros(1), np.ones(1), match_questions("vcr", "val", ("a",), "rule-plural", ("x",)))
 
@@ -106,7 +106,7 @@ def test_a_part_is_compared_with_the_whole() -> None:
     match = match_questions("vqa-v2", "val", ids, "ce-hard", ids[:50])
     whole_N = np.concatenate([np.tile([1.0, 0.0, 0.0, 0.0, 0.0], 10), np.tile([1.0, 1.0, 0.0], 50)])
     drop = shift_drop(whole_N, whole_N[:50], match)
-    assert (drop.questions, drop.num_items, drop.significance) == ("part", 50, None)
+    assert (drop.questions, drop.num_items, drop.p_value) == ("part", 50, None)
     assert drop.original == pytest.approx(55.0)
     assert drop.shifted == pytest.approx(20.0)
     assert drop.change.points == pytest.approx(-35.0)

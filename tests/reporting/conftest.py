@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advl_pipeline.reporting.report import ReportConfig, run_report
-from advl_pipeline.studies.table import StudyResult, rows_of
+from advl_pipeline.studies.result import StudyResult, rows_of
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]
 

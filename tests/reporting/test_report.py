@@ -33,7 +33,7 @@ from advl_pipeline.reporting.tables import (
 )
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.table import StudyResult, place_of, rows_of
+from advl_pipeline.studies.result import StudyResult, place_of, rows_of
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 

@@ -11,8 +11,8 @@ from small_corpus import SmallCorpus
 from advl_pipeline.reporting.report import ReportConfig, run_report
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.table import StudyResult
 
 STUDY = """
 name = "real"

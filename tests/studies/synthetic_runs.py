@@ -23,14 +23,16 @@ import numpy as np
 import pandas as pd
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.studies.comparisons import numbers_of
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, parse_study, shots_label
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.progress import record_extraction
+from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
 from advl_pipeline.studies.execute import CachePreparer, CellExecutor
-from advl_pipeline.studies.plan import CacheNeed, Cell
-from advl_pipeline.studies.run import Failure, run_study
-from advl_pipeline.studies.table import StudyResult, build_table
+from advl_pipeline.studies.plan import Cell
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.table import build_table, numbers_of
 from advl_pipeline.training.resolved import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
@@ -213,11 +215,12 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     write_json(folder / f"{test_set}.json", document)
 
 
-def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
+def prepare(config: ExtractConfig) -> None:
     """Pretend that the cache was extracted."""
-    write_json(need.path / "identity.json", {"teacher": need.teacher})
-    write_json(need.path / "records" / "provenance.json", {"config": {"teacher": need.teacher}})
-    return 12.5
+    cache = Path(str(config.output))
+    write_json(cache / "identity.json", {"teacher": config.teacher})
+    write_json(cache / "records" / "provenance.json", {"config": {"teacher": config.teacher}})
+    record_extraction(cache, seconds=12.5, num_units=NUM_ITEMS, device="cpu")
 
 
 def digest(dataset: str, split: str, data_root: Path | None) -> str:
@@ -266,7 +269,7 @@ def run_trial(
     gains: Mapping[str, float] = GAINS,
     prepare: CachePreparer = prepare,
     options: Mapping[str, Any] = MappingProxyType({}),
-    report_failure: Callable[[Failure], None] = print,
+    report_failure: Callable[[Cell, AdvlError], None] = print,
     num_seeds: int = 2,
     extra: str = "",
     **lines: str,

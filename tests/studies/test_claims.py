@@ -11,7 +11,7 @@ from synthetic_runs import GAINS, Spot, made_up_result
 
 from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, judge_claims
 from advl_pipeline.studies.config import PARTS, SHIPPED
-from advl_pipeline.studies.table import StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 FULL: dict[str, Any] = {"shots": ["full"], "test_sets": ["test"]}
 FEW: dict[str, Any] = {"shots": [100], "test_sets": ["test"]}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from advl_pipeline.evaluation.statistics import Contribution, item_groups
-from advl_pipeline.studies.comparisons import numbers_of
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Table, rows_of
+from advl_pipeline.studies.result import rows_of
+from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Table, numbers_of
 
 SEEDS = (0, 1, 2, 3, 4)
 

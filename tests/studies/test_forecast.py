@@ -20,7 +20,7 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.extraction.sources import open_part
 from advl_pipeline.reporting.tables import forecast_as_text
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.forecast import (
     MEASURED_QUESTIONS,
     MEASURED_STEPS,
@@ -28,7 +28,6 @@ from advl_pipeline.studies.forecast import (
     Forecast,
     forecast_study,
 )
-from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -45,8 +44,8 @@ def forecast(folder: Path, path: Path) -> Forecast:
     return forecast_study(config(folder, path), plan_cache=no_plan)
 
 
-def no_plan(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
-    return CacheForecast(path=need.path, content="", num_bytes=5000, seconds=7.0, obstacle="")
+def no_plan(config: ExtractConfig) -> CacheForecast:
+    return CacheForecast(path=Path(str(config.output)), content="", num_bytes=5000, seconds=7.0, obstacle="")
 
 
 def asked(folder: Path, path: Path) -> StudyRunConfig:

@@ -65,21 +65,14 @@ def test_plain_cells_outlive_another_teacher(tmp_path: Path) -> None:
     assert before == after
 
 
-def test_another_pretrained_student_makes_other_cells(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["init_digests", "dataset_digests"])
+def test_a_pretrained_student_or_data_of_other_content_make_other_cells(kind: str, tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, extra='init = "students/a"\n'))
-    one = build_plan(study, cells=tmp_path, init_digests={"students/a": "1"})
-    two = build_plan(study, cells=tmp_path, init_digests={"students/a": "2"})
-    assert not ids(one) & ids(two)
-
-
-def test_rebuilt_data_make_other_cells(tmp_path: Path) -> None:
-    study = read_study(write_study_file(tmp_path))
-    plans = [
-        build_plan(study, cells=tmp_path, dataset_digests={"scenes-vcr/train": content}) for content in ("a", "b")
-    ]
-    assert not ids(plans[0]) & ids(plans[1])
-    other = build_plan(study, cells=tmp_path, dataset_digests={"scenes-vcr/train": "a", "scenes-vqa/train": "c"})
-    assert ids(other) == ids(plans[0])
+    place = {"init_digests": "students/a", "dataset_digests": "scenes-vcr/train"}[kind]
+    found = [{place: "1"}, {place: "2"}, {place: "1", "scenes-vqa/train": "3"}]
+    one, two, beside = (ids(build_plan(study, cells=tmp_path, **{kind: digests})) for digests in found)
+    assert not one & two
+    assert one == beside
 
 
 def test_another_recipe_makes_other_cells(tmp_path: Path) -> None:

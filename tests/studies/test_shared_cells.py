@@ -14,8 +14,8 @@ from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import StudyRunConfig, read_study
 from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.table import StudyResult
 from advl_pipeline.training.config import FinetuneConfig
 
 WEIGHTS = ("model.safetensors", "heads.safetensors")

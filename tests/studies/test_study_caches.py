@@ -19,7 +19,6 @@ from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies import execute
 from advl_pipeline.studies.config import read_study
-from advl_pipeline.studies.plan import CacheNeed
 
 STUDY = """
 name = "trial"
@@ -113,7 +112,6 @@ def test_places_of_weights_that_cannot_be_meant_are_refused(tmp_path: Path, weig
 def test_a_cache_that_another_process_extracts_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = read_study(write_study(tmp_path, weights="{ clip-vit-l = 'clip', roberta-l = 'roberta' }"))
     tries = iter([InUse("Another process is writing this cache.", why="process 7 on host"), None])
 
     def extract(config: ExtractConfig) -> None:
@@ -123,7 +121,6 @@ def test_a_cache_that_another_process_extracts_is_waited_for(
     monkeypatch.setattr(extraction_identity, "is_extracted", lambda config, *, same_weights: False)
     monkeypatch.setattr(extraction_run, "run_extract", extract)
     monkeypatch.setattr(execute, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    need = CacheNeed(teacher="roberta-l", dataset="vcr", split="train", path=tmp_path / "cache")
-    assert execute.prepare_cache(need, study, None) is None
+    execute.prepare_cache(ExtractConfig(teacher="roberta-l", dataset="vcr", output=tmp_path / "cache"))
     assert next(tries, "none left") == "none left"
     assert "waiting for process 7 on host" in capsys.readouterr().err
