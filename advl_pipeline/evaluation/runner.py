@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from advl_pipeline.atomic import make_folder, partial_beside, write_text, writing
+from advl_pipeline.atomic import make_folder, replacing, write_text
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Dataset, Example, ImageUnit, Task, head_name
@@ -208,7 +208,7 @@ def _evaluate_set(
         # Every view costs one pass over the same batches.
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
         "by_question_type": {
-            metric: accuracy_by(one["type"], one["score"].to_numpy()) for metric, one in true_items.items()
+            metric: accuracy_by(one["type"].tolist(), one["score"].to_numpy()) for metric, one in true_items.items()
         },
     }
     if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
@@ -233,16 +233,8 @@ def _evaluate_set(
     filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
     target = evaluation_file(config.run, filed, ".npz")
     make_folder(target.parent)
-    # Nobody else's, for a run may be scored on one set by two processes.
-    partial = partial_beside(target)
-    try:
-        with writing(target):
-            with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(target) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     write_text(target.with_suffix(".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
     return document
 

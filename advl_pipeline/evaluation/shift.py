@@ -119,13 +119,10 @@ def shift_drop(
     if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
     # The change is what is lost with the other sign.
-    before, after, gained = lost_to_shift(
-        *(
-            Contribution(values_SN=-values.astype(np.float64)[None], groups=None)
-            for values in (original_N, shifted_M)
-        ),
-        match,
+    whole, part = (
+        Contribution(values_SN=-values.astype(np.float64)[None], groups=None) for values in (original_N, shifted_M)
     )
+    before, after, gained = lost_to_shift(whole, part, match)
     is_same = match.questions == "same"
     original, shifted = (-100.0 * float(side.values_SN.mean()) for side in (before, after))
     return ShiftDrop(

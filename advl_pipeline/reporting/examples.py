@@ -71,14 +71,10 @@ def collect_examples(
     """
     # Baseline and focus run of the first seed that finished both, or the only run.
     study, done, test_set = result.study, result.finished(setting.name), setting.reference
-    pairs = [
-        [other, focus]
-        for focus in done
-        for other in done
-        if focus.method == study.focus
-        and (other.method, other.shots, other.seed) == (study.baseline, focus.shots, focus.seed)
-    ]
-    cells = done[:1] if len(study.methods) == 1 else next(iter(pairs), [])
+    of_baseline = {(cell.shots, cell.seed): cell for cell in done if cell.method == study.baseline}
+    of_focus = (cell for cell in done if cell.method == study.focus)
+    pairs = ([of_baseline[place], cell] for cell in of_focus if (place := (cell.shots, cell.seed)) in of_baseline)
+    cells = done[:1] if len(study.methods) == 1 else next(pairs, [])
     runs = [result.runs / cell.run for cell in cells]
     mode = study.evaluation.get("vqa_mode")
     evaluations = [one for run in runs if (one := read_evaluation(run, filed_as(run, test_set, mode))) is not None]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -252,15 +253,15 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) 
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.build_model import student_bytes
 
-    counts = Counter((cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left)
-    examples = {(cell.finetune.student, cell.finetune.init, cell.finetune.student_option): cell for cell in left}
+    student_of = attrgetter("finetune.student", "finetune.init", "finetune.student_option")
+    one_each = {student_of(cell): cell for cell in left}
     try:
-        known = {key: student_bytes(cell.finetune) for key, cell in examples.items()}
+        known = {student: student_bytes(cell.finetune) for student, cell in one_each.items()}
     except AdvlError as error:
         return None, error.what
     if not study.keep_weights:
         return 4 * max(known.values()), "one student at a time, since none is kept"
-    return sum(count * known[key] for key, count in counts.items()), "the size of the student"
+    return sum(known[student_of(cell)] for cell in left), "the size of the student"
 
 
 def _kind(config: FinetuneConfig, teachers: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
     caveats: dict[str, dict[str, None]] = {}
     environments: dict[str, Mapping[str, Any]] = {}
     for cell in plan.cells:
-        about = {
+        about: Row = {
             "cell": cell.cell_id,
             "run": cell.run_name,
             "setting": cell.setting,

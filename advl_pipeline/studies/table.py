@@ -257,7 +257,7 @@ COLUMNS = (
 
 Row = dict[str, Any]
 
-Losses = Mapping[tuple[str, Place, str], Mapping[str, "Sides"]]
+Losses = dict[tuple[str, Place, str], dict[str, Sides]]
 
 
 def numbers_of(table: Table) -> pd.DataFrame:

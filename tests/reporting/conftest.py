@@ -16,12 +16,17 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "stu
 
 @pytest.fixture(scope="session")
 def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
-    """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
-    from small_vcr import write_vcr
+    """A study on VCR items, with examples and selected words; returns it and the data root."""
+    from dataset_mirrors import vcr_record, write_vcr
     from synthetic_runs import NUM_ITEMS, run_trial
 
     folder = tmp_path_factory.mktemp("vcr")
-    write_vcr(folder / "data", num_items=NUM_ITEMS, hostile="<b>&")
+    items = [vcr_record(number) for number in range(NUM_ITEMS)]
+    # What is right is what the made-up runs answer rightly, and a question may hold anything.
+    asked = {"objects": ["person", "dog"], "question": ["Why", "does", [0], "look", "at", [1], "<b>&", "?"]}
+    right = {"answer_label": 0, "rationale_label": 0}
+    records = [item | asked | right | {"rationale_choices": item["answer_choices"]} for item in items]
+    write_vcr(folder / "data", records)
     extra = "[training]\nsplit = 'val'\n"
     result = run_trial(folder, num_seeds=3, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
     (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
