@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.registry import benchmark_of
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.errors import ConfigError, CorruptCache, advise
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
@@ -200,10 +201,12 @@ def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
         path = cell.run / names.CACHES
         for entry in read_json(path, list) if path.exists() else ():
             cache = Path(entry["path"])
-            provenance = cache / PROVENANCE_FILE
+            provenance, seconds = cache / PROVENANCE_FILE, None
+            with suppress(CorruptCache):  # Its own commands say what is wrong with it.
+                seconds = extraction_seconds(cache)
             found[json.dumps(entry["identity"], sort_keys=True)] = {
                 "path": str(cache),
-                "seconds": extraction_seconds(cache),
+                "seconds": seconds,
                 "num_bytes": folder_bytes(cache) if cache.exists() else None,
                 "identity": entry["identity"],
                 "provenance": read_json(provenance) if provenance.exists() else {},
