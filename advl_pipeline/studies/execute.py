@@ -15,7 +15,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable, again
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
@@ -29,6 +28,7 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import STUDY_FILE, Cell, Plan, studies_of, trained_on
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.resolved import NAMED_FILES
 
@@ -37,8 +37,8 @@ _SECONDS_BETWEEN_LOOKS = 10.0
 CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
 
-DatasetDigester = Callable[[str, str, Path | None], str]
-"""Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
+DatasetDigester = Callable[[FinetuneConfig], str]
+"""Digest of the content of the split that a run trains on. Raises `DatasetError`."""
 
 CachePreparer = Callable[[ExtractConfig], None]
 """Makes sure that a cache exists."""
@@ -152,7 +152,7 @@ def missing_inits(study: StudyConfig) -> dict[Path, str]:
     return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}
 
 
-def input_digests(draft: Plan, data_root: Path | None) -> dict[str, str]:
+def input_digests(draft: Plan) -> dict[str, str]:
     """Digest what cells start from or see beside their dataset, so that another content makes other cells.
 
     These are pretrained students, files of students that options name, and caches of regions.
@@ -185,12 +185,12 @@ def input_digests(draft: Plan, data_root: Path | None) -> dict[str, str]:
             if (digest := digest_file(str(value))) is not None:
                 found[str(Path(value))] = digest
         if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
-            caches = open_region_caches(config.regions, splits_read(config), data_root=data_root)
+            caches = open_region_caches(config.regions, splits_read(config), data_root=config.data_root)
             found |= {str(cache.path): cache.identity_digest for cache in caches}
     return found
 
 
-def dataset_digests(draft: Plan, data_root: Path | None, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
+def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
     """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
 
     Args:
@@ -204,9 +204,9 @@ def dataset_digests(draft: Plan, data_root: Path | None, digest: DatasetDigester
     Raises:
         DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
     """
-    splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in draft.cells}
+    splits = {trained_on(cell.finetune): cell.finetune for cell in draft.cells}
     try:
-        return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}
+        return {name: digest(config) for name, config in splits.items()}
     except DatasetError:
         file = folder / STUDY_FILE
         recorded = read_json(file).get("dataset_digests", {}) if file.exists() else {}
@@ -215,8 +215,9 @@ def dataset_digests(draft: Plan, data_root: Path | None, digest: DatasetDigester
         return {name: recorded[name] for name in splits}
 
 
-def digest_dataset(dataset: str, split: str, data_root: Path | None, *, on_error: OnError = "fail") -> str:
-    """Return the content digest of a split."""
+def digest_dataset(config: FinetuneConfig) -> str:
+    """Return the content digest of the split that a run trains on, without the rows that it leaves out."""
     from advl_pipeline.datasets.registry import open_splits
 
-    return open_splits(dataset, split=split, data_root=data_root, on_error=on_error).content_digest()
+    opened = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)
+    return opened.content_digest()

@@ -157,21 +157,14 @@ def forecast_study(
     study = asked_study(config)
     folder = config.output or default_folder(study)
     absent, missing_dataset, content = tuple(missing_inits(study)), "", dict[str, str]()
-    place = partial(
-        build_plan,
-        study,
-        cells=cells_folder(folder),
-        caches=config.caches,
-        data_root=config.data_root,
-    )
+    place = partial(build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root)
     draft = place()
     try:
-        content = dataset_digests(draft, config.data_root, digest_dataset, folder=folder)
+        content = dataset_digests(draft, digest_dataset, folder=folder)
     except DatasetError as error:
         # A grid can be looked at before its data are there.
         missing_dataset = error.what + (f" ({error.where})" if error.where else "")
-    init_digests = {} if absent else input_digests(draft, config.data_root)
-    plan = place(init_digests=init_digests, dataset_digests=content)
+    plan = place(init_digests={} if absent else input_digests(draft), dataset_digests=content)
     left = [cell for cell in plan.cells if not is_finished(cell)]
     done = [cell.run for cell in plan.cells if cell not in left]
     kinds = {cell.cell_id: _kind(cell.finetune, cell.teachers) for cell in plan.cells}

@@ -63,7 +63,7 @@ def run_study(
     *,
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
-    digest: DatasetDigester | None = None,
+    digest: DatasetDigester = digest_dataset,
     report_failure: Callable[[Cell, AdvlError], None] = lambda cell, error: None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
@@ -86,14 +86,12 @@ def run_study(
         study = asked_study(config)
         folder = config.output or default_folder(study)
         require_outputs(config, output=folder)
-        read_digest = digest or partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
         place = partial(
             build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root
         )
         draft = place()
-        digests = input_digests(draft, config.data_root)
-        content = dataset_digests(draft, config.data_root, read_digest, folder=folder)
-        plan = place(init_digests=digests, dataset_digests=content)
+        inputs, content = input_digests(draft), dataset_digests(draft, digest, folder=folder)
+        plan = place(init_digests=inputs, dataset_digests=content)
         _require_same_test_sets(plan, config.data_root)
         flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
         record = StudyRecord(

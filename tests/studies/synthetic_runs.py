@@ -33,6 +33,7 @@ from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.table import build_table, numbers_of
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
@@ -223,9 +224,9 @@ def prepare(config: ExtractConfig) -> None:
     record_extraction(cache, seconds=12.5, num_units=NUM_ITEMS, device="cpu")
 
 
-def digest(dataset: str, split: str, data_root: Path | None) -> str:
+def digest(config: FinetuneConfig) -> str:
     """Pretend that the dataset is at hand."""
-    return f"content of {dataset}/{split}"
+    return f"content of {config.dataset}/{config.split}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -55,7 +55,7 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
         )
     )
     with pytest.raises(DatasetError):
-        digest_dataset(str(data), "train", None)
+        digest_dataset(FinetuneConfig(dataset=str(data), output=tmp_path))
     extra = '[training]\non_error = "skip"\n'
     trained = []
 
@@ -68,6 +68,7 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
     asked = StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches")
     run_study(asked, execute=execute, prepare=synthetic_runs.prepare)
     assert set(trained) == {"skip"}
+    assert forecast_study(asked).num_left == 0
 
 
 @pytest.mark.parametrize(("weights", "keeps"), [("model.safetensors", True), ("adapter_model.safetensors", False)])
