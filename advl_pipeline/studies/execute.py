@@ -1,4 +1,4 @@
-"""What running one cell means: finetune, then score on every test set. Also what must exist before: teacher caches.
+"""What running one cell means: finetune, then score on every test set. Also what a cell still needs.
 
 The two phases are imported when a cell runs, so that planning and gathering stay light.
 """
@@ -6,42 +6,19 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from advl_pipeline.errors import ConfigError, DatasetError, InUse, WeightsUnavailable, again
-from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.errors import ConfigError, again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_json
-from advl_pipeline.students.weight_files import (
-    file_digest,
-    is_on_hub,
-    making_command,
-    student_digest,
-    weight_files,
-)
-from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.plan import STUDY_FILE, Cell, Plan, studies_of, trained_on
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.given import open_region_caches, region_places, splits_read
-from advl_pipeline.training.resolved import NAMED_FILES
-
-_SECONDS_BETWEEN_LOOKS = 10.0
+from advl_pipeline.students.weight_files import file_digest
+from advl_pipeline.studies.plan import Cell, studies_of
 
 CellExecutor = Callable[[Cell], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
-
-DatasetDigester = Callable[[FinetuneConfig], str]
-"""Digest of the content of the split that a run trains on. Raises `DatasetError`."""
-
-CachePreparer = Callable[[ExtractConfig], None]
-"""Makes sure that a cache exists."""
 
 
 def execute_cell(cell: Cell) -> None:
@@ -123,101 +100,3 @@ def is_finished(cell: Cell) -> bool:
     """Whether the cell needs nothing more; a student that another study did not keep is trained again."""
     gone = (cell.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(cell.run))
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
-
-
-def prepare_cache(config: ExtractConfig) -> None:
-    """Extract a cache; where another process is at it, that one's end is waited for.
-
-    A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
-    """
-    from advl_pipeline.extraction.planning import is_extracted
-    from advl_pipeline.extraction.run import run_extract
-
-    while not is_extracted(config, same_weights=True):
-        try:
-            run_extract(config)
-            break
-        except WeightsUnavailable:
-            if is_extracted(config, same_weights=False):
-                break
-            raise
-        except InUse as error:
-            tqdm.write(f"{config.output}: waiting for {error.why}", file=sys.stderr)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def missing_inits(study: StudyConfig) -> dict[Path, str]:
-    """Return the pretrained students that do not exist, with the name of the student each is for."""
-    inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
-    return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}
-
-
-def input_digests(draft: Plan) -> dict[str, str]:
-    """Digest what cells start from or see beside their dataset, so that another content makes other cells.
-
-    These are pretrained students, files of students that options name, and caches of regions.
-
-    Args:
-        draft: the plan as it is laid out without digests.
-
-    Raises:
-        ConfigError: a pretrained student does not exist, or a cache of regions is none, with the command that makes
-            it. CorruptCache: it is damaged.
-    """
-    for path, student in missing_inits(draft.study).items():
-        published = (
-            f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
-        )
-        raise ConfigError(
-            "The pretrained student does not exist.",
-            where=str(path),
-            why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=making_command(student, path) or published,
-        )
-    found: dict[str, str] = {}
-    for config in (cell.finetune for cell in draft.cells):
-        if config.init is not None and str(config.init) not in found and not is_on_hub(config.init):
-            found[str(config.init)] = student_digest(config.init)
-        for option, digest_file in NAMED_FILES.items():
-            value = getattr(config, option)
-            if value is None or str(Path(value)) in found:
-                continue
-            if (digest := digest_file(str(value))) is not None:
-                found[str(Path(value))] = digest
-        if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
-            caches = open_region_caches(config.regions, splits_read(config), data_root=config.data_root)
-            found |= {str(cache.path): cache.identity_digest for cache in caches}
-    return found
-
-
-def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
-    """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
-
-    Args:
-        draft: the plan as it is laid out without digests.
-        folder: of the study. What it remembers serves where the datasets are not at hand, so that a finished study
-            can be looked at anywhere.
-
-    Returns:
-        "dataset/split" -> digest.
-
-    Raises:
-        DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
-    """
-    splits = {trained_on(cell.finetune): cell.finetune for cell in draft.cells}
-    try:
-        return {name: digest(config) for name, config in splits.items()}
-    except DatasetError:
-        file = folder / STUDY_FILE
-        recorded = read_json(file).get("dataset_digests", {}) if file.exists() else {}
-        if splits.keys() - recorded.keys():
-            raise
-        return {name: recorded[name] for name in splits}
-
-
-def digest_dataset(config: FinetuneConfig) -> str:
-    """Return the content digest of the split that a run trains on, without the rows that it leaves out."""
-    from advl_pipeline.datasets.registry import open_splits
-
-    opened = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)
-    return opened.content_digest()

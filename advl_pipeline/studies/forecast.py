@@ -28,15 +28,17 @@ from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study, shots_label
-from advl_pipeline.studies.execute import (
+from advl_pipeline.studies.execute import is_finished, missing_test_sets
+from advl_pipeline.studies.plan import (
+    Cell,
+    build_plan,
+    cells_folder,
     dataset_digests,
+    default_folder,
     digest_dataset,
     input_digests,
-    is_finished,
     missing_inits,
-    missing_test_sets,
 )
-from advl_pipeline.studies.plan import Cell, build_plan, cells_folder, default_folder
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
 

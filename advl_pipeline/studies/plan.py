@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,17 +27,23 @@ from typing import Any
 from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.students.weight_files import file_digest
+from advl_pipeline.students.weight_files import (
+    file_digest,
+    is_on_hub,
+    making_command,
+    student_digest,
+    weight_files,
+)
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.given import region_places, splits_read
+from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.resolved import (
     NAMED_FILES,
@@ -58,6 +64,9 @@ _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
 
 _OF_TEXTS = frozenset({"select_tokens", "select_texts"})
+
+DatasetDigester = Callable[[FinetuneConfig], str]
+"""Digest of the content of the split that a run trains on. Raises `DatasetError`."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -331,3 +340,80 @@ def read_study_folder(folder: Path) -> StudyRecord:
     place = cells_folder(folder)
     cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in record.cells)
     return replace(record, cells=tuple(cells))
+
+
+def missing_inits(study: StudyConfig) -> dict[Path, str]:
+    """Return the pretrained students that do not exist, with the name of the student each is for."""
+    inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
+    return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}
+
+
+def input_digests(draft: Plan) -> dict[str, str]:
+    """Digest what cells start from or see beside their dataset, so that another content makes other cells.
+
+    These are pretrained students, files of students that options name, and caches of regions.
+
+    Args:
+        draft: the plan as it is laid out without digests.
+
+    Raises:
+        ConfigError: a pretrained student does not exist, or a cache of regions is none, with the command that makes
+            it. CorruptCache: it is damaged.
+    """
+    for path, student in missing_inits(draft.study).items():
+        published = (
+            f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
+        )
+        raise ConfigError(
+            "The pretrained student does not exist.",
+            where=str(path),
+            why="init names a folder with a *.safetensors file, or a checkpoint file",
+            next_command=making_command(student, path) or published,
+        )
+    found: dict[str, str] = {}
+    for config in (cell.finetune for cell in draft.cells):
+        if config.init is not None and str(config.init) not in found and not is_on_hub(config.init):
+            found[str(config.init)] = student_digest(config.init)
+        for option, digest_file in NAMED_FILES.items():
+            value = getattr(config, option)
+            if value is None or str(Path(value)) in found:
+                continue
+            if (digest := digest_file(str(value))) is not None:
+                found[str(Path(value))] = digest
+        if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
+            caches = open_region_caches(config.regions, splits_read(config), data_root=config.data_root)
+            found |= {str(cache.path): cache.identity_digest for cache in caches}
+    return found
+
+
+def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
+    """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
+
+    Args:
+        draft: the plan as it is laid out without digests.
+        folder: of the study. What it remembers serves where the datasets are not at hand, so that a finished study
+            can be looked at anywhere.
+
+    Returns:
+        "dataset/split" -> digest.
+
+    Raises:
+        DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
+    """
+    splits = {trained_on(cell.finetune): cell.finetune for cell in draft.cells}
+    try:
+        return {name: digest(config) for name, config in splits.items()}
+    except DatasetError:
+        file = folder / STUDY_FILE
+        recorded = read_json(file).get("dataset_digests", {}) if file.exists() else {}
+        if splits.keys() - recorded.keys():
+            raise
+        return {name: recorded[name] for name in splits}
+
+
+def digest_dataset(config: FinetuneConfig) -> str:
+    """Return the content digest of the split that a run trains on, without the rows that it leaves out."""
+    from advl_pipeline.datasets.registry import open_splits
+
+    opened = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)
+    return opened.content_digest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,8 @@ from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.compute import num_cores
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, InUse, again
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.process_lock import process_lock
@@ -31,31 +33,51 @@ from advl_pipeline.processes import worker_processes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_config, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import (
-    CachePreparer,
-    CellExecutor,
-    DatasetDigester,
-    dataset_digests,
-    digest_dataset,
-    execute_cell,
-    input_digests,
-    is_finished,
-    prepare_cache,
-)
+from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_finished
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
     STUDY_FILE,
     Cell,
+    DatasetDigester,
     Plan,
     StudyRecord,
     build_plan,
     cells_folder,
+    dataset_digests,
     default_folder,
+    digest_dataset,
+    input_digests,
 )
 from advl_pipeline.studies.result import StudyResult
 
+CachePreparer = Callable[[ExtractConfig], None]
+"""Makes sure that a cache exists."""
+
+_SECONDS_BETWEEN_LOOKS = 10.0
+
 Outcome = tuple[Cell, AdvlError | None]
 """A cell that is over, and what went wrong."""
+
+
+def prepare_cache(config: ExtractConfig) -> None:
+    """Extract a cache; where another process is at it, that one's end is waited for.
+
+    A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
+    """
+    from advl_pipeline.extraction.planning import is_extracted
+    from advl_pipeline.extraction.run import run_extract
+
+    while not is_extracted(config, same_weights=True):
+        try:
+            run_extract(config)
+            break
+        except WeightsUnavailable:
+            if is_extracted(config, same_weights=False):
+                break
+            raise
+        except InUse as error:
+            tqdm.write(f"{config.output}: waiting for {error.why}", file=sys.stderr)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def run_study(

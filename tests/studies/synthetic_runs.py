@@ -28,10 +28,10 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
-from advl_pipeline.studies.execute import CachePreparer, CellExecutor
+from advl_pipeline.studies.execute import CellExecutor
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.run import CachePreparer, run_study
 from advl_pipeline.studies.table import build_table, numbers_of
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import planned_steps, takes_two_steps

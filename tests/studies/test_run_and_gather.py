@@ -26,10 +26,10 @@ from advl_cli.flags import config_command
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.studies.config import StudyRunConfig, read_study
-from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
+from advl_pipeline.studies.execute import execute_cell, missing_test_sets
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import finetune_command, gather_study
-from advl_pipeline.studies.plan import Cell, build_plan, read_study_folder
+from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import num_cores, run_study
 from advl_pipeline.studies.table import Place

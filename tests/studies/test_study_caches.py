@@ -17,7 +17,7 @@ from advl_pipeline.errors import ConfigError, InUse
 from advl_pipeline.extraction import planning as extraction_identity
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.studies import execute
+from advl_pipeline.studies import run as study_run
 from advl_pipeline.studies.config import read_study
 
 STUDY = """
@@ -120,7 +120,7 @@ def test_a_cache_that_another_process_extracts_is_waited_for(
 
     monkeypatch.setattr(extraction_identity, "is_extracted", lambda config, *, same_weights: False)
     monkeypatch.setattr(extraction_run, "run_extract", extract)
-    monkeypatch.setattr(execute, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    execute.prepare_cache(ExtractConfig(teacher="roberta-l", dataset="vcr", output=tmp_path / "cache"))
+    monkeypatch.setattr(study_run, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    study_run.prepare_cache(ExtractConfig(teacher="roberta-l", dataset="vcr", output=tmp_path / "cache"))
     assert next(tries, "none left") == "none left"
     assert "waiting for process 7 on host" in capsys.readouterr().err
