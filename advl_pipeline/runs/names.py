@@ -46,7 +46,7 @@ PREDICTIONS = "predictions"
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run was trained to its end."""
+    """Return whether a run was trained to its end."""
     return (run / RESULT).is_file()
 
 

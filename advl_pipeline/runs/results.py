@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Scores of one run on one test set.
+    """An evaluation holds the scores of one run on one test set.
 
     `items` is tidy, a row for each score, with the columns `metric`, `view` ("" for the true picture, else how it was
     spoilt), `item`, its `picture` and question `type` ("" where the evaluation did not write them), and `score`,
@@ -41,7 +41,7 @@ class Evaluation:
 
 @contextmanager
 def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
-    """Say it in words where what is read of a run is missing, or not what training and evaluation write."""
+    """Refuse a file of a run that is missing, or is not what training and evaluation write."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -106,11 +106,11 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     for path in sorted((run / names.EVALUATION).glob("*.json")):
         if not path.with_suffix(".npz").exists():
             continue
-        found = read_json(path)
-        given = (found["split"], f"{found['dataset']}/{found['split']}")
-        filed = [*given, *(f"{name}@{found.get('vqa_mode')}" for name in given)]
+        document = read_json(path)
+        test_sets = (document["split"], f"{document['dataset']}/{document['split']}")
+        filed = [*test_sets, *(f"{name}@{document.get('vqa_mode')}" for name in test_sets)]
         name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
-        documents[name or path.stem.replace("--", "/")] = found
+        documents[name or path.stem.replace("--", "/")] = document
     return documents
 
 
@@ -157,10 +157,10 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
                 raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
             if ids != list(map(str, arrays[f"item_ids/{metric}"])):
                 raise ValueError(f"{name} is about other items than item/{metric}")
-            told: dict[str, Any] = {"metric": metric, "view": group[len("item_") :], "item": ids}
+            table: dict[str, Any] = {"metric": metric, "view": group[len("item_") :], "item": ids}
             for column, kind in (("picture", "pictures"), ("type", "strata")):
-                told[column] = arrays[f"{kind}/{metric}"].tolist() if f"{kind}/{metric}" in arrays else ""
-            parts.append(pd.DataFrame(told | {"score": array.astype(np.float64)}))
+                table[column] = arrays[f"{kind}/{metric}"].tolist() if f"{kind}/{metric}" in arrays else ""
+            parts.append(pd.DataFrame(table | {"score": array.astype(np.float64)}))
         scores = {name.removeprefix("scores/"): array for name, array in arrays.items() if name.startswith("scores/")}
         columns = ["metric", "view", "item", "picture", "type", "score"]
         items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -208,12 +208,12 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             {
                 "teacher": teacher,
                 "nodes": nodes,
-                "before": 100.0 * float(found["share"]),
+                "before": 100.0 * float(agreement["share"]),
                 "after": 100.0 * float(document["after"][teacher][nodes]["share"]),
-                "chance": 100.0 * float(found["chance"]),
+                "chance": 100.0 * float(agreement["chance"]),
             }
             for teacher, before in document["before"].items()
             for nodes in ("words", "texts", "regions")
             # Null where there were too few nodes to choose among, which the adapt step does not change.
-            if (found := before[nodes]) is not None
+            if (agreement := before[nodes]) is not None
         ]

@@ -41,7 +41,7 @@ LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", 
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """A run folder knows the paths of one run, and reads and writes its small files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ class RunFolder:
         if not self.identity.exists():
             return
         try:
-            found = dict(json.loads(self.identity.read_bytes()))
+            recorded = dict(json.loads(self.identity.read_bytes()))
         except (ValueError, TypeError) as error:
             raise IdentityMismatch(
                 "The record of the run is damaged, so that nothing tells what it was trained on.",
@@ -81,14 +81,14 @@ class RunFolder:
                 why=str(error),
                 next_command=_ELSEWHERE,
             ) from None
-        if found.get("schema") != identity.get("schema"):
+        if recorded.get("schema") != identity.get("schema"):
             raise IdentityMismatch(
                 "The run folder holds a run of another version, which this one cannot go on with.",
                 where=str(self.path),
-                why=f"its record has schema {found.get('schema')}, and this version's is {identity.get('schema')}",
+                why=f"its record has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}",
                 next_command="choose another --output; a finished run can still be evaluated and predicted with",
             )
-        if rows := differences(identity, found):
+        if rows := differences(identity, recorded):
             # What is named first is what people know: a teacher's name before the settings of its layers.
             rows = tuple(sorted(rows, key=lambda row: (row.path.count("."), row.path)))
             raise IdentityMismatch(

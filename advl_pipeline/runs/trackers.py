@@ -88,10 +88,10 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a record of metrics.jsonl; a histogram gives its mean and its largest value."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{what}": float(value[what]) for what in ("mean", "max")}
+            numbers |= {f"{name}/{what}": float(value[what]) for what in ("mean", "max")}
         elif name not in ("step", "phase"):
-            found[name] = value
-    return found
+            numbers[name] = value
+    return numbers

@@ -28,7 +28,7 @@ SMALLEST_NORM = 1e-8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialPass:
-    """Scalars of one of the K passes, detached."""
+    """A pass holds the scalars of one of the K perturbed forwards, detached."""
 
     task_loss: torch.Tensor
     divergence: torch.Tensor

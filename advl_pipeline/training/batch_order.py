@@ -35,7 +35,7 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ExampleOrder:
-    """Batches of a number of examples.
+    """The order cuts the examples into batches of a number of examples.
 
     Args:
         num_examples: there are.
@@ -65,7 +65,7 @@ class ExampleOrder:
 
 @dataclass
 class TokenOrder:
-    """Batches of a number of padded tokens, examples of like length together.
+    """The order cuts the examples into batches of a number of padded tokens, those of like length together.
 
     Args:
         sizes: tokens of each example.
@@ -101,18 +101,18 @@ class TokenOrder:
     def micro_batches(self, step: int) -> list[Positions]:
         """Return positions of the examples, micro-batch by micro-batch, for this rank."""
         first = step * self.accumulate
-        found: list[Positions] = []
+        micro_batches: list[Positions] = []
         epoch = passed = 0
-        while len(found) < self.accumulate:
+        while len(micro_batches) < self.accumulate:
             batches = self._epoch(epoch)
-            start = first + len(found) - passed
+            start = first + len(micro_batches) - passed
             if start < len(batches):
-                wanted = self.accumulate - len(found)
-                found += [np.array(batch, dtype=np.int64) for batch in batches[start : start + wanted]]
+                wanted = self.accumulate - len(micro_batches)
+                micro_batches += [np.array(batch, dtype=np.int64) for batch in batches[start : start + wanted]]
             else:
                 passed += len(batches)
                 epoch += 1
-        return found[self.rank :: self.world_size]
+        return micro_batches[self.rank :: self.world_size]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         while len(self._epochs) <= epoch:
@@ -263,7 +263,7 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
             why="it does not count the tokens of an example before batches are made",
             next_command="--batch-size counts examples",
         )
-    found = []
+    sizes = []
     starts = range(0, len(indices), CHUNK_SIZE)
     for start in tqdm(starts, desc="count tokens", unit="chunk", leave=False, disable=not sys.stderr.isatty()):
         examples = [dataset[index] for index in indices[start : start + CHUNK_SIZE]]
@@ -271,8 +271,8 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
         lengths = iter(tensors["token_mask_NL"].sum(1).tolist())
         for example in examples:
             longest = max(next(lengths) for _ in example.candidates)
-            found.append((longest * len(example.candidates), student.num_visual_of(example.image)))
-    return found
+            sizes.append((longest * len(example.candidates), student.num_visual_of(example.image)))
+    return sizes
 
 
 def order_inputs(run: Run, inputs: Inputs, *, rank: int) -> ExampleOrder:

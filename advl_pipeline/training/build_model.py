@@ -96,8 +96,12 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     if start.teaches_itself:
         width = student.hidden_size
         widths = {
-            name: replace(one, image_global=one.image_global and width, image_region=one.image_region and width)
-            for name, one in widths.items()
+            name: replace(
+                teacher_widths,
+                image_global=teacher_widths.image_global and width,
+                image_region=teacher_widths.image_region and width,
+            )
+            for name, teacher_widths in widths.items()
         }
     distiller = Distiller(
         settings,
@@ -109,7 +113,7 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
         region_landmarks=teaching.landmarks.regions,
     )
     anchors = run.method.num_adapt_steps > 0 and settings.anchor_weight > 0
-    weighs = settings.weighting == "ratio" and any(one.is_used for one in teaching.confidences)
+    weighs = settings.weighting == "ratio" and any(confidence.is_used for confidence in teaching.confidences)
     labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]
     return FinetuneModel(
         start,
@@ -159,22 +163,22 @@ def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that is not KEY=VALUE.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for text in config.get("student_option") or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
         name = key.replace("-", "_")
         try:
-            found[name] = parse_toml(f"value = {value}")["value"]
+            settings[name] = parse_toml(f"value = {value}")["value"]
         except ValueError:
-            found[name] = value
+            settings[name] = value
     for key in ("tokenizer", "align_layer"):
         if config.get(key):
-            found[key] = config[key]
+            settings[key] = config[key]
     if config.get("regions"):
-        found["regions"] = "pixels" if list(config["regions"]) == [str(PIXELS)] else "detector"
-    return found
+        settings["regions"] = "pixels" if list(config["regions"]) == [str(PIXELS)] else "detector"
+    return settings
 
 
 def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, written whole or not at all, never a pickle.
+"""A checkpoint is one safetensors file, written whole or not at all, never a pickle.
 
 Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the
 step, the phase, and the digest of all of these. Randomness needs no state: every step seeds itself from (seed,

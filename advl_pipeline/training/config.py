@@ -40,7 +40,7 @@ finetuned at. The rate without weights is meant for small students that start at
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialConfig(Configuration):
-    """VILLA's numbers: the table `adversarial` of a recipe.
+    """VILLA's numbers are the table `adversarial` of a recipe.
 
     A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection.
     """
@@ -59,7 +59,7 @@ Undecided = TypeVar("Undecided")
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters(Configuration, Generic[Undecided]):
-    """The numbers that a student is finetuned by, as far as users give them: options, recipes and runs all have them.
+    """Options, recipes and runs all have these numbers: those of finetuning a student that users give.
 
     How batches are counted, a recipe and a run say themselves.
     """
@@ -125,7 +125,7 @@ class Hyperparameters(Configuration, Generic[Undecided]):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserOptions(Hyperparameters[None]):
-    """How a student is finetuned; what is not given is the recipe's, else what its declaration says."""
+    """The options say how a student is finetuned; one not given is the recipe's, else what its declaration says."""
 
     title: ClassVar[str] = "Optimiser"
 
@@ -166,7 +166,7 @@ TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid", "own-
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions(DiskCacheOptions):
-    """Which teachers a run hears, and how far they are believed."""
+    """The options say which teachers a run hears, and how far they are believed."""
 
     title: ClassVar[str] = "Teachers"
 
@@ -218,7 +218,7 @@ class TeacherOptions(DiskCacheOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions(AdaptTerms):
-    """The step before the labels."""
+    """The options decide the adapt step, which comes before the labels are learned."""
 
     title: ClassVar[str] = "Adapt step"
 
@@ -251,7 +251,7 @@ class AdaptOptions(AdaptTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Configuration):
-    """What is done, and the folder of it."""
+    """The options say what is done, and name the folder of it."""
 
     title: ClassVar[str] = "Run"
 
@@ -288,7 +288,7 @@ class RunOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunOptions(Configuration):
-    """What an epoch would take."""
+    """The options ask for what an epoch would take."""
 
     title: ClassVar[str] = "Dry run"
 
@@ -316,7 +316,7 @@ class DryRunOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, TeacherOptions, ComputeConfig):
-    """Configuration of `advl finetune`; options that are None by default follow `method` or a recipe."""
+    """It configures `advl finetune`; options that are None by default follow `method` or a recipe."""
 
     distill: DistillationOptions = component(DistillationOptions)
     adapt: AdaptOptions = component(AdaptOptions)

@@ -30,7 +30,7 @@ Part = Literal["the model", "preparing batches", "the cores", "the disk"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """An epoch: its steps, what each costs, and the machine that takes them.
+    """A forecast says what an epoch takes: its steps, what each costs, and the machine that takes them.
 
     A step costs `model` seconds, and `model_on_cores` seconds of all cores for it, 0 on another device; `preparing`
     seconds of one core for its batch; it reads `num_bytes`. `workers` are threads that prepare batches.
@@ -48,19 +48,19 @@ class Forecast:
 
     @property
     def parts(self) -> dict[Part, float]:
-        """Seconds of a step that each part alone needs."""
-        found: dict[Part, float] = {
+        """Return the seconds of a step that each part alone needs."""
+        seconds: dict[Part, float] = {
             "the model": self.model,
             "preparing batches": self.preparing / min(self.workers, self.cores),
             "the cores": (self.model_on_cores + self.preparing) / self.cores,
         }
         if self.bytes_per_second is not None:
-            found["the disk"] = self.num_bytes / self.bytes_per_second
-        return found
+            seconds["the disk"] = self.num_bytes / self.bytes_per_second
+        return seconds
 
     @property
     def bottleneck(self) -> Part:
-        """The part that the others wait for."""
+        """Return the part that the others wait for."""
         return max(self.parts, key=lambda part: self.parts[part])
 
     @property

@@ -41,7 +41,7 @@ Phase = Literal["adapt", "finetune"]
 
 @dataclass(kw_only=True)
 class LossTerms:
-    """Scalars to be added up, raw terms for the log, and the weights and words behind them.
+    """The terms hold the scalars to be added up, raw terms for the log, and the weights and words behind them.
 
     `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached. `confidence` is
     the probability of the ground truth: "student", and of the teachers by modality. Where several teachers share a
@@ -62,7 +62,7 @@ class LossTerms:
 
     @property
     def has_gradient(self) -> bool:
-        """Whether anything is learned: not where an adapt step of distillation alone has no target left."""
+        """Return whether anything is learned: not where an adapt step of distillation alone has no target left."""
         return any(value.requires_grad for value in self.weighted.values())
 
     def add(self, name: str, value: torch.Tensor, weight: float = 1.0) -> None:
@@ -92,7 +92,7 @@ class StepConditions:
 
 
 class FinetuneModel(nn.Module):
-    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused)."""
+    """The model holds student, heads by name, and distiller; without teachers its projections are unused."""
 
     def __init__(
         self,

@@ -87,27 +87,33 @@ def require_effect(config: FinetuneConfig) -> None:
 
 
 def region_places(
-    given: Iterable[Location], splits: Iterable[tuple[str, str]]
+    locations: Iterable[Location], splits: Iterable[tuple[str, str]]
 ) -> dict[Location, tuple[Location, str, str]]:
     """Return the caches that options of regions name: place -> the option, and the dataset and split that it is for.
 
     Args:
-        given: `{dataset}` and `{split}` in them stand for each of the splits; where no cache lies there, `{split}`
-            stands for the split that its pictures are filed under, as those of a shifted set are.
+        locations: `{dataset}` and `{split}` stand for each of the splits. Where no cache lies there, `{split}`
+            is the split that its pictures are filed under, as those of a shifted set are.
         splits: (dataset, split) of what is read.
     """
-    found: dict[Location, tuple[Location, str, str]] = {}
-    for option, (dataset, split) in itertools.product([one for one in given if one != PIXELS], splits):
+    places: dict[Location, tuple[Location, str, str]] = {}
+    options = [location for location in locations if location != PIXELS]
+    for option, (dataset, split) in itertools.product(options, splits):
         named = str(option).replace("{dataset}", dataset_label(dataset))
-        tried = [parse_location(named.replace("{split}", one)) for one in (split, *picture_splits(dataset, split))]
+        tried = [
+            parse_location(named.replace("{split}", filed_under))
+            for filed_under in (split, *picture_splits(dataset, split))
+        ]
         # An object store is asked when the cache is opened.
-        caches = (one for one in tried if not isinstance(one, Path) or (one / IDENTITY_FILE).is_file())
-        found.setdefault(next(caches, tried[0]), (option, dataset, split))
-    return found
+        caches = (
+            location for location in tried if not isinstance(location, Path) or (location / IDENTITY_FILE).is_file()
+        )
+        places.setdefault(next(caches, tried[0]), (option, dataset, split))
+    return places
 
 
 def open_region_caches(
-    given: Iterable[Location],
+    locations: Iterable[Location],
     splits: Sequence[tuple[str, str]],
     *,
     data_root: Path | None = None,
@@ -116,7 +122,7 @@ def open_region_caches(
     """Open the caches that options of regions name; none for crops.
 
     Args:
-        given: as `region_places` takes them.
+        locations: as `region_places` takes them.
         splits: likewise.
         data_root: of the datasets, for the advice.
 
@@ -124,8 +130,8 @@ def open_region_caches(
         ConfigError: files of a detector, or nothing; the command that imports is told. CorruptCache: a cache is
             damaged.
     """
-    found = []
-    for place, (option, dataset, split) in region_places(given, splits).items():
+    caches = []
+    for place, (option, dataset, split) in region_places(locations, splits).items():
         if isinstance(place, Path) and not (place / IDENTITY_FILE).is_file():
             source = str(option).replace("{dataset}", dataset_label(dataset))
             filed_under = picture_splits(dataset, split)[0]
@@ -150,8 +156,8 @@ def open_region_caches(
                 why=f"it holds features of {cache.teacher_name}",
                 next_command=f"give it as --cache {shlex.quote(str(place))}",
             )
-        found.append(cache)
-    return found
+        caches.append(cache)
+    return caches
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:

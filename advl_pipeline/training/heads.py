@@ -75,7 +75,7 @@ METER_ORDER = frozenset({"meter", "bridgetower"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadOrigin:
-    """Where a head's values come from, and why."""
+    """The origin says where a head's values come from, and why."""
 
     origin: Literal["checkpoint", "fresh", "none"]
     why: str
@@ -117,14 +117,14 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     if name not in described:
         return _fresh(f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:
-        own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
-        return _fresh(f"the folder's head has other classes{own}")
+        advice = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
+        return _fresh(f"the folder's head has other classes{advice}")
     tensors = {
         key.removeprefix(f"{name}."): value
         for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
         if key.startswith(f"{name}.")
     }
-    kept, built = ({key: value.shape for key, value in one.items()} for one in (tensors, head.state_dict()))
+    kept, built = ({key: value.shape for key, value in state.items()} for state in (tensors, head.state_dict()))
     if kept != built:
         return _fresh("the folder's head is of another shape, of an earlier version")
     head.load_state_dict(tensors)

@@ -181,7 +181,7 @@ def _finished(
     collected = gather_object(terms)
     require_finite_terms(collected, place)
     whole = summarise(collected, record["num_examples"]) | record
-    if any(one.is_learned for one in collected):
+    if any(logged.is_learned for logged in collected):
         loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
         require_finite_gradient(norm, model.named_parameters(), place, loss_scale=loss_scale)
         if settings.clip_norm > 0:
@@ -239,18 +239,18 @@ def _optimiser_step(
                 backward(terms.total)
         numbers.add(share, terms, is_learned=is_learned)
     stops = gradients.finish(is_asked_to_stop())
-    found = [value.grad for value in wrapped.parameters() if value.grad is not None]
+    parameter_gradients = [value.grad for value in wrapped.parameters() if value.grad is not None]
     norm = None
     # Without any gradient, in no process, there is nothing to step along.
-    if found:
+    if parameter_gradients:
         if settings.clip_norm > 0:
             norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
         else:
-            norm = nn.utils.get_total_norm(found)
+            norm = nn.utils.get_total_norm(parameter_gradients)
         if settings.clip_each > 0:
             if settings.clip_norm <= 0:
                 accelerator.unscale_gradients()
-            clip_each(found, settings.clip_each)
+            clip_each(parameter_gradients, settings.clip_each)
         optimizer.step()
     numbers.send(norm)
     return numbers, {"num_examples": num_examples, "num_texts": num_texts, "num_texts_cut": num_cut}, stops

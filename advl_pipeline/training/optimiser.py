@@ -69,7 +69,7 @@ Tensors = list[torch.Tensor]
 
 
 class BertMoments(torch.optim.Optimizer):
-    """m <- b1 * m + (1 - b1) * g and v <- b2 * v + (1 - b2) * g^2; how parameters move is the subclass's."""
+    """It keeps m <- b1 * m + (1 - b1) * g and v <- b2 * v + (1 - b2) * g^2; how parameters move is the subclass's."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class BertMoments(torch.optim.Optimizer):
 
 
 class BertAdam(BertMoments):
-    """p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), with the moments as they are, uncorrected."""
+    """It takes p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), with the moments uncorrected."""
 
     def move(self, parameters: Tensors, first: Tensors, denominators: Tensors, group: dict[str, Any], t: int) -> None:
         updates = torch._foreach_div(first, denominators)
@@ -132,7 +132,7 @@ class BertAdam(BertMoments):
 
 
 class BertAdamW(BertMoments):
-    """p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- p - lr * weight_decay * p."""
+    """It takes p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- (1 - lr * decay) * p."""
 
     def move(self, parameters: Tensors, first: Tensors, denominators: Tensors, group: dict[str, Any], t: int) -> None:
         beta1, beta2 = group["betas"]

@@ -92,7 +92,7 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The states of words, texts and regions of a sample, beside each teacher's features, on the CPU."""
+    """A placement holds states of a sample's words, texts and regions, beside each teacher's features, on the CPU."""
 
     words: Mapping[str, Nodes]
     texts: Mapping[str, tuple[torch.Tensor, ...]]
@@ -101,9 +101,9 @@ class Placement:
 
     def agreements(self) -> dict[str, dict[str, Agreement]]:
         """Return, by teacher, the agreement on `words`, on `texts` and on `regions`."""
-        found: dict[str, dict[str, Agreement]] = {}
+        by_teacher: dict[str, dict[str, Agreement]] = {}
         for name in self.teachers:
-            of_teacher = found[name] = dict.fromkeys(("words", "texts", "regions"))
+            of_teacher = by_teacher[name] = dict.fromkeys(("words", "texts", "regions"))
             if name in self.words:
                 states_XH, features_XD, form_X, known_X = self.words[name]
                 states_GH, form_G = mean_by_group(states_XH, form_X)
@@ -131,7 +131,7 @@ class Placement:
                 of_teacher["regions"] = agreement(
                     states_XH, features_XD, asked_X=every_X, offered_X=every_X, kin_X=picture_X
                 )
-        return found
+        return by_teacher
 
     def names(self) -> torch.Tensor | None:
         """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""
@@ -165,7 +165,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
     device, was_training = next(student.parameters()).device, student.training
     student.eval()
-    found: dict[str, dict[str, list[tuple[torch.Tensor, ...]]]] = {"words": {}, "texts": {}, "regions": {}}
+    collected: dict[str, dict[str, list[tuple[torch.Tensor, ...]]]] = {"words": {}, "texts": {}, "regions": {}}
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
@@ -187,12 +187,12 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
                 continue
             node_NW = shared_words(alignment, text, seen_NW) & (alignment.prior_NW > 0)
             is_known_X = alignment.known_NW[node_NW] >= KNOWN
-            found["words"].setdefault(name, []).append(
+            collected["words"].setdefault(name, []).append(
                 (states_NWH[node_NW], text.words_NWD[node_NW], alignment.form_NW[node_NW], is_known_X)
             )
             unplaced_NW = unplaced_words(node_NW, alignment)
             means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
-            found["texts"].setdefault(name, []).append(means)
+            collected["texts"].setdefault(name, []).append(means)
         is_new_B = torch.tensor([int(picture) not in seen_pictures for picture in batch.image_ids_B], device=device)
         seen_pictures.update(map(int, batch.image_ids_B))
         states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
@@ -208,7 +208,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
                 for values in (states_BSH, vision.regions_BSD, picture_BS)
             )
             every_X = torch.ones_like(picture_X, dtype=torch.bool)
-            found["regions"].setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
+            collected["regions"].setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
     student.train(was_training)
 
     joined: dict[str, Any] = {
@@ -216,7 +216,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
             name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
             for name, parts in of_kind.items()
         }
-        for kind, of_kind in found.items()
+        for kind, of_kind in collected.items()
     }
     return Placement(teachers=tuple(teacher.name for teacher in source.teachers), **joined)
 
@@ -226,7 +226,7 @@ def places_of_boxes(student: Student, examples: Sequence[Example], batch: Studen
 
     Of patches it says what share of a box each shows.
     """
-    found = []
+    places = []
     starts = [0, *np.cumsum(batch.num_candidates).tolist()]
     for number, example in enumerate(examples):
         if student.places == "patches" and batch.places_BR4 is not None:
@@ -236,5 +236,5 @@ def places_of_boxes(student: Student, examples: Sequence[Example], batch: Studen
         else:
             box_index_R = batch.box_index_NR[starts[number]].cpu()
             place_SR = (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
-        found += [place_SR] * batch.num_candidates[number]
-    return found
+        places += [place_SR] * batch.num_candidates[number]
+    return places

@@ -33,7 +33,7 @@ from advl_pipeline.errors import ClusterError, ConfigError
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another: while the first one estimates confidences, say."""
 
-Told = TypeVar("Told")
+Computed = TypeVar("Computed")
 
 _NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -61,17 +61,17 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
     if announced == accelerator.num_processes and not (alone and accelerator.num_processes == 1):
         return accelerator
-    told = f"{announced} processes are announced" if announced > 1 else "several processes were asked for"
+    announcement = f"{announced} processes are announced" if announced > 1 else "several processes were asked for"
     raise ConfigError(
         "The processes are not in step: each would train a model of its own into the same folder.",
-        why=f"{told}, and this one knows of {accelerator.num_processes}",
+        why=f"{announcement}, and this one knows of {accelerator.num_processes}",
         next_command="start them by torchrun --nproc-per-node 2 -m advl_cli, on CPUs as on GPUs",
     )
 
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """Say it in words where another process of the group is gone.
+    """Refuse to go on where another process of the group is gone.
 
     Raises:
         ClusterError: as said.
@@ -79,11 +79,11 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        is_of_group = isinstance(error, distributed.DistError) or "gloo" in said
+        reason = str(error).partition("\n")[0]
+        is_of_group = isinstance(error, distributed.DistError) or "gloo" in reason
         if accelerator.num_processes == 1 or not is_of_group:
             raise
-        raise ClusterError("Another process of this training ended, or cannot be reached.", why=said) from error
+        raise ClusterError("Another process of this training ended, or cannot be reached.", why=reason) from error
 
 
 def gather_rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -91,16 +91,16 @@ def gather_rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
     They travel together as bytes: one exchange of how many there are, one of the rows, and one of the gradients.
     """
-    own = torch.tensor([len(values[0])], device=values[0].device)
-    found = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(found, own)
-    counts: list[int] = torch.cat(found).tolist()
+    num_rows = torch.tensor([len(values[0])], device=values[0].device)
+    num_rows_by_process = [torch.empty_like(num_rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(num_rows_by_process, num_rows)
+    counts: list[int] = torch.cat(num_rows_by_process).tolist()
     gathered: tuple[torch.Tensor, ...] = _GatheredRows.apply(counts, *values)  # type: ignore[no-untyped-call]
     return gathered
 
 
 class _GatheredRows(torch.autograd.Function):
-    """The rows of all processes; a gradient is the sum of those that the processes have of a row.
+    """It returns the rows of all processes; a row's gradient is the sum of those that the processes have of it.
 
     The same exchanges on every backend: torch's own differentiable `all_gather` has one way for NCCL and another for
     Gloo, so that what a test on CPUs sees would not be what GPUs do.
@@ -115,7 +115,7 @@ class _GatheredRows(torch.autograd.Function):
         distributed.all_gather(parts, packed)
         joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
         first = sum(counts[: distributed.get_rank()])
-        ctx.own = slice(first, first + len(values[0]))
+        ctx.local_rows = slice(first, first + len(values[0]))
         return tuple(
             part.contiguous().view(value.dtype).view(len(joined), *value.shape[1:])
             for part, value in zip(
@@ -125,15 +125,15 @@ class _GatheredRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        found: list[torch.Tensor | None] = []
+        summed: list[torch.Tensor | None] = []
         for gradient, is_needed in zip(gradients, ctx.needs_input_grad[1:], strict=True):
             if is_needed:
                 total = gradient.clone(memory_format=torch.contiguous_format)
                 distributed.all_reduce(total)
-                found.append(total[ctx.own])
+                summed.append(total[ctx.local_rows])
             else:
-                found.append(None)
-        return None, *found
+                summed.append(None)
+        return None, *summed
 
 
 def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
@@ -143,17 +143,17 @@ def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
             distributed.broadcast(value, src=0)
 
 
-def told_by_first(find: Callable[[], Told], accelerator: Accelerator) -> Told:
-    """Return what the first process finds, on every process: computed by each, it might differ in the last bits.
+def computed_by_first(compute: Callable[[], Computed], accelerator: Accelerator) -> Computed:
+    """Return what the first process computes, on every process: computed by each, the last bits might differ.
 
     Args:
-        find: called by the first process alone; tensors of what it returns must be on the CPU.
+        compute: called by the first process alone; tensors of what it returns must be on the CPU.
     """
-    found = [find() if accelerator.is_main_process else None]
+    objects = [compute() if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
-        distributed.broadcast_object_list(found, src=0)
-    told: Told = found[0]  # type: ignore[assignment]
-    return told
+        distributed.broadcast_object_list(objects, src=0)
+    result: Computed = objects[0]  # type: ignore[assignment]
+    return result
 
 
 BUCKET_NUMBERS = 1 << 23
@@ -209,8 +209,8 @@ class GradientSum:
         """
         if self._accelerator.num_processes == 1:
             return asked
-        told = [*(value.grad is not None for value in self._trained), asked]
-        flags = torch.tensor(told, dtype=torch.uint8, device=self._accelerator.device)
+        local_flags = [*(value.grad is not None for value in self._trained), asked]
+        flags = torch.tensor(local_flags, dtype=torch.uint8, device=self._accelerator.device)
         distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
         while len(self._sent) < len(self._buckets):
             self._send(self._buckets[len(self._sent)])
@@ -236,16 +236,17 @@ class GradientSum:
 
     def _cut(self, numbers: Iterable[int]) -> list[list[int]]:
         """Return buckets of one type each, of ascending numbers the last first."""
-        found: list[list[int]] = []
+        buckets: list[list[int]] = []
         held = 0
         for number in reversed(list(numbers)):
             value = self._trained[number]
-            if not found or held + value.numel() > BUCKET_NUMBERS or self._trained[found[-1][0]].dtype != value.dtype:
-                found.append([])
+            is_full = held + value.numel() > BUCKET_NUMBERS
+            if not buckets or is_full or self._trained[buckets[-1][0]].dtype != value.dtype:
+                buckets.append([])
                 held = 0
-            found[-1].append(number)
+            buckets[-1].append(number)
             held += value.numel()
-        return found
+        return buckets
 
     def _reached(self, number: int, _: torch.Tensor) -> None:
         if self._missing is None or number not in self._bucket_of:

@@ -51,7 +51,7 @@ class ScaleRule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuningNumbers(Hyperparameters[Undecided]):
-    """All numbers that a student is finetuned by: a recipe states some of them, and a run decides all.
+    """A student is finetuned by these numbers: a recipe states some of them, and a run decides all.
 
     `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
     gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
@@ -77,7 +77,7 @@ UNSTATED = {"head_lr_scale": 1.0, "clip_norm": 0.0, "schedule": "linear", "accum
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(FinetuningNumbers[None]):
-    """What the files of a recipe state. `batch_size` counts on one device, before accumulation.
+    """A recipe holds what its files state. `batch_size` counts on one device, before accumulation.
 
     Exactly one of `num_steps` and `num_epochs` is positive. `accumulation` says whether the gradients of a device's
     micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each key to its
@@ -109,13 +109,13 @@ class Recipe(FinetuningNumbers[None]):
 
 def recipe_names() -> tuple[tuple[str, str, str], ...]:
     """Return every (student, task, size) that has a recipe, sorted."""
-    found = []
+    names = []
     for student in _students():
         document = _read(student)
         for task, sizes in document.items():
             if isinstance(sizes, dict) and task != "common":
-                found += [(student, task, size) for size in sizes]
-    return tuple(sorted(found))
+                names += [(student, task, size) for size in sizes]
+    return tuple(sorted(names))
 
 
 @functools.cache
@@ -172,8 +172,8 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
             re.compile(pattern)
     except (TypeError, ValueError, re.error) as error:
         raise ConfigError("A recipe's names of parameters are wrong.", where=where, why=str(error)) from None
-    own = {"student": student, "task": task, "size": size, "sources": sources}
-    return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, own, where=where)
+    fixed = {"student": student, "task": task, "size": size, "sources": sources}
+    return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, fixed, where=where)
 
 
 AUTO, NONE = "auto", "none"
@@ -185,7 +185,7 @@ FALLBACK_SIZE = "base"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChosenRecipe:
-    """The recipe, if any, and one line that says which it is or why there is none.
+    """The choice holds the recipe, if any, and one line that says which it is or why there is none.
 
     `is_own_size` says that the recipe is of the student's very size, so that its numbers of the architecture
     (dropout, text length, picture size) hold too. `rates_of` is the recipe of another task of the same family, whose
@@ -211,38 +211,38 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
     """
     if wanted == NONE:
         return ChosenRecipe(note="no recipe, as asked")
-    family, own = family_of(student), size_of(student)
-    published = _published(family, task, own)
-    is_own_size = published is None or published.size == own
+    family, student_size = family_of(student), size_of(student)
+    published = _published(family, task, student_size)
+    is_own_size = published is None or published.size == student_size
     if wanted != AUTO:
-        recipe = read_recipe(Path(wanted), family, task, own, base=published)
+        recipe = read_recipe(Path(wanted), family, task, student_size, base=published)
         return ChosenRecipe(note=f"recipe of {wanted}", recipe=recipe, is_own_size=is_own_size)
     if published is not None:
         note = f"recipe {family} {task} {published.size}"
         return ChosenRecipe(note=note, recipe=published, is_own_size=is_own_size)
     note = f"no recipe is published for {family} on {task}"
-    lent = next(filter(None, (_published(family, lender, own) for lender in LENDERS)), None)
+    lent = next(filter(None, (_published(family, lender, student_size) for lender in LENDERS)), None)
     if lent is not None:
         note += f", so that optimiser and rates are those of {family} {lent.task} {lent.size}"
     return ChosenRecipe(note=note, rates_of=lent)
 
 
-def _published(family: str, task: str, own: str) -> Recipe | None:
+def _published(family: str, task: str, student_size: str) -> Recipe | None:
     sizes = _read(family).get(task, {}) if family in _students() else {}
-    size = next((size for size in (own, FALLBACK_SIZE) if size in sizes), None)
+    size = next((size for size in (student_size, FALLBACK_SIZE) if size in sizes), None)
     return load_recipe(family, task, size) if size else None
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
     """Return task -> every number of a student's published recipe with its source, as plain JSON types."""
-    own = (family_of(student), size_of(student))
+    family_and_size = (family_of(student), size_of(student))
     return {
         task: [
             {"key": key, "value": str(getattr(recipe, key)), "source": source}
             for key, source in sorted(recipe.sources.items())
         ]
         for family, task, size in recipe_names()
-        if (family, size) == own
+        if (family, size) == family_and_size
         for recipe in [load_recipe(family, task, size)]
     }
 
@@ -265,7 +265,7 @@ RATES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSettings(FinetuningNumbers[Never]):
-    """The decided numbers of one run.
+    """The settings are the decided numbers of one run.
 
     `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
     `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
@@ -298,14 +298,14 @@ class TrainingSettings(FinetuningNumbers[Never]):
         """Return one line for people: which recipe, and what the options changed of it."""
         flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
         # A number that was cut says so itself.
-        given = [
+        options = [
             flag if " " in flag else f"{flag} {getattr(self, key)}"
             for flag, key in flags.items()
             if flag != "--adversarial"
         ]
         adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
         return (
-            f"{self.note}; given: {', '.join(sorted(given)) or 'nothing'}; "
+            f"{self.note}; given: {', '.join(sorted(options)) or 'nothing'}; "
             f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
         )
 
@@ -330,7 +330,7 @@ def resolve_settings(
             raise ConfigError("--batch-size and --batch-tokens exclude each other.")
         # More examples than there are would be the same ones again, in memory and in time.
         batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
-    decided = {key: (value, OURS) for key, value in _ours(task).items()}
+    decided = {key: (value, OURS) for key, value in _default_numbers(task).items()}
     if config.init is not None:
         decided["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
     if (lender := chosen.rates_of) is not None:
@@ -369,10 +369,10 @@ def resolve_settings(
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 
-def _ours(task: str) -> dict[str, Any]:
+def _default_numbers(task: str) -> dict[str, Any]:
     """Return ADVL's own numbers: what stands where neither a recipe nor an option says anything."""
     unstated = {field.name: field.default for field in dataclasses.fields(FinetuningNumbers)}
-    own = {
+    defaults = {
         "warmup": PLAIN["warmup_fraction"],
         "max_text_tokens": 0,
         "no_decay": None,
@@ -381,7 +381,7 @@ def _ours(task: str) -> dict[str, Any]:
         "loss_scale": 1.0,
         "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
     }
-    return unstated | {key: value for key, value in PLAIN.items() if key in unstated} | own
+    return unstated | {key: value for key, value in PLAIN.items() if key in unstated} | defaults
 
 
 def _of_recipe(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What every part of the training is given: the options, and all that follows from them.
+    """A run holds what every part of the training is given: the options, and all that follows from them.
 
     `settings` are the numbers that it trains with, each with where it came from; `method` is what is done with the
     teachers. `world_size` counts the processes that train together.
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of both phases."""
+        """Return the optimiser steps of both phases."""
         return self.method.num_adapt_steps + self.settings.num_steps
 
     def steps_of(self, phase: str) -> range:
@@ -183,7 +183,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedMethod:
-    """A method with every option decided."""
+    """The method holds every option of it, decided."""
 
     uses_teachers: bool
     steps: Literal["one", "two"]
@@ -293,7 +293,7 @@ def teacher_weights(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: another form, a number below 0 or not finite, or one teacher twice.
     """
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for text in texts:
         # A name may hold an equals sign (`hf:` takes any), a number may not.
         name, _, number = text.rpartition("=")
@@ -305,7 +305,7 @@ def teacher_weights(texts: Sequence[str]) -> dict[str, float]:
             raise ConfigError(
                 "A teacher's weight is not NAME=NUMBER, with a number of at least 0.", why=f"got {text!r}"
             )
-        if name in found:
+        if name in weights:
             raise ConfigError("A teacher has two weights.", where=name)
-        found[name] = value
-    return found
+        weights[name] = value
+    return weights

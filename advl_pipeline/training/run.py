@@ -59,7 +59,7 @@ from advl_pipeline.training.word_selection import AT_ONCE, selected_words, selec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneResult:
-    """A finished run: its folder and the content of its result.json; of several processes one is the main one."""
+    """The result names a finished run's folder and holds its result.json; of several processes one is the main."""
 
     output: Path
     summary: dict[str, Any]
@@ -90,7 +90,7 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """All parts of a run, opened and checked."""
+    """These are all parts of a run, opened and checked."""
 
     run: Run
     accelerator: Accelerator
@@ -107,7 +107,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
-    given = config
+    config_as_given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)
     held.enter_context(one_order(config.deterministic))
@@ -170,10 +170,10 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     )
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
-        found = {
+        described = {
             "heads": {name: dataclasses.asdict(origin) for name, origin in origins.items()},
             "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
-            "confidence": {one.modality: one.to_dict() for one in teaching.confidences},
+            "confidence": {confidence.modality: confidence.to_dict() for confidence in teaching.confidences},
             "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
             "reads": dataclasses.asdict(reads),
             "global_batch": step_line,
@@ -185,8 +185,8 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
                 folder.require_same_run(identity)
         folder.begin(
             identity,
-            config=config_to_dict(given),
-            settings=run.settings.to_dict() | found,
+            config=config_to_dict(config_as_given),
+            settings=run.settings.to_dict() | described,
             caches=[(str(cache.path), cache.identity) for cache in caches],
             computed_on={
                 "device": device_name(config.device),
@@ -204,7 +204,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         return as_result(summary=finished)
     first_step = _train(opened)
     if accelerator.is_main_process:
-        _end_run(opened, given, reads, began=began, first_step=first_step)
+        _end_run(opened, config_as_given, reads, began=began, first_step=first_step)
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
@@ -286,10 +286,10 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
     began, has = before.names(), now.names()
     kept = None if began is None or has is None else float((began == has).float().mean())
     when = "after" if phase == "adapt" else "finetuned"
-    found = {"before": before.agreements()} if phase == "adapt" else read_json(folder.path / names.READOUT)
-    found[when] = now.agreements()
-    found["names_kept"] = found.get("names_kept", {}) | {when: kept}
-    folder.write_json(names.READOUT, found)
+    readout = {"before": before.agreements()} if phase == "adapt" else read_json(folder.path / names.READOUT)
+    readout[when] = now.agreements()
+    readout["names_kept"] = readout.get("names_kept", {}) | {when: kept}
+    folder.write_json(names.READOUT, readout)
     if kept is not None:
         tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} step", file=sys.stderr)
 
@@ -297,28 +297,30 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
 def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:
     run, inputs, student = opened.run, opened.inputs, opened.start.student
     config, ids = run.config, inputs.dataset.example_ids
-    given: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": opened.accelerator.device}
+    arguments: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": opened.accelerator.device}
     dataset: Dataset = inputs.dataset
     if phase == "finetune":
         indices, order = opened.labelled
-        given |= {"order": order, "labelled": True}
+        arguments |= {"order": order, "labelled": True}
     else:
         dataset, indices = inputs.adapt_dataset, inputs.adapt
-        given |= {
+        arguments |= {
             "order": order_inputs(run, inputs, rank=opened.accelerator.process_index),
             "labelled": run.method.settings.weighting == "oracle",
             # The adapt step may see more inputs than there are labels for.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,
         }
-    return partial(training_batches, dataset, indices, student, opened.teaching.source, **given)
+    return partial(training_batches, dataset, indices, student, opened.teaching.source, **arguments)
 
 
-def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, began: float, first_step: int) -> None:
+def _end_run(
+    opened: _Opened, config_as_given: FinetuneConfig, reads: StudentInputs, *, began: float, first_step: int
+) -> None:
     """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
 
     Args:
-        given: the options as they were given, for the base that an adapter is of.
+        config_as_given: for the base that an adapter is of, by the name that the user gave it.
         began: when this sitting began, by `time.perf_counter`.
         first_step: step that it began with; those before were taken in others.
     """
@@ -326,8 +328,8 @@ def _end_run(opened: _Opened, given: FinetuneConfig, reads: StudentInputs, *, be
     config, source = run.config, opened.teaching.source
     updates = lora_settings(model.student, config)
     adapter = None
-    if updates is not None and model.student.lora is not None and given.init is not None:
-        adapter = Adapter(updates=updates, base=given.init)
+    if updates is not None and model.student.lora is not None and config_as_given.init is not None:
+        adapter = Adapter(updates=updates, base=config_as_given.init)
     elif updates is not None:
         merge_lora(model.student)
     origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}

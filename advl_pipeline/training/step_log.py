@@ -28,7 +28,7 @@ HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedTerms:
-    """The terms of one micro-batch as plain numbers, which processes can hand one another.
+    """They are the terms of one micro-batch as plain numbers, which processes can hand one another.
 
     `share` is that of its examples in the optimiser step. `values` are by "kind/name", of the kinds that
     `finetune_model.LossTerms` has, and `correct` is how many were right.
@@ -56,18 +56,20 @@ def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, dict[str, 
     `seconds` holds `seconds_waited` for data and the writing of checkpoints before each step. `seconds_preparing` is
     processor time of preparing data elsewhere. Steps that version 0.2.0 logged lack some numbers, which count 0.
     """
-    found: dict[Phase, dict[str, float]] = {}
+    totals: dict[Phase, dict[str, float]] = {}
     for phase in get_args(Phase):
         steps = [record for record in records if record["phase"] == phase]
         if steps:
-            found[phase] = {key: sum(step.get(key, 0) for step in steps) for key in TOTALLED}
-            found[phase]["num_steps"] = len(steps)
-            found[phase]["seconds"] += sum(step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps)
-    return found
+            totals[phase] = {key: sum(step.get(key, 0) for step in steps) for key in TOTALLED}
+            totals[phase]["num_steps"] = len(steps)
+            totals[phase]["seconds"] += sum(
+                step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps
+            )
+    return totals
 
 
 class StepNumbers:
-    """The numbers of the micro-batches of one optimiser step, on their way from the device."""
+    """It carries the numbers of the micro-batches of one optimiser step from the device."""
 
     def __init__(self) -> None:
         self._micro_batches: list[tuple[float, bool, dict[str, int]]] = []
@@ -82,7 +84,7 @@ class StepNumbers:
             "weights": terms.weights,
             "confidence": terms.confidence,
         }
-        values = {f"{kind}/{name}": value for kind, found in kinds.items() for name, value in found.items()}
+        values = {f"{kind}/{name}": value for kind, by_name in kinds.items() for name, value in by_name.items()}
         if terms.num_correct is not None:
             values["correct"] = terms.num_correct
         self._values += values.values()
@@ -105,12 +107,12 @@ class StepNumbers:
         if self._ready is not None:
             self._ready.synchronize()
         numbers = iter(self._values[0].tolist())
-        found = []
+        terms = []
         for share, is_learned, sizes in self._micro_batches:
             # In the order in which they were added.
             values = {key: list(islice(numbers, size)) for key, size in sizes.items()}
-            found.append(LoggedTerms(share=share, is_learned=is_learned, values=values))
-        return found, next(numbers)
+            terms.append(LoggedTerms(share=share, is_learned=is_learned, values=values))
+        return terms, next(numbers)
 
 
 def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any
 
 
 def histogram(values: Sequence[float]) -> dict[str, Any]:
-    """Bins of equal width from 0 to the largest value, at least to 1."""
+    """Count values in bins of equal width from 0 to the largest value, at least to 1."""
     joined = torch.tensor(values)
     top = max(1.0, float(joined.max()))
     counts = torch.histc(joined, bins=HISTOGRAM_BINS, min=0.0, max=top)
@@ -148,7 +150,7 @@ _SMALLEST_LOSS_SCALE = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlace:
-    """Where a run is: step and phase as in metrics.jsonl, and the steps that its checkpoint holds."""
+    """It says where a run is: step and phase as in metrics.jsonl, and the steps that its checkpoint holds."""
 
     config: FinetuneConfig
     step: int
@@ -175,8 +177,8 @@ def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None
         NotFinite: as said; where only terms of teachers are at fault, their caches are to be verified.
     """
     values: dict[str, float] = {}
-    for one in terms:
-        for key, numbers in one.values.items():
+    for logged in terms:
+        for key, numbers in logged.values.items():
             kind, _, name = key.partition("/")
             if kind in ("weighted", "raw") and (name not in values or not math.isfinite(numbers[0])):
                 values[name] = numbers[0]

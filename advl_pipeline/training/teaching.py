@@ -27,7 +27,7 @@ from advl_pipeline.training.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences
 from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
-from advl_pipeline.training.process_group import told_by_first
+from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import (
@@ -125,7 +125,7 @@ def open_teaching(
     def find() -> FoundLandmarks:
         return find_landmarks(start, inputs.adapt_dataset, inputs.adapt).to(torch.device("cpu"))
 
-    landmarks = told_by_first(find, accelerator).to(accelerator.device)
+    landmarks = computed_by_first(find, accelerator).to(accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         checked, followed = find_confidences(run, caches, inputs, start, landmarks.words)

@@ -25,7 +25,7 @@ SelectedWords = dict[str, list[list[list[int]]]]
 
 
 def selects_words(model: FinetuneModel) -> bool:
-    """Whether the run distils some words and not others."""
+    """Return whether the run distils some words and not others."""
     return bool(model.distiller.teachers["text"]) and model.distiller.settings.selection != "all"
 
 
@@ -43,7 +43,7 @@ def selected_words(
     ids = dataset.example_ids
     ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())
     device = next(model.parameters()).device
-    found: SelectedWords = {}
+    selected: SelectedWords = {}
     was_training = model.training
     model.eval()
     for chosen, examples, batch in looked_at(
@@ -56,9 +56,9 @@ def selected_words(
             continue
         rows = iter(selected_NW.tolist())
         for example in examples:
-            found[example.example_id] = [
+            selected[example.example_id] = [
                 [list(span) for span, kept in zip(word_spans(candidate.text), next(rows), strict=False) if kept]
                 for candidate in example.candidates
             ]
     model.train(was_training)
-    return found
+    return selected
