@@ -77,8 +77,8 @@ def test_starting_over_leaves_nothing_of_the_former_run_but_what_is_not_its_own(
         (tmp_path / name).write_text("{}", encoding="utf-8")
     begin(tmp_path, {"options": {"seed": 1}}, resume=False)
     assert folder.read_result() is None
-    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert found == {
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert kept == {
         *("run.json", "config.json", "environment.json", "caches.json", "settings.json", "notes.txt"),
     }
 

@@ -42,8 +42,8 @@ def pair(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     )
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    a, b = one.astype(np.float64), other.astype(np.float64)
+def cosine(vector: np.ndarray, other: np.ndarray) -> float:
+    a, b = vector.astype(np.float64), other.astype(np.float64)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

@@ -16,8 +16,8 @@ Make = Callable[[int, int], BatchOrder]
 
 def taken(make: Make, step: int, world_size: int) -> list[list[int]]:
     """The examples of one step by rank, each rank asked anew, as after a resume."""
-    found = [make(rank, world_size).micro_batches(step) for rank in range(world_size)]
-    return [[int(item) for micro in ranks for item in micro] for ranks in found]
+    by_rank = [make(rank, world_size).micro_batches(step) for rank in range(world_size)]
+    return [[int(item) for micro in ranks for item in micro] for ranks in by_rank]
 
 
 @settings(max_examples=20, deadline=None)
@@ -35,8 +35,8 @@ def test_batches_of_examples(size: int, batch_size: int, accumulate: int, seed: 
     assert [sorted(item for share in ranks for item in share) for ranks in steps] == [
         sorted(taken(make, step, 1)[0]) for step in range(num_steps)
     ]
-    one = make(0, 1)
-    assert [int(item) for micro in one.micro_batches(num_steps - 1) for item in micro] == alone[-batch_size:]
+    order = make(0, 1)
+    assert [int(item) for micro in order.micro_batches(num_steps - 1) for item in micro] == alone[-batch_size:]
     if batch_size >= world_size:
         # A micro-batch holds the same examples, whoever shares it, and all have a part of it.
         shared = [make(rank, world_size).micro_batches(3) for rank in range(world_size)]
@@ -56,7 +56,7 @@ def test_batches_of_tokens(sizes: list[int], accumulate: int, seed: int, world_s
     stream: list[list[int]] = []
     step = 0
     while sum(map(len, stream)) < 2 * len(sizes):
-        micros = [one.micro_batches(step) for one in ranks]
+        micros = [order.micro_batches(step) for order in ranks]
         assert [[m.tolist() for m in share] for share in micros] == [
             [m.tolist() for m in make(rank, world_size).micro_batches(step)] for rank in range(world_size)
         ]

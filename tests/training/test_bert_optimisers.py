@@ -63,16 +63,16 @@ def test_every_parameter_follows_the_formula_whoever_has_a_gradient(kind: type[B
     before = [parameter.detach().clone() for parameter in parameters]
     optimiser = kind(groups_of(parameters), RATE, betas=BETAS, eps=EPS)
     generator = torch.Generator().manual_seed(1)
-    given: list[list[Any]] = [[] for _ in parameters]
+    gradients: list[list[Any]] = [[] for _ in parameters]
     for step in range(4):
         for index, parameter in enumerate(parameters):
             has_gradient = index != 1 or step % 2 == 1
             parameter.grad = torch.randn(parameter.shape, generator=generator) if has_gradient else None
-            given[index].append(None if parameter.grad is None else parameter.grad.clone())
+            gradients[index].append(None if parameter.grad is None else parameter.grad.clone())
         optimiser.step()
     for index, parameter in enumerate(parameters):
         rate, decay = (RATE, 0.01) if index < 3 else (10 * RATE, 0.0)
-        expected = one_by_one(kind, before[index], given[index], rate, decay)
+        expected = one_by_one(kind, before[index], gradients[index], rate, decay)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
 
 

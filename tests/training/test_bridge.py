@@ -38,19 +38,19 @@ def some_landmarks() -> Landmarks:
 
 def test_scores_equal_a_loop() -> None:
     landmarks, regions, words = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
-    found = bridge_scores(regions, words, landmarks, **TEMPERATURES)
+    scores = bridge_scores(regions, words, landmarks, **TEMPERATURES)
     centre = landmarks.features_KD.mean(0)
 
-    def shares(one: torch.Tensor, others: torch.Tensor, temperature: float) -> list[float]:
-        cosines = [float(one @ other / (one.norm() * other.norm())) for other in others]
+    def shares(state: torch.Tensor, others: torch.Tensor, temperature: float) -> list[float]:
+        cosines = [float(state @ other / (state.norm() * other.norm())) for other in others]
         powers = [math.exp(cosine / temperature) for cosine in cosines]
         return [power / sum(powers) for power in powers]
 
     for node in range(4):
         named = shares(regions[node], landmarks.states_KH, 0.2)
         meant = shares(words[node] - landmarks.mean_D, landmarks.features_KD - centre, 0.1)
-        expected = sum(one * other for one, other in zip(named, meant, strict=True))
-        assert float(found[node]) == pytest.approx(expected, rel=1e-5)
+        expected = sum(share * other for share, other in zip(named, meant, strict=True))
+        assert float(scores[node]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("student", ["scenes-small", "scenes-vilt"])
@@ -60,28 +60,28 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
     asked: list[Any] = []
 
     def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
-        found = bridge_confidence(start, landmarks, dataset, positions)
-        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1])))
-        return found
+        forwards = bridge_confidence(start, landmarks, dataset, positions)
+        asked.append((forwards, bridge_confidence(start, landmarks, dataset, positions[::-1])))
+        return forwards
 
     monkeypatch.setattr(confidences, "bridge_confidence", keep)
     monkeypatch.setattr(confidences, "load_or_estimate_confidence", None)
     run = small_corpus.run(
         tmp_path / "run", student=student, confidence="bridge", known_words=known, num_steps=2
     ).output
-    ((found, backwards),) = asked
-    np.testing.assert_allclose(found.probability_N, backwards.probability_N[::-1], rtol=1e-4)
-    np.testing.assert_array_equal(found.outranked_N, backwards.outranked_N[::-1])
-    assert found.probability_N.min() > 0
-    assert found.probability_N.max() < 1
-    assert len(set(found.probability_N.tolist())) > 8
+    ((forwards, backwards),) = asked
+    np.testing.assert_allclose(forwards.probability_N, backwards.probability_N[::-1], rtol=1e-4)
+    np.testing.assert_array_equal(forwards.outranked_N, backwards.outranked_N[::-1])
+    assert forwards.probability_N.min() > 0
+    assert forwards.probability_N.max() < 1
+    assert len(set(forwards.probability_N.tolist())) > 8
     kept = load_json(run / "settings.json")["confidence"]
     assert set(kept) == {"text"}
-    assert kept["text"]["auc"] == pytest.approx(float(found.outranked_N.mean()))
-    weighed = [one for one in metrics(run) if "weights/text" in one]
+    assert kept["text"]["auc"] == pytest.approx(float(forwards.outranked_N.mean()))
+    weighed = [record for record in metrics(run) if "weights/text" in record]
     assert weighed
-    assert all(one["weights/text"]["max"] > one["weights/text"]["mean"] for one in weighed)
-    assert all(one["weights/vision"]["mean"] == one["weights/vision"]["max"] == 1.0 for one in weighed)
+    assert all(record["weights/text"]["max"] > record["weights/text"]["mean"] for record in weighed)
+    assert all(record["weights/vision"]["mean"] == record["weights/vision"]["max"] == 1.0 for record in weighed)
 
 
 def test_what_the_adapt_step_learns_of_answers_reads_no_label(
@@ -91,12 +91,12 @@ def test_what_the_adapt_step_learns_of_answers_reads_no_label(
 
     def adapt_losses(run: Path) -> list[float]:
         small_corpus.run(run, **options)
-        return [one["raw/answers"] for one in losses(run) if one["phase"] == "adapt"]
+        return [record["raw/answers"] for record in losses(run) if record["phase"] == "adapt"]
 
-    found = adapt_losses(tmp_path / "own")
-    assert len(found) == 2
+    answer_losses = adapt_losses(tmp_path / "own")
+    assert len(answer_losses) == 2
     alter_examples(monkeypatch, with_wrong_label)
-    assert adapt_losses(tmp_path / "others") == found
+    assert adapt_losses(tmp_path / "others") == answer_losses
 
 
 @pytest.mark.parametrize("outranked", [1.0, 0.5])
@@ -108,17 +108,17 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def found(start: Any, landmarks: Any, dataset: Any, positions: Any) -> TruthConfidence:
+    def constant_confidence(start: Any, landmarks: Any, dataset: Any, positions: Any) -> TruthConfidence:
         share_N = np.full(len(positions), outranked, np.float32)
         return TruthConfidence(probability_N=share_N, outranked_N=share_N)
 
-    monkeypatch.setattr(bridge, "bridge_confidence", found)
+    monkeypatch.setattr(bridge, "bridge_confidence", constant_confidence)
     terms = first_terms(small_corpus.config(tmp_path / "run", known_words=known))
     (kept,) = load_json(tmp_path / "run/settings.json")["answers"]
     assert kept["learned"] == (outranked == 1.0)
     assert kept["auc"] == outranked
-    said = "learns how" if outranked == 1.0 else "does not learn how"
-    assert f"the adapt step {said} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
+    verb = "learns how" if outranked == 1.0 else "does not learn how"
+    assert f"the adapt step {verb} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
     assert ("adapt/raw/answers" in terms) == (outranked == 1.0)
 
 
@@ -126,9 +126,9 @@ def test_without_a_bridge_a_run_says_what_its_student_starts_from_and_nothing_of
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     open_run(small_corpus.config(tmp_path / "run"))
-    said = capsys.readouterr().err
-    assert "text teacher" not in said
-    assert "starts from random weights" in said
+    messages = capsys.readouterr().err
+    assert "text teacher" not in messages
+    assert "starts from random weights" in messages
 
 
 def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
@@ -178,7 +178,7 @@ weighting = "oracle"
 def test_weights_are_one_where_the_bridge_is_right_by_the_label(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     right: dict[str, bool] = {}
     measure = confidences.oracle
 
@@ -189,29 +189,33 @@ def test_weights_are_one_where_the_bridge_is_right_by_the_label(
             example = dataset[position]
             share_C = shares[example.example_id]
             right[example.example_id] = torch.nonzero(share_C == share_C.max())[:, 0].tolist() == [example.label]
-        found.update(weights)
+        measured.update(weights)
         return weights
 
     monkeypatch.setattr(confidences, "oracle", keep)
     options = {"known_words": known, "answer_weight": 1.0, "num_steps": 1}
     run_finetune(small_corpus.config(tmp_path / "run", weighting="oracle", **options), is_control=True)
-    assert {name: weight == 1.0 for name, weight in found.items()} == right
-    assert 0 < sum(found.values()) < len(found)
+    assert {name: weight == 1.0 for name, weight in measured.items()} == right
+    assert 0 < sum(measured.values()) < len(measured)
     logged = losses(tmp_path / "run")
-    assert {one["phase"] for one in logged if "weights/text" in one} == {"adapt", "finetune"}
+    assert {record["phase"] for record in logged if "weights/text" in record} == {"adapt", "finetune"}
     # Of twenty bins the first and the last alone hold anything.
-    assert all(sum(one["weights/text"]["counts"][1:-1]) == 0 for one in logged)
-    assert all(one["weights/vision"]["mean"] == 1.0 for one in logged)
+    assert all(sum(record["weights/text"]["counts"][1:-1]) == 0 for record in logged)
+    assert all(record["weights/vision"]["mean"] == 1.0 for record in logged)
     plain = tmp_path / "uniform"
     small_corpus.run(plain, weighting="uniform", **options)
-    assert [one["weighted/answers"] for one in losses(plain)[:2]] != [one["weighted/answers"] for one in logged[:2]]
+    assert [record["weighted/answers"] for record in losses(plain)[:2]] != [
+        record["weighted/answers"] for record in logged[:2]
+    ]
 
 
 def test_inputs_without_labels_are_refused(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = small_corpus.dataset().example_ids[0]
-    alter_examples(monkeypatch, lambda one: replace(one, label=None) if one.example_id == first else one)
+    alter_examples(
+        monkeypatch, lambda example: replace(example, label=None) if example.example_id == first else example
+    )
     options = {"known_words": known, "weighting": "oracle", "adapt_steps": 8, "shots": 8}
     with pytest.raises(ConfigError, match="need the label of every input") as refused:
         run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
@@ -278,6 +282,6 @@ def test_likenesses_are_compared_in_full_precision_where_the_student_computes_in
     half = start(run_finetune, small_corpus.config(tmp_path / "half", mixed_precision="bf16", **options))
     assert half.wait() == 0, half.messages()
     for name in ("raw/text", "raw/vision"):
-        full, found = (losses(tmp_path / run)[0][name] for run in ("full", "half"))
+        full, in_half = (losses(tmp_path / run)[0][name] for run in ("full", "half"))
         assert full > 0
-        assert found == pytest.approx(full, rel=0.02)
+        assert in_half == pytest.approx(full, rel=0.02)

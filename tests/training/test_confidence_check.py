@@ -20,20 +20,20 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
         """Vision outranks everything, text half of it."""
         return {
             view: TruthConfidence(
-                probability_N=found.probability_N,
-                outranked_N=np.full_like(found.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
+                probability_N=estimate.probability_N,
+                outranked_N=np.full_like(estimate.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
             )
-            for view, found in load_or_estimate_confidence(**options).items()
+            for view, estimate in load_or_estimate_confidence(**options).items()
         }
 
     monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
     for check in ("auc", "none"):
         small_corpus.run(tmp_path / check, confidence_check=check, weight_max=100.0, num_steps=2, adapt_steps=1)
-        told = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
-        assert set(told) == {"confidence vision", "confidence text"}
-        assert "AUC 1.00 for right against wrong" in told["confidence vision"]
-        assert "NOT ABOVE CHANCE" not in told["confidence vision"]
-        assert ("NOT ABOVE CHANCE" in told["confidence text"]) == (check == "auc")
+        lines = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
+        assert set(lines) == {"confidence vision", "confidence text"}
+        assert "AUC 1.00 for right against wrong" in lines["confidence vision"]
+        assert "NOT ABOVE CHANCE" not in lines["confidence vision"]
+        assert ("NOT ABOVE CHANCE" in lines["confidence text"]) == (check == "auc")
         kept = load_json(tmp_path / check / "settings.json")["confidence"]
         assert kept["vision"]["weights"] == "by confidence"
         assert kept["vision"]["auc"] == 1.0
@@ -41,10 +41,10 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
         assert kept["text"]["low"] < 0.5 < kept["text"]["high"]
         assert kept["text"]["weights"] == ("uniform" if check == "auc" else "by confidence")
     checked, trusted = (
-        [one for one in metrics(tmp_path / name) if "weights/text" in one] for name in ("auc", "none")
+        [record for record in metrics(tmp_path / name) if "weights/text" in record] for name in ("auc", "none")
     )
-    assert all(one["weights/text"]["mean"] == one["weights/text"]["max"] == 1.0 for one in checked)
-    assert all(one["weights/text"]["max"] > one["weights/text"]["mean"] for one in trusted)
+    assert all(record["weights/text"]["mean"] == record["weights/text"]["max"] == 1.0 for record in checked)
+    assert all(record["weights/text"]["max"] > record["weights/text"]["mean"] for record in trusted)
     assert checked[0]["weights/vision"] == trusted[0]["weights/vision"]
     assert losses(tmp_path / "auc") != losses(tmp_path / "none")
 
@@ -54,5 +54,5 @@ def test_the_students_confidence_in_an_item_is_that_of_the_start_of_the_finetune
 ) -> None:
     # All sixteen items are in every batch.
     small_corpus.run(tmp_path, num_steps=2, batch_size=16, adapt_steps=1)
-    seen = [one["confidence/student"]["mean"] for one in metrics(tmp_path) if one["phase"] == "finetune"]
+    seen = [record["confidence/student"]["mean"] for record in metrics(tmp_path) if record["phase"] == "finetune"]
     assert max(seen) - min(seen) < 1e-6

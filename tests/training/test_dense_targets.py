@@ -74,9 +74,9 @@ def seen(
     )
     tower = PixelImageTower(MeanColours(settings), kind, side)  # type: ignore[arg-type]
     units = [example.image for example in examples]
-    found = tower.encode([tower.prepare(unit) for unit in units])
+    encoded = tower.encode([tower.prepare(unit) for unit in units])
     names = [unit.unit_id for unit in units]
-    rows, tokens = (dict(zip(names, values, strict=True)) for values in (found.global_ND, found.token_values))
+    rows, tokens = (dict(zip(names, values, strict=True)) for values in (encoded.global_ND, encoded.token_values))
     teacher = TeacherFeatures(
         name="colours",
         image=HeldFeatures(rows, tokens, moments=(0.0, 1.0)),  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
             assert document["use_of_vision"][metric][kind] == pytest.approx(expected)
         by_type = document["by_question_type"][metric]
         assert (
-            sum(found["num_items"] for found in by_type.values()) == len(items) == len(arrays[f"pictures/{metric}"])
+            sum(entry["num_items"] for entry in by_type.values()) == len(items) == len(arrays[f"pictures/{metric}"])
         )
     scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
     assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
@@ -86,9 +86,9 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
     assert refused.value.next_command is not None
     assert "--no-resume" in refused.value.next_command
     afresh = small_corpus.run(tmp_path / "afresh", init=run, **options).output
-    told = load_json(afresh / "settings.json")["heads"]["snli-ve"]
-    assert told["origin"] == "fresh"
-    assert "earlier version" in told["why"]
+    head = load_json(afresh / "settings.json")["heads"]["snli-ve"]
+    assert head["origin"] == "fresh"
+    assert "earlier version" in head["why"]
 
 
 def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, trained: Path) -> None:
@@ -134,10 +134,10 @@ def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpu
     assert sum(read.values()) == 2 * len(examples)
     moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
     np.testing.assert_allclose(together[1], score_matrices(finished, moved, 4)[0], atol=1e-5)
-    for view, found in zip(views, together, strict=True):
+    for view, scored in zip(views, together, strict=True):
         if view != "swapped":
             (alone,) = score_matrices(finished, examples, 4, (view,))
-            np.testing.assert_allclose(found, alone, atol=1e-5)
+            np.testing.assert_allclose(scored, alone, atol=1e-5)
 
 
 def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
@@ -147,19 +147,19 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
     assert whole["sample"] is None
     assert whole["num_examples"] == sum(whole["num_items"].values()) - whole["num_items"]["q2ar"]
     scores = np.load(trained / "evaluation" / "test.npz")
-    of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
+    score_of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
     small_corpus.run(tmp_path, task=(), num_steps=1, method="plain", cache=(), seed=3)
     ids = []
     for run in (trained, tmp_path):
-        found = small_corpus.evaluate(run, num_questions=5, probe=("none",))["test"]
-        assert found["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
-        assert found["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
-        for metric, value in found["metrics"].items():
-            assert found["intervals"][metric]["low"] - 1e-6 <= value <= found["intervals"][metric]["high"] + 1e-6
+        summary = small_corpus.evaluate(run, num_questions=5, probe=("none",))["test"]
+        assert summary["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
+        assert summary["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
+        for metric, value in summary["metrics"].items():
+            assert summary["intervals"][metric]["low"] - 1e-6 <= value <= summary["intervals"][metric]["high"] + 1e-6
         sampled = np.load(run / "evaluation" / "test.npz")
         ids.append(sampled["item_ids/q2a"].tolist())
         if run == trained:
-            assert sampled["item/q2a"].tolist() == [of[question] for question in ids[0]]
+            assert sampled["item/q2a"].tolist() == [score_of[question] for question in ids[0]]
     assert ids[0] == ids[1]
 
 
@@ -170,8 +170,8 @@ def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: P
     finished, examples = load_run(tmp_path / "run"), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
-    one, two = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    as_shown, as_swapped = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))
+    np.testing.assert_allclose(as_shown, as_swapped, atol=1e-5)
     visual = [name for name in finished.student.state_dict() if name.startswith(("patch_encoder", "box_encoder"))]
     torch.manual_seed(0)
     untrained = build_student("scenes-small")

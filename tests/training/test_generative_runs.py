@@ -110,14 +110,16 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
     options = {**PLAIN, "num_steps": 4, "recipe": "none", "task_loss": "answer-lm", "batch_size": len(examples)}
     exact = {"schedule": "constant", "clip_norm": 0.0, "weight_decay": 0.0, "warmup_fraction": 0.0}
     small_corpus.run(tmp_path / "run", **options, **exact, learning_rate=1e-3)
-    found = [entry["raw/task"] for entry in metrics(tmp_path / "run")]
+    logged = [entry["raw/task"] for entry in metrics(tmp_path / "run")]
     torch.manual_seed(0)
     student = build_student("smolvlm-tiny")
     assert isinstance(student, SmolVlm)
     batch = student.collate(examples)
     (answers,) = batch.answers
     first = np.cumsum([0, *batch.num_candidates])[:-1]
-    rows = torch.tensor([int(start) + int(one.label or 0) for start, one in zip(first, examples, strict=True)])
+    rows = torch.tensor(
+        [int(start) + int(example.label or 0) for start, example in zip(first, examples, strict=True)]
+    )
     ids = batch.sequence_ids_NS[rows]
     labels = torch.full_like(ids, -100)
     for row, (source, number) in enumerate(zip(answers.source_NQ[rows], answers.answer_NQ[rows], strict=True)):
@@ -137,7 +139,7 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
         loss.backward()
         optimizer.step()
         expected.append(float(loss.detach()))
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logged, expected, atol=1e-4, rtol=0)
     assert expected[-1] < expected[0] - 0.1
 
 
@@ -154,10 +156,10 @@ def test_classes_and_answers_are_trained_scored_and_written(
     assert set(document["use_of_vision"]) == set(document["metrics"]) - {"vqa_generated"}
     for name in (False, True) if generate else (False,):
         output = tmp_path / (f"{name}.json" if generate else "labels.csv")
-        found = run_predict(
+        predictions = run_predict(
             PredictConfig(run=run, on="val", data_root=small_corpus.data_root, output=output, generate=name)
         )
-        assert found.num_items == len(open_dataset(dataset, split="val", data_root=small_corpus.data_root))
+        assert predictions.num_items == len(open_dataset(dataset, split="val", data_root=small_corpus.data_root))
     if generate:
         listed, worded = (load_json(tmp_path / f"{name}.json") for name in (False, True))
         assert [row["question_id"] for row in listed] == [row["question_id"] for row in worded]

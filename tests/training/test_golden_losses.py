@@ -15,8 +15,8 @@ from advl_pipeline.training.config import FinetuneConfig
 
 @pytest.mark.slow
 def test_the_losses_of_each_method_are_the_stored_ones(small_corpus: Any, tmp_path: Path) -> None:
-    found = measure_losses(small_corpus, tmp_path)
-    lines = differences(found, load_json(GOLDEN))
+    measured = measure_losses(small_corpus, tmp_path)
+    lines = differences(measured, load_json(GOLDEN))
     assert not lines, "\n".join(
         [*lines, f"tolerance {RELATIVE:g} or {ABSOLUTE:g}; meant? python tests/support/golden.py write"]
     )

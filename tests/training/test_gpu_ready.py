@@ -96,7 +96,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "pinned", lambda batch: batch),
         mock.patch.object(batches, "send_ahead", _waiting),
-        mock.patch.object(SentBatches, "received", lambda sent, device: [one.to(device) for one in sent.batches]),
+        mock.patch.object(SentBatches, "received", lambda sent, device: [batch.to(device) for batch in sent.batches]),
     ):
         yield taken
 
@@ -209,6 +209,6 @@ def test_a_step_waits_for_nothing_and_has_the_losses_of_a_cpu(
     small_corpus.run(tmp_path / "gpu", device="cuda", **exact)
     there, here = metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu")
     assert len(there) == len(here)
-    for found, expected in zip(there, here, strict=True):
+    for record, expected in zip(there, here, strict=True):
         losses = {key: value for key, value in expected.items() if key.startswith(("raw/", "weighted/"))}
-        assert {key: found[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-4)
+        assert {key: record[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-4)

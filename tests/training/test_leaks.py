@@ -50,12 +50,16 @@ def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_s
             watch.setattr("advl_pipeline.training.teaching.fit_word_prior", fit)
             watch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
             summary = small_corpus.run(tmp_path / adapt_on, **changes).summary
-        inputs = [one for one in small_corpus.examples() if adapt_on == "inputs" or one.example_id in subset]
+        inputs = [
+            example for example in small_corpus.examples() if adapt_on == "inputs" or example.example_id in subset
+        ]
         assert (summary["num_labelled"], summary["num_adapt_inputs"]) == (4, len(inputs))
         assert sorted(counted) == sorted(choice.text for example in inputs for choice in example.candidates)
         assert set(probed) == subset
         with monkeypatch.context() as altered:
-            opened = alter_examples(altered, lambda one: one if one.example_id in subset else with_wrong_label(one))
+            opened = alter_examples(
+                altered, lambda example: example if example.example_id in subset else with_wrong_label(example)
+            )
             small_corpus.run(tmp_path / f"wrong-{adapt_on}", **changes)
         assert losses(tmp_path / f"wrong-{adapt_on}") == losses(tmp_path / adapt_on)
         assert opened == ["train"]
@@ -85,7 +89,7 @@ def answer_otherwise(file: Path, wanted: Callable[[int], bool]) -> None:
     for item in annotations:
         if wanted(item["question_id"]):
             item["multiple_choice_answer"] = "purple"
-            item["answers"] = [{**one, "answer": "purple"} for one in item["answers"]]
+            item["answers"] = [{**annotation, "answer": "purple"} for annotation in item["answers"]]
     file.write_text(json.dumps(document), encoding="utf-8")
 
 
@@ -194,26 +198,26 @@ def test_inputs_of_another_split_need_no_labels(
 
 
 def test_the_joined_split_keeps_own_ids_and_names_the_others(small_corpus: Any) -> None:
-    own, other = (small_corpus.dataset(split) for split in ("train", "train-shift"))
-    joined = JoinedDataset([own, other])
-    assert len(joined) == len(own) + len(other)
-    assert list(joined.example_ids[: len(own)]) == list(own.example_ids)
+    first, other = (small_corpus.dataset(split) for split in ("train", "train-shift"))
+    joined = JoinedDataset([first, other])
+    assert len(joined) == len(first) + len(other)
+    assert list(joined.example_ids[: len(first)]) == list(first.example_ids)
     assert joined.other_ids == {f"{OTHER}:{name}" for name in other.example_ids}
-    for index in (0, len(own) - 1, len(own), len(joined) - 1):
+    for index in (0, len(first) - 1, len(first), len(joined) - 1):
         assert joined[index].example_id == joined.example_ids[index]
-    assert joined[len(own)].image == other[0].image
+    assert joined[len(first)].image == other[0].image
     assert len({unit.unit_id for unit in joined.text_units()}) == len(joined.text_units())
-    assert joined.content_digest() != own.content_digest()
+    assert joined.content_digest() != first.content_digest()
 
 
 def test_a_joined_teacher_gives_each_unit_what_its_own_cache_gives(
     small_corpus: Any, other_caches: tuple[Path, ...]
 ) -> None:
     for own_path, other_path in zip(small_corpus.caches, other_caches, strict=True):
-        own, other = (cached_teacher(open_cache(path)) for path in (own_path, other_path))
-        joined = joined_teacher([own, other], [own, other])
+        first, other = (cached_teacher(open_cache(path)) for path in (own_path, other_path))
+        joined = joined_teacher([first, other], [first, other])
         for tower in ("text", "image"):
-            if (store := getattr(own, tower)) is None:
+            if (store := getattr(first, tower)) is None:
                 assert getattr(joined, tower) is None
                 continue
             both, second = getattr(joined, tower), getattr(other, tower)
@@ -226,7 +230,7 @@ def test_a_joined_teacher_gives_each_unit_what_its_own_cache_gives(
                 rows, lengths = both.token_features(mixed)
                 each = [source.token_features([unit])[0] for source, unit in zip(sources, mixed, strict=True)]
                 np.testing.assert_array_equal(rows, np.concatenate(each))
-                assert lengths.tolist() == [len(one) for one in each]
+                assert lengths.tolist() == [len(values) for values in each]
             if tower == "text":
                 spans = [source.char_spans([unit]) for source, unit in zip(sources, mixed, strict=True)]
                 np.testing.assert_array_equal(both.char_spans(mixed), np.concatenate(spans))

@@ -93,12 +93,12 @@ def test_every_option_changes_the_terms(
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_option_of_the_loop_changes_the_steps(loop: str, small_corpus: Any, tmp_path: Path) -> None:
     short, changes = LOOPS[loop]
-    found = {}
+    terms_by_name = {}
     for name, changed in {"reference": {}, **changes}.items():
         small_corpus.run(tmp_path / name, **{**short, **changed})
         terms = [record.items() for record in losses(tmp_path / name)]
-        found[name] = [[pair for pair in record if pair[0].startswith("weighted/")] for record in terms]
-    assert [name for name in changes if found[name] == found["reference"]] == []
+        terms_by_name[name] = [[pair for pair in record if pair[0].startswith("weighted/")] for record in terms]
+    assert [name for name in changes if terms_by_name[name] == terms_by_name["reference"]] == []
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +117,10 @@ def test_several_teachers_share_a_pathway_as_asked(
     for name, changes in {"equal": {}, "fixed": {"teacher_weight": shares}}.items():
         options = {"cache": two_readers, "teacher_balance": name, "distance": "mse", "weighting": "uniform"}
         small_corpus.run(tmp_path / name, **options, num_steps=2, adapt_steps=1, **changes)
-    found = {name: losses(tmp_path / name) for name in ("equal", "fixed")}
-    assert found["equal"] != found["fixed"]
+    losses_by_name = {name: losses(tmp_path / name) for name in ("equal", "fixed")}
+    assert losses_by_name["equal"] != losses_by_name["fixed"]
     teachers = ("minilm-l6", "random:minilm-l6")
-    for name, logged in found.items():
+    for name, logged in losses_by_name.items():
         for record in logged:
             each = [record[f"raw/text/{teacher}"] for teacher in teachers]
             factor = [1.0, 1.0] if name == "equal" else [3.0, 1.0]

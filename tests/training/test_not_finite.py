@@ -35,14 +35,14 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
         *("--learning-rate", "1e10"),
     ]
     for _ in range(2):
-        code, said = advl(capsys, *command)
-        assert code == 9, said
-        stopped = re.search(r"stopped at step (\d+) of the finetune step: .+ is not finite", said)
-        assert stopped is not None, said
+        code, stderr = advl(capsys, *command)
+        assert code == 9, stderr
+        stopped = re.search(r"stopped at step (\d+) of the finetune step: .+ is not finite", stderr)
+        assert stopped is not None, stderr
         step = int(stopped[1])
         kept = read_checkpoint(run / "checkpoint.safetensors")
         assert kept[0] == step
-        assert f"the checkpoint after {step} steps is kept" in said
+        assert f"the checkpoint after {step} steps is kept" in stderr
         assert all(bool(tensor.isfinite().all()) for tensor in kept[2].values())
         assert [record["step"] for record in metrics(run)] == list(range(step))
         assert not (run / "result.json").exists()
@@ -99,7 +99,7 @@ def test_pretraining_stops_before_anything_is_written(
         *("pretrain", "--data-root", small_corpus.data_root, "--output", tmp_path / "student"),
         *("--warmup-steps", 30, "--joint-steps", 5, "--batch-size", 4, "--learning-rate", "1e30"),
     ]
-    code, said = advl(capsys, *command)
-    assert code == 9, said
-    assert "Pretraining stopped at step" in said
+    code, stderr = advl(capsys, *command)
+    assert code == 9, stderr
+    assert "Pretraining stopped at step" in stderr
     assert not (tmp_path / "student").exists()

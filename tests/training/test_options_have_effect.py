@@ -117,14 +117,14 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
             BESIDE.get(name, {}),
         )
         try:
-            given = with_options(base, **{name: value})
-            if name in without_effect(given, KINDS[kind]):
+            config = with_options(base, **{name: value})
+            if name in without_effect(config, KINDS[kind]):
                 outcomes.add("refused")
                 continue
             usual = resolve_method(base)
             # The method's own choice, said aloud.
             changed = value in (getattr(usual.settings, name, None), getattr(usual, name, None))
-            changed |= name in BY_DESIGN or name in READ_AT or fingerprint(given, kind) != fingerprint(base, kind)
+            changed |= name in BY_DESIGN or name in READ_AT or fingerprint(config, kind) != fingerprint(base, kind)
         except ConfigError:
             outcomes.add("refused")
             continue

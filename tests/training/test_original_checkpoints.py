@@ -67,8 +67,8 @@ def train(small_corpus: Any, output: Path, **changes: Any) -> None:
 
 
 def heads_of(folder: Path) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = load_json(folder / "settings.json")["heads"]
-    return found
+    origins: dict[str, dict[str, str]] = load_json(folder / "settings.json")["heads"]
+    return origins
 
 
 def test_one_command_from_files_to_evaluation(

@@ -34,8 +34,8 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
         "kin_X": torch.arange(count),
         **changes,
     }
-    found = agreement(student, teacher, **settings)  # type: ignore[arg-type]
-    return found["share"]
+    agreed = agreement(student, teacher, **settings)  # type: ignore[arg-type]
+    return agreed["share"]
 
 
 def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_chance() -> None:
@@ -48,14 +48,14 @@ def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_ch
 def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
     student, teacher = nodes(8)
     offered = torch.arange(8) < 5
-    found = agreement(
+    agreed = agreement(
         student,
         teacher,
         asked_X=~offered,
         offered_X=offered,
         kin_X=torch.arange(8),
     )
-    assert found == {"share": 1.0, "num_asked": 3, "chance": 0.25}
+    assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
     # Two kin, so that all that may be chosen beside the best are of its own kin.
     few = agreement(
         student,

@@ -58,8 +58,8 @@ def side_by_side(target: Callable[..., None], *arguments: Any) -> tuple[Running,
     return first, second
 
 
-def said_by(*processes: Running) -> str:
-    """Return what processes said that ended well."""
+def messages_of(*processes: Running) -> str:
+    """Return the messages of processes, all of which ended well."""
     for running in processes:
         assert running.wait() == 0, running.messages()[-3000:]
     return "".join(running.messages() for running in processes)
@@ -68,24 +68,26 @@ def said_by(*processes: Running) -> str:
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> None:
     changes = {**COMMON, **METHODS[name]}
-    one, two = tmp_path / "one", tmp_path / "two"
-    small_corpus.run(one, **changes)
-    words = command(small_corpus, two, **changes)
-    said = said_by(start(one_of_two.launch, words)) if name == "advl" else said_by(*side_by_side(main, words))
-    assert " on 2 processes" in said
-    assert said.count("run folder:") == 1
-    require_equal_runs(one, two)
+    single_run, joint_run = tmp_path / "one", tmp_path / "two"
+    small_corpus.run(single_run, **changes)
+    words = command(small_corpus, joint_run, **changes)
+    messages = (
+        messages_of(start(one_of_two.launch, words)) if name == "advl" else messages_of(*side_by_side(main, words))
+    )
+    assert " on 2 processes" in messages
+    assert messages.count("run folder:") == 1
+    require_equal_runs(single_run, joint_run)
 
 
-def require_equal_runs(one: Path, two: Path) -> None:
-    for alone, shared in zip(metrics(one), metrics(two), strict=True):
+def require_equal_runs(single_run: Path, joint_run: Path) -> None:
+    for alone, shared in zip(metrics(single_run), metrics(joint_run), strict=True):
         assert alone.keys() == shared.keys()
         assert alone["num_examples"] == shared["num_examples"]
         for key in alone:
             if key.startswith(("raw/", "weighted/", "grad_norm")):
                 assert shared[key] == pytest.approx(alone[key], rel=2e-4, abs=2e-6), key
-    expected, found = (load_file(run / "model.safetensors") for run in (one, two))
-    moved = max(float((found[key] - value).abs().max()) for key, value in expected.items())
+    expected, actual = (load_file(run / "model.safetensors") for run in (single_run, joint_run))
+    moved = max(float((actual[key] - value).abs().max()) for key, value in expected.items())
     assert moved < 2e-6, moved
 
 
@@ -94,10 +96,10 @@ def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
 ) -> None:
     changes = {**COMMON, "method": "advl", "known_words": known, "accumulate": 2, "adversarial": "both"}
     changes |= {"student": "villa-tiny", "recipe": "none"}
-    one, two, watched = tmp_path / "one", tmp_path / "two", tmp_path / "watched.json"
-    small_corpus.run(one, **changes)
-    said_by(*side_by_side(one_of_two.run, watched, "--disturb", command(small_corpus, two, **changes)))
-    require_equal_runs(one, two)
+    single_run, joint_run, watched = tmp_path / "one", tmp_path / "two", tmp_path / "watched.json"
+    small_corpus.run(single_run, **changes)
+    messages_of(*side_by_side(one_of_two.run, watched, "--disturb", command(small_corpus, joint_run, **changes)))
+    require_equal_runs(single_run, joint_run)
     steps = load_json(watched)
     assert all(step["others"] <= 4 for step in steps), steps
     # Regions, in each of two micro-batches: how many there are, what they hold, and their gradients.
@@ -119,9 +121,9 @@ def test_one_process_that_fails_ends_the_other_in_seconds(small_corpus: Any, tmp
 def test_a_process_that_a_launcher_left_alone_is_refused(small_corpus: Any, tmp_path: Path) -> None:
     words = command(small_corpus, tmp_path / "run", method="plain", cache=())
     alone = start_advl(*words, **LAUNCHER_OF_ONE)
-    code, said = alone.wait(), alone.messages()
-    assert code == 2, said[-3000:]
-    assert "not in step" in said
-    assert "torchrun --nproc-per-node 2" in said
-    assert "Traceback" not in said
+    code, messages = alone.wait(), alone.messages()
+    assert code == 2, messages[-3000:]
+    assert "not in step" in messages
+    assert "torchrun --nproc-per-node 2" in messages
+    assert "Traceback" not in messages
     assert not (tmp_path / "run").exists()

@@ -90,8 +90,8 @@ def test_the_number_of_workers_changes_nothing(
             run_finetune(config)
         assert on_threads == {"MainThread", threads}
         assert losses(config.output) == losses(tmp_path / "1")
-        one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1", config.output))
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        first, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1", config.output))
+        assert all(torch.equal(first[key], other[key]) for key in first)
 
 
 def test_the_log_says_how_long_steps_waited_for_what_was_slow_to_prepare(

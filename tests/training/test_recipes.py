@@ -287,29 +287,29 @@ def groups_by_name(student: str, recipe: Recipe) -> dict[str, tuple[float, float
     encoder = dict(built.named_parameters())
     name_of = {id(value): name for name, value in (encoder | head).items()}
     groups = parameter_groups(encoder, head, recipe)
-    found = {
+    scale_and_decay = {
         name_of[id(value)]: (round(group["lr"] / recipe.learning_rate, 6), group["weight_decay"])
         for group in groups
         for value in group["params"]
     }
-    assert sorted(found) == sorted(encoder | head)
-    return found
+    assert sorted(scale_and_decay) == sorted(encoder | head)
+    return scale_and_decay
 
 
 def test_meter_has_three_learning_rates_and_decays_clips_norms() -> None:
-    found = groups_by_name("meter-tiny", load_recipe("meter", "vqa", "base"))
-    assert set(found.values()) == {(scale, decay) for scale in (1.0, 5.0, 50.0) for decay in (0.0, 0.01)}
-    assert found["vision.post_layernorm.weight"][1] == 0.01
-    assert found["text.embeddings.LayerNorm.weight"][1] == 0.0
-    assert found["cross_modal.token_type_embeddings.weight"][0] == 1.0
-    assert found["cross_modal.cross_modal_text_pooler.dense.weight"][0] == 5.0
+    groups = groups_by_name("meter-tiny", load_recipe("meter", "vqa", "base"))
+    assert set(groups.values()) == {(scale, decay) for scale in (1.0, 5.0, 50.0) for decay in (0.0, 0.01)}
+    assert groups["vision.post_layernorm.weight"][1] == 0.01
+    assert groups["text.embeddings.LayerNorm.weight"][1] == 0.0
+    assert groups["cross_modal.token_type_embeddings.weight"][0] == 1.0
+    assert groups["cross_modal.cross_modal_text_pooler.dense.weight"][0] == 5.0
 
 
 def test_vilt_spares_the_transformers_norms_and_decays_the_heads() -> None:
-    found = groups_by_name("vilt-tiny", load_recipe("vilt", "vqa", "base"))
-    assert found["model.encoder.layer.0.layernorm_before.weight"][1] == 0.0
-    assert found["model.layernorm.weight"][1] == 0.0
-    assert found["head.1.weight"][1] == 0.01
+    groups = groups_by_name("vilt-tiny", load_recipe("vilt", "vqa", "base"))
+    assert groups["model.encoder.layer.0.layernorm_before.weight"][1] == 0.0
+    assert groups["model.layernorm.weight"][1] == 0.0
+    assert groups["head.1.weight"][1] == 0.01
 
 
 def test_lambda_stays_or_falls_to_nothing() -> None:

@@ -69,14 +69,14 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("changes", "phrases"), REFUSED, ids=lambda value: str(value)[:60])
 def test_what_does_not_go_together_is_refused(
-    changes: dict[str, Any], told: tuple[str, ...], small_corpus: Any, known: Path, tmp_path: Path
+    changes: dict[str, Any], phrases: tuple[str, ...], small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
     record = {"known_words": known} if "known_words" in changes else {}
     with pytest.raises(ConfigError) as refused:
         small_corpus.run(tmp_path / "run", **{**changes, **record})
-    for words in told:
+    for words in phrases:
         assert words in str(refused.value)
     assert not (tmp_path / "run").exists()
 

@@ -70,37 +70,39 @@ def test_regions_are_those_of_uniters_own_loader(tmp_path: Path, variant: str) -
     cache, units = imported(tmp_path, source, names, size=(1, 1), region_naming="stem")
     assert cache.identity["storage"]["dtype"] == "float16"
     for row, unit in enumerate(units):
-        found = regions_of(cache, unit)
-        count = len(found.features_RF)
+        regions = regions_of(cache, unit)
+        count = len(regions.features_RF)
         assert count == counts[f"{unit.path}.npz"]
-        assert found.features_RF.dtype == np.float16
-        np.testing.assert_array_equal(found.features_RF.astype(np.float32), features[row, :count])
-        np.testing.assert_array_equal(found.positions_R7[:, 4:], positions[row, :count, 4:])
-        np.testing.assert_allclose(found.positions_R7, positions[row, :count], atol=1e-6)
+        assert regions.features_RF.dtype == np.float16
+        np.testing.assert_array_equal(regions.features_RF.astype(np.float32), features[row, :count])
+        np.testing.assert_array_equal(regions.positions_R7[:, 4:], positions[row, :count, 4:])
+        np.testing.assert_allclose(regions.positions_R7, positions[row, :count], atol=1e-6)
         assert not features[row, count:].any()
-        assert not found.whole_first
-        assert (found.box_index_R == -1).all()
+        assert not regions.whole_first
+        assert (regions.box_index_R == -1).all()
 
 
 def test_the_datasets_own_boxes_come_first(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    given = {}
+    detections = {}
     for name, key, count in (("vcr_val", "vcr_val_a@3", 12), ("vcr_gt_val", "vcr_gt_val_a@3", 4)):
         corners = np.sort(draw.random((count, 2, 2), dtype=np.float32), axis=1).reshape(count, 4)
-        given[name] = draw.standard_normal((count, 8)).astype(np.float16), corners
-        write_uniter_layout(tmp_path / "img_db", name, {key: given[name]})
+        detections[name] = draw.standard_normal((count, 8)).astype(np.float16), corners
+        write_uniter_layout(tmp_path / "img_db", name, {key: detections[name]})
     paths = {"ground_truth_regions": tmp_path / "img_db" / "vcr_gt_{split}"}
     cache, (unit,) = imported(tmp_path, tmp_path / "img_db" / "vcr_{split}", ["lsmdc/a@3.jpg"], num_boxes=4, **paths)
-    found = regions_of(cache, unit)
-    assert found.box_index_R.tolist() == [0, 1, 2, 3] + [-1] * 12
-    features, shares_R4 = (np.concatenate([given[name][at] for name in ("vcr_gt_val", "vcr_val")]) for at in (0, 1))
-    assert found.features_RF.dtype == np.float16
-    np.testing.assert_array_equal(found.features_RF, features)
+    regions = regions_of(cache, unit)
+    assert regions.box_index_R.tolist() == [0, 1, 2, 3] + [-1] * 12
+    features, shares_R4 = (
+        np.concatenate([detections[name][at] for name in ("vcr_gt_val", "vcr_val")]) for at in (0, 1)
+    )
+    assert regions.features_RF.dtype == np.float16
+    np.testing.assert_array_equal(regions.features_RF, features)
     # As they were computed while files were read: pixels, and their shares; sides as the file states them.
     size = np.array([*SIZE, *SIZE], np.float32)
     sides = shares_R4[:, 2:] - shares_R4[:, :2]
     expected = np.concatenate([shares_R4 * size / size, sides, sides[:, :1] * sides[:, 1:]], axis=1)
-    np.testing.assert_array_equal(found.positions_R7, expected)
+    np.testing.assert_array_equal(regions.positions_R7, expected)
     beside = cache.image.regions([unit.unit_id])
     np.testing.assert_array_equal(beside["confidence"][4:], np.linspace(0.9, 0.5, 12, dtype=np.float32))
     assert [cache.image.stat(side, [unit.unit_id])[0] for side in ("width", "height")] == list(SIZE)
@@ -112,11 +114,11 @@ def test_the_datasets_own_boxes_come_first(tmp_path: Path) -> None:
 def test_features_are_stored_as_their_files_hold_them_unless_asked_otherwise(tmp_path: Path) -> None:
     source = write_npz(tmp_path / "npz", [Path("COCO_val2014_000000000009.jpg")])
     cache, (unit,) = imported(tmp_path / "whole", source, ["COCO_val2014_000000000009.jpg"])
-    found = regions_of(cache, unit)
+    regions = regions_of(cache, unit)
     with np.load(source / "COCO_val2014_000000000009.npz") as arrays:
-        np.testing.assert_array_equal(found.features_RF, arrays["features"])
+        np.testing.assert_array_equal(regions.features_RF, arrays["features"])
         half = arrays["features"].astype(np.float16)
-    assert found.positions_R7[0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5, 0.25]
+    assert regions.positions_R7[0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5, 0.25]
     cache, (unit,) = imported(tmp_path / "half", source, ["COCO_val2014_000000000009.jpg"], dtype="float16")
     np.testing.assert_array_equal(regions_of(cache, unit).features_RF, half)
 
@@ -128,21 +130,21 @@ def test_the_whole_picture_comes_first_where_files_have_it(tmp_path: Path) -> No
     assert not detected.whole_first
     mean = with_whole_picture(detected)
     np.testing.assert_array_equal(mean.features_RF[0], detected.features_RF.mean(0))
-    given = write_vl_bert_json(tmp_path / "b", [path], whole=True)
-    cache, (unit,) = imported(tmp_path / "whole", given, [path.name])
-    found = regions_of(cache, unit)
-    assert found.whole_first
+    source = write_vl_bert_json(tmp_path / "b", [path], whole=True)
+    cache, (unit,) = imported(tmp_path / "whole", source, [path.name])
+    regions = regions_of(cache, unit)
+    assert regions.whole_first
     np.testing.assert_array_equal(
-        found.features_RF, np.concatenate([np.full((1, FEATURE_SIZE), 7), detected.features_RF])
+        regions.features_RF, np.concatenate([np.full((1, FEATURE_SIZE), 7), detected.features_RF])
     )
-    assert found.positions_R7[0].tolist() == [0, 0, 1, 1, 1, 1, 1]
-    np.testing.assert_array_equal(found.positions_R7[1:], detected.positions_R7)
-    assert found.box_index_R.tolist() == [-1] * 4
+    assert regions.positions_R7[0].tolist() == [0, 0, 1, 1, 1, 1, 1]
+    np.testing.assert_array_equal(regions.positions_R7[1:], detected.positions_R7)
+    assert regions.box_index_R.tolist() == [-1] * 4
     paths = [path, Path("COCO_val2014_000000000010.jpg")]
     mixed = write_vl_bert_json(tmp_path / "c", paths)
-    (mixed / f"{path.stem}.json").write_bytes((given / f"{path.stem}.json").read_bytes())
+    (mixed / f"{path.stem}.json").write_bytes((source / f"{path.stem}.json").read_bytes())
     with pytest.raises(DatasetError, match="differ in width or in kind"):
-        imported(tmp_path / "mixed", mixed, [one.name for one in paths])
+        imported(tmp_path / "mixed", mixed, [path.name for path in paths])
 
 
 def test_a_student_reads_the_cache_that_holds_the_picture(tmp_path: Path) -> None:
@@ -159,8 +161,8 @@ def test_a_student_reads_the_cache_that_holds_the_picture(tmp_path: Path) -> Non
         student.regions_of(units[0])
     lines = use_region_caches(student, caches)
     assert len(lines) == 2
-    for one in (student, copy.deepcopy(student)):
-        assert [len(one.regions_of(unit).features_RF) for unit in units] == [3, 3]
+    for reader in (student, copy.deepcopy(student)):
+        assert [len(reader.regions_of(unit).features_RF) for unit in units] == [3, 3]
     stranger = dataclasses.replace(units[0], unit_id=digest({})[:32])
     with pytest.raises(DatasetError, match="no region features"):
         student.regions_of(stranger)

@@ -89,9 +89,9 @@ def test_a_cache_that_changed_under_a_run_is_refused(
     ):
         shutil.rmtree(cache)
         shutil.copytree(other, cache)
-        code, said = advl(capsys, *command)
-        assert code == 3, said
-        assert list(sides) in [line.split() for line in said.splitlines()], said
+        code, stderr = advl(capsys, *command)
+        assert code == 3, stderr
+        assert list(sides) in [line.split() for line in stderr.splitlines()], stderr
         assert tree_bytes(run) == before
         # Wherever it lies.
         assert advl(capsys, *finetune(small_corpus, run, "--cache", other))[0] == 3
@@ -114,9 +114,9 @@ def test_a_dataset_that_changed_under_a_run_is_refused(
     before = tree_bytes(tmp_path / "run")
     (annotations,) = (tmp_path / "data").rglob("vcr/train.jsonl")
     annotations.write_text("".join(annotations.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
-    code, said = advl(capsys, *command)
-    assert code == 3, said
-    assert [line for line in said.splitlines() if line.split()[:1] == ["dataset.content_digest"]], said
+    code, stderr = advl(capsys, *command)
+    assert code == 3, stderr
+    assert [line for line in stderr.splitlines() if line.split()[:1] == ["dataset.content_digest"]], stderr
     assert tree_bytes(tmp_path / "run") == before
     # The same data at another place.
     moved = finetune(small_corpus, tmp_path / "run", "--method", "plain")
@@ -128,7 +128,7 @@ def test_a_refused_command_leaves_its_output_alone(
 ) -> None:
     run = tmp_path / "runs" / "one"
     text, image = small_corpus.caches
-    given = finetune(small_corpus, run, "--cache", text, "--cache", image)
+    arguments = finetune(small_corpus, run, "--cache", text, "--cache", image)
     for wrong, expected in (
         (["--student", "uniter-tny"], 2),
         (["--task", "vcr-q2b"], 2),
@@ -141,9 +141,9 @@ def test_a_refused_command_leaves_its_output_alone(
         (["--task-loss", "soft-target-bce"], 2),
         (["--compile", "--student", "lxmert-tiny"], None),
     ):
-        code, said = advl(capsys, *given, *wrong)
-        assert code not in (0, 1), said
-        assert expected in (code, None), said
+        code, stderr = advl(capsys, *arguments, *wrong)
+        assert code not in (0, 1), stderr
+        assert expected in (code, None), stderr
         assert not run.parent.exists(), wrong
 
 
@@ -191,8 +191,8 @@ def test_what_a_run_took_counts_all_of_its_sittings(
     once, twice = (read_json(run / names.RESULT) for run in (whole, tmp_path / "parted"))
     assert twice["num_texts"] == once["num_texts"] > 0
     counts = [
-        {name: (phase["num_steps"], phase["num_examples"]) for name, phase in found["phases"].items()}
-        for found in (once, twice)
+        {name: (phase["num_steps"], phase["num_examples"]) for name, phase in summary["phases"].items()}
+        for summary in (once, twice)
     ]
     assert counts[0] == counts[1] == {"adapt": (2, 32), "finetune": (4, 16)}
     assert 200 < twice["phases"]["adapt"]["seconds"] < 300 < twice["phases"]["finetune"]["seconds"] < 400
@@ -244,11 +244,11 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_advice_sta
         (run / names.CHECKPOINT).write_bytes(written)
         damage(run / names.CHECKPOINT)
         before = tree_bytes(run)
-        code, said = advl(capsys, *stopped)
-        assert code == 4, said
-        assert names.CHECKPOINT in said
+        code, stderr = advl(capsys, *stopped)
+        assert code == 4, stderr
+        assert names.CHECKPOINT in stderr
         assert tree_bytes(run) == before
-    advised = said.splitlines()[-1]
+    advised = stderr.splitlines()[-1]
     assert advl(capsys, *shlex.split(advised)[1:])[0] == 0
     assert [record["step"] for record in read_log(run)] == [0, 1, 2, 3]
 
@@ -276,9 +276,9 @@ def test_what_a_student_is_read_from_may_not_change_under_a_run(
     ):
         content = file.read_text(encoding="utf-8")
         file.write_text(json.dumps(json.loads(content), indent=3), encoding="utf-8")
-        code, said = advl(capsys, *command)
-        assert code == 3, said
-        assert [line for line in said.splitlines() if line.split()[:1] == [entry]], said
+        code, stderr = advl(capsys, *command)
+        assert code == 3, stderr
+        assert [line for line in stderr.splitlines() if line.split()[:1] == [entry]], stderr
         assert tree_bytes(tmp_path / "run") == before
         file.write_text(content, encoding="utf-8")
     # Wherever they lie.
@@ -310,9 +310,9 @@ def test_others_may_read_what_a_run_wrote_as_the_umask_says_and_damage_is_named_
     ):
         before = (run / name).read_bytes()
         (run / name).write_text(content, encoding="utf-8")
-        code, said = advl(capsys, *asked)
-        assert code == 2, said
-        assert str(run / name) in said
+        code, stderr = advl(capsys, *asked)
+        assert code == 2, stderr
+        assert str(run / name) in stderr
         (run / name).write_bytes(before)
 
 

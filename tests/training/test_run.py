@@ -47,9 +47,9 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert not (tmp_path / "killed" / "result.json").exists()
     # On another machine the caches lie elsewhere.
     moved = [shutil.copytree(path, tmp_path / f"moved-{number}") for number, path in enumerate(config.cache)]
-    code, said = complaint(capsys, *killed(*moved[::-1]))
-    assert code == 3, said
-    assert "cache.1." in said
+    code, stderr = complaint(capsys, *killed(*moved[::-1]))
+    assert code == 3, stderr
+    assert "cache.1." in stderr
     printed(capsys, *killed(*moved))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
@@ -122,11 +122,9 @@ def test_selected_tokens_give_the_words_and_the_loss_of_the_same_selection(
     assert all(of_full == of_selected for of_full, of_selected in texts)
     with teachers_run(open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)):
         live = first_terms(replace(selected, output=tmp_path / "live", num_workers=1))
-    found = first_terms(replace(selected, output=tmp_path / "again"))["finetune/raw/text"]
-    assert found == pytest.approx(
-        first_terms(replace(full, output=tmp_path / "whole"))["finetune/raw/text"], rel=1e-3
-    )
-    assert found == pytest.approx(live["finetune/raw/text"], rel=5e-3)
+    loss = first_terms(replace(selected, output=tmp_path / "again"))["finetune/raw/text"]
+    assert loss == pytest.approx(first_terms(replace(full, output=tmp_path / "whole"))["finetune/raw/text"], rel=1e-3)
+    assert loss == pytest.approx(live["finetune/raw/text"], rel=5e-3)
 
 
 @pytest.mark.parametrize("selection", ["all", "random"])

@@ -48,13 +48,13 @@ def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_
             assert len(spans) <= -(-3 * len(words) // 10)
             assert spans
     events, logged = tensorboard_of(run), metrics(run)
-    told = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
-    assert told <= set(events.Tags()["scalars"])
+    tags = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
+    assert tags <= set(events.Tags()["scalars"])
     for name in events.Tags()["scalars"]:
         expected = [(record["step"], scalars(record)[name]) for record in logged if name in scalars(record)]
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        assert [step for step, _ in found] == [step for step, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in logged] == [step for step, _ in expected]
+        assert [value for _, value in logged] == pytest.approx([value for _, value in expected], rel=1e-5)
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
@@ -83,8 +83,8 @@ def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) 
         folder.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
         folder.close()
         time.sleep(1.1)  # Event files are named by the second.
-    found = [(event.step, event.value) for event in tensorboard_of(tmp_path).Scalars("raw/task")]
-    assert found == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
+    logged = [(event.step, event.value) for event in tensorboard_of(tmp_path).Scalars("raw/task")]
+    assert logged == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
 
 
 def test_a_run_that_goes_on_is_the_same_to_a_tracker_and_one_that_starts_over_is_not(
@@ -158,13 +158,13 @@ def test_steps_keep_to_one_order_where_asked(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    take, found = loop._optimiser_step, list[tuple[bool, bool]]()
+    take, flags = loop._optimiser_step, list[tuple[bool, bool]]()
 
     def watched(*arguments: Any, **options: Any) -> Any:
-        found.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+        flags.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
         return take(*arguments, **options)
 
     monkeypatch.setattr(loop, "_optimiser_step", watched)
     small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=2, deterministic=True)
-    assert found == [(True, True)] * 2
+    assert flags == [(True, True)] * 2
     assert not torch.are_deterministic_algorithms_enabled()

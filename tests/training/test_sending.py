@@ -43,9 +43,9 @@ def test_rows_travel_as_they_are_stored(collated: TrainingBatch) -> None:
 
 
 def num_bytes(record: Any) -> int:
-    found = []
-    with_tensors(record, lambda value: found.append(value.numel() * value.element_size()) or value)
-    return sum(found)
+    sizes = []
+    with_tensors(record, lambda value: sizes.append(value.numel() * value.element_size()) or value)
+    return sum(sizes)
 
 
 class PosingTensor(torch.Tensor):
@@ -64,13 +64,15 @@ def test_a_device_makes_the_same_targets(collated: TrainingBatch) -> None:
     here = collated.stored.targets()
     there = with_tensors(collated.stored, lambda value: value.as_subclass(PosingTensor)).targets()
     for kind in ("vision", "text"):
-        for name, one in getattr(here, kind).items():
+        for name, target in getattr(here, kind).items():
             other = getattr(there, kind)[name]
-            for item in fields(one):
-                value, found = getattr(one, item.name), getattr(other, item.name)
+            for item in fields(target):
+                value, other_value = getattr(target, item.name), getattr(other, item.name)
                 if isinstance(value, torch.Tensor):
-                    found = found.as_subclass(torch.Tensor)
-                    torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5, msg=f"{kind} {name} {item.name}")
+                    other_value = other_value.as_subclass(torch.Tensor)
+                    torch.testing.assert_close(
+                        other_value, value, rtol=1e-5, atol=1e-5, msg=f"{kind} {name} {item.name}"
+                    )
 
 
 @dataclass

@@ -67,12 +67,12 @@ def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
 
 def test_words_are_compared_with_the_picture_in_the_towers_own_space() -> None:
     """Before the targets are standardised: afterwards a cosine would mean nothing."""
-    found = signal_of(aligned=True).text["pair"]
+    text_signal = signal_of(aligned=True).text["pair"]
     half = 0.5**0.5
     expected = torch.tensor([[1.0, 0.0, half], [0.0, 1.0, half]])
-    torch.testing.assert_close(found.relevance_NW, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(text_signal.relevance_NW, expected, atol=1e-3, rtol=0)
     # "playful" is the mean of its two pieces, on the scale of the moments.
-    assert found.words_NWD[0, 1].tolist() == pytest.approx([-0.25, 0.75, -0.25])
+    assert text_signal.words_NWD[0, 1].tolist() == pytest.approx([-0.25, 0.75, -0.25])
 
 
 def test_students_and_teachers_pieces_meet_at_words() -> None:

@@ -37,15 +37,15 @@ def test_means_are_over_the_texts_that_have_rows(some: Path, small_corpus: Any) 
         rows, _ = store.token_features([unit])
         word_of_row = assign_tokens_to_words(store.char_spans([unit]), word_spans(text))
         for number, (start, end) in enumerate(word_spans(text)):
-            own = np.asarray(rows, np.float32)[word_of_row == number]
+            word_rows = np.asarray(rows, np.float32)[word_of_row == number]
             word = text[start:end].lower()
-            assert not len(own) or not is_function_word(word)
-            if len(own):
-                each.setdefault(form_of(word), []).append(own.mean(0))
-    found = word_means(store, texts)
-    assert found.form_K.tolist() == sorted(each)
+            assert not len(word_rows) or not is_function_word(word)
+            if len(word_rows):
+                each.setdefault(form_of(word), []).append(word_rows.mean(0))
+    means = word_means(store, texts)
+    assert means.form_K.tolist() == sorted(each)
     expected = np.stack([np.mean(each[form], axis=0) for form in sorted(each)])
-    np.testing.assert_allclose(found.mean_KD.numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(means.mean_KD.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_missing_words_take_their_means_and_others_stay() -> None:
@@ -84,9 +84,9 @@ def test_a_run_over_some_texts_still_learns_answers_and_places_words(
 ) -> None:
     options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 3, "num_steps": 1, "confidence": "none"}
     small_corpus.run(tmp_path / "run", cache=(some, small_corpus.caches[1]), **options)
-    logged = [one for one in losses(tmp_path / "run") if one["phase"] == "adapt"]
-    assert all(one["raw/text"] > 0 for one in logged)
-    assert len({round(one["raw/answers"], 4) for one in logged}) > 1
+    logged = [record for record in losses(tmp_path / "run") if record["phase"] == "adapt"]
+    assert all(record["raw/text"] > 0 for record in logged)
+    assert len({round(record["raw/answers"], 4) for record in logged}) > 1
 
 
 def test_coordinates_need_all_words(some: Path, small_corpus: Any, tmp_path: Path) -> None:

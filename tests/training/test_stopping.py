@@ -47,9 +47,9 @@ def test_a_second_writer_is_refused_by_name_and_changes_nothing(
     require_there(first, run / "run.json")
     first.send(signal.SIGSTOP)
     try:
-        code, said = complaint(capsys, *command, "--no-resume")
-        assert code == 7, said
-        assert re.search(rf"why: +process {first.pid} on .*, since \d{{4}}-\d\d-\d\d", said), said
+        code, stderr = complaint(capsys, *command, "--no-resume")
+        assert code == 7, stderr
+        assert re.search(rf"why: +process {first.pid} on .*, since \d{{4}}-\d\d-\d\d", stderr), stderr
     finally:
         first.send(signal.SIGCONT)
     assert first.wait() == 0, first.messages()
@@ -72,8 +72,8 @@ def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(
     assert stopped.wait() == 130, stopped.messages()
     assert shlex.join(["advl", *map(str, words(tmp_path / "stopped"))]) in stopped.messages()
     assert (tmp_path / "stopped" / "checkpoint.safetensors").exists()
-    _, said = printed(capsys, *words(tmp_path / "stopped"))
-    assert "resumes at step" in said
+    _, stderr = printed(capsys, *words(tmp_path / "stopped"))
+    assert "resumes at step" in stderr
     printed(capsys, *words(tmp_path / "whole"))
     files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
     assert files[0] == files[1]
@@ -127,17 +127,17 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
         time.sleep(0.01)
     time.sleep(0.5)
     stopped.send(signal.SIGTERM)
-    code, said = stopped.wait(), stopped.messages()
-    assert code == 130, said
-    assert "The study was stopped by SIGTERM" in said, said
+    code, messages = stopped.wait(), stopped.messages()
+    assert code == 130, messages
+    assert "The study was stopped by SIGTERM" in messages, messages
     left = {path.parent.name: path for path in cells.glob("*/checkpoint.safetensors")}
-    assert left, said
+    assert left, messages
     finished = {name: len((cells / name / "metrics.jsonl").read_text().splitlines()) for name in left}
     resumed = start_advl(*words[:-2])  # One after another, in the process itself.
-    code, said = resumed.wait(), resumed.messages()
-    assert code == 0, said
+    code, messages = resumed.wait(), resumed.messages()
+    assert code == 0, messages
     for steps in finished.values():
-        assert f"resumes at step {steps + 1} " in said
+        assert f"resumes at step {steps + 1} " in messages
     for cell in (file.parent for file in cells.glob("*/run.json")):
         assert load_json(cell / "result.json")["num_steps"] == 60
         assert [record["step"] for record in metrics(cell)] == list(range(60))

@@ -153,7 +153,7 @@ def test_what_cannot_be_prepared(
     small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for student, said in ((["--student", "uniter-tiny"], "reads no squeezed pictures"), ([], "or --size PIXELS")):
+    for student, reason in ((["--student", "uniter-tiny"], "reads no squeezed pictures"), ([], "or --size PIXELS")):
         assert advl("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, *student) == 2
-        assert said in capsys.readouterr().err
+        assert reason in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -122,8 +122,8 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     batch = collate_batch(examples, dataset, student, source, labelled=False).to(torch.device("cpu"))
     # The same question with its picture turned into its negative.
     negative = replace(batch.student, features_BRF=255 - batch.student.features_BRF)  # type: ignore[attr-defined,call-arg]
-    found = [
+    terms = [
         model(replace(batch, student=inputs), StepConditions(phase=phase)).raw for inputs in (batch.student, negative)
     ]
-    assert found[0]["vision"] != found[1]["vision"]
-    assert (found[0]["text"] != found[1]["text"]) == sees
+    assert terms[0]["vision"] != terms[1]["vision"]
+    assert (terms[0]["text"] != terms[1]["text"]) == sees

@@ -38,8 +38,8 @@ def test_the_adapt_step_learns_answers(
     options = {"known_words": known, "answer_weight": 10.0, "adapt_steps": 10, "num_steps": 1, "adapt_texts": 64}
     options |= {"anchor_weight": 0.0, "learning_rate": 1e-3}
     small_corpus.run(tmp_path / "run", student=student, **{**options, **changes})
-    logged = [one for one in losses(tmp_path / "run") if one["phase"] == "adapt"]
-    answers = [one["raw/answers"] for one in logged]
+    logged = [record for record in losses(tmp_path / "run") if record["phase"] == "adapt"]
+    answers = [record["raw/answers"] for record in logged]
     assert len(answers) == 10
     assert sum(answers[-3:]) < sum(answers[:3])
     assert ("raw/text" in logged[0]) == (not changes)
@@ -60,7 +60,7 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     open_run(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, **OWN))
     _, landmarks, dataset, shares = kept[-1]
     assert list(landmarks) == [bridge.THE_STUDENT]
-    (own,) = landmarks.values()
+    (student_landmarks,) = landmarks.values()
     torch.manual_seed(0)
     student = build_student("scenes-small").eval()
     texts = [choice.text for index in range(len(dataset)) for choice in dataset[index].candidates]
@@ -88,9 +88,11 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
             if not words or not places:
                 break
             region = output.visual_states_NRH[row, places].mean(0)
-            said = torch.stack(words).mean(0) - own.mean_D
-            named = torch.cosine_similarity(region[None], own.states_KH)
-            meant = torch.cosine_similarity(said[None], own.features_KD - own.features_KD.mean(0))
+            text_state = torch.stack(words).mean(0) - student_landmarks.mean_D
+            named = torch.cosine_similarity(region[None], student_landmarks.states_KH)
+            meant = torch.cosine_similarity(
+                text_state[None], student_landmarks.features_KD - student_landmarks.features_KD.mean(0)
+            )
             scores.append(float(((named / 0.1).softmax(0) * (meant / 0.1).softmax(0)).sum()))
         if len(scores) < len(example.candidates):
             continue
@@ -98,7 +100,7 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
         torch.testing.assert_close(shares[example.example_id], expected, rtol=2e-3, atol=1e-4)
         checked += 1
     assert checked
-    assert torch.equal(own.states_KH, own.features_KD)
+    assert torch.equal(student_landmarks.states_KH, student_landmarks.features_KD)
 
 
 @pytest.mark.parametrize("changes", [{"steps": "one"}, {"answer_weight": 0.0}])
@@ -117,22 +119,22 @@ class TwoPictures:
 
 def test_own_tokens_are_pooled_as_the_teachers_places_are_and_take_no_gradient() -> None:
     states_NRH = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    one = VisionSignal(
+    teacher_signal = VisionSignal(
         global_BD=torch.zeros(2, 9),
         regions_BSD=torch.zeros(2, 2, 9),
         region_mask_BS=torch.ones(2, 2) > 0,
         shares_BSR=torch.tensor([[[0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]),
     )
     batch: Any = TwoPictures()
-    found = with_own_tokens(TeacherSignal(vision={"t": one}), states_NRH, batch).vision["t"]
-    assert not found.regions_BSD.requires_grad
+    pooled = with_own_tokens(TeacherSignal(vision={"t": teacher_signal}), states_NRH, batch).vision["t"]
+    assert not pooled.regions_BSD.requires_grad
     of_first = (states_NRH[0, 1] + states_NRH[0, 2]) / 2
     expected = [[of_first, states_NRH[0, 1]], [states_NRH[2, 1], torch.zeros(4)]]
-    torch.testing.assert_close(found.regions_BSD, torch.stack([torch.stack(row) for row in expected]).detach())
+    torch.testing.assert_close(pooled.regions_BSD, torch.stack([torch.stack(row) for row in expected]).detach())
     torch.testing.assert_close(
-        found.global_BD, torch.stack([states_NRH[0].mean(0), states_NRH[2, :2].mean(0)]).detach()
+        pooled.global_BD, torch.stack([states_NRH[0].mean(0), states_NRH[2, :2].mean(0)]).detach()
     )
-    assert found.region_mask_BS is one.region_mask_BS
+    assert pooled.region_mask_BS is teacher_signal.region_mask_BS
 
 
 @pytest.mark.parametrize("distance", ["relational", "cosine"])
@@ -145,11 +147,11 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
         terms[control] = first_terms(small_corpus.config(tmp_path / control, teacher_control=control, **options))
         settings = load_json(tmp_path / control / "settings.json")
         assert ("vision" in settings["confidence"]) == (control == "none")
-    own, other = terms["own-tokens"], terms["none"]
+    own_terms, other = terms["own-tokens"], terms["none"]
     for phase in ("adapt", "finetune"):
-        assert own[f"{phase}/raw/vision"] != other[f"{phase}/raw/vision"]
+        assert own_terms[f"{phase}/raw/vision"] != other[f"{phase}/raw/vision"]
     if distance == "relational":  # Projections of another width draw others after them.
-        assert own["adapt/raw/text"] == pytest.approx(other["adapt/raw/text"], rel=1e-5)
+        assert own_terms["adapt/raw/text"] == pytest.approx(other["adapt/raw/text"], rel=1e-5)
 
 
 def test_own_tokens_stand_in_for_a_vision_teacher(small_corpus: Any, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_no_unit_keeps_its_own_features_and_each_is_given_once(
     for tower, store in stores:
         sources = _sources(store, seed=seed, tower=tower)
         assert sorted(sources) == list(range(len(sources)))
-        assert all(source != own for own, source in enumerate(sources))
+        assert all(source != position for position, source in enumerate(sources))
 
 
 def test_two_towers_over_as_many_units_are_not_permuted_alike(stores: list[tuple[Tower, FeatureStore]]) -> None:
@@ -201,10 +203,10 @@ def test_a_picture_without_boxes_lends_no_rows(tmp_path: Path) -> None:
     ids = list(store.ids)
     rows_of = {unit: np.asarray(store.token_features([unit])[0]) for unit in ids}
     shuffled = shuffled_features(store, seed=0, tower="image")
-    given, lengths = shuffled.token_features(ids)
+    features, lengths = shuffled.token_features(ids)
     assert lengths.tolist() == [len(rows_of[unit]) for unit in ids]
     assert 0 in lengths
-    for unit, rows in zip(ids, np.split(given, np.cumsum(lengths)[:-1]), strict=True):
+    for unit, rows in zip(ids, np.split(features, np.cumsum(lengths)[:-1]), strict=True):
         donors = [
             other for other in ids if other != unit and all((rows_of[other] == row).all(1).any() for row in rows)
         ]

@@ -75,9 +75,9 @@ def test_verifying_finds_what_nothing_about_a_file_tells_of(
     shutil.copyfile(small_corpus.caches[0] / VALUES, path)
     capsys.readouterr()
     run_finetune(config)
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for checked in caches:
-        assert re.search(rf"checking {re.escape(str(checked))}: +100%", said)
+        assert re.search(rf"checking {re.escape(str(checked))}: +100%", stderr)
 
 
 @pytest.mark.slow

@@ -145,8 +145,8 @@ def test_patches_learn_from_the_grid_and_controls_do_not(
         assert min(terms["adapt/raw/vision"], terms["finetune/raw/vision"]) > 0
         first.append(terms["adapt/raw/vision"])
         settings = load_json(tmp_path / control / "settings.json")
-        found = settings["vision_targets"]["efficientnet-lite0"]
-        assert (found["target"], found["places"]) == ("regions", "patches")
+        choice = settings["vision_targets"]["efficientnet-lite0"]
+        assert (choice["target"], choice["places"]) == ("regions", "patches")
     assert len(set(first)) == 3
 
 
