@@ -17,13 +17,13 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def estimate(**options: Any) -> dict[str, TruthConfidence]:
-        """Vision outranks everything, text half of it."""
+        """Let vision outrank everything, and text half of it."""
         return {
             view: TruthConfidence(
-                probability_N=estimate.probability_N,
-                outranked_N=np.full_like(estimate.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
+                probability_N=confidence.probability_N,
+                outranked_N=np.full_like(confidence.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
             )
-            for view, estimate in load_or_estimate_confidence(**options).items()
+            for view, confidence in load_or_estimate_confidence(**options).items()
         }
 
     monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)

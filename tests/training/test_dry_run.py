@@ -48,7 +48,7 @@ def test_an_epoch_takes_what_its_slowest_part_takes_and_more_of_anything_never_l
 
 
 def test_a_gpu_waits_for_one_core_and_not_for_eight() -> None:
-    """64 photos of 11 ms each beside a step of 100 ms."""
+    """The batch has 64 photos of 11 ms each, beside a step of 100 ms."""
     costs = {"num_steps": 10, "model": 0.1, "model_on_cores": 0.0, "preparing": 64 * 0.011, "num_bytes": 64 * 3e5}
     one_core, eight_cores = (Forecast(**costs, cores=cores, workers=cores) for cores in (1, 8))
     assert (one_core.bottleneck, eight_cores.bottleneck) == ("preparing batches", "the model")

@@ -144,7 +144,7 @@ def test_the_whole_picture_comes_first_where_files_have_it(tmp_path: Path) -> No
     mixed = write_vl_bert_json(tmp_path / "c", paths)
     (mixed / f"{path.stem}.json").write_bytes((source / f"{path.stem}.json").read_bytes())
     with pytest.raises(DatasetError, match="differ in width or in kind"):
-        imported(tmp_path / "mixed", mixed, [path.name for path in paths])
+        imported(tmp_path / "mixed", mixed, [picture.name for picture in paths])
 
 
 def test_a_student_reads_the_cache_that_holds_the_picture(tmp_path: Path) -> None:
