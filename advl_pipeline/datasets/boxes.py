@@ -80,14 +80,14 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
         names = record.get("names")
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
             raise Malformed("names are not a list of texts")
-        found = parse_boxes(record)
-        if len(names) != len(found.boxes):
-            raise Malformed(f"{len(names)} names and {len(found.boxes)} boxes")
+        picture_boxes = parse_boxes(record)
+        if len(names) != len(picture_boxes.boxes):
+            raise Malformed(f"{len(names)} names and {len(picture_boxes.boxes)} boxes")
     except OSError:
         raise Malformed(f"{name} is missing") from None
     except (ValueError, RecursionError, AttributeError, Malformed) as error:
         raise Malformed(f"{name}: {error}") from None
-    return tuple(names), found
+    return tuple(names), picture_boxes
 
 
 def with_boxes(source: RowSource, file: Path) -> RowSource:
@@ -99,22 +99,22 @@ def with_boxes(source: RowSource, file: Path) -> RowSource:
     """
 
     def rows() -> Iterator[Row]:
-        found: dict[str, PictureBoxes] = {}
+        by_image: dict[str, PictureBoxes] = {}
 
         def take(record: Mapping[str, Any]) -> None:
             image = text_field(record, "image")
             if not is_safe_name(image):
                 raise Malformed(f"picture name {image!r} leaves the dataset's folder")
-            if image in found:
+            if image in by_image:
                 raise Malformed(f"a second line for {image}")
-            found[image] = parse_boxes(record)
+            by_image[image] = parse_boxes(record)
 
         for line, problem in checked(read_table(file), take):
             if problem:
                 yield Row(problem, name=str(line), file=str(file), line=line)
         for row in source.rows():
             if isinstance(item := row.record, Item) and isinstance(item.image, str):
-                boxes = found.get(item.image)
+                boxes = by_image.get(item.image)
                 row = row._replace(
                     record=replace(item, boxes=boxes.boxes, size=(boxes.width, boxes.height))
                     if boxes

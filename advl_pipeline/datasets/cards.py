@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One card.
+    """A card says what a dataset is and where its splits lie.
 
     `facts` is the parsed file; the attributes are what every card has. `splits` maps a split to its files and
     counts, in the fields of the card's `format`.
@@ -108,11 +108,11 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
     if dataset not in card_names():
         return (split,)
     card = load_card(dataset)
-    found: list[str] = []
+    filed_under: list[str] = []
     for part in split.split(JOIN):
         facts = card.split(part)
-        found += facts.get("picture_splits") or card.facts.get("picture_splits") or [facts.get("subtype", part)]
-    return tuple(dict.fromkeys(found))
+        filed_under += facts.get("picture_splits") or card.facts.get("picture_splits") or [facts.get("subtype", part)]
+    return tuple(dict.fromkeys(filed_under))
 
 
 def scored_split(dataset: str) -> str:

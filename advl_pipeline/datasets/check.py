@@ -96,9 +96,9 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
     num_items = len(dataset.question_table().question_ids)
     counts = {"items": (num_items, facts.get("items")), "pictures": (num_pictures, facts.get("pictures"))}
     notes = [
-        f"{name}: {found:,} found, the card says {count:,}"
-        for name, (found, count) in counts.items()
-        if count not in (None, found)
+        f"{name}: {num_read:,} found, the card says {count:,}"
+        for name, (num_read, count) in counts.items()
+        if count not in (None, num_read)
     ]
     return SplitCheck(
         split=split,

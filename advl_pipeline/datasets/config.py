@@ -74,7 +74,7 @@ class DataOptions(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckConfig(DataRootOptions):
-    """Configuration of `advl datasets check`."""
+    """Holds the options of `advl datasets check`."""
 
     name: str = option(help=DATASET_HELP)
     split: tuple[str, ...] = option((), help="Split to check; repeatable [default: all].")
@@ -83,7 +83,7 @@ class CheckConfig(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubsetConfig(DataRootOptions, ReplaceOptions):
-    """Configuration of `advl datasets subset`."""
+    """Holds the options of `advl datasets subset`."""
 
     name: str = option(help=DATASET_HELP)
     output: Path = option(

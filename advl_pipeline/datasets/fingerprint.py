@@ -114,9 +114,9 @@ class FileDigests:
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(missing), _WINDOW):
                 part = missing[start : start + _WINDOW]
-                for name, found in zip(part, pool.map(attempt, part), strict=True):
-                    if found is not None:
-                        self._learn(name, *found)
+                for name, learned in zip(part, pool.map(attempt, part), strict=True):
+                    if learned is not None:
+                        self._learn(name, *learned)
         self.flush()
 
     def flush(self) -> None:

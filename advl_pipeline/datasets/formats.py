@@ -64,19 +64,21 @@ def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> Index
 def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     files = _Files(card, root)
 
-    def part(of: str) -> Part:
-        facts = card.split(of)
+    def part(part_name: str) -> Part:
+        facts = card.split(part_name)
         names = [facts[name] for name in ("questions", "annotations") if name in facts]
         rows = vqa_source(*map(files.named, names), subtype=facts.get("subtype"), pictures=files.pictures)
-        index = files.index_of(rows, of)
+        index = files.index_of(rows, part_name)
         return index, kept_rows(index, files.folder, card.name, facts)
 
     def built() -> tuple[str, ...]:
         counted = card.facts["answer_lists"][options.answer_list]
         return vocabulary_of(
-            [part(of) for of in counted],
+            [part(part_name) for part_name in counted],
             min_occurrences=card.facts.get("min_occurrences", MIN_OCCURRENCES),
-            where=", ".join(str(files.folder / str(card.split(of).get("annotations"))) for of in counted),
+            where=", ".join(
+                str(files.folder / str(card.split(part_name).get("annotations"))) for part_name in counted
+            ),
         )
 
     index, rows = part(split)
@@ -93,9 +95,9 @@ def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> I
     reading = snli_ve_reading(options.label_order)
     if listed is None:
         return IndexedDataset(index, reading, split=split, on_error=options.on_error)
-    rows = np.flatnonzero(index.file.is_one_of("id", listed))
-    told = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
-    return IndexedDataset(index, reading, split=split, on_error=options.on_error, rows=rows, selected=told)
+    rows = np.flatnonzero(index.file.is_in("id", listed))
+    selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
+    return IndexedDataset(index, reading, split=split, on_error=options.on_error, rows=rows, selected=selected)
 
 
 class Format(NamedTuple):

@@ -88,12 +88,12 @@ class ArrowFile:
         values: list[Any] = self.batch[name][row].as_py()
         return values
 
-    def is_one_of(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def is_in(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Tell of each row whether its text in a column is one of the wanted ones."""
         import pyarrow.compute as pc
 
-        found = pc.is_in(self.batch[name], value_set=pa.array(wanted, pa.large_string()))
-        member: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+        mask = pc.is_in(self.batch[name], value_set=pa.array(wanted, pa.large_string()))
+        member: npt.NDArray[np.bool_] = mask.to_numpy(zero_copy_only=False)
         return member
 
 
@@ -202,7 +202,7 @@ class Index:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of a split's rows."""
-        return np.flatnonzero(self.file.is_one_of("split", [split])).astype(np.int64)
+        return np.flatnonzero(self.file.is_in("split", [split])).astype(np.int64)
 
     def is_labelled(self, split: str) -> bool:
         rows = self.rows_of(split)
@@ -223,15 +223,15 @@ class Index:
 
         That is the SHA-256 digest of what its rows say, however they are stored; of published files, theirs.
         """
-        told = self.facts["splits"].get(split, "")
-        return (bytes.fromhex(told),) if told else self.digests
+        digest = self.facts["splits"].get(split, "")
+        return (bytes.fromhex(digest),) if digest else self.digests
 
     def problems_of(self, split: str | None) -> list[Problem]:
         """Return what is wrong with rows of a split, or with rows of nobody knows which; of all for None."""
         return [
             Problem(file=file, line=line, why=why)
-            for file, line, of, why in self.facts["problems"]
-            if split is None or of in (None, split)
+            for file, line, row_split, why in self.facts["problems"]
+            if split is None or row_split in (None, split)
         ]
 
     def picture(self, image: int) -> PictureFacts:
@@ -349,13 +349,13 @@ class _Builder:
 
     def _checked(self, row: Row, record: Mapping[str, Any]) -> Item:
         """Return the item of a row, which must be of the kind of the first one."""
-        told = self._source.card.task
+        card_kind = self._source.card.task
         if self._kind is None:
-            self._kind = recognise(record, told)
+            self._kind = recognise(record, card_kind)
             self._first, self._has_rationales = f"{row.file}:{row.line}", record.get("rationales") is not None
             self._used_columns = tuple(record)
         try:
-            kind = recognise(record, told)
+            kind = recognise(record, card_kind)
         except Malformed:
             # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
             kind = self._kind
@@ -387,7 +387,7 @@ class _Builder:
         facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
         image = orjson.dumps(tuple(facts)).decode()
         if not self._is_published:
-            split.digest.update(self._told(name, split.images.setdefault(image, len(split.images)), item))
+            split.digest.update(self._row_content(name, split.images.setdefault(image, len(split.images)), item))
         is_named, label = isinstance(item.label, str), -1 if item.label is None else item.label
         self._gathered.append(
             {
@@ -406,7 +406,7 @@ class _Builder:
         if len(self._gathered) == _CHUNK:
             self._settle_chunk()
 
-    def _told(self, name: str, image: int, item: Item) -> bytes:
+    def _row_content(self, name: str, image: int, item: Item) -> bytes:
         """Return what the digest of a split holds of a row."""
         content: dict[str, Any] = {"question": item.texts[0]}
         if self._kind == "choice":
@@ -418,8 +418,8 @@ class _Builder:
             content["answers"] = dict(zip(item.answers, item.counts, strict=True)) if are_counted else item.answers
         rationale = -1 if item.rationale_label is None else item.rationale_label
         boxes = json.dumps([item.boxes, item.box_labels])
-        told = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
-        return json.dumps([*told, item.group, item.stratum]).encode()
+        fields = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
+        return json.dumps([*fields, item.group, item.stratum]).encode()
 
     def _settle_chunk(self) -> None:
         """Turn the gathered rows into an Arrow batch, which takes a fraction of the memory."""

@@ -113,8 +113,8 @@ class IndexedDataset:
         rationales_start = 1 + self._number("num_choices", row)
         context, choices = texts[:1], texts[1:rationales_start]
         if variant.role == "rationale":
-            given = self._number("label", row) if variant.conditioned_on is None else variant.conditioned_on
-            context, choices = [texts[0], choices[given]], texts[rationales_start:]
+            answer = self._number("label", row) if variant.conditioned_on is None else variant.conditioned_on
+            context, choices = [texts[0], choices[answer]], texts[rationales_start:]
         return self._reading.word(picture, context, choices)
 
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
@@ -140,9 +140,9 @@ class IndexedDataset:
 
     def _group(self, row: int) -> str:
         """Return what items are not independent within, where that is not the picture with its boxes."""
-        told, image = self._text("group", row), self._number("image", row)
-        if told or not self._reading.is_own or not self._index.picture(image).boxes:
-            return told
+        group, image = self._text("group", row), self._number("image", row)
+        if group or not self._reading.is_own or not self._index.picture(image).boxes:
+            return group
         # A picture with other boxes is another unit, but items on it are no less alike.
         return self._files.facts(self._file_names(image)[0]).digest.hex()
 

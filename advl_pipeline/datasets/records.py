@@ -104,7 +104,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One labelled item.
+    """An example is one item of a task: a picture, the candidates and the label.
 
     `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None where the
     split has no labels. `soft_label` holds (class index, score) pairs for VQA. `stratum` is what low-shot
@@ -150,13 +150,13 @@ def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]
     if not num_boxes:
         return normal, ()
     plain, tags, end = "", [], 0
-    for found in _TAG.finditer(normal):
-        words, box = found[1].strip(), int(found[2])
+    for match in _TAG.finditer(normal):
+        words, box = match[1].strip(), int(match[2])
         if box >= num_boxes:
-            raise Malformed(f"tag {found[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
-        plain += normal[end : found.start()]
+            raise Malformed(f"tag {match[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
+        plain += normal[end : match.start()]
         tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
-        plain, end = plain + words, found.end()
+        plain, end = plain + words, match.end()
     plain += normal[end:]
     if normalise_text(plain) != plain:
         raise Malformed(f"a tag of {text!r} parts a letter from its accent")
@@ -170,8 +170,8 @@ def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
     ends: list[int] = []
     position = 0
     for text in (*context, choice):
-        plain, found = parse_tagged(text, num_boxes)
-        tags += [replace(tag, start=tag.start + position, end=tag.end + position) for tag in found]
+        plain, text_tags = parse_tagged(text, num_boxes)
+        tags += [replace(tag, start=tag.start + position, end=tag.end + position) for tag in text_tags]
         pieces.append(plain)
         ends.append(position + len(plain))
         position = ends[-1] + 1

@@ -60,8 +60,8 @@ def benchmark_of(name: str) -> Benchmark | None:
 
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
-    own = (name for name in card_names() if load_card(name).format in (ROWS, *FORMATS))
-    return tuple(sorted({*own, *plugin_entry_points()}))
+    with_cards = (name for name in card_names() if load_card(name).format in (ROWS, *FORMATS))
+    return tuple(sorted({*with_cards, *plugin_entry_points()}))
 
 
 def _offered(name: str, data_root: Path | None) -> tuple[tuple[Task, ...], tuple[str, ...]]:
@@ -70,8 +70,8 @@ def _offered(name: str, data_root: Path | None) -> tuple[tuple[Task, ...], tuple
     if rows_card(name) is not None:
         card = load_card(name)
         return tuple(card.facts["tasks"]), tuple(card.splits)
-    found = benchmark or open_own(name, data_root)
-    return found.tasks, found.splits
+    dataset = benchmark or open_own(name, data_root)
+    return dataset.tasks, dataset.splits
 
 
 def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
@@ -174,9 +174,9 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
         options = {**options, "answer_list": "published"}
     if benchmark is None and options.get("answers") is None:
         # Each split alone might have other classes, and so number them otherwise.
-        own = open_own(name, options.get("data_root"))
-        require_known(name, "split", names, own.splits)
-        options = {**options, "answers": class_names(own.index, own.rows.card, names)}
+        data = open_own(name, options.get("data_root"))
+        require_known(name, "split", names, data.splits)
+        options = {**options, "answers": class_names(data.index, data.rows.card, names)}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
 
@@ -212,9 +212,9 @@ def _required(name: str) -> Benchmark | None:
 
 def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     """Refuse splits or tasks that a dataset does not have; the near ones are listed."""
-    for one in wanted:
-        if one not in known:
-            raise ConfigError(f"{name} has no {what} {one!r}.", why=suggest_names(one, known))
+    for wanted_name in wanted:
+        if wanted_name not in known:
+            raise ConfigError(f"{name} has no {what} {wanted_name!r}.", why=suggest_names(wanted_name, known))
 
 
 NUM_AGREEING = 3
@@ -254,7 +254,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return hub_source(name, DataCard(), root=root), root
     if (named := rows_card(name)) is not None:
         card = read_card(named)
-        revisions = {one.revision[:12] for one in hub_names(card.files, root).values() if one.revision}
+        revisions = {
+            repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
+        }
         return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
     if not path.exists():
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -368,13 +370,13 @@ class OwnData:
         """Return the line that tells a user what was made of the columns."""
         index, columns = self.index, self.index.facts["columns"]
         made_of = [column for column in MADE_OF[index.kind] if column in columns]
-        told = {
+        sections = {
             f"{self.name}: task {index.kind}, from the columns ": made_of,
             "also ": [column for column in COLUMNS if column in columns and column not in made_of],
             "left alone: ": sorted(set(columns) - set(COLUMNS)),
             "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
         }
-        parts = [what + ", ".join(names) for what, names in told.items() if names]
+        parts = [what + ", ".join(names) for what, names in sections.items() if names]
         if left := index.facts["left_out"]:
             parts.append(", ".join(map(index.left_out, left)))
         if bad := len(index.facts["problems"]):
@@ -434,8 +436,8 @@ def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[st
         return ()
     if index.kind == "classes" and card.labels:
         return card.labels
-    of = ["train"] if "train" in index.splits else opened
-    counts = index.label_counts(np.concatenate([index.rows_of(split) for split in of]))
+    counted = ["train"] if "train" in index.splits else opened
+    counts = index.label_counts(np.concatenate([index.rows_of(split) for split in counted]))
     if index.kind == "answers":
         return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
     # Classes that are numbers are sorted as numbers, before the others.

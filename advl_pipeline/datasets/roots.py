@@ -160,15 +160,15 @@ def refused_paths(cache: Location, paths: Mapping[str, Any], command: Sequence[s
 def recorded_paths(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a record that name a path of this machine, by the option that gives it anew."""
     named = ("weights", "data_root", "ids", "source", "ground_truth_regions")
-    found = {name: recorded[name] for name in named if recorded.get(name)}
+    options = {name: recorded[name] for name in named if recorded.get(name)}
     dataset, teacher = str(recorded.get("dataset", "")), str(recorded.get("teacher", ""))
     # What the hub calls ORG/NAME, the readers of its files take for a folder where there is one.
     if is_own_data(dataset) and (not dataset.startswith(HUB_PREFIX) or _is_there(dataset.removeprefix(HUB_PREFIX))):
-        found["dataset"] = dataset
+        options["dataset"] = dataset
     inner = teacher.removeprefix("random:").removeprefix(HUB_PREFIX)
     if inner != teacher and _is_there(inner):
-        found.setdefault("weights", inner)
-    return found
+        options.setdefault("weights", inner)
+    return options
 
 
 def _is_there(name: str) -> bool:

@@ -121,14 +121,14 @@ def checked(
 ) -> Iterator[tuple[int, Parsed | Malformed]]:
     """Yield what a function makes of the records of a file, or what is wrong with one, each with its line."""
     for line, record in records:
-        found: Parsed | Malformed
+        outcome: Parsed | Malformed
         try:
             if isinstance(record, Malformed):
                 raise record
-            found = check(record)
+            outcome = check(record)
         except Malformed as error:
-            found = error
-        yield line, found
+            outcome = error
+        yield line, outcome
 
 
 DATASET_FILE = "A file of the dataset"
@@ -146,11 +146,11 @@ def require_sound(
     Raises:
         DatasetError: one of them is malformed; its line is named.
     """
-    for line, found in checked(records, check):
-        if isinstance(found, Malformed):
+    for line, outcome in checked(records, check):
+        if isinstance(outcome, Malformed):
             where = f"{path}:{line}" if line else str(path)
-            raise DatasetError(f"{what} is malformed.", where=where, why=str(found))
-        yield found
+            raise DatasetError(f"{what} is malformed.", where=where, why=str(outcome))
+        yield outcome
 
 
 def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
@@ -259,8 +259,8 @@ def _items(text: str, at: int) -> Generator[tuple[int, Any], None, int]:
 
 def _next_mark(text: str, at: int, expected: str) -> tuple[str, int]:
     """Return the punctuation at a place, which must be one of those expected, and where text goes on behind it."""
-    found = _MARK.match(text, at)
-    if found is None or not found[1] or found[1][0] not in expected:
-        place = found.start(1) if found else at
+    match = _MARK.match(text, at)
+    if match is None or not match[1] or match[1][0] not in expected:
+        place = match.start(1) if match else at
         raise json.JSONDecodeError(f"expected {' or '.join(map(repr, expected))}", text, place)
-    return found[1][0], found.end()
+    return match[1][0], match.end()

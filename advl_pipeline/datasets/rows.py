@@ -56,7 +56,7 @@ class Join(Configuration):
 def by_split(files: Any) -> dict[str | None, list[Any]]:
     """Return split -> what the `files` of a card name for it; None where one name stands for all splits."""
     named = files if isinstance(files, Mapping) else {None: files}
-    return {split: found if isinstance(found, list) else [found] for split, found in named.items()}
+    return {split: names if isinstance(names, list) else [names] for split, names in named.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +110,10 @@ def read_card(path: Path) -> DataCard:
     Raises:
         ConfigError: a key or a value that cannot be used; file and key are named.
     """
-    told = read_toml(path)
-    if told.get("format") == ROWS:
-        told = {key: value for key, value in told.items() if key not in ABOUT}
-    card = build_config(DataCard, told, where=str(path))
+    entries = read_toml(path)
+    if entries.get("format") == ROWS:
+        entries = {key: value for key, value in entries.items() if key not in ABOUT}
+    card = build_config(DataCard, entries, where=str(path))
     for name in chain(card.columns, card.constants, *card.items, card.needs):
         if name not in COLUMNS:
             raise ConfigError(
@@ -173,7 +173,7 @@ class Held(NamedTuple):
 
     @property
     def repository(self) -> str:
-        """ORG/NAME@REVISION."""
+        """Return the repository as ORG/NAME@REVISION."""
         return self.file[: -len(self.inside) - 1]
 
     @property
@@ -268,8 +268,8 @@ class RowSource:
 
 def checked_rows(path: Path, check: Callable[[Mapping[str, Any]], Item]) -> Iterator[Row]:
     """Yield the rows of a file, each of which a reader has checked or found malformed."""
-    for line, found in checked(read_table(path), check):
-        yield Row(found, name=str(line), file=str(path), line=line)
+    for line, record in checked(read_table(path), check):
+        yield Row(record, name=str(line), file=str(path), line=line)
 
 
 class PictureFacts(NamedTuple):

@@ -41,13 +41,13 @@ def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
     def item(record: Mapping[str, Any]) -> Item:
         label = gold_label(record)
         # Corpora in this format may say the type of a question; other pairs are all of one type.
-        told = record.get("question_type")
+        question_type = record.get("question_type")
         return Item(
             image=f"{_IMAGES}/{flickr_id(record)}.jpg",
             item_id=text_field(record, "pairID"),
             texts=(text_field(record, hypothesis),),
             label=label,
-            stratum=told if isinstance(told, str) else "",
+            stratum=question_type if isinstance(question_type, str) else "",
             cell=STORED_ORDER.index(label),
         )
 
@@ -89,10 +89,10 @@ def flickr_id(record: Mapping[str, Any]) -> str:
         value = name if mark else None
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise Malformed("field 'Flickr30K_ID' is missing, and 'pairID' names no picture")
-    found = str(value).removesuffix(".jpg")
-    if not is_safe_name(found) or "/" in found:
-        raise Malformed(f"picture id {found!r} leaves the dataset's folder")
-    return found
+    picture_id = str(value).removesuffix(".jpg")
+    if not is_safe_name(picture_id) or "/" in picture_id:
+        raise Malformed(f"picture id {picture_id!r} leaves the dataset's folder")
+    return picture_id
 
 
 def pairs_of(file: Path) -> list[str]:

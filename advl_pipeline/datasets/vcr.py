@@ -138,9 +138,9 @@ def _question_type(record: Mapping[str, Any]) -> str:
 
     That is a wh-word, "yes/no" or "other".
     """
-    told, first = record.get("question_type"), record["question"][0]
-    if isinstance(told, str):
-        return told
+    question_type, first = record.get("question_type"), record["question"][0]
+    if isinstance(question_type, str):
+        return question_type
     first = first.lower() if isinstance(first, str) else ""
     if first in _WH_WORDS:
         return str(first)

@@ -131,13 +131,13 @@ def _render(tokens: Tokens, names: Mapping[int, str], link: str) -> list[tuple[s
 
 def _joined(words: Iterable[tuple[str, int | None]], start: int = 0) -> tuple[str, list[ObjectTag]]:
     """Return words joined by single spaces, and the tags of those that stand for objects, from a place on."""
-    told, tags = [], []
+    texts, tags = [], []
     for word, box in words:
         if box is not None:
             tags.append(ObjectTag(start=start, end=start + len(word), box=box))
-        told.append(word)
+        texts.append(word)
         start += len(word) + 1
-    return " ".join(told), tags
+    return " ".join(texts), tags
 
 
 def _unmasked(tag: int) -> int:

@@ -119,7 +119,7 @@ class SelectedExamples(_View):
 
     def text_units(self) -> Sequence[TextUnit]:
         """Return the texts of the part, each once."""
-        units = (one.text_unit for place in range(len(self)) for one in self.candidates_of(place)[1])
+        units = (candidate.text_unit for place in range(len(self)) for candidate in self.candidates_of(place)[1])
         return list({unit.unit_id: unit for unit in units}.values())
 
 
@@ -199,7 +199,7 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
             why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
         )
     known = set(dataset.example_ids)
-    found: list[str] = []
+    example_ids: list[str] = []
     for listed_id in listed.example_ids:
         _, colon, task = listed_id.rpartition(":")
         here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
@@ -207,8 +207,8 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
             raise DatasetError(
                 "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
             )
-        found += here
-    if not found:
+        example_ids += here
+    if not example_ids:
         why = ", ".join(dataset.tasks)
         raise DatasetError("The list of ids names no example of the tasks asked for.", where=str(file), why=why)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(example_ids))

@@ -99,7 +99,7 @@ def kept_rows(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]
         return None
     files = [require_there(folder / name, dataset=dataset) for name in lists]
     listed = [name for file in files for name in read_json(file, "The list of question ids", _question_ids)]
-    return np.flatnonzero(index.file.is_one_of("id", listed) == ("ids" in facts))
+    return np.flatnonzero(index.file.is_in("id", listed) == ("ids" in facts))
 
 
 def _question_ids(value: Any) -> list[str]:

@@ -58,17 +58,17 @@ def parse_annotation(item: Any) -> tuple[int, str, GroundTruth]:
             raise Malformed(f"question_id {question_id}: field {name!r} is missing or not a text")
     if item["answer_type"] not in ANSWER_TYPES:
         raise Malformed(f"question_id {question_id}: answer_type {item['answer_type']!r} is unknown")
-    given = item.get("answers")
-    if not isinstance(given, list) or not 1 <= len(given) <= NUM_ANNOTATORS:
+    raw_answers = item.get("answers")
+    if not isinstance(raw_answers, list) or not 1 <= len(raw_answers) <= NUM_ANNOTATORS:
         raise Malformed(f"question_id {question_id}: field 'answers' is not a list of {NUM_ANNOTATORS} answers")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in given):
+    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in raw_answers):
         raise Malformed(f"question_id {question_id}: an answer has no text")
-    entries = list(range(len(given)))
-    if [entry.get("answer_id") for entry in given] != list(range(1, len(given) + 1)):
-        rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in given]
+    entries = list(range(len(raw_answers)))
+    if [entry.get("answer_id") for entry in raw_answers] != list(range(1, len(raw_answers) + 1)):
+        rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in raw_answers]
         entries = [rests.index(rest) for rest in rests]
     # Millions of answers are few texts, each of which is held once.
-    answers = tuple(sys.intern(entry["answer"]) for entry in given)
+    answers = tuple(sys.intern(entry["answer"]) for entry in raw_answers)
     truth = GroundTruth(sys.intern(item["question_type"]), item["answer_type"], answers, tuple(entries))
     return question_id, sys.intern(item["multiple_choice_answer"]), truth
 

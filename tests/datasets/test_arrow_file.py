@@ -31,13 +31,16 @@ def test_built_once_per_key_mapped_and_sent_as_its_path(tmp_path: Path) -> None:
     calls: list[int] = []
     for _ in range(3):
         file = open_index_file(tmp_path, {"file": "abc"}, builder(calls))
-        for one in (file, pickle.loads(pickle.dumps(file))):
-            assert one.numbers("n").tolist() == [0, 1, 2]
-            assert (one.numbers("name").tolist(), one.texts("name").to_pylist()) == ([0, 1, 0], ["b", "a"])
-            assert [one.lists("words", row) for row in range(3)] == [["x", "y"], [], ["z"]]
-            assert one.facts == {"kind": "test"}
-    assert file.is_one_of("id", ["q", "s"]).tolist() == [False, True, False]
-    assert file.is_one_of("name", ["b"]).tolist() == [True, False, True]
+        for arrow_file in (file, pickle.loads(pickle.dumps(file))):
+            assert arrow_file.numbers("n").tolist() == [0, 1, 2]
+            assert (arrow_file.numbers("name").tolist(), arrow_file.texts("name").to_pylist()) == (
+                [0, 1, 0],
+                ["b", "a"],
+            )
+            assert [arrow_file.lists("words", row) for row in range(3)] == [["x", "y"], [], ["z"]]
+            assert arrow_file.facts == {"kind": "test"}
+    assert file.is_in("id", ["q", "s"]).tolist() == [False, True, False]
+    assert file.is_in("name", ["b"]).tolist() == [True, False, True]
     # Numbers are views of the file: nothing was copied that could be written to.
     assert not file.numbers("n").flags.writeable
     open_index_file(tmp_path, {"file": "abd"}, builder(calls))

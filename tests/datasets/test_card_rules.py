@@ -27,7 +27,7 @@ from advl_pipeline.datasets.registry import open_dataset
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
     example = open_dataset(data, split="train", **options)[place]
-    return [one.text[one.context_length :].strip() for one in example.candidates], example.label
+    return [candidate.text[candidate.context_length :].strip() for candidate in example.candidates], example.label
 
 
 def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:
@@ -49,13 +49,13 @@ def test_a_label_is_a_letter_where_no_choice_reads_so(tmp_path: Path) -> None:
 
 
 def test_lettered_columns_are_the_choices(tmp_path: Path) -> None:
-    told = {"choices": ..., "split": ..., "label": "B"}
-    data = data_of(tmp_path, [choice_row(0, **told, choice_a="red", choice_b="blue", choice_c=None)])
+    cells = {"choices": ..., "split": ..., "label": "B"}
+    data = data_of(tmp_path, [choice_row(0, **cells, choice_a="red", choice_b="blue", choice_c=None)])
     assert choices_of(data) == (["red", "blue"], 1)
     # MMBench names them by the letter alone; a column that is empty is no choice.
     named = data_of(
         tmp_path,
-        [choice_row(0, **told, A="red", B="blue", C="", D="")],
+        [choice_row(0, **cells, A="red", B="blue", C="", D="")],
         '[columns]\nchoices = ["A", "B", "C", "D"]\n',
     )
     assert choices_of(named) == (["red", "blue"], 1)
@@ -96,16 +96,16 @@ def test_rows_that_the_card_leaves_out_are_counted(tmp_path: Path, capsys: pytes
 
 def test_the_right_choice_is_first_and_the_order_is_drawn_by_a_seed_that_the_identity_holds(tmp_path: Path) -> None:
     rows = [choice_row(number, label=..., split=..., choices=["right", "a", "b", "c"]) for number in range(20)]
-    found = {}
+    by_seed = {}
     for seed in (0, 0, 1):
         data = data_of(tmp_path, rows, f"right_choice_first = true\nshuffle_seed = {seed}\n")
         train = open_dataset(data, split="train")
         labels = [train[place].label for place in range(20)]
         assert all(choices_of(data, place)[0][label or 0] == "right" for place, label in enumerate(labels))
         assert set(labels) == {0, 1, 2, 3}
-        found.setdefault(seed, set()).add((tuple(labels), train.content_digest()))
-    assert len(found[0]) == 1, "a seed draws one order"
-    assert not found[0] & found[1]
+        by_seed.setdefault(seed, set()).add((tuple(labels), train.content_digest()))
+    assert len(by_seed[0]) == 1, "a seed draws one order"
+    assert not by_seed[0] & by_seed[1]
 
 
 def test_a_list_of_python_in_a_text_is_a_list(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_row_that_is_several_items(tmp_path: Path) -> None:
     assert test.is_grouped
     assert test.left_out == "2 rows of test left out by the card"
     first = [test[place] for place in range(4)]
-    assert [one.label for one in first] == [0, 1, 1, 0]
-    assert [one.image.unit_id == first[0].image.unit_id for one in first] == [True, False, True, False]
-    assert len({one.cluster for one in first}) == 1
+    assert [example.label for example in first] == [0, 1, 1, 0]
+    assert [example.image.unit_id == first[0].image.unit_id for example in first] == [True, False, True, False]
+    assert len({example.cluster for example in first}) == 1
     assert test[4].cluster != test[0].cluster
 
 
@@ -139,9 +139,9 @@ def test_two_configurations_are_joined_by_a_key(tmp_path: Path) -> None:
     train = open_dataset("gqa", split="train", data_root=tmp_path)
     assert len(train) == 10
     assert len(train.image_units()) == 5, "a picture is stored once, and that of no question is not"
-    found = {example.example_id: example for example in map(train.__getitem__, range(10))}
+    examples = {example.example_id: example for example in map(train.__getitem__, range(10))}
     for number in range(10):
-        assert found[f"{number:07}"].image.path.read_bytes() == samples[number // 2 * 2].picture
+        assert examples[f"{number:07}"].image.path.read_bytes() == samples[number // 2 * 2].picture
     # A question whose picture is not there is named, and the others stay.
     folder = tmp_path / "lmms-lab/GQA/train_balanced_images"
     (part,) = folder.glob("*.parquet")
@@ -159,7 +159,7 @@ def test_rationales_are_chosen_among_those_of_other_questions(tmp_path: Path) ->
     assert len(chosen) == 300
     places = []
     for number, example in enumerate(chosen):
-        texts = [one.text[one.context_length :].strip() for one in example.candidates]
+        texts = [candidate.text[candidate.context_length :].strip() for candidate in example.candidates]
         assert len(set(texts)) == 4
         assert texts[example.label or 0].startswith(f"{number} shows ")
         places.append(example.label)
@@ -176,15 +176,15 @@ def test_the_first_rows_are_read_and_no_others(tmp_path: Path, monkeypatch: pyte
     whole.rename(folder / "test-00000-of-00002.parquet")
     (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 of 28 GB that nobody needs PAR1")
     card = tmp_path / "first.toml"
-    told = (
+    rules = (
         f'files = "hf:{folder.parent}"\nright_choice_first = true\n'
         '[columns]\nchoices = "tested_labels"\n[constants]\nquestion = "Which?"\n[split_names]\ntest = "train"\n'
     )
-    card.write_text(f"num_rows = 20\n{told}")
+    card.write_text(f"num_rows = 20\n{rules}")
     train = open_dataset(str(card), split="train")
     assert len(train) == 20
     assert len(list((tmp_path / "index").rglob("pictures/*"))) == 20, "pictures of other rows stay away"
-    card.write_text(told)
+    card.write_text(rules)
     error = refusal(str(card))
     assert (error.what, error.exit_code) == ("The rows of the dataset cannot be read on.", 5)
     assert "after row 30" in error.where
@@ -226,14 +226,14 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
 
 
 def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for said, why, following in (
+    for message, why, following in (
         ("Dataset 'a/b' is a gated dataset on the Hub.", "accept their terms", "hf auth login"),
         ("Revision 'abc' doesn't exist for dataset 'a/b' on the Hub.", "the revision abc is gone", "/commits/main"),
         ("Dataset 'a/b' doesn't exist on the Hub.", "doesn't exist on the Hub", "CONFIGURATION"),
     ):
 
-        def refuse(*_: Any, said: str = said, **__: Any) -> None:
-            raise datasets.exceptions.DatasetNotFoundError(said)
+        def refuse(*_: Any, message: str = message, **__: Any) -> None:
+            raise datasets.exceptions.DatasetNotFoundError(message)
 
         monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
         monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
@@ -271,8 +271,8 @@ def test_a_set_that_the_library_would_download_beyond_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
-    told = types.SimpleNamespace(dataset_size=10**18, download_size=None)
-    builder = types.SimpleNamespace(cache_dir=tmp_path / "none", info=told)
+    info = types.SimpleNamespace(dataset_size=10**18, download_size=None)
+    builder = types.SimpleNamespace(cache_dir=tmp_path / "none", info=info)
     monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
     error = refusal("hf:a/b", data_root=tmp_path)

@@ -20,8 +20,8 @@ from advl_pipeline.datasets.registry import dataset_names, open_dataset
 
 
 def split_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [split for split in document["splits"] if split["split"] == name]
-    return dict(found)
+    (split_report,) = [split for split in document["splits"] if split["split"] == name]
+    return dict(split_report)
 
 
 def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

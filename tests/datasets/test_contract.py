@@ -70,8 +70,8 @@ def broken_promises(dataset: IndexedDataset) -> list[str]:
         "units are unique": len(set(units)) == len(units),
         "pictures are units": {example.image.unit_id for example in examples} <= {*units},
         "texts are units": {text.text_unit.unit_id for text in texts} <= {*units},
-        "labels are classes": all(0 <= (one.label or 0) < num_classes(one) for one in examples),
-        "scores are in (0, 1]": all(0 < score <= 1 for one in examples for _, score in one.soft_label),
+        "labels are classes": all(0 <= (example.label or 0) < num_classes(example) for example in examples),
+        "scores are in (0, 1]": all(0 < score <= 1 for example in examples for _, score in example.soft_label),
         "texts are normal": all(text.text and normalise_text(text.text) == text.text for text in texts),
         "context is a beginning": all(0 <= t.question_length <= t.context_length <= len(t.text) for t in texts),
         "tags name words and boxes": all(

@@ -136,10 +136,10 @@ def mirrors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mirror]:
 @fuzz
 @given(damage=damages())
 def test_damaged_annotation_files(mirrors: dict[str, Mirror], damage: Callable[[bytes], bytes]) -> None:
-    for one in mirrors.values():
-        with one.changed(one.files[-1], damage(one.files[-1].read_bytes())):
-            one.read()
-            one.read("skip")
+    for mirror in mirrors.values():
+        with mirror.changed(mirror.files[-1], damage(mirror.files[-1].read_bytes())):
+            mirror.read()
+            mirror.read("skip")
 
 
 ROW = 2
@@ -149,22 +149,22 @@ ROW = 2
 @fuzz
 @given(name=st.sampled_from(["vcr", "vqa", "snli_ve"]), data=st.data(), value=anything)
 def test_any_value_in_any_field(mirrors: dict[str, Mirror], name: str, data: st.DataObject, value: Any) -> None:
-    one = mirrors[name]
-    file = data.draw(st.sampled_from(one.files))
+    mirror = mirrors[name]
+    file = data.draw(st.sampled_from(mirror.files))
     key = "questions" if "questions" in file.name else "annotations" if name == "vqa" else ""
     document = json.loads(file.read_text()) if key else None
     records = document[key] if document else [json.loads(line) for line in file.read_text().splitlines()]
     field = data.draw(st.sampled_from([*records[0], "unknown"]))
-    touched = str(records[ROW][one.id_field])
+    touched = str(records[ROW][mirror.id_field])
     records[ROW][field] = value
     content = json.dumps(document) if document else "".join(json.dumps(record) + "\n" for record in records)
-    with one.changed(file, content.encode()):
-        one.read()
-        left = one.read("skip") or {}
+    with mirror.changed(file, content.encode()):
+        mirror.read()
+        left = mirror.read("skip") or {}
     # What is left of the others is still true, unless the record took one of their ids.
     for example_id, example in left.items():
-        if example_id in one.truth and example_id.partition(":")[0] != touched and field != one.id_field:
-            assert one.is_true(example)
+        if example_id in mirror.truth and example_id.partition(":")[0] != touched and field != mirror.id_field:
+            assert mirror.is_true(example)
 
 
 @fuzz
@@ -225,11 +225,11 @@ def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) ->
         opened, file, name = write_regions(root, kind)
         file.write_bytes(damage(file.read_bytes()))
         try:
-            found = open_regions(opened, stack).read(name, width=10, height=10)
+            regions = open_regions(opened, stack).read(name, width=10, height=10)
         except DatasetError:
             return
-        assert np.isfinite(found.values).all()
-        assert found.regions["boxes"].shape == (len(found.values), 6)
+        assert np.isfinite(regions.values).all()
+        assert regions.regions["boxes"].shape == (len(regions.values), 6)
 
 
 @pytest.fixture(scope="module")

@@ -39,29 +39,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def told(dataset: IndexedDataset) -> str:
+def digest_of(dataset: IndexedDataset) -> str:
     """Return a digest of all that a split says."""
     table, labels = dataset.question_table(), [dataset.label_names(task) for task in dataset.tasks]
-    found: list[Any] = [list(dataset.example_ids), labels, nested_subset(dataset, 3, 0)]
-    found += [table.cells.tolist(), list(table.strata), list(table.question_ids), table.by_class]
-    found += [unit.unit_id for unit in dataset.text_units()]
+    content: list[Any] = [list(dataset.example_ids), labels, nested_subset(dataset, 3, 0)]
+    content += [table.cells.tolist(), list(table.strata), list(table.question_ids), table.by_class]
+    content += [unit.unit_id for unit in dataset.text_units()]
     for place in range(len(dataset)):
         example = dataset[place]
-        found += [example.label, example.soft_label, example.stratum, example.image.path.name]
-        found += [example.image.boxes_R4.tolist(), example.image.box_labels]
-        for one in example.candidates:
-            tags = [(tag.start, tag.end, tag.box) for tag in one.tags]
-            found.append((one.text, one.context_length, one.question_length, tags))
+        content += [example.label, example.soft_label, example.stratum, example.image.path.name]
+        content += [example.image.boxes_R4.tolist(), example.image.box_labels]
+        for candidate in example.candidates:
+            tags = [(tag.start, tag.end, tag.box) for tag in candidate.tags]
+            content.append((candidate.text, candidate.context_length, candidate.question_length, tags))
     if dataset.tasks == ("vqa",) and dataset.split != "test":
         truths = [dataset.ground_truth(name) for name in dataset.example_ids]
-        found += [(truth.question_type, truth.answer_type, truth.answers, truth.entries) for truth in truths]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        content += [(truth.question_type, truth.answer_type, truth.answers, truth.entries) for truth in truths]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("asked", sorted(GOLDEN))
 def test_what_was_read_is_read(root: Path, asked: str) -> None:
     name, split, *options = asked.split(" ")
-    given: dict[str, Any] = dict(option.split("=") for option in options)
+    keywords: dict[str, Any] = dict(option.split("=") for option in options)
     here = {"data_root": root} if "." not in name else {}
-    dataset = open_dataset(str(root / name) if "." in name else name, split=split, **here, **given)
-    assert told(dataset) == GOLDEN[asked]
+    dataset = open_dataset(str(root / name) if "." in name else name, split=split, **here, **keywords)
+    assert digest_of(dataset) == GOLDEN[asked]

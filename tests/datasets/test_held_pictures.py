@@ -39,8 +39,8 @@ def large_samples(count: int) -> list[Sample]:
     """Return samples whose pictures are large beside their texts: noise follows what decoders read."""
     noise = random.Random(0)
     return [
-        Sample(one.picture + noise.randbytes(PICTURE_BYTES), one.question, one.choices, one.right)
-        for one in colour_samples(count)
+        Sample(sample.picture + noise.randbytes(PICTURE_BYTES), sample.question, sample.choices, sample.right)
+        for sample in colour_samples(count)
     ]
 
 
@@ -53,12 +53,12 @@ class Counted:
 
         class File(io.FileIO):
             def readinto(self, buffer: Any) -> int:
-                counted.num_bytes += (found := super().readinto(buffer) or 0)
-                return found
+                counted.num_bytes += (num_read := super().readinto(buffer) or 0)
+                return num_read
 
             def read(self, size: int = -1) -> bytes:
-                counted.num_bytes += len(found := super().read(size) or b"")
-                return found
+                counted.num_bytes += len(content := super().read(size) or b"")
+                return content
 
         monkeypatch.setattr(held_pictures, "open_file", lambda place: File(place, "rb"))
 
@@ -77,7 +77,7 @@ def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.M
         CoveringTexts.of_dataset(dataset, 0.5)
     assert counted.num_bytes == before, "texts are chosen without a picture"
     pictures = drawn.image_units()
-    assert {one.path.read_bytes() for one in pictures} <= {one.picture for one in samples}
+    assert {picture.path.read_bytes() for picture in pictures} <= {sample.picture for sample in samples}
     groups = len(pictures) * GROUP_ROWS * PICTURE_BYTES
     assert counted.num_bytes - before < 1.2 * groups < PICTURE_BYTES * len(train.question_table().question_ids) / 2
     kept = counted.num_bytes
@@ -97,10 +97,10 @@ def test_pictures_and_identity_are_those_of_the_whole_set(tmp_path: Path, card: 
         assert held.example_ids == whole.example_ids
         if split == "train":
             assert nested_subset(held, 3, 0) == nested_subset(whole, 3, 0)
-        for one, other in zip(map(held.__getitem__, range(len(held))), whole, strict=False):
-            assert (one.image.unit_id, one.label) == (other.image.unit_id, other.label)
-            assert one.candidates == other.candidates
-        assert {one.unit_id for one in held.image_units()} == {one.unit_id for one in whole.image_units()}
+        for example, other in zip(map(held.__getitem__, range(len(held))), whole, strict=False):
+            assert (example.image.unit_id, example.label) == (other.image.unit_id, other.label)
+            assert example.candidates == other.candidates
+        assert {unit.unit_id for unit in held.image_units()} == {unit.unit_id for unit in whole.image_units()}
 
 
 def test_pictures_for_which_the_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

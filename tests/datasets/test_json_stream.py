@@ -27,9 +27,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream(file: Path, text: str) -> list[Any]:
     file.write_text(text, encoding="utf-8")
-    found = list(json_items(file, "items"))
-    assert [line for line, _ in found] == sorted(line for line, _ in found)
-    return [item for _, item in found]
+    entries = list(json_items(file, "items"))
+    assert [line for line, _ in entries] == sorted(line for line, _ in entries)
+    return [item for _, item in entries]
 
 
 @settings(max_examples=40)

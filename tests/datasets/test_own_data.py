@@ -67,14 +67,14 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
     numbers = str(write_json_lines(tmp_path / "numbers.jsonl", [class_row(n, label=n % 11) for n in range(20)]))
     assert open_dataset(numbers, split="test").label_names("classes") == tuple(map(str, range(11)))
     write_pictures(tmp_path / "elsewhere" / "pictures")
-    found = open_dataset(data, split="train", data_root=tmp_path / "elsewhere")
-    assert found[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
+    dataset = open_dataset(data, split="train", data_root=tmp_path / "elsewhere")
+    assert dataset[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
 
 
 def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
     composed, apart = "gr\u00fcn", "gru\u0308n"
-    told = ["ja", "ja ", " nein", "nein", composed, apart]
-    rows = [class_row(number, split="train", label=label) for number, label in enumerate(told)]
+    labels = ["ja", "ja ", " nein", "nein", composed, apart]
+    rows = [class_row(number, split="train", label=label) for number, label in enumerate(labels)]
     classes = train_of(tmp_path / "a", rows)
     assert (classes.label_names("classes"), labels_of(classes)) == ((composed, "ja", "nein"), [1, 1, 2, 2, 0, 0])
     assert labels_of(train_of(tmp_path / "b", rows[1::3], f'labels = ["{apart}", "ja"]\n')) == [1, 0]
@@ -94,13 +94,13 @@ def test_folds_that_are_joined_share_their_classes(
     tmp_path: Path, make: Maker, label: str, names: tuple[str, ...]
 ) -> None:
     """Each fold alone has two classes, and numbers them on its own."""
-    told = [("fold1", "cat"), ("fold1", "dog"), ("fold2", "cat"), ("fold2", "bird")]
-    rows = [make(number, split=split, **{label: name}) for number, (split, name) in enumerate(told)]
+    pairs = [("fold1", "cat"), ("fold1", "dog"), ("fold2", "cat"), ("fold2", "bird")]
+    rows = [make(number, split=split, **{label: name}) for number, (split, name) in enumerate(pairs)]
     data = str(write_json_lines(tmp_path / "folds.jsonl", rows))
     joined = open_splits(data, split="fold1+fold2")
     task = joined.tasks[0]
     assert joined.label_names(task) == names
-    assert [names[joined[place].label or 0] for place in range(4)] == [name for _, name in told]
+    assert [names[joined[place].label or 0] for place in range(4)] == [name for _, name in pairs]
     assert [part.label_names(task) for part in joined.parts] == [names, names]
     with pytest.raises(ConfigError, match="no split 'fold3'"):
         open_splits(data, split="fold1+fold3")
@@ -114,9 +114,9 @@ def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:
     assert {names[label]: score for label, score in train[0].soft_label} == {"red": 1.0}
     assert {names[label]: score for label, score in train[1].soft_label} == {"green": pytest.approx(2 / 3)}
     assert names[train[1].label or 0] == "green"
-    given = open_dataset(data, split="test", answers=("blue", "dark"))
-    assert given.label_names("answers") == ("blue", "dark")
-    assert dict(given[2].soft_label) == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
+    dataset = open_dataset(data, split="test", answers=("blue", "dark"))
+    assert dataset.label_names("answers") == ("blue", "dark")
+    assert dict(dataset[2].soft_label) == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
 
 
 @settings(max_examples=40)
@@ -212,10 +212,10 @@ def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:
         ("a cat", 0),
         ("It", 1),
     ]
-    given = rationale.candidates[0]
-    assert (given.text, rationale.label) == ("Why is the dog near a cat? It is glad. One sees it.", 2)
-    assert given.text[given.answer_start :] == "One sees it."
-    assert given.text[: given.question_length] == "Why is the dog near a cat?"
+    candidate = rationale.candidates[0]
+    assert (candidate.text, rationale.label) == ("Why is the dog near a cat? It is glad. One sees it.", 2)
+    assert candidate.text[candidate.answer_start :] == "One sees it."
+    assert candidate.text[: candidate.question_length] == "Why is the dog near a cat?"
     assert answer.image.box_labels == ("cat", "dog")
     np.testing.assert_array_equal(answer.image.boxes_R4, np.float32([[1, 2, 30, 40], [5.5, 6, 20, 20]]))
     assert (answer.group, answer.cluster, answer.stratum) == ("film 0", "film 0", "why")
@@ -223,8 +223,8 @@ def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:
     only = open_dataset(str(tmp_path / "rich.jsonl"), split="train", tasks=["rationale"])
     assert only.example_ids[0] == "train-1:rationale"
     # Items on one picture stay together, whatever their boxes.
-    one, other = train_of(tmp_path, [choice_row(0, id=str(side), boxes=[[0, 0, side, side]]) for side in (5, 9)])
-    assert (one.image.unit_id == other.image.unit_id, one.cluster == other.cluster) == (False, True)
+    first, other = train_of(tmp_path, [choice_row(0, id=str(side), boxes=[[0, 0, side, side]]) for side in (5, 9)])
+    assert (first.image.unit_id == other.image.unit_id, first.cluster == other.cluster) == (False, True)
 
 
 @settings(max_examples=40)
@@ -233,8 +233,8 @@ def test_tags_point_at_their_words(words: list[tuple[str, int]]) -> None:
     marked = [(text, box) for text, box in words if text.strip()]
     question = " ".join(text if box < 0 else f"[{text}|{box}]" for text, box in marked) or "x"
     candidate = compose([question], "[an answer|0]", 3)
-    found = [(candidate.text[tag.start : tag.end], tag.box) for tag in candidate.tags]
-    assert found == [*((" ".join(text.split()), box) for text, box in marked if box >= 0), ("an answer", 0)]
+    tagged = [(candidate.text[tag.start : tag.end], tag.box) for tag in candidate.tags]
+    assert tagged == [*((" ".join(text.split()), box) for text, box in marked if box >= 0), ("an answer", 0)]
     assert candidate.text[candidate.answer_start :] == "an answer"
     assert parse_tagged(f"See {question}", 0)[1] == (), "a bracket is a bracket where there are no boxes"
 
@@ -338,17 +338,20 @@ def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_read
     folder = tmp_path / "colours"
     write(folder, rows, datasets_library)
     assert exit_code("datasets", "check", str(folder)) == 5
-    told = capsys.readouterr().err
-    offered = re.search(r"next: +advl (.*?)   \(", told)
+    message = capsys.readouterr().err
+    offered = re.search(r"next: +advl (.*?)   \(", message)
     assert offered is not None
     assert offered[1].endswith(f"hf:{folder}")
     assert exit_code(*offered[1].split()) == 0
     for split in ("train", "test"):
-        found, own = (open_dataset(name, split=split) for name in (f"hf:{folder}", str(beside)))
-        assert [found[place].candidates for place in range(len(found))] == [
-            own[place].candidates for place in range(len(own))
+        from_layout, from_rows = (open_dataset(name, split=split) for name in (f"hf:{folder}", str(beside)))
+        assert [from_layout[place].candidates for place in range(len(from_layout))] == [
+            from_rows[place].candidates for place in range(len(from_rows))
         ]
-        assert (found.label_names("classes"), len(found.image_units())) == (("no", "yes"), len(own.image_units()))
+        assert (from_layout.label_names("classes"), len(from_layout.image_units())) == (
+            ("no", "yes"),
+            len(from_rows.image_units()),
+        )
 
 
 def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

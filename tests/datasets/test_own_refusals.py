@@ -139,8 +139,8 @@ def test_a_bad_quote_costs_the_rows_that_it_takes(tmp_path: Path) -> None:
     assert refusal(data).where == f"{data}:3"
     rest = open_dataset(str(data), split="train", on_error="skip")
     assert [rest[place].candidates[0].text for place in range(2)] == ["first", "two lines"]
-    told = [(problem.line, problem.why.partition(":")[0]) for problem in rest.skipped]
-    assert told == [(3, "not CSV, nor are lines 3 to 3"), (6, "not CSV, nor are lines 6 to 7")]
+    problems = [(problem.line, problem.why.partition(":")[0]) for problem in rest.skipped]
+    assert problems == [(3, "not CSV, nor are lines 3 to 3"), (6, "not CSV, nor are lines 6 to 7")]
 
 
 def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_a_label_of_another_split_that_train_lacks(tmp_path: Path) -> None:
 
 def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder called `datasets` beside the user is no library either."""
-    for found in (None, types.ModuleType("datasets")):
-        monkeypatch.setitem(sys.modules, "datasets", found)
+    for module in (None, types.ModuleType("datasets")):
+        monkeypatch.setitem(sys.modules, "datasets", module)
         error = refusal("hf:somebody/pets")
         assert (error.exit_code, error.why) == (5, "it is not installed")
         assert error.next_command == install_extra("hub")
@@ -197,14 +197,14 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
     """Names of public datasets whose meaning is not certain are named, all at once, for one kind of task."""
     rows = [row | {"file_name": "pictures/red.png"}]
-    found = re.search(r"a card renames columns: \[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
-    assert found is not None
-    example = train_of(tmp_path, rows, "[columns]\n" + found[1].replace(" and ", "\n") + "\n")[0]
+    match = re.search(r"a card renames columns: \[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
+    assert match is not None
+    example = train_of(tmp_path, rows, "[columns]\n" + match[1].replace(" and ", "\n") + "\n")[0]
     assert (example.candidates[0].text, example.label) == (text, 0)
 
 
 def test_an_answer_beside_choices_is_named_as_their_label(tmp_path: Path) -> None:
     rows = [choice_row(0, split="train", label=..., answer="red")]
-    told = 'where the answer is the right one of the choices: [columns] label = "answer"'
-    assert told in refusal(data_of(tmp_path, rows)).why
+    advice = 'where the answer is the right one of the choices: [columns] label = "answer"'
+    assert advice in refusal(data_of(tmp_path, rows)).why
     assert labels_of(train_of(tmp_path, rows, '[columns]\nlabel = "answer"\n')) == [0]

@@ -23,7 +23,7 @@ SIDE = 8
 
 
 def write_transparent(path: Path, mode: str) -> None:
-    """A black square, opaque in its left half alone."""
+    """Write a black square, opaque in its left half alone."""
     alpha = np.zeros((SIDE, SIDE), np.uint8)
     alpha[:, : SIDE // 2] = 255
     if mode == "P":
@@ -82,6 +82,6 @@ def test_what_is_no_regular_file_is_refused_at_once(
     make(path)
     with pytest.raises(DatasetError):
         read_rgb(path)
-    code, told = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
+    code, message = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
     assert code == 5
-    assert "pictures/red.png cannot be read: it is no regular file" in told
+    assert "pictures/red.png cannot be read: it is no regular file" in message

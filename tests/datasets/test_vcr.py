@@ -64,10 +64,10 @@ def test_rationales_given_every_answer_keep_the_label_where_it_means_something(t
 
 def test_tasks_can_be_restricted_and_digest_does_not_depend_on_them(tmp_path: Path) -> None:
     write_vcr(tmp_path, records())
-    one = open_vcr(tmp_path, tasks=["vcr-q2a"])
-    assert one.tasks == ("vcr-q2a",)
-    assert one.content_digest() == open_vcr(tmp_path).content_digest()
-    assert one.content_digest() != open_vcr(tmp_path, text_style="uniter").content_digest()
+    restricted = open_vcr(tmp_path, tasks=["vcr-q2a"])
+    assert restricted.tasks == ("vcr-q2a",)
+    assert restricted.content_digest() == open_vcr(tmp_path).content_digest()
+    assert restricted.content_digest() != open_vcr(tmp_path, text_style="uniter").content_digest()
 
 
 def test_digest_follows_content_not_place_or_time(tmp_path: Path) -> None:

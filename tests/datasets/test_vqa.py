@@ -157,8 +157,8 @@ def test_bad_items_are_named_or_skipped(root: Path) -> None:
         content = file.read_bytes()
         # Each spoils another item, and costs its question.
         document = json.loads(content)
-        for item, (told, _) in zip(document[key][5:], changes, strict=False):
-            item.update(told)
+        for item, (change, _) in zip(document[key][5:], changes, strict=False):
+            item.update(change)
         file.write_text(json.dumps(document))
         with pytest.raises(DatasetError) as caught:
             open_vqa(root, "val")

@@ -51,7 +51,7 @@ def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], re
 
 def test_six_steps_give_the_original_weights(log: dict[str, list[dict[str, float]]], recipe: Recipe) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
-    model = UniterForVqa.of(arrays)
+    model = UniterForVqa.of_reference(arrays)
     optimiser = BertAdamW(grouped(model, recipe), recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
     peak = [group["lr"] for group in optimiser.param_groups]
     for step, expected in enumerate(log["log"], start=1):

@@ -25,7 +25,7 @@ def norms(delta: torch.Tensor | None) -> list[float]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant(variant: str) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
-    model = UniterForVqa.of(arrays)
+    model = UniterForVqa.of_reference(arrays)
     described: dict[str, Any] = json.loads((ASSETS / "train" / "villa_steps.json").read_text())[variant]
     settings = described["kw"]
     uses_text, uses_image = "text" in settings["modality"], "image" in settings["modality"]

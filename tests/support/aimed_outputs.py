@@ -47,10 +47,10 @@ def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
 
 
 OUTPUTS = [
-    OutputOption(command, cls, name, one.option.output)
+    OutputOption(command, cls, name, declaration.option.output)
     for command, cls in configurations()
-    for name, one in declared(cls).items()
-    if one.option.output is not None
+    for name, declaration in declared(cls).items()
+    if declaration.option.output is not None
 ]
 
 
@@ -59,10 +59,10 @@ def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
     command = dict(commands())[f"advl {option.command}"]
     arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
     words = option.command.split()
-    for name, one in declared(option.config).items():
-        if name != option.name and one.field.default is dataclasses.MISSING:
+    for name, declaration in declared(option.config).items():
+        if name != option.name and declaration.field.default is dataclasses.MISSING:
             words += [] if name in arguments else [flag_of(name)]
-            words.append(one.option.such_as or "nothing")
+            words.append(declaration.option.such_as or "nothing")
     return [*words, flag_of(option.name), str(path), *more]
 
 
@@ -98,7 +98,7 @@ def aim(things: Path, *, seed: int) -> str:
         What was aimed at what.
     """
     draw = random.Random(seed)
-    option = draw.choice([one for one in OUTPUTS if one.output.makes in FILES])
+    option = draw.choice([candidate for candidate in OUTPUTS if candidate.output.makes in FILES])
     thing = draw.choice(sorted(things.iterdir()))
     files = sorted(path for path in thing.rglob("*") if path.is_file()) or [thing]
     path = draw.choice(files)
@@ -110,9 +110,9 @@ def aim(things: Path, *, seed: int) -> str:
     if option.output.makes == "lines" and path.is_file() and not path.stat().st_size:
         path = things / "notes.txt"
     words = words_of(option, path, *(["--replace"] if is_replacing else []))
-    before, said = tree_bytes(things), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    before, printed = tree_bytes(things), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = exit_code(*words)
-    assert code == 2, f"{words}: exit code {code}: {said.getvalue()}"
+    assert code == 2, f"{words}: exit code {code}: {printed.getvalue()}"
     assert tree_bytes(things) == before, f"{words} changed what was there"
     return f"{option} {path.relative_to(things)}"

@@ -211,16 +211,16 @@ def follow_advice(job: Job, cache: Path, command: str) -> list[str]:
     pending = command
     while True:
         running = job.start_command(shlex.split(pending)[1:])
-        code, said = running.wait(), running.messages()
+        code, messages = running.wait(), running.messages()
         if code == 0:
             if pending == command:
                 return advised
             pending = command
             continue
-        found = re.search(r"next: +(advl .+?)(?:   \(|$)", said, flags=re.MULTILINE)
-        if found is None or len(advised) == _MAX_COMMANDS:
-            raise AssertionError(f"{cache.name}: {pending} ends with {code} after {advised}: {said[-1000:]}")
-        pending = found[1]
+        match = re.search(r"next: +(advl .+?)(?:   \(|$)", messages, flags=re.MULTILINE)
+        if match is None or len(advised) == _MAX_COMMANDS:
+            raise AssertionError(f"{cache.name}: {pending} ends with {code} after {advised}: {messages[-1000:]}")
+        pending = match[1]
         advised.append(pending)
 
 
@@ -262,7 +262,7 @@ def inflict(cache: Path, name: str, reference: dict[str, bytes], generator: rand
 
 def differing(reference: dict[str, bytes], root: Path) -> list[str]:
     """Return the files in which a tree differs from a reference; links count as other files."""
-    found = tree_bytes(root)
+    content = tree_bytes(root)
     links = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink()}
-    names = sorted(reference.keys() | found.keys() | links)
-    return [name for name in names if name in links or reference.get(name) != found.get(name)]
+    names = sorted(reference.keys() | content.keys() | links)
+    return [name for name in names if name in links or reference.get(name) != content.get(name)]

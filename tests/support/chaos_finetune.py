@@ -75,10 +75,10 @@ def kill_and_resume_finetune(
 
 def require_equal(reference: dict[str, Any], output: Path, what: str) -> None:
     """Compare a finished run with an uninterrupted one; raises `AssertionError`."""
-    found = trained(output)
-    different = [name for name, value in reference.items() if found[name] != value]
+    outcome = trained(output)
+    different = [name for name, value in reference.items() if outcome[name] != value]
     if different:
-        files = sorted(set(found["files"]) ^ set(reference["files"]))
+        files = sorted(set(outcome["files"]) ^ set(reference["files"]))
         raise AssertionError(f"{what}: {different} differ; files on one side only: {files}")
 
 
@@ -100,18 +100,20 @@ def stop_and_resume_finetune(
     process.wait_for(output / "run.json")
     time.sleep(moment)
     process.send(number)
-    code, said = process.wait(), process.messages()
+    code, messages = process.wait(), process.messages()
     what = f"stopped after {moment:.3f} s"
     if code == 0 and (output / "result.json").exists():
         num_logged = 40
-    elif code != 130 or "the same command again" not in said or "Traceback" in said:
-        raise AssertionError(f"{what}: exit code {code}: {said[-2000:]}")
+    elif code != 130 or "the same command again" not in messages or "Traceback" in messages:
+        raise AssertionError(f"{what}: exit code {code}: {messages[-2000:]}")
     else:
         log = output / "metrics.jsonl"
         num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
-    told = _finished(start_advl(*command))
-    if 0 < num_logged < 40 and f"resumes at step {num_logged + 1} " not in told:
-        raise AssertionError(f"{what} with {num_logged} steps logged, and resumed elsewhere: {told[-2000:]}")
+    resumed_messages = _finished(start_advl(*command))
+    if 0 < num_logged < 40 and f"resumes at step {num_logged + 1} " not in resumed_messages:
+        raise AssertionError(
+            f"{what} with {num_logged} steps logged, and resumed elsewhere: {resumed_messages[-2000:]}"
+        )
     require_equal(reference, output, f"{what} with {num_logged} steps logged")
     return num_logged
 
@@ -131,7 +133,7 @@ def run_twice_at_once(corpus: SmallCorpus, reference: dict[str, Any], offset: fl
     second = start_advl(*command)
     codes = (first.wait(), second.wait())
     if codes not in ((0, 0), (0, 7), (7, 0)):
-        raise AssertionError(f"exit codes {codes}: {[one.messages()[-1000:] for one in (first, second)]}")
+        raise AssertionError(f"exit codes {codes}: {[process.messages()[-1000:] for process in (first, second)]}")
     if 7 in codes:
         refused, other = (first, second) if codes[0] else (second, first)
         if f"process {other.pid} on" not in refused.messages():

@@ -29,21 +29,25 @@ def advl(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     """Return the exit code, and what was printed on stderr."""
-    code, _, told = advl(capsys, *words)
-    return code, told
+    code, _, messages = advl(capsys, *words)
+    return code, messages
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
     """Return what was printed on stdout and on stderr by a command that must end with this code, in words."""
-    found, out, told = advl(capsys, *words)
-    assert found == code, told
-    assert "Traceback" not in told
-    return out, told
+    actual, out, messages = advl(capsys, *words)
+    assert actual == code, messages
+    assert "Traceback" not in messages
+    return out, messages
 
 
 def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `advl` with these words in a folder as a process of its own would, without its start of five seconds."""
-    out, told = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder or Path.cwd()), contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+    out, messages = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(messages),
+    ):
         code = exit_code(*words)
-    return subprocess.CompletedProcess(["advl", *map(str, words)], code, out.getvalue(), told.getvalue())
+    return subprocess.CompletedProcess(["advl", *map(str, words)], code, out.getvalue(), messages.getvalue())

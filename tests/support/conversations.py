@@ -25,10 +25,10 @@ def turns(
         asked = f"{asked}\n{instruction}"
     if is_choice:
         answer = candidate.text[candidate.answer_start :]
-    found = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
     if answer is not None:
-        found.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return found
+        conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return conversation
 
 
 def processed(student: GenerativeStudent, pairs: list[Asked], side: str = "right") -> Any:

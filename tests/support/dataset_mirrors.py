@@ -90,10 +90,10 @@ def vqa_items(
         question_id = image_id * 1000 + number % 3
         questions.append({"image_id": image_id, "question": f"Is it number {number}?", "question_id": question_id})
         main = answers[number % len(answers)]
-        given = [main] * (10 - number % 4) + ["something else"] * (number % 4)
+        given_answers = [main] * (10 - number % 4) + ["something else"] * (number % 4)
         of_persons = [
             {"answer": answer, "answer_confidence": "yes", "answer_id": person}
-            for person, answer in enumerate(given, start=1)
+            for person, answer in enumerate(given_answers, start=1)
         ]
         annotations.append(
             {

@@ -36,7 +36,7 @@ def open_run(config: FinetuneConfig) -> Any:
 def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each step of the method."""
     opened = open_run(config)
-    model, found = opened.model, dict[str, float]()
+    model, means = opened.model, dict[str, float]()
     for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
@@ -48,9 +48,9 @@ def first_terms(config: FinetuneConfig) -> dict[str, float]:
         torch.manual_seed(1)
         step = StepConditions(phase=phase, strength=config.distill.distill_weight, generator=generator)
         terms = [model.train(phase == "finetune")(batch, step) for batch in sent.received(CPU)]
-        for one in terms:
-            for kind, of_kind in (("raw", one.raw), ("weighted", one.weighted)):
-                for name, value in of_kind.items():
+        for batch_terms in terms:
+            for kind, losses in (("raw", batch_terms.raw), ("weighted", batch_terms.weighted)):
+                for name, value in losses.items():
                     key = f"{phase}/{kind}/{name}"
-                    found[key] = found.get(key, 0.0) + float(value.detach()) / len(terms)
-    return found
+                    means[key] = means.get(key, 0.0) + float(value.detach()) / len(terms)
+    return means

@@ -45,7 +45,7 @@ def measure_losses(corpus: SmallCorpus, folder: Path) -> Losses:
     """Train each of `RUNS` and read its losses; run folders go below `folder`."""
     from advl_pipeline.training.run import run_finetune
 
-    found: Losses = {}
+    losses: Losses = {}
     for number, (name, changes) in enumerate(RUNS.items()):
         output = folder / f"golden-{number}"
         run_finetune(corpus.config(output, **changes))
@@ -54,27 +54,27 @@ def measure_losses(corpus: SmallCorpus, folder: Path) -> Losses:
             for key, value in json.loads(line).items():
                 if key.startswith(("raw/", "weighted/")):
                     terms.setdefault(key, []).append(float(f"{value:.7g}"))
-        found[name] = terms
-    return found
+        losses[name] = terms
+    return losses
 
 
 def differences(
-    found: Losses, expected: Losses, *, relative: float = RELATIVE, absolute: float = ABSOLUTE
+    measured: Losses, expected: Losses, *, relative: float = RELATIVE, absolute: float = ABSOLUTE
 ) -> list[str]:
     """Return one line for each run or term that only one side has, and for each value beyond the tolerances."""
     lines = []
-    for run in sorted({*found, *expected}):
-        if run not in found or run not in expected:
+    for run in sorted({*measured, *expected}):
+        if run not in measured or run not in expected:
             lines.append(f"{run}: on one side only")
             continue
-        for term in sorted({*found[run], *expected[run]}):
-            ours, theirs = found[run].get(term, []), expected[run].get(term, [])
+        for term in sorted({*measured[run], *expected[run]}):
+            ours, theirs = measured[run].get(term, []), expected[run].get(term, [])
             if len(ours) != len(theirs):
                 lines.append(f"{run}, {term}: {len(ours)} values against {len(theirs)}")
             lines += [
-                f"{run}, {term}, value {step}: {one:.7g} against {other:.7g}"
-                for step, (one, other) in enumerate(zip(ours, theirs, strict=False))
-                if not math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
+                f"{run}, {term}, value {step}: {actual:.7g} against {other:.7g}"
+                for step, (actual, other) in enumerate(zip(ours, theirs, strict=False))
+                if not math.isclose(actual, other, rel_tol=relative, abs_tol=absolute)
             ]
     return lines
 

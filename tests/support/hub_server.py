@@ -60,37 +60,37 @@ class Hub:
         if path.startswith("/blob/"):
             self.blobs[path.removeprefix("/blob/")] = body
             return 200, {}
-        if found := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return 200, {"transfer": "basic", "objects": [self._large(item) for item in json.loads(body)["objects"]]}
-        if found := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            files = self.repositories.get(f"{found[1] or 'models'}/{found[2]}", {})
-            return (200, files[found[3]]) if found[3] in files else (404, {"error": "EntryNotFound"})
-        found = re.fullmatch(
+        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            files = self.repositories.get(f"{match[1] or 'models'}/{match[2]}", {})
+            return (200, files[match[3]]) if match[3] in files else (404, {"error": "EntryNotFound"})
+        match = re.fullmatch(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/[^/]+)?(?:/(.+))?", path
         )
-        if not found:
+        if not match:
             return 404, {"error": "unknown"}
-        key = f"{found[1]}/{found[2]}"
+        key = f"{match[1]}/{match[2]}"
         if key not in self.repositories:
             return 404, {"error": "RepoNotFound"}
-        if found[3] == "tree" and one_level:
-            return 200, self._level(self.repositories[key], f"{found[4]}/" if found[4] else "")
-        return 200, self._of_repository(key, found[3], body)
+        if match[3] == "tree" and one_level:
+            return 200, self._level(self.repositories[key], f"{match[4]}/" if match[4] else "")
+        return 200, self._repository_reply(key, match[3], body)
 
     def _level(self, files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
         inside = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
-        found: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name, content in inside.items():
             first, is_below, _ = name.partition("/")
-            told = {"type": "directory"} if is_below else {"type": "file", "size": len(content)}
-            found[first] = {"path": folder + first, "oid": hashlib.sha1(content).hexdigest(), **told}
-        return [*found.values()]
+            kind = {"type": "directory"} if is_below else {"type": "file", "size": len(content)}
+            entries[first] = {"path": folder + first, "oid": hashlib.sha1(content).hexdigest(), **kind}
+        return [*entries.values()]
 
     def _large(self, item: dict[str, Any]) -> dict[str, Any]:
         action = {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}
         return item if item["oid"] in self.blobs else {**item, "actions": action}
 
-    def _of_repository(self, key: str, what: str | None, body: bytes) -> Any:
+    def _repository_reply(self, key: str, what: str | None, body: bytes) -> Any:
         files = self.repositories[key]
         if what == "preupload":
             asked = json.loads(body)["files"]

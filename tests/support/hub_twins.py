@@ -31,7 +31,7 @@ class Sample:
 
 def colour_samples(count: int) -> list[Sample]:
     """Return questions on pictures of one colour each, no two alike."""
-    found = []
+    samples = []
     for number in range(count):
         file = io.BytesIO()
         image = Image.new("RGB", (32, 24), COLOURS[number % 5])
@@ -39,8 +39,8 @@ def colour_samples(count: int) -> list[Sample]:
         image.save(file, "PNG")
         choices = tuple(COLOURS[(number + step + number // 5) % 5] for step in range(4))
         right = choices.index(COLOURS[number % 5]) if COLOURS[number % 5] in choices else 0
-        found.append(Sample(file.getvalue(), f"Which colour has picture {number}?", choices, right))
-    return found
+        samples.append(Sample(file.getvalue(), f"Which colour has picture {number}?", choices, right))
+    return samples
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def columns(texts: str, **others: Any) -> dict[str, Any]:
     return dict.fromkeys(texts.split(), TEXT) | others
 
 
-def of(samples: Samples, features: Mapping[str, Any], row: Callable[[int, Sample], dict[str, Any]]) -> list[Any]:
+def rows_of(samples: Samples, features: Mapping[str, Any], row: Callable[[int, Sample], dict[str, Any]]) -> list[Any]:
     """Return a row of each sample: its picture, what is said of it, and a blank in every other column of texts."""
     blank = {name: "" if kind is TEXT else None for name, kind in features.items()}
     return [
-        blank | ({"image": stored(one.picture)} if "image" in features else {}) | row(number, one)
-        for number, one in enumerate(samples)
+        blank | ({"image": stored(sample.picture)} if "image" in features else {}) | row(number, sample)
+        for number, sample in enumerate(samples)
     ]
 
 
@@ -91,19 +91,19 @@ def aokvqa(samples: Samples) -> Iterable[Part]:
     features = columns("question_id question direct_answers", image=PICTURE, choices=TEXTS, rationales=TEXTS)
     features |= {"correct_choice_idx": Value("int8"), "difficult_direct_answer": Value("bool")}
 
-    def row(split: str, number: int, one: Sample) -> dict[str, Any]:
-        asked = {"question_id": f"{split[:2]}{number}", "question": one.question, "choices": list(one.choices)}
+    def row(split: str, number: int, sample: Sample) -> dict[str, Any]:
+        asked = {"question_id": f"{split[:2]}{number}", "question": sample.question, "choices": list(sample.choices)}
         if split == "test":
             return asked | {"direct_answers": None, "rationales": []}
         return asked | {
-            "correct_choice_idx": one.right,
+            "correct_choice_idx": sample.right,
             # A list of Python in a text, an apostrophe in it too.
-            "direct_answers": repr([one.choices[one.right], "it's dark"] * 5),
-            "rationales": [f"{number} shows {one.choices[one.right]}.", "So it is."],
+            "direct_answers": repr([sample.choices[sample.right], "it's dark"] * 5),
+            "rationales": [f"{number} shows {sample.choices[sample.right]}.", "So it is."],
         }
 
     for split, part in thirds(samples, "train", "validation", "test"):
-        yield Part("HuggingFaceM4/A-OKVQA", split, of(part, features, partial(row, split)), features)
+        yield Part("HuggingFaceM4/A-OKVQA", split, rows_of(part, features, partial(row, split)), features)
 
 
 def scienceqa(samples: Samples) -> Iterable[Part]:
@@ -114,19 +114,19 @@ def scienceqa(samples: Samples) -> Iterable[Part]:
         answer=Value("int8"),
     )
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
+    def row(number: int, sample: Sample) -> dict[str, Any]:
         return {
-            "image": stored(one.picture if number % 4 else None),
-            "question": one.question,
+            "image": stored(sample.picture if number % 4 else None),
+            "question": sample.question,
             # Between two and five choices, each a number in some questions.
-            "choices": [*one.choices[: one.right + 1], "7"] if number % 3 else ["2", "1", "0"],
-            "answer": one.right if number % 3 else 1,
+            "choices": [*sample.choices[: sample.right + 1], "7"] if number % 3 else ["2", "1", "0"],
+            "answer": sample.right if number % 3 else 1,
             "hint": "The figure shows a colour." if number % 2 else "",
             "subject": "natural science" if number % 2 else "language science",
         }
 
     for split, part in thirds(samples, "train", "validation", "test"):
-        yield Part("derek-thomas/ScienceQA", split, of(part, features, row), features)
+        yield Part("derek-thomas/ScienceQA", split, rows_of(part, features, row), features)
 
 
 def vqa_v2_hf(samples: Samples) -> Iterable[Part]:
@@ -134,49 +134,51 @@ def vqa_v2_hf(samples: Samples) -> Iterable[Part]:
     features = columns("question_type multiple_choice_answer answer_type question", image=PICTURE)
     features |= {"image_id": WHOLE, "question_id": WHOLE, "answers": List(answer)}
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        right = one.choices[one.right]
-        given = [right] * 7 + ["dark"] * 3
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        right = sample.choices[sample.right]
+        texts = [right] * 7 + ["dark"] * 3
         return {
             "image_id": number,
             "question_id": number,
-            "question": one.question,
+            "question": sample.question,
             "answer_type": "other",
             "multiple_choice_answer": right,
-            "answers": [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(given)],
+            "answers": [
+                {"answer": text, "answer_confidence": "yes", "answer_id": person} for person, text in enumerate(texts)
+            ],
         }
 
     held = len(samples) * 2 // 3
-    yield Part("Multimodal-Fatima/VQAv2_train", "train", of(samples[:held], features, row), features)
-    yield Part("lmms-lab/VQAv2", "validation", of(samples[held:], features, row), features)
+    yield Part("Multimodal-Fatima/VQAv2_train", "train", rows_of(samples[:held], features, row), features)
+    yield Part("lmms-lab/VQAv2", "validation", rows_of(samples[held:], features, row), features)
 
 
 def snli_ve_hf(samples: Samples) -> Iterable[Part]:
     label = ClassLabel(names=["entailment", "neutral", "contradiction"])
     features = columns("premise hypothesis", image=PICTURE, label=label)
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        colour = one.choices[one.right if number % 3 == 0 else one.right - 1]
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        colour = sample.choices[sample.right if number % 3 == 0 else sample.right - 1]
         return {"premise": "A picture.", "hypothesis": f"It is {colour}.", "label": number % 3}
 
     for split, part in thirds(samples, "train", "validation"):
-        yield Part("sedrickkeh/snli-ve", split, of(part, features, row), features)
+        yield Part("sedrickkeh/snli-ve", split, rows_of(part, features, row), features)
 
 
 def gqa(samples: Samples) -> Iterable[Part]:
     features = columns("id imageId question answer fullAnswer entailed equivalent", isBalanced=Value("bool"))
     features |= {"groups": columns("global local")}
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        asked = {"id": f"{number:07}", "imageId": f"n{number // 2}", "question": f"{one.question} ({number})"}
-        return asked | {"answer": one.choices[one.right], "groups": {"global": "", "local": ""}}
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        asked = {"id": f"{number:07}", "imageId": f"n{number // 2}", "question": f"{sample.question} ({number})"}
+        return asked | {"answer": sample.choices[sample.right], "groups": {"global": "", "local": ""}}
 
     pictured = columns("id", image=PICTURE)
     for split, part in thirds(samples, "train", "val", "testdev"):
-        yield Part("lmms-lab/GQA", split, of(part, features, row), features, f"{split}_balanced_instructions")
+        yield Part("lmms-lab/GQA", split, rows_of(part, features, row), features, f"{split}_balanced_instructions")
         # In another order than the questions, and with a picture that no question is about.
-        pictures = of(part[::2], pictured, lambda number, _: {"id": f"n{number}"})
-        extra = of(part[:1], pictured, lambda *_: {"id": "unused"})
+        pictures = rows_of(part[::2], pictured, lambda number, _: {"id": f"n{number}"})
+        extra = rows_of(part[:1], pictured, lambda *_: {"id": "unused"})
         yield Part("lmms-lab/GQA", split, [*extra, *pictures[::-1]], pictured, f"{split}_balanced_images")
 
 
@@ -187,17 +189,17 @@ def vcr_hf(samples: Samples) -> Iterable[Part]:
     features |= {"rationale_choice_texts": TEXTS, "rationale_label": WHOLE}
     pictured = columns("img_fn", image=PICTURE, objects=TEXTS, boxes=List(List(Value("float32"))))
 
-    def row(split: str, number: int, one: Sample) -> dict[str, Any]:
-        right = None if split == "test" else one.right
+    def row(split: str, number: int, sample: Sample) -> dict[str, Any]:
+        right = None if split == "test" else sample.right
         return {
             "annot_id": f"{split}-{number}",
             "img_fn": f"m/{number}.jpg",
             "metadata_fn": f"m/{number}.json",
             "objects": ["person"],
-            "question_text": one.question,
-            "question_tokens": [{"kind": "text", "text": one.question, "object_indices": []}],
-            "answer_choice_texts": list(one.choices),
-            "rationale_choice_texts": [f"[person1] sees {choice}." for choice in one.choices],
+            "question_text": sample.question,
+            "question_tokens": [{"kind": "text", "text": sample.question, "object_indices": []}],
+            "answer_choice_texts": list(sample.choices),
+            "rationale_choice_texts": [f"[person1] sees {choice}." for choice in sample.choices],
             "answer_label": right,
             "rationale_label": right,
         }
@@ -206,83 +208,86 @@ def vcr_hf(samples: Samples) -> Iterable[Part]:
         return {"img_fn": f"m/{number}.jpg", "objects": ["person"], "boxes": [[0.0, 0.0, 9.0, 9.0, 0.9]]}
 
     for split, part in thirds(samples, "train", "validation", "test"):
-        yield Part("Rowan/vcr", split, of(part, features, partial(row, split)), features, "questions")
-        yield Part("Rowan/vcr", split, of(part, pictured, picture), pictured, "image_examples")
+        yield Part("Rowan/vcr", split, rows_of(part, features, partial(row, split)), features, "questions")
+        yield Part("Rowan/vcr", split, rows_of(part, pictured, picture), pictured, "image_examples")
 
 
 def cv_bench(samples: Samples) -> Iterable[Part]:
     features = columns("type task question answer prompt filename source", image=PICTURE, idx=WHOLE, choices=TEXTS)
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        told = {"idx": number, "type": "2D", "task": ("Count", "Relation")[number % 2], "question": one.question}
-        return told | {"choices": list(one.choices), "answer": f"({LETTERS[one.right]})", "source": "COCO"}
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        fields = {"idx": number, "type": "2D", "task": ("Count", "Relation")[number % 2], "question": sample.question}
+        return fields | {"choices": list(sample.choices), "answer": f"({LETTERS[sample.right]})", "source": "COCO"}
 
-    yield Part("nyu-visionx/CV-Bench", "test", of(samples, features, row), features)
+    yield Part("nyu-visionx/CV-Bench", "test", rows_of(samples, features, row), features)
 
 
 def mmstar(samples: Samples) -> Iterable[Part]:
     features = columns("question answer category l2_category", image=PICTURE, index=WHOLE)
     features |= {"meta_info": columns("source split image_path")}
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        options = (f"{letter}: It is {choice}." for letter, choice in zip(LETTERS, one.choices, strict=False))
-        asked = {"index": number, "question": f"{one.question}\nOptions: {', '.join(options)}"}
-        return asked | {"answer": LETTERS[one.right], "category": "math", "l2_category": "geometry"}
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        options = (f"{letter}: It is {choice}." for letter, choice in zip(LETTERS, sample.choices, strict=False))
+        asked = {"index": number, "question": f"{sample.question}\nOptions: {', '.join(options)}"}
+        return asked | {"answer": LETTERS[sample.right], "category": "math", "l2_category": "geometry"}
 
-    yield Part("Lin-Chen/MMStar", "val", of(samples, features, row), features)
+    yield Part("Lin-Chen/MMStar", "val", rows_of(samples, features, row), features)
 
 
 def realworldqa(samples: Samples) -> Iterable[Part]:
     features = columns("question answer image_path", image=PICTURE)
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
+    def row(number: int, sample: Sample) -> dict[str, Any]:
         if number % 3 == 0:
             return {"question": "How many are there?\nPlease answer with a number.", "answer": "2"}
-        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABC", one.choices, strict=False))
+        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABC", sample.choices, strict=False))
         asked = "Please answer directly with only the letter of the correct option and nothing else."
-        return {"question": f"{one.question}\n{options}\n{asked}", "answer": LETTERS[min(one.right, 2)]}
+        return {"question": f"{sample.question}\n{options}\n{asked}", "answer": LETTERS[min(sample.right, 2)]}
 
-    yield Part("lmms-lab/RealWorldQA", "test", of(samples, features, row), features)
+    yield Part("lmms-lab/RealWorldQA", "test", rows_of(samples, features, row), features)
 
 
 def pope(samples: Samples) -> Iterable[Part]:
     features = columns("id question_id question answer image_source category", image=PICTURE)
 
-    def row(category: str, number: int, one: Sample) -> dict[str, Any]:
+    def row(category: str, number: int, sample: Sample) -> dict[str, Any]:
         return {
             "id": str(number),
             "question_id": str(number + 1),
             "category": category,
-            "question": f"Is there a {one.choices[one.right - number % 2]} thing in the image?",
+            "question": f"Is there a {sample.choices[sample.right - number % 2]} thing in the image?",
             "answer": "no" if number % 2 else "yes",
         }
 
     categories = ("adversarial", "popular")
-    rows = [told for name in categories for told in of(samples, features, partial(row, name))]
+    rows = [filled for name in categories for filled in rows_of(samples, features, partial(row, name))]
     yield Part("lmms-lab/POPE", "test", rows, features)
 
 
 def sugarcrepe(samples: Samples) -> Iterable[Part]:
-    def row(_: int, one: Sample) -> dict[str, Any]:
-        pair = [f"A {one.choices[place]} thing." for place in (one.right, one.right - 1)]
+    def row(_: int, sample: Sample) -> dict[str, Any]:
+        pair = [f"A {sample.choices[place]} thing." for place in (sample.right, sample.right - 1)]
         return {"tested_labels": pair, "true_label": pair[0]}
 
     labels = ClassLabel(names=[f"A {colour} thing." for colour in sorted(COLOURS)])
     features = {"image": PICTURE, "tested_labels": TEXTS, "true_label": labels}
     for name in ("swap_obj", "swap_att"):
-        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", of(samples, features, row), features)
+        yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", rows_of(samples, features, row), features)
 
 
 def whatsup(samples: Samples) -> Iterable[Part]:
     features = {"image_options": List(PICTURE), "caption_options": TEXTS}
 
-    def row(_: int, one: Sample) -> dict[str, Any]:
-        right = one.choices[one.right]
-        return {"image_options": [stored(one.picture)], "caption_options": list(dict.fromkeys([right, *one.choices]))}
+    def row(_: int, sample: Sample) -> dict[str, Any]:
+        right = sample.choices[sample.right]
+        return {
+            "image_options": [stored(sample.picture)],
+            "caption_options": list(dict.fromkeys([right, *sample.choices])),
+        }
 
     splits = "Controlled_Images_A Controlled_Images_B COCO_QA_one_obj COCO_QA_two_obj VG_QA_one_obj"
     for split in splits.split():
-        yield Part("ServiceNow/whatsup_all", split, of(samples, features, row), features)
+        yield Part("ServiceNow/whatsup_all", split, rows_of(samples, features, row), features)
 
 
 def naturalbench(samples: Samples) -> Iterable[Part]:
@@ -290,8 +295,8 @@ def naturalbench(samples: Samples) -> Iterable[Part]:
     features = columns(f"Question_0 Question_1 {' '.join(asked)} Question_Type Source", Index=WHOLE)
     features |= {"Image_0": PICTURE, "Image_1": PICTURE}
 
-    def row(number: int, one: Sample) -> dict[str, Any]:
-        pair, is_choice = (one, samples[2 * number + 1]), number % 5 == 4
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        pair, is_choice = (sample, samples[2 * number + 1]), number % 5 == 4
         answers = ("A", "B", "B", "A") if is_choice else ("Yes", "No", "No", "Yes")
         return {
             "Index": number,
@@ -301,7 +306,7 @@ def naturalbench(samples: Samples) -> Iterable[Part]:
             "Question_Type": "multiple_choice" if is_choice else "yes_no",
         }
 
-    yield Part("BaiqiL/NaturalBench", "train", of(samples[: len(samples) // 2 * 2 : 2], features, row), features)
+    yield Part("BaiqiL/NaturalBench", "train", rows_of(samples[: len(samples) // 2 * 2 : 2], features, row), features)
 
 
 TWINS: Mapping[str, Callable[[Samples], Iterable[Part]]] = {

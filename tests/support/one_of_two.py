@@ -39,9 +39,9 @@ def watch_exchanges() -> None:
         return call
 
     for name in ("all_gather", "all_reduce", "broadcast"):
-        found = watched(getattr(distributed, name))
+        replacement = watched(getattr(distributed, name))
         for module in (distributed, distributed_c10d):
-            setattr(module, name, found)
+            setattr(module, name, replacement)
 
     def under(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -75,17 +75,17 @@ def disturb_landmarks() -> None:
     """Let this process find others than the first one does."""
     find = teaching.find_landmarks
 
-    def found(*arguments: Any, **options: Any) -> Any:
+    def find_others(*arguments: Any, **options: Any) -> Any:
         landmarks = find(*arguments, **options)
         return dataclasses.replace(
             landmarks,
             words={
-                name: dataclasses.replace(one, features_KD=one.features_KD.flip(0))
-                for name, one in landmarks.words.items()
+                name: dataclasses.replace(landmark, features_KD=landmark.features_KD.flip(0))
+                for name, landmark in landmarks.words.items()
             },
         )
 
-    teaching.find_landmarks = found
+    teaching.find_landmarks = find_others
 
 
 def raise_in_the_third_step() -> None:

@@ -145,15 +145,15 @@ def _is_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
-def _tensors_in(values: Any, found: list[torch.Tensor]) -> list[torch.Tensor]:
+def _tensors_in(values: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            _tensors_in(value, found)
+            _tensors_in(value, tensors)
         elif isinstance(value, dict):
-            _tensors_in(value.values(), found)
-    return found
+            _tensors_in(value.values(), tensors)
+    return tensors
 
 
 def _posing_in(*values: Any) -> bool:
@@ -275,7 +275,7 @@ class _Operations(TorchDispatchMode):
         self.watch.num_operations += 1
         if posing:
             self._take_down(name, args, kwargs)
-        found = func(*map(_unposed, args), **{key: _unposed(value) for key, value in kwargs.items()})
+        output = func(*map(_unposed, args), **{key: _unposed(value) for key, value in kwargs.items()})
         known = {id(value.elem): value for value in posing}
 
         def wrapped(value: torch.Tensor) -> torch.Tensor:
@@ -285,24 +285,24 @@ class _Operations(TorchDispatchMode):
             return Posing(value) if mine is None else mine
 
         if name == "copy_" and not isinstance(args[0], Posing):
-            return found
-        if isinstance(found, torch.Tensor):
-            return wrapped(found)
-        return tree_map_only(torch.Tensor, wrapped, found)
+            return output
+        if isinstance(output, torch.Tensor):
+            return wrapped(output)
+        return tree_map_only(torch.Tensor, wrapped, output)
 
     def _take_down(self, name: str, args: Any, kwargs: Any) -> None:
         if name in _SIZED_BY_VALUES:
             self.watch.wait(name)
         elif name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            if any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]):
+            if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
                 self.watch.wait(f"{name} by a mask")
         elif name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.watch.wait("repeat_interleave of an unknown size")
 
 
-def _grouped(lists: Any, *options: Any, _own: Any = torch._C._group_tensors_by_device_and_dtype) -> Any:
-    found = _own(lists, *options)
-    return {(CUDA if _posing_in(lists) else device, dtype): group for (device, dtype), group in found.items()}
+def _grouped(lists: Any, *options: Any, _torch_groups: Any = torch._C._group_tensors_by_device_and_dtype) -> Any:
+    groups = _torch_groups(lists, *options)
+    return {(CUDA if _posing_in(lists) else device, dtype): group for (device, dtype), group in groups.items()}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def require_complete(report: LoadReport) -> LoadReport:
 
 
 def seeded(name: str, shape: Sequence[int], scale: float) -> torch.Tensor:
-    """Weights by the rule of the reference: a function of the key."""
+    """Return weights by the rule of the reference, a function of the key."""
     low = name.lower()
     is_norm = any(mark in low for mark in ("layernorm", "layer_norm", "_ln_")) or low.endswith("_output.2.weight")
     base = 1.0 if is_norm and low.endswith("weight") else 0.0
@@ -71,7 +71,7 @@ class UniterForVqa(nn.Module):
         self.vqa_output = uniter_head("vqa", 24, 11)
 
     @classmethod
-    def of(cls, arrays: Reference) -> UniterForVqa:
+    def of_reference(cls, arrays: Reference) -> UniterForVqa:
         """Return the model with the weights of a reference."""
         model = cls()
         require_complete(load_into(model, part(arrays, "w/"), KeyRules(), source="reference"))

@@ -43,8 +43,8 @@ def write_lxmert_tsv(folder: Path, pictures: Sequence[Path]) -> Path:
     kinds = b64(np.arange(NUM_REGIONS))
     lines = []
     for path in pictures:
-        found = [kinds, b64(CONFIDENCE), kinds, b64(CONFIDENCE), str(NUM_REGIONS)]
-        lines.append([path.stem, str(SIZE[1]), str(SIZE[0]), *found, b64(BOXES), b64(features_of(path))])
+        class_fields = [kinds, b64(CONFIDENCE), kinds, b64(CONFIDENCE), str(NUM_REGIONS)]
+        lines.append([path.stem, str(SIZE[1]), str(SIZE[0]), *class_fields, b64(BOXES), b64(features_of(path))])
     return _tsv(folder, lines)
 
 
@@ -153,8 +153,14 @@ def packed(arrays: Mapping[str, np.ndarray], **changes: Any) -> bytes:
     """Pack arrays in the form of msgpack_numpy; `changes` are to what it says of each array."""
 
     def entry(array: np.ndarray) -> dict[bytes, Any]:
-        told = {"nd": True, "type": array.dtype.str, "kind": b"", "shape": list(array.shape), "data": array.tobytes()}
-        return {name.encode(): value for name, value in (told | changes).items()}
+        fields = {
+            "nd": True,
+            "type": array.dtype.str,
+            "kind": b"",
+            "shape": list(array.shape),
+            "data": array.tobytes(),
+        }
+        return {name.encode(): value for name, value in (fields | changes).items()}
 
     return bytes(msgpack.packb({name: entry(array) for name, array in arrays.items()}, use_bin_type=True))
 

@@ -30,7 +30,7 @@ _PIECES = 3
 
 @dataclass
 class FaultyStore:
-    """A running proxy. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
+    """A proxy that runs before a store. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
 
     `spared` requests come first that meet none; both may be set while it runs. `met` counts faults. With `every`
     above 1 the same request meets few faults in a row. Without that, threads that ask in step can send every fault to

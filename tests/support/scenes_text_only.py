@@ -23,7 +23,10 @@ _PENALTY: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextOnlyFigure:
-    """Percent right. `baseline` is chance for multiple choice, else the best constant per question type."""
+    """Says what share is right, in percent.
+
+    `baseline` is chance for multiple choice, else the best constant per question type.
+    """
 
     num_items: int
     accuracy: float
@@ -71,8 +74,8 @@ def _percent(examples: Sequence[Example], chosen: Sequence[int]) -> float:
 
 def _features(choice: Candidate) -> set[str]:
     context, words = choice.text[: choice.context_length].split(), choice.text[choice.answer_start :].split()
-    pairs = (f"{one}|{other}" for one in context for other in words)
-    return {*words, *(f"{one} {other}" for one, other in itertools.pairwise(words)), *pairs}
+    pairs = (f"{context_word}|{other}" for context_word in context for other in words)
+    return {*words, *(f"{word} {other}" for word, other in itertools.pairwise(words)), *pairs}
 
 
 def _matrix(examples: Sequence[Example], columns: dict[str, int]) -> sparse.csr_array:

@@ -62,7 +62,7 @@ def _kinds_of(columns: Collection[str]) -> list[Kind]:
     return [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
 
 
-def recognise(columns: Collection[str], told: Kind | None) -> Kind:
+def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
     """Return the kind of task of a row with these columns.
 
     Args:
@@ -72,21 +72,21 @@ def recognise(columns: Collection[str], told: Kind | None) -> Kind:
     Raises:
         Malformed: the columns fit no kind, several, or not the one that the card names.
     """
-    found = [told] if told else _kinds_of(columns)
-    if len(found) > 1:
-        is_key = {"choice", "answers"} <= {*found} and "answer" in columns and "label" not in columns
+    kinds = [card_kind] if card_kind else _kinds_of(columns)
+    if len(kinds) > 1:
+        is_key = {"choice", "answers"} <= {*kinds} and "answer" in columns and "label" not in columns
         key = '; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else ""
-        fits = " and ".join(map(columns_of, found))
-        raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {found[0]!r}{key}")
+        fits = " and ".join(map(columns_of, kinds))
+        raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {kinds[0]!r}{key}")
     listed = ", ".join(sorted(map(str, columns))) or "(none)"
-    if not found:
-        kinds = "; ".join(map(columns_of, MADE_OF))
-        raise Malformed(f"the columns {listed} fit no kind of task; {kinds}{_hint(columns, None)}")
-    (kind,) = found
+    if not kinds:
+        known = "; ".join(map(columns_of, MADE_OF))
+        raise Malformed(f"the columns {listed} fit no kind of task; {known}{_hint(columns, None)}")
+    (kind,) = kinds
     needed = [(name,) for name in MADE_OF[kind][:2]] + ([_MARKERS[kind]] if kind == "choice" else [])
     for names in needed:
         if not any(name in columns for name in names):
-            why = "the card says" if told else "the other columns say"
+            why = "the card says" if card_kind else "the other columns say"
             raise Malformed(
                 f"column {names[0]!r} is missing, {why} that the task is {columns_of(kind)}; found: {listed}"
                 + _hint(columns, kind)
@@ -101,10 +101,10 @@ def _hint(columns: Collection[str], kind: Kind | None) -> str:
     # A name that is known from public datasets says more than one that is spelt alike.
     for name in sorted(map(str, columns), key=lambda name: (name.lower() not in _LIKELY, name)):
         near = [_LIKELY.get(name.lower(), ""), *difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.6)]
-        ours = next((one for one in near if one in missing), "")
+        ours = next((column for column in near if column in missing), "")
         if name not in COLUMNS and ours:
             looks_like.setdefault(ours, name)
-    kind = kind or next((one for one, names in _MARKERS.items() if looks_like.keys() & {*names}), None)
+    kind = kind or next((likely for likely, names in _MARKERS.items() if looks_like.keys() & {*names}), None)
     others = {name for other, names in _MARKERS.items() if other != kind for name in names}
     lines = [f'{ours} = "{looks_like[ours]}"' for ours in COLUMNS if ours in looks_like.keys() - others]
     return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
@@ -164,19 +164,19 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
     for number, columns in enumerate(card.items or (dict[str, str](),), start=1):
         name = f"{row.name}-{number}" if card.items else row.name
         try:
-            found = renamed(record, {**card.columns, **columns}) | dict(card.constants)
+            fields = renamed(record, {**card.columns, **columns}) | dict(card.constants)
         except Malformed as error:
             yield row._replace(record=error, name=name)
             continue
         if card.items:
-            found["group"] = row.name
-            found["id"] = None if found.get("id") is None else f"{found['id']}-{number}"
+            fields["group"] = row.name
+            fields["id"] = None if fields.get("id") is None else f"{fields['id']}-{number}"
         if card.options_in_question:
-            found["question"], found["choices"] = split_options(found.get("question"))
-        if card.right_choice_first and isinstance(found.get("choices"), list):
-            found["choices"], found["label"] = _drawn_order(found["choices"], row._replace(name=name), card)
-        lacks = any(found.get(needed) in (None, "", []) for needed in card.needs)
-        yield row._replace(record=None if lacks else found, name=name)
+            fields["question"], fields["choices"] = split_options(fields.get("question"))
+        if card.right_choice_first and isinstance(fields.get("choices"), list):
+            fields["choices"], fields["label"] = _drawn_order(fields["choices"], row._replace(name=name), card)
+        lacks = any(fields.get(needed) in (None, "", []) for needed in card.needs)
+        yield row._replace(record=None if lacks else fields, name=name)
 
 
 def _is_picture(value: Any) -> bool:
@@ -194,32 +194,32 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, 
     Raises:
         Malformed: a cell begins like a list and is none.
     """
-    found = dict(record)
+    fields = dict(record)
     for ours, theirs in columns.items():
         # What the row has under our name is something else: the card says how ours is called.
-        found.pop(ours, None)
+        fields.pop(ours, None)
         if isinstance(theirs, str):
             if theirs not in columns:
-                found.pop(theirs, None)
+                fields.pop(theirs, None)
             cells = [record[theirs]] if theirs in record else []
         else:
-            given = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
-            cells = [given if ours in _LISTED else " ".join(map(str, given))] if theirs else []
-        found.update((ours, cell) for cell in cells)
-    for one, several in (("choice", "choices"), ("rationale", "rationales")):
+            values = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
+            cells = [values if ours in _LISTED else " ".join(map(str, values))] if theirs else []
+        fields.update((ours, cell) for cell in cells)
+    for single, several in (("choice", "choices"), ("rationale", "rationales")):
         for places in (map(str, count()), iter(ascii_lowercase)):
             cells = []
-            while (name := f"{one}_{next(places, '')}") in found:
-                cells.append(found.pop(name))
-            if cells and several not in found:
+            while (name := f"{single}_{next(places, '')}") in fields:
+                cells.append(fields.pop(name))
+            if cells and several not in fields:
                 while cells and cells[-1] in (None, ""):
                     cells.pop()
-                found[several] = cells
-    for name in _LISTED & found.keys():
-        text = found[name]
+                fields[several] = cells
+    for name in _LISTED & fields.keys():
+        text = fields[name]
         if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
-            found[name] = _parsed(name, text)
-    return found
+            fields[name] = _parsed(name, text)
+    return fields
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -241,14 +241,14 @@ def split_options(text: Any) -> tuple[Any, list[str] | None]:
     marks: list[re.Match[str]] = []
     for letter in ascii_uppercase if isinstance(text, str) else "":
         mark = re.compile(rf"(?:^|(?<=[\s,;:]))(?:\({letter}\)[.:]?|{letter}[.:)])\s+")
-        found = mark.search(text, marks[-1].end() if marks else 0)
-        if found is None:
+        match = mark.search(text, marks[-1].end() if marks else 0)
+        if match is None:
             break
-        marks.append(found)
+        marks.append(match)
     if len(marks) < 2:
         return text, None
-    ends = [*(found.start() for found in marks[1:]), len(text)]
-    options = [text[found.end() : end].strip().rstrip(",; ") for found, end in zip(marks, ends, strict=True)]
+    ends = [*(match.start() for match in marks[1:]), len(text)]
+    options = [text[match.end() : end].strip().rstrip(",; ") for match, end in zip(marks, ends, strict=True)]
     options[-1] = options[-1].partition("\n")[0].strip()
     return text[: marks[0].start()].strip().removesuffix("Options:").strip(), options
 
@@ -260,8 +260,8 @@ def _drawn_order(texts: Sequence[Any], row: Row, card: DataCard) -> tuple[list[A
 
 
 def _draw(card: DataCard, row: Row, *parts: str) -> bytes:
-    told = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
-    return hashlib.blake2b(told.encode(), digest_size=8).digest()
+    seed_text = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
+    return hashlib.blake2b(seed_text.encode(), digest_size=8).digest()
 
 
 def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]:
@@ -271,14 +271,14 @@ def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]
     """
     before: list[tuple[str, str]] = []
     while block := list(islice(rows, _BLOCK)):
-        own: dict[str, list[str]] = {}
+        by_row: dict[str, list[str]] = {}
         for row in block:
-            found = row.record.get("rationales") if isinstance(row.record, Mapping) else None
-            own[row.name] = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-        pool = [(name, texts[0]) for name, texts in own.items() if texts]
+            value = row.record.get("rationales") if isinstance(row.record, Mapping) else None
+            by_row[row.name] = [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+        pool = [(name, texts[0]) for name, texts in by_row.items() if texts]
         lent = pool if len(pool) == _BLOCK else before + pool
         for row in block:
-            if not isinstance(row.record, Mapping) or not (right := own[row.name]):
+            if not isinstance(row.record, Mapping) or not (right := by_row[row.name]):
                 yield row
                 continue
             start = int.from_bytes(_draw(card, row, "rationales"), "big") % len(lent)
@@ -306,8 +306,8 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
         texts += choices
         if record.get("rationales") is not None:
             rationales = _texts(record, "rationales", len(boxes))
-            given, read = record.get("rationale_label"), list(map(normalise_text, rationales))
-            rationale_label = _place("rationale_label", given, read, card, has_letters=True)
+            raw_label, read = record.get("rationale_label"), list(map(normalise_text, rationales))
+            rationale_label = _place("rationale_label", raw_label, read, card, has_letters=True)
             if (label is None) != (rationale_label is None):
                 missing = "label" if label is None else "rationale_label"
                 raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
@@ -338,19 +338,19 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
     )
 
 
-def split_of(record: Mapping[str, Any], told: str | None) -> str | None:
+def split_of(record: Mapping[str, Any], file_split: str | None) -> str | None:
     """Return the split that a record names, else the one of its file.
 
     Raises:
         Malformed: the two differ, or the field is no text or cannot name a split.
     """
-    own = _name(record, "split")
-    if own is not None and told is not None and own != told:
-        raise Malformed(f"field 'split' is {own!r}, the file is given as the split {told!r}")
-    name = own or told
+    row_split = _name(record, "split")
+    if row_split is not None and file_split is not None and row_split != file_split:
+        raise Malformed(f"field 'split' is {row_split!r}, the file is given as the split {file_split!r}")
+    name = row_split or file_split
     if name is not None and not _SPLIT_NAME.fullmatch(name):
         # Splits name folders of caches, `--on` takes DATASET/SPLIT, and + joins splits.
-        where = "field 'split' is" if own is not None else "the file is given as the split"
+        where = "field 'split' is" if row_split is not None else "the file is given as the split"
         raise Malformed(f"{where} {name!r}, expected letters, digits, '_', '-' and '.', not '.' first")
     return name
 
@@ -384,7 +384,7 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
     return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
 
 
-def _place(name: str, given: Any, texts: Sequence[str], card: DataCard, *, has_letters: bool) -> int | None:
+def _place(name: str, label: Any, texts: Sequence[str], card: DataCard, *, has_letters: bool) -> int | None:
     """Return the position among texts that a label gives by number, by text, or by a letter from A on.
 
     A letter is none where a text reads so, unless the card says otherwise.
@@ -392,13 +392,13 @@ def _place(name: str, given: Any, texts: Sequence[str], card: DataCard, *, has_l
     Args:
         has_letters: texts go by letters, as choices do.
     """
-    value = normalise_text(str(given))
-    if given is None or not value:
+    value = normalise_text(str(label))
+    if label is None or not value:
         return None
     places: dict[str, int] = {}
-    if isinstance(given, str) and value in texts:
+    if isinstance(label, str) and value in texts:
         places["text"] = texts.index(value)
-    if (value.isdecimal() and not isinstance(given, bool)) and int(value) < len(texts):
+    if (value.isdecimal() and not isinstance(label, bool)) and int(value) < len(texts):
         places["index"] = int(value)
     letter = _LETTER.fullmatch(value) if has_letters else None
     if letter and ("text" not in places or card.label_is == "letter") and ord(letter[1]) - ord("A") < len(texts):
@@ -407,16 +407,16 @@ def _place(name: str, given: Any, texts: Sequence[str], card: DataCard, *, has_l
     read = {form: places[form]} if form in places else places
     if "text" in read and texts.count(value) > 1:
         raise Malformed(f"field {name!r} is ambiguous: two choices read {shown(value)}")
-    found = {*read.values()}
-    if len(found) > 1:
+    positions = {*read.values()}
+    if len(positions) > 1:
         raise Malformed(
             f"field {name!r} is ambiguous: {shown(value)} is a position and also the text of the one at position "
             f'{places["text"]}; a card can say which: label_is = "index" or "text"'
         )
-    if not found:
+    if not positions:
         forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
-        raise _unlike(name, given, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
-    return found.pop()
+        raise _unlike(name, label, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
+    return positions.pop()
 
 
 def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
@@ -435,10 +435,10 @@ def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
 
 def _answers(record: Mapping[str, Any]) -> dict[str, int]:
     """Return answer -> how many gave it; nothing where there is none."""
-    given = {name: record[name] for name in ("answers", "answer") if record.get(name) is not None}
-    if len(given) > 1:
+    present = {name: record[name] for name in ("answers", "answer") if record.get(name) is not None}
+    if len(present) > 1:
         raise Malformed("fields 'answers' and 'answer' are both there, expected one of them")
-    name, value = next(iter(given.items()), ("answer", ""))
+    name, value = next(iter(present.items()), ("answer", ""))
     if value == "":
         return {}
     texts: list[Any] = value if isinstance(value, list) else [value]
@@ -449,10 +449,10 @@ def _answers(record: Mapping[str, Any]) -> dict[str, int]:
     plain = [_plain(text) if isinstance(text, (str, int)) else "" for text in texts]
     if not plain or not all(plain) or not all(type(number) is int and number > 0 for number in people):
         raise _unlike(name, value, "a text, a list of texts, or texts with counts above 0")
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text, number in zip(plain, people, strict=True):
-        found[text] += number
-    return dict(found)
+        counts[text] += number
+    return dict(counts)
 
 
 def _plain(text: str | int | bool) -> str:

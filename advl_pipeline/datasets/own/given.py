@@ -91,14 +91,14 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         for key, value in (("labels", list(source.card.labels)), ("label_is", source.card.label_is))
         if value
     )
-    content, said = "".join(lines), f"pictures = {json.dumps(folder, ensure_ascii=False)}\n{labels}"
-    name = f"rows-{hashlib.sha256((said + content).encode()).hexdigest()[:12]}"
+    content, card_lines = "".join(lines), f"pictures = {json.dumps(folder, ensure_ascii=False)}\n{labels}"
+    name = f"rows-{hashlib.sha256((card_lines + content).encode()).hexdigest()[:12]}"
     card = home / f"{name}.toml"
     if not card.is_file():
         make_folder(home)
         write_text(home / f"{name}.jsonl", content)
         # The card names the rows, so it comes last.
-        write_text(card, f'files = "{name}.jsonl"\n{said}')
+        write_text(card, f'files = "{name}.jsonl"\n{card_lines}')
     return card
 
 

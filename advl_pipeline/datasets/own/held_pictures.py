@@ -60,8 +60,8 @@ class HeldRows:
                 for number, (row, value) in enumerate(zip(rows, read[column].to_pylist(), strict=True)):
                     several = value if isinstance(value, list) else [value]
                     held = [
-                        None if one is None else Held(name, column, group, number, place, sizes[column])
-                        for place, one in enumerate(several)
+                        None if picture is None else Held(name, column, group, number, place, sizes[column])
+                        for place, picture in enumerate(several)
                     ]
                     row[column] = held if isinstance(value, list) else held[0]
             yield from rows
@@ -118,10 +118,12 @@ class HeldPictures:
             DatasetError: as said.
         """
         held = [Held.named(name) for name in names]
-        groups = {(one.file, one.column, one.group): one for one in held}
-        absent = [one for one in groups.values() if not index_file(self._folder, self._key(one)).is_file()]
+        groups = {(picture.file, picture.column, picture.group): picture for picture in held}
+        absent = [
+            picture for picture in groups.values() if not index_file(self._folder, self._key(picture)).is_file()
+        ]
         if absent:
-            require_space(sum(one.num_bytes for one in absent), absent[0].repository, self.index)
+            require_space(sum(picture.num_bytes for picture in absent), absent[0].repository, self.index)
 
     @property
     def _folder(self) -> Path:
@@ -155,7 +157,7 @@ class HeldPictures:
             ) from None
         digests = []
         for value in pictures:
-            contents = [(one or {}).get("bytes") for one in (value if isinstance(value, list) else [value])]
+            contents = [(picture or {}).get("bytes") for picture in (value if isinstance(value, list) else [value])]
             digests.append([hashlib.sha256(content).hexdigest() if content else "" for content in contents])
             for digest, content in zip(digests[-1], contents, strict=True):
                 if content:
@@ -169,7 +171,7 @@ def require_space(needed: float, where: str, folder: Path) -> None:
     Raises:
         DatasetError: as said.
     """
-    home = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
     free = shutil.disk_usage(home).free
     if needed > free:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""Datasets of the hub, or folders in its layout, by the `datasets` library: `hf:NAME[:CONFIGURATION][@REVISION]`.
+"""The `datasets` library opens `hf:NAME[:CONFIGURATION][@REVISION]`: a dataset of the hub, or a folder in its layout.
 
 Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run. A copy
 of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
@@ -89,8 +89,8 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
     named = hub_names(files, root)
     are_pinned = all(name.revision and name.copy is None for name in named.values())
     if are_pinned and (card.labels or card.task in ("choice", "answers")):
-        told = [f"{split or ''} {name}" for split, name in named.items()]
-        version = repr((told, card.num_rows, card.join))
+        names = [f"{split or ''} {name}" for split, name in named.items()]
+        version = repr((names, card.num_rows, card.join))
         return RowSource(rows=lambda: _opened(files, card, root).rows(), pictures=Path(), version=version, card=card)
     return _opened(files, card, root)
 
@@ -100,8 +100,8 @@ def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
     named = next(iter(hub_names(files, root).values()))
     joined: Parts = {}
     if card.join:
-        joined, of_joined = _parts(card.join.files, replace(card, num_rows=None), root)
-        version += of_joined
+        joined, joined_version = _parts(card.join.files, replace(card, num_rows=None), root)
+        version += joined_version
     source = library_source(parts, card, name=str(named), pictures=named.copy or Path(), joined=joined)
     return replace(source, version=version or source.version)
 
@@ -111,9 +111,9 @@ def _parts(files: Any, card: DataCard, root: Path) -> tuple[Parts, str]:
     parts: dict[str | None, Any] = {}
     versions: list[str] = []
     for split, name in hub_names(files, root).items():
-        found, version = _load(name, card, root)
+        loaded, version = _load(name, card, root)
         versions.append(version)
-        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in found.items()}
+        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in loaded.items()}
         ours.pop("", None)
         if split is not None:
             if split not in ours and len(ours) != 1:
@@ -156,25 +156,25 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
         )
         is_streamed = bool(name.copy or name.revision or card.num_rows)
         if is_streamed:
-            found = builder.as_streaming_dataset()
+            parts = builder.as_streaming_dataset()
             files = builder.config.data_files or {}
-            version = repr([(split, of_split.origin_metadata) for split, of_split in files.items()])
+            version = repr([(split, listed.origin_metadata) for split, listed in files.items()])
             names = map(str, chain.from_iterable(files.values()))
-            if _REVISION.fullmatch(name.revision) and all(one.endswith(".parquet") for one in names):
-                found = {split: _held(name, files[split], part) for split, part in found.items()}
+            if _REVISION.fullmatch(name.revision) and all(file.endswith(".parquet") for file in names):
+                parts = {split: _held(name, files[split], part) for split, part in parts.items()}
         else:
             if not Path(builder.cache_dir).exists():
                 # Rows are downloaded and written as Arrow, and pictures are kept once more in the index.
                 size = 2 * (builder.info.dataset_size or 0) + (builder.info.download_size or 0)
                 require_space(size, str(name), root)
             builder.download_and_prepare()
-            found, version = builder.as_dataset(), ""
+            parts, version = builder.as_dataset(), ""
     except DatasetError:
         raise
     except Exception as error:  # The library raises whatever its many back ends do.
         raise _refused(name, root, obstacle, error) from None
     # The library calls a lone dataset train; its rows may say otherwise.
-    return {None if is_saved else str(split): part for split, part in found.items()}, version
+    return {None if is_saved else str(split): part for split, part in parts.items()}, version
 
 
 def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
@@ -195,7 +195,7 @@ def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
 
 def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None = None) -> DatasetMissing:
     """Return the error for a dataset that the library could not open, by what the library said."""
-    said = obstacle or f"{type(error).__name__}: {error}".partition("\n")[0]
+    reason = obstacle or f"{type(error).__name__}: {error}".partition("\n")[0]
     page = f"https://huggingface.co/datasets/{name.path}"
     instead = card_instead_of(name.path)
     revision = ["--revision", name.revision] if name.revision else []
@@ -216,13 +216,13 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
             else "look for a copy in Parquet, or write one as a .jsonl or .parquet file, and give that by --data",
         ),
         "": (
-            said,
+            reason,
             advise(fetch, note="where there is a network; or give rows in a .jsonl or .parquet file by --data")
             if obstacle
             else "look at the name and its configuration: hf:NAME:CONFIGURATION",
         ),
     }
-    why, following = next(told for mark, told in advice.items() if mark in said)
+    why, following = next(entry for mark, entry in advice.items() if mark in reason)
     return DatasetMissing("The dataset cannot be had from the hub.", where=str(name), why=why, next_command=following)
 
 
@@ -306,10 +306,10 @@ def _rows(
             if isinstance(record, Malformed):
                 yield Row(record, name=str(number), split=split, file=file, line=number)
                 continue
-            told = {column: _bytes_of(value) for column, value in record.items()}
-            if isinstance(place := told.get(label), int):
-                told[label] = None if place == UNKNOWN_CLASS else names[place]
-            yield Row(told, name=str(number), split=split, file=file, line=number)
+            fields = {column: _bytes_of(value) for column, value in record.items()}
+            if isinstance(place := fields.get(label), int):
+                fields[label] = None if place == UNKNOWN_CLASS else names[place]
+            yield Row(fields, name=str(number), split=split, file=file, line=number)
     except DatasetError:
         raise
     except Exception as error:  # As when it is opened: the network breaks off, a column is not what its page says.
