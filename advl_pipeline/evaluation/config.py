@@ -19,14 +19,14 @@ Probe = Literal["swapped", "blanked", "removed", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
-    """Which student answers, and what it is shown."""
+    """The options say which student answers, and what it is shown."""
 
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig(AnswerOptions):
-    """Configuration of `advl evaluate`."""
+    """It configures `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", was="--run", such_as="runs/mine")
     on: tuple[str, ...] = option(
@@ -57,7 +57,7 @@ class EvaluateConfig(AnswerOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
-    """Configuration of `advl readout`."""
+    """It configures `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
     cache: tuple[Location, ...] = option(
@@ -71,7 +71,7 @@ class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVqaConfig(Configuration):
-    """Configuration of `advl score vqa`."""
+    """It configures `advl score vqa`."""
 
     questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.", such_as="questions.json")
     annotations: Path = option(help="Annotations file that belongs to it.", such_as="annotations.json")
@@ -85,7 +85,7 @@ class ScoreVqaConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVcrConfig(Configuration):
-    """Configuration of `advl score vcr`."""
+    """It configures `advl score vcr`."""
 
     annotations: Path = option(help="Annotations with labels, such as val.jsonl.", such_as="val.jsonl")
     answers: Path = option(
@@ -99,7 +99,7 @@ class ScoreVcrConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSnliVeConfig(Configuration):
-    """Configuration of `advl score snli-ve`."""
+    """It configures `advl score snli-ve`."""
 
     annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.", such_as="snli_ve_test.jsonl")
     results: Path = option(
@@ -109,7 +109,7 @@ class ScoreSnliVeConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreShiftConfig(Configuration):
-    """Configuration of `advl score shift`."""
+    """It configures `advl score shift`."""
 
     run: Path = option(
         help="Run folder that `advl evaluate` has scored on both sets.", was="--run", such_as="runs/mine"
@@ -120,7 +120,7 @@ class ScoreShiftConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig(AnswerOptions, ReplaceOptions):
-    """Configuration of `advl predict`."""
+    """It configures `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
     on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.", was="--split")

@@ -65,11 +65,11 @@ def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | 
     """
     recorded = cache.provenance["config"]
     trained_on = read_config(config.student) if is_finished(config.student) else {}
-    given = {"dataset": config.dataset, "data_root": config.data_root}
+    typed = {"dataset": config.dataset, "data_root": config.data_root}
     missing = {
         name: path
         for name, path in recorded_paths(recorded).items()
-        if name in given and given[name] is None and trained_on.get(name) != path
+        if name in typed and typed[name] is None and trained_on.get(name) != path
     }
     if moved_to(None, recorded) is None:
         missing.pop("data_root", None)  # It is not on this machine, and the usual folder serves.
@@ -107,14 +107,14 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
     for test_set in sets:
         name, _ = set_name(test_set, trained_on["dataset"])
         tasks.update(tasks_of(name, moved_to(config.data_root, trained_on)))
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     if config.generate and "vqa" not in tasks:
-        found["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
+        reasons["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
     if isinstance(config, EvaluateConfig):
         if config.vqa_mode is not None and not tasks & {"vqa", "answers"}:
-            found["vqa_mode"] = f"the task is {', '.join(sorted(tasks))}"
+            reasons["vqa_mode"] = f"the task is {', '.join(sorted(tasks))}"
         if beside := sorted(set(config.probe_on) - set(sets)):
-            found["probe_on"] = f"{beside[0]} is not evaluated (--on)"
+            reasons["probe_on"] = f"{beside[0]} is not evaluated (--on)"
         elif config.probe_on and set(config.probe) <= {"none"}:
-            found["probe_on"] = "--probe none spoils no picture"
-    refuse_ineffective(found)
+            reasons["probe_on"] = "--probe none spoils no picture"
+    refuse_ineffective(reasons)

@@ -41,7 +41,7 @@ JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choic
 
 
 class AnsweredDataset(Protocol):
-    """A VQA split with its annotators' answers."""
+    """It is a VQA split that knows its annotators' answers."""
 
     def ground_truth(self, example_id: str) -> GroundTruth: ...
 
@@ -132,25 +132,25 @@ def item_rows(examples: Sequence[Example], values: Sequence[float], *, metric: s
     """
     import pandas as pd
 
-    told = {
+    columns = {
         "item": [question_id(example) for example in examples],
         "picture": [example.cluster for example in examples],
         "type": [example.stratum for example in examples],
     }
-    return pd.DataFrame({"metric": metric, "view": view, **told, "score": np.array(values, dtype=np.float32)})
+    return pd.DataFrame({"metric": metric, "view": view, **columns, "score": np.array(values, dtype=np.float32)})
 
 
 def with_joint_items(items: pd.DataFrame) -> pd.DataFrame:
     """Add the rows of two tasks both being right (Q->AR), of the questions that both ask."""
     import pandas as pd
 
-    found = [items]
+    tables = [items]
     for (first, second), joint in JOINT_METRICS.items():
         answers, rationales = (items[items["metric"] == metric] for metric in (first, second))
         both = answers.merge(rationales[["view", "item", "score"]], on=["view", "item"], suffixes=("", "_of_other"))
         if len(both):
-            found.append(both.assign(metric=joint, score=both["score"] * both.pop("score_of_other")))
-    return pd.concat(found, ignore_index=True)
+            tables.append(both.assign(metric=joint, score=both["score"] * both.pop("score_of_other")))
+    return pd.concat(tables, ignore_index=True)
 
 
 def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -171,8 +171,8 @@ def group_accuracy(items: pd.DataFrame) -> dict[str, float]:
 def accuracy_by_answer_type(items: pd.DataFrame, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
     types = [dataset.ground_truth(name).answer_type for name in items["item"]]
-    found = accuracy_by(types, items["score"].to_numpy())
-    return {kind: found[kind] for kind in ANSWER_TYPES if kind in found}
+    accuracies = accuracy_by(types, items["score"].to_numpy())
+    return {kind: accuracies[kind] for kind in ANSWER_TYPES if kind in accuracies}
 
 
 @dataclass(kw_only=True)
@@ -208,12 +208,12 @@ class AnswerTally:
         """
         number = self._given.total()
         best, worth = max(self._worth.items(), key=lambda pair: pair[1], default=(0, 0.0))
-        most, given = self._given.most_common(1)[0]
+        most, times = self._given.most_common(1)[0]
         return {
             "chance": 100.0 * self._chance / number,
             "majority": 100.0 * worth / number,
             "answer": self._name(best),
-            "given": 100.0 * given / number,
+            "given": 100.0 * times / number,
             "given_answer": self._name(most),
         }
 

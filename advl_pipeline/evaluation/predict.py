@@ -71,7 +71,7 @@ ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The student of a run with its heads, and the class names of each head."""
+    """It holds the student of a run with its heads, and the class names of each head."""
 
     student: Student
     heads: nn.ModuleDict
@@ -85,7 +85,7 @@ class FinishedRun:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes or answers of the run; None for one that only chooses."""
+        """Return the names of the classes or answers of the run; None for one that only chooses."""
         return next((names for names in self.label_names.values() if names), None)
 
     @torch.inference_mode()
@@ -248,7 +248,7 @@ Picture = str | os.PathLike[str] | bytes | Image.Image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a run answers: the text, and the logit of every answer that it could choose from."""
+    """It holds what a run answers: the text, and the logit of every answer that it could choose from."""
 
     text: str
     logits: Mapping[str, float]
@@ -256,7 +256,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringRun:
-    """A finished run that answers questions.
+    """It answers questions by a finished run.
 
     `answers` are the classes or open answers that it knows; none where it chooses. `finished` is its student.
     """

@@ -30,7 +30,7 @@ from advl_pipeline.training.teacher_features import cached_teacher
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """Agreement by teacher (see `Placement.agreements`)."""
+    """It holds the agreement by teacher (see `Placement.agreements`)."""
 
     placement: dict[str, dict[str, Any]]
 
@@ -60,8 +60,8 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
     dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
     check_caches(caches, dataset, data_root=data_root)
-    own = regions_of_run(read_config(config.student)) if is_finished(config.student) else []
-    regions = open_region_caches(config.regions or own, [(name, split)], data_root=data_root)
+    trained_regions = regions_of_run(read_config(config.student)) if is_finished(config.student) else []
+    regions = open_region_caches(config.regions or trained_regions, [(name, split)], data_root=data_root)
     use_region_caches(student, regions)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]

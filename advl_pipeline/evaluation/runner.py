@@ -66,7 +66,7 @@ EXAMPLES_AT_ONCE = 8192
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateResult:
-    """One document per test set, as written to evaluation/<set>.json."""
+    """The result holds one document per test set, as written to evaluation/<set>.json."""
 
     run: Path
     sets: dict[str, dict[str, Any]]
@@ -128,7 +128,7 @@ def _evaluate_set(
     scored = {
         task: _Scored(tally=AnswerTally(label_names=finished.label_names[head_name(task)])) for task in dataset.tasks
     }
-    parts = ((part, *one) for part in example_parts(dataset, sampled) for one in scored.items())
+    parts = ((part, task, kept) for part in example_parts(dataset, sampled) for task, kept in scored.items())
     for part, task, kept in parts:
         examples = [example for example in part if example.task == task]
         if not examples:
@@ -169,16 +169,23 @@ def _evaluate_set(
     intervals = {}
     items = with_joint_items(pd.concat([part for kept in scored.values() for part in kept.items]))
     by_view: Any = items.groupby(["view", "metric"], sort=False)
-    for (view, metric), one in by_view:
+    for (view, metric), items_of_view in by_view:
         prefix = f"item_{view}" if view else "item"
-        scores, pictures, types = one["score"].to_numpy(), one["picture"].tolist(), one["type"].tolist()
-        arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = scores, np.array(one["item"].tolist())
+        scores, pictures, types = (
+            items_of_view["score"].to_numpy(),
+            items_of_view["picture"].tolist(),
+            items_of_view["type"].tolist(),
+        )
+        arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = (
+            scores,
+            np.array(items_of_view["item"].tolist()),
+        )
         percents.setdefault(view, {})[metric] = 100.0 * float(scores.mean())
         if view == _TRUE_PICTURE:
             arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(pictures), np.array(types)
             interval = accuracy_interval(scores, pictures, types)
             intervals[metric] = {"low": interval.low, "high": interval.high}
-            true_items[metric] = one
+            true_items[metric] = items_of_view
     metrics = percents.pop(_TRUE_PICTURE)
     tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
     caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
@@ -193,7 +200,7 @@ def _evaluate_set(
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
         "caveats": caveats,
-        "num_items": {metric: len(one) for metric, one in true_items.items()},
+        "num_items": {metric: len(table) for metric, table in true_items.items()},
         "metrics": metrics,
         "intervals": intervals,
         "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
@@ -208,11 +215,12 @@ def _evaluate_set(
         # Every view costs one pass over the same batches.
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
         "by_question_type": {
-            metric: accuracy_by(one["type"].tolist(), one["score"].to_numpy()) for metric, one in true_items.items()
+            metric: accuracy_by(table["type"].tolist(), table["score"].to_numpy())
+            for metric, table in true_items.items()
         },
     }
     if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
-        document["by_group"] = {metric: group_accuracy(one) for metric, one in true_items.items()}
+        document["by_group"] = {metric: group_accuracy(table) for metric, table in true_items.items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
         document["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))

@@ -138,16 +138,16 @@ def _by_id(
 
     `records` are lines and what begins there; `what` is the subject of the sentence that refuses the file.
     """
-    found: dict[Name, Item] = {}
+    items: dict[Name, Item] = {}
 
     def named(record: Any) -> tuple[Name, Item]:
         name, item = parse(record)
-        if name in found:
+        if name in items:
             raise Malformed(f"{name!r} occurs twice")
         return name, item
 
-    found.update(require_sound(path, records, named, what=what))
-    return found
+    items.update(require_sound(path, records, named, what=what))
+    return items
 
 
 def _malformed(path: Path, why: str) -> DatasetError:
@@ -159,9 +159,12 @@ def _malformed(path: Path, why: str) -> DatasetError:
     )
 
 
-def _require_same_ids(path: Path, found: Collection[Name], expected: Collection[Name]) -> None:
+def _require_same_ids(path: Path, ids_of_file: Collection[Name], expected: Collection[Name]) -> None:
     """Refuse a file whose items are not exactly the annotated ones; the first id that only one side has is named."""
-    for what, ids in (("lacks", {*expected} - {*found}), ("has the unknown item", {*found} - {*expected})):
+    for what, ids in (
+        ("lacks", {*expected} - {*ids_of_file}),
+        ("has the unknown item", {*ids_of_file} - {*expected}),
+    ):
         if ids:
             raise _malformed(path, f"it {what} {min(ids)}, {len(ids)} such items in all")
 

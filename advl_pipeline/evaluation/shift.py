@@ -66,7 +66,7 @@ class ShiftDrop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftResult:
-    """One drop per metric that both sets were scored by."""
+    """It holds one drop per metric that both sets were scored by."""
 
     original_set: str
     shifted_set: str
@@ -89,9 +89,11 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
     original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
-        one, other = original[metric], shifted[metric]
-        match = match_questions(dataset, original_set, list(one["item"]), config.on, list(other["item"]))
-        drops[metric] = shift_drop(one["score"].to_numpy(), other["score"].to_numpy(), match)
+        original_items, shifted_items = original[metric], shifted[metric]
+        match = match_questions(
+            dataset, original_set, list(original_items["item"]), config.on, list(shifted_items["item"])
+        )
+        drops[metric] = shift_drop(original_items["score"].to_numpy(), shifted_items["score"].to_numpy(), match)
     return ShiftResult(original_set=original_set, shifted_set=config.on, drops=drops)
 
 
@@ -141,7 +143,10 @@ Questions = Literal["same", "part", "other"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionMatch:
-    """How two sets go together. Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other."""
+    """It says how two sets go together.
+
+    Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other.
+    """
 
     questions: Questions
     original_n: npt.NDArray[np.int64]
@@ -197,8 +202,8 @@ def match_questions(
     pairs = [(row_of[name], row) for row, question in enumerate(shifted_ids) if (name := shifted(question)) in row_of]
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     alike = _asks_alike(_test_set(dataset, original_set), _test_set(dataset, shifted_set))
-    found: Questions = "other" if not pairs else "part" if alike else "same"
-    return QuestionMatch(questions=found, original_n=rows[:, 0], shifted_n=rows[:, 1])
+    questions: Questions = "other" if not pairs else "part" if alike else "same"
+    return QuestionMatch(questions=questions, original_n=rows[:, 0], shifted_n=rows[:, 1])
 
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
@@ -213,16 +218,16 @@ def _test_set(dataset: str, name: str) -> _Set:
 
 
 def _asks_alike(original: _Set, shifted: _Set) -> bool:
-    """Whether a common id stands for the same words on the same picture with the same answer in both sets.
+    """Return whether a common id stands for the same words on the same picture with the same answer in both sets.
 
     A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
     """
-    found = []
+    annotated = []
     for dataset, split, benchmark in (original, shifted):
         if benchmark is None:
             return False
         annotations = benchmark.card.splits.get(split, {}).get("annotations")
-        found.append((benchmark.card.format, dataset, annotations))
-    (form, dataset, annotations), (other_form, other_dataset, other_annotations) = found
+        annotated.append((benchmark.card.format, dataset, annotations))
+    (form, dataset, annotations), (other_form, other_dataset, other_annotations) = annotated
     is_of_one_file = (dataset, annotations) == (other_dataset, other_annotations) and annotations is not None
     return form == other_form == "vqa" or is_of_one_file

@@ -41,7 +41,7 @@ _GRAIN = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A confidence interval in points."""
+    """It is a confidence interval in points."""
 
     low: float
     high: float
@@ -106,7 +106,7 @@ def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedComparison:
-    """One method against another over the same seeds and the same items.
+    """It compares one method with another over the same seeds and the same items.
 
     `mean` and `per_seed` are differences in points, one per seed in the order of the seeds. `p_seed` is of the paired
     t-test over seeds, None where that says nothing, and `p_sign_flip` of their sign-flip test. `p_item` is of the
@@ -300,7 +300,7 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatArray:
-    """Least-squares slope, one per seed (S,), of a gain in points for each doubling of the shots.
+    """Return the least-squares slope, one per seed (S,), of a gain in points for each doubling of the shots.
 
     Raises:
         ValueError: fewer than two distinct shot sizes.
@@ -384,7 +384,7 @@ def lost_in_part(
 
 def mean_per_seed(sets: Sequence[Contribution]) -> tuple[float, ...]:
     """Return the sum over sets of the mean over items, in points, one per seed."""
-    return tuple(float(value) for value in 100.0 * sum(one.values_SN.mean(axis=1) for one in sets))
+    return tuple(float(value) for value in 100.0 * sum(contribution.values_SN.mean(axis=1) for contribution in sets))
 
 
 def joint_interval(sets: Sequence[Contribution], *, resamples: int = 2000, resample_seeds: bool = True) -> Interval:
@@ -404,7 +404,10 @@ def joint_interval(sets: Sequence[Contribution], *, resamples: int = 2000, resam
         raise ValueError("a bootstrap needs at least one set of items")
     random = np.random.default_rng(0)
     means_BS = sum(
-        (resampled_means(one.values_SN, groups=one.groups, resamples=resamples, random=random) for one in sets),
+        (
+            resampled_means(contribution.values_SN, groups=contribution.groups, resamples=resamples, random=random)
+            for contribution in sets
+        ),
         start=np.zeros(()),
     )
     return interval_of_resamples(means_BS, random=random if resample_seeds else None)

@@ -26,20 +26,20 @@ def test_a_student_that_always_says_no_is_seen_beside_the_majority_answer() -> N
     scores = np.array([[0.0, 9.0, 1.0]] * 4)
     tally.add([example(str(n), soft=soft) for n, soft in enumerate(softs[:2])], scores[:2])
     tally.add([example(str(n), soft=soft) for n, soft in enumerate(softs[2:])], scores[2:])
-    found = tally.summary()
-    assert (found["answer"], found["given_answer"], found["given"]) == ("no", "no", 100.0)
-    assert found["majority"] == pytest.approx(100 * 1.6 / 4)
+    summary = tally.summary()
+    assert (summary["answer"], summary["given_answer"], summary["given"]) == ("no", "no", 100.0)
+    assert summary["majority"] == pytest.approx(100 * 1.6 / 4)
     # The fourth question has a right answer that the student has no class for.
-    assert found["chance"] == pytest.approx(100 * (1.0 + 0.9 + 1.0) / 3 / 4)
+    assert summary["chance"] == pytest.approx(100 * (1.0 + 0.9 + 1.0) / 3 / 4)
 
 
 def test_choices_may_be_fewer_and_are_named_by_their_place() -> None:
     tally, other = AnswerTally(label_names=()), AnswerTally(label_names=())
     scores = np.array([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, -np.inf, -np.inf]])
     tally.add([example("a:vcr-q2a", label=3, task="vcr-q2a"), example("b:vcr-q2a", label=1, task="vcr-q2a")], scores)
-    found = tally.summary()
-    assert found["chance"] == pytest.approx(100 * (1 / 4 + 1 / 2) / 2)
-    assert (found["majority"], found["answer"]) == (50.0, "choice 4")
+    summary = tally.summary()
+    assert summary["chance"] == pytest.approx(100 * (1 / 4 + 1 / 2) / 2)
+    assert (summary["majority"], summary["answer"]) == (50.0, "choice 4")
     other.add(
         [example("b:vcr-qa2r", label=0, task="vcr-qa2r"), example("a:vcr-qa2r", label=2, task="vcr-qa2r")], scores
     )

@@ -62,7 +62,7 @@ def test_a_part_is_taken_from_the_whole_over_disjoint_items(seed: int) -> None:
     sets = lost_in_part(whole, part, whole_n, part_n)
     expected = 100 * (whole.values_SN.mean(1) - part.values_SN.mean(1))
     assert mean_per_seed(sets) == pytest.approx(expected, abs=1e-9)
-    assert sum(one.values_SN.shape[1] for one in sets) == num_whole + num_part - num_both
+    assert sum(contribution.values_SN.shape[1] for contribution in sets) == num_whole + num_part - num_both
     joint_interval(sets, resamples=10)
 
 

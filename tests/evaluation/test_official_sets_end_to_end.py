@@ -81,10 +81,17 @@ def test_the_whole_way(
     advl(capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--no-confidence")
     finetune = ["finetune", "--dataset", name, "--cache", cache, "--method", "naive-kd", "--shots", 4]
     advl(capsys, *finetune, "--num-steps", 2, "--batch-size", 2, "--output", run)
-    evaluated = advl(capsys, "evaluate", run, "--probe", "none", *(word for one in sets for word in ("--on", one)))
+    evaluated = advl(
+        capsys,
+        "evaluate",
+        run,
+        "--probe",
+        "none",
+        *(word for evaluated_set in sets for word in ("--on", evaluated_set)),
+    )
     documents = evaluated.get("sets", evaluated)
-    for one in sets:
-        assert set(documents[one]["metrics"]) == metrics
+    for test_set in sets:
+        assert set(documents[test_set]["metrics"]) == metrics
     if len(sets) > 1:
         compared = advl(capsys, "score", "shift", run, "--on", sets[1])
         assert compared["original_set"] == sets[0]
@@ -92,9 +99,9 @@ def test_the_whole_way(
         kept = "same" if name == "vcr" else "part"
         assert {drop["questions"] for drop in compared["drops"].values()} == {kept}
         if kept == "part":
-            found = compared["drops"]["vqa"]
-            assert found["original"] == pytest.approx(documents[sets[0]]["metrics"]["vqa"])
-            assert found["shifted"] == pytest.approx(documents[sets[1]]["metrics"]["vqa"])
+            vqa_drop = compared["drops"]["vqa"]
+            assert vqa_drop["original"] == pytest.approx(documents[sets[0]]["metrics"]["vqa"])
+            assert vqa_drop["shifted"] == pytest.approx(documents[sets[1]]["metrics"]["vqa"])
     predicted = advl(capsys, "predict", run, "--on", "test")
     assert predicted["num_items"] == num_test
     if name == "vcr":
@@ -109,19 +116,19 @@ def test_the_whole_way(
         arguments = ["--annotations", annotations, "--results", predicted["path"]]
         scored = advl(capsys, "score", "snli-ve", *arguments)
         assert scored["accuracy"] == pytest.approx(documents["val"]["metrics"]["snli_ve"])
-        found = documents["val"]["confusion"]
-        order = [found["label_names"].index(label) for label in scored["label_names"]]
-        assert scored["confusion"] == [[found["counts"][true][called] for called in order] for true in order]
+        confusion = documents["val"]["confusion"]
+        order = [confusion["label_names"].index(label) for label in scored["label_names"]]
+        assert scored["confusion"] == [[confusion["counts"][true][called] for called in order] for true in order]
     else:
-        for one, (mode, questions, annotations) in VQA_FILES.items():
-            (document,) = advl(capsys, "evaluate", run, "--on", one, "--probe", "none")["sets"].values()
-            predicted = advl(capsys, "predict", run, "--on", one)
+        for test_set, (mode, questions, annotations) in VQA_FILES.items():
+            (document,) = advl(capsys, "evaluate", run, "--on", test_set, "--probe", "none")["sets"].values()
+            predicted = advl(capsys, "predict", run, "--on", test_set)
             arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
             scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
             assert document["vqa_mode"] == scored["mode"] == mode
             assert round(document["metrics"]["vqa"], 2) == scored["overall"]
             assert scored["per_answer_type"] == {
-                kind: round(found["accuracy"], 2) for kind, found in document["by_answer_type"].items()
+                kind: round(entry["accuracy"], 2) for kind, entry in document["by_answer_type"].items()
             }
         advl(capsys, "evaluate", run, "--on", "val", "--vqa-mode", "2017", "--probe", "none")
         files = [run / "evaluation" / f"val{ending}.json" for ending in ("", "@2017")]

@@ -35,15 +35,15 @@ def test_the_command_tells_agreement_with_caches_of_a_split_or_of_its_part(
     caches = [argument for path in small_corpus.caches for argument in ("--cache", path)]
     done = completed("readout", student_folder, *caches, "--data-root", small_corpus.data_root, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["placement"]
-    assert found["minilm-l6"]["words"]["chance"] == 0.25
-    assert 0 <= found["minilm-l6"]["words"]["share"] <= 1
-    assert found["minilm-l6"]["regions"] is None
-    assert found["efficientnet-lite0"]["regions"]["num_asked"] > 10
+    agreements = json.loads(done.stdout)["placement"]
+    assert agreements["minilm-l6"]["words"]["chance"] == 0.25
+    assert 0 <= agreements["minilm-l6"]["words"]["share"] <= 1
+    assert agreements["minilm-l6"]["regions"] is None
+    assert agreements["efficientnet-lite0"]["regions"]["num_asked"] > 10
     part = small_corpus.extract(tmp_path / "part", shots=4, confidence=False)
-    told = completed("readout", student_folder, "--cache", part, "--data-root", small_corpus.data_root)
-    assert "minilm-l6  words:" in told.stdout, told.stderr
-    assert "(chance 25 %)" in told.stdout
+    described = completed("readout", student_folder, "--cache", part, "--data-root", small_corpus.data_root)
+    assert "minilm-l6  words:" in described.stdout, described.stderr
+    assert "(chance 25 %)" in described.stdout
 
 
 def test_what_cannot_be_read_is_refused(small_corpus: SmallCorpus, student_folder: Path, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_what_cannot_be_read_is_refused(small_corpus: SmallCorpus, student_folde
 
 
 def test_a_path_of_a_caches_record_is_opened_where_it_was_typed(student_folder: Path, tmp_path: Path) -> None:
-    own = write_json_lines(tmp_path / "mine.jsonl", map(choice_row, range(20)))
+    rows_file = write_json_lines(tmp_path / "mine.jsonl", map(choice_row, range(20)))
     cache = tmp_path / "strange"
-    run_extract(ExtractConfig(teacher="minilm-l6", dataset=str(own), output=cache, confidence=False))
+    run_extract(ExtractConfig(teacher="minilm-l6", dataset=str(rows_file), output=cache, confidence=False))
     refused = completed("readout", student_folder, "--cache", cache)
     assert refused.returncode == 2, refused.stderr
     assert "only paths that you give are opened" in refused.stderr

@@ -68,8 +68,8 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
         folder = tmp_path / name
         for split, filed_under in SPLITS.items() if name == "npz" else [("train", SPLITS["train"])]:
             source = WRITERS[name](folder / filed_under, pictures(root, split))
-            told = Path(str(source).replace(f"{folder}/{filed_under}", f"{folder}/{{split}}"))
-            code, _, err = advl(capsys, *importing(root, told, folder / "caches" / split, split=split))
+            template = Path(str(source).replace(f"{folder}/{filed_under}", f"{folder}/{{split}}"))
+            code, _, err = advl(capsys, *importing(root, template, folder / "caches" / split, split=split))
             assert code == 0, err
             count = len(pictures(root, split))
             assert f"{count} pictures, {3 * count} rows of 24 in float32" in err
@@ -95,9 +95,9 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
 def test_what_cannot_be_imported_is_named_and_leaves_no_cache(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = pictures(root, "train")
-    broken, some = write_npz(tmp_path / "broken", found), write_npz(tmp_path / "some", found[:1])
-    for picture in found:
+    paths = pictures(root, "train")
+    broken, some = write_npz(tmp_path / "broken", paths), write_npz(tmp_path / "some", paths[:1])
+    for picture in paths:
         change(broken / f"{picture.stem}.npz", lambda _: {"image_w": np.array(65)})
     empty, several = tmp_path / "empty" / "coco_train2014", tmp_path / "several" / "coco_train2014"
     for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
@@ -135,9 +135,9 @@ def test_raw_files_are_refused_with_the_command_that_imports_them(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = "{split}/features.tsv"
+    template = "{split}/features.tsv"
     WRITERS["butd-tsv"](Path("train2014"), pictures(root, "train"))
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", told))
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", template))
     assert code == 2
     assert "Regions are read from a cache" in err
     assert not (tmp_path / "run").exists()
@@ -217,8 +217,8 @@ def test_an_import_is_resumed_verified_and_repaired_from_its_files(
     assert code == 0, err
     assert "every byte as it was" in out
     assert is_as_it_was()
-    given = ("--recompute", 3, "--source", regions, "--data-root", root)
-    code, out, err = advl(capsys, "cache", "verify", cache, *given)
+    arguments = ("--recompute", 3, "--source", regions, "--data-root", root)
+    code, out, err = advl(capsys, "cache", "verify", cache, *arguments)
     assert code == 0, err
     assert "3 units computed again" in out
 
@@ -239,10 +239,10 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         records = [vcr_record(number, split=split) for number in range(4)]
         write_vcr(Path("datasets"), records, split=split)
         stems = {Path(record["img_fn"]).stem for record in records}
-        found = {f"vcr_{split}_{stem}": some_regions(12, seed) for seed, stem in enumerate(sorted(stems))}
-        own = {f"vcr_gt_{split}_{stem}": some_regions(4, seed) for seed, stem in enumerate(sorted(stems))}
-        write_uniter_layout(Path("img_db"), f"vcr_{split}", found)
-        write_uniter_layout(Path("img_db"), f"vcr_gt_{split}", own)
+        detected = {f"vcr_{split}_{stem}": some_regions(12, seed) for seed, stem in enumerate(sorted(stems))}
+        annotated = {f"vcr_gt_{split}_{stem}": some_regions(4, seed) for seed, stem in enumerate(sorted(stems))}
+        write_uniter_layout(Path("img_db"), f"vcr_{split}", detected)
+        write_uniter_layout(Path("img_db"), f"vcr_gt_{split}", annotated)
         code, _, err = advl(
             *(capsys, "cache", "import", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}"),
             *("--name", "butd", "--dataset", "vcr", "--split", split),

@@ -19,8 +19,8 @@ scores = st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])
 def bootstrap(
     values_SN: np.ndarray, *, groups: s.ItemGroups | None = None, resamples: int = 4000, resample_seeds: bool = True
 ) -> s.Interval:
-    one = s.Contribution(values_SN=values_SN, groups=groups)
-    return s.joint_interval([one], resamples=resamples, resample_seeds=resample_seeds)
+    contribution = s.Contribution(values_SN=values_SN, groups=groups)
+    return s.joint_interval([contribution], resamples=resamples, resample_seeds=resample_seeds)
 
 
 def brute_force_sign_flip(differences: list[float]) -> float:
@@ -145,10 +145,10 @@ def test_shares_of_question_types_are_held_fixed_unless_there_are_too_many() -> 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_an_accuracy_without_spread_has_the_interval_of_its_number_of_pictures(right: float) -> None:
-    found = s.accuracy_interval(np.full(20, right), [str(item // 2) for item in range(20)], ["a", "b"] * 10)
+    interval = s.accuracy_interval(np.full(20, right), [str(item // 2) for item in range(20)], ["a", "b"] * 10)
     far = 100 * 1.959964**2 / (10 + 1.959964**2)
     expected = (100 - far, 100) if right else (0, far)
-    assert (found.low, found.high) == pytest.approx(expected, abs=1e-4)
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=1e-4)
     soft = s.accuracy_interval(np.full(20, 0.3, dtype=np.float32), [str(item) for item in range(20)], ["a"] * 20)
     assert 10 < soft.low < 30 < soft.high < 60
     some = s.accuracy_interval(np.array([right, 1 - right] * 10), [str(item) for item in range(20)], ["a"] * 20)
