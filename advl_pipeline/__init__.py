@@ -200,14 +200,14 @@ def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | Non
 
     from advl_pipeline.configuration import build_config
 
-    told = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     if data is None:
-        return build_config(cls, told)
+        return build_config(cls, values)
     if isinstance(data, (str, os.PathLike)):
-        return build_config(cls, told, {"dataset": os.fspath(data)})
+        return build_config(cls, values, {"dataset": os.fspath(data)})
     # Rows are written once all else is known to be sound.
-    build_config(cls, told, {"dataset": "given"})
+    build_config(cls, values, {"dataset": "given"})
     from advl_pipeline.datasets.own.given import keep_rows
 
-    root = told.get("data_root")
-    return build_config(cls, told, {"dataset": str(keep_rows(data, pictures=Path(root) if root else None))})
+    root = values.get("data_root")
+    return build_config(cls, values, {"dataset": str(keep_rows(data, pictures=Path(root) if root else None))})

@@ -105,10 +105,10 @@ def open_device(name: str) -> torch.device:
     import torch
 
     if name == AUTO:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if found is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is None:
             return torch.device("cpu")
-        return torch.device(found.type, torch.accelerator.current_device_index())
+        return torch.device(accelerator.type, torch.accelerator.current_device_index())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

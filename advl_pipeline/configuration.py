@@ -102,8 +102,8 @@ class Option:
     def bounds(self) -> str:
         """The numbers that it takes, in words; "" where any will do."""
         words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
-        told = [] if self.multiple_of is None else [f"a multiple of {self.multiple_of}"]
-        return ", ".join([*told, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
+        limits = [] if self.multiple_of is None else [f"a multiple of {self.multiple_of}"]
+        return ", ".join([*limits, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, otherwise: Any = None, **declared: Any) -> Any:  # noqa: A002
@@ -153,32 +153,32 @@ def declared(cls: type[Any]) -> dict[str, Declared]:
 def _declared(cls: type[Any]) -> dict[str, Declared]:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
-    found: dict[str, Declared] = {}
+    declaring = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
+    options: dict[str, Declared] = {}
     for part in cls.__mro__:
         for name, field in fields.items():
-            if own[name] is not part or "component" in field.metadata:
+            if declaring[name] is not part or "component" in field.metadata:
                 continue
             arguments = typing.get_args(hints[name])
             if any(isinstance(argument, TypeVar) for argument in arguments):
                 # A number that a class of another kind decides (`X | Undecided`) may be None.
-                arguments = tuple(None if isinstance(one, TypeVar) else one for one in arguments)
+                arguments = tuple(None if isinstance(argument, TypeVar) else argument for argument in arguments)
                 hints[name] = functools.reduce(operator.or_, arguments)
             stated = field.metadata.get("option", Option(help=""))
-            found[name] = Declared(field, hints[name], stated, part.__dict__.get("title", ""))
+            options[name] = Declared(field, hints[name], stated, part.__dict__.get("title", ""))
     for field in fields.values():
         if "component" in field.metadata:
-            found |= declared(field.metadata["component"])
-    return found
+            options |= declared(field.metadata["component"])
+    return options
 
 
 def option_values(config: Any) -> dict[str, Any]:
     """Return name -> value of each option of a configuration, those of its components among them."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        found |= option_values(value) if "component" in field.metadata else {field.name: value}
-    return found
+        values |= option_values(value) if "component" in field.metadata else {field.name: value}
+    return values
 
 
 def with_options(config: ConfigT, **changes: Any) -> ConfigT:
@@ -249,8 +249,8 @@ def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def fallbacks(cls: type[Any]) -> dict[str, Any]:
     """Return what stands for options that nobody gives: field name -> `otherwise` of its declaration."""
-    found = {name: declaration.option.otherwise for name, declaration in declared(cls).items()}
-    return {name: value for name, value in found.items() if value is not None}
+    unstated = {name: declaration.option.otherwise for name, declaration in declared(cls).items()}
+    return {name: value for name, value in unstated.items() if value is not None}
 
 
 def flag_of(name: str) -> str:
@@ -258,17 +258,17 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def refuse_ineffective(found: Mapping[str, str]) -> None:
+def refuse_ineffective(reasons: Mapping[str, str]) -> None:
     """Refuse options that would change nothing in what the command is asked for.
 
     Args:
-        found: field -> why; nothing where all is well.
+        reasons: field -> why; nothing where all is well.
 
     Raises:
         ConfigError: as said.
     """
-    if found:
-        raise ineffective(*map(flag_of, found), why="; ".join(dict.fromkeys(found.values())))
+    if reasons:
+        raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
 
 
 def name_of(flag: str) -> str:
@@ -278,7 +278,11 @@ def name_of(flag: str) -> str:
 
 def renamed(options: Mapping[str, Declared]) -> dict[str, str]:
     """Return the names that options had in an earlier release -> those of their fields."""
-    return {name_of(one.option.was): name for name, one in options.items() if one.option.was is not None}
+    return {
+        name_of(declaration.option.was): name
+        for name, declaration in options.items()
+        if declaration.option.was is not None
+    }
 
 
 @functools.cache
@@ -310,8 +314,10 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
     """
     options = declared(cls)
     earlier = renamed(options)
-    also = {name_of(one.option.also): name for name, one in options.items() if one.option.also}
-    found: dict[str, tuple[str, Any]] = {}
+    also = {
+        name_of(declaration.option.also): name for name, declaration in options.items() if declaration.option.also
+    }
+    entries: dict[str, tuple[str, Any]] = {}
     for key, value in layer.items():
         name = key.replace("-", "_")
         if name not in options and name in earlier:
@@ -319,11 +325,11 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
         name = name if name in options else earlier.get(name) or also.get(name, "")
         if not name:
             raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(key.replace("-", "_"), options))
-        if name in found:
-            why = f"{found[name][0]} and {key} are the same"
+        if name in entries:
+            why = f"{entries[name][0]} and {key} are the same"
             raise ConfigError("An option stands there twice.", where=where, why=why)
-        found[name] = key, value
-    return found
+        entries[name] = key, value
+    return entries
 
 
 def build_config(
@@ -367,14 +373,14 @@ def build_config(
 
 def _assembled(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """Return a configuration whose options have these values, each in the component that declares it."""
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         part = field.metadata.get("component")
         if part is not None:
-            given[field.name] = _assembled(part, values)
+            arguments[field.name] = _assembled(part, values)
         elif field.name in values:
-            given[field.name] = values[field.name]
-    return cls(**given)
+            arguments[field.name] = values[field.name]
+    return cls(**arguments)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

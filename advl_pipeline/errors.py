@@ -160,7 +160,7 @@ class NotFinite(AdvlError):
 
 
 class Interrupted(AdvlError):
-    """Stopped by a signal; the same command resumes."""
+    """A command was stopped by a signal; the same command resumes."""
 
     exit_code = 130
     usual = (again("give the same command again: it resumes"),)
@@ -178,6 +178,6 @@ def suggest_names(wanted: str, known: Iterable[str]) -> Suggestion:
     """Return a readable list of the known names nearest to `wanted`, or all of them when none is near."""
     known = sorted(set(known))
     near = difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)
-    told = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
-    told.wanted, told.nearest = wanted, near[0] if near else ""
-    return told
+    suggestion = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
+    suggestion.wanted, suggestion.nearest = wanted, near[0] if near else ""
+    return suggestion

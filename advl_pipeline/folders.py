@@ -80,11 +80,11 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside
             another folder of ours; runs may lie in studies.
     """
-    found, why = folder_kind(folder), ""
-    if found == kind:
+    present, why = folder_kind(folder), ""
+    if present == kind:
         return
-    if found is not None:
-        why = f"it holds {MARKERS[found].name} ({MARKERS[found].file})"
+    if present is not None:
+        why = f"it holds {MARKERS[present].name} ({MARKERS[present].file})"
     elif folder.exists() and not folder.is_dir():
         why = "it is a file"
     elif folder.is_dir():
@@ -112,10 +112,10 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
         ConfigError: as said.
     """
     for parent in path.resolve().parents:
-        found = folder_kind(parent)
-        if found is not None and found != home:
+        outer = folder_kind(parent)
+        if outer is not None and outer != home:
             raise ConfigError(
-                f"Nothing else may be written inside {MARKERS[found].name}.",
+                f"Nothing else may be written inside {MARKERS[outer].name}.",
                 where=str(path),
                 why=f"{parent} is one",
                 next_command=f"give another {option}",

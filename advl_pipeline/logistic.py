@@ -126,12 +126,12 @@ def fit_logistic(
         penalty=penalty,
         num_outputs=start_XO.shape[1],
     )
-    found = minimize(
+    optimum = minimize(
         objective,
         start_XO.ravel(),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-5},
     )
-    fitted_XO: FloatArray = found.x.reshape(start_XO.shape)
+    fitted_XO: FloatArray = optimum.x.reshape(start_XO.shape)
     return fitted_XO

@@ -42,11 +42,11 @@ def data_folders() -> tuple[Path, ...]:
 
 def data_files(folder: str) -> dict[str, Path]:
     """Return the TOML files of a folder in `data/` and in the plug-ins' folders of that name: stem -> file."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for home in data_folders():
         for path in sorted((home / folder).glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))
 
 
 def read_tables(name: str) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def package_folder(module: str) -> Path | None:
 
 def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str, str]:
     """Return the version of each distribution; `absent` stands for that of one that is not installed."""
-    found = {}
+    versions = {}
     for name in distributions:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = absent
-    return found
+            versions[name] = absent
+    return versions
 
 
 def install_extra(*extras: str, note: str = "") -> Advice:
@@ -90,12 +90,14 @@ def install_extra(*extras: str, note: str = "") -> Advice:
     required = [line.partition(";") for line in importlib.metadata.requires(DISTRIBUTION) or ()]
 
     def packages_of(extra: str) -> list[str]:
-        found: list[str] = []
+        requirements: list[str] = []
         for wanted, _, condition in required:
             if re.search(rf"extra == ['\"]{extra}['\"]", condition):
                 ours = re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", wanted.strip())
-                found += chain.from_iterable(map(packages_of, ours[1].split(","))) if ours else [wanted.strip()]
-        return found
+                requirements += (
+                    chain.from_iterable(map(packages_of, ours[1].split(","))) if ours else [wanted.strip()]
+                )
+        return requirements
 
     return advise(["pip", "install", *chain.from_iterable(map(packages_of, extras))], note=note)
 

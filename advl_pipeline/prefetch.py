@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
 
 
 class Prefetcher(Generic[Item]):
-    """Iterate over `make_items()` with some items prepared ahead.
+    """Iterates over `make_items()` while a thread prepares some items ahead.
 
     An error of the producer is raised where the item would have come. Leaving the context stops the thread.
 

@@ -25,11 +25,11 @@ def read_table(readme: str) -> tuple[list[str], list[tuple[str, list[tuple[float
     """Return the test sets, and (method, its mean and standard deviation on each) from the first table of results."""
     lines = readme.partition("## What it brings")[2].partition("\n## ")[0].splitlines()
     rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    found = []
+    series = []
     for name, *cells in rows[2:]:
         values = [CELL.search(cell) for cell in cells]
-        found.append((name, [(float(value[1]), float(value[2])) for value in values if value]))
-    return rows[0][1:], found
+        series.append((name, [(float(value[1]), float(value[2])) for value in values if value]))
+    return rows[0][1:], series
 
 
 def draw(theme: str, path: Path) -> None:

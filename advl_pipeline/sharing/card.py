@@ -48,13 +48,15 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
     study, seeds = "", list[int]()
-    if (folder := next((one for one, _ in studies_of(run)), None)) is not None:
+    if (folder := next((place for place, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
         seeds = sorted({cell.seed for cell in rows_of(gathered.cells, state="finished")})
         # Its headings stand below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)
-    documents = {name: found.summary for name in read_documents(run) if (found := read_evaluation(run, name))}
+    documents = {
+        name: evaluation.summary for name in read_documents(run) if (evaluation := read_evaluation(run, name))
+    }
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_torch = model.endswith(".py")
     # What the common harness calls the public sets that students are scored on.
@@ -84,7 +86,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         by_type=[
             f"{test_set}, {wording.metric_name(metric)}: "
             + ", ".join(
-                f"{kind or 'others'} {one['accuracy']:.1f} of {one['num_items']}" for kind, one in kinds.items()
+                f"{kind or 'others'} {score['accuracy']:.1f} of {score['num_items']}" for kind, score in kinds.items()
             )
             for test_set, document in documents.items()
             for metric, kinds in document.get("by_question_type", {}).items()

@@ -11,7 +11,7 @@ from advl_pipeline.configuration import Configuration, Output, option
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRunConfig(Configuration):
-    """Configuration of `advl export`."""
+    """Says which run `advl export` gives away, in which form and where to."""
 
     run: Path = option(help="Folder of a finished run.")
     to: Literal["transformers", "torch"] = option(
@@ -28,7 +28,7 @@ class ExportRunConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushConfig(Configuration):
-    """Configuration of `advl cache push`."""
+    """Says which cache `advl cache push` uploads, and where to."""
 
     cache: Path = option(help="Folder of the cache.")
     repository: str = option(help="Dataset repository of the hub, ORG/NAME; an earlier push is replaced.")
@@ -37,7 +37,7 @@ class PushConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PullConfig(Configuration):
-    """Configuration of `advl cache pull`."""
+    """Says which cache `advl cache pull` fetches, and where to."""
 
     repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
     output: Path = option(

@@ -50,7 +50,7 @@ class StudentProgram:
 
 
 class Scores(nn.Module):
-    """A student with its head: a batch -> logits."""
+    """Computes the class logits of a batch, by a student with its head."""
 
     def __init__(self, student: Student, head: nn.Module) -> None:
         super().__init__()
@@ -115,9 +115,9 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
 
 def legend_of(batch: StudentBatch, inputs: Iterable[str]) -> tuple[str, ...]:
     """Return the sentences of the docstrings of a batch that name one of the inputs."""
-    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(type(batch).__mro__[:-1])]
-    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
-    return tuple(one for one in sentences if any(f"`{name}`" in one for name in inputs))
+    docstrings = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(type(batch).__mro__[:-1])]
+    sentences = [" ".join(sentence.split()) for text in docstrings for sentence in re.split(r"(?<=\.)\s+", text)]
+    return tuple(sentence for sentence in sentences if any(f"`{name}`" in sentence for name in inputs))
 
 
 def fields_read(scores: Scores, batch: StudentBatch) -> list[str]:

@@ -75,7 +75,7 @@ def open_repository(name: str, *, kind: str, private: bool) -> Repository:
         StorageError: the hub cannot be reached or refuses.
     """
     api = _api(name)
-    with _told(name):
+    with _hub_errors(name):
         # None leaves a new one as its owner's settings have it.
         api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
         info = api.repo_info(name, repo_type=kind)
@@ -107,7 +107,7 @@ def upload(repository: Repository, folder: Path, *, message: str, card: str | No
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
     gone = set(repository.files) - {*files, *OF_THE_HUB}
     operations += [CommitOperationDelete(name) for name in sorted(gone)]
-    with _told(repository.name):
+    with _hub_errors(repository.name):
         done = repository.api.create_commit(
             repository.name,
             operations,
@@ -150,7 +150,7 @@ def run_pull(config: PullConfig) -> PulledCache:
     output = config.output
     require_outputs(config)
     api = _api(config.repository)
-    with _told(config.repository):
+    with _hub_errors(config.repository):
         info = api.repo_info(config.repository, repo_type="dataset", revision=config.revision)
     files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
     if COMPLETE_RECORD not in files or IDENTITY_FILE not in files:
@@ -178,7 +178,7 @@ def run_pull(config: PullConfig) -> PulledCache:
         )
     with writing(output):
         partial.mkdir(parents=True, exist_ok=True)
-    with _told(config.repository):
+    with _hub_errors(config.repository):
         # By commit: a resumed download never mixes two states of the repository.
         api.snapshot_download(
             config.repository,
@@ -195,12 +195,12 @@ def run_pull(config: PullConfig) -> PulledCache:
                 path.unlink()
     report = verify_cache(partial)
     if not report.is_sound:
-        found = describe_findings(report)
+        finding = describe_findings(report)
         remove_left(partial)
         raise CorruptCache(
             "The cache on the hub is not sound.",
             where=f"{config.repository} at {info.sha}",
-            why=f"{found.what} {found.why}",
+            why=f"{finding.what} {finding.why}",
             next_command="ask for another upload of it, or make the cache here",
         )
     with writing(output):
@@ -222,8 +222,8 @@ def _refusal(name: str, why: str, next_command: str) -> StorageError:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turn what the hub and its library say into one error about a repository."""
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turn whatever error the hub or its library raises into one of ours about a repository."""
     try:
         yield
     except HFValidationError as error:

@@ -1,4 +1,4 @@
-"""Teachers: frozen encoders behind one small interface.
+"""Teachers are frozen encoders behind one small interface.
 
 In: batches of decoded pictures (with boxes) or of texts.
 Out: one global vector per unit, token vectors per word piece, grid cell or box, and statistics (`interface.py`);

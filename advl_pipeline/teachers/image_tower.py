@@ -64,7 +64,7 @@ Small pieces stay in a CPU's caches: EfficientNet-Lite0 does 39.7 pictures/s on 
 
 
 class PixelImageTower:
-    """An `ImageTower` over any `VisionBackbone`.
+    """Encodes pictures, as an `ImageTower`, by any `VisionBackbone`.
 
     With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
     1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. The cells of

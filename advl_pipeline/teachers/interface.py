@@ -1,4 +1,4 @@
-"""The interface of a teacher's towers.
+"""Declares the interface of a teacher's towers.
 
 Shapes: N units in a batch, D feature width, M tokens of one unit, K classes of the teacher's own classifier.
 """
@@ -55,7 +55,10 @@ class EncodedBatch:
 
 
 class Tower(Protocol):
-    """One frozen encoder of one modality. Results never depend on what else is in a batch (up to rounding)."""
+    """Encodes units of one modality with frozen weights.
+
+    Results never depend on what else is in a batch (up to rounding).
+    """
 
     @property
     def global_dim(self) -> int: ...
@@ -77,7 +80,7 @@ class Tower(Protocol):
 
 
 class ImageTower(Tower, Protocol):
-    """A vision encoder."""
+    """Encodes pictures, whole and by grid cells or boxes."""
 
     def num_tokens(self, unit: ImageUnit) -> int:
         """Token rows of a unit (grid cells or boxes), without opening the picture."""
@@ -89,7 +92,7 @@ class ImageTower(Tower, Protocol):
 
 
 class TextTower(Tower, Protocol):
-    """A text encoder."""
+    """Encodes texts, whole and by word pieces."""
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
         """Tokenise, with character spans into each unit's text; never cuts a text silently."""

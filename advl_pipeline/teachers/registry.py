@@ -227,7 +227,8 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
         )
         return teacher
     drawn, known = (
-        [tower.describe() for tower in (one.image, one.text) if tower is not None] for one in (teacher, usual)
+        [tower.describe() for tower in (compared.image, compared.text) if tower is not None]
+        for compared in (teacher, usual)
     )
     if drawn == known:
         raise ConfigError(
@@ -294,9 +295,9 @@ def show_teacher(name: str) -> dict[str, Any]:
     if seed is not None:
         summary["about"] = f"random weights (control): {summary['about']}"
     if card is None:
-        told = dict.fromkeys(("global_feature", "long_texts"), "as the plug-in has it")
+        placeholders = dict.fromkeys(("global_feature", "long_texts"), "as the plug-in has it")
         source = f"plug-in {plugin_entry_points()[inner].value}"
-        return {"summary": summary, "source": source, **told, "features": [], "how_to_get": ""}
+        return {"summary": summary, "source": source, **placeholders, "features": [], "how_to_get": ""}
     plugin = described(card.name)
     windows = f"{card.max_length} word pieces" if card.max_length else "the model's longest input"
     how_to_get = f"fetched when first used; or: hf download {card.repository} --local-dir DIR, then --weights DIR"
@@ -314,8 +315,8 @@ def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
     """Return a line of the list. `at_hand`: the weights are on this machine; None where a plug-in alone knows."""
     if card is None:
         return {"name": name, "modalities": (), "at_hand": None, "megabytes": 0, "licence": "", "about": "plug-in"}
-    told = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
-    return {"name": name, "at_hand": is_at_hand(card), **told}
+    facts = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
+    return {"name": name, "at_hand": is_at_hand(card), **facts}
 
 
 def is_at_hand(card: TeacherCard) -> bool:

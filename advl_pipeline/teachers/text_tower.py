@@ -119,7 +119,7 @@ class TextBackbone(ABC):
 
 
 class WordPieceTextTower:
-    """A `TextTower` over any `TextBackbone`.
+    """Encodes texts, as a `TextTower`, by any `TextBackbone`.
 
     Token features are the states of the word pieces without special tokens. A text of more pieces than the model
     takes is read in overlapping windows (`plan_windows`). Padding is masked, so that a batch's composition does not
@@ -190,23 +190,25 @@ class WordPieceTextTower:
         with torch.inference_mode():
             for start in range(0, len(rows), FORWARD_CHUNK):
                 ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
-                found = self.backbone(ids_BL.to(device), mask_BL.to(device))
-                global_rows.extend(found.global_BD.float())
-                token_rows.extend(found.tokens_BLD.float())
+                states = self.backbone(ids_BL.to(device), mask_BL.to(device))
+                global_rows.extend(states.global_BD.float())
+                token_rows.extend(states.tokens_BLD.float())
         skip, first = len(self.pieces.prefix), 0
         global_values: list[torch.Tensor] = []
         token_values: list[torch.Tensor] = []
         for plan in plans:
-            own = slice(first, first + len(plan))
+            windows = slice(first, first + len(plan))
             first += len(plan)
-            global_D = global_rows[own][0]
+            global_D = global_rows[windows][0]
             if len(plan) > 1:
-                owned_W = torch.tensor([float(one.keep_stop - one.keep_start) for one in plan], device=device)
-                global_D = (torch.stack(global_rows[own]) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)
+                owned_W = torch.tensor(
+                    [float(window.keep_stop - window.keep_start) for window in plan], device=device
+                )
+                global_D = (torch.stack(global_rows[windows]) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)
             global_values.append(global_D)
             kept = [
-                states_LD[skip + one.keep_start - one.start : skip + one.keep_stop - one.start]
-                for states_LD, one in zip(token_rows[own], plan, strict=True)
+                states_LD[skip + window.keep_start - window.start : skip + window.keep_stop - window.start]
+                for states_LD, window in zip(token_rows[windows], plan, strict=True)
             ]
             token_values.append(torch.cat(kept))
         global_ND = torch.stack(global_values)

@@ -97,14 +97,16 @@ def _from_hub(architecture: str, options: OpenOptions) -> Any:
 
 
 def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorNames | None) -> None:
-    found = [weights] if weights.is_file() else [path for path in weights.glob("*") if path.suffix in TENSOR_FILES]
-    if len(found) != 1:
+    candidates = (
+        [weights] if weights.is_file() else [path for path in weights.glob("*") if path.suffix in TENSOR_FILES]
+    )
+    if len(candidates) != 1:
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are not where --weights says.",
             where=str(weights),
-            why=f"a timm network needs one file of tensors, found {len(found)}",
+            why=f"a timm network needs one file of tensors, found {len(candidates)}",
         )
-    (path,) = found
+    (path,) = candidates
     try:
         is_safe = path.suffix == ".safetensors"
         state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -118,7 +120,7 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
 
 
 class TimmBackbone(VisionBackbone):
-    """A timm model with its own preprocessing.
+    """Runs a timm model, with its own preprocessing.
 
     The global feature is what its classifier sees (`forward_head(pre_logits=True)`); the grid is its last feature
     map without class and register tokens; logits come from its classifier where it has one.

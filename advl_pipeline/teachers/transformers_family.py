@@ -135,7 +135,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
 
 
 class PairVisionBackbone(VisionBackbone):
-    """The vision tower of a pair.
+    """Runs the vision tower of a pair.
 
     Global: CLIP's class token or SigLIP's attention pooling, in the joint space. Grid: patch states after the last
     norm, in the tower's own space.
@@ -165,7 +165,7 @@ class PairVisionBackbone(VisionBackbone):
 
 
 class PairTextBackbone(TextBackbone):
-    """The text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
+    """Runs the text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
 
     def __init__(self, pair: Any, model_type: str, **place: Any) -> None:
         self._is_clip = model_type == "clip"

@@ -1,4 +1,4 @@
-"""Loading transformers models from a folder or the hub, safely and completely.
+"""Loads transformers models from a folder or the hub, safely and completely.
 
 Code of a repository is never run, files are never unpickled (`weights_only`), and a weight that the files lack is
 an error, never a random number.

@@ -63,13 +63,13 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
         wanted = _fold(_strip_marks(piece))
         # An unknown piece may stand for a whole word, so the next one may lie further on by that much.
         reach = position + len(wanted) + (64 * pending if pending else 0)
-        found = folded.find(wanted, position, reach) if wanted else -1
-        if found < 0:
+        match = folded.find(wanted, position, reach) if wanted else -1
+        if match < 0:
             pending += 1
             continue
-        starts_M[row] = origin[found]
-        ends_M[row] = origin[found + len(wanted) - 1] + 1
-        position = found + len(wanted)
+        starts_M[row] = origin[match]
+        ends_M[row] = origin[match + len(wanted) - 1] + 1
+        position = match + len(wanted)
         pending = 0
     # Both rise from piece to piece, so the found neighbours are those of the largest end and of the smallest start.
     is_found_M = starts_M >= 0
@@ -132,7 +132,7 @@ class WordPieces:
             return []
         if not self._has_offsets:
             return [self._align(text) for text in texts]
-        found = self._tokenizer(
+        encoding = self._tokenizer(
             list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,
@@ -146,7 +146,7 @@ class WordPieces:
                 ids_M=np.asarray(ids, dtype=np.int64),
                 spans_M2=trim_spans(text, np.asarray(offsets, dtype=np.int32).reshape(-1, 2)),
             )
-            for text, ids, offsets in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+            for text, ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
