@@ -1,4 +1,4 @@
-"""What to type next: an error's own advice completed with what the user gave, or one that the command suggests."""
+"""Says what to type next: an error's own advice with what the user gave in it, or one that the command suggests."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SECRET = re.compile(r"(://)[^/\s]*@")
 
 @dataclass(slots=True)
 class Invocation:
-    """What the user typed, and what of it the command understood before it failed."""
+    """Holds what the user typed, and the values of options that the command read from it before it failed."""
 
     group: click.Group
     arguments: Sequence[str]
-    given: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, words: Sequence[str] | None = None) -> str:
         """Return the command line, or other words in its place, without the secrets that a URL in it may hold."""
@@ -42,13 +42,13 @@ class Invocation:
         advice = error.next_command or self._usual_advice(error)
         if not isinstance(advice, Advice):
             return advice
-        told = str(advise(*map(self.completed, advice.commands), note=advice.note))
+        line = str(advise(*map(self.completed, advice.commands), note=advice.note))
         if advice.again is None:
-            return told
+            return line
         words = self._without(advice.left_out)
         if advice.left_out and words == list(self.arguments):
-            return told  # They stand in a file.
-        return f"{told}\n         {self.command([*words, *advice.again])}"
+            return line  # They stand in a file.
+        return f"{line}\n         {self.command([*words, *advice.again])}"
 
     def after_usage_error(self, error: click.UsageError) -> str:
         """Return the user's command with the mistyped option put right, or the help of the command."""
@@ -65,13 +65,13 @@ class Invocation:
         words = list(command)
         if words[0] != "advl":
             return words
-        found, _ = command_of(words[1:], self.group)
-        known = {parameter.name for parameter in found.params} if found is not None else set()
-        for name in sorted(SAME_EVERYWHERE & known & set(self.given)):
+        advised, _ = command_of(words[1:], self.group)
+        known = {parameter.name for parameter in advised.params} if advised is not None else set()
+        for name in sorted(SAME_EVERYWHERE & known & set(self.values)):
             flag = flag_of(name)
             if flag in words:
                 del words[words.index(flag) : words.index(flag) + 2]
-            words += [flag, str(self.given[name])]
+            words += [flag, str(self.values[name])]
         return words
 
     def _without(self, flags: Sequence[str]) -> list[str]:
@@ -101,8 +101,8 @@ class Invocation:
         def completed(word: str) -> str:
             if not word.isupper():
                 return word
-            given = self.given.get(word.lower()) or ()
-            values = [str(value) for value in given] if isinstance(given, (tuple, list)) else [str(given)]
+            typed = self.values.get(word.lower()) or ()
+            values = [str(value) for value in typed] if isinstance(typed, (tuple, list)) else [str(typed)]
             return next((value for value in values if len(values) == 1 or error.where.startswith(value)), "")
 
         for advice in error.usual:
@@ -118,7 +118,7 @@ class Invocation:
         # The end of a path is meant only where no word is the wrong one by itself: `--data pets --output runs/pets`.
         for before in ("^|=", "/"):
             pattern = re.compile(rf"({before}){re.escape(wrong)}($|=)")
-            words = [pattern.sub(lambda found: found[1] + near + found[2], word) for word in self.arguments]
+            words = [pattern.sub(lambda match: match[1] + near + match[2], word) for word in self.arguments]
             if words != list(self.arguments):
                 return self.command(words)
         return ""
@@ -157,8 +157,8 @@ def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command 
             return command, number
         if word.startswith("-"):
             continue
-        found = command.get_command(click.Context(command), word)
-        if found is None:
+        subcommand = command.get_command(click.Context(command), word)
+        if subcommand is None:
             return None, 0
-        command = found
+        command = subcommand
     return command, len(words)

@@ -25,7 +25,7 @@ def cache() -> None:
     """
 
 
-@config_command(InfoConfig, "info", of=cache, arguments=("cache",))
+@config_command(InfoConfig, "info", group=cache, arguments=("cache",))
 def info(config: InfoConfig) -> Iterator[Any]:
     """Say what a cache holds, finished or not.
 
@@ -51,15 +51,15 @@ def info(config: InfoConfig) -> Iterator[Any]:
         for unit, reason in item.quarantined.items():
             click.echo(f"  not readable: {unit} ({reason})")
     for item_set in result.confidences:
-        of = item_set["identity"]
+        identity = item_set["identity"]
         click.echo(
-            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {of['dataset']}, "
-            f"split {of['split']} ({', '.join(of['tasks'])}), "
-            f"estimated by {of['estimator']} from the {of['view']} features"
+            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {identity['dataset']}, "
+            f"split {identity['split']} ({', '.join(identity['tasks'])}), "
+            f"estimated by {identity['estimator']} from the {identity['view']} features"
         )
 
 
-@config_command(VerifyConfig, "verify", of=cache, arguments=("cache",))
+@config_command(VerifyConfig, "verify", group=cache, arguments=("cache",))
 def verify(config: VerifyConfig) -> Iterator[Any]:
     """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
 
@@ -88,7 +88,7 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
         click.echo(f"{report.recomputed} units computed again, largest 1 - cosine {report.worst:.2g}")
 
 
-@config_command(RepairConfig, "repair", of=cache, arguments=("cache",))
+@config_command(RepairConfig, "repair", group=cache, arguments=("cache",))
 def repair(config: RepairConfig) -> Iterator[Any]:
     """Redo what is damaged or unfinished, and nothing else.
 
@@ -114,7 +114,7 @@ def repair(config: RepairConfig) -> Iterator[Any]:
     )
 
 
-@config_command(ExportConfig, "export", of=cache, arguments=("cache",))
+@config_command(ExportConfig, "export", group=cache, arguments=("cache",))
 def export(config: ExportConfig) -> Iterator[Any]:
     """Write a cache's features as HDF5 or safetensors.
 
@@ -129,7 +129,7 @@ def export(config: ExportConfig) -> Iterator[Any]:
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
 
 
-@config_command(PushConfig, "push", of=cache, arguments=("cache", "repository"))
+@config_command(PushConfig, "push", group=cache, arguments=("cache", "repository"))
 def push(config: PushConfig) -> Iterator[Any]:
     """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
 
@@ -143,7 +143,7 @@ def push(config: PushConfig) -> Iterator[Any]:
     click.echo(f"uploaded: {url}")
 
 
-@config_command(PullConfig, "pull", of=cache, arguments=("repository",))
+@config_command(PullConfig, "pull", group=cache, arguments=("repository",))
 def pull(config: PullConfig) -> Iterator[Any]:
     """Download a cache from the hub and verify it; an interrupted download goes on.
 
@@ -157,7 +157,7 @@ def pull(config: PullConfig) -> Iterator[Any]:
     click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
 
 
-@config_command(ImportConfig, "import", of=cache, arguments=("source",))
+@config_command(ImportConfig, "import", group=cache, arguments=("source",))
 def import_(config: ImportConfig) -> Iterator[Any]:
     """Make a cache from features that exist: a detector's regions, or arrays that are filed under pictures.
 
@@ -181,7 +181,7 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 
 
-@config_command(PruneConfig, "prune", of=cache, arguments=("cache",))
+@config_command(PruneConfig, "prune", group=cache, arguments=("cache",))
 def prune(config: PruneConfig) -> Iterator[Any]:
     """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
 

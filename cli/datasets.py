@@ -1,4 +1,4 @@
-"""`advl datasets`."""
+"""`advl datasets` lists datasets, shows their cards, and checks, builds and draws from them."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def card(name: str) -> Iterator[Any]:
     """
     from advl_pipeline.datasets.check import card_of
 
-    found = card_of(name)
-    yield {"name": found.name, **found.facts}
-    if file := data_files("cards").get(found.name):
+    dataset_card = card_of(name)
+    yield {"name": dataset_card.name, **dataset_card.facts}
+    if file := data_files("cards").get(dataset_card.name):
         click.echo(file.read_text(encoding="utf-8"), nl=False)
     else:
-        print_json(found.facts)  # Of a plug-in that wrote its card in Python.
+        print_json(dataset_card.facts)  # Of a plug-in that wrote its card in Python.
 
 
-@config_command(CheckConfig, "check", of=datasets, arguments=("name",))
+@config_command(CheckConfig, "check", group=datasets, arguments=("name",))
 def check(config: CheckConfig) -> Iterator[Any]:
     """Say what of a dataset is there, what is missing and what is damaged, against its card.
 
@@ -105,7 +105,7 @@ def check(config: CheckConfig) -> Iterator[Any]:
         click.echo(f"  next: {command}")
 
 
-@config_command(SubsetConfig, "subset", of=datasets, arguments=("name",))
+@config_command(SubsetConfig, "subset", group=datasets, arguments=("name",))
 def subset(config: SubsetConfig) -> Iterator[Any]:
     """Draw a low-shot subset, nested in its size and balanced, and write its ids for others to reuse.
 

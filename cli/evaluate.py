@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     for name, document in result.sets.items():
         for metric, value in document["metrics"].items():
             use = document.get("use_of_vision", {}).get(metric, {})
-            change = "  ".join(f"{kind} {0.0 - found['drop']:+.2f}" for kind, found in use.items())
+            change = "  ".join(f"{kind} {0.0 - loss['drop']:+.2f}" for kind, loss in use.items())
             spread = document["intervals"][metric]
             change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
             trivial = document["trivial"].get(metric)
@@ -54,16 +54,17 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
             click.echo(row.rstrip())
         for metric, trivial in document["trivial"].items():
-            told = f"the majority answer is {trivial['answer']!r}"
+            line = f"the majority answer is {trivial['answer']!r}"
             if "given" in trivial:
-                told += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
-            click.echo(f"  {metric}: {told}")
-        for metric, found in document.get("by_group", {}).items():
+                line += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
+            click.echo(f"  {metric}: {line}")
+        for metric, group_score in document.get("by_group", {}).items():
             click.echo(
-                f"  {metric}: {found['accuracy']:.2f} % of {found['num_groups']} groups, all of whose items are right"
+                f"  {metric}: {group_score['accuracy']:.2f} % of {group_score['num_groups']} groups, "
+                "all of whose items are right"
             )
         if "vqa_mode" in document:
-            types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
+            types = ", ".join(f"{kind} {score['accuracy']:.2f}" for kind, score in document["by_answer_type"].items())
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
         if len(document.get("confusion", {}).get("label_names", ())) in range(1, MAX_CLASSES_SHOWN + 1):
             print_confusion(**document["confusion"])
@@ -111,8 +112,8 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
     result = run_readout(config)
     yield result
-    for teacher, found in result.placement.items():
-        for nodes, numbers in found.items():
+    for teacher, placements in result.placement.items():
+        for nodes, numbers in placements.items():
             if numbers is not None:
                 share, chance = 100 * numbers["share"], 100 * numbers["chance"]
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
@@ -129,7 +130,7 @@ def score() -> None:
     """
 
 
-@config_command(ScoreVqaConfig, "vqa", of=score)
+@config_command(ScoreVqaConfig, "vqa", group=score)
 def vqa(config: ScoreVqaConfig) -> Iterator[Any]:
     """Score VQA: overall, per answer type and per question type, as the official evaluator does.
 
@@ -153,7 +154,7 @@ def vqa(config: ScoreVqaConfig) -> Iterator[Any]:
         click.echo(f"  {name:<32} {value:6.2f}")
 
 
-@config_command(ScoreVcrConfig, "vcr", of=score)
+@config_command(ScoreVcrConfig, "vcr", group=score)
 def vcr(config: ScoreVcrConfig) -> Iterator[Any]:
     """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
 
@@ -170,7 +171,7 @@ def vcr(config: ScoreVcrConfig) -> Iterator[Any]:
         click.echo(f"  {name:<5} {value:6.2f}")
 
 
-@config_command(ScoreSnliVeConfig, "snli-ve", of=score)
+@config_command(ScoreSnliVeConfig, "snli-ve", group=score)
 def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
     """Score SNLI-VE: accuracy and confusion matrix.
 
@@ -190,7 +191,7 @@ def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
     print_confusion(result.label_names, result.counts)
 
 
-@config_command(ScoreShiftConfig, "shift", of=score, arguments=("run",))
+@config_command(ScoreShiftConfig, "shift", group=score, arguments=("run",))
 def shift(config: ScoreShiftConfig) -> Iterator[Any]:
     """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
 
@@ -207,5 +208,7 @@ def shift(config: ScoreShiftConfig) -> Iterator[Any]:
         change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}]"
         if drop.p_value is not None:
             change += f", p {drop.p_value:.3g}"
-        told = "the same questions" if drop.questions == "same" else "a part of all questions"
-        click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {told}")
+        compared = "the same questions" if drop.questions == "same" else "a part of all questions"
+        click.echo(
+            f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {compared}"
+        )

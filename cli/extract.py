@@ -89,12 +89,13 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     click.echo(f"cache: {result.path}")
 
 
-def when_it_pays(found: Payback) -> str:
+def when_it_pays(payback: Payback) -> str:
     """Return in words after how much training a cache is cheaper than its teacher in every step."""
-    pays = "never" if found.epochs is None else f"from epoch {found.epochs} on, over all student runs"
+    pays = "never" if payback.epochs is None else f"from epoch {payback.epochs} on, over all student runs"
     return (
-        f"a cache is cheaper than the teacher in every step: {pays}; once {found.once:.1f} s, then "
-        f"{found.cached:.2f} s an epoch at {found.bytes_per_second / 1e6:,.0f} MB/s, in place of {found.live:.1f} s"
+        f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "
+        f"{payback.cached:.2f} s an epoch at {payback.bytes_per_second / 1e6:,.0f} MB/s, "
+        f"in place of {payback.live:.1f} s"
     )
 
 

@@ -59,15 +59,19 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
 def _forecast(config: FinetuneConfig) -> Iterator[Any]:
     from advl_pipeline.training.dry_run import forecast_epoch
 
-    found = forecast_epoch(config)
-    told = {"epoch_seconds": found.epoch_seconds, "bottleneck": found.bottleneck, "seconds_by_part": found.parts}
-    yield {**dataclasses.asdict(found), **told}
-    for part, seconds in found.parts.items():
+    forecast = forecast_epoch(config)
+    derived = {
+        "epoch_seconds": forecast.epoch_seconds,
+        "bottleneck": forecast.bottleneck,
+        "seconds_by_part": forecast.parts,
+    }
+    yield {**dataclasses.asdict(forecast), **derived}
+    for part, seconds in forecast.parts.items():
         click.echo(f"{part}: {1000 * seconds:.1f} ms a step")
-    machine = f"{found.cores} cores, {found.workers} workers"
-    click.echo(f"an epoch of {found.num_steps:,} steps takes about {found.epoch_seconds:,.0f} s ({machine})")
-    click.echo(f"what limits it: {found.bottleneck}")
-    if found.bottleneck in ("preparing batches", "the cores"):
+    machine = f"{forecast.cores} cores, {forecast.workers} workers"
+    click.echo(f"an epoch of {forecast.num_steps:,} steps takes about {forecast.epoch_seconds:,.0f} s ({machine})")
+    click.echo(f"what limits it: {forecast.bottleneck}")
+    if forecast.bottleneck in ("preparing batches", "the cores"):
         click.echo("a student over pixels need not decode: advl prepare; more cores help with --num-workers")
 
 
@@ -80,9 +84,9 @@ def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> 
     from advl_pipeline.datasets.registry import own_data
     from advl_pipeline.datasets.roots import SPLIT_STEMS
 
-    if (own := own_data(dataset, data_root)) is None:
+    if (own_dataset := own_data(dataset, data_root)) is None:
         return scored_split(dataset)
-    index = own.index
+    index = own_dataset.index
     seen = trained_on.split("+")
     labelled = [split for split in index.splits if index.is_labelled(split) and split not in seen]
     train, *held_out = SPLIT_STEMS

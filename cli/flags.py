@@ -86,7 +86,9 @@ class SectionedCommand(click.Command):
         return [*parameters, every]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        hidden = {name for name, one in self.options.items() if one.option.rare and not ctx.meta.get(_ALL)}
+        hidden = {
+            name for name, declaration in self.options.items() if declaration.option.rare and not ctx.meta.get(_ALL)
+        }
         for title, flags in by_section(self.get_params(ctx), self.options).items():
             shown = [flag.get_help_record(ctx) for flag in flags if flag.name not in hidden]
             rows = [row for row in shown if row is not None]
@@ -99,16 +101,16 @@ def by_section(
     parameters: Iterable[click.Parameter], options: Mapping[str, Declared]
 ) -> dict[str, list[click.Option]]:
     """Return the flags under each heading, those of the configuration first; few flags stand under one."""
-    found: dict[str, list[click.Option]] = {}
+    sections: dict[str, list[click.Option]] = {}
     flags = [item for item in parameters if isinstance(item, click.Option)]
     for flag in sorted(flags, key=lambda flag: flag.name not in options):
         declaration = options.get(flag.name or "") if len(flags) > _FEW_OPTIONS else None
-        found.setdefault((declaration and declaration.title) or "Options", []).append(flag)
-    return found
+        sections.setdefault((declaration and declaration.title) or "Options", []).append(flag)
+    return sections
 
 
 def config_command(
-    cls: type[Any], name: str, *, of: click.Group | None = None, arguments: Iterable[str] = ()
+    cls: type[Any], name: str, *, group: click.Group | None = None, arguments: Iterable[str] = ()
 ) -> Callable[[Callable[..., Iterator[Any]]], click.Command]:
     """Make a command of a function that is given `config` and yields its document, as `json_option` says.
 
@@ -117,7 +119,7 @@ def config_command(
     Args:
         cls: the configuration dataclass; its fields are declared with `configuration.option`.
         name: of the command.
-        of: the group that it belongs to.
+        group: that it belongs to.
         arguments: names of fields that are positional arguments instead of flags.
     """
 
@@ -126,8 +128,8 @@ def config_command(
 
         @functools.wraps(printing)
         def run(**flags: Any) -> Any:
-            given = {name: flags.pop(name) for name in ("config_file", *options)}
-            return printing(config=_config_from_flags(cls, given), **flags)
+            options_of_line = {name: flags.pop(name) for name in ("config_file", *options)}
+            return printing(config=_config_from_flags(cls, options_of_line), **flags)
 
         command: Any = run
         for option, declaration in reversed(options.items()):
@@ -139,12 +141,12 @@ def config_command(
             else:
                 command = _flag(declaration)(command)
         file = click.Path(path_type=Path)
-        told = "TOML file with defaults for these options; flags win."
-        command = click.option("--config", "config_file", type=file, help=told)(command)
+        help_text = "TOML file with defaults for these options; flags win."
+        command = click.option("--config", "config_file", type=file, help=help_text)(command)
         made = click.command(name, cls=SectionedCommand)(command)
         made.options = options
-        if of is not None:
-            of.add_command(made)
+        if group is not None:
+            group.add_command(made)
         return made
 
     return decorate
@@ -157,15 +159,15 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
         MissingParameter: an argument is neither in the file nor on the command line.
     """
     file: Path | None = flags.pop("config_file", None)
-    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    typed = {key: value for key, value in flags.items() if value is not None and value != ()}
     layer = read_toml(file) if file else {}
-    told = {name: value for name, (_, value) in by_field(cls, layer, where=str(file)).items()} | given
-    running().given = told
+    stated = {name: value for name, (_, value) in by_field(cls, layer, where=str(file)).items()} | typed
+    running().values = stated
     context = click.get_current_context()
     for parameter in context.command.params:
-        if isinstance(parameter, click.Argument) and parameter.name not in told:
+        if isinstance(parameter, click.Argument) and parameter.name not in stated:
             raise click.MissingParameter(ctx=context, param=parameter)
-    config = build_config(cls, layer, where=str(file) if file else COMMAND_LINE, flags=given)
+    config = build_config(cls, layer, where=str(file) if file else COMMAND_LINE, flags=typed)
     # Before the command opens anything; what it does itself asks again, for callers from Python.
     require_outputs(config)
     return config
@@ -175,8 +177,8 @@ def json_option(function: Callable[..., Iterator[Any]]) -> Callable[..., int]:
     """Add `--json`: what the generator yields is its result, printed as one JSON document; without, it goes on."""
 
     @functools.wraps(function)
-    def run(*, as_json: bool, **given: Any) -> int:
-        for document in function(**given):
+    def run(*, as_json: bool, **arguments: Any) -> int:
+        for document in function(**arguments):
             if as_json:
                 print_json(document)
                 break
@@ -213,8 +215,8 @@ def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
     from advl_pipeline.datasets.registry import own_data
 
     for name in dict.fromkeys(datasets):
-        if own := own_data(name, data_root):
-            click.echo(own.line(), err=True)
+        if dataset := own_data(name, data_root):
+            click.echo(dataset.line(), err=True)
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:

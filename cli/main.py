@@ -63,10 +63,10 @@ class PluginGroup(click.Group):
         return sorted({*super().list_commands(ctx), *self.plugins()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
+        builtin = super().get_command(ctx, cmd_name)
         point = self.plugins().get(cmd_name)
-        if own is not None or point is None:
-            return own
+        if builtin is not None or point is None:
+            return builtin
         try:
             command: click.Command = point.load()
         except ImportError as error:
@@ -83,12 +83,14 @@ class PluginGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the group's own commands with their help, then those of other packages with the package."""
-        own = [(name, one.get_short_help_str(formatter.width)) for name, one in sorted(self.commands.items())]
+        builtins = [
+            (name, command.get_short_help_str(formatter.width)) for name, command in sorted(self.commands.items())
+        ]
         others = [
             (name, f"From the package {point.dist.name if point.dist else point.value}.")
             for name, point in self.plugins().items()
         ]
-        for title, rows in (("Commands", own), ("Commands of plug-ins", others)):
+        for title, rows in (("Commands", builtins), ("Commands of plug-ins", others)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

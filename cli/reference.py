@@ -34,12 +34,12 @@ def render_reference() -> str:
         parts.append("\n\n".join([f"\n## `{name}`", *paragraphs]) + "\n")
         arguments = [item.human_readable_name for item in command.params if isinstance(item, click.Argument)]
         rows = [f"| `{name}` | argument |" for name in arguments]
-        found = by_section(command.params, command.options if isinstance(command, SectionedCommand) else {})
-        for title, options in found.items():
+        sections = by_section(command.params, command.options if isinstance(command, SectionedCommand) else {})
+        for title, options in sections.items():
             for item in options:
                 text = " ".join((item.help or "").split()).replace("|", "\\|")
                 rows.append(f"| `{', '.join(item.opts + item.secondary_opts)}` | {text} |")
-            heading = [f"\n**{title}**"] if len(found) > 1 else []
+            heading = [f"\n**{title}**"] if len(sections) > 1 else []
             parts.append("\n".join([*heading, "\n| option | what |", "| --- | --- |", *rows]) + "\n")
             rows = []
         if rows:

@@ -1,4 +1,4 @@
-"""`advl teachers`."""
+"""`advl teachers` lists teachers, shows one, and checks that one can be used."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def show_command(name: str) -> Iterator[Any]:
         click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
 
 
-@config_command(CheckTeacherConfig, "check", of=teachers, arguments=("name",))
+@config_command(CheckTeacherConfig, "check", group=teachers, arguments=("name",))
 def check_command(config: CheckTeacherConfig) -> Iterator[Any]:
     """Open a teacher and try it on a few made-up units: widths, batch invariance, float16 range, speed.
 

@@ -24,7 +24,7 @@ def command() -> None:
     """
 
 
-@config_command(ScenesConfig, "build", of=command)
+@config_command(ScenesConfig, "build", group=command)
 def build(config: ScenesConfig) -> Iterator[Any]:
     """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
 
@@ -42,7 +42,7 @@ def build(config: ScenesConfig) -> Iterator[Any]:
     click.echo(f"  content digest {result.digest}")
 
 
-@config_command(PretrainConfig, "pretrain", of=command)
+@config_command(PretrainConfig, "pretrain", group=command)
 def pretrain(config: PretrainConfig) -> Iterator[Any]:
     """Give a small student its image-text pretraining, once; the stored student is reused.
 
