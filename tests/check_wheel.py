@@ -99,14 +99,18 @@ def link_what_is_declared(python: Path, extras: Iterable[str]) -> None:
             if requirement.name == "advl-pipeline":
                 left.append((ours, asked))
                 continue
-            found = importlib.metadata.distribution(requirement.name)
-            left.append((found, asked))
-            for name in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
-                _link(Path(str(found.locate_file(name))), site / name)
+            distribution_of_requirement = importlib.metadata.distribution(requirement.name)
+            left.append((distribution_of_requirement, asked))
+            for name in {
+                file.parts[0]
+                for file in distribution_of_requirement.files or ()
+                if file.parts[0] not in ("..", "__pycache__")
+            }:
+                _link(Path(str(distribution_of_requirement.locate_file(name))), site / name)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a package; two that share a folder share a real one with links inside."""
+    """Link a package to a place; packages of one folder share a real folder that holds links."""
     if target.is_symlink() and source.is_dir() and target.resolve() != source.resolve():
         first = target.resolve()
         target.unlink()
@@ -136,8 +140,8 @@ def write_data(folder: Path) -> None:
             picture = folder / "pictures" / f"{colour if number < 5 else number}.png"
             Image.new("RGB", (64 + number, 48), colour).save(picture)
             choices = [colour, other] if number % 2 else [other, colour]
-            told = {"image": f"pictures/{picture.name}", "choices": choices, "label": choices.index(colour)}
-            file.write(json.dumps(row | told | {"split": "train" if number < 14 else "test"}) + "\n")
+            fields = {"image": f"pictures/{picture.name}", "choices": choices, "label": choices.index(colour)}
+            file.write(json.dumps(row | fields | {"split": "train" if number < 14 else "test"}) + "\n")
 
 
 def walk(python: Path, folder: Path, lines: Iterable[str]) -> None:
@@ -199,7 +203,7 @@ def main() -> None:
         python = new_environment(scratch / "bare")
         pip_install(python, "--no-deps", wheel)
         install, commands = install_line()
-        extras = itertools.chain.from_iterable(found.split(",") for found in re.findall(r"\[([\w,]+)\]", install))
+        extras = itertools.chain.from_iterable(names.split(",") for names in re.findall(r"\[([\w,]+)\]", install))
         link_what_is_declared(python, extras)
         if "extract" not in run([python, "-c", PROBE], cwd=scratch):
             sys.exit("the wheel's help lists no command extract")

@@ -27,9 +27,9 @@ def archive_bytes(*, compressed: bool) -> bytes:
 def test_reads_the_wanted_arrays(tmp_path: Path) -> None:
     path = tmp_path / "arrays.npz"
     path.write_bytes(archive_bytes(compressed=True))
-    found = read_array_archive(path, wanted=lambda name: name != "two")
-    assert list(found) == ["one"]
-    assert np.array_equal(found["one"], ARRAYS["one"])
+    arrays = read_array_archive(path, wanted=lambda name: name != "two")
+    assert list(arrays) == ["one"]
+    assert np.array_equal(arrays["one"], ARRAYS["one"])
 
 
 def test_a_member_that_says_it_is_encrypted() -> None:
@@ -67,7 +67,7 @@ def test_any_flipped_byte_is_damage_or_harmless(place: float, flip: int, compres
     content = bytearray(archive_bytes(compressed=compressed))
     content[int(place * len(content))] ^= flip
     try:
-        found = read_array_archive(io.BytesIO(bytes(content)))
+        arrays = read_array_archive(io.BytesIO(bytes(content)))
     except DamagedArchive:
         return
-    assert all(isinstance(value, np.ndarray) for value in found.values())
+    assert all(isinstance(value, np.ndarray) for value in arrays.values())

@@ -35,8 +35,8 @@ def test_auto_takes_the_gpu_and_what_it_computes_in(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
 ) -> None:
     Gpu(monkeypatch, bf16=bf16)
-    found = resolved(ComputeConfig())
-    assert (found.device, found.mixed_precision) == ("cuda:0", precision)
+    resolution = resolved(ComputeConfig())
+    assert (resolution.device, resolution.mixed_precision) == ("cuda:0", precision)
     assert resolved(ComputeConfig(device="cpu")).mixed_precision == "no"
     assert resolved(ComputeConfig(device="cpu", mixed_precision="bf16")).mixed_precision == "bf16"
 
@@ -44,8 +44,8 @@ def test_auto_takes_the_gpu_and_what_it_computes_in(
 def test_a_machine_without_a_gpu_computes_on_the_cpu_in_fp32_and_refuses_the_rest() -> None:
     if torch.accelerator.is_available():
         pytest.skip("this machine has a GPU")
-    found = resolved(ComputeConfig())
-    assert (found.device, found.mixed_precision) == ("cpu", "no")
+    resolution = resolved(ComputeConfig())
+    assert (resolution.device, resolution.mixed_precision) == ("cpu", "no")
     for device in ("cuda:7", "nonsense"):
         with pytest.raises(ConfigError, match="cannot be used"):
             open_device(device)
@@ -66,8 +66,8 @@ def test_what_was_begun_in_one_precision_goes_on_in_it(
     assert (recorded["device"], recorded["mixed_precision"]) == ("cpu", "no")
     run = tmp_path / "run"
     words = ["--method", "plain", "--num-steps", "1", "--batch-size", "2", "--task", "vcr-q2a"]
-    given = ["--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--device", "cpu", "--output", run]
-    assert exit_code("finetune", *given, *words) == 0
+    options = ["--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--device", "cpu", "--output", run]
+    assert exit_code("finetune", *options, *words) == 0
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     assert environment["device"].startswith("cpu (")
     assert environment["mixed_precision"] == "no"
@@ -82,8 +82,8 @@ def test_what_was_begun_in_one_precision_goes_on_in_it(
 def test_a_study_hands_both_options_on() -> None:
     plain = asked_study(StudyRunConfig(study="demo"))
     assert "device" not in {**plain.training, **plain.extraction, **plain.evaluation}
-    given = asked_study(StudyRunConfig(study="demo", device="cpu", mixed_precision="bf16"))
-    for table in (given.training, given.extraction, given.evaluation):
+    study = asked_study(StudyRunConfig(study="demo", device="cpu", mixed_precision="bf16"))
+    for table in (study.training, study.extraction, study.evaluation):
         assert (table["device"], table["mixed_precision"]) == ("cpu", "bf16")
 
 

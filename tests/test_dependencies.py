@@ -35,14 +35,14 @@ def name_of(requirement: str) -> str:
 @functools.cache
 def used() -> set[str]:
     """Return the distributions of what the code imports."""
-    found: set[str] = set()
+    imports: set[str] = set()
     for path in (path for folder in ("advl_pipeline", "cli", "data") for path in (ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found.update(imported(tree))
+        imports.update(imported(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-                found.update(str(name.value) for name in node.args if isinstance(name, ast.Constant))
-    modules = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - OWN - {""}
+                imports.update(str(name.value) for name in node.args if isinstance(name, ast.Constant))
+    modules = {name.partition(".")[0] for name in imports} - set(sys.stdlib_module_names) - OWN - {""}
     known = importlib.metadata.packages_distributions()
     return {name.lower().replace("_", "-") for module in modules for name in known.get(module, [module])}
 
@@ -68,10 +68,10 @@ def test_the_core_is_light_and_nothing_is_out_of_reach() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     extras = re.search(r"^EXTRAS := ([\w,]+)$", makefile, re.MULTILINE)
     assert extras
-    found = core.union(
+    installed = core.union(
         *({name_of(item) for item in PROJECT["optional-dependencies"][e]} for e in extras[1].split(","))
     )
-    assert {"torch", "transformers", "timm", "h5py", "zarr", "numpy", "click", "tqdm", "pytest"} <= found
+    assert {"torch", "transformers", "timm", "h5py", "zarr", "numpy", "click", "tqdm", "pytest"} <= installed
 
 
 def test_make_install_takes_locked_versions() -> None:

@@ -53,9 +53,9 @@ def test_all_of_a_target_lies_on_a_grid_over_the_whole_picture(
 @settings(deadline=None, max_examples=30)
 @given(sides, sides, sides, sides)
 def test_overlap_is_an_area_that_both_sides_agree_on(rows: int, columns: int, other: int, another: int) -> None:
-    one, two = grid_rectangles(rows, columns), grid_rectangles(other, another)
-    forth, back = overlap(one, two), overlap(two, one)
-    np.testing.assert_allclose(forth / len(one), back.T / len(two), atol=1e-6)
+    cells, other_cells = grid_rectangles(rows, columns), grid_rectangles(other, another)
+    forth, back = overlap(cells, other_cells), overlap(other_cells, cells)
+    np.testing.assert_allclose(forth / len(cells), back.T / len(other_cells), atol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)

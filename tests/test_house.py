@@ -60,9 +60,9 @@ def test_no_folder_imports_a_later_one() -> None:
         if path == PACKAGE / "__init__.py":
             # The Python interface opens every folder, and nothing of the package imports it.
             continue
-        own = path.relative_to(PACKAGE).parts[0]
+        folder = path.relative_to(PACKAGE).parts[0]
         # Modules beside the folders serve all of them.
-        place = order.index(own) if own in order else -1
+        place = order.index(folder) if folder in order else -1
         for name in imported_modules(path):
             other = name.split(".")[1]
             if other in order and order.index(other) > place:
@@ -164,16 +164,16 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def names_in(tree: ast.AST) -> set[str]:
     """Return everything that a module defines, imports or names as an attribute of its classes."""
-    found: set[str] = set()
+    defined: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
-                found.add(name)
+                defined.add(name)
             case ast.Name(id=name, ctx=ast.Store()):
-                found.add(name)
+                defined.add(name)
             case ast.alias(name=name, asname=other):
-                found.add(other or name)
-    return found
+                defined.add(other or name)
+    return defined
 
 
 def stale(trees: Mapping[Path, ast.Module]) -> list[str]:

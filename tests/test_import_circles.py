@@ -25,8 +25,10 @@ def test_no_circle(folder: str, lazily: bool) -> None:
     modules = {name for name in MODULES if f"{name}.".startswith(f"{folder}.")}
     graph: dict[str, set[str]] = {}
     for name in modules:
-        found = set(imported(ast.parse(MODULES[name].read_text("utf-8")), lazily=lazily, for_types=False))
-        graph[name] = modules & (found | {one.rpartition(".")[0] for one in found - MODULES.keys()}) - {name}
+        imports = set(imported(ast.parse(MODULES[name].read_text("utf-8")), lazily=lazily, for_types=False))
+        graph[name] = modules & (imports | {module.rpartition(".")[0] for module in imports - MODULES.keys()}) - {
+            name
+        }
     assert sum(map(len, graph.values())) > len(modules)
     try:
         TopologicalSorter(graph).prepare()

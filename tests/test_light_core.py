@@ -52,8 +52,12 @@ packages_distributions = functools.cache(importlib.metadata.packages_distributio
 def modules_of(extra: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {item.split(">")[0].lower() for item in project["optional-dependencies"][extra]}
-    found = packages_distributions()
-    return {module for module, names in found.items() if {name.lower().replace("_", "-") for name in names} & wanted}
+    distributions = packages_distributions()
+    return {
+        module
+        for module, names in distributions.items()
+        if {name.lower().replace("_", "-") for name in names} & wanted
+    }
 
 
 WORKS = {
@@ -92,15 +96,15 @@ def test_a_cache_is_read_without_torch_and_what_needs_more_says_what_to_install(
         np.testing.assert_array_equal(read["values"].view(np.uint8), values.view(np.uint8))
         np.testing.assert_array_equal(read["lengths"], lengths)
     printed = dict(zip([*WORKS, *NEEDS_MORE], map(json.loads, done.stdout.splitlines()), strict=True))
-    for words, told in WORKS.items():
-        code, said = printed[words]
-        assert code == 0, said
-        assert told in said
+    for words, wording in WORKS.items():
+        code, message = printed[words]
+        assert code == 0, message
+        assert wording in message
     for words in NEEDS_MORE:
-        code, said = printed[words]
-        assert code == 2, said
-        assert str(install_extra("train")) in said
-        assert "Traceback" not in said
+        code, message = printed[words]
+        assert code == 2, message
+        assert str(install_extra("train")) in message
+        assert "Traceback" not in message
     assert not (tmp_path / "run").exists()
 
 

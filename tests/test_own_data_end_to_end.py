@@ -47,9 +47,11 @@ def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, 
         assert "pictures/none.png is missing" in listed
         _, refused = advl("extract", "--teacher", "efficientnet-lite0", "--data", data, code=5)
         assert "pictures/none.png is missing (used by " in refused
-        skipped, told = advl("extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--folds", 2)
-        assert f"{data}: task {metric}, from the columns image, " in told
-        assert "; also split; 16 train, 5 test" in told
+        skipped, message = advl(
+            "extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--folds", 2
+        )
+        assert f"{data}: task {metric}, from the columns image, " in message
+        assert "; also split; 16 train, 5 test" in message
         assert "1 malformed items were left out" in skipped
         cache = open_cache(f"caches/minilm-l6/my-{metric}/train")
         assert name_in_records(cache.identity, cache.provenance) == f"my-{metric}"
@@ -80,8 +82,8 @@ def test_a_row_alone_is_learned_from_however_large_the_batch(advl: Callable[...,
     for teacher in ("minilm-l6", "efficientnet-lite0"):
         advl("extract", "--teacher", teacher, "--data", "alike.jsonl", "--no-confidence")
         caches += ["--cache", f"caches/{teacher}/alike/train"]
-    _, told = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, "--batch-size", 4096)
-    assert "--batch-size 4096, cut to the 1 examples there are" in told
+    _, message = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, "--batch-size", 4096)
+    assert "--batch-size 4096, cut to the 1 examples there are" in message
     assert json.loads(Path("run/result.json").read_text())["status"] == "done"
 
 
@@ -115,19 +117,19 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     write_json_lines(Path("mine.jsonl"), [*rows, class_row(20, text=long, split="train")])
     _, refused = advl(*plain, "--output", "runs/cut", code=5)
     (advice,) = re.findall(r"--student-option overlong=cut", refused)
-    cut, told = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
+    cut, message = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
     assert "texts were cut to the student's length" in cut
-    assert "longer than 64 tokens and are cut" in told
+    assert "longer than 64 tokens and are cut" in message
 
 
 def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:
     write_json_lines(Path("mine.jsonl"), [class_row(number) for number in range(20)])
     Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")
-    _, told = advl("extract", "--config", "options.toml", "--dry-run")
-    assert "mine.jsonl: task classes" in told
+    _, message = advl("extract", "--config", "options.toml", "--dry-run")
+    assert "mine.jsonl: task classes" in message
     Path("options.toml").write_text('data = "mine.jsonl"\ndataset = "vcr"\n', encoding="utf-8")
-    _, told = advl("extract", "--config", "options.toml", code=2)
-    assert "data and dataset are the same" in told
+    _, message = advl("extract", "--config", "options.toml", code=2)
+    assert "data and dataset are the same" in message
 
 
 STUDY = """
@@ -175,8 +177,8 @@ def test_a_study_and_its_low_shot_lists_survive_a_move_of_the_file_and_no_change
         Path("chosen.csv"), [row | ({"label": row["choices"][0]} if row["split"] == "test" else {}) for row in rows]
     )
     # Scores on what was there before are neither shown nor copied.
-    _, told = advl("study", "mine.toml", "--output", "again", code=2)
-    assert "The test set test has changed since runs were scored on it." in told
-    subprocess.run(told.partition("next:")[2].partition("   (")[0], shell=True, check=True)
+    _, message = advl("study", "mine.toml", "--output", "again", code=2)
+    assert "The test set test has changed since runs were scored on it." in message
+    subprocess.run(message.partition("next:")[2].partition("   (")[0], shell=True, check=True)
     advl("study", "mine.toml", "--output", "again")
     assert json.loads(scores.read_text())["content_digest"] != then

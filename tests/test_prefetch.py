@@ -94,12 +94,12 @@ def test_several_workers_give_what_one_does(num_plans: int, num_workers: int, ba
         return plan * plan
 
     def given_out(workers: int) -> tuple[list[int], str]:
-        found: list[int] = []
+        squares: list[int] = []
         try:
-            found.extend(in_order(prepare, plans(), num_workers=workers))
+            squares.extend(in_order(prepare, plans(), num_workers=workers))
         except (OSError, ValueError) as error:
-            return found, str(error)
-        return found, ""
+            return squares, str(error)
+        return squares, ""
 
     assert given_out(num_workers) == given_out(1)
 

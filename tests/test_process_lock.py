@@ -36,8 +36,8 @@ def start_holder(path: Path) -> subprocess.Popen[str]:
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path, end: signal.Signals | None) -> None:
     path = tmp_path / "run/.lock"
     with start_holder(path) as holder:
-        told = rf"Another process is writing this run(?s:.)*process {holder.pid} on"
-        with pytest.raises(InUse, match=told), process_lock(path, "this run"):
+        message = rf"Another process is writing this run(?s:.)*process {holder.pid} on"
+        with pytest.raises(InUse, match=message), process_lock(path, "this run"):
             raise AssertionError
         if end is not None:
             holder.send_signal(end)

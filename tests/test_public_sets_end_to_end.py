@@ -53,15 +53,18 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     out, _ = printed(capsys, "finetune", *words)
     split = scored_split(TRAINED_ON)
     assert f"--on {split}" in out
-    asked = [word for one in (split, *sets) for word in ("--on", one)]
+    asked = [word for test_set in (split, *sets) for word in ("--on", test_set)]
     out, _ = printed(capsys, "evaluate", "runs/mine", *asked, "--probe", "none")
-    assert all(f"\n{one}" in out for one in sets)
+    assert all(f"\n{test_set}" in out for test_set in sets)
     assert "of 12 groups, all of whose items are right" in out
     folder = Path("runs/mine/evaluation")
-    found = {one: json.loads((folder / f"{one.replace('/', '--')}.json").read_text()) for one in (split, *sets)}
-    assert set(found[split]["metrics"]) == set(load_card(TRAINED_ON).facts["metrics"])
-    assert {one for one, document in found.items() if "by_group" in document} == {"naturalbench/test"}
-    groups = found["naturalbench/test"]["by_group"]["choice"]
-    assert groups["accuracy"] <= found["naturalbench/test"]["metrics"]["choice"]
-    assert found["pope/test"]["trivial"]["choice"]["chance"] == 50.0
+    documents = {
+        test_set: json.loads((folder / f"{test_set.replace('/', '--')}.json").read_text())
+        for test_set in (split, *sets)
+    }
+    assert set(documents[split]["metrics"]) == set(load_card(TRAINED_ON).facts["metrics"])
+    assert {test_set for test_set, document in documents.items() if "by_group" in document} == {"naturalbench/test"}
+    groups = documents["naturalbench/test"]["by_group"]["choice"]
+    assert groups["accuracy"] <= documents["naturalbench/test"]["metrics"]["choice"]
+    assert documents["pope/test"]["trivial"]["choice"]["chance"] == 50.0
     printed(capsys, "report", "runs/mine", "--to", "md")

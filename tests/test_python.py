@@ -34,16 +34,16 @@ def shown(path: Path, kind: str) -> Any:
 
 def test_the_code_of_the_pages_runs(here: Path) -> None:
     write_json_lines(here / "mine.jsonl", [choice_row(number) for number in range(20)])
-    found: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for page in ("README.md", "docs/python.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (REPOSITORY / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
         )
         code = re.sub(r"(num_steps|adapt_steps)=\d+", r"\1=2", "\n".join(blocks))
-        exec(compile(code, page, "exec"), found)
-    assert found["run"].summary["num_labelled"] == 15
-    assert 0 <= found["scores"].sets["test"]["metrics"]["choice"] <= 100
-    loaded, answer = found["loaded"], found["answer"]
+        exec(compile(code, page, "exec"), namespace)
+    assert namespace["run"].summary["num_labelled"] == 15
+    assert 0 <= namespace["scores"].sets["test"]["metrics"]["choice"] <= 100
+    loaded, answer = namespace["loaded"], namespace["answer"]
     assert answer.text in answer.logits.keys() == {"red", "blue"}
     assert answer.text == max(answer.logits, key=answer.logits.__getitem__)
     for kind in ("bytes", "path", "image"):
@@ -115,8 +115,8 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(here: Path) -
 
 def test_importing_loads_nothing_heavy() -> None:
     program = "import sys, advl_pipeline; print(sorted({'torch', 'numpy', 'PIL', 'click'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert told.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_is_there() -> None:

@@ -29,12 +29,12 @@ ROOT = Path(__file__).parents[2]
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
 
 
-def advised(told: str) -> list[str]:
+def advised(message: str) -> list[str]:
     """Return the words of the last command that an error advises."""
-    advice = told.partition("\n  next:")[2]
+    advice = message.partition("\n  next:")[2]
     lines = [line.strip().partition("   (")[0] for line in advice.splitlines()]
     commands = [shlex.split(line) for line in lines if re.match(r"advl [a-z-]", line)]
-    assert commands, f"no command is advised:\n{told}"
+    assert commands, f"no command is advised:\n{message}"
     words = commands[-1]
     return words[len(words) - words[::-1].index("&&") :] if "&&" in words else words
 
@@ -114,20 +114,22 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
 
 
 @pytest.mark.parametrize(
-    "own",
+    "advice",
     ["", advise(["advl", "datasets", "check", "scenes-vcr"], note="lists all"), again("make room, then once more")],
     ids=["no advice", "a command", "the same command"],
 )
 def test_every_kind_of_error_says_what_where_why_and_what_next(
-    own: str, fail: Fail, capsys: pytest.CaptureFixture[str]
+    advice: str, fail: Fail, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["finetune", "--dataset", "scenes-vcr", "--output", "runs/a b", "--cache", "caches/x"]
+    typed = ["finetune", "--dataset", "scenes-vcr", "--output", "runs/a b", "--cache", "caches/x"]
     for cls in CLASSES:
-        fail(cls("It cannot be done.", where="runs/a b", why="it was done before", next_command=own))
-        code, told = complaint(capsys, *given, "--data-root", "/da ta")
+        fail(cls("It cannot be done.", where="runs/a b", why="it was done before", next_command=advice))
+        code, message = complaint(capsys, *typed, "--data-root", "/da ta")
         assert code == cls.exit_code
-        assert told.startswith("error: It cannot be done.\n  where: runs/a b\n  why:   it was done before\n  next:  ")
-        words = advised(told)
+        assert message.startswith(
+            "error: It cannot be done.\n  where: runs/a b\n  why:   it was done before\n  next:  "
+        )
+        words = advised(message)
         require_parses(words)
         command, _ = command_of(words[1:], group)
         assert command is not None
@@ -135,15 +137,15 @@ def test_every_kind_of_error_says_what_where_why_and_what_next(
             assert words[1] == "finetune"
         elif any(item.name == "data_root" for item in command.params):
             assert words[words.index("--data-root") + 1] == "/da ta"
-        if isinstance(own, Advice):
-            assert own.note in told
-        if isinstance(own, Advice) and own.again is not None:
-            assert words == ["advl", *given, "--data-root", "/da ta"]
+        if isinstance(advice, Advice):
+            assert advice.note in message
+        if isinstance(advice, Advice) and advice.again is not None:
+            assert words == ["advl", *typed, "--data-root", "/da ta"]
 
 
 def test_an_advice_comes_whole_out_of_another_process() -> None:
-    told = advise(["advl", "cache", "verify", "a b"], note="first", again=["--no-resume"])
-    for advice in (told, leave_out("--seed", "--shots")):
+    line = advise(["advl", "cache", "verify", "a b"], note="first", again=["--no-resume"])
+    for advice in (line, leave_out("--seed", "--shots")):
         error = pickle.loads(pickle.dumps(ConfigError("It cannot be done.", next_command=advice)))
         assert error.next_command == advice
         assert all(getattr(error.next_command, name) == getattr(advice, name) for name in Advice.__slots__)
@@ -156,10 +158,10 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
     fail(ConfigError("It cannot be done.", next_command=again("replace what is there", "--replace")))
     assert advised(complaint(capsys, *before, *after)[1]) == ["advl", *before, *after, "--replace"]
     fail(ConfigError("It cannot be done.", next_command=leave_out("--seed", "--resume")))
-    for given in (["--seed", "7", "--no-resume"], ["--seed=7", "--resume"], ["--no-resume", "--seed", "7"]):
-        told = complaint(capsys, *before, *given, *after)[1]
-        assert "next:  leave out --seed and --resume" in told
-        assert advised(told) == ["advl", *before, *after]
+    for options in (["--seed", "7", "--no-resume"], ["--seed=7", "--resume"], ["--no-resume", "--seed", "7"]):
+        message = complaint(capsys, *before, *options, *after)[1]
+        assert "next:  leave out --seed and --resume" in message
+        assert advised(message) == ["advl", *before, *after]
     # A file has them.
     assert complaint(capsys, *before, *after)[1].rstrip().endswith("leave out --seed and --resume")
 
@@ -192,9 +194,9 @@ def test_a_typo_is_put_right_in_the_command_that_was_typed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("ADVL_DATA", str(small_corpus.data_root))
-    code, told = complaint(capsys, *wrong.split())
+    code, message = complaint(capsys, *wrong.split())
     assert code == 2
-    words = advised(told)
+    words = advised(message)
     require_parses(words)
     assert right in shlex.join(words)
 
@@ -204,10 +206,10 @@ def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys
     file = tmp_path / "run.toml"
     file.write_text(content)
     words = ["finetune", "--config", str(file), "--output", "runs/a"]
-    code, told = complaint(capsys, *words)
+    code, message = complaint(capsys, *words)
     assert code == 2
-    assert f"mend {file}" in told
-    assert advised(told) == ["advl", *words]
+    assert f"mend {file}" in message
+    assert advised(message) == ["advl", *words]
 
 
 def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
@@ -215,16 +217,16 @@ def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
 ) -> None:
     cache = small_corpus.caches[0]
     words = ["--cache", cache, "--output", tmp_path / "run", "--data-root", small_corpus.data_root]
-    code, told = complaint(capsys, "finetune", "--dataset", "scenes-vcr", "--text-style", "r2c", *words)
-    assert code == 3, told
-    told_words = advised(told)
-    require_parses(told_words)
-    assert told_words[:2] == ["advl", "extract"]
+    code, message = complaint(capsys, "finetune", "--dataset", "scenes-vcr", "--text-style", "r2c", *words)
+    assert code == 3, message
+    advised_words = advised(message)
+    require_parses(advised_words)
+    assert advised_words[:2] == ["advl", "extract"]
     for flag, value in {"--text-style": "r2c", "--data-root": small_corpus.data_root}.items():
-        assert told_words[told_words.index(flag) + 1] == str(value)
+        assert advised_words[advised_words.index(flag) + 1] == str(value)
     # That cache is as good as ever.
-    assert "prune" not in told
-    assert told_words[told_words.index("--output") + 1] == f"{cache}-r2c"
+    assert "prune" not in message
+    assert advised_words[advised_words.index("--output") + 1] == f"{cache}-r2c"
 
 
 def test_an_unfinished_run_is_to_be_resumed(
@@ -235,9 +237,9 @@ def test_an_unfinished_run_is_to_be_resumed(
     config = small_corpus.config(folder, seed=3, task=())
     (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
     for words in (["evaluate", folder], ["predict", folder]):
-        code, told = complaint(capsys, *words)
+        code, message = complaint(capsys, *words)
         assert code == 6
-        advice = advised(told)
+        advice = advised(message)
         require_parses(advice)
         assert advice[:2] == ["advl", "finetune"]
         for flag, value in {"--output": folder, "--seed": 3, "--data-root": small_corpus.data_root}.items():
@@ -245,17 +247,17 @@ def test_an_unfinished_run_is_to_be_resumed(
 
 
 def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = complaint(capsys, "finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl")
+    code, message = complaint(capsys, "finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl")
     assert code == 2
-    assert "secret" not in told
+    assert "secret" not in message
 
 
 def test_a_missing_cache_is_extracted_from_where_the_data_lie(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--dataset", "scenes-vcr", "--output", "runs/a", "--data-root", "/da ta"]
-    code, told = complaint(capsys, "finetune", *given)
+    typed = ["--dataset", "scenes-vcr", "--output", "runs/a", "--data-root", "/da ta"]
+    code, message = complaint(capsys, "finetune", *typed)
     assert code == 2
-    assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in told
-    assert advised(told) == ["advl", "finetune", *given, "--cache", "caches/NAME/scenes-vcr/train"]
+    assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in message
+    assert advised(message) == ["advl", "finetune", *typed, "--cache", "caches/NAME/scenes-vcr/train"]
 
 
 @pytest.mark.parametrize("name", ["my däta, (v1)", "it's; && (mine), there"])
@@ -264,9 +266,9 @@ def test_a_folder_of_any_name_is_advised_as_it_is_typed(
 ) -> None:
     (tmp_path / name).mkdir()
     data = str(write_json_lines(tmp_path / name / "train.jsonl", [choice_row(0, split=...)]).parent)
-    told = complaint(capsys, "finetune", "--data", data, "--output", tmp_path / "run", "--data-root", data)[1]
-    advice = told.partition("next:")[2]
+    message = complaint(capsys, "finetune", "--data", data, "--output", tmp_path / "run", "--data-root", data)[1]
+    advice = message.partition("next:")[2]
     words = shlex.split(advice.strip().splitlines()[0].partition("   (")[0])
     assert words[:3] == ["advl", "extract", "--teacher"]
     assert words[4:] == ["--dataset", data, "--split", "train", "--data-root", data]
-    assert advised(told)[-2:] == ["--cache", f"caches/NAME/{name}/train"]
+    assert advised(message)[-2:] == ["--cache", f"caches/NAME/{name}/train"]

@@ -68,8 +68,8 @@ def test_a_signal_after_the_outcome_leaves_the_exit_code(
     process.stdout.readline()
     time.sleep(0.5)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == code, told
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
 
 
 def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, told
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, output
     # Two jobs of a hundred pictures each take about nine seconds when they are waited for.
     assert time.monotonic() - began < 3.0
     assert not (tmp_path / "scenes").exists()

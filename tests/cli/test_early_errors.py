@@ -90,18 +90,18 @@ CASES = [
 ]
 
 
-def answers(folder: Path, given: list[str]) -> dict[str, tuple[int, str, float, list[str]]]:
+def answers(folder: Path, command_lines: list[str]) -> dict[str, tuple[int, str, float, list[str]]]:
     """Give commands in one process: the exit code of each, its errors, its processor time, and what is imported."""
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         cwd=folder,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        input=json.dumps(given),
+        input=json.dumps(command_lines),
         capture_output=True,
         text=True,
         check=True,
     )
-    return dict(zip(given, map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(command_lines, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +112,18 @@ def stopped(folder: Path) -> dict[str, tuple[int, str, float, list[str]]]:
 @pytest.mark.parametrize(("words", "code"), [("datasets check aokvqa", 5), ("report taken", 2)])
 def test_what_is_known_is_told_at_once(folder: Path, words: str, code: int) -> None:
     """In a process of its own, which imports all that it needs."""
-    found, stderr, seconds, loaded = answers(folder, [words])[words]
-    assert (found, loaded) == (code, []), stderr
+    exit_status, stderr, seconds, loaded = answers(folder, [words])[words]
+    assert (exit_status, loaded) == (code, []), stderr
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize(("words", "code", "told"), CASES)
+@pytest.mark.parametrize(("words", "code", "wording"), CASES)
 def test_it_is_told_before_torch_is_imported(
-    folder: Path, stopped: dict[str, tuple[int, str, float, list[str]]], words: str, code: int, told: str
+    folder: Path, stopped: dict[str, tuple[int, str, float, list[str]]], words: str, code: int, wording: str
 ) -> None:
-    found, stderr, seconds, loaded = stopped[words]
-    assert (found, loaded) == (code, []), stderr
-    assert told in stderr
-    assert ("next:" in stderr) == bool(told)
+    exit_status, stderr, seconds, loaded = stopped[words]
+    assert (exit_status, loaded) == (code, []), stderr
+    assert wording in stderr
+    assert ("next:" in stderr) == bool(wording)
     assert seconds < 1.0
     assert not (folder / "runs").exists()

@@ -87,13 +87,13 @@ NEEDS: Mapping[str, str] = {
 
 def blocks() -> list[tuple[str, tuple[str, ...]]]:
     """Return every block of examples: where it stands, and its command lines."""
-    told = ((name, help_blocks(command)) for name, command in commands() if not name.startswith(FORMER))
-    found = [(name, text) for name, parts in told for is_example, text in parts if is_example]
+    helps = ((name, help_blocks(command)) for name, command in commands() if not name.startswith(FORMER))
+    examples = [(name, text) for name, parts in helps for is_example, text in parts if is_example]
     for page in PAGES:
         if page != "docs/cli.md":
             content = (REPOSITORY / page).read_text(encoding="utf-8")
-            found += [(page, text) for text in FENCED.findall(content)]
-    split = ((place, re.sub(r"\\\n\s*", " ", text).splitlines()) for place, text in found)
+            examples += [(page, text) for text in FENCED.findall(content)]
+    split = ((place, re.sub(r"\\\n\s*", " ", text).splitlines()) for place, text in examples)
     listed = [(place, tuple(" ".join(line.split()) for line in lines if "advl " in line)) for place, lines in split]
     return [(place, lines) for place, lines in listed if lines]
 
@@ -244,15 +244,17 @@ def test_every_example_parses() -> None:
 
 def to_run() -> dict[str, list[list[str]]]:
     """Return block -> the words of its commands, up to the last one that no longer block has."""
-    found, seen = {}, set[str]()
+    commands_of_block, seen = {}, set[str]()
     for place, lines in sorted(BLOCKS, key=lambda block: -len(block[1])):
         runnable = [line for line in lines if not reason_not_to_run(line)]
         while runnable and runnable[-1] in seen:
             runnable.pop()
         seen.update(runnable)
         if runnable:
-            found[f"{place}: {lines[0][:60]}"] = [words[1:] for line in runnable for words in words_of(line)]
-    return found
+            commands_of_block[f"{place}: {lines[0][:60]}"] = [
+                words[1:] for line in runnable for words in words_of(line)
+            ]
+    return commands_of_block
 
 
 TO_RUN = to_run()

@@ -17,10 +17,10 @@ del scoring  # Loaded with the others, so that each is there to be stood in for.
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The configurations that commands were called with; nothing else is done, and no run need be there."""
-    found: list[object] = []
+    configurations: list[object] = []
 
     def note(config: object) -> None:
-        found.append(config)
+        configurations.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(given, "require_given", lambda *_: None)
@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(predict_files, "run_predict", note)
     monkeypatch.setattr(shift, "run_score_shift", note)
     configuration.say_renamed.cache_clear()
-    return found
+    return configurations
 
 
 @pytest.mark.parametrize(

@@ -49,33 +49,33 @@ def test_help_is_short_has_an_example_and_with_help_all_shows_every_option() -> 
                 assert re.search(rf"(?<![\w-]){option.opts[0]}(?![\w-])", shown), f"{name} {option.opts[0]}"
 
 
-@pytest.mark.parametrize("given", [["cache"], ["--debug", "cache"]])
+@pytest.mark.parametrize("words", [["cache"], ["--debug", "cache"]])
 def test_an_unexpected_error_proposes_debug_once(
-    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(group, "main", broken)
     with pytest.raises(SystemExit) as stop:
-        main(given)
+        main(words)
     assert stop.value.code == 1
     printed = capsys.readouterr().err
     assert "RuntimeError: broken" in printed
     assert printed.rstrip().endswith("next:  advl --debug cache")
-    assert ("Traceback" in printed) == ("--debug" in given)
+    assert ("Traceback" in printed) == ("--debug" in words)
 
 
 def test_options_stand_under_the_component_that_they_configure() -> None:
     shown = CliRunner().invoke(group, ["finetune", "--help-all"], terminal_width=200).output
     titles = {name: option.title for name, option in declared(FinetuneConfig).items()}
-    found: dict[str, str] = {}
+    headings: dict[str, str] = {}
     for line in shown.splitlines():
         if heading := re.fullmatch(r"([A-Z][a-z ]+):", line):
             title = heading.group(1)
         # Click keeps the first form of it that a test asked for: with -h or without.
         elif flag := re.match(r"  (?:-h, )?--([a-z-]+)", line):
-            found[flag.group(1).replace("-", "_")] = title
-    assert {name: title for name, title in found.items() if name in titles} == titles
-    assert {name for name, title in found.items() if title == "Options"} == {"config", "help", "help_all", "json"}
+            headings[flag.group(1).replace("-", "_")] = title
+    assert {name: title for name, title in headings.items() if name in titles} == titles
+    assert {name for name, title in headings.items() if title == "Options"} == {"config", "help", "help_all", "json"}
     assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]

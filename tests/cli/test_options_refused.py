@@ -86,9 +86,9 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
 def test_an_option_without_effect_is_refused(
     words: str, flag: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = complaint(capsys, *words.split())
-    assert code == 2, told
-    assert f"error: {flag} would change nothing" in told
-    assert f"leave out {flag}" in told
+    code, message = complaint(capsys, *words.split())
+    assert code == 2, message
+    assert f"error: {flag} would change nothing" in message
+    assert f"leave out {flag}" in message
     assert not (folder / "runs" / "new").exists()
     assert not (folder / "caches").exists()

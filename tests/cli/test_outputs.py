@@ -35,17 +35,17 @@ def is_path(hint: typing.Any) -> bool:
 
 
 def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> None:
-    told = {(command, field.name) for command, cls in configurations() for field in dataclasses.fields(cls)}
+    fields = {(command, field.name) for command, cls in configurations() for field in dataclasses.fields(cls)}
     unknown = [
         f"{command} {name}"
         for command, cls in configurations()
-        for name, one in declared(cls).items()
-        if is_path(one.hint) and one.option.output is None and name not in INPUTS
+        for name, declaration in declared(cls).items()
+        if is_path(declaration.hint) and declaration.option.output is None and name not in INPUTS
     ]
     assert not unknown, "say what the command makes of the path: configuration.option(output=...)"
     for name, command in commands():
         for item in command.params:
-            if isinstance(item.type, click.Path) and (name.removeprefix("advl "), item.name) not in told:
+            if isinstance(item.type, click.Path) and (name.removeprefix("advl "), item.name) not in fields:
                 assert item.name in INPUTS | {"config_file", "checkpoint"}, f"{name} {item.name}"
     assert len(OUTPUTS) > 15
 
@@ -69,7 +69,7 @@ OF_OTHERS = ("data.jsonl", "pictures/red.png", "notes.txt", "results.csv", "empt
 """Replaced by those who ask for it."""
 
 
-@pytest.mark.parametrize("option", [one for one in OUTPUTS if one.output.makes in FILES], ids=str)
+@pytest.mark.parametrize("option", [option for option in OUTPUTS if option.output.makes in FILES], ids=str)
 def test_no_file_of_others_is_written_over(
     option: OutputOption, things: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,18 +78,18 @@ def test_no_file_of_others_is_written_over(
     for name in (*OF_OURS, *OF_OTHERS, "pipe"):
         if name == "empty.json" and option.output.makes == "lines":
             continue
-        code, said = complaint(capsys, *words_of(option, things / name))
-        assert code == 2, f"{name}: {said}"
-        assert f"give another {flag_of(option.name)}" in said, said
-        assert ("--replace" in said.partition("next:")[2]) == (is_replaced and name in OF_OTHERS)
+        code, message = complaint(capsys, *words_of(option, things / name))
+        assert code == 2, f"{name}: {message}"
+        assert f"give another {flag_of(option.name)}" in message, message
+        assert ("--replace" in message.partition("next:")[2]) == (is_replaced and name in OF_OTHERS)
     for name in (*OF_OURS, "pipe") if is_replaced else ():
-        code, said = complaint(capsys, *words_of(option, things / name, "--replace"))
-        assert code == 2, f"{name}: {said}"
-        assert f"give another {flag_of(option.name)}" in said, said
+        code, message = complaint(capsys, *words_of(option, things / name, "--replace"))
+        assert code == 2, f"{name}: {message}"
+        assert f"give another {flag_of(option.name)}" in message, message
     assert tree_bytes(things) == before
 
 
-@pytest.mark.parametrize("option", [one for one in OUTPUTS if one.output.makes not in FILES], ids=str)
+@pytest.mark.parametrize("option", [option for option in OUTPUTS if option.output.makes not in FILES], ids=str)
 def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
     option: OutputOption, things: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,18 +100,18 @@ def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
     for kind, name in folders.items():
         assert folder_kind(things / name) == kind
         for place in (things / name, things / name / "new"):
-            own = option.output.makes == kind and place.name == name
-            if own or (kind, option.output.makes) == ("study", "run"):
+            completes = option.output.makes == kind and place.name == name
+            if completes or (kind, option.output.makes) == ("study", "run"):
                 continue
-            code, said = complaint(capsys, *words_of(option, place))
-            assert code == 2, said
-            assert f"give another {flag_of(option.name)}" in said, said
-            assert MARKERS[typing.cast(FolderKind, kind)].name in said
+            code, message = complaint(capsys, *words_of(option, place))
+            assert code == 2, message
+            assert f"give another {flag_of(option.name)}" in message, message
+            assert MARKERS[typing.cast(FolderKind, kind)].name in message
     if option.output.makes != "folders":
         for name, why in (("foreign", "it is not empty and has no"), ("notes.txt", "it is a file")):
-            code, said = complaint(capsys, *words_of(option, things / name))
-            assert code == 2, said
-            assert why in said
+            code, message = complaint(capsys, *words_of(option, things / name))
+            assert code == 2, message
+            assert why in message
     assert tree_bytes(things) == before
 
 
@@ -125,10 +125,10 @@ def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
     ],
 )
 def test_a_folder_is_no_file(command: str, things: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = complaint(capsys, *command.split())
-    assert code == 2, said
-    assert "cannot be read" in said or "cannot be written in place of a folder" in said
-    assert "next:" in said
+    code, message = complaint(capsys, *command.split())
+    assert code == 2, message
+    assert "cannot be read" in message or "cannot be written in place of a folder" in message
+    assert "next:" in message
 
 
 def test_a_damaged_marker_still_tells_whose_folder_it_is(things: Path) -> None:
@@ -156,9 +156,9 @@ def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixtur
         ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--progress-file", "data.jsonl"),
         ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--output", "c", "--progress-file", "c/lines"),
     ):
-        code, said = complaint(capsys, *words)
-        assert code == 2, said
-        assert "take the place of an input" in said or "lie in another one" in said
+        code, message = complaint(capsys, *words)
+        assert code == 2, message
+        assert "take the place of an input" in message or "lie in another one" in message
     assert tree_bytes(things) == before
 
 
@@ -167,12 +167,12 @@ def test_a_list_is_drawn_again_over_its_own_and_over_others_on_request(
 ) -> None:
     draw = ("datasets", "subset", "data.jsonl", "--shots")
     for shots in (4, 8):
-        code, _, said = advl(capsys, *draw, shots, "--output", "lists/mine.json")
-        assert code == 0, said
+        code, _, message = advl(capsys, *draw, shots, "--output", "lists/mine.json")
+        assert code == 0, message
         assert json.loads((things / "lists" / "mine.json").read_bytes())["shots"] == shots
-    code, said = complaint(capsys, *draw, 4, "--output", "notes.txt")
+    code, message = complaint(capsys, *draw, 4, "--output", "notes.txt")
     assert code == 2
-    assert "advl datasets subset data.jsonl --shots 4 --output notes.txt --replace" in said
+    assert "advl datasets subset data.jsonl --shots 4 --output notes.txt --replace" in message
     assert complaint(capsys, *draw, 4, "--output", "notes.txt", "--replace")[0] == 0
     assert json.loads((things / "notes.txt").read_bytes())["shots"] == 4
 
@@ -204,14 +204,14 @@ def test_progress_is_appended_to_its_own_lines(tmp_path: Path) -> None:
     lines = tmp_path / "new" / "lines.jsonl"
     for number in range(2):
         tiny_extract(tmp_path / "data", tmp_path / f"cache-{number}", progress_file=lines)
-    found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    assert {line["event"] for line in found} == {"progress"}
-    assert sum(line["done"] == line["total"] for line in found) >= 4
+    events = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert {line["event"] for line in events} == {"progress"}
+    assert sum(line["done"] == line["total"] for line in events) >= 4
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -> None:
     """On a file system that is mounted to be read, as root or not."""
-    given = [
+    command_lines = [
         ["datasets", "subset", "data.jsonl", "--shots", "4", "--output", "locked/list.json"],
         ["report", "run", "--output", "locked/page.html"],
         ["cache", "export", "cache", "--output", "locked/features.h5"],
@@ -230,11 +230,11 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -
     mounted = 'mount --bind locked locked && mount -o remount,ro,bind locked && exec "$@"'
     shell = ["unshare", "-rm", "sh", "-c", mounted, "sh"]
     done = subprocess.run(
-        [*shell, sys.executable, "-c", program, json.dumps(given)],
+        [*shell, sys.executable, "-c", program, json.dumps(command_lines)],
         capture_output=True,
         text=True,
         check=False,
     )
     if "unshare" in done.stderr or "mount" in done.stderr.partition("\n")[0]:
         pytest.skip(f"no mount of one's own here: {done.stderr}")
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [7] * len(given), done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [7] * len(command_lines), done.stderr

@@ -45,8 +45,8 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_help_names_them_and_loads_none(plug_in: str, words: list[str]) -> None:
     shown = CliRunner().invoke(group, words)
     assert shown.exit_code == 0
-    own, _, foreign = shown.output.partition("Commands of plug-ins:")
-    assert "mine" not in own
+    builtins, _, foreign = shown.output.partition("Commands of plug-ins:")
+    assert "mine" not in builtins
     assert "mine" in foreign
     assert plug_in not in sys.modules
 
@@ -67,8 +67,8 @@ def test_what_cannot_be_imported_says_so(plug_in: str, capsys: pytest.CaptureFix
 
 
 def test_a_command_of_ours_is_not_replaced(plug_in: str) -> None:
-    found = group.get_command(click.Context(group), "cache")
-    assert isinstance(found, click.Group)
+    subcommand = group.get_command(click.Context(group), "cache")
+    assert isinstance(subcommand, click.Group)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_former_names_of_the_corpus_commands_take_the_same_options(former: tuple
     command: click.Command = group
     for word in former:
         assert isinstance(command, click.Group)
-        found = command.get_command(click.Context(command), word)
-        assert found is not None
-        command = found
+        subcommand = command.get_command(click.Context(command), word)
+        assert subcommand is not None
+        command = subcommand
     scenes = group.get_command(click.Context(group), "scenes")
     assert isinstance(scenes, click.Group)
     assert command.params == scenes.commands[now].params

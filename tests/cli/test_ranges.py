@@ -27,7 +27,11 @@ def is_number(hint: typing.Any) -> bool:
 
 def test_every_numeric_option_declares_its_range() -> None:
     for command, cls in configurations():
-        numeric = {name: one.option.bounds for name, one in declared(cls).items() if is_number(one.hint)}
+        numeric = {
+            name: declaration.option.bounds
+            for name, declaration in declared(cls).items()
+            if is_number(declaration.hint)
+        }
         assert all(numeric.values()), f"{command}: {numeric}"
         assert issubclass(cls, Configuration)
 
@@ -46,11 +50,11 @@ def test_every_numeric_option_declares_its_range() -> None:
 def test_finetune_refuses_a_number_outside_its_range(
     flag: str, value: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("finetune", "--dataset", "scenes-vcr", "--output", tmp_path / "run")
-    code, told = complaint(capsys, *given, flag, value)
+    start = ("finetune", "--dataset", "scenes-vcr", "--output", tmp_path / "run")
+    code, message = complaint(capsys, *start, flag, value)
     assert code == 2
-    assert f"{flag} must be {allowed}." in told
-    assert value in told
+    assert f"{flag} must be {allowed}." in message
+    assert value in message
     assert not (tmp_path / "run").exists()
 
 
@@ -87,8 +91,8 @@ def test_help_shows_the_ranges() -> None:
 
 def test_ranges_hold_exactly_what_they_say() -> None:
     def allowed(**bounds: float) -> list[float]:
-        one = Option(help="", **bounds)  # type: ignore[arg-type]
-        return [value for value in (-math.inf, math.nan, 0.0, 0.5, 1.0, 4.0, math.inf) if one.allows(value)]
+        option = Option(help="", **bounds)  # type: ignore[arg-type]
+        return [value for value in (-math.inf, math.nan, 0.0, 0.5, 1.0, 4.0, math.inf) if option.allows(value)]
 
     assert allowed(above=0, below=1) == [0.5]
     assert allowed(minimum=0, maximum=1) == [0.0, 0.5, 1.0]

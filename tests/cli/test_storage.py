@@ -26,10 +26,10 @@ def test_finetune_into_a_folder_that_cannot_be_written(
     small_corpus: SmallCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--data-root", small_corpus.data_root]
-    code, told = complaint(capsys, *words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN)
-    assert code == 7, told
-    assert str(FORBIDDEN) in told.partition("where:")[2]
-    assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
+    code, message = complaint(capsys, *words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN)
+    assert code == 7, message
+    assert str(FORBIDDEN) in message.partition("where:")[2]
+    assert f"--data-root {small_corpus.data_root}" in message.partition("next:")[2]
 
 
 @contextmanager

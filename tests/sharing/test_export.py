@@ -106,12 +106,12 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         folder = tmp_path / name
         result = run_export(ExportRunConfig(run=run, output=folder))
         assert not (folder / "load.py").exists()
-        said = (folder / "README.md").read_text(encoding="utf-8")
-        assert result.model in said
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert result.model in card
         picture = folder / "picture.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
         finished = load_run(run)
-        scored = "--model_args pretrained=FOLDER --tasks cv_bench,mmstar,naturalbench,pope,realworldqa" in said
+        scored = "--model_args pretrained=FOLDER --tasks cv_bench,mmstar,naturalbench,pope,realworldqa" in card
         assert scored == isinstance(finished.student, GenerativeStudent), "lmms-eval scores what answers in words"
         ((head_name, head),) = finished.heads.items()
         with torch.inference_mode():
@@ -130,8 +130,8 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
                 expected[f"{name}, cut"] = finished.student.encode(batch).class_logits(head).flatten().tolist()
             code += card_code(folder).replace(QUESTION, LONG)
     printed = [np.ravel(ast.literal_eval(line)) for line in elsewhere(code, tmp_path).splitlines() if line[0] == "["]
-    for (name, logits), found in zip(expected.items(), printed, strict=True):
-        np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
+    for (name, logits), computed in zip(expected.items(), printed, strict=True):
+        np.testing.assert_allclose(computed, logits, atol=2e-5, rtol=0, err_msg=name)
 
 
 PROGRAMS = [
@@ -175,8 +175,8 @@ def test_a_program_takes_any_batch(name: str, tmp_path: Path) -> None:
     for part in (examples[:1], examples[:2], [fewer, fewer], [*examples, examples[0]]):
         batch = student.collate(part)
         with torch.inference_mode():
-            found = program(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
-            torch.testing.assert_close(found, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
+            logits = program(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
+            torch.testing.assert_close(logits, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
 
 
 def test_programs_run_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
@@ -236,14 +236,14 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     identities = [entry["identity"] for entry in json.loads((run / names.CACHES).read_text(encoding="utf-8"))]
     assert len(identities) == 2
-    told = (
+    facts = (
         "minilm-l6: Apache-2.0",
         "efficientnet-lite0: Apache-2.0",
         "advl finetune ",
         "--dataset scenes-vcr",
         "seed 0",
     )
-    for words in (*told, "picture blanked", "Q→A", json.loads((run / "run.json").read_text())["dataset"]["name"]):
+    for words in (*facts, "picture blanked", "Q→A", json.loads((run / "run.json").read_text())["dataset"]["name"]):
         assert words in card, words
     for name in ("README.md", "config.json"):
         assert str(small_corpus.data_root) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
@@ -260,7 +260,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus:
     tagged = finetuned(small_corpus, tmp_path / "tagged", "visualbert-tiny")
     words = finetuned(small_corpus, tmp_path / "words", "scenes-smolvlm", task_loss="softmax-choice")
     before = sorted(tmp_path.rglob("*"))
-    for of, to, match, advice in (
+    for folder, to, match, advice in (
         (run, "transformers", "no class for uniter-tiny", "--to torch"),
         (tagged, "transformers", "would not compute", "--to torch"),
         (words, "transformers", "scenes-smolvlm", f"advl predict {words}"),
@@ -268,7 +268,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus:
         (tmp_path, "torch", "no finetuning run", ""),
     ):
         with pytest.raises(ConfigError, match=match) as refused:
-            run_export(ExportRunConfig(run=of, to=to, output=tmp_path / "out"))  # type: ignore[arg-type]
+            run_export(ExportRunConfig(run=folder, to=to, output=tmp_path / "out"))  # type: ignore[arg-type]
         assert refused.value.next_command.startswith(advice)
     with pytest.raises(ConfigError, match="exists already"):
         run_export(ExportRunConfig(run=run, to="torch", output=run))

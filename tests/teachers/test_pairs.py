@@ -43,8 +43,8 @@ def test_both_towers_equal_direct_calls(
     assert teacher.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
     assert teacher.image.global_dim == teacher.text.global_dim == teacher.text.token_dim
 
-    own = hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    pixels = own(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
+    processor = hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    pixels = processor(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
     length = {"padding": "max_length", "max_length": 40} if family == "siglip" else {}
     words = tokenizer(
         TEXT, return_tensors="pt", return_special_tokens_mask=True, return_token_type_ids=False, **length

@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 class Workshop:
-    """A text and an image model on disk, and extraction with them into one cache."""
+    """Holds a text and an image model on disk, and extracts with them into one cache."""
 
     def __init__(self, folder: Path, text: Path) -> None:
         self.folder = folder

@@ -105,12 +105,12 @@ def test_a_tokenizer_without_offsets_finds_the_same_characters(
     names = sorted(fast.get_vocab().items(), key=lambda entry: entry[1])
     vocabulary.write_text("".join(f"{name}\n" for name, _ in names), encoding="utf-8")
     slow = WordPieces(hf.BertTokenizerLegacy(str(vocabulary), do_lower_case=True))
-    given = WordPieces(fast)
-    assert (slow.describe()["spans"], given.describe()["spans"]) == ("aligned", "offsets")
-    assert (slow.prefix, slow.suffix) == (given.prefix, given.suffix)
-    for one, two in zip(slow([TEXT, *OTHERS, ""]), given([TEXT, *OTHERS, ""]), strict=True):
-        assert one.ids_M.tolist() == two.ids_M.tolist()
-        assert one.spans_M2.tolist() == two.spans_M2.tolist()
+    with_offsets = WordPieces(fast)
+    assert (slow.describe()["spans"], with_offsets.describe()["spans"]) == ("aligned", "offsets")
+    assert (slow.prefix, slow.suffix) == (with_offsets.prefix, with_offsets.suffix)
+    for aligned, exact in zip(slow([TEXT, *OTHERS, ""]), with_offsets([TEXT, *OTHERS, ""]), strict=True):
+        assert aligned.ids_M.tolist() == exact.ids_M.tolist()
+        assert aligned.spans_M2.tolist() == exact.spans_M2.tolist()
 
 
 def test_a_family_without_offsets_goes_the_whole_way(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_transformers_features_equal_a_direct_call(family: str, tmp_path: Path, 
     prepared = tower.prepare(picture)
     encoded = tower.encode([prepared])
 
-    own = hf.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    pixels = own(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
+    processor = hf.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    pixels = processor(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
     ours = normalise(prepared.inputs["pixels"], tower.backbone.settings)  # type: ignore[attr-defined]
     torch.testing.assert_close(ours, pixels, atol=1e-5, rtol=0)
     with torch.no_grad():
