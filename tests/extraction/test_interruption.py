@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 import time
@@ -97,7 +99,7 @@ def test_file_size_limit_in_mid_write(reference: tuple[Path, dict[str, bytes], f
     job.settings["file_size_limit"] = 1024
     running = job.start()
     assert running.wait() == 7, running.messages()
-    assert "size limit" in running.messages()
+    assert os.strerror(errno.EFBIG) in running.messages()
     assert "Traceback" not in running.messages()
     assert not list((folder / "limited" / ".work").glob("tmp/*"))
     del job.settings["file_size_limit"]
