@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="Keep what was found in this file, section by section.")
     parser.add_argument("--markdown", type=Path, help="Also write the table into this page, between its marks.")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     if options.json and options.json.exists():
-        found = json.loads(options.json.read_text(encoding="utf-8"))
+        sections = json.loads(options.json.read_text(encoding="utf-8"))
     rows: list[Row] = []
     for name in options.only.split(","):
         machine, begin = describe_machine(quick=options.quick), time.perf_counter()
@@ -64,17 +64,20 @@ def main() -> None:
                 why = f"{type(error).__name__}: {error}"
                 measured = [Row(name=f"section {name}", value=None, goal=0.0, detail=why)]
         seconds = time.perf_counter() - begin
-        found[name] = {"machine": machine, "seconds": seconds, "rows": list(map(asdict, measured))}
-        for row in (Row(**content) for content in found[name]["rows"]):
+        sections[name] = {"machine": machine, "seconds": seconds, "rows": list(map(asdict, measured))}
+        for row in (Row(**content) for content in sections[name]["rows"]):
             rows.append(row)
-            print(f"{row.verdict:<12} {row.name}: {row.found} ({row.bound or 'a fact'}); {row.detail}", flush=True)
+            print(f"{row.verdict:<12} {row.name}: {row.measured} ({row.bound or 'a fact'}); {row.detail}", flush=True)
         if options.json:
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(sections, indent=2) + "\n", encoding="utf-8")
     verdicts = [row.verdict for row in rows if row.goal is not None]
-    print(f"{len(verdicts)} goals: " + ", ".join(f"{verdicts.count(one)} {one}" for one in sorted(set(verdicts))))
+    print(
+        f"{len(verdicts)} goals: "
+        + ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
+    )
     if options.markdown:
         for marks, names in ((MARKS, SECTIONS.keys() - {ON_A_GPU}), (GPU_MARKS, {ON_A_GPU})):
-            if shown := {name: found[name] for name in SECTIONS if name in names & found.keys()}:
+            if shown := {name: sections[name] for name in SECTIONS if name in names & sections.keys()}:
                 write_page(options.markdown, render(shown), marks=marks)
 
 

@@ -71,8 +71,8 @@ def measure_extraction(folder: Path, quick: bool) -> list[Row]:
                 run()
                 if once:  # The first round warms up.
                     rates[way].append(number / (time.perf_counter() - begin))
-        said = ", ".join(f"{way} {statistics.median(found):.1f}" for way, found in rates.items())
-        detail = f"{said} per second, repeated ones counted"
+        rates_in_words = ", ".join(f"{way} {statistics.median(rate):.1f}" for way, rate in rates.items())
+        detail = f"{rates_in_words} per second, repeated ones counted"
         what = f"extraction of {name}: share of the bare forward passes"
         rows.append(ratio_row(what, rates["extract"], rates["bare"], goal=0.95, detail=detail))
     return rows

@@ -90,8 +90,8 @@ def _batches(
 ) -> Iterator[Any]:
     indices = [index % len(dataset) for index in range(max(len(dataset), BATCH))]
     order = ExampleOrder(len(indices), batch_size=BATCH, accumulate=1, seed=0)
-    told: dict[str, Any] = {"order": order, "labelled": False, "num_workers": num_workers}
-    return training_batches(dataset, indices, student, source, steps=range(num_steps), **told)
+    options: dict[str, Any] = {"order": order, "labelled": False, "num_workers": num_workers}
+    return training_batches(dataset, indices, student, source, steps=range(num_steps), **options)
 
 
 def _feed(dataset: Dataset, student: Student, source: SignalSource | None, *, num_examples: int) -> tuple[float, str]:

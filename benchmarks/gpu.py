@@ -73,9 +73,9 @@ def measure_gpu(
         for number, teacher in enumerate(teachers):
             output = folder / "runs" / f"{student}-{number}"
             regions = {"regions": of_detector} if student.startswith(_OF_REGIONS) else {}
-            own = {"student": student, "cache": (caches[teacher],), "output": output}
+            paths = {"student": student, "cache": (caches[teacher],), "output": output}
             _forget_peak(device)
-            run_finetune(build_config(FinetuneConfig, shared, own, regions, dict(options)))
+            run_finetune(build_config(FinetuneConfig, shared, paths, regions, dict(options)))
             steps = [step for step in read_log(output) if step["phase"] == "finetune"][num_steps // 3 :]
             seconds, waited = (
                 statistics.median(step[name] for step in steps) for name in ("seconds", "seconds_waited")

@@ -26,11 +26,11 @@ def measure_index(folder: Path, quick: bool) -> list[Row]:
     share = 0.02 if quick else 1.0
     write_mirror("vcr", folder, share=share, held_out=1)
     context = multiprocessing.get_context("spawn")
-    found = []
+    measurements = []
     for _ in range(2):
         with context.Pool(1) as pool:
-            found.append(pool.apply(_open, (folder,)))
-    (seconds, _, peak, count), (again, of_example, _, _) = found
+            measurements.append(pool.apply(_open, (folder,)))
+    (seconds, _, peak, count), (again, of_example, _, _) = measurements
     size = sum(file.stat().st_size for file in (folder / ".index").rglob("*") if file.is_file())
     detail = f"{count:,} examples, an index of {size / 2**20:,.0f} MiB; opened again in {1e3 * again:.0f} ms"
     return [

@@ -82,10 +82,10 @@ def write_mirror(name: str, root: Path, *, share: float, held_out: int) -> None:
 def _texts(rng: random.Random) -> dict[str, Any]:
     """Return a question of 7 words with answers of 8 and rationales of 16 on average, each with a tag."""
 
-    def said(mean: int) -> list[Any]:
+    def sentence(mean: int) -> list[Any]:
         words: list[Any] = rng.choices(_WORDS, k=max(2, int(rng.gauss(mean, mean / 3))))
         words[rng.randrange(len(words))] = [rng.randrange(4)]
         return [*words, "."]
 
-    answers, rationales = ([said(mean) for _ in range(4)] for mean in (8, 16))
-    return {"question": ["Why", "is", [1], *said(4)], "answer_choices": answers, "rationale_choices": rationales}
+    answers, rationales = ([sentence(mean) for _ in range(4)] for mean in (8, 16))
+    return {"question": ["Why", "is", [1], *sentence(4)], "answer_choices": answers, "rationale_choices": rationales}

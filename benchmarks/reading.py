@@ -68,9 +68,9 @@ def measure_reading(folder: Path, quick: bool) -> list[Row]:
     return rows
 
 
-def _row(name: str, rates: Mapping[str, list[float]], one: str, other: str, goal: float, more: str = "") -> Row:
-    said = ", ".join(f"{way} {thousands(found)}" for way, found in rates.items())
-    return ratio_row(name, rates[one], rates[other], goal=goal, detail=f"thousand units/s: {said}{more}")
+def _row(name: str, rates: Mapping[str, list[float]], ours: str, other: str, goal: float, more: str = "") -> Row:
+    words = ", ".join(f"{way} {thousands(rate)}" for way, rate in rates.items())
+    return ratio_row(name, rates[ours], rates[other], goal=goal, detail=f"thousand units/s: {words}{more}")
 
 
 def _warm_and_cold(

@@ -39,11 +39,11 @@ class Row:
             return ""
         if self.value is None:
             return "missed"
-        met = {found >= self.goal if self.at_least else found <= self.goal for found in self.rounds or (self.value,)}
+        met = {ratio >= self.goal if self.at_least else ratio <= self.goal for ratio in self.rounds or (self.value,)}
         return "within noise" if len(met) == 2 else "met" if met == {True} else "missed"
 
     @property
-    def found(self) -> str:
+    def measured(self) -> str:
         spread = f" ({min(self.rounds):.3g} to {max(self.rounds):.3g})" if self.rounds else ""
         return "not measured" if self.value is None else f"{self.value:.3g}{spread}"
 
@@ -60,7 +60,7 @@ def ratio_row(
     name: str, ours: Sequence[float], others: Sequence[float], *, goal: float, detail: str, at_least: bool = True
 ) -> Row:
     """Return the row of one figure as a multiple of another of the same round."""
-    rounds = [own / other for own, other in zip(ours, others, strict=True)]
+    rounds = [mine / other for mine, other in zip(ours, others, strict=True)]
     value = statistics.median(rounds)
     return Row(name=name, value=value, goal=goal, at_least=at_least, detail=detail, rounds=rounds)
 
@@ -81,10 +81,10 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
         sections: for each, the `machine`, its `seconds` and its `rows`, as the JSON file holds them.
     """
     parts = []
-    for name, found in sections.items():
-        rows = [Row(**row) for row in found["rows"]]
-        parts.append(f"**{name}**: {found['machine']}; {found['seconds']:.0f} s.")
-        cells = [[row.name, row.found, row.bound, row.verdict, row.detail] for row in rows]
+    for name, section in sections.items():
+        rows = [Row(**row) for row in section["rows"]]
+        parts.append(f"**{name}**: {section['machine']}; {section['seconds']:.0f} s.")
+        cells = [[row.name, row.measured, row.bound, row.verdict, row.detail] for row in rows]
         table = [["what", "found", "goal", "", "made of"], ["---"] * 5, *cells]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in table))
     return "\n\n".join(parts)

@@ -171,16 +171,16 @@ def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, 
 
 def list_confidence(location: Location) -> list[dict[str, Any]]:
     """Return the identities of all committed sets, with their keys and counts."""
-    store, found = open_store(location), []
+    store, sets = open_store(location), []
     for key in committed_keys(store.list("records")):
         record = unseal(store, confidence_record_path(key))
-        found.append({"key": key, "num_examples": record["num_examples"], "identity": record["identity"]})
-    return found
+        sets.append({"key": key, "num_examples": record["num_examples"], "identity": record["identity"]})
+    return sets
 
 
 def committed_keys(names: Iterable[str]) -> list[str]:
     """Return the keys of the sets whose records are among these files."""
-    return sorted(found[1] for name in names if (found := _RECORD.fullmatch(name)))
+    return sorted(record[1] for name in names if (record := _RECORD.fullmatch(name)))
 
 
 def unfinished_keys(names: Iterable[str]) -> list[str]:
@@ -200,7 +200,7 @@ def remove_confidence(store: Store, key: str) -> None:
 def clear_away(store: Store, bad_names: Iterable[str], recorded: Files) -> None:
     """Remove every set with a bad file, and restore the group that they lie in if it is bad."""
     bad = set(bad_names)
-    for key in sorted({found[1] for name in bad if (found := _OF_A_SET.fullmatch(name))}):
+    for key in sorted({match[1] for name in bad if (match := _OF_A_SET.fullmatch(name))}):
         remove_confidence(store, key)
     if _GROUP in bad & recorded.keys() and committed_keys(store.list("records")):
         store.put(_GROUP, [group_metadata()])

@@ -18,9 +18,9 @@ DEFAULT_GB = 50.0
 
 def default_disk_cache() -> Path:
     """Return the folder that remote caches are read through by default."""
-    given = os.environ.get(ENVIRONMENT_VARIABLE)
-    if given:
-        return Path(given)
+    folder = os.environ.get(ENVIRONMENT_VARIABLE)
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
 
 

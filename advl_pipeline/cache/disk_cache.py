@@ -163,8 +163,8 @@ class DiskCache(Readable):
                         break
             except MissingFile:
                 raise self.damaged(_DAMAGED, name, "it is missing") from None
-            found = FileEntry(num_bytes=file.tell(), sha256=state.hexdigest())
-        if problem := content_problem(found, entry):
+            received = FileEntry(num_bytes=file.tell(), sha256=state.hexdigest())
+        if problem := content_problem(received, entry):
             raise self.damaged(_DAMAGED, name, problem)
 
     def _reserve(self, descriptor: int, num_bytes: int, *, free_room_only: bool) -> bool:

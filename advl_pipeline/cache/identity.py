@@ -69,14 +69,14 @@ def digest(value: Any) -> str:
 
 
 def differences(
-    expected: Mapping[str, Any], found: Mapping[str, Any], *, partial: bool = False
+    expected: Mapping[str, Any], actual: Mapping[str, Any], *, partial: bool = False
 ) -> tuple[Difference, ...]:
     """List the settings in which two identities differ, in the order of their paths.
 
     Args:
         partial: ignore settings that `expected` does not mention.
     """
-    left, right = dict(_leaves(expected, ())), dict(_leaves(found, ()))
+    left, right = dict(_leaves(expected, ())), dict(_leaves(actual, ()))
     if partial:
         right = {keys: value for keys, value in right.items() if keys in left}
     return tuple(
@@ -103,7 +103,7 @@ def difference_table(rows: tuple[Difference, ...], *, width: int = 44) -> str:
 
 def require_identity(
     expected: Mapping[str, Any],
-    found: Mapping[str, Any],
+    actual: Mapping[str, Any],
     *,
     where: str,
     next_command: str,
@@ -114,7 +114,7 @@ def require_identity(
     Raises:
         IdentityMismatch: with a two-column difference and the command that makes the cache anew.
     """
-    rows = differences(expected, found, partial=partial)
+    rows = differences(expected, actual, partial=partial)
     if rows:
         raise IdentityMismatch(
             f"The cache was made under other settings ({len(rows)} differ).",

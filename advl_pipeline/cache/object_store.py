@@ -295,7 +295,7 @@ class ObjectStore(Store):
                 why=reason,
                 next_command=f"check the credentials: {_CREDENTIALS[self._url.scheme]}",
             )
-        cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
+        cut_short = [meaning for mark, meaning in _CUT_SHORT.items() if mark in str(error)]
         return (_CutShort if cut_short else StorageError)(
             "The object store cannot be reached, or does not do what was asked.",
             where=where,

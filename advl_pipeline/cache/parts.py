@@ -44,8 +44,8 @@ WHOLE = Part()
 
 def parse_part(text: str) -> Part:
     """Read "I/N"; raises `ConfigError`."""
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    part = Part(int(found[1]), int(found[2])) if found else Part(0, 0)
+    numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    part = Part(int(numbers[1]), int(numbers[2])) if numbers else Part(0, 0)
     if not 1 <= part.number <= part.count:
         raise ConfigError(
             f"{text!r} is no part of a cache.",

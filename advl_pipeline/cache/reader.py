@@ -343,8 +343,8 @@ class FeatureStore:
             is_held = all(map(values.is_resident, np.minimum(self._bounds(sample_Q)[0], len(values) - 1).tolist()))
         else:
             is_held = all(map(self._global.is_resident, sample_Q.tolist()))
-        own = (item.num_bytes for name, item in self._entries.items() if name.startswith(f"{self.modality}/"))
-        self._memory = "holds" if is_held else "fits" if 2 * sum(own) < available_memory() else "exceeds"
+        sizes = (item.num_bytes for name, item in self._entries.items() if name.startswith(f"{self.modality}/"))
+        self._memory = "holds" if is_held else "fits" if 2 * sum(sizes) < available_memory() else "exceeds"
         for item in (self._global, *self._tokens.values()):
             item.forget_announcements()
 

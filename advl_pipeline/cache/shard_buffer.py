@@ -64,9 +64,9 @@ class ShardBuffer:
             AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
         """
         slot, where = self._free_slot(unit), f"unit {unit} of shard {self.shard}"
-        first, planned, given = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
-        if "values" in self.tokens and given != planned:
-            why = f"{given} rows, {planned} planned"
+        first, planned, num_rows = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
+        if "values" in self.tokens and num_rows != planned:
+            why = f"{num_rows} rows, {planned} planned"
             raise AdvlError("The teacher gave another number of tokens than it announced.", where=where, why=why)
         if not (is_finite(global_D) and is_finite(values_MD)):
             raise AdvlError(
@@ -77,8 +77,8 @@ class ShardBuffer:
         self._global_ND[slot] = self._narrow(global_D[None])[0]
         for name, value in stats.items():
             self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value
-        if "values" in self.tokens and given:
-            rows = slice(first, first + given)
+        if "values" in self.tokens and num_rows:
+            rows = slice(first, first + num_rows)
             if self._stored == "int8":
                 in_range_MD, clipped = clip_to_float16(values_MD)
                 self.clipped += clipped

@@ -247,9 +247,9 @@ def require_cache(store: Store) -> dict[str, int]:
         below = sorted(name.removesuffix(f"/{IDENTITY_FILE}") for name in sizes if name.endswith(f"/{IDENTITY_FILE}"))
         if below:
             here = str(store.location)
-            told = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
-            told.wanted, told.nearest = here, f"{here.rstrip('/')}/{below[0]}"
-            raise ConfigError("There is no cache here.", where=here, why=told)
+            hint = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
+            hint.wanted, hint.nearest = here, f"{here.rstrip('/')}/{below[0]}"
+            raise ConfigError("There is no cache here.", where=here, why=hint)
         raise ConfigError(
             "There is no cache here.",
             where=str(store.location),
@@ -278,20 +278,20 @@ def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> No
             raise store.damaged("A file of the cache is damaged.", name, problem)
 
 
-def content_problem(found: FileEntry, entry: FileEntry) -> str | None:
+def content_problem(actual: FileEntry, entry: FileEntry) -> str | None:
     """Return in which way a file is not what it must be, or None."""
-    if found.num_bytes != entry.num_bytes:
-        return f"it has {found.num_bytes} bytes instead of {entry.num_bytes}"
-    return None if found == entry else "its content changed"
+    if actual.num_bytes != entry.num_bytes:
+        return f"it has {actual.num_bytes} bytes instead of {entry.num_bytes}"
+    return None if actual == entry else "its content changed"
 
 
 def size_problem(sizes: Mapping[str, int], name: str, num_bytes: int) -> str | None:
     """Return what a listing shows to be wrong with a file, or None."""
-    found = sizes.get(name)
-    if found == num_bytes:
+    actual = sizes.get(name)
+    if actual == num_bytes:
         return None
-    if found is None:
+    if actual is None:
         parts = name.split("/")
         is_below_link = any("/".join(parts[:count]) in sizes for count in range(1, len(parts)))
         return "a folder above it is a link, or no folder" if is_below_link else "it is missing"
-    return "it is no plain file" if found == NOT_PLAIN else f"it has {found} bytes instead of {num_bytes}"
+    return "it is no plain file" if actual == NOT_PLAIN else f"it has {actual} bytes instead of {num_bytes}"

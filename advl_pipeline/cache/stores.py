@@ -95,7 +95,7 @@ class FolderStore(Store):
             os.close(descriptor)
 
     def list(self, folder: str = "") -> dict[str, int]:
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         if folder:
             safe_path(self._root, folder)
         waiting = [folder]
@@ -109,12 +109,12 @@ class FolderStore(Store):
                         continue
                     with suppress(FileNotFoundError):
                         size = entry.stat(follow_symlinks=False).st_size
-                        found[name] = size if entry.is_file(follow_symlinks=False) else NOT_PLAIN
+                        sizes[name] = size if entry.is_file(follow_symlinks=False) else NOT_PLAIN
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
                 raise self._unreadable(self._root / here, error) from error
-        return dict(sorted(found.items()))
+        return dict(sorted(sizes.items()))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         target = self._root / name
@@ -208,8 +208,11 @@ class FolderStore(Store):
 
     def changed(self, files: Files) -> dict[str, Stamp]:
         vouched = self._vouched()
-        found = {name: (self._root / name).lstat() for name in files}
-        stamps = {name: (one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in found.items()}
+        status_of = {name: (self._root / name).lstat() for name in files}
+        stamps = {
+            name: (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            for name, status in status_of.items()
+        }
         return {name: stamp for name, stamp in stamps.items() if vouched.get(name) != stamp}
 
     def vouch(self, stamps: Mapping[str, Stamp]) -> None:

@@ -130,8 +130,8 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     if COMPLETE_RECORD not in findings:
         known = {*files, COMPLETE_RECORD, *map(confidence_record_path, committed_keys(sizes))}
         # Locks are of who writes, such as a repair that verifies first.
-        found = [name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/")]
-        findings |= dict.fromkeys(found, "it belongs to no record")
+        strays = [name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/")]
+        findings |= dict.fromkeys(strays, "it belongs to no record")
     if not findings:
         try:
             numbers = numbers or StoredNumbers(store)
@@ -286,16 +286,16 @@ class StoredNumbers:
                 placement = writer.placement(modality)
                 # First, for by units that the record misreports the index cannot be read.
                 records = [load_shard(store, modality, shard) for shard in range(placement.num_shards)]
-                said = f"what it says of {modality} shards is not what their records say"
+                problem = f"what it says of {modality} shards is not what their records say"
                 files = {name: entry for record in records for name, entry in record.files.items()}
-                expect(files.items() <= complete.files.items(), COMPLETE_RECORD, said)
+                expect(files.items() <= complete.files.items(), COMPLETE_RECORD, problem)
                 clipped = sum(record.clipped for record in records)
-                said = f"its count of clipped {modality} values is not that of the shards"
-                expect(complete.clipped.get(modality, 0) == clipped, COMPLETE_RECORD, said)
+                problem = f"its count of clipped {modality} values is not that of the shards"
+                expect(complete.clipped.get(modality, 0) == clipped, COMPLETE_RECORD, problem)
                 ids = UnitIds(writer.unit_ids(modality), None)
                 unreadable = {ids[int(unit)]: why for record in records for unit, why in record.quarantined.items()}
-                said = f"its unreadable {modality} units are not those of the shards"
-                expect(complete.quarantined.get(modality, {}) == unreadable, COMPLETE_RECORD, said)
+                problem = f"its unreadable {modality} units are not those of the shards"
+                expect(complete.quarantined.get(modality, {}) == unreadable, COMPLETE_RECORD, problem)
                 planned = layout.plan_specs(modality, shape.num_units)
                 starts_N = MappedArray(store, planned["starts"]).whole()
                 is_placed = np.array_equal(starts_N, placement.starts_N)
@@ -376,9 +376,9 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
         num_bytes = sum(entry.num_bytes for entry in to_hash.values())
         with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
             if hash_all:
-                found = verify_cache(cache.path, progress=bar.update)
+                result = verify_cache(cache.path, progress=bar.update)
                 # Other runs may be adding confidences at this moment; whoever reads those checks them.
-                findings = {name: problem for name, problem in found.findings.items() if name in found.files}
+                findings = {name: problem for name, problem in result.findings.items() if name in result.files}
             else:
                 findings = {}
                 for name, entry in to_hash.items():

@@ -271,8 +271,10 @@ class CacheWriter:
             name: MappedArray(self.store, spec).shard(shard)[: int(placement.rows_used_S[shard])]
             for name, spec in self.token_specs(modality).items()
         }
-        own = {name: self._table(spec).gather(position_N) for name, spec in stats.items()}
-        return staged_content(self._table(table).gather(position_N), rows.get("values"), rows.get("scales"), own)
+        statistics = {name: self._table(spec).gather(position_N) for name, spec in stats.items()}
+        return staged_content(
+            self._table(table).gather(position_N), rows.get("values"), rows.get("scales"), statistics
+        )
 
     def _table(self, spec: ArraySpec) -> MappedArray:
         return self._tables.setdefault(spec.path, MappedArray(self.store, spec))

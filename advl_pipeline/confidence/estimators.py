@@ -70,7 +70,7 @@ def load_or_estimate_confidence(
         ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
         DatasetError: an example without a label. StorageError: with `must_store`, a cache that cannot be written to.
     """
-    found: dict[str, TruthConfidence] = {}
+    confidences: dict[str, TruthConfidence] = {}
     for view in confidence_views(caches, estimator):
         used = _caches_of(caches, view)
         identity = confidence_identity(
@@ -86,7 +86,7 @@ def load_or_estimate_confidence(
         if stored is not None:
             place = {name: row for row, name in enumerate(stored.example_ids)}
             order = [place[name] for name in example_ids]
-            found[view] = TruthConfidence(
+            confidences[view] = TruthConfidence(
                 probability_N=stored.probability_N[order], outranked_N=stored.outranked_N[order]
             )
             continue
@@ -109,14 +109,16 @@ def load_or_estimate_confidence(
             probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
         place = {name: row for row, name in enumerate(names)}
         order = [place[name] for name in example_ids]
-        found[view] = TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
+        confidences[view] = TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
         try:
-            write_confidence(used[0].path, identity, example_ids, found[view].probability_N, found[view].outranked_N)
+            write_confidence(
+                used[0].path, identity, example_ids, confidences[view].probability_N, confidences[view].outranked_N
+            )
         except StorageError as error:
             if must_store:
                 raise
             _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
-    return found
+    return confidences
 
 
 def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[View, ...]:

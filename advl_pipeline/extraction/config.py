@@ -288,8 +288,8 @@ def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ())
 def of_pictures(config: PrepareConfig, size: int) -> ExtractConfig:
     """Return the extraction that stores pictures squeezed to squares of `size` pixels."""
     shared = ("dataset", "split", "output", "data_root", "on_error", "num_workers", "dry_run")
-    given = {name: getattr(config, name) for name in shared}
-    return ExtractConfig(teacher=f"{PICTURES}{size}", shard_rows=_PICTURE_ROWS, **given)
+    options = {name: getattr(config, name) for name in shared}
+    return ExtractConfig(teacher=f"{PICTURES}{size}", shard_rows=_PICTURE_ROWS, **options)
 
 
 def without_network(config: ExtractConfig) -> ExtractConfig:

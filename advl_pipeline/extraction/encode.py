@@ -232,10 +232,12 @@ def with_batch_size(config: ExtractConfig, sources: Sequence[Source]) -> Extract
     """
     if config.batch_size != "auto":
         return config
-    found = {source.modality: _fastest(source) for source in sources}
-    told = ", ".join(f"{size} units of {modality}" for modality, size in found.items())
-    tqdm.write(f"batch size: {min(found.values())}, as this machine encodes fastest {told} at once", file=sys.stderr)
-    return replace(config, batch_size=min(found.values()))
+    best_sizes = {source.modality: _fastest(source) for source in sources}
+    sizes = ", ".join(f"{size} units of {modality}" for modality, size in best_sizes.items())
+    tqdm.write(
+        f"batch size: {min(best_sizes.values())}, as this machine encodes fastest {sizes} at once", file=sys.stderr
+    )
+    return replace(config, batch_size=min(best_sizes.values()))
 
 
 def _fastest(source: Source) -> int:

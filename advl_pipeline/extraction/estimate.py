@@ -227,10 +227,10 @@ def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], disk: DiskSp
             every step would encode so many.
         disk: of the cache.
     """
-    told = [(item, uses[item.modality] / item.num_units) for item in estimates if item.modality in uses]
-    once = sum((item.seconds or 0.0) + item.num_bytes / disk.writing for item, _ in told)
-    live = sum((item.seconds or 0.0) * often for item, often in told)
-    cached = sum(item.num_bytes * often for item, often in told) / disk.reading
+    used = [(item, uses[item.modality] / item.num_units) for item in estimates if item.modality in uses]
+    once = sum((item.seconds or 0.0) + item.num_bytes / disk.writing for item, _ in used)
+    live = sum((item.seconds or 0.0) * often for item, often in used)
+    cached = sum(item.num_bytes * often for item, often in used) / disk.reading
     epochs = math.floor(once / (live - cached)) + 1 if live > cached else None
     return Payback(once=once, live=live, cached=cached, bytes_per_second=disk.reading, epochs=epochs)
 

@@ -190,16 +190,16 @@ def _without_leaving(file: Any, group: Any, key: str) -> Any:
     """Return the object of a name in a group, None where links lead to another file, nowhere or in a circle."""
     import h5py
 
-    found, parts, num_links = group, [key], 0
+    node, parts, num_links = group, [key], 0
     while parts:
         part = parts.pop(0)
         if part in ("", "."):
             continue
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if isinstance(link, h5py.SoftLink) and num_links < _MAX_LINKS:
             num_links += 1
-            found = file if link.path.startswith("/") else found
+            node = file if link.path.startswith("/") else node
             parts = [*link.path.split("/"), *parts]
         else:
-            found = found[part] if isinstance(link, h5py.HardLink) else None
-    return found
+            node = node[part] if isinstance(link, h5py.HardLink) else None
+    return node

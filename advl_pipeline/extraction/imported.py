@@ -72,9 +72,9 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     splits = split.split(JOIN)
     if are_regions(config.source, splits[0]):
         files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
-        own = config.ground_truth_regions
+        folder = config.ground_truth_regions
         detected = files(config.source, prefix="vcr_")
-        ground_truth = None if own is None else files(own, prefix="vcr_gt_", ground_truth=True)
+        ground_truth = None if folder is None else files(folder, prefix="vcr_gt_", ground_truth=True)
         return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
     why = "the source holds arrays that are filed under pictures, and no regions of a detector"
     refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
@@ -102,27 +102,27 @@ class ImportedTower:
         state = hashlib.sha256()
         kinds: dict[tuple[int, int, bool], ImageUnit] = {}
         for unit in tqdm(units, desc="reading features", unit="picture"):
-            found = read(unit)
-            self._rows[unit.unit_id] = len(found.values) if found.values.ndim == 2 else 0
-            kinds.setdefault((found.values.ndim, found.values.shape[-1], found.whole_D is not None), unit)
+            features = read(unit)
+            self._rows[unit.unit_id] = len(features.values) if features.values.ndim == 2 else 0
+            kinds.setdefault((features.values.ndim, features.values.shape[-1], features.whole_D is not None), unit)
             state.update(unit.unit_id.encode())
-            for array in (found.values, *found.regions.values(), found.whole_D):
+            for array in (features.values, *features.regions.values(), features.whole_D):
                 if array is not None:
                     state.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
             if self.fits_float16:
                 with np.errstate(over="ignore"):
-                    self.fits_float16 = bool((found.values.astype(np.float16) == found.values).all())
+                    self.fits_float16 = bool((features.values.astype(np.float16) == features.values).all())
         if len(kinds) != 1:
             shapes = {2: "rows", 1: "one vector"}
             beside = {True: " and the whole picture's", False: ""}
-            told = [
+            examples = [
                 f"{shapes[ndim]} of {width}{beside[has_whole]} for {unit.path.name}"
                 for (ndim, width, has_whole), unit in kinds.items()
             ]
-            raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(told[:2]))
+            raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(examples[:2]))
         (((self._ndim, self.global_dim, self._has_whole), _),) = kinds.items()
         self.token_dim = self.global_dim
-        self.has_regions = bool(found.regions)
+        self.has_regions = bool(features.regions)
         self.are_boxes = self._ndim == 2 and all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
         self._digest = state.hexdigest()
 
@@ -149,14 +149,14 @@ class ImportedTower:
         return self._rows[unit.unit_id]
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        found = self._read(unit)
-        rows_MD = torch.from_numpy(np.atleast_2d(found.values))
-        whole_D = rows_MD.mean(dim=0) if found.whole_D is None else torch.from_numpy(found.whole_D)
+        features = self._read(unit)
+        rows_MD = torch.from_numpy(np.atleast_2d(features.values))
+        whole_D = rows_MD.mean(dim=0) if features.whole_D is None else torch.from_numpy(features.whole_D)
         size = torch.tensor([unit.width, unit.height], dtype=torch.float32)
         return PreparedUnit(
             inputs={"rows": rows_MD, "whole": whole_D, "size": size},
             num_tokens=self._rows[unit.unit_id],
-            regions=found.regions,
+            regions=features.regions,
         )
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
@@ -235,16 +235,16 @@ class RegionFiles:
                 why=f"{other} and {unit.path}",
                 next_command="give the pictures names of their own, in the region features too",
             )
-        found = reader.read(name, width=unit.width, height=unit.height)
+        entry = reader.read(name, width=unit.width, height=unit.height)
         if not self._is_ground_truth:
-            return found
-        if len(found.values) != len(unit.boxes_R4):
+            return entry
+        if len(entry.values) != len(unit.boxes_R4):
             raise DatasetError(
                 "Features of ground-truth boxes do not fit the dataset's boxes.",
                 where=name,
-                why=f"{len(found.values)} regions, the picture has {len(unit.boxes_R4)} boxes",
+                why=f"{len(entry.values)} regions, the picture has {len(unit.boxes_R4)} boxes",
             )
-        return replace(found, regions={**found.regions, "box_index": np.arange(len(found.values), dtype=np.int32)})
+        return replace(entry, regions={**entry.regions, "box_index": np.arange(len(entry.values), dtype=np.int32)})
 
 
 def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit: ImageUnit) -> FoundFeatures:
@@ -253,12 +253,12 @@ def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit
     Raises:
         DatasetError: as `RegionFiles.regions` says, or the picture has no region at all.
     """
-    found = detected.regions(unit)
+    regions = detected.regions(unit)
     if ground_truth is not None:
-        found = join_regions(ground_truth.regions(unit), found)
-    if not len(found.values):
+        regions = join_regions(ground_truth.regions(unit), regions)
+    if not len(regions.values):
         raise DatasetError("A picture has no region features.", where=str(unit.path), why="its entry has no region")
-    return found
+    return regions
 
 
 def join_regions(first: FoundFeatures, second: FoundFeatures) -> FoundFeatures:
@@ -328,16 +328,16 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
         return RegionFeatures(path, tsv_entries(path))
     if path.suffix in (".h5", ".hdf5"):
         return RegionFeatures(path, hdf5_entries(path, stack))
-    found = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
-    if len(found) > 1:
+    folders = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
+    if len(folders) > 1:
         raise DatasetError(
             "Several LMDBs of region features lie in one folder.",
             where=str(path),
-            why=", ".join(folder.name for folder in found),
-            next_command=f"name one of them, such as {found[0]}",
+            why=", ".join(folder.name for folder in folders),
+            next_command=f"name one of them, such as {folders[0]}",
         )
-    if found:
-        return RegionFeatures(found[0], uniter_entries(found[0], stack))
+    if folders:
+        return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
     for suffix in (".npz", ".json"):
         # Counts beside UNITER's LMDB are no features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):

@@ -74,7 +74,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
         ConfigError: the record names a path that was not typed, or options that cannot be used.
     """
     typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    given = {name: value for name, value in typed.items() if value is not None and value != ()}
+    options = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
     # Of earlier versions; caches that were compressed are refused before.
     recorded.pop("compression", None)
@@ -85,13 +85,13 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     named = recorded_paths(recorded)
     if str(settings.get("teacher", "")).startswith(IMPORTED):
         made_as, named = ImportedExtraction, {"source": "FILE", **named}
-    missing = {name: value for name, value in named.items() if name not in given}
+    missing = {name: value for name, value in named.items() if name not in options}
     if missing:
-        words = command_words(type(config), {**given, **missing, "cache": None})
+        words = command_words(type(config), {**options, **missing, "cache": None})
         raise refused_paths(config.cache, missing, ["advl", *command.split(), str(config.cache), *words])
     known = {field.name for field in dataclasses.fields(made_as)} - {"seed"}
     where = f"{config.cache}/records/provenance.json"
-    return build_config(made_as, recorded, {name: given[name] for name in known & given.keys()}, where=where)
+    return build_config(made_as, recorded, {name: options[name] for name in known & options.keys()}, where=where)
 
 
 def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Selection]:

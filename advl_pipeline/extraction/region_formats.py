@@ -215,11 +215,11 @@ class Entry(NamedTuple):
 
 def by_name(entries: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
     """Return entries by the names of their pictures; raises `DatasetError` where two have one name."""
-    found: dict[str, Entry] = {}
+    by_picture: dict[str, Entry] = {}
     for name, entry in entries:
-        if (other := found.setdefault(name, entry)) is not entry:
+        if (other := by_picture.setdefault(name, entry)) is not entry:
             raise DatasetError("Features are there twice.", where=entry.where, why=f"{name} is at {other.where} too")
-    return found
+    return by_picture
 
 
 class RegionFeatures:
@@ -307,19 +307,19 @@ def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     import h5py
 
     # BUTD names the index after the split and the number of boxes.
-    found = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
-    own = [file for file in found if file.name.startswith(path.stem)] or found
-    if len(own) != 1:
+    tables = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
+    matching = [file for file in tables if file.name.startswith(path.stem)] or tables
+    if len(matching) != 1:
         raise DatasetError(
             "The index of region features is missing or not the only one.",
             where=str(path.parent),
-            why=f"found {', '.join(file.name for file in own) or 'no *imgid2idx.pkl or .json'}",
+            why=f"found {', '.join(file.name for file in matching) or 'no *imgid2idx.pkl or .json'}",
         )
     file: Any = stack.enter_context(h5py.File(path, "r"))
     for array in ("image_features", "image_bb"):
         if array not in file:
             raise DatasetError(_MALFORMED, where=str(path), why=f"no array {array!r}")
-    for picture, row in read_numbers(own[0]).items():
+    for picture, row in read_numbers(matching[0]).items():
         yield str(picture), Entry(f"{path}: {picture}", partial(_read_row, file, row))
 
 

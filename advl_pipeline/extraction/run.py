@@ -199,7 +199,9 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
                 bar.refresh()
 
         results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=show_committed)
-    seconds = {stage: math.fsum(one.stage_seconds[stage] for one in results) for stage in results[0].stage_seconds}
+    seconds = {
+        stage: math.fsum(result.stage_seconds[stage] for result in results) for stage in results[0].stage_seconds
+    }
     return replace(
         min(results, key=lambda result: (result.shards_left, -len(result.estimates))),
         encoded_units=sum(result.encoded_units for result in results),
@@ -289,8 +291,8 @@ def extract_held(
     for source in sources:
         placement = writer.placement(source.modality)
         pending = [] if writer.is_complete() else writer.pending(source.modality)
-        if own := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
-            wanted = sum(len(placement.units_of(shard)) for shard in own)
+        if part := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
+            wanted = sum(len(placement.units_of(shard)) for shard in part)
             total = placement.num_units
             with Progress(
                 label=source.modality, total=total, done=total - wanted, file=config.progress_file
@@ -298,7 +300,7 @@ def extract_held(
                 encode_shards(
                     source,
                     writer,
-                    own,
+                    part,
                     batch_size=config.units_per_pass,
                     skip_unreadable=config.on_error == "skip",
                     num_workers=min(num_threads(config.num_workers), source.prepare_threads),

@@ -219,8 +219,8 @@ def units_to_encode(
     pictures = dataset.image_units() if "image" in towers and modality != "text" else ()
     texts = dataset.text_units() if "text" in towers and modality != "image" else ()
     selecting = {"--select-tokens": config.select_tokens, "--select-texts": config.select_texts}
-    if not texts and (given := [flag for flag, share in selecting.items() if share is not None]):
-        raise ConfigError("There are no text tokens to select from.", where=given[0])
+    if not texts and (flags := [flag for flag, share in selecting.items() if share is not None]):
+        raise ConfigError("There are no text tokens to select from.", where=flags[0])
     if not pictures and not texts:
         raise DatasetError(
             "There is nothing to extract.",

@@ -52,15 +52,15 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
 
     It is by the metric of the whole task, on the first test set, at the smallest size that was finished.
     """
-    study, found = result.study, []
+    study, per_place = result.study, []
     for setting in study.settings:
         metric = next((name for name in JOINT_METRICS.values() if name in setting.metrics), setting.metrics[0])
         places = [
             place
             for place in sorted(result.places(), key=lambda place: place.rank)
             if place[:3] == (setting.name, metric, setting.reference)
-            and result.one("accuracy", place, method=study.focus)
-            and (len(study.methods) == 1 or result.one("gain", place, method=study.focus, against=study.baseline))
+            and result.row("accuracy", place, method=study.focus)
+            and (len(study.methods) == 1 or result.row("gain", place, method=study.focus, against=study.baseline))
         ]
         if not places:
             continue
@@ -69,13 +69,13 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
         focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
         controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
         name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
-        told = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
-        told += f", {_beside(result, baseline)}" if baseline else ""
-        told += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
+        sentence = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
+        sentence += f", {_beside(result, baseline)}" if baseline else ""
+        sentence += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
-        found.append(Answer(place=place, sentence=f"{where}{told}.", facts=facts))
-    return tuple(found)
+        per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))
+    return tuple(per_place)
 
 
 def nothing_yet(result: StudyResult) -> str:
@@ -98,10 +98,10 @@ def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:
     """Yield what the focus method gains, what is right without a student, and what the numbers rest on."""
     study, best = result.study, result.best_control(place)
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
-        if (gain := result.one("gain", place, method=study.focus, against=other)) is None:
+        if (gain := result.row("gain", place, method=study.focus, against=other)) is None:
             continue
-        name, told = wording.method_label(study, other), {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
-        tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in told.items() if p is not None)
+        name, p_values = wording.method_label(study, other), {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
+        tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in p_values.items() if p is not None)
         open_ = " This is not told from no gain." if gain.joint_interval.contains(0.0) else ""
         yield Fact(
             label=f"over the best control, {name}" if best and other == best.method else f"over {name}",

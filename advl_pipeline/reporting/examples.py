@@ -77,17 +77,23 @@ def collect_examples(
     cells = done[:1] if len(study.methods) == 1 else next(pairs, [])
     runs = [result.runs / cell.run for cell in cells]
     mode = study.evaluation.get("vqa_mode")
-    evaluations = [one for run in runs if (one := read_evaluation(run, filed_as(run, test_set, mode))) is not None]
-    task = next((name for name in setting.tasks if all(name in one.scores for one in evaluations)), None)
+    evaluations = [
+        evaluation for run in runs if (evaluation := read_evaluation(run, filed_as(run, test_set, mode))) is not None
+    ]
+    task = next(
+        (name for name in setting.tasks if all(name in evaluation.scores for evaluation in evaluations)), None
+    )
     if not cells or limit == 0 or len(evaluations) < len(cells) or task is None:
         return None
     answers: list[pd.DataFrame] = []
-    for one in evaluations:
-        shown = one.items[(one.items["metric"] == METRIC_OF_TASK[task]) & (one.items["view"] == "")]
-        found = pd.DataFrame(
-            {"right": shown["score"].to_numpy(), "said": one.scores[task].argmax(axis=1)}, index=shown["item"]
+    for evaluation in evaluations:
+        shown = evaluation.items[
+            (evaluation.items["metric"] == METRIC_OF_TASK[task]) & (evaluation.items["view"] == "")
+        ]
+        frame = pd.DataFrame(
+            {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}, index=shown["item"]
         )
-        answers.append(found)
+        answers.append(frame)
     focus_right, focus_said = answers[-1]["right"], answers[-1]["said"]
     compares = len(cells) > 1
     # Without another student, one that is right half of the time is met by nobody better.
@@ -104,9 +110,9 @@ def collect_examples(
         # Chosen by the hash of their ids: as good as at random, and the same every time.
         drawn = sorted(won, key=question_rank)[: (limit + 1) // 2] + sorted(lost, key=question_rank)[: limit // 2]
         for item in drawn:
-            said = [int(one["said"][item]) for one in answers]
+            chosen = [int(frame["said"][item]) for frame in answers]
             named: list[Name] = [
-                head["label_names"][answer] if head else answer for head, answer in zip(heads, said, strict=True)
+                head["label_names"][answer] if head else answer for head, answer in zip(heads, chosen, strict=True)
             ]
             yield _shown(
                 _find(dataset, item, task),
@@ -200,9 +206,9 @@ def _shown(
     first, chooses = example.candidates[0], len(example.candidates) > 1
     texts: dict[Name, list[tuple[str, bool]]] = {}
     if chooses:
-        for index, one in enumerate(example.candidates):
-            own = spans[index] if index < len(spans) else []
-            texts[index] = _pieces(one.text, one.answer_start, len(one.text), own)
+        for index, candidate in enumerate(example.candidates):
+            words = spans[index] if index < len(spans) else []
+            texts[index] = _pieces(candidate.text, candidate.answer_start, len(candidate.text), words)
     else:
         texts = {name: [(str(name), False)] for name in (truth, by_baseline, by_focus) if name is not None}
     end = first.context_length if chooses else len(first.text)

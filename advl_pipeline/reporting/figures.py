@@ -175,22 +175,24 @@ def as_figure(
         identifier: unique on the page.
         words: filled into title and caption.
     """
-    said = _SAID[kind]
-    title, columns = said["title"].format(**words), tuple(said["columns"])
+    texts = _SAID[kind]
+    title, columns = texts["title"].format(**words), tuple(texts["columns"])
     panels = []
     for number, (heading, drawn, rows) in enumerate(drawings):
-        told = (", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows)
+        descriptions = (
+            ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows
+        )
         svg = _as_svg(
             drawn,
             identifier=f"{identifier}-{number}",
             title=f"{title}, {heading}" if heading else title,
-            description="; ".join(told) + ".",
+            description="; ".join(descriptions) + ".",
         )
         panels.append((heading, svg))
     return Figure(
         identifier=identifier,
         title=title,
-        caption=said["caption"].format(**words),
+        caption=texts["caption"].format(**words),
         panels=tuple(panels),
         columns=columns,
         rows=tuple(row for _, _, rows in drawings for row in rows),
@@ -207,21 +209,23 @@ def _as_svg(drawn: Axes, *, identifier: str, title: str, description: str) -> Ma
         canvas.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
     _, size, content = re.split(r"<svg [^>]*( width[^>]*)>", buffer.getvalue(), maxsplit=1)
     width, height = (number.removesuffix("pt") for number in re.findall(r' (?:width|height)="([^"]*)"', size))
-    told = f'<title id="{identifier}-t">{escape(title)}</title><desc id="{identifier}-d">{escape(description)}</desc>'
+    labels = (
+        f'<title id="{identifier}-t">{escape(title)}</title><desc id="{identifier}-d">{escape(description)}</desc>'
+    )
     begins = (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-labelledby="{identifier}-t {identifier}-d">'
     )
     for pattern, replacement in _ON_THE_PAGE.items():
         content = re.sub(pattern, replacement, content, flags=re.DOTALL)
-    return Markup(begins + told + re.sub(r'style="([^"]*)"(?=[^<]*>)', _attributes, content))
+    return Markup(begins + labels + re.sub(r'style="([^"]*)"(?=[^<]*>)', _attributes, content))
 
 
 def _attributes(style: re.Match[str]) -> str:
     """Turn a style into attributes of its element, in the colours and the fonts of the page."""
     pairs = (declaration.strip().split(": ", maxsplit=1) for declaration in style[1].split(";"))
-    told = " ".join(f'{name}="{value}"' for name, value in pairs if name != "font-family")
-    return re.sub(r"#\w{6}", lambda colour: f"var(--{_VARIABLES[colour[0]]})", told)
+    attributes = " ".join(f'{name}="{value}"' for name, value in pairs if name != "font-family")
+    return re.sub(r"#\w{6}", lambda colour: f"var(--{_VARIABLES[colour[0]]})", attributes)
 
 
 Looks = Mapping[str, Look]
@@ -229,15 +233,15 @@ Looks = Mapping[str, Look]
 
 def looks(study: StudyConfig) -> dict[str, Look]:
     """Give every method of a study its look: grey for the baseline, blue for the focus, the rest in order."""
-    given = {study.baseline: (0, "circle"), study.focus: (1, "circle")}
-    for free, method in enumerate(name for name in study.methods if name not in given):
-        given[method] = (_FREE_COLOURS[free % len(_FREE_COLOURS)], _FREE_SHAPES[free % len(_FREE_SHAPES)])
+    assigned = {study.baseline: (0, "circle"), study.focus: (1, "circle")}
+    for free, method in enumerate(name for name in study.methods if name not in assigned):
+        assigned[method] = (_FREE_COLOURS[free % len(_FREE_COLOURS)], _FREE_SHAPES[free % len(_FREE_SHAPES)])
     return {
         method: Look(
             series=method,
             label=wording.method_label(study, method),
-            number=given[method][0],
-            shape=given[method][1],
+            number=assigned[method][0],
+            shape=assigned[method][1],
             hollow=study.variant(method).role == "control",
         )
         for method in study.methods
@@ -282,8 +286,8 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
                 level = trivial[test_set][name]
                 drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
                 drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
-        told = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
-        drawings.append((test_set, drawn, told))
+        cells = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
+        drawings.append((test_set, drawn, cells))
     return as_figure(
         "answer",
         drawings,
@@ -309,8 +313,8 @@ def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) 
     study = result.study
     blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}
     rows = [row for row in result.find("gain along shots", setting=setting, metric=metric) if row.method not in blind]
-    told = " The student that sees no picture stands in the table." if blind else ""
-    return _over_shots(result, look, rows, "gain", baseline=wording.method_label(study, study.baseline), blind=told)
+    remark = " The student that sees no picture stands in the table." if blind else ""
+    return _over_shots(result, look, rows, "gain", baseline=wording.method_label(study, study.baseline), blind=remark)
 
 
 def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **words: str) -> Figure | None:
@@ -324,7 +328,7 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
     write = wording.signed if gains else wording.percent
     by_set = _grouped(sorted(rows, key=lambda row: row.size), "test_set")
     drawings: list[Drawing] = []
-    for test_set, found in by_set.items():
+    for test_set, rows_of_set in by_set.items():
         drawn = axes(panel_width(len(by_set)), 250, left=38, right=10, bottom=38)
         drawn.set_xscale("log", base=2)
         drawn.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
@@ -334,7 +338,7 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
         mark_ticks(drawn, "x", list(map(float, sizes)), list(sizes.values()), name="training questions")
         if gains:
             drawn.axhline(0, color=SOFT, linewidth=1.2, zorder=1)
-        lines = _grouped(found, "method")
+        lines = _grouped(rows_of_set, "method")
         for position, (method, line) in enumerate(lines.items()):
             # Side by side, so that intervals of one size do not cover each other.
             shift = 1.03 ** (position - (len(lines) - 1) / 2)
@@ -362,10 +366,10 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
 
 
 def _grouped(rows: Iterable[Any], column: str) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    groups: dict[str, list[Any]] = {}
     for row in rows:
-        found.setdefault(getattr(row, column), []).append(row)
-    return found
+        groups.setdefault(getattr(row, column), []).append(row)
+    return groups
 
 
 def _ends(row: Any) -> tuple[float, float]:

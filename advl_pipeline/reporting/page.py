@@ -39,9 +39,9 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     """Render the report of a study, of several runs, or of one run as one HTML document."""
     examples, words = (
         [
-            found
+            shown
             for setting in result.study.settings
-            if (found := collect(result, setting, data_root=data_root, limit=num_examples)) is not None
+            if (shown := collect(result, setting, data_root=data_root, limit=num_examples)) is not None
         ]
         for collect in (collect_examples, collect_words)
     )

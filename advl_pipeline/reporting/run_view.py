@@ -83,14 +83,14 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         test_set, metric, num_items, accuracy, its interval, majority, chance, and changes: how pictures were spoilt
         -> what becomes of the accuracy.
     """
-    found = []
+    scores = []
     for test_set, document in documents.items():
         for metric, accuracy in document["metrics"].items():
             trivial = document.get("trivial", {}).get(metric)
             interval = document.get("intervals", {}).get(metric)
             spoilt = document.get("use_of_vision", {}).get(metric, {})
             ends = f"[{wording.percent(interval['low'])}, {wording.percent(interval['high'])}]" if interval else ""
-            found.append(
+            scores.append(
                 {
                     "test_set": test_set,
                     "metric": wording.metric_name(metric),
@@ -99,10 +99,12 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
                     "interval": ends,
                     "majority": f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
                     "chance": wording.percent(trivial["chance"]) if trivial else "",
-                    "changes": {kind: wording.signed(-one["drop"]) for kind, one in spoilt.items() if "drop" in one},
+                    "changes": {
+                        kind: wording.signed(-view["drop"]) for kind, view in spoilt.items() if "drop" in view
+                    },
                 }
             )
-    return found
+    return scores
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
@@ -132,8 +134,8 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
         window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
         drawn.plot(steps, window.mean(), color=SERIES[1], linewidth=1.8)
         end = sum(values[-10:]) / len(values[-10:])
-        told = (f"{number:.4g}" for number in (values[0], min(values), end))
-        drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *told)]))
+        losses = (f"{number:.4g}" for number in (values[0], min(values), end))
+        drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *losses)]))
     adapt = f" Left of the dotted line, the {began} steps of the adapt step." if began else ""
     return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
 
@@ -149,8 +151,8 @@ def _kinds(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[t
                 if len(kinds) > 1:
                     ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])
                     rows = [
-                        (name, f"{found['num_items']:.0f}", wording.percent(found["accuracy"]))
-                        for name, found in ordered
+                        (name, f"{group['num_items']:.0f}", wording.percent(group["accuracy"]))
+                        for name, group in ordered
                     ]
                     tables.append((f"{wording.metric_name(metric)} on {test_set} by {way}", rows))
     return tables

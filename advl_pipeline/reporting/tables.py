@@ -70,12 +70,12 @@ class ShownTable:
 
     def grid(self) -> list[list[str]]:
         """Return the texts of all cells, the names of the columns first."""
-        found = [["shots", "method", *self.columns]]
-        found += [["", name, *values] for name, values in self.head.items()]
+        lines = [["shots", "method", *self.columns]]
+        lines += [["", name, *values] for name, values in self.head.items()]
         for row in self.rows:
             cells = (cell["text"] if cell else "" for cell in row["cells"])
-            found.append([row["shots"], row["label"], *cells])
-        return found
+            lines.append([row["shots"], row["label"], *cells])
+        return lines
 
 
 def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
@@ -83,15 +83,15 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     tables, study = [], result.study
     for setting in study.settings:
         for metric in setting.metrics:
-            found = [place for place in result.places() if place[:2] == (setting.name, metric)]
+            places = [place for place in result.places() if place[:2] == (setting.name, metric)]
             by_shots: dict[str, dict[str, Place]] = {}
-            for place in sorted(found, key=lambda place: place.rank):
+            for place in sorted(places, key=lambda place: place.rank):
                 by_shots.setdefault(place.shots, {})[place.test_set] = place
             rows = []
             for shots, by_set in by_shots.items():
                 for method in study.methods:
-                    places = (by_set.get(name) for name in setting.test_sets)
-                    cells = tuple(_accuracy(result, place, method) if place else None for place in places)
+                    of_sets = (by_set.get(name) for name in setting.test_sets)
+                    cells = tuple(_accuracy(result, place, method) if place else None for place in of_sets)
                     if any(cells):
                         # What its change is against, where that is not the study's baseline.
                         label, baseline = wording.method_label(study, method), study.baseline_of(method)
@@ -99,8 +99,10 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                             label += f" (against {wording.method_label(study, baseline)})"
                         rows.append(_row(result, shots, method, label, cells))
             trivial = [result.trivial.get((setting.name, metric, name), {}) for name in setting.test_sets]
-            majority = (f"{wording.percent(one['majority'])} ({one['answer']})" if one else "" for one in trivial)
-            chance = (wording.percent(one["chance"]) if one else "" for one in trivial)
+            majority = (
+                f"{wording.percent(answer['majority'])} ({answer['answer']})" if answer else "" for answer in trivial
+            )
+            chance = (wording.percent(answer["chance"]) if answer else "" for answer in trivial)
             if rows:
                 title = f"{setting.name}, {wording.metric_name(metric)} in percent"
                 head = {"majority answer": tuple(majority), "chance": tuple(chance)} if any(trivial) else {}
@@ -113,13 +115,13 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
 
 def _row(result: StudyResult, shots: str, method: str, label: str, cells: Sequence[Any]) -> dict[str, Any]:
     variant = result.study.variant(method)
-    told = {"shots": shots, "method": method, "label": label, "role": variant.role, "note": variant.note}
-    return told | {"cells": cells}
+    leading = {"shots": shots, "method": method, "label": label, "role": variant.role, "note": variant.note}
+    return leading | {"cells": cells}
 
 
 def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] | None:
     """Return a method's accuracy and gain over its baseline; of the focus method, also that over the best control."""
-    row = result.one("accuracy", place, method=method)
+    row = result.row("accuracy", place, method=method)
     if row is None:
         return None
     short = len(row.seeds) < len(result.study.seeds)
@@ -138,7 +140,7 @@ def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
     study, place = result.study, place_of(row)
     best = result.best_control(place) if row.method == study.focus else None
     others = (study.baseline_of(row.method), best and best.method)
-    gain, over = (result.one("gain", place, method=row.method, against=other) for other in others)
+    gain, over = (result.row("gain", place, method=row.method, against=other) for other in others)
     return gain, over
 
 
@@ -148,17 +150,17 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
     for row in sorted(result.find(quantity), key=lambda row: place_of(row).rank):
         wanted = {"method": row.method, "against": row.against}
         before, after, change = (
-            result.one(f"{quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
+            result.row(f"{quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
         )
         sides = f"{row.test_set}, picture {row.against}"
         if row.questions:
             sides = f"{row.against} → {row.test_set}, {wording.QUESTIONS[row.questions]}"
-        told = [wording.percent(before.mean), wording.percent(after.mean), wording.signed(-row.mean)]
-        told[-1] += "" if row.deviation is None else f" ± {row.deviation:.1f}"
+        texts = [wording.percent(before.mean), wording.percent(after.mean), wording.signed(-row.mean)]
+        texts[-1] += "" if row.deviation is None else f" ± {row.deviation:.1f}"
         interval = change and wording.interval(change.interval and change.interval.negated())
-        told.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
+        texts.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
         label = wording.method_label(result.study, row.method)
-        cells = [{"text": text} for text in told]
+        cells = [{"text": text} for text in texts]
         title = f"{row.setting}, {wording.metric_name(row.metric)} in percent: {sides}"
         by_title.setdefault(title, []).append(_row(result, row.shots, row.method, label, cells))
     columns = ("before", "after", "change", "change minus the baseline's")
@@ -174,14 +176,14 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """
     tables = []
     for setting in result.study.settings:
-        found = result.readouts[result.readouts["setting"] == setting.name]
-        taught = found["teacher"].str.replace(r"^random:([^@]*).*", r"\1", regex=True)
-        found = found.assign(column=found["nodes"] + ", " + taught)
-        columns = list(found["column"].unique())
+        readouts = result.readouts[result.readouts["setting"] == setting.name]
+        taught = readouts["teacher"].str.replace(r"^random:([^@]*).*", r"\1", regex=True)
+        readouts = readouts.assign(column=readouts["nodes"] + ", " + taught)
+        columns = list(readouts["column"].unique())
         rows = []
-        for shots in sorted(found["shots"].unique(), key=lambda shots: (shots == FULL, len(shots), shots)):
+        for shots in sorted(readouts["shots"].unique(), key=lambda shots: (shots == FULL, len(shots), shots)):
             for method in result.study.methods:
-                alike = found[(found["shots"] == shots) & (found["method"] == method)]
+                alike = readouts[(readouts["shots"] == shots) & (readouts["method"] == method)]
                 if len(alike):
                     label = wording.method_label(result.study, method)
                     if alike["teacher"].str.startswith(_RANDOM).any():
@@ -198,7 +200,7 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                     rows.append(_row(result, shots, method, label, (*cells, number)))
         if rows:
             title = f"{setting.name}, choices that agree with the teacher's, in percent"
-            chance = [wording.percent(found[found["column"] == column]["chance"].mean()) for column in columns]
+            chance = [wording.percent(readouts[readouts["column"] == column]["chance"].mean()) for column in columns]
             head, caveats = {"chance": (*chance, "")}, result.caveats.get(setting.name, ())
             tables.append(ShownTable(title=title, columns=(*columns, "runs"), rows=rows, head=head, caveats=caveats))
     return tuple(tables)
@@ -209,10 +211,11 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
     rows = []
     for row in result.find("accuracy"):
         trivial, (gain, over) = result.trivial_of(place_of(row)), _gains(result, row)
-        told = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
-        against, points, relative, *tests = (getattr(gain, name) if gain else None for name in told)
+        names = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
+        against, points, relative, *tests = (getattr(gain, name) if gain else None for name in names)
         ends, ends_over = (
-            (one.joint_interval.low, one.joint_interval.high) if one else (None, None) for one in (gain, over)
+            (compared.joint_interval.low, compared.joint_interval.high) if compared else (None, None)
+            for compared in (gain, over)
         )
         values = (
             row.setting, row.metric, row.test_set, row.shots, row.method, result.study.variant(row.method).role,
@@ -284,8 +287,8 @@ def as_json(result: StudyResult) -> str:
             if name not in ("items", "trivial")
         },
         "trivial": [
-            {"setting": setting, "metric": metric, "test_set": test_set, **found}
-            for (setting, metric, test_set), found in result.trivial.items()
+            {"setting": setting, "metric": metric, "test_set": test_set, **shares}
+            for (setting, metric, test_set), shares in result.trivial.items()
         ],
     }
     return json.dumps(to_plain(document), indent=2, ensure_ascii=False) + "\n"

@@ -105,19 +105,19 @@ class _Draft:
     def add_mean(self, quantity: str, other: str, like: Any, name: str) -> None:
         """Add that of a mean over shots against another method, on the test set of `like`."""
         where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
-        found = self.result.one(f"mean {quantity}", against=other, **where)
-        if found is None:
+        row = self.result.row(f"mean {quantity}", against=other, **where)
+        if row is None:
             self.lacks.append(f"{other} is not finished")
             return
-        if missing := [shots for shots in like.over if shots not in found.over]:
+        if missing := [shots for shots in like.over if shots not in row.over]:
             self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
-        self.add(name, found, factor=-1.0 if quantity == "drop" else 1.0)
+        self.add(name, row, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
         """Add those of the focus method against the baseline and the controls at a place."""
         focus = self.result.study.focus
         for other in self.rivals():
-            if (gain := self.result.one("gain", place, method=focus, against=other)) is None:
+            if (gain := self.result.row("gain", place, method=focus, against=other)) is None:
                 self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
             else:
                 self.add(f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}", gain)
@@ -133,9 +133,9 @@ class _Draft:
     def in_domain(self) -> list[Place]:
         """Return the places on the in-domain test set where the focus method met its baseline."""
         study, here = self.result.study, (self.setting.name, self.setting.reference)
-        own = [place for place in self.result.places() if (place.setting, place.test_set) == here]
+        places = [place for place in self.result.places() if (place.setting, place.test_set) == here]
         met = {"method": study.focus, "against": study.baseline}
-        return [place for place in own if self.result.one("gain", place, **met)]
+        return [place for place in places if self.result.row("gain", place, **met)]
 
     def means(self, quantity: str) -> list[Any]:
         """Return what the focus method has more than the baseline, on each test set where it was measured."""
@@ -154,8 +154,8 @@ def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
             if could_be_tested(study, setting):
                 drafts.append(_Draft(claim=claim, setting=setting, result=result))
                 collect(drafts[-1])
-    own = [test for draft in drafts for test in draft.tests if test.p_adjusted is None]
-    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
+    unadjusted = [test for draft in drafts for test in draft.tests if test.p_adjusted is None]
+    adjusted = dict(zip(unadjusted, holm([test.p_value for test in unadjusted]), strict=True))
     verdicts = []
     for draft in drafts:
         corrected = [replace(test, p_adjusted=adjusted.get(test, test.p_adjusted)) for test in draft.tests]
@@ -179,11 +179,11 @@ def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
 def _full_data(draft: _Draft) -> None:
     places = draft.in_domain()
     largest = max((place.size for place in places), default=0)
-    found = [place for place in places if place.size == largest]
-    full = [place for place in found if place.shots == FULL]
-    if found and not full:
+    at_largest = [place for place in places if place.size == largest]
+    full = [place for place in at_largest if place.shots == FULL]
+    if at_largest and not full:
         draft.not_reached.append(f"no full data was run; the largest size, {largest} shots, stands in")
-    for place in full or found:
+    for place in full or at_largest:
         draft.add_gains(place)
 
 
@@ -193,7 +193,7 @@ def _low_shot(draft: _Draft) -> None:
     for metric in dict.fromkeys(place.metric for place in places):
         where: dict[str, Any] = {"method": result.study.focus, "setting": draft.setting.name, "metric": metric}
         where["test_set"] = draft.setting.reference
-        along, slope = result.find("gain along shots", **where), result.one("slope", **where)
+        along, slope = result.find("gain along shots", **where), result.row("slope", **where)
         if slope is None:
             draft.not_reached.append(
                 "only one shot size was run" if along else "no seed has finished every shot size"
@@ -272,11 +272,11 @@ def is_teacher_control(study: StudyConfig, name: str) -> bool:
     """Whether the variant is the focus method, option by option, with a teacher that knows nothing of the units."""
     variant, focus = study.variant(name), study.variant(study.focus)
     spoilt = variant.training.get("teacher_control") == "shuffle" or variant.teacher_prefix == "random:"
-    told = [
-        (one.method, one.teachers, {key: value for key, value in one.training.items() if key != "teacher_control"})
-        for one in (variant, focus)
+    recipes = [
+        (each.method, each.teachers, {key: value for key, value in each.training.items() if key != "teacher_control"})
+        for each in (variant, focus)
     ]
-    return spoilt and told[0] == told[1]
+    return spoilt and recipes[0] == recipes[1]
 
 
 def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:

@@ -204,8 +204,8 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
     Raises:
         ConfigError: a key of neither.
     """
-    own = {item.name for item in dataclasses.fields(Variant)} - {"training"}
-    known = own | (declared(FinetuneConfig).keys() - _SET_BY_THE_GRID)
+    fields = {item.name for item in dataclasses.fields(Variant)} - {"training"}
+    known = fields | (declared(FinetuneConfig).keys() - _SET_BY_THE_GRID)
     variants: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         place = f"{where}{name}]"
@@ -215,7 +215,7 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
             field_name = key.replace("-", "_")
             if field_name not in known:
                 raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(field_name, known))
-            (variant if field_name in own else variant["training"])[field_name] = value
+            (variant if field_name in fields else variant["training"])[field_name] = value
     return variants
 
 
@@ -402,20 +402,20 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
             training = {**changed.training, "regions": list(map(str, config.regions))}
             setting = dataclasses.replace(changed, metrics=setting.metrics, training=training)
         settings.append(dataclasses.replace(setting, init=config.init or setting.init))
-    given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
+    overrides = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
     if config.num_workers or config.workers > 1:
-        given["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
+        overrides["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
 
     def with_given(table: Mapping[str, Any]) -> dict[str, Any]:
         # A table may write the same option with dashes.
-        return {key: value for key, value in table.items() if key.replace("-", "_") not in given} | given
+        return {key: value for key, value in table.items() if key.replace("-", "_") not in overrides} | overrides
 
     return dataclasses.replace(
         study,
         settings=tuple(settings),
         training=with_given(study.training),
         extraction=with_given(study.extraction),
-        evaluation={**study.evaluation, **given},
+        evaluation={**study.evaluation, **overrides},
     )
 
 
@@ -425,10 +425,10 @@ def student_choice(config: StudyRunConfig) -> str:
     if not study.with_regions:
         return ""
     setting = asked_study(config).settings[0]
-    told = f"student: {setting.student} from {setting.init}"
+    student = f"student: {setting.student} from {setting.init}"
     if config.regions:
-        return f"{told}, on the regions in {', '.join(map(str, config.regions))}"
+        return f"{student}, on the regions in {', '.join(map(str, config.regions))}"
     return (
-        f"{told}, which sees pixels, since no regions of a detector are given; --regions CACHE --init CHECKPOINT "
+        f"{student}, which sees pixels, since no regions of a detector are given; --regions CACHE --init CHECKPOINT "
         f"takes {study.with_regions.get('student', setting.student)}"
     )

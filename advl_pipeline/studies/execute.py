@@ -44,8 +44,8 @@ def execute_cell(cell: Cell) -> None:
         asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
         probes = dict.fromkeys(probe for probe in asked.probe if probe != "none")
         probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
-        found = [_num_questions(document) for document in stored.values() if document]
-        most = max([asked.num_questions or math.inf, *found])
+        counts = [_num_questions(document) for document in stored.values() if document]
+        most = max([asked.num_questions or math.inf, *counts])
         probed = (name for name, document in stored.items() if _probed(document))
         run_evaluate(
             replace(
@@ -87,11 +87,15 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
     """Return the test sets that the cell has no finished evaluation of, with the study's probes and VQA evaluator."""
     missing, asked = [], cell.evaluate
     for name in cell.test_sets:
-        found = _stored(cell, name)
+        document = _stored(cell, name)
         is_probed = name in asked.probe_on and not cell.finetune.hide_picture
         wanted = set(asked.probe) - {"none"} if is_probed else set()
         # The questions of a sample are the first ones of a larger one.
-        if not found or _num_questions(found) < (asked.num_questions or math.inf) or wanted - set(_probed(found)):
+        if (
+            not document
+            or _num_questions(document) < (asked.num_questions or math.inf)
+            or wanted - set(_probed(document))
+        ):
             missing.append(name)
     return tuple(missing)
 

@@ -189,19 +189,21 @@ def forecast_study(
             continue
         beside = {kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
         alike = [pace for pace in paces if pace.kind == kinds[cell.cell_id]]
-        told = alike or [pace for pace in paces if pace.kind in beside]
-        used |= {id(pace): pace.source for pace in told}
+        measured = alike or [pace for pace in paces if pace.kind in beside]
+        used |= {id(pace): pace.source for pace in measured}
         # Training of one whose scores alone are missing is over.
         is_trained, seconds = names.is_finished(cell.run), None
         steps = 0 if is_trained else planned_steps(cell.finetune)
-        if told:
+        if measured:
             scoring = {
-                name: [pace.scoring[name] for pace in told if name in pace.scoring]
+                name: [pace.scoring[name] for pace in measured if name in pace.scoring]
                 for name in missing_test_sets(cell)
             }
             untold |= dict.fromkeys(name for name, known in scoring.items() if not known)
-            seconds = fmean(pace.per_step for pace in told) * steps + sum(map(fmean, filter(None, scoring.values())))
-            seconds += 0.0 if is_trained else fmean(pace.around for pace in told)
+            seconds = fmean(pace.per_step for pace in measured) * steps + sum(
+                map(fmean, filter(None, scoring.values()))
+            )
+            seconds += 0.0 if is_trained else fmean(pace.around for pace in measured)
         rows[-1] |= {"steps": steps, "seconds": seconds}
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
@@ -276,8 +278,8 @@ def _finished_paces(cells: Path) -> list[Pace]:
 
 
 def _pace(run: Path, kind: str, *, source: str) -> Pace:
-    found = read_json(run / names.RESULT)
-    per_step, scoring = float(found["seconds_per_step"]), dict[str, float]()
+    result = read_json(run / names.RESULT)
+    per_step, scoring = float(result["seconds_per_step"]), dict[str, float]()
     for path in (run / names.EVALUATION).glob("*.json"):
         document = read_json(path)
         if "seconds" in document:
@@ -285,7 +287,7 @@ def _pace(run: Path, kind: str, *, source: str) -> Pace:
             sample = document.get("sample")
             share = document["num_examples"] / sample["of_examples"] if sample else 1.0
             scoring[names.set_of(path.stem.replace("--", "/"))] = document["seconds"] / share
-    around = max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"]))
+    around = max(0.0, float(result["seconds"]) - per_step * float(result["num_steps"]))
     return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring, source=source)
 
 

@@ -116,8 +116,8 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
             evaluation = read_evaluation(cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode))
             if evaluation is None:
                 continue
-            told = evaluation.summary
-            content = told.get("content_digest")
+            stored = evaluation.summary
+            content = stored.get("content_digest")
             first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
             if content != first:
                 raise ConfigError(
@@ -128,13 +128,13 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
                 )
             parts.append(_items(plan, cell, test_set, evaluation).assign(**about, size=size, test_set=test_set))
             # What is of the set is the same for every run.
-            for metric, summary in told.get("trivial", {}).items():
+            for metric, summary in stored.get("trivial", {}).items():
                 trivial.setdefault((cell.setting, metric, test_set), summary)
-            times += [float(told["milliseconds_per_item"])] if "milliseconds_per_item" in told else []
+            times += [float(stored["milliseconds_per_item"])] if "milliseconds_per_item" in stored else []
         costs.append(
             {"wait_share": 0.0} | result | about | {"milliseconds_per_item": np.mean(times) if times else None}
         )
-        readouts += [about | found for found in read_readout(cell.run)]
+        readouts += [about | row for row in read_readout(cell.run)]
         caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
         if (path := cell.run / names.ENVIRONMENT).exists():
             # Each once; the command line of each run is left out.
@@ -158,7 +158,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         costs=measured.where(measured.notna(), None),
         caches=_caches([cell for cell in plan.cells if names.is_finished(cell.run)]),
         environments=tuple(environments.values()),
-        caveats={setting: tuple(found) for setting, found in caveats.items() if found},
+        caveats={setting: tuple(lines) for setting, lines in caveats.items() if lines},
         trivial=trivial,
         of_runs=plan.of_runs,
     )
@@ -167,8 +167,8 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
     idle = without_effect(config)
-    told = {name: value for name, value in config_to_dict(config).items() if name not in idle}
-    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, told)])
+    options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
+    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
 def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
@@ -196,7 +196,7 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
 
 def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
     """Caches that the runs read, each identity once; how they were made is added where they still lie."""
-    found: dict[str, Mapping[str, Any]] = {}
+    caches: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
         path = cell.run / names.CACHES
         for entry in read_json(path, list) if path.exists() else ():
@@ -204,11 +204,11 @@ def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
             provenance, seconds = cache / PROVENANCE_FILE, None
             with suppress(CorruptCache):  # Its own commands say what is wrong with it.
                 seconds = extraction_seconds(cache)
-            found[json.dumps(entry["identity"], sort_keys=True)] = {
+            caches[json.dumps(entry["identity"], sort_keys=True)] = {
                 "path": str(cache),
                 "seconds": seconds,
                 "num_bytes": folder_bytes(cache) if cache.exists() else None,
                 "identity": entry["identity"],
                 "provenance": read_json(provenance) if provenance.exists() else {},
             }
-    return tuple(found.values())
+    return tuple(caches.values())

@@ -79,17 +79,17 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
     folders: dict[Path, None] = {}
     for folder in named:
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        found = [
+        run_folders = [
             path for path in ([folder] if folder_kind(folder) == "run" else inside) if folder_kind(path) == "run"
         ]
-        if not found:
+        if not run_folders:
             raise ConfigError(
                 "There is nothing to report on.",
                 where=str(folder),
                 why="it is neither a study, nor a run, nor a folder of runs",
                 next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
             )
-        folders |= dict.fromkeys(found)
+        folders |= dict.fromkeys(run_folders)
     return list(folders)
 
 
@@ -206,12 +206,12 @@ def _rows(runs: Sequence[_Run]) -> dict[Path, tuple[str, Variant]]:
     alike: dict[tuple[Any, ...], list[_Run]] = {}
     for run in runs:
         alike.setdefault((run.setting, run.config.shots, run.config.method), []).append(run)
-    for (*_, method), found in alike.items():
-        told = {name for run in found for name, value in run.choices.items() if value != found[0].choices[name]}
-        if len({(run.teachers, run.choices["features"]) for run in found}) == len({run.teachers for run in found}):
+    for (*_, method), group in alike.items():
+        changing = {name for run in group for name, value in run.choices.items() if value != group[0].choices[name]}
+        if len({(run.teachers, run.choices["features"]) for run in group}) == len({run.teachers for run in group}):
             # The teachers' names tell the features.
-            told.discard("features")
-        differing.setdefault(method, set()).update(told)
+            changing.discard("features")
+        differing.setdefault(method, set()).update(changing)
     rows = {run.folder: _row(run, differing[run.config.method]) for run in runs}
     counts = Counter((run.setting, run.config.shots, run.config.seed, rows[run.folder][0]) for run in runs)
     twice = {key[-1] for key, count in counts.items() if count > 1}
@@ -226,22 +226,22 @@ def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
     method, values = run.config.method, option_values(run.config)
     is_random = any(teacher.startswith(_RANDOM) for teacher in run.teachers)
     always = {*_SPOILT, *(["teachers"] if is_random else [])}
-    told = {
+    choices = {
         name: value
         for name, value in sorted(run.choices.items())
         if name in always | differing and value != _USUAL.get(name)
     }
-    words = {name: f"{name} {value}" for name, value in told.items()}
-    spoilt = {name: values[name] for name in told if name in _SPOILT}
+    words = {name: f"{name} {value}" for name, value in choices.items()}
+    spoilt = {name: values[name] for name in choices if name in _SPOILT}
     usual = SHIPPED[method]
     # A control that ships has its words, of which the options that make it one say nothing more.
     control = next(
         (
-            one
-            for one in SHIPPED.values()
+            variant
+            for variant in SHIPPED.values()
             if spoilt
-            and (one.method, bool(one.teacher_prefix)) == (method, is_random)
-            and {name: value for name, value in one.training.items() if name in _SPOILT} == spoilt
+            and (variant.method, bool(variant.teacher_prefix)) == (method, is_random)
+            and {name: value for name, value in variant.training.items() if name in _SPOILT} == spoilt
         ),
         None,
     )
@@ -251,6 +251,6 @@ def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
         role="control" if is_random or spoilt else usual.role,
         label=", ".join([(control or usual).label, *shown]),
         teacher_prefix=_RANDOM if is_random else "",
-        training={name: values[name] for name in told if name in values},
+        training={name: values[name] for name in choices if name in values},
     )
     return ", ".join([method, *words.values()]), variant

@@ -330,12 +330,12 @@ def read_study_folder(folder: Path) -> StudyRecord:
     try:
         record = build_config(StudyRecord, document, where=str(path))
     except (ConfigError, TypeError) as error:
-        given = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
+        words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
         raise ConfigError(
             "The record of the study is damaged, or of an earlier version.",
             where=str(path),
             why=str(error).partition("\n")[0],
-            next_command=advise(given, note="it runs nothing that is finished"),
+            next_command=advise(words, note="it runs nothing that is finished"),
         ) from error
     place = cells_folder(folder)
     cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in record.cells)
@@ -370,20 +370,20 @@ def input_digests(draft: Plan) -> dict[str, str]:
             why="init names a folder with a *.safetensors file, or a checkpoint file",
             next_command=making_command(student, path) or published,
         )
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for config in (cell.finetune for cell in draft.cells):
-        if config.init is not None and str(config.init) not in found and not is_on_hub(config.init):
-            found[str(config.init)] = student_digest(config.init)
+        if config.init is not None and str(config.init) not in digests and not is_on_hub(config.init):
+            digests[str(config.init)] = student_digest(config.init)
         for option, digest_file in NAMED_FILES.items():
             value = getattr(config, option)
-            if value is None or str(Path(value)) in found:
+            if value is None or str(Path(value)) in digests:
                 continue
             if (digest := digest_file(str(value))) is not None:
-                found[str(Path(value))] = digest
-        if not found.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
+                digests[str(Path(value))] = digest
+        if not digests.keys() >= set(map(str, region_places(config.regions, splits_read(config)))):
             caches = open_region_caches(config.regions, splits_read(config), data_root=config.data_root)
-            found |= {str(cache.path): cache.identity_digest for cache in caches}
-    return found
+            digests |= {str(cache.path): cache.identity_digest for cache in caches}
+    return digests
 
 
 def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ class StudyResult:
         """A page asks for hundreds of numbers."""
         return {str(name): rows_of(part) for name, part in self.numbers.groupby("quantity", sort=False)}
 
-    def one(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
+    def row(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
         """Return the first such row, None where there is none."""
         return next(iter(self.find(quantity, place, **wanted)), None)
 
@@ -96,11 +96,11 @@ class StudyResult:
 
         A gain that is no gain over this one does not come from what a teacher knows. None where there is no such row.
         """
-        study, found = self.study, self.find("accuracy", place)
-        focus = next((row for row in found if row.method == study.focus), None)
+        study, rows = self.study, self.find("accuracy", place)
+        focus = next((row for row in rows if row.method == study.focus), None)
         rivals = [
             row
-            for row in found
+            for row in rows
             if focus is not None
             and row is not focus
             and (row.method == study.baseline or study.variant(row.method).role in ("baseline", "control"))

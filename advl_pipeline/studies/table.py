@@ -112,20 +112,20 @@ class Scores:
         """Interval of the mean over seeds, from resampled seeds and items, in points."""
         return joint_interval(self.sets)
 
-    def of(self, seeds: Sequence[int]) -> Scores:
+    def of_seeds(self, seeds: Sequence[int]) -> Scores:
         """Return the same of these seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        sets = tuple(dataclasses.replace(one, values_SN=one.values_SN[rows]) for one in self.sets)
+        sets = tuple(dataclasses.replace(item_set, values_SN=item_set.values_SN[rows]) for item_set in self.sets)
         return Scores(seeds=tuple(seeds), sets=sets)
 
 
 def paired(*scores: Scores | None) -> tuple[Scores, ...]:
     """Return the scores over the seeds that all have; nothing where there is no such seed, or one is missing."""
-    found = [one for one in scores if one is not None]
-    if not found or len(found) < len(scores):
+    complete = [each for each in scores if each is not None]
+    if not complete or len(complete) < len(scores):
         return ()
-    seeds = tuple(seed for seed in found[0].seeds if all(seed in one.seeds for one in found))
-    return tuple(one.of(seeds) for one in found) if seeds else ()
+    seeds = tuple(seed for seed in complete[0].seeds if all(seed in side.seeds for side in complete))
+    return tuple(side.of_seeds(seeds) for side in complete) if seeds else ()
 
 
 def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
@@ -135,7 +135,7 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
         return None
     sets = []
     for same in zip(*(scores.sets for scores in common), strict=True):
-        values = [weight * one.values_SN for (weight, _), one in zip(terms, same, strict=True)]
+        values = [weight * side.values_SN for (weight, _), side in zip(terms, same, strict=True)]
         sets.append(dataclasses.replace(same[0], values_SN=np.sum(values, axis=0)))
     return Scores(seeds=common[0].seeds, sets=tuple(sets))
 
@@ -162,10 +162,10 @@ class Table:
 
     def along_shots(self) -> list[list[Place]]:
         """Return the places of each (setting, metric, test set), in the order of their shots."""
-        found: dict[tuple[str, ...], list[Place]] = {}
+        rows: dict[tuple[str, ...], list[Place]] = {}
         for place in self.places:
-            found.setdefault(place[:3], []).append(place)
-        return [sorted(places, key=lambda place: place.rank) for places in found.values()]
+            rows.setdefault(place[:3], []).append(place)
+        return [sorted(places, key=lambda place: place.rank) for places in rows.values()]
 
     def reference(self, place: Place) -> str:
         """Return the in-domain test set of a place's setting, which is its first."""
@@ -184,9 +184,9 @@ class Table:
         origin = self.accuracy(place if view else place._replace(test_set=reference), method)
         other = self.accuracy(place, method, view)
         questions: Questions | None = None
-        if origin is None or other is None or not (found := paired(origin, other)):
+        if origin is None or other is None or not (both := paired(origin, other)):
             return None
-        before, after = (one.sets[0] for one in found)
+        before, after = (side.sets[0] for side in both)
         if view:
             lost: tuple[Contribution, ...] = (
                 Contribution(values_SN=before.values_SN - after.values_SN, groups=before.groups),
@@ -196,7 +196,7 @@ class Table:
             match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
             questions = match.questions
             before, after, lost = lost_to_shift(before, after, match)
-        sides = (Scores(seeds=found[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
+        sides = (Scores(seeds=both[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
         return Sides(questions, *sides)
 
 
@@ -217,8 +217,8 @@ def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
         runs = part.drop_duplicates("seed")
         reference = first.setdefault(place[:3], part[part["seed"] == runs["seed"].iloc[0]])
         values = part.pivot(index="seed", columns="item", values="score").reindex(index=runs["seed"])
-        told = reference["picture"].ne("").any()
-        groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if told else None
+        has_pictures = reference["picture"].ne("").any()
+        groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if has_pictures else None
         _require_same_items(values, reference, runs)
         values_SN = values[reference["item"].tolist()].to_numpy(dtype=np.float64)
         scores[place, method, view] = Scores(
@@ -231,13 +231,13 @@ def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
 
 
 def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.DataFrame) -> None:
-    told = values.notna()
+    is_scored = values.notna()
     wanted = pd.Series(values.columns.isin(reference["item"]), index=values.columns)
-    wrong = told.ne(wanted, axis=1).any(axis=1)
+    wrong = is_scored.ne(wanted, axis=1).any(axis=1)
     if not wrong.any() and wanted.sum() == len(reference):
         return
     run = runs[wrong.to_numpy()].iloc[0] if wrong.any() else runs.iloc[0]
-    odd = sorted(set(values.columns[told.loc[run["seed"]]]) ^ set(reference["item"]))
+    odd = sorted(set(values.columns[is_scored.loc[run["seed"]]]) ^ set(reference["item"]))
     raise ConfigError(
         f"Two runs were scored on different items of {run['test_set']}, so they cannot be paired.",
         where=f"{reference['run'].iloc[0]} and {run['run']}",
@@ -269,9 +269,9 @@ def numbers_of(table: Table) -> pd.DataFrame:
 
 def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, float], **more: object) -> Row:
     spread = summarise(list(by_seed.values()))
-    told = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
-    own = {"quantity": quantity, "method": method, "seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
-    return dict.fromkeys(COLUMNS) | place._asdict() | own | told | more
+    summary = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
+    row = {"quantity": quantity, "method": method, "seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
+    return dict.fromkeys(COLUMNS) | place._asdict() | row | summary | more
 
 
 def _accuracies(table: Table) -> Iterator[Row]:
@@ -286,18 +286,18 @@ def _gains(table: Table) -> Iterator[Row]:
     grid = [(method, study.baseline_of(method)) for method in study.methods if study.baseline_of(method) != method]
     focus = [(study.focus, other) for other in study.methods if study.focus in study.methods and other != study.focus]
     for family, pairs in (("grid", grid), ("focus", [pair for pair in focus if pair not in grid])):
-        found = []
+        rows = []
         for place, (treated, baseline) in itertools.product(table.places, pairs):
             if both := paired(table.accuracy(place, treated), table.accuracy(place, baseline)):
-                one, other = both
-                compared = compare(one.matrix, other.matrix, groups=one.groups)
-                by_seed = dict(zip(one.seeds, compared.per_seed, strict=True))
+                left, other = both
+                compared = compare(left.matrix, other.matrix, groups=left.groups)
+                by_seed = dict(zip(left.seeds, compared.per_seed, strict=True))
                 row = _number("gain", place, treated, by_seed, against=baseline, family=family)
-                found.append(row | {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)})
+                rows.append(row | {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)})
         for name in ("p_seed", "p_item"):
-            for row, adjusted in zip(found, holm([row[name] for row in found]), strict=True):
-                row[f"{name}_holm"], row["family_size"] = adjusted, len(found)
-        yield from found
+            for row, adjusted in zip(rows, holm([row[name] for row in rows]), strict=True):
+                row[f"{name}_holm"], row["family_size"] = adjusted, len(rows)
+        yield from rows
 
 
 def _trends(table: Table) -> Iterator[Row]:
@@ -311,8 +311,11 @@ def _trends(table: Table) -> Iterator[Row]:
         if not common:
             continue
         seeds = tuple(sorted(common[0].seeds, key=study.seeds.index))
-        pairs = [(one.of(seeds), other.of(seeds)) for one, other in zip(common[::2], common[1::2], strict=True)]
-        gains = [100.0 * (one.matrix.mean(axis=1) - other.matrix.mean(axis=1)) for one, other in pairs]
+        pairs = [
+            (left.of_seeds(seeds), other.of_seeds(seeds))
+            for left, other in zip(common[::2], common[1::2], strict=True)
+        ]
+        gains = [100.0 * (left.matrix.mean(axis=1) - other.matrix.mean(axis=1)) for left, other in pairs]
         for place, gain_S in zip(places, gains, strict=True):
             by_seed = dict(zip(seeds, gain_S.tolist(), strict=True))
             yield _number("gain along shots", place, method, by_seed, against=study.baseline)
@@ -322,7 +325,7 @@ def _trends(table: Table) -> Iterator[Row]:
             p_value = paired_t_test(slopes)
             p_value = sign_flip_test(slopes) if p_value is None else p_value
             # As each item's gains have a slope, theirs is its mean.
-            gain_SNK = np.stack([one.matrix - other.matrix for one, other in pairs], axis=2)
+            gain_SNK = np.stack([left.matrix - other.matrix for left, other in pairs], axis=2)
             slope_SN = slope_per_doubling(sizes, gain_SNK.reshape(-1, len(pairs))).reshape(gain_SNK.shape[:2])
             joint = joint_interval([Contribution(values_SN=slope_SN, groups=pairs[0][0].groups)])
             by_seed = dict(zip(seeds, slopes, strict=True))
@@ -333,29 +336,29 @@ def _trends(table: Table) -> Iterator[Row]:
 
 
 def _losses(table: Table) -> Losses:
-    found: Losses = {}
+    losses: Losses = {}
     for place, method, view in table.scores:
         reference = table.reference(place)
         if view == WITH_PICTURE and place.test_set == reference:
             continue
         quantity, against = ("drop", reference) if view == WITH_PICTURE else ("use", view)
         if (sides := table.sides(place, method, view)) is not None:
-            found.setdefault((quantity, place, against), {})[method] = sides
-    return found
+            losses.setdefault((quantity, place, against), {})[method] = sides
+    return losses
 
 
 def _loss_rows(table: Table, losses: Losses) -> Iterator[Row]:
     for (quantity, place, against), by_method in losses.items():
         lost = {method: sides.lost.by_seed for method, sides in by_method.items()}
         for method, sides in by_method.items():
-            told = {"against": against, "questions": sides.questions}
-            yield _number(quantity, place, method, lost[method], **told)
-            yield _number(f"{quantity} before", place, method, sides.before.by_seed, **told)
-            yield _number(f"{quantity} after", place, method, sides.after.by_seed, **told)
+            about = {"against": against, "questions": sides.questions}
+            yield _number(quantity, place, method, lost[method], **about)
+            yield _number(f"{quantity} before", place, method, sides.before.by_seed, **about)
+            yield _number(f"{quantity} after", place, method, sides.after.by_seed, **about)
             baseline = table.study.baseline_of(method)
             other = lost.get(baseline, {}) if baseline != method else {}
-            if change := {seed: own - other[seed] for seed, own in lost[method].items() if seed in other}:
-                yield _number(f"{quantity} change", place, method, change, **told)
+            if change := {seed: points - other[seed] for seed, points in lost[method].items() if seed in other}:
+                yield _number(f"{quantity} change", place, method, change, **about)
 
 
 def _means(table: Table, losses: Losses) -> Iterator[Row]:
@@ -376,7 +379,7 @@ def _means(table: Table, losses: Losses) -> Iterator[Row]:
                 if quantity == lost:
                     sides = losses.get((lost, place, against), {})
                     of_both = (sides.get(method) for method in (study.focus, other))
-                    mine, theirs = (one.lost if one else None for one in of_both)
+                    mine, theirs = (side.lost if side else None for side in of_both)
                     questions = questions or (sides[study.focus].questions if mine else None)
                 if mine and theirs and (difference := weighted_sum([(1.0, mine), (-1.0, theirs)])):
                     differences[place] = difference

@@ -46,7 +46,7 @@ def test_verdicts_take_the_spread_of_the_rounds_into_account() -> None:
     ):
         row = ratio_row("x", ours, others, goal=goal, at_least=at_least, detail="")
         assert (row.value, row.verdict) == (1.0, verdict), goal
-        assert row.found == "1 (0.5 to 3)"
+        assert row.measured == "1 (0.5 to 3)"
 
 
 def test_the_page_takes_the_rows_of_a_run(tmp_path: Path) -> None:

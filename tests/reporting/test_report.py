@@ -115,7 +115,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     result = vcr[0]
     section = page.find("section", id="answer")[0]
     place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", "100"))
-    percent = {name: result.one("accuracy", place, method=name).mean for name in result.study.methods}
+    percent = {name: result.row("accuracy", place, method=name).mean for name in result.study.methods}
     assert section.find("p", class_="lead")[0].text == (
         f"ADVL answers {percent['advl']:.0f} of 100 questions rightly, plain {percent['plain']:.0f}; "
         f"with shuffled teachers {percent['advl-shuffled']:.0f}."
@@ -123,7 +123,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     best = result.best_control(place)
     assert best is not None
     assert best.method == max(("plain", "advl-shuffled"), key=percent.__getitem__)
-    gain = result.one("gain", place, method="advl", against=best.method)
+    gain = result.row("gain", place, method="advl", against=best.method)
     tiles = {
         tile.find("dt")[0].text: [item.text for item in tile.find("dd")]
         for tile in section.find("div")
@@ -242,10 +242,10 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
         assert ("control" in row.attributes["class"].split()) == (method == "advl-shuffled")
         for name, cell in zip(sets, row.find("td"), strict=True):
             place = next(item for item in result.places() if (item.test_set, item.shots) == (name, shots))
-            accuracy = result.one("accuracy", place, method=method)
+            accuracy = result.row("accuracy", place, method=method)
             assert cell.find("span", class_="accuracy")[0].text == wording.spread(accuracy)
             if method != "plain":
-                gain = result.one("gain", place, method=method, against="plain")
+                gain = result.row("gain", place, method=method, against="plain")
                 shown = cell.find("span", class_="gain")[0]
                 assert shown.find("b")[0].text == wording.signed(gain.mean)
                 assert wording.interval(gain.joint_interval) in shown.text
@@ -402,7 +402,7 @@ def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResul
     assert len(rows) == len(document["table"]) == len(accuracies)
     for row, record, accuracy in zip(rows, document["table"], accuracies, strict=True):
         assert float(row["accuracy_percent"]) == record["accuracy_percent"] == accuracy.mean
-        gain = result.one("gain", place_of(accuracy), method=accuracy.method, against="plain")
+        gain = result.row("gain", place_of(accuracy), method=accuracy.method, against="plain")
         assert (row["gain_points"] == "") == (gain is None)
         if gain is not None:
             assert float(row["gain_points"]) == gain.mean

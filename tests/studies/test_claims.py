@@ -77,7 +77,7 @@ def test_a_test_that_stands_in_the_table_has_the_number_of_the_table() -> None:
     result = made_up_result({"shots": [100, "full"], "test_sets": ["test"]})
     found = verdicts(result)
     for claim, shots in (("C1", "full"), ("C2", "100")):
-        gain = result.one("gain", method="advl", against="plain", test_set="test", shots=shots)
+        gain = result.row("gain", method="advl", against="plain", test_set="test", shots=shots)
         (test,) = [item for item in found[claim].tests if item.name.endswith("advl minus plain")]
         assert test.mean == pytest.approx(gain.mean)
         assert test.p_adjusted == gain.p_seed_holm

@@ -102,7 +102,7 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
-    gain = result.one("gain", place(result, "test", 100), method="advl", against="plain")
+    gain = result.row("gain", place(result, "test", 100), method="advl", against="plain")
     advl, plain = (stored_items(result, method, "test", 100) for method in ("advl", "plain"))
     assert gain.mean == pytest.approx(100 * (advl - plain).mean())
     assert gain.p_seed == pytest.approx(stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue)
@@ -115,7 +115,7 @@ def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them() -> None
         {"methods": ["plain", "advl"], "shots": ["full", 1600, 100], "test_sets": ["test"], "seeds": [0, 1]}
     )
     assert [gain.size for gain in result.find("gain along shots")] == [100, 1600, 1600]
-    assert len(result.one("slope").per_seed) == 2
+    assert len(result.row("slope").per_seed) == 2
     (table,) = wide_tables(result)
     assert [row["shots"] for row in table.rows] == ["100", "100", "1600", "1600", "full", "full"]
 
@@ -304,7 +304,7 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
         arrays[name] = arrays[name][shuffled]
     np.savez(path, **arrays)
     again, before = (
-        one.one("gain", place(result, "test", 100), method="advl", against="plain")
+        one.row("gain", place(result, "test", 100), method="advl", against="plain")
         for one in (gather_study(result.folder), result)
     )
     assert again.p_item == before.p_item
