@@ -1,4 +1,4 @@
-"""Extraction against the bare forward passes on the same batches.
+"""Extraction is measured against the bare forward passes on the same batches.
 
 Texts are encoded by the real `minilm-l6`, pictures of 500 x 375 by a network of the size that teachers have, which is
 ViT-B/16 with random weights.
