@@ -64,7 +64,9 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
                 "all of whose items are right"
             )
         if "vqa_mode" in document:
-            types = ", ".join(f"{kind} {score['accuracy']:.2f}" for kind, score in document["by_answer_type"].items())
+            types = ", ".join(
+                f"{kind} {type_score['accuracy']:.2f}" for kind, type_score in document["by_answer_type"].items()
+            )
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
         if len(document.get("confusion", {}).get("label_names", ())) in range(1, MAX_CLASSES_SHOWN + 1):
             print_confusion(**document["confusion"])

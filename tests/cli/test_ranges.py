@@ -91,8 +91,8 @@ def test_help_shows_the_ranges() -> None:
 
 def test_ranges_hold_exactly_what_they_say() -> None:
     def allowed(**bounds: float) -> list[float]:
-        option = Option(help="", **bounds)  # type: ignore[arg-type]
-        return [value for value in (-math.inf, math.nan, 0.0, 0.5, 1.0, 4.0, math.inf) if option.allows(value)]
+        ranged = Option(help="", **bounds)  # type: ignore[arg-type]
+        return [value for value in (-math.inf, math.nan, 0.0, 0.5, 1.0, 4.0, math.inf) if ranged.allows(value)]
 
     assert allowed(above=0, below=1) == [0.5]
     assert allowed(minimum=0, maximum=1) == [0.0, 0.5, 1.0]
