@@ -1,4 +1,4 @@
-"""Students: vision-language models behind one adapter.
+"""Students are vision-language models behind one adapter.
 
 In: `Example` records. Out: text states with character spans, visual states with boxes, a pooled state, task logits.
 A new student is one file and one line in `registry.py`, or an entry point `advl.students`.

@@ -52,8 +52,8 @@ Row = Mapping[str, npt.NDArray[np.int64]]
 
 def _padded(rows: Sequence[Row]) -> Answers:
     padding = {"block_NT": -1, "answer_NQ": -1}
-    found = {name: padded([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
-    return Answers(**found, foretold_M=torch.nonzero(found["answer_NQ"].flatten() >= 0)[:, 0])
+    fields = {name: padded([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
+    return Answers(**fields, foretold_M=torch.nonzero(fields["answer_NQ"].flatten() >= 0)[:, 0])
 
 
 def answers_inside(token_ids: Sequence[npt.NDArray[np.int64]], starts: Sequence[int]) -> Answers:
@@ -131,15 +131,17 @@ def sum_likelihoods(
     num_sequences, num_places = answers.answer_NQ.shape
     rows_M = answers.foretold_M // max(1, num_places)
     targets_M = answers.target_NQ.flatten()[answers.foretold_M]
-    found = [states_MH.new_zeros(0, dtype=torch.float32)]
+    log_likelihoods = [states_MH.new_zeros(0, dtype=torch.float32)]
     for first in range(0, len(targets_M), ROWS_AT_ONCE):
         logits = words(states_MH[first : first + ROWS_AT_ONCE]).float()
-        found.append(-nn.functional.cross_entropy(logits, targets_M[first : first + ROWS_AT_ONCE], reduction="none"))
+        log_likelihoods.append(
+            -nn.functional.cross_entropy(logits, targets_M[first : first + ROWS_AT_ONCE], reduction="none")
+        )
     place = (rows_M, answers.answer_NQ.flatten()[answers.foretold_M])
     total_NK = states_MH.new_zeros(num_sequences, num_answers, dtype=torch.float32)
     number_NK = torch.zeros_like(total_NK, dtype=torch.int64)
     return (
-        total_NK.index_put(place, torch.cat(found), accumulate=True),
+        total_NK.index_put(place, torch.cat(log_likelihoods), accumulate=True),
         number_NK.index_put(place, torch.ones_like(rows_M), accumulate=True),
     )
 
@@ -167,11 +169,11 @@ def agreement(
 
 def said_tokens(candidates: Sequence[Candidate], char_spans_NL2: torch.Tensor) -> torch.Tensor:
     """Return (N, L) bool: the tokens of each answer's words with a meaning, of all its words where none has one."""
-    said = torch.zeros(char_spans_NL2.shape[:2], dtype=torch.bool)
+    said_NL = torch.zeros(char_spans_NL2.shape[:2], dtype=torch.bool)
     start_NL, end_NL = char_spans_NL2.unbind(2)
     for row, candidate in enumerate(candidates):
         words = [span for span in word_spans(candidate.text) if span[0] >= candidate.answer_start]
         meant = [span for span in words if not is_function_word(candidate.text[slice(*span)].lower())]
         for first, last in meant or words:
-            said[row] |= (start_NL[row] < last) & (end_NL[row] > first)
-    return said
+            said_NL[row] |= (start_NL[row] < last) & (end_NL[row] > first)
+    return said_NL

@@ -35,8 +35,8 @@ def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
         config: of the student.
         other: settings by the library's names, such as `attn_implementation="sdpa"` for layers that run otherwise.
     """
-    own = {"num_hidden_layers": config.num_layers, "attn_implementation": ATTENTION}
-    return BertConfig(**{**config.transformers_sizes, **own, **other})
+    settings = {"num_hidden_layers": config.num_layers, "attn_implementation": ATTENTION}
+    return BertConfig(**{**config.transformers_sizes, **settings, **other})
 
 
 def initialise_bert(module: nn.Module) -> None:
@@ -254,11 +254,11 @@ def one_row_attention(
         return _attend(module, query, key, value, attention_mask, **options), None
     lengths = [len(block.grid.slot_T) for block in blocks]
     parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
-    found = []
-    for block, *own in zip(blocks, *parts, strict=True):
-        spread = [block.grid.spread(part) for part in own]
-        found.append(block.grid.gather(_attend(module, spread[0], spread[1], spread[2], block.bias, **options)))
-    return torch.cat(found, dim=1), None
+    attended = []
+    for block, *block_parts in zip(blocks, *parts, strict=True):
+        spread = [block.grid.spread(part) for part in block_parts]
+        attended.append(block.grid.gather(_attend(module, spread[0], spread[1], spread[2], block.bias, **options)))
+    return torch.cat(attended, dim=1), None
 
 
 def _attend(
@@ -274,10 +274,10 @@ def _attend(
 ) -> torch.Tensor:
     """Return (N, G, A, D)."""
     if dropout == 0.0 or bias is None or query.device.type != "cpu":
-        found: torch.Tensor = sdpa_attention_forward(
+        attended: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, bias, dropout=dropout, scaling=scaling, **options
         )[0]
-        return found
+        return attended
     # What torch does on a CPU, without its search for rows that may attend to nothing: the mask is finite.
     weights = ((query * scaling) @ key.transpose(-1, -2) + bias).softmax(-1)
     return (functional.dropout(weights, dropout) @ value).transpose(1, 2)

@@ -30,7 +30,7 @@ class BridgeTowerConfig(PixelStudentConfig):
 
 
 class BridgeTower(TwoStreams, PixelStudent):
-    """The student. State names are transformers' behind `model.`."""
+    """Runs BridgeTower as a student. State names are transformers' behind `model.`."""
 
     config: BridgeTowerConfig
     num_separators = 2

@@ -94,7 +94,7 @@ def load_processor(kind: Any, name: str, *, embedded: Callable[[], Any]) -> Any:
 
 
 class Chat:
-    """The chat template and tokenizer of a processor.
+    """Lays out conversations by the chat template and tokenizer of a processor.
 
     Raises:
         ConfigError: the processor has no chat template, or one that does not show both texts or end an answer.
@@ -133,8 +133,10 @@ class Chat:
             DatasetError: a text holds the token that stands for the picture.
         """
         is_answered = task in MULTIPLE_CHOICE_TASKS or task == "captions"
-        asked = [one.text[: one.context_length] if is_answered else one.text for one in candidates]
-        answers = [one.text[one.answer_start :] if is_answered else "" for one in candidates]
+        asked = [
+            candidate.text[: candidate.context_length] if is_answered else candidate.text for candidate in candidates
+        ]
+        answers = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
         closing = f"\n{instruction}" if instruction else ""
         between, after = (self._between, self._after) if is_answered else (self._asked, "")
         texts = [
@@ -148,7 +150,7 @@ class Chat:
             return_offsets_mapping=True,
             return_attention_mask=False,
         )
-        found = []
+        chat_rows = []
         for candidate, question, ids, offsets in zip(
             candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
@@ -175,7 +177,7 @@ class Chat:
             place, size = ids.index(self.image_token_id), len(picture_ids)
             is_picture_S = np.zeros(end - 1 + size, dtype=np.bool_)
             is_picture_S[place : place + size] = True
-            found.append(
+            chat_rows.append(
                 ChatRow(
                     token_ids_S=np.array([*ids[:place], *picture_ids, *ids[place + 1 : end]]),
                     spans_S2=np.concatenate([spans_S2[:place], np.zeros((size, 2), np.int64), spans_S2[place + 1 :]]),
@@ -183,14 +185,14 @@ class Chat:
                     prompt_length=prompt_length - 1 + size,
                 )
             )
-        return found
+        return chat_rows
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the tokens with which a turn gives each answer, without the one that ends it."""
-        found: list[list[int]] = self._tokenizer(
+        token_ids: list[list[int]] = self._tokenizer(
             [self.lead + answer for answer in answers], add_special_tokens=False
         )["input_ids"]
-        return found
+        return token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated tokens, as far as the first one that ends a turn."""
@@ -236,7 +238,7 @@ COMMON, PADDING = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The row of each example, all int64.
+    """Says how the sequences of each example share a row; all tensors are int64.
 
     `token_BW` says which token of which sequence lies at each place, n * S + s; `own_BW` which of the example's
     candidates it belongs to, `COMMON` where to all and `PADDING` where to none. `place_NS` is the way back: where in
@@ -364,7 +366,8 @@ def chat_batch(
     text = [np.flatnonzero(~row.is_picture_S) for row in rows]
     visual = [np.flatnonzero(row.is_picture_S & (row.token_ids_S == image_token_id)) for row in rows]
     (text_place, text_mask), (visual_place, visual_mask) = (
-        (padded(places, 0), padded([np.ones(len(one)) for one in places], 0).bool()) for places in (text, visual)
+        (padded(places, 0), padded([np.ones(len(row_places)) for row_places in places], 0).bool())
+        for places in (text, visual)
     )
     spans = [row.spans_S2[place] for row, place in zip(rows, text, strict=True)]
     sequence_ids, lengths = padded(tokens, pad_id), np.array([len(ids) for ids in tokens])

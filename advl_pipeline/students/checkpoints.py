@@ -166,13 +166,13 @@ def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], rules: KeyRu
     """Map and load what fits; report the rest by name. Nothing is raised for missing or unexpected keys."""
     prepared = rules.prepare(dict(state)) if rules.prepare else state
     mapped, ignored = map_keys(prepared, rules)
-    own = module.state_dict()
+    module_state = module.state_dict()
     resizers = [(re.compile(pattern), rule) for pattern, rule in rules.resize]
     fitted: StateDict = {}
     resized: list[str] = []
     reinitialised: list[str] = []
-    for name in own.keys() & mapped.keys():
-        value, target = mapped[name], own[name]
+    for name in module_state.keys() & mapped.keys():
+        value, target = mapped[name], module_state[name]
         if value.shape == target.shape:
             fitted[name] = value
             continue
@@ -183,13 +183,13 @@ def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], rules: KeyRu
             fitted[name] = rule(value, target)
             resized.append(f"{name} ({tuple(value.shape)} -> {tuple(target.shape)})")
     module.load_state_dict(fitted, strict=False)
-    absent = sorted(own.keys() - mapped.keys())
+    absent = sorted(module_state.keys() - mapped.keys())
     fresh = tuple(name for name in absent if any(re.search(pattern, name) for pattern in rules.optional))
     return LoadReport(
         source=source,
         num_loaded=len(fitted),
         missing=tuple(name for name in absent if name not in fresh),
-        unexpected=tuple(sorted(mapped.keys() - own.keys())),
+        unexpected=tuple(sorted(mapped.keys() - module_state.keys())),
         ignored=ignored,
         resized=tuple(sorted(resized)),
         reinitialised=tuple(sorted(reinitialised)),
@@ -206,11 +206,11 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
     state = read_checkpoint(path)
     report = load_into(module, state, rules, source=path.name)
     if must_fit and not report.num_loaded:
-        found, own = sorted(state), sorted(module.state_dict())
+        file_keys, student_keys = sorted(state), sorted(module.state_dict())
         raise ConfigError(
             "No key of the checkpoint fits this student.",
             where=str(path),
-            why=f"the file holds {', '.join(found[:3])}, ...; the student has {', '.join(own[:3])}, ...",
+            why=f"the file holds {', '.join(file_keys[:3])}, ...; the student has {', '.join(student_keys[:3])}, ...",
             next_command=advise(["advl", "students", "list"]),
         )
     return report
@@ -234,7 +234,7 @@ def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     keep them.
     """
     table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
-    side, new_side = (math.isqrt(len(one) - 1) for one in (table, wanted))
+    side, new_side = (math.isqrt(len(rows) - 1) for rows in (table, wanted))
     if side**2 + 1 != len(table) or new_side**2 + 1 != len(wanted):
         raise ConfigError(
             "A position table does not describe a square grid.", why=f"{len(table)} rows for {len(wanted)}"

@@ -49,7 +49,7 @@ class GridPosition(nn.Module):
 
 
 class GridProjection(nn.Module):
-    """Linear, LayerNorm, dropout."""
+    """Maps grid features to the width of the words: linear, LayerNorm, dropout."""
 
     def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class FirstToken(nn.ModuleDict):
 
 
 class ClipVilModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Holds the embeddings, encoder and pooler of CLIP-ViL_p."""
 
     def __init__(self, config: ClipVilConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ClipVilModel(nn.Module):
 
 
 class ClipVil(RegionStream):
-    """The student. State names are the original's behind `model.`."""
+    """Runs CLIP-ViL_p as a student. State names are the original's behind `model.`."""
 
     config: ClipVilConfig
     places = "patches"

@@ -129,14 +129,14 @@ class GenerativeStudent(Student):
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
         """Return architecture and processor of published weights, as far as they lie in the folder."""
         folder = weights if weights.is_dir() else weights.parent
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if (folder / names.PROCESSOR).is_dir():
-            found["tokenizer"] = str(folder / names.PROCESSOR)
+            settings["tokenizer"] = str(folder / names.PROCESSOR)
         elif tokenizer_folder(weights) is not None:
-            found["tokenizer"] = str(folder)
+            settings["tokenizer"] = str(folder)
         if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
-            found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-        return found
+            settings["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+        return settings
 
     @property
     @abstractmethod
@@ -198,8 +198,9 @@ class GenerativeStudent(Student):
             tokens, rows = f"it has {num_tokens:,} tokens", f"the word table of {self.name} has {num_rows:,} rows"
             raise self.unfit(f"{tokens}, {rows}{misread}")
         if chat.image_token_id != expected:
-            own = f"a picture's token is its {chat.image_token_id}"
-            raise self.unfit(f"{own}, and that of {self.name} {expected}{misread}")
+            raise self.unfit(
+                f"a picture's token is its {chat.image_token_id}, and that of {self.name} {expected}{misread}"
+            )
 
     def unfit(self, why: str) -> ConfigError:
         """Return the refusal of a processor that is not of the student's model."""
@@ -216,7 +217,10 @@ class GenerativeStudent(Student):
 
     def collate(self, examples: Sequence[Example]) -> ChatBatch:
         self.require_inputs()
-        pictures = [self._pictures.get(one.image.unit_id, partial(self.read_picture, one.image)) for one in examples]
+        pictures = [
+            self._pictures.get(example.image.unit_id, partial(self.read_picture, example.image))
+            for example in examples
+        ]
         rows = [
             row
             for example, picture in zip(examples, pictures, strict=True)
@@ -255,7 +259,7 @@ class GenerativeStudent(Student):
         # Candidates hold their own answers, so that a row which others lie behind is one sequence.
         assert set(batch.num_candidates) == {1}
         last, size = (batch.length_N - 1).tolist(), batch.sequence_ids_NS.shape[1]
-        self._require_room(size + max(len(one) for one in ids))
+        self._require_room(size + max(len(answer_ids) for answer_ids in ids))
         if wanted_BK is not None:
             wanted = [[(number, ids[number]) for number in torch.nonzero(row)[:, 0].tolist()] for row in wanted_BK]
             answers = [answers_behind(wanted, last, size, self.chat.end_id)]
@@ -283,7 +287,7 @@ class GenerativeStudent(Student):
             visual_states_NRH=batch.of_sequences(states_BWH, batch.visual_place_NR),
             pooled_NP=batch.last_states(states_BWH),
             answered=answered,
-            visual_layers=tuple(batch.of_sequences(one, batch.visual_place_NR) for one in deep),
+            visual_layers=tuple(batch.of_sequences(layer_BWH, batch.visual_place_NR) for layer_BWH in deep),
         )
 
     def encode_pooled(
@@ -319,7 +323,7 @@ class GenerativeStudent(Student):
         place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])
         shown_NS = place_NS >= 0
         asked = self.prompts(batch, place_NS.clamp(min=0), shown_NS)
-        found = self.model.generate(
+        generated = self.model.generate(
             **asked,
             max_new_tokens=self.config.max_new_tokens,
             do_sample=False,
@@ -328,7 +332,7 @@ class GenerativeStudent(Student):
         )
         # What is asked by ids comes back in front of the answer.
         start = size if "input_ids" in asked else 0
-        return [self.chat.decode(row) for row in found[:, start:].tolist()]
+        return [self.chat.decode(row) for row in generated[:, start:].tolist()]
 
     def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
         """Return what transformers generates from, rows padded on the left.
@@ -438,24 +442,24 @@ class GenerativeStudent(Student):
         """Return the last states of rows and of the answers behind them."""
         packing = batch.packing
         positions_NS = self.positions(batch)
-        positions, picture, own = packing.packed(positions_NS), packing.packed(batch.picture_NS), packing.own_BW
+        positions, picture, own_BW = packing.packed(positions_NS), packing.packed(batch.picture_NS), packing.own_BW
         if answers is not None and answers.token_ids_NT.shape[1]:
             x_BWH = torch.cat([x_BWH, self.model.get_input_embeddings()(answers.token_ids_NT)], dim=1)
             last = (batch.length_N[:, None] - 1).expand(*positions_NS.shape[:-1], 1)
             positions = torch.cat([positions, positions_NS.gather(-1, last) + 1 + answers.offset_NT], dim=-1)
             picture = functional.pad(picture, (0, answers.block_NT.shape[1]))
-            own = torch.cat([own, torch.where(answers.block_NT < 0, PADDING, answers.block_NT)], dim=1)
-        width = own.shape[1]
+            own_BW = torch.cat([own_BW, torch.where(answers.block_NT < 0, PADDING, answers.block_NT)], dim=1)
+        width = own_BW.shape[1]
         more = (0, -width % MASK_ALIGNMENT)
         x_BWH = functional.pad(x_BWH, (0, 0, *more))
         positions, picture = functional.pad(positions, more), functional.pad(picture, more)
-        own = functional.pad(own, more, value=PADDING)
-        place = torch.arange(own.shape[1], device=own.device)
-        allowed = (own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None])
+        own_BW = functional.pad(own_BW, more, value=PADDING)
+        place = torch.arange(own_BW.shape[1], device=own_BW.device)
+        allowed = (own_BW == COMMON)[:, None, :] | (own_BW[:, None, :] == own_BW[:, :, None])
         allowed = allowed & (place[None, :] <= place[:, None])
         if mask_visual:
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
-        place_M = packing.row_M * own.shape[1] + packing.place_M
+        place_M = packing.row_M * own_BW.shape[1] + packing.place_M
         output = self.decoder(
             inputs_embeds=x_BWH,
             attention_mask=additive_mask(allowed, compute_dtype(x_BWH))[:, None],
@@ -475,10 +479,10 @@ def model_config(config: GenerativeConfig) -> Any:
     """
     settings = dict(config.architecture)
     try:
-        found = AutoConfig.for_model(settings.pop("model_type", ""), **settings)
+        transformers_config = AutoConfig.for_model(settings.pop("model_type", ""), **settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             "The architecture is none that transformers knows.", why=str(error).split("\n", maxsplit=1)[0]
         ) from None
-    found.text_config.attention_dropout = config.dropout
-    return found
+    transformers_config.text_config.attention_dropout = config.dropout
+    return transformers_config

@@ -207,7 +207,7 @@ class AnswerHead(nn.Module):
 
 
 class Student(nn.Module, ABC):
-    """A vision-language encoder with exchangeable task heads."""
+    """Encodes text and picture together, and builds a head for each task."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
     """Name -> settings that differ from the defaults of the class' configuration; those of a class that extends a

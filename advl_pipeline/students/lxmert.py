@@ -34,7 +34,7 @@ class LxmertConfig(RegionStudentConfig):
 
 
 class Lxmert(TwoStreams, RegionStudent):
-    """The student. State names are transformers' behind `model.`."""
+    """Runs LXMERT as a student. State names are transformers' behind `model.`."""
 
     config: LxmertConfig
     head_key = r"(?:answer_head\.)?logit_fc"

@@ -54,17 +54,17 @@ STUDENT_PREFIX = "model."
 
 def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | None:
     """Return the low-rank updates of a run, None where the student itself is trained."""
-    own = student.lora
+    student_lora = student.lora
     rank = options.lora_rank
     if rank is None:
-        rank = own.rank if own is not None and options.init is not None else 0
+        rank = student_lora.rank if student_lora is not None and options.init is not None else 0
     if not rank:
         return None
-    scale = own.alpha / own.rank if own is not None else 2.0
+    scale = student_lora.alpha / student_lora.rank if student_lora is not None else 2.0
     return LoraSettings(
         rank=rank,
         alpha=options.lora_alpha or scale * rank,
-        targets=options.lora_target or (own.targets if own is not None else LORA_TARGETS),
+        targets=options.lora_target or (student_lora.targets if student_lora is not None else LORA_TARGETS),
     )
 
 
@@ -137,11 +137,11 @@ def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
         raise WeightsUnavailable("The low-rank updates cannot be read.", where=str(folder), why=str(error)) from None
     targets = tuple(sorted(config["target_modules"]))
     add_lora(student, LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=targets))
-    own = adapter_tensors(student)
-    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
+    tensors = adapter_tensors(student)
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in tensors.items()}:
         raise IdentityMismatch("The low-rank updates are of another student.", where=str(folder))
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in tensors.items():
             value.copy_(saved[name])
     merge_lora(student)
     return saved

@@ -107,7 +107,7 @@ def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 class Meter(TwoStreams, PixelStudent):
-    """The student. State names follow the original where the modules are the original's."""
+    """Runs METER as a student. State names follow the original where the modules are the original's."""
 
     config: MeterConfig
     num_separators = 2

@@ -36,7 +36,7 @@ class ModernVBertConfig(PixelStudentConfig):
 
 
 class ModernVBert(SingleStream, PixelStudent):
-    """The student. State names are transformers' behind `model.`."""
+    """Runs ModernVBERT as a student. State names are transformers' behind `model.`."""
 
     config: ModernVBertConfig
     config_class: ClassVar[type[ModernVBertConfig]] = ModernVBertConfig

@@ -149,7 +149,7 @@ class RegionSource(ABC):
 
 
 class RandomProjection:
-    """relu(W x / sqrt(P)) of P = 3 * S * S centred pixel values, W fixed and random."""
+    """Computes relu(W x / sqrt(P)) of P = 3 * S * S centred pixel values, W fixed and random."""
 
     def __init__(self, side: int, feature_size: int) -> None:
         num_pixels = 3 * side**2
@@ -208,7 +208,7 @@ class CropRegions(RegionSource):
 
 
 class PixelRegions(CropRegions):
-    """The same crops through the fixed projection."""
+    """Puts the same crops through the fixed projection."""
 
     def __init__(self, feature_size: int) -> None:
         super().__init__(CROP_SIZE)

@@ -143,8 +143,8 @@ class PixelStudent(TextStudent):
         # Elsewhere nothing hangs on what pictures show: a student that is exported or compiled is one program.
         if self._shared is None or len(pixels_B3SS) < 2 or not batch.are_alike:
             return compute(self.normalised(batch))
-        found = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))
+        encoded = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))
         rows = len(pixels_B3SS)
-        if isinstance(found, torch.Tensor):
-            return found.expand(rows, *found.shape[1:])
-        return tuple(states.expand(rows, *states.shape[1:]) for states in found)
+        if isinstance(encoded, torch.Tensor):
+            return encoded.expand(rows, *encoded.shape[1:])
+        return tuple(states.expand(rows, *states.shape[1:]) for states in encoded)

@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QwenVlConfig(GenerativeConfig):
-    """Settings of Qwen3-VL."""
+    """Sets how Qwen3-VL sees pictures, besides what all generative students can set."""
 
     min_pixels: int | None = option(
         None, help="Pixels to which a smaller picture is scaled up [default: as the processor is set].", minimum=1
@@ -68,7 +68,7 @@ class QwenBatch(ChatBatch):
 
 
 class QwenVl(GenerativeStudent):
-    """The student. By `--init` with a config.json beside it, any dense size of the family."""
+    """Runs Qwen3-VL as a student; `--init` with a config.json beside it takes any dense size of the family."""
 
     config: QwenVlConfig
     config_class: ClassVar[type[GenerativeConfig]] = QwenVlConfig
@@ -150,14 +150,14 @@ class QwenVl(GenerativeStudent):
 
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
         assert isinstance(batch, QwenBatch)
-        found = self.model.model.visual(
+        vision_output = self.model.model.visual(
             self._patches(batch.pixels),
             grid_thw=self._patch_grids(batch.grids),
             position_ids=batch.patch_place_U2,
             interp_indices=batch.nearest_U4,
             interp_weights=batch.share_U4,
         )
-        return torch.stack([found.pooler_output, *found.deepstack_features], dim=1)
+        return torch.stack([vision_output.pooler_output, *vision_output.deepstack_features], dim=1)
 
     def decoder_inputs(self, place_M: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
         return {"visual_pos_masks": place_M, "deepstack_visual_embeds": list(shown_MDH[:, 1:].unbind(1))}

@@ -74,8 +74,10 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     require_student(name)
     if name in STUDENTS:
         module, _, family = STUDENTS[name].partition(":")
-        found, saved = (importlib.import_module(f"advl_pipeline.students.{one}") for one in (module, "saved"))
-        build: Builder = saved.builder(getattr(found, family))
+        family_module, saved = (
+            importlib.import_module(f"advl_pipeline.students.{module_name}") for module_name in (module, "saved")
+        )
+        build: Builder = saved.builder(getattr(family_module, family))
     else:
         (point,) = (point for point in entry_points(group="advl.students") if point.name == name)
         build = point.load()
@@ -97,14 +99,14 @@ def published_presets() -> dict[str, dict[str, Any]]:
     return {name: merged(tables.get(family_of(name), {}), tables.get(name, {})) for name in STUDENTS}
 
 
-def merged(usual: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
     """Return two tables as one. Where both have a key, the second counts; tables inside are joined likewise."""
     inside = {
         key: merged(usual[key], value)
-        for key, value in own.items()
+        for key, value in particular.items()
         if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping)
     }
-    return {**usual, **own, **inside}
+    return {**usual, **particular, **inside}
 
 
 def family_settings(student_class: Any) -> dict[str, Any]:
@@ -117,9 +119,13 @@ def family_settings(student_class: Any) -> dict[str, Any]:
         name = next((name for name, known in STUDENTS.items() if known == place), None)
         if name is not None:
             shared = base.config_class.__mro__
-            own = [get_annotations(one) for one in student_class.config_class.__mro__ if one not in shared]
+            declarations = [
+                get_annotations(ancestor) for ancestor in student_class.config_class.__mro__ if ancestor not in shared
+            ]
             settings = read_tables("architectures.toml").get(family_of(name), {})
-            return {key: value for key, value in settings.items() if not any(key in declared for declared in own)}
+            return {
+                key: value for key, value in settings.items() if not any(key in declared for declared in declarations)
+            }
     return {}
 
 

@@ -36,7 +36,7 @@ BASE = "base"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """Low-rank updates, and the weights that they belong to: a folder, a file or `hf:ORG/MODEL`."""
+    """Names low-rank updates, and the weights that they belong to: a folder, a file or `hf:ORG/MODEL`."""
 
     updates: LoraSettings
     base: Path
@@ -215,12 +215,12 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
     """
 
     def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
-        found: list[Mapping[str, Any]] = [student_class.presets[name]]
+        settings: list[Mapping[str, Any]] = [student_class.presets[name]]
         if weights is not None:
             if (weights / DESCRIPTION_FILE).is_file():
-                found.append(saved_settings(weights, name))
-            found.append(student_class.settings_beside(weights))
-        config = build_config(student_class.config_class, *found, overrides, where=str(weights or name))
+                settings.append(saved_settings(weights, name))
+            settings.append(student_class.settings_beside(weights))
+        config = build_config(student_class.config_class, *settings, overrides, where=str(weights or name))
         student: Student = student_class(name, config)
         if weights is not None:
             load_weights(student, weights)

@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmolVlmConfig(GenerativeConfig):
-    """Settings of SmolVLM."""
+    """Sets how SmolVLM sees pictures, besides what all generative students can set."""
 
     image_splitting: bool | None = option(
         None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."
@@ -55,7 +55,7 @@ class SmolVlmConfig(GenerativeConfig):
 
 
 class SmolVlm(GenerativeStudent):
-    """The student. By `--init` with a config.json beside it, any size of the family and of Idefics3."""
+    """Runs SmolVLM as a student; `--init` with a config.json beside it takes any size of it and of Idefics3."""
 
     config: SmolVlmConfig
     config_class: ClassVar[type[GenerativeConfig]] = SmolVlmConfig

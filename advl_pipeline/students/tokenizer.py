@@ -109,7 +109,7 @@ class TextTokenizer:
             )
         )
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        tokens = {text: (one.ids, one.offsets) for text, one in zip(texts, encoded, strict=True)}
+        tokens = {text: (encoding.ids, encoding.offsets) for text, encoding in zip(texts, encoded, strict=True)}
 
         def joined(text: str, pieces: Sequence[_Piece]) -> Part:
             part = Part()

@@ -41,7 +41,7 @@ NUM_POSITION_VALUES = 7
 
 
 class RegionEmbeddings(nn.Module):
-    """LN( LN(W_f feature) + LN(W_p position) + type ), then dropout."""
+    """Embeds regions as LN( LN(W_f feature) + LN(W_p position) + type ), then dropout."""
 
     def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
@@ -76,9 +76,11 @@ class UniterModel(nn.Module):
     """Embeddings, encoder and pooler of UNITER (and of VILLA, which differs in training only)."""
 
     def __init__(self, config: UniterConfig, *, num_words: int) -> None:
-        """Args:
-        config: of the student.
-        num_words: rows of the word table, those of the person tokens among them.
+        """Build the modules with fresh weights.
+
+        Args:
+            config: of the student.
+            num_words: rows of the word table, those of the person tokens among them.
         """
         super().__init__()
         bert = bert_config(config, vocab_size=num_words, type_vocab_size=config.num_types)
@@ -167,7 +169,7 @@ class UniterConfig(RegionStudentConfig):
 
 
 class Uniter(RegionStream):
-    """The student. State names are the original's behind `model.`."""
+    """Runs UNITER as a student. State names are the original's behind `model.`."""
 
     config: UniterConfig
     reads_first = True

@@ -24,7 +24,7 @@ IMAGE_TYPE = 1
 
 
 class Vilt(SingleStream, PixelStudent):
-    """The student. State names are transformers' behind `model.`."""
+    """Runs ViLT as a student. State names are transformers' behind `model.`."""
 
     config: PixelStudentConfig
     compile_refusal = ""

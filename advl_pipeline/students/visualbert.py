@@ -76,7 +76,7 @@ class VisualBertModel(nn.Module):
 
 
 class VisualBert(RegionStream):
-    """The student. State names are transformers' behind `model.`."""
+    """Runs VisualBERT as a student. State names are transformers' behind `model.`."""
 
     config: RegionStudentConfig
     config_class: ClassVar[type[RegionStudentConfig]] = RegionStudentConfig
@@ -92,13 +92,13 @@ class VisualBert(RegionStream):
 
     def collate(self, examples: Sequence[Example]) -> VisualBertBatch:
         batch = super().collate(examples)
-        found: dict[tuple[int, int], list[int]] = {}
+        region_words: dict[tuple[int, int], list[int]] = {}
         for row, tokens_L, box in tags_in(batch, examples):
             for region in regions_of_box(batch, row, box).tolist():
-                found.setdefault((row, region), []).extend(tokens_L.nonzero()[:, 0].tolist())
-        width = max([1, *(len(words) for words in found.values())])
+                region_words.setdefault((row, region), []).extend(tokens_L.nonzero()[:, 0].tolist())
+        width = max([1, *(len(words) for words in region_words.values())])
         alignment = torch.full((*batch.visual_mask_NR.shape, width), -1)
-        for (row, region), words in found.items():
+        for (row, region), words in region_words.items():
             alignment[row, region, : len(words)] = torch.tensor(words, dtype=torch.long)
         return VisualBertBatch(**vars(batch), alignment_NRA=alignment)
 

@@ -36,7 +36,7 @@ _FREQUENCIES = 256
 
 
 class VlBertModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Holds the embeddings, encoder and pooler of VL-BERT."""
 
     def __init__(self, config: VlBertConfig) -> None:
         super().__init__()
@@ -129,13 +129,13 @@ EMPTY_TEXT_LENGTH = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlBertConfig(RegionStudentConfig):
-    """Architecture of VL-BERT."""
+    """Sets the architecture of VL-BERT."""
 
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 
 class VlBert(RegionStream):
-    """The student. State names are the original's, without `_module.`."""
+    """Runs VL-BERT as a student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
     head_key = "final_mlp"

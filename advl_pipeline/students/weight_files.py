@@ -42,8 +42,8 @@ def weight_files(path: Path) -> list[Path]:
 def tokenizer_folder(path: Path) -> Path | None:
     """Return the folder of a pretrained student, or of its checkpoint file, if a tokenizer lies there too."""
     folder = path if path.is_dir() else path.parent
-    found = any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
-    return folder if found else None
+    has_tokenizer = any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
+    return folder if has_tokenizer else None
 
 
 def weights_digest(path: Path) -> str:
@@ -106,8 +106,8 @@ def required_weights(path: Path) -> list[Path]:
 
 
 def _digest(folder: Path, patterns: Iterable[str], *files: Path) -> str:
-    found = {*files, *(file for pattern in patterns for file in folder.glob(pattern))}
-    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in found if file.is_file()}
+    paths = {*files, *(file for pattern in patterns for file in folder.glob(pattern))}
+    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in paths if file.is_file()}
     state = hashlib.sha256()
     for name, content in sorted(contents.items()):
         state.update(f"{name}\0".encode() + content)
@@ -210,10 +210,10 @@ def read_known_words(path: Path) -> Mapping[str, int]:
                     raise ValueError(f"line {number} is not a word, a tab and a count")
                 entries.append((word.strip(), int(count)))
         counts: dict[str, int] = {}
-        for word, given in entries:
-            if not word or isinstance(given, bool) or not isinstance(given, int) or given < 0:
-                raise ValueError(f"{word!r} has the count {given!r}")
-            counts[word.lower()] = counts.get(word.lower(), 0) + given
+        for word, frequency in entries:
+            if not word or isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 0:
+                raise ValueError(f"{word!r} has the count {frequency!r}")
+            counts[word.lower()] = counts.get(word.lower(), 0) + frequency
     except (OSError, ValueError) as error:
         raise ConfigError(
             "The list of known words cannot be read.",

@@ -1,4 +1,4 @@
-"""Scenes, the built-in corpus, with its students and teachers: a plug-in like any user's.
+"""Scenes, the built-in corpus, is with its students and teachers a plug-in like any user's.
 
 In: a seed and sizes; artwork and weights that packages ship (the extra `demo`).
 Out: what the entry points of pyproject.toml name: datasets (`datasets.py`), students, teachers whose weights install

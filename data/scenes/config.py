@@ -107,7 +107,7 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallTeacherConfig(Configuration):
-    """Configuration of `advl teachers install`."""
+    """Sets what `advl teachers install` fetches."""
 
     name: str = option(help="Teacher whose weights to install.")
     dry_run: bool = option(False, help="Say what would be fetched and where it would go, and stop.")

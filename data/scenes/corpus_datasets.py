@@ -105,10 +105,10 @@ def _common_name(split: str, question: str) -> str:
     """
     if split not in paths.SPLIT_CODES:
         return question
-    own = question.removeprefix(f"{split}-")
-    if own == question:
-        own = question.removeprefix(str(paths.SPLIT_CODES[split]))
-    return f"{load_card('scenes').splits.get(split, {}).get('compare_with', split)} {own}"
+    suffix = question.removeprefix(f"{split}-")
+    if suffix == question:
+        suffix = question.removeprefix(str(paths.SPLIT_CODES[split]))
+    return f"{load_card('scenes').splits.get(split, {}).get('compare_with', split)} {suffix}"
 
 
 def _benchmark(

@@ -92,15 +92,15 @@ def region_questions(
     asked = []
     for row, example in enumerate(examples[:num_asked]):
         (caption,) = example.candidates
-        own = caption.tags[_draw(len(caption.tags), generator)]
+        asked_tag = caption.tags[_draw(len(caption.tags), generator)]
         phrases = [
-            named_phrase(caption.text, tag) for tag in (own, caption.tags[_draw(len(caption.tags), generator)])
+            named_phrase(caption.text, tag) for tag in (asked_tag, caption.tags[_draw(len(caption.tags), generator)])
         ]
         for shift in (1, 2):
             (other,) = examples[(row + shift) % len(examples)].candidates
             phrases.append(named_phrase(other.text, other.tags[_draw(len(other.tags), generator)]))
         answer = _ANSWERS[_draw(len(_ANSWERS), generator)]
-        name = f"object {own.box + 1}"
+        name = f"object {asked_tag.box + 1}"
         asked.append(
             replace(
                 example,
@@ -109,7 +109,7 @@ def region_questions(
                     Candidate(
                         text_unit=text_unit(f"{name} {answer.format(phrase=phrase)}"),
                         context_length=len(name),
-                        tags=(ObjectTag(start=0, end=len(name), box=own.box),),
+                        tags=(ObjectTag(start=0, end=len(name), box=asked_tag.box),),
                     )
                     for phrase in dict.fromkeys(phrases)
                 ),
@@ -130,7 +130,7 @@ def _draw(limit: int, generator: torch.Generator) -> int:
 
 
 class PretrainHeads(nn.Module):
-    """Heads of the objectives. The naming head alone is kept: multiple choice starts from it.
+    """Holds the heads of the objectives. The naming head alone is kept: multiple choice starts from it.
 
     A student that answers in words foretells captions with its own output layer; it has no head of masked words.
     """
@@ -253,10 +253,10 @@ def joint_batch(student: Student, examples: Sequence[Example], generator: torch.
         for example, index in zip(untagged, picture.tolist(), strict=True)
     ]
     asked = region_questions(examples, generator, num_asked=max(1, len(examples) // ASKED))
-    own = student.collate(untagged)
+    untagged_batch = student.collate(untagged)
     return JointBatch(
-        few=own,
-        phrases=phrase_targets(student, few, own),
+        few=untagged_batch,
+        phrases=phrase_targets(student, few, untagged_batch),
         mixed=student.collate(mixed),
         is_pair=is_pair,
         questions=student.collate(asked),

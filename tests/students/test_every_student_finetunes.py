@@ -72,6 +72,6 @@ def test_the_method_runs_on(name: str, small_corpus: SmallCorpus, tmp_path: Path
     plain.load_state_dict(trained.state_dict())
     batch = plain.collate(small_corpus.examples("test", number=2))
     expected, work = pass_with_operations(plain, batch)
-    found, same_work = pass_with_operations(trained, batch)
-    assert torch.equal(found, expected)
+    actual, same_work = pass_with_operations(trained, batch)
+    assert torch.equal(actual, expected)
     assert same_work == work

@@ -152,7 +152,7 @@ def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent
     tiles = [pixels[mask.flatten(1).any(1)] for pixels, mask in zip(
         expected["pixel_values"][first], expected["pixel_attention_mask"][first], strict=True
     )]  # fmt: skip
-    assert [len(one) for one in tiles] == list(batch.num_pixels)
+    assert [len(picture_tiles) for picture_tiles in tiles] == list(batch.num_pixels)
     pixels = (batch.pixels / 255 - 0.5) / 0.5
     torch.testing.assert_close(pixels, torch.cat(tiles), **TOLERANCE)
 
@@ -173,12 +173,12 @@ def test_the_built_in_template_renders_as_the_published_one(words: GenerativeStu
 
 def test_states_are_those_of_the_chosen_layer(student: GenerativeStudent, choices: list[Example]) -> None:
     batch = student.collate(choices)
-    found = theirs(student)(**processed(student, pairs_of(choices)), output_hidden_states=True)
+    output = theirs(student)(**processed(student, pairs_of(choices)), output_hidden_states=True)
     chosen = student.align_layer
     for layer in (1, 3):
         student.align_layer = layer
         ours, hidden = student.encode(batch), student.encode_unimodal(batch)
-        states = found.hidden_states[layer]
+        states = output.hidden_states[layer]
         for row in range(len(states)):
             for place, mask, mine in (
                 (batch.text_place_NL, batch.token_mask_NL, ours.text_states_NLH),
@@ -197,7 +197,7 @@ def test_candidates_have_transformers_likelihoods_and_loss(
 ) -> None:
     batch = student.collate(choices)
     output = student.encode(batch)
-    prompts = [int(one.source_NQ[row, 0]) + 1 for one in batch.answers for row in range(batch.num_sequences)]
+    prompts = [int(answers.source_NQ[row, 0]) + 1 for answers in batch.answers for row in range(batch.num_sequences)]
     inputs = processed(student, pairs_of(choices))
     labels = labels_on_answers(student, inputs, prompts)
     model = theirs(student)
@@ -240,8 +240,11 @@ def test_candidates_lie_in_one_row_behind_their_picture(student: GenerativeStude
     assert num_rows == 2
     # A row is as long as its sequences without the pictures that they would repeat, and what fills it up to eights.
     lengths = batch.length_N.split(list(batch.num_candidates))
-    repeated = [int(pictures[first]) * (len(one) - 1) for first, one in zip((0, 3), lengths, strict=True)]
-    most = max(int(one.sum()) - again for one, again in zip(lengths, repeated, strict=True))
+    repeated = [
+        int(pictures[first]) * (len(example_lengths) - 1)
+        for first, example_lengths in zip((0, 3), lengths, strict=True)
+    ]
+    most = max(int(example_lengths.sum()) - again for example_lengths, again in zip(lengths, repeated, strict=True))
     assert width % 8 == 0
     assert width <= most + 7
     masks = [mask for _, mask in seen]
@@ -261,9 +264,9 @@ def test_labels_behind_a_sequence_score_as_if_each_were_alone(
     for number, label in enumerate(LABELS):
         inputs = processed(student, [(example, example.candidates[0], label) for example in hypotheses])
         labels = labels_on_answers(student, inputs, asked.length_N.tolist())
-        found = model(**inputs).logits[:, :-1].log_softmax(-1)
+        log_probabilities = model(**inputs).logits[:, :-1].log_softmax(-1)
         wanted = labels[:, 1:]
-        token = found.gather(2, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted == -100, 0.0)
+        token = log_probabilities.gather(2, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted == -100, 0.0)
         torch.testing.assert_close(output.answered.log_likelihood_NK[:, number], token.sum(1), atol=1e-4, rtol=0.0)
         assert output.answered.num_tokens_NK[:, number].tolist() == (wanted != -100).sum(1).tolist()
     # Labels are not divided by their length unless that is asked for.
@@ -310,8 +313,8 @@ def test_generated_tokens_are_transformers(student: GenerativeStudent, hypothese
     batch = student.collate(hypotheses)
     inputs = processed(student, pairs_of(hypotheses), "left")
     settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": student.chat.pad_id}
-    found = theirs(student).generate(**inputs, **settings, eos_token_id=student.chat.end_id)
-    expected = [student.chat.decode(row) for row in found[:, inputs["input_ids"].shape[1] :].tolist()]
+    generated = theirs(student).generate(**inputs, **settings, eos_token_id=student.chat.end_id)
+    expected = [student.chat.decode(row) for row in generated[:, inputs["input_ids"].shape[1] :].tolist()]
     assert student.generate(batch) == expected
     assert any(expected)
 
@@ -359,10 +362,10 @@ def test_published_files_fill_the_student(
     source = tiny_qwen() if is_qwen else tiny(bytes_folder, **settings)
     theirs(source).save_pretrained(tmp_path / "published")
     source.processor.save_pretrained(tmp_path / "published")
-    found = build_student(name, weights=tmp_path / "published", overrides=settings).eval()
-    assert found.hidden_size == source.hidden_size
+    filled = build_student(name, weights=tmp_path / "published", overrides=settings).eval()
+    assert filled.hidden_size == source.hidden_size
     with torch.no_grad():
-        ours, expected = (one.encode(one.collate(choices)) for one in (found, source))
+        ours, expected = (student.encode(student.collate(choices)) for student in (filled, source))
     assert torch.equal(ours.pooled_NP, expected.pooled_NP)
 
 

@@ -39,9 +39,9 @@ def test_recomputed_layers_give_the_same_gradients(name: str, examples: list[Exa
     plain, recomputing = without_dropout(name), without_dropout(name)
     assert enable_gradient_checkpointing(recomputing) >= 1
     expected = gradients(plain, examples)
-    found = gradients(recomputing, examples)
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+    actual = gradients(recomputing, examples)
+    assert actual.keys() == expected.keys()
+    for key, value in actual.items():
         torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-4)
 
 

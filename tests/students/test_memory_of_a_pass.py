@@ -88,10 +88,10 @@ class Masks(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | (kwargs or {})
-        rows = given.get("attn_mask", given.get("attn_bias"))
+        arguments = dict(zip(names, args, strict=False)) | (kwargs or {})
+        rows = arguments.get("attn_mask", arguments.get("attn_bias"))
         if name == "_softmax":
-            rows = given["self"]
+            rows = arguments["self"]
         if isinstance(rows, torch.Tensor):
             self.num_seen += 1
             seen = rows if rows.dtype == torch.bool else rows > -1e4

@@ -73,8 +73,8 @@ def test_meter_cross_modal_stack() -> None:
     torch.testing.assert_close(pooled, out["cls"], **TOLERANCE)
     for task, num_classes in (("vqa", 11), ("snli", 3)):
         head = norm_first_head(48, num_classes, hidden=48)
-        own = KeyRules(rename=((rf"^{task}_classifier\.", ""),), ignore=(rf"^(?!{task}_classifier\.)",))
-        require_complete(load_into(head, weights, own, source=task))
+        task_rules = KeyRules(rename=((rf"^{task}_classifier\.", ""),), ignore=(rf"^(?!{task}_classifier\.)",))
+        require_complete(load_into(head, weights, task_rules, source=task))
         torch.testing.assert_close(head(pooled), out[task], **TOLERANCE)
 
 

@@ -199,7 +199,7 @@ def test_a_token_of_the_small_vilt_sees_its_own_patch() -> None:
     for place in (1, 3, 5):
         (seen_13SS,) = torch.autograd.grad(tokens_1H77[0, :, place, place].sum(), pixels_13SS, retain_graph=True)
         for axis in (2, 3):
-            weight_S = seen_13SS.sum([one for one in range(4) if one != axis])
+            weight_S = seen_13SS.sum([dimension for dimension in range(4) if dimension != axis])
             centre = float(weight_S @ torch.arange(112.0) / weight_S.sum())
             assert abs(centre - (16 * place + 7.5)) <= 0.6
 

@@ -45,12 +45,12 @@ def test_the_files_that_are_here_are_taken_with_their_tokenizer(hub: Path, small
     BertTokenizerFast(vocab=str(hub / "vocab.txt")).save_pretrained(hub)
     assert located(Path(NAME)) == hub
     words = ("--student", "vilt-tiny", "--init", NAME, "--method", "plain", "--task", "vcr-q2a", "--num-steps", 1)
-    told = completed(
+    process = completed(
         *("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--batch-size", 2),
         *(*words, "--output", tmp_path / "run"),
     )
-    assert told.returncode == 0, told.stderr
-    assert f"tokenizer: {hub}" in told.stderr
+    assert process.returncode == 0, process.stderr
+    assert f"tokenizer: {hub}" in process.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["init"] == NAME
 
 

@@ -102,17 +102,17 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     ]
     run = tmp_path / "run"
 
-    told = completed(*common, "--tokenizer", "minilm-l6", "--output", run)
-    assert told.returncode == 2
-    assert "another vocabulary" in told.stderr
+    process = completed(*common, "--tokenizer", "minilm-l6", "--output", run)
+    assert process.returncode == 2
+    assert "another vocabulary" in process.stderr
     assert not run.exists()
-    told = completed(*common, "--output", run)
-    assert told.returncode == 0, told.stderr
-    assert f"tokenizer: {moved.parent}" in told.stderr
+    process = completed(*common, "--output", run)
+    assert process.returncode == 0, process.stderr
+    assert f"tokenizer: {moved.parent}" in process.stderr
     for file in (moved, moved.parent / "vocab.txt"):
         file.unlink()
-    told = completed("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
-    assert told.returncode == 0, told.stderr
+    process = completed("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
+    assert process.returncode == 0, process.stderr
     student = build_student("uniter-tiny", weights=run)
     assert student.tokenizer.vocab_size == SMALL
     assert json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]["vocab_size"] == SMALL

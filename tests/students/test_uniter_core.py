@@ -129,10 +129,10 @@ def test_base_size_from_seeded_weights() -> None:
 def test_key_names_and_shapes(file: str, task: str, vocab: int, num_types: int) -> None:
     with torch.device("meta"):
         model, head = base_model(vocab, num_types), uniter_head(task, 768, 3129)
-    own = {f"uniter.{name}": value.shape for name, value in model.state_dict().items()}
+    shapes = {f"uniter.{name}": value.shape for name, value in model.state_dict().items()}
     prefix = f"{task}_output."
-    own |= {f"{prefix}{name.removeprefix('net.')}": value.shape for name, value in head.state_dict().items()}
-    assert own == key_shapes(file)
+    shapes |= {f"{prefix}{name.removeprefix('net.')}": value.shape for name, value in head.state_dict().items()}
+    assert shapes == key_shapes(file)
 
 
 @pytest.mark.parametrize("task", ["vqa", "qa", "qar"])
@@ -156,7 +156,7 @@ def test_the_first_token_alone_is_that_of_all_with_its_gradients() -> None:
     mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]
     kinds = kinds_of(mask, mask[:, :4].flip(0))
     inputs = torch.randn(*kinds.shape, 24, generator=generator)
-    found = []
+    outcomes = []
     for first_only in (False, True):
         for separate in (False, True):
             x = inputs.clone().requires_grad_()
@@ -165,8 +165,8 @@ def test_the_first_token_alone_is_that_of_all_with_its_gradients() -> None:
             states[:, 0].square().sum().backward()
             weights = [value.grad.clone() for value in layers[-1].parameters() if value.grad is not None]
             model.zero_grad()
-            found.append((states[:, 0], x.grad, *weights))
-    for ours, all_of_it in zip(found[2:], found[:2], strict=True):
+            outcomes.append((states[:, 0], x.grad, *weights))
+    for ours, all_of_it in zip(outcomes[2:], outcomes[:2], strict=True):
         torch.testing.assert_close(ours, all_of_it, **TOLERANCE)
 
 

@@ -70,8 +70,8 @@ def test_variant(variant: str) -> None:
         assert norms(perturbation.visual_NRF) == pytest.approx(expected["img_norm"], abs=2e-5)
     final = reference(f"train/villa_{variant}.npz")
     for value, name in ((seen[-1].text_NLE, "txt_delta"), (seen[-1].visual_NRF, "img_delta")):
-        found = torch.zeros_like(final[name]) if value is None else value.detach()
-        torch.testing.assert_close(found, final[name], **TOLERANCE)
+        actual = torch.zeros_like(final[name]) if value is None else value.detach()
+        torch.testing.assert_close(actual, final[name], **TOLERANCE)
     compared = 0
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""Scenes: the built-in corpus, made on the spot from artwork and human annotations that packages ship.
+"""Scenes, the built-in corpus, is made on the spot from artwork and human annotations that packages ship.
 
 In: a seed, sizes, the frozen vocabulary beside it, two artwork packages.
 Out: `<root>/scenes/` in the on-disk formats of VCR, VQA v2 and SNLI-VE, plus captions (`paths.py` names every

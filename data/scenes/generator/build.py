@@ -161,11 +161,11 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     require_folder(folder, "corpus", option="--data-root")
     vocabulary = load_vocabulary(config.descriptions)
     # Descriptions, ours too, count by what they say.
-    said = [
-        (kind.code, [(one.aspect, one.text) for one in (*kind.descriptions, *kind.held_out)])
+    descriptions = [
+        (kind.code, [(description.aspect, description.text) for description in (*kind.descriptions, *kind.held_out)])
         for kind in vocabulary.kinds
     ]
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(descriptions).encode()).hexdigest()
     content = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
     wanted = {"version": CORPUS_VERSION, **content, "descriptions": digest}
     try:
@@ -173,10 +173,10 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         with (root / f".{paths.FOLDER}.lock").open("w") as lock:
             # Until no other process builds below the same root.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = None if config.replace else _read_record(folder)
-            built = found is None
-            if found is None:
-                found = _build(config, vocabulary, wanted, root, folder)
+            record = None if config.replace else _read_record(folder)
+            built = record is None
+            if record is None:
+                record = _build(config, vocabulary, wanted, root, folder)
     except OSError as error:
         raise StorageError("The built-in corpus cannot be written.", where=str(root), why=str(error)) from None
     except BrokenProcessPool as error:
@@ -186,9 +186,9 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
             next_command=again("run the same command again, with fewer --workers if memory is short"),
         ) from None
     different = [
-        f"{name}: there {found.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
-        for name in sorted({*wanted, *found.settings})
-        if found.settings.get(name) != wanted.get(name)
+        f"{name}: there {record.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
+        for name in sorted({*wanted, *record.settings})
+        if record.settings.get(name) != wanted.get(name)
     ]
     if different:
         raise ConfigError(
@@ -199,7 +199,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
                 "run the same command again with --replace, or choose another --data-root", "--replace"
             ),
         )
-    return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
+    return ScenesResult(folder=folder, built=built, digest=record.digest, counts=record.counts)
 
 
 def _read_record(folder: Path) -> CorpusRecord | None:
@@ -273,14 +273,14 @@ def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> 
     boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
     with worker_processes(config.workers or os.cpu_count() or 1) as pool:
         planned = [split for split in splits if split.plan == split.name]
-        found = pool.map(functools.partial(Split.planned, vocabulary=vocabulary, seed=seed), planned)
+        planned_groups = pool.map(functools.partial(Split.planned, vocabulary=vocabulary, seed=seed), planned)
         scenes = {
             split.plan: list(
                 plan_caption_scenes(vocabulary, seed=seed, split=split.plan, num_scenes=split.num_scenes)
             )
             for split in captions
         }
-        groups = dict(zip((split.plan for split in planned), found, strict=True))
+        groups = dict(zip((split.plan for split in planned), planned_groups, strict=True))
         for plan, of_plan in groups.items():
             scenes[plan] = [task.scene for group in of_plan for task in group.task_scenes]
         # Splits that show the same scenes in the same styles share their pictures.

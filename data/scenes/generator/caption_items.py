@@ -65,17 +65,17 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
     order = draws.shuffled(list(calls))
     # "a cat to the left of a hammer"; numbers are tags.
     pairs = [
-        (one, side, other)
-        for one in order
+        (subject, side, other)
+        for subject in order
         for other in order
-        if one != other and (side := relation(scene.centres[one], scene.centres[other])) is not None
+        if subject != other and (side := relation(scene.centres[subject], scene.centres[other])) is not None
     ]
     if pairs:
-        one, side, other = draws.pick(pairs)
-        related: list[str | int] = [one, f" {PHRASES[side]} ", other]
+        subject, side, other = draws.pick(pairs)
+        related: list[str | int] = [subject, f" {PHRASES[side]} ", other]
     else:
-        one, other = draws.some(order, 2)
-        related = [one, " next to ", other]
+        subject, other = draws.some(order, 2)
+        related = [subject, " next to ", other]
     # "a picture of a cat, a bee and a hammer"
     listed: list[str | int] = [draws.pick(_OPENINGS)]
     for position, tag in enumerate(order):

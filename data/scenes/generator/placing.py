@@ -76,11 +76,11 @@ def leaning(thing: Centre, reference: Centre) -> Relation:
 
 def relation(thing: Centre, reference: Centre) -> Relation | None:
     """Return how `thing` lies to `reference`, or None where it is arguable."""
-    less, more = sorted(abs(one - other) for one, other in zip(thing, reference, strict=True))
+    less, more = sorted(abs(coordinate - other) for coordinate, other in zip(thing, reference, strict=True))
     return leaning(thing, reference) if more * _CLEAR[1] >= less * _CLEAR[0] else None
 
 
-def only_one(target: int, reference: int, wanted: Relation, centres: Sequence[Centre]) -> bool:
+def is_unique(target: int, reference: int, wanted: Relation, centres: Sequence[Centre]) -> bool:
     """Tell whether `target` is the one thing that stands in the relation to `reference`, none other arguably so."""
     if relation(centres[target], centres[reference]) != wanted:
         return False

@@ -108,7 +108,7 @@ def _surface(base: list[int], draws: Draws) -> Picture:
 
 @functools.cache
 def _knot_weights() -> npt.NDArray[np.float32]:
-    """Whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
+    """Return whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
     position = np.arange(PICTURE_SIDE) * (_KNOTS - 1)
     knot, part = position // PICTURE_SIDE, position % PICTURE_SIDE
     weights = np.zeros((PICTURE_SIDE, _KNOTS), dtype=np.float32)
@@ -260,11 +260,13 @@ def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp
     """Return the stamps of things, and the order to put them down in, so that each can be recognised."""
 
     def stamps(smaller: int, tilts: bool) -> list[Stamp]:
-        found = []
+        thing_stamps = []
         for thing, look in zip(things, looks, strict=True):
             size, tilt = thing.spot.size - smaller, thing.spot.tilt if tilts else 0
-            found.append(turned(coloured(_scaled_artwork(thing.kind, look.style, size), look), look, size, tilt))
-        return found
+            thing_stamps.append(
+                turned(coloured(_scaled_artwork(thing.kind, look.style, size), look), look, size, tilt)
+            )
+        return thing_stamps
 
     tags, whole = range(len(things)), stamps(0, tilts=True)
     for order in (tags, tags[::-1]):
@@ -299,10 +301,10 @@ def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> 
             return False
         middles.append((after[0] + after[2], after[1] + after[3]))
     return all(
-        planned in (None, leaning(middles[one], middles[other]))
-        for one, first in enumerate(things)
+        planned in (None, leaning(middles[index], middles[other]))
+        for index, first in enumerate(things)
         for other, second in enumerate(things)
-        if one != other
+        if index != other
         for planned in (relation(first.spot.centre, second.spot.centre),)
     )
 

@@ -20,7 +20,7 @@ from advl_data.scenes.generator.placing import (
     Relation,
     Rule,
     Spot,
-    only_one,
+    is_unique,
     place,
     relation,
 )
@@ -57,7 +57,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScene:
-    """A scene with the parts that its things play in the items.
+    """Names the parts that the things of a scene play in the items.
 
     `subject` and `partner` are what is asked about. In a scene with `reference`, subject and partner stand on
     opposite sides of it, each alone on its side. `container` may hide something. All relations that are ever
@@ -105,24 +105,25 @@ class Twins:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Two pairs of twins. Items never reach beyond a group.
+    """Holds two pairs of twins, beyond which no item of theirs reaches.
 
-    The group has two kinds of containers, one of each in either pair. The one may hide the subjects of `one` and the
-    partners of `two`, the other one the partners of `one` and the subjects of `two`. No family occurs in both pairs.
+    The group has two kinds of containers, one of each in either pair. The first kind may hide the subjects of the
+    first pair and the partners of the second. The other kind may hide those that are left. No family occurs in both
+    pairs.
     """
 
     number: int
-    one: Twins
-    two: Twins
+    first_pair: Twins
+    second_pair: Twins
 
     @property
     def pairs(self) -> tuple[tuple[Twins, Twins], tuple[Twins, Twins]]:
-        """Each pair of twins, with the other pair."""
-        return ((self.one, self.two), (self.two, self.one))
+        """Return each pair of twins, with the other pair."""
+        return ((self.first_pair, self.second_pair), (self.second_pair, self.first_pair))
 
     @property
     def task_scenes(self) -> tuple[TaskScene, ...]:
-        return (*self.one.scenes, *self.two.scenes)
+        return (*self.first_pair.scenes, *self.second_pair.scenes)
 
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
@@ -190,10 +191,10 @@ def plan_groups(
         excluded = _resembled(casts[0].containers).union(*(_kin(kind) for cast in casts for kind in cast.kinds))
         extras = [kind for kind in pool if kind.family.subcategory not in excluded]
         first_number = number * SCENES_PER_GROUP
-        one, two = (
+        first_pair, second_pair = (
             _twins(cast, extras, draws, first_number + 2 * order, compositional) for order, cast in enumerate(casts)
         )
-        yield Group(number=number, one=one, two=two)
+        yield Group(number=number, first_pair=first_pair, second_pair=second_pair)
 
 
 def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Draws) -> tuple[_Cast, _Cast]:
@@ -216,12 +217,12 @@ def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Dra
         """Whether another container hides the kind, and neither container passes for one of the two families."""
         container = vocabulary.hiding_place(kind)
         families = {other.family.subcategory for other in (subjects[0], kind)}
-        return container != own and families.isdisjoint(_resembled((own, container)))
+        return container != subjects_container and families.isdisjoint(_resembled((subjects_container, container)))
 
     subjects = pair(lambda kind: True)
-    own = vocabulary.hiding_place(subjects[0])
+    subjects_container = vocabulary.hiding_place(subjects[0])
     partners = pair(hidden_otherwise)
-    containers = (own, vocabulary.hiding_place(partners[0]))
+    containers = (subjects_container, vocabulary.hiding_place(partners[0]))
     taken |= _resembled(containers)
     other_subjects = pair(lambda kind: vocabulary.hiding_place(kind) == containers[1])
     other_partners = pair(lambda kind: vocabulary.hiding_place(kind) == containers[0])
@@ -292,6 +293,6 @@ def _rule(draws: Draws, *, axis: Axis, relational: bool) -> Rule:
             return relation(centres[subject], centres[0]) == side
         if last == partner:
             return relation(centres[partner], centres[0]) == INVERSE[side]
-        return only_one(subject, 0, side, centres) and only_one(partner, 0, INVERSE[side], centres)
+        return is_unique(subject, 0, side, centres) and is_unique(partner, 0, INVERSE[side], centres)
 
     return rule

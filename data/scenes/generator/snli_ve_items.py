@@ -1,4 +1,4 @@
-"""Hypotheses in the format of SNLI-VE, each under all three labels.
+"""Write hypotheses in the format of SNLI-VE, each under all three labels.
 
 Every picture holds one container, and a stated rule says which coarse groups each kind of container may hide
 (`Container.hides`). What is to be seen is entailed; what is not to be seen is neutral where the container may hide
@@ -77,19 +77,19 @@ def _things(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
     pair, and in neither of the others.
     """
     for twins, others in group.pairs:
-        for own in twins.scenes:
-            for kind in (own.subject, own.partner):
+        for task in twins.scenes:
+            for kind in (task.subject, task.partner):
                 manner = draw_manner(draws)
                 thing = voice.something(kind, manner, draws)
-                yield from _three(own, (twins.twin(own), *others.scenes), kind, thing, manner, draws)
+                yield from _three(task, (twins.twin(task), *others.scenes), kind, thing, manner, draws)
     of_subject = draws.below(2)
-    for own, others in _one_scene_of_each_pair(group, draws):
-        kind = own.subject if of_subject else own.partner
-        yield from _three(own, others.scenes, kind, indefinite(kind.family.hypernym), "category", draws)
+    for task, others in _one_scene_of_each_pair(group, draws):
+        kind = task.subject if of_subject else task.partner
+        yield from _three(task, others.scenes, kind, indefinite(kind.family.hypernym), "category", draws)
 
 
 def _three(
-    own: TaskScene,
+    showing: TaskScene,
     others: Sequence[TaskScene],
     kind: Kind,
     thing: str,
@@ -101,7 +101,7 @@ def _three(
     hiding = next(task for task in others if task.container.may_hide(kind))
     bare = next(task for task in others if not task.container.may_hide(kind))
     labelled: tuple[tuple[TaskScene, Label], ...] = (
-        (own, "entailment"),
+        (showing, "entailment"),
         (hiding, "neutral"),
         (bare, "contradiction"),
     )
@@ -114,14 +114,14 @@ def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
 
     That one stands at the subject of its scene, whose group differs from the first subject's as the partner's does.
     """
-    for own, others in _one_scene_of_each_pair(group, draws):
-        hiding = next(task for task in others.scenes if task.container.may_hide(own.subject))
-        subject = voice.definite(own.subject, draw_manner(draws), draws)
+    for showing, others in _one_scene_of_each_pair(group, draws):
+        hiding = next(task for task in others.scenes if task.container.may_hide(showing.subject))
+        subject = voice.definite(showing.subject, draw_manner(draws), draws)
         template = draws.pick(_RELATES)
-        side = own.side(own.subject, own.partner)
+        side = showing.side(showing.subject, showing.partner)
         labelled: tuple[tuple[TaskScene, Relation, Kind, Label], ...] = (
-            (own, side, own.partner, "entailment"),
-            (own, INVERSE[side], own.partner, "contradiction"),
+            (showing, side, showing.partner, "entailment"),
+            (showing, INVERSE[side], showing.partner, "contradiction"),
             (hiding, hiding.side(hiding.container, hiding.subject), hiding.subject, "neutral"),
         )
         for task, claimed, other, label in labelled:
@@ -131,7 +131,7 @@ def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
 
 def _one_scene_of_each_pair(group: Group, draws: Draws) -> Iterator[tuple[TaskScene, Twins]]:
     """Draw one scene of each pair of twins, with different containers, and yield it with the other pair."""
-    first = draws.pick(group.one.scenes)
-    second = next(task for task in group.two.scenes if task.container != first.container)
-    yield first, group.two
-    yield second, group.one
+    first = draws.pick(group.first_pair.scenes)
+    second = next(task for task in group.second_pair.scenes if task.container != first.container)
+    yield first, group.second_pair
+    yield second, group.first_pair

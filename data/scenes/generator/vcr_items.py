@@ -49,18 +49,18 @@ _QUESTIONS: Final[Mapping[Topic, tuple[str, ...]]] = {
     "looks": ("What is {it} like to look at , hear or touch ?", "By what does one recognise {it} ?"),
     "belongs": ("What goes with {it} ?", "What does {it} bring to mind ?"),
 }
-_NAMES: Final = ("It is {own} .", "{own} .", "That is {own} .")
+_NAMES: Final = ("It is {noun} .", "{noun} .", "That is {noun} .")
 _DESCRIPTIONS: Final = ("It {d} .", "This one {d} .", "A thing that {d} .")
 _TAG_RATIONALES: Final[tuple[str, ...]] = (
     "{it} is {phrase} {neighbour} .",
     "There is something {phrase} {neighbour} , and that is {it} .",
-    "{it} is {own} , and it is {phrase} {neighbour} .",
-    "I see {own} {phrase} {neighbour} .",
+    "{it} is {noun} , and it is {phrase} {neighbour} .",
+    "I see {noun} {phrase} {neighbour} .",
 )
 _RELATION_RATIONALES: Final[tuple[str, ...]] = (
     "{it} is {reference} , and {neighbour} is on its other side .",
     "{reference} , which is {it} , stands between it and {neighbour} .",
-    "{own} is next to {it} , which is {reference} , and {neighbour} is there too .",
+    "{noun} is next to {it} , which is {reference} , and {neighbour} is there too .",
 )
 
 _GROUPS_PER_CATEGORY: Final = 10
@@ -95,17 +95,17 @@ def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]
             asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
             wording = draws.pick(_QUESTIONS[asked_for])
             style: AnswerStyle = topic if topic in ("name", "category") else "described"
-            texts = [(_answer(one.target, topic, voice, draws), one.target.code) for one in asked]
-            for one in asked:
-                scene, reference = one.task.scene, one.task.reference
+            texts = [(_answer(query.target, topic, voice, draws), query.target.code) for query in asked]
+            for query in asked:
+                scene, reference = query.task.scene, query.task.reference
                 # It points at what is asked about by tag, or by the side of the reference.
-                it = f"[{scene.index(reference or one.target)}]"
+                it = f"[{scene.index(reference or query.target)}]"
                 if reference is not None:
-                    it = f"the thing {PHRASES[one.task.side(one.target, reference)]} {it}"
+                    it = f"the thing {PHRASES[query.task.side(query.target, reference)]} {it}"
                 question = capitalised(wording.format(it=it))
                 # Texts, and whether they are right.
-                answers = [(text, code == one.target.code) for text, code in draws.shuffled(texts)]
-                rationales = draws.shuffled(_rationales(one, voice, draws))
+                answers = [(text, code == query.target.code) for text, code in draws.shuffled(texts)]
+                rationales = draws.shuffled(_rationales(query, voice, draws))
                 answer_label = [right for _, right in answers].index(True)
                 rationale_label = [right for _, right in rationales].index(True)
                 yield {
@@ -159,7 +159,7 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
     """Yield two sets of four questions, with the topic of their answers."""
     if draws.below(_GROUPS_PER_CATEGORY) == 0:
         # Each set takes the subject of one twin and the partner of the other, so that it has four families.
-        choices = [draws.shuffled(twins.scenes) for twins in (group.one, group.two)]
+        choices = [draws.shuffled(twins.scenes) for twins in (group.first_pair, group.second_pair)]
         for order in range(2):
             asked = []
             for scenes in choices:
@@ -168,7 +168,7 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
                 asked.append(_Asked(task=twin, twin=task, target=twin.partner))
             yield "category", asked
         return
-    for twins in (group.one, group.two):
+    for twins in (group.first_pair, group.second_pair):
         asked = [
             _Asked(task=task, twin=twins.twin(task), target=target)
             for task in twins.scenes
@@ -176,7 +176,7 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
         ]
         topic: Topic = "name"
         if draw_manner(draws) == "described":
-            known = [{description.aspect for description in one.target.descriptions} for one in asked]
+            known = [{description.aspect for description in query.target.descriptions} for query in asked]
             shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
             topic = "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
         yield topic, asked
@@ -184,16 +184,16 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
 
 def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
     if topic == "name" or topic == "category":
-        own = kind.noun_phrase if topic == "name" else indefinite(kind.family.hypernym)
-        return capitalised(draws.pick(_NAMES).format(own=own))
+        noun_phrase = kind.noun_phrase if topic == "name" else indefinite(kind.family.hypernym)
+        return capitalised(draws.pick(_NAMES).format(noun=noun_phrase))
     aspect: Aspect | None = None if topic == "mixed" else topic
     template = draws.pick(_DESCRIPTIONS)
     return template.format(d=voice.description(kind, draws, aspect))
 
 
-def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
+def _rationales(query: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
     """Return four rationales, the right one first: two facts, each true or false."""
-    task, twin, target = one.task, one.twin, one.target
+    task, twin, target = query.task, query.twin, query.target
     neighbours = (task.partner, twin.partner) if target == task.subject else (task.subject, twin.subject)
     manner: Manner = draws.pick(("name", "described"))
     called = [voice.definite(kind, manner, draws) for kind in neighbours]
@@ -209,7 +209,7 @@ def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool
     template, it = draws.pick(templates), f"[{task.scene.index(pointed_at)}]"
     return [
         (
-            capitalised(template.format(it=it, own=target.noun_phrase, neighbour=neighbour, **fact)),
+            capitalised(template.format(it=it, noun=target.noun_phrase, neighbour=neighbour, **fact)),
             is_true and neighbour == called[0],
         )
         for fact, is_true in facts

@@ -74,22 +74,25 @@ def read_descriptions(
     phrases = {_words(name) for name in unsaid}
     lengths = {len(phrase) for phrase in phrases}
     first: dict[tuple[str, ...], str] = {}
-    said = {}
+    descriptions = {}
     for code, name in names.items():
         heading = f"[{code}] ({name})"
-        said[code] = tuple(_descriptions_of(path, heading, tables[code]))
-        if len({one.aspect == HELD_OUT for one in said[code]}) < 2:
+        descriptions[code] = tuple(_descriptions_of(path, heading, tables[code]))
+        if len({description.aspect == HELD_OUT for description in descriptions[code]}) < 2:
             raise _unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
-        for one in said[code]:
-            words = _words(one.text)
+        for description in descriptions[code]:
+            words = _words(description.text)
             parts = {words[start : start + length] for length in lengths for start in range(len(words))}
-            if found := phrases & parts:
-                raise _unfit(path, f"{heading}, {one.aspect}: {one.text!r} speaks a name, {' '.join(min(found))!r}")
+            if spoken := phrases & parts:
+                raise _unfit(
+                    path,
+                    f"{heading}, {description.aspect}: {description.text!r} speaks a name, {' '.join(min(spoken))!r}",
+                )
             if words in first:
                 # Two answers of a question would be right.
-                raise _unfit(path, f"{one.text!r} is said twice: of {first[words]}, and of {heading}")
+                raise _unfit(path, f"{description.text!r} is said twice: of {first[words]}, and of {heading}")
             first[words] = heading
-    return said
+    return descriptions
 
 
 def _descriptions_of(path: Path | None, heading: str, table: Any) -> Iterator[Description]:
@@ -146,7 +149,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """One kind of thing. `code` is its code point sequence, such as 1F54A-FE0F; it names the artwork."""
+    """Says what is known of a kind of thing. Its `code`, such as 1F54A-FE0F, names the artwork."""
 
     code: str
     name: str
@@ -219,8 +222,10 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     document = json.loads(read_data(VOCABULARY_FILE))
     described = [*document["labelled"], *document["unseen"]]
     names = [kind["name"] for kind in (*described, *document["containers"])]
-    of_families = (one[word] for one in document["families"].values() for word in ("hypernym", "plural", "group"))
-    said = read_descriptions(
+    of_families = (
+        family[word] for family in document["families"].values() for word in ("hypernym", "plural", "group")
+    )
+    descriptions_by_code = read_descriptions(
         descriptions,
         {entry["code"]: entry["name"] for entry in described},
         unsaid={*(form for name in names for form in plural_forms(name)), *of_families},
@@ -232,18 +237,18 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
 
     def kinds(heading: str) -> Iterator[Any]:
         for entry in document[heading]:
-            about = said.get(entry["code"], ())
-            own = {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
-            yield (Container if own else Kind)(
+            about = descriptions_by_code.get(entry["code"], ())
+            container_fields = {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
+            yield (Container if container_fields else Kind)(
                 code=entry["code"],
                 name=entry["name"],
                 article=entry["article"],
                 family=families[entry["subcategory"]],
                 labelled=heading == "labelled",
                 named=entry["name"] not in document["unnamed"],
-                descriptions=tuple(one for one in about if one.aspect != HELD_OUT),
-                held_out=tuple(one for one in about if one.aspect == HELD_OUT),
-                **own,
+                descriptions=tuple(description for description in about if description.aspect != HELD_OUT),
+                held_out=tuple(description for description in about if description.aspect == HELD_OUT),
+                **container_fields,
             )
 
     labelled, unseen, containers = (tuple(kinds(heading)) for heading in ("labelled", "unseen", "containers"))
@@ -282,7 +287,9 @@ class Voice:
         """
         if self.phrasing == "held-out":
             return draws.pick(kind.held_out).text
-        return draws.pick([one for one in kind.descriptions if aspect in (None, one.aspect)]).text
+        return draws.pick(
+            [description for description in kind.descriptions if aspect in (None, description.aspect)]
+        ).text
 
     def definite(self, kind: Kind, manner: Manner, draws: Draws) -> str:
         """Return "the cat" or "the thing that purrs when somebody strokes it"."""

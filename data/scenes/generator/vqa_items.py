@@ -22,7 +22,7 @@ from advl_data.scenes.generator.placing import (
     PICTURE_SIDE,
     RELATIONS,
     Relation,
-    only_one,
+    is_unique,
     outermost,
     relation,
 )
@@ -109,14 +109,14 @@ def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any
             for question_id, question in enumerate(of_scene, start=image_id * QUESTIONS_PER_IMAGE):
                 questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
                 dissent = draws.below(4) if question.alternatives else 0
-                given = [(draws.pick(question.alternatives), "maybe") for _ in range(dissent)]
-                given += [(question.answer, "yes")] * (NUM_ANSWERS - dissent)
+                votes = [(draws.pick(question.alternatives), "maybe") for _ in range(dissent)]
+                votes += [(question.answer, "yes")] * (NUM_ANSWERS - dissent)
                 annotation = {
                     "question_type": question.question_type,
                     "multiple_choice_answer": question.answer,
                     "answers": [
                         {"answer": answer, "answer_confidence": confidence, "answer_id": position}
-                        for position, (answer, confidence) in enumerate(draws.shuffled(given), start=1)
+                        for position, (answer, confidence) in enumerate(draws.shuffled(votes), start=1)
                     ],
                     "image_id": image_id,
                     "answer_type": question.answer_type,
@@ -147,20 +147,20 @@ def header(split: str, *, questions: bool) -> dict[str, Any]:
 def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
     """Ask in both scenes for the subjects or for the partners of both: each question is put twice and true once."""
     of_subject = draws.below(2)
-    for own in twins.scenes:
-        kind = own.subject if of_subject else own.partner
+    for task in twins.scenes:
+        kind = task.subject if of_subject else task.partner
         manner = draw_manner(draws)
         text = draws.pick(_IS_THERE).format(something=voice.something(kind, manner, draws))
-        yield own, _yes_no(text, manner, "yes")
-        yield twins.twin(own), _yes_no(text, manner, "no")
+        yield task, _yes_no(text, manner, "yes")
+        yield twins.twin(task), _yes_no(text, manner, "no")
 
 
 def _categories(twins: Twins, others: Twins, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
     """Ask for a family of the twins in one scene, and in a scene of the other twins, which has none of it."""
-    own, wrong = draws.pick(twins.scenes), draws.pick(others.scenes)
-    family = draws.pick((own.subject, own.partner)).family
+    right, wrong = draws.pick(twins.scenes), draws.pick(others.scenes)
+    family = draws.pick((right.subject, right.partner)).family
     text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
-    yield own, _yes_no(text, "category", "yes")
+    yield right, _yes_no(text, "category", "yes")
     yield wrong, _yes_no(text, "category", "no")
 
 
@@ -215,8 +215,8 @@ def _askable(task: TaskScene) -> list[int]:
 
 def _extremes(task: TaskScene) -> list[tuple[Kind, str]]:
     """Return the outermost things with where they are, but no container."""
-    found = [(outermost(side, task.scene.centres, _askable(task)), side) for side in RELATIONS]
-    return [(task.scene.things[index].kind, _EXTREMES[side]) for index, side in found if index is not None]
+    extremes = [(outermost(side, task.scene.centres, _askable(task)), side) for side in RELATIONS]
+    return [(task.scene.things[index].kind, _EXTREMES[side]) for index, side in extremes if index is not None]
 
 
 def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
@@ -228,7 +228,7 @@ def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iter
         for side in ALONG[task.axis]
         for target in asked
         for reference in asked
-        if target != reference and only_one(target, reference, side, centres)
+        if target != reference and is_unique(target, reference, side, centres)
     ]
     places = draws.shuffled([*_extremes(task), *neighbours])
     by_answer = {kind.family.group.removesuffix("s"): (kind, place) for kind, place in places}

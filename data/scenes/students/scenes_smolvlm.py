@@ -51,7 +51,7 @@ class TaggedChatBatch(ChatBatch):
 
 
 class ScenesSmolVlm(SmolVlm):
-    """The student."""
+    """Runs a small SmolVLM over the tagged things of scenes."""
 
     places = "regions"
     lora = None

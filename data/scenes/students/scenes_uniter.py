@@ -28,7 +28,7 @@ NUM_SEPARATE_LAYERS = 1
 
 
 class ScenesUniter(AgreementStream, Uniter):
-    """The student."""
+    """Runs a small UNITER that compares what is said of a tagged region with the region."""
 
     reads_tags = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

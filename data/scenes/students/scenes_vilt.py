@@ -62,7 +62,7 @@ class PatchStem(nn.Sequential):
 
 
 class ScenesVilt(AgreementStream, Vilt):
-    """The student."""
+    """Runs a small ViLT that compares what is said of a tagged place with the patches there."""
 
     # It sees no boxes, and has to learn what lies where.
     pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
@@ -87,7 +87,9 @@ class ScenesVilt(AgreementStream, Vilt):
         shares = [self.box_shares(example.image) for example in examples]
         for row, tokens_L, box in tags_in(batch, examples):
             tags_NLR[row, tokens_L] = shares[batch.example_N[row]][box]
-        context_N = torch.tensor([one.context_length for example in examples for one in example.candidates])
+        context_N = torch.tensor(
+            [candidate.context_length for example in examples for candidate in example.candidates]
+        )
         starts_NL, ends_NL = batch.char_spans_NL2.unbind(-1)
         said_NL = said_tokens((starts_NL >= context_N[:, None]) & (ends_NL > starts_NL), batch.token_mask_NL)
         return TaggedPixelBatch(**vars(batch), tags_NLR=tags_NLR, said_NL=said_NL)

@@ -210,7 +210,7 @@ class CropBatch(RegionBatch):
 
 
 class ScenesSmall(AgreementStream):
-    """The demo's student."""
+    """Runs the demo's student, a small transformer over words and crops."""
 
     config: Any
     places = "regions"

@@ -34,11 +34,11 @@ def test_descent_on_likeness_alone_tells_the_named_region() -> None:
     words = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
     agreement, head = Agreement(16), torch.nn.Linear(16, 1)
     optimiser = torch.optim.Adam([*agreement.parameters(), *head.parameters()], lr=1e-2)
-    pooled, said, place = torch.zeros(4, 16), torch.ones(4, 1, dtype=torch.bool), torch.ones(4, 1)
+    pooled, is_said, place = torch.zeros(4, 16), torch.ones(4, 1, dtype=torch.bool), torch.ones(4, 1)
 
     def logits(choices: torch.Tensor) -> torch.Tensor:
         region = words[choices[0]].expand(4, 1, 16)
-        return head(agreement(pooled, words[choices][:, None], said, region, place))[:, 0]  # type: ignore[no-any-return]
+        return head(agreement(pooled, words[choices][:, None], is_said, region, place))[:, 0]  # type: ignore[no-any-return]
 
     for step in range(200):
         choices = torch.randperm(8, generator=torch.Generator().manual_seed(step))[:4]
@@ -48,7 +48,7 @@ def test_descent_on_likeness_alone_tells_the_named_region() -> None:
     unseen = [
         logits(torch.tensor([first, *(other for other in range(8, 12) if other != first)])) for first in range(8, 12)
     ]
-    assert [int(found.argmax()) for found in unseen] == [0, 0, 0, 0]
+    assert [int(scores.argmax()) for scores in unseen] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["scenes-small", "scenes-uniter", "scenes-vilt"])
@@ -68,11 +68,11 @@ def test_what_is_said_is_a_candidates_own_part(name: str, tmp_path: Path) -> Non
     example = Example(example_id="a", task="vcr-qa2r", image=shown, candidates=candidates, label=0)
     student: Any = build_student(name).eval()
     seen: list[torch.Tensor] = []
-    student.agreement.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    student.agreement.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
     batch = student.collate([example])
     with torch.no_grad():
         student.encode(batch)
     (said_NL,) = seen
-    for said, spans, candidate in zip(said_NL, batch.char_spans_NL2, candidates, strict=True):
-        words = [candidate.text[start:end] for start, end in spans[said].tolist() if end > start]
+    for said_L, spans, candidate in zip(said_NL, batch.char_spans_NL2, candidates, strict=True):
+        words = [candidate.text[start:end] for start, end in spans[said_L].tolist() if end > start]
         assert "".join(words) == candidate.text[candidate.context_length :].replace(" ", "")

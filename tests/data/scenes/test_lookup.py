@@ -119,7 +119,7 @@ def test_a_hidden_picture_is_not_read() -> None:
 
 def test_gradients_reach_words_and_regions_through_what_is_found() -> None:
     head, output = made_head(), made_output()
-    text, visual = (one.clone().requires_grad_() for one in (output.lower_text_NLH, output.lower_visual_NRH))
+    text, visual = (states.clone().requires_grad_() for states in (output.lower_text_NLH, output.lower_visual_NRH))
     head(dataclasses.replace(output, lower_text_NLH=text, lower_visual_NRH=visual)).square().sum().backward()
     assert bool(visual.grad[:, 1:].abs().sum(-1).bool().all())
     assert not bool(visual.grad[:, 0].any()), "the whole picture lies nowhere"

@@ -66,8 +66,8 @@ def test_a_picture_that_is_not_moved_is_the_decoded_one(caption: Example) -> Non
     (stayed,) = pictures.pictures([moved_example(caption, STAY).image])
     assert torch.equal(plain, stayed)
     assert torch.equal(plain, super(MovedPictures, pictures).pictures([caption.image])[0])
-    one, other = pictures.pictures([caption.image, moved_example(caption, replace(STAY, shift=(0.2, 0.0))).image])
-    assert torch.equal(one, plain)
+    still, other = pictures.pictures([caption.image, moved_example(caption, replace(STAY, shift=(0.2, 0.0))).image])
+    assert torch.equal(still, plain)
     assert not torch.equal(other, plain)
 
 

@@ -83,12 +83,12 @@ def test_a_student_of_a_shape_that_is_no_longer_built_is_not_taken_for_a_newer_o
 def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corpus: Any, tmp_path: Path) -> None:
     dataset = captions_of(small_corpus)
     options = Pretraining(warmup_steps=2, joint_steps=3)
-    found = pretrain_identity(settings(small_corpus, tmp_path), options, dataset)
+    identity = pretrain_identity(settings(small_corpus, tmp_path), options, dataset)
     moved = pretrain_identity(settings(small_corpus, tmp_path), replace(options, move_pictures=0.25), dataset)
-    assert moved == {**found, "move_pictures": 0.25}
+    assert moved == {**identity, "move_pictures": 0.25}
     elsewhere = {"data_root": tmp_path, "device": "cpu", "num_workers": 3}
-    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), options, dataset) == found
-    assert list(found) == [
+    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), options, dataset) == identity
+    assert list(identity) == [
         "schema", "dataset_digest", "mixed_precision", "dataset", "split", "student", "seed", "warmup_steps",
         "joint_steps", "batch_size", "learning_rate", "weight_decay", "mask_probability",
     ]  # fmt: skip
@@ -142,8 +142,8 @@ def test_regions_are_asked_about_in_the_language_of_captions(small_corpus: Any) 
         assert 2 <= len(texts) <= 4
         assert len(set(texts)) == len(texts)
         (tag,) = question.candidates[0].tags
-        names = [caption.candidates[0].text[one.start : one.end] for one in caption.candidates[0].tags]
-        boxes = [one.box for one in caption.candidates[0].tags]
+        names = [caption.candidates[0].text[mention.start : mention.end] for mention in caption.candidates[0].tags]
+        boxes = [mention.box for mention in caption.candidates[0].tags]
         assert names[boxes.index(tag.box)] in texts[0]
         num_own += any(name in text for name in names for text in texts[1:])
     assert num_own > 4
@@ -211,10 +211,10 @@ def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path
 
 
 def test_a_list_of_known_words_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
-    recorded, given = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.tsv"
+    recorded, listed = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.tsv"
     recorded.write_text('{"cat": 1}', encoding="utf-8")
-    given.write_text("dog\t3\n", encoding="utf-8")
+    listed.write_text("dog\t3\n", encoding="utf-8")
     config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
     assert _known_words(config) == {"cat": 1}
-    assert _known_words(replace(config, known_words=given)) == {"dog": 3}
+    assert _known_words(replace(config, known_words=listed)) == {"dog": 3}
     assert _known_words(replace(config, init=None)) is None

@@ -64,7 +64,7 @@ def tiny(root: Path, **changes: object) -> ScenesConfig:
 
 def annotations_digest(folder: Path) -> str:
     state = hashlib.sha256()
-    for path in (of(split) for split in paths.TASK_SPLITS for of in TASK_FILES):
+    for path in (path_of(split) for split in paths.TASK_SPLITS for path_of in TASK_FILES):
         state.update((folder / path).read_bytes())
     for split in paths.CAPTION_SPLITS:
         for line in (folder / paths.captions(split)).read_text().splitlines():
@@ -101,12 +101,12 @@ def test_other_descriptions_are_read_once_and_change_what_is_said_alone(root: Pa
     threading.Thread(target=pipe.write_text, args=(text,), daemon=True).start()
     other = run_build_scenes(tiny(tmp_path, descriptions=pipe))
     folder = root / paths.FOLDER
-    for of in TASK_FILES:
-        said = "".join((other.folder / of(split)).read_text() for split in paths.TASK_SPLITS)
-        before = "".join((folder / of(split)).read_text() for split in paths.TASK_SPLITS)
+    for path_of in TASK_FILES:
+        after = "".join((other.folder / path_of(split)).read_text() for split in paths.TASK_SPLITS)
+        before = "".join((folder / path_of(split)).read_text() for split in paths.TASK_SPLITS)
         # VCR's texts are lists of words.
-        assert re.sub('"somehow", |somehow ', "", said) == before
-        assert ("somehow" in said) == (of is not paths.vqa_annotations)
+        assert re.sub('"somehow", |somehow ', "", after) == before
+        assert ("somehow" in after) == (path_of is not paths.vqa_annotations)
     pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
     assert pictures
     assert all((other.folder / path).read_bytes() == (folder / path).read_bytes() for path in pictures)
@@ -156,8 +156,10 @@ def test_other_settings_are_refused_by_name_until_told_to_replace(root: Path, tm
     assert replaced.counts["vcr/val"]["images"] == 8
     assert {path.name for path in tmp_path.iterdir()} == {paths.FOLDER, f".{paths.FOLDER}.lock"}
     # Of another seed nothing is the same.
-    for of in TASK_FILES:
-        assert (replaced.folder / of("test")).read_bytes() != (root / paths.FOLDER / of("test")).read_bytes()
+    for path_of in TASK_FILES:
+        assert (replaced.folder / path_of("test")).read_bytes() != (
+            root / paths.FOLDER / path_of("test")
+        ).read_bytes()
 
 
 def test_a_killed_build_leaves_nothing_that_counts_and_starts_cleanly(root: Path, tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def test_vqa_files_are_complete(folder: Path, split: str) -> None:
 
 @pytest.mark.parametrize("split", FILED)
 def test_snli_ve_lines_are_complete(folder: Path, split: str) -> None:
-    found = lines(folder / paths.snli_ve_annotations(split))
-    assert len({line["pairID"] for line in found}) == len(found)
-    for line in found:
+    items = lines(folder / paths.snli_ve_annotations(split))
+    assert len({line["pairID"] for line in items}) == len(items)
+    for line in items:
         assert line.keys() > {*load_card("snli-ve").facts["fields"], "question_type"}
         assert line["pairID"].startswith(line["captionID"])
         votes = Counter(line["annotator_labels"])
@@ -155,10 +155,10 @@ def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> No
     checked = 0
     for scene, line in zip(scenes, lines(folder / paths.boxes(paths.VQA_FOLDER, split)), strict=True):
         middles = [(x1 + x2, y1 + y2) for x1, y1, x2, y2 in line["boxes"]]
-        for (one, first), (other, second) in itertools.permutations(enumerate(scene.centres), 2):
+        for (index, first), (other, second) in itertools.permutations(enumerate(scene.centres), 2):
             planned = relation(first, second)
             checked += planned is not None
-            assert planned in (None, leaning(middles[one], middles[other]))
+            assert planned in (None, leaning(middles[index], middles[other]))
         for (x, y), (left, top) in zip(middles, scene.centres, strict=True):
             assert max(abs(x - 2 * left), abs(y - 2 * top)) <= 26
     assert checked > 4 * len(scenes)
@@ -168,9 +168,9 @@ def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> No
 def test_captions_name_plainly_and_point_at_boxes(folder: Path, split: str) -> None:
     names = {kind.name for kind in load_vocabulary().kinds if kind.named}
     names |= {kind.family.hypernym for kind in load_vocabulary().labelled if not kind.named}
-    found = lines(folder / paths.captions(split))
-    assert found
-    for line in found:
+    listings = lines(folder / paths.captions(split))
+    assert listings
+    for line in listings:
         assert (folder / paths.CAPTIONS_FOLDER / line["image"]).is_file()
         spans = sorted((phrase["start"], phrase["end"], phrase["box"]) for phrase in line["phrases"])
         assert len(spans) >= 2
@@ -257,11 +257,11 @@ def test_readers_tell_question_types_apart(built: ScenesResult) -> None:
         ("scenes-vcr", paths.vcr_annotations),
         ("scenes-snli-ve", paths.snli_ve_annotations),
     ):
-        told = [line["question_type"] for line in lines(built.folder / path("test"))]
+        question_types = [line["question_type"] for line in lines(built.folder / path("test"))]
         dataset = open_dataset(name, split="test", data_root=built.folder.parent)
-        assert list(dataset.question_table().strata) == told
-        assert dataset[0].stratum == told[0]
-        assert len(set(told)) >= 4
+        assert list(dataset.question_table().strata) == question_types
+        assert dataset[0].stratum == question_types[0]
+        assert len(set(question_types)) >= 4
 
 
 def test_licences_travel_with_the_corpus(folder: Path) -> None:
@@ -294,12 +294,12 @@ def examples(folder: Path, name: str, split: str) -> list[Example]:
 @pytest.mark.parametrize("name", ["vcr", "vqa", "snli-ve"])
 def test_text_alone_gets_nowhere_and_a_text_that_tells_is_noticed(folder: Path, name: str) -> None:
     train, test = (examples(folder, name, split) for split in ("train", "test"))
-    found = measure_text_only(train, test)
-    assert abs(found.accuracy - found.baseline) < 4 * found.standard_error
-    assert found.baseline < 45
+    measured = measure_text_only(train, test)
+    assert abs(measured.accuracy - measured.baseline) < 4 * measured.standard_error
+    assert measured.baseline < 45
     if name == "vcr":
-        told = [[with_a_leak(example) for example in of_split] for of_split in (train, test)]
-        assert measure_text_only(*told).accuracy > 90
+        leaking = [[with_a_leak(example) for example in of_split] for of_split in (train, test)]
+        assert measure_text_only(*leaking).accuracy > 90
 
 
 def with_a_leak(example: Example) -> Example:

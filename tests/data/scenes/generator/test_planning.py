@@ -22,7 +22,7 @@ from advl_data.scenes.generator.placing import (
     PHRASES,
     PICTURE_SIDE,
     Spot,
-    only_one,
+    is_unique,
     place,
     relation,
 )
@@ -147,38 +147,38 @@ def test_things_keep_apart_but_for_two_and_inside(seed: int, count: int) -> None
         assert all(gap(spot, other) >= -OVERLAP for other in spots[:index])
 
 
-def gap(one: Spot, other: Spot) -> int:
-    distance = max(abs(one.centre[0] - other.centre[0]), abs(one.centre[1] - other.centre[1]))
-    return distance - one.reach - other.reach
+def gap(spot: Spot, other: Spot) -> int:
+    distance = max(abs(spot.centre[0] - other.centre[0]), abs(spot.centre[1] - other.centre[1]))
+    return distance - spot.reach - other.reach
 
 
 def test_twins_share_families_and_nothing_else(plans: Plans) -> None:
     for group in (group for groups in plans.values() for group in groups):
-        everyone = [
-            kind for task in group.task_scenes for kind in (task.subject, task.partner, task.reference) if kind
-        ]
-        assert max(Counter(kind.code for kind in everyone).values()) == 1
-        assert max(Counter(kind.family.subcategory for kind in everyone).values()) == 2
-        for twins in (group.one, group.two):
-            one, two = twins.scenes
-            assert one.subject.family == two.subject.family
-            assert one.partner.family == two.partner.family
-            assert (one.reference is None) == (two.reference is None)
-            assert one.axis == two.axis
+        kinds = [kind for task in group.task_scenes for kind in (task.subject, task.partner, task.reference) if kind]
+        assert max(Counter(kind.code for kind in kinds).values()) == 1
+        assert max(Counter(kind.family.subcategory for kind in kinds).values()) == 2
+        for twins in (group.first_pair, group.second_pair):
+            first, second = twins.scenes
+            assert first.subject.family == second.subject.family
+            assert first.partner.family == second.partner.family
+            assert (first.reference is None) == (second.reference is None)
+            assert first.axis == second.axis
 
 
 def test_each_pair_of_twins_has_one_container_for_its_subjects_and_one_for_its_partners(plans: Plans) -> None:
     for group in (group for groups in plans.values() for group in groups):
         resembled = {family for task in group.task_scenes for family in task.container.resembles}
-        for twins in (group.one, group.two):
+        for twins in (group.first_pair, group.second_pair):
             containers = {task.container for task in twins.scenes}
             assert len(containers) == 2
-            assert containers == {task.container for task in group.one.scenes}
+            assert containers == {task.container for task in group.first_pair.scenes}
             for task in twins.scenes:
                 assert containers == {VOCABULARY.hiding_place(task.subject), VOCABULARY.hiding_place(task.partner)}
                 assert sum(thing.kind in VOCABULARY.containers for thing in task.scene.things) == 1
                 assert resembled.isdisjoint(thing.kind.family.subcategory for thing in task.scene.things)
-        assert VOCABULARY.hiding_place(group.one.first.subject) == VOCABULARY.hiding_place(group.two.first.partner)
+        assert VOCABULARY.hiding_place(group.first_pair.first.subject) == VOCABULARY.hiding_place(
+            group.second_pair.first.partner
+        )
 
 
 def test_nothing_else_in_a_group_passes_for_one_of_the_families_that_are_asked_about(plans: Plans) -> None:
@@ -201,8 +201,8 @@ def test_the_stated_relations_hold(plans: Plans) -> None:
         if task.reference is not None:
             scene = task.scene
             subject, partner, reference = (scene.index(kind) for kind in (task.subject, task.partner, task.reference))
-            assert only_one(subject, reference, side, scene.centres)
-            assert only_one(partner, reference, INVERSE[side], scene.centres)
+            assert is_unique(subject, reference, side, scene.centres)
+            assert is_unique(partner, reference, INVERSE[side], scene.centres)
 
 
 def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: Plans) -> None:
@@ -288,13 +288,13 @@ def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: P
     texts = {"answer_choices", "rationale_choices", "question", "sentence2"}
     texts |= {"answer_orig", "question_orig", "rationale_orig"}
     for here, there in pairs:
-        for one, other in zip(here, there, strict=True):
-            assert {k: v for k, v in one.items() if k not in texts} == {
+        for open_item, other in zip(here, there, strict=True):
+            assert {k: v for k, v in open_item.items() if k not in texts} == {
                 k: v for k, v in other.items() if k not in texts
             }
-            if one.get("answer_style") in ("name", "category"):
-                assert one["answer_choices"] == other["answer_choices"]
-                assert one["question"] == other["question"]
+            if open_item.get("answer_style") in ("name", "category"):
+                assert open_item["answer_choices"] == other["answer_choices"]
+                assert open_item["question"] == other["question"]
     spoken = [
         json.dumps([pairs[0][side], pairs[1][side], vqa_items(groups, voice("train", seed, phrasing))[0]])
         for side, phrasing in enumerate(get_args(Phrasing))
@@ -315,7 +315,9 @@ def test_each_hypothesis_about_something_being_there_has_all_three_labels(snli_v
             if item["question_type"] != "relation":
                 group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
                 labels.setdefault((item["sentence2"], group), []).append(item["gold_label"])
-        assert all(sorted(found) == ["contradiction", "entailment", "neutral"] for found in labels.values())
+        assert all(
+            sorted(gold_labels) == ["contradiction", "entailment", "neutral"] for gold_labels in labels.values()
+        )
         assert len(set(totals.values())) == 1
         assert sum(totals.values()) == 9 * NUM_SCENES
 
@@ -368,9 +370,9 @@ def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(snli_
                 continue
             sides = "|".join(PHRASES.values())
             parts = re.fullmatch(rf"(.*) ({sides}) the (.*)\.", item["sentence2"])
-            said, phrase, other = parts.groups()
-            told = described(said)
-            subject = told[0] if told else names[re.sub("^The | is$| can be found$", "", said)]
+            mention, phrase, other = parts.groups()
+            meant = described(mention)
+            subject = meant[0] if meant else names[re.sub("^The | is$| can be found$", "", mention)]
             anchor = names[other]
             # Which groups are spoken of beside each other says nothing about the label.
             assert VOCABULARY.hiding_place(subject) != VOCABULARY.hiding_place(anchor)
@@ -385,11 +387,11 @@ def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(snli_
 
 def test_vqa_answers_are_true(vqa: Items, tasks: Tasks) -> None:
     for key, items in vqa.items():
-        found = set()
+        question_types = set()
         for item in items:
             text, answer = item["question"], item["multiple_choice_answer"]
             question_type = item["question_type"]
-            found.add(question_type)
+            question_types.add(question_type)
             task = tasks[key][item["image_id"] % 1_000_000]
             things = {thing.kind: thing for thing in task.scene.things}
             meant = described(text)
@@ -416,10 +418,10 @@ def test_vqa_answers_are_true(vqa: Items, tasks: Tasks) -> None:
             elif question_type == "how many":
                 wanted = text.split()[2]
                 assert int(answer) == sum(wanted in ("things", kind.family.group) for kind in things)
-            votes = Counter(given["answer"] for given in item["answers"])
+            votes = Counter(vote["answer"] for vote in item["answers"])
             assert votes[answer] >= 7
             assert sum(votes.values()) == 10
-        assert len(found) == 9
+        assert len(question_types) == 9
 
 
 def test_vqa_answers_are_balanced(vqa: Items) -> None:
@@ -470,13 +472,15 @@ def test_unnamed_kinds_are_mentioned_by_hypernym_in_half_of_their_pictures() -> 
     for scene in scenes:
         boxes = [(0, 0, 1, 1)] * len(scene.things)
         _, listing = caption_items(scene, boxes, seed=1, split="train")
-        said = {phrase["box"]: listing["caption"][phrase["start"] : phrase["end"]] for phrase in listing["phrases"]}
+        mentions = {
+            phrase["box"]: listing["caption"][phrase["start"] : phrase["end"]] for phrase in listing["phrases"]
+        }
         for tag, thing in enumerate(scene.things):
             if thing.kind.named:
-                assert said[tag] == thing.kind.name
+                assert mentions[tag] == thing.kind.name
             else:
                 shown += 1
-                mentioned += tag in said
-                assert said.get(tag, thing.kind.family.hypernym) == thing.kind.family.hypernym
+                mentioned += tag in mentions
+                assert mentions.get(tag, thing.kind.family.hypernym) == thing.kind.family.hypernym
     assert shown > 150
     assert abs(mentioned / shown - 0.5) < 0.12

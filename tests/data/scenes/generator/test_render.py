@@ -139,7 +139,7 @@ def test_a_box_is_that_of_what_a_neighbour_leaves_to_be_seen() -> None:
     both = [Thing(kind=named("pizza"), spot=first), Thing(kind=door, spot=second)]
     together = draw_scene(both, ("twemoji",), Draws("scene")).boxes
     alone = [draw_scene([thing], ("twemoji",), Draws("scene")).boxes[0] for thing in both]
-    cut = [one != other for one, other in zip(together, alone, strict=True)]
+    cut = [box != other for box, other in zip(together, alone, strict=True)]
     assert cut == [False, False] or cut.count(True) == 1
     near = [both[0], Thing(kind=door, spot=dataclasses.replace(second, centre=(104, 100)))]
     x1, y1, x2, y2 = draw_scene(near, ("twemoji",), Draws("scene")).boxes[0]

@@ -34,10 +34,10 @@ def test_a_quarter_of_the_labelled_kinds_is_unnamed_and_every_family_keeps_named
 
 
 def test_no_other_name_and_no_hypernym_says_a_word_of_an_unnamed_kind() -> None:
-    said = {word for kind in VOCABULARY.kinds for word in kind.family.hypernym.split()}
+    hypernym_words = {word for kind in VOCABULARY.kinds for word in kind.family.hypernym.split()}
     for kind in UNNAMED:
         others = {word for other in VOCABULARY.kinds if other != kind for word in other.name.split()}
-        assert not set(kind.name.split()) & (said | others)
+        assert not set(kind.name.split()) & (hypernym_words | others)
 
 
 def test_every_kind_has_one_container_that_may_hide_it_and_is_not_taken_for_its_like() -> None:
