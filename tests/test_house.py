@@ -49,6 +49,25 @@ def imported_modules(path: Path) -> list[str]:
     return [name for name in imported(tree_of(path)) if name.startswith("advl_pipeline.")]
 
 
+def bound_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of what a module assigns, takes as arguments and defines; fields of records may be those of files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name
+
+
+def test_names_say_what_they_hold() -> None:
+    wrong = {
+        file: names for file in SOURCES if (names := {"found", "one", "own", "told"} & {*bound_names(tree_of(file))})
+    }
+    fields = {PACKAGE / "cache" / "identity.py": {"found"}}  # The column of a table that users read.
+    assert wrong == fields
+
+
 def test_the_architecture_page_names_every_folder() -> None:
     assert sorted(folders_in_order()) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 

@@ -86,18 +86,20 @@ def anchor_loss(
     # Visual tokens that stand for a region which a teacher places.
     placed_BR = torch.zeros_like(batch.visual_mask_NR.index_select(0, batch.first_B))
     for name, known_BS in known.items():
-        one = signal.vision[name]
-        assert one.region_mask_BS is not None
-        unplaced_BS = one.region_mask_BS & ~known_BS
-        if one.shares_BSR is not None:
-            unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
+        part = signal.vision[name]
+        assert part.region_mask_BS is not None
+        unplaced_BS = part.region_mask_BS & ~known_BS
+        if part.shares_BSR is not None:
+            unplaced_BS = ((part.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
         placed_BR |= unplaced_BS
     visible_NR = batch.visual_mask_NR & ~placed_BR.index_select(0, batch.example_N)
     if anchored_B is not None:
         visible_NR = visible_NR & anchored_B.index_select(0, batch.example_N)[:, None]
 
-    def held(own: torch.Tensor, pretrained: torch.Tensor, shown: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return drift(*gather(own.flatten(0, 1), pretrained.flatten(0, 1), weight.flatten(), shown.flatten()))
+    def held(
+        current: torch.Tensor, pretrained: torch.Tensor, shown: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        return drift(*gather(current.flatten(0, 1), pretrained.flatten(0, 1), weight.flatten(), shown.flatten()))
 
     return held(states.text_states_NLH, reference.text_states_NLH, batch.token_mask_NL, held_NL) + held(
         states.visual_states_NRH, reference.visual_states_NRH, visible_NR, torch.ones_like(visible_NR).float()

@@ -82,10 +82,10 @@ def check_balance(
     if balance == "equal":
         return
     if all(len(names) < 2 for names in teachers.values()):
-        found = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in teachers.items())
+        counts = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in teachers.items())
         raise ConfigError(
             f"--teacher-balance {balance} has nothing to balance.",
-            why=f"no pathway has two teachers ({found})",
+            why=f"no pathway has two teachers ({counts})",
             next_command="give a second --cache whose teacher has the same modality, or leave the option out",
         )
     known = {name for names in teachers.values() for name in names}
@@ -322,16 +322,16 @@ class Distiller(nn.Module):
         relations: Relations,
     ) -> torch.Tensor:
         """Return (N,): the loss of one vision teacher."""
-        one = signal.vision[name]
-        target = self.vision_targets.get(name, "image" if one.regions_BSD is None else "regions")
+        part = signal.vision[name]
+        target = self.vision_targets.get(name, "image" if part.regions_BSD is None else "regions")
         if self.settings.distance != "relational":
             projections = self.vision[module_key(name)]
             assert isinstance(projections, Projections)
-            by_sequence = one.of_sequences(batch.example_N)
+            by_sequence = part.of_sequences(batch.example_N)
             return projected_vision(projections, distilled, batch, by_sequence, target, self.settings.distance)
         landmarks, known_BS = self.region_landmarks.get(name), known.get(name)
         loss_B = relations.of_pictures(
-            target, distilled, batch, one, image_ids_B, landmarks=landmarks, known_BS=known_BS
+            target, distilled, batch, part, image_ids_B, landmarks=landmarks, known_BS=known_BS
         )
         return loss_B.index_select(0, batch.example_N)
 
@@ -349,28 +349,30 @@ class Distiller(nn.Module):
         num_words = words.prior_NW.shape[1]
         words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
         # How much of a word is seen: as an aligned pair of towers says, else as the student's attention does.
-        relevance_NW = next((one.relevance_NW for one in signal.text.values() if one.relevance_NW is not None), None)
+        relevance_NW = next(
+            (part.relevance_NW for part in signal.text.values() if part.relevance_NW is not None), None
+        )
         if relevance_NW is None and relevance_NL is not None:
             relevance_NW = pool_to_words(relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
         losses = {}
         selected_NW = None
-        for name, one in signal.text.items():
+        for name, part in signal.text.items():
             if name not in self.teachers["text"]:
                 continue
-            mask_NW = shared_words(words, one, seen_NW)
+            mask_NW = shared_words(words, part, seen_NW)
             # A cache may hold only some of the words that a share is taken of.
-            counted_NW = words.word_mask_NW & seen_NW if one.is_selected else mask_NW
+            counted_NW = words.word_mask_NW & seen_NW if part.is_selected else mask_NW
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
                 mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
-                    nodes = one.nodes.meant if one.nodes else Nodes.of(mask_NW)
-                    relations.require_partners(nodes, words, name, one.nodes.num_forms if one.nodes else None)
+                    nodes = part.nodes.meant if part.nodes else Nodes.of_mask(mask_NW)
+                    relations.require_partners(nodes, words, name, part.nodes.num_forms if part.nodes else None)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
-                    nodes = one.nodes.unplaced if one.nodes else Nodes.of(mask_NW)
-            elif one.words_NWD is None:
+                    nodes = part.nodes.unplaced if part.nodes else Nodes.of_mask(mask_NW)
+            elif part.words_NWD is None:
                 mask_NW = torch.zeros_like(mask_NW)
             selected_NW = select_words(
                 self.settings.selection,
@@ -383,13 +385,13 @@ class Distiller(nn.Module):
                 counted_NW=counted_NW,
             )
             if self.settings.distance == "relational":
-                each_NW, each_N = relations.of_words(words_NWH, one, mask_NW, nodes, words, landmarks)
+                each_NW, each_N = relations.of_words(words_NWH, part, mask_NW, nodes, words, landmarks)
                 losses[name] = masked_mean(each_NW, selected_NW) + each_N
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, Projections)
                 losses[name] = projected_text(
-                    projections, distilled.pooled_NP, words_NWH, one, selected_NW, self.settings.distance
+                    projections, distilled.pooled_NP, words_NWH, part, selected_NW, self.settings.distance
                 )
         return losses, selected_NW
 
@@ -491,8 +493,10 @@ def projected_vision(
     Where the student gives several layers it is the mean over these, through one map.
     """
     if distilled.visual_layers:
-        of_layers = [replace(distilled, visual_states_NRH=one, visual_layers=()) for one in distilled.visual_layers]
-        each = [projected_vision(projections, one, batch, signal, target, kind) for one in of_layers]
+        of_layers = [
+            replace(distilled, visual_states_NRH=layer_NRH, visual_layers=()) for layer_NRH in distilled.visual_layers
+        ]
+        each = [projected_vision(projections, layer, batch, signal, target, kind) for layer in of_layers]
         return torch.stack(each).mean(0)
     loss_N = torch.zeros(batch.num_sequences, device=distilled.visual_states_NRH.device)
     if target in ("image", "both"):

@@ -99,10 +99,10 @@ def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: Stud
         signal,
         vision={
             name: replace(
-                one,
+                part,
                 global_BD=torch.einsum("br,brh->bh", share_BR, own_BRH),
-                regions_BSD=None if one.regions_BSD is None else pool_to_regions(own_BRH, one.shares_BSR)[0],
+                regions_BSD=None if part.regions_BSD is None else pool_to_regions(own_BRH, part.shares_BSR)[0],
             )
-            for name, one in signal.vision.items()
+            for name, part in signal.vision.items()
         },
     )

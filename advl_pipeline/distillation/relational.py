@@ -228,7 +228,7 @@ def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: No
     Args:
         nodes: of `unplaced_NW` [default: they are found].
     """
-    row_T = (nodes or Nodes.of(unplaced_NW)).row_Y
+    row_T = (nodes or Nodes.of_mask(unplaced_NW)).row_Y
     unplaced_TW = unplaced_NW.index_select(0, row_T)
     share_TW = unplaced_TW / unplaced_TW.sum(1, keepdim=True)
     return torch.einsum("tw,twx->tx", share_TW, values_NWX.index_select(0, row_T))
@@ -242,7 +242,7 @@ def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
 
 def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) -> Nodes:
     """Return the regions that have a target and that the student sees; arguments as in `VisionSignal`."""
-    return Nodes.of(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
+    return Nodes.of_mask(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
 
 
 def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor | None) -> WordNodes:
@@ -258,9 +258,9 @@ def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor | None) -> W
     if word_mask_NW is not None:
         meant_NW = meant_NW & word_mask_NW
     return WordNodes(
-        meant=Nodes.of(meant_NW),
+        meant=Nodes.of_mask(meant_NW),
         num_forms=len(torch.unique(words.form_NW[meant_NW])),
-        unplaced=Nodes.of(unplaced_words(meant_NW, words)),
+        unplaced=Nodes.of_mask(unplaced_words(meant_NW, words)),
     )
 
 
@@ -357,7 +357,7 @@ class Relations:
         target: VisionTarget,
         distilled: StudentOutput,
         batch: StudentBatch,
-        one: VisionSignal,
+        part: VisionSignal,
         image_ids_B: torch.Tensor,
         *,
         landmarks: Landmarks | None,
@@ -370,13 +370,13 @@ class Relations:
         compared with every other.
         """
         loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
-        if target in ("regions", "both") and one.regions_BSD is not None:
-            assert one.region_mask_BS is not None
-            num_regions = one.regions_BSD.shape[1]
+        if target in ("regions", "both") and part.regions_BSD is not None:
+            assert part.region_mask_BS is not None
+            num_regions = part.regions_BSD.shape[1]
             states_BRH = distilled.visual_states_NRH.index_select(0, batch.first_B)
-            regions_BSH, seen_BS = pool_to_regions(states_BRH, one.shares_BSR)
-            node_BS = seen_BS & one.region_mask_BS
-            nodes = one.seen or Nodes.of(node_BS)
+            regions_BSH, seen_BS = pool_to_regions(states_BRH, part.shares_BSR)
+            node_BS = seen_BS & part.region_mask_BS
+            nodes = part.seen or Nodes.of_mask(node_BS)
             if landmarks is not None:
                 assert known_BS is not None
                 node_BS = node_BS & ~known_BS
@@ -384,12 +384,12 @@ class Relations:
                 nodes = replace(nodes, place_X=some_of(nodes.place_X, MAX_RELATED, self.generator))
                 node_BS = torch.zeros_like(node_BS).flatten().index_fill(0, nodes.place_X, True).view_as(node_BS)
             group_BS = image_ids_B[:, None] * MOST_REGIONS + torch.arange(num_regions, device=image_ids_B.device)
-            states_XH, features_XD = nodes.take(regions_BSH), nodes.take(one.regions_BSD)
+            states_XH, features_XD = nodes.take(regions_BSH), nodes.take(part.regions_BSD)
             each_X = self.of_nodes(states_XH, features_XD, nodes.take(group_BS), landmarks)
             loss_B = loss_B + masked_mean(nodes.spread(each_X, node_BS.shape), node_BS)
         if target in ("image", "both"):
             image_BH = image_state(distilled, batch).index_select(0, batch.first_B)
-            loss_B = loss_B + self.of_nodes(image_BH, one.global_BD, image_ids_B, None)
+            loss_B = loss_B + self.of_nodes(image_BH, part.global_BD, image_ids_B, None)
         return loss_B
 
     def require_partners(self, nodes: Nodes, words: WordAlignment, name: str, num_forms: int | None) -> None:
@@ -404,19 +404,19 @@ class Relations:
         (forms_X,) = self.gather(nodes.take(words.form_NW))
         if not torch.is_grad_enabled() or (num_forms is not None and num_forms > 1):
             return
-        found = len(set(forms_X.tolist()))
-        if found < 2:
+        num_shared = len(set(forms_X.tolist()))
+        if num_shared < 2:
             raise ConfigError(
                 "A batch has fewer than two words with a meaning, so there is nothing to relate.",
                 where=name,
-                why=f"{len(words.form_NW)} texts hold {found} that student and teacher share",
+                why=f"{len(words.form_NW)} texts hold {num_shared} that student and teacher share",
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )
 
     def of_words(
         self,
         words_NWH: torch.Tensor,
-        one: TextSignal,
+        part: TextSignal,
         node_NW: torch.Tensor,
         nodes: Nodes,
         words: WordAlignment,
@@ -431,11 +431,11 @@ class Relations:
         Args:
             nodes: of `node_NW`, words with a meaning that both sides have.
         """
-        assert one.words_NWD is not None
-        states_XH, features_XD = nodes.take(words_NWH), nodes.take(one.words_NWD)
+        assert part.words_NWD is not None
+        states_XH, features_XD = nodes.take(words_NWH), nodes.take(part.words_NWD)
         each_X = self.of_nodes(states_XH, features_XD, nodes.take(words.form_NW), landmarks)
         if landmarks is not None:
-            states_TH, features_TD = (mean_of_words(values, node_NW, nodes) for values in (words_NWH, one.words_NWD))
+            states_TH, features_TD = (mean_of_words(values, node_NW, nodes) for values in (words_NWH, part.words_NWD))
             group_T = nodes.row_Y
         else:
             weight_NW = min_max_scale(words.prior_NW, node_NW)
@@ -443,7 +443,7 @@ class Relations:
             weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
             states_TH, features_TD = (
                 torch.einsum("nw,nwd->nd", weight_NW, values).index_select(0, nodes.row_Y)
-                for values in (words_NWH, one.words_NWD)
+                for values in (words_NWH, part.words_NWD)
             )
             group_T = torch.where(node_NW, words.form_NW, 0).sum(1).index_select(0, nodes.row_Y)
         each_T = self.of_nodes(states_TH, features_TD, group_T, landmarks)

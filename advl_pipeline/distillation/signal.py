@@ -26,11 +26,11 @@ class TeacherWidths:
 
 def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, TeacherWidths]) -> dict[str, list[str]]:
     """Return the names of the teachers of each pathway, `vision` and `text`; none of one that a run leaves out."""
-    found = {
+    by_pathway = {
         "vision": [name for name, of_teacher in widths.items() if of_teacher.image_global],
         "text": [name for name, of_teacher in widths.items() if of_teacher.text_global],
     }
-    return {name: of_pathway if settings.pathway in ("both", name) else [] for name, of_pathway in found.items()}
+    return {name: of_pathway if settings.pathway in ("both", name) else [] for name, of_pathway in by_pathway.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Nodes:
     row_Y: torch.Tensor
 
     @classmethod
-    def of(cls, mask_NW: torch.Tensor) -> Nodes:
+    def of_mask(cls, mask_NW: torch.Tensor) -> Nodes:
         """Return those of a mask."""
         return cls(
             place_X=torch.nonzero(mask_NW.flatten())[:, 0], row_Y=torch.nonzero(mask_NW.flatten(1).any(1))[:, 0]
@@ -153,7 +153,7 @@ def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.
     return (values_D.float() - mean_D).mul_(scale)
 
 
-def shared_words(words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:
+def shared_words(words: WordAlignment, part: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:
     """Return (N, W) bool: the words that both the student, which has `seen_NW`, and the teacher have states of."""
     shared_NW = words.word_mask_NW & seen_NW
-    return shared_NW if one.word_mask_NW is None else shared_NW & one.word_mask_NW
+    return shared_NW if part.word_mask_NW is None else shared_NW & part.word_mask_NW

@@ -64,8 +64,8 @@ class TeacherAnswers:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was found as plain JSON types."""
-        found = {} if self.separation is None else asdict(self.separation)
-        return {"learned": bool(self.shares), "why": self.why, **found}
+        measured = {} if self.separation is None else asdict(self.separation)
+        return {"learned": bool(self.shares), "why": self.why, **measured}
 
     def lines(self) -> list[str]:
         """Return what people are told; nothing where this run had no such answers to learn."""
@@ -90,7 +90,7 @@ def find_answers(
     is_asked = run.config.adapt.answer_weight is not None
     landmarks, whose = found_landmarks.words, "the text teacher"
     if is_own := run.method.settings.answers_of == "student":
-        landmarks = {} if found_landmarks.own is None else {THE_STUDENT: found_landmarks.own}
+        landmarks = {} if found_landmarks.of_student is None else {THE_STUDENT: found_landmarks.of_student}
         whose = "the student by its own likenesses"
     if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
         if is_asked or is_own:
@@ -99,12 +99,12 @@ def find_answers(
             )
         return TeacherAnswers(shares={}, why=why)
     labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
-    found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
-    if not is_asked and not found.is_above_chance:
-        return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found, whose=whose)
+    measured = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
+    if not is_asked and not measured.is_above_chance:
+        return TeacherAnswers(shares={}, why=f"{measured}; NOT ABOVE CHANCE", separation=measured, whose=whose)
     visited = inputs_visited(run, inputs)
     shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited)
-    return TeacherAnswers(shares=shares, why=str(found), separation=found, whose=whose)
+    return TeacherAnswers(shares=shares, why=str(measured), separation=measured, whose=whose)
 
 
 def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
@@ -170,9 +170,9 @@ def oracle(
             why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
             next_command="--adapt-on inputs, or subset, of a split with labels",
         )
-    found = bridge_confidence(start, landmarks, dataset, positions)
+    confidence = bridge_confidence(start, landmarks, dataset, positions)
     ids = [dataset[position].example_id for position in positions]
-    return dict(zip(ids, (found.outranked_N == 1).astype(float).tolist(), strict=True))
+    return dict(zip(ids, (confidence.outranked_N == 1).astype(float).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def bridge_answers(
     answers: dict[str, torch.Tensor] = {}
     for _, examples, batch in start.looked_at(dataset, positions, at_once=EXAMPLES_AT_ONCE):
         with start.evaluating():
-            of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
+            of_teachers = [_score(start, examples, batch, of_teacher, name) for name, of_teacher in landmarks.items()]
         scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
         for example, score_C in zip(examples, scores, strict=True):
             is_silent = bool((score_C == 0).any())
@@ -210,8 +210,8 @@ def _score(
     assert words is not None
     states = start.states(batch.student)
     words_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-    own = TextSignal(global_ND=states.pooled_NP, words_NWD=words_NWH, word_mask_NW=seen_NW)
-    signal = own if teacher == THE_STUDENT else batch.signal.text[teacher]
+    student_text = TextSignal(global_ND=states.pooled_NP, words_NWD=words_NWH, word_mask_NW=seen_NW)
+    signal = student_text if teacher == THE_STUDENT else batch.signal.text[teacher]
     assert signal.words_NWD is not None
     # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.
     own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)

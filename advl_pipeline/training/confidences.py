@@ -98,27 +98,27 @@ def find_confidences(
         )
     if config.teacher_control == "own-tokens":
         # What a vision teacher is sure of is nothing that the student's own tokens say.
-        estimates = {name: one for name, one in estimates.items() if name == "text"}
+        estimates = {name: estimate for name, estimate in estimates.items() if name == "text"}
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     separations = {modality: separation(estimate.outranked_N, pictures) for modality, estimate in estimates.items()}
     checked = tuple(
         CheckedConfidence(
             modality=modality,
-            separation=found,
-            is_used=config.confidence_check == "none" or found.is_above_chance,
+            separation=measured,
+            is_used=config.confidence_check == "none" or measured.is_above_chance,
         )
-        for modality, found in separations.items()
+        for modality, measured in separations.items()
     )
     followed = {
-        one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))
-        for one in checked
-        if one.is_used
+        check.modality: dict(zip(ids, map(float, estimates[check.modality].probability_N), strict=True))
+        for check in checked
+        if check.is_used
     }
     # Probes read the teachers as they are; the bridge reads them as the control makes them.
     if config.teacher_control == "shuffle" and config.confidence != "bridge":
         for name, values in followed.items():
             order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed)).tolist()
-            followed[name] = {one: values[ids[index]] for one, index in zip(ids, order, strict=True)}
+            followed[name] = {unit_id: values[ids[index]] for unit_id, index in zip(ids, order, strict=True)}
     return checked, followed
 
 
@@ -160,12 +160,12 @@ def measure_student_confidence(
         start: as step 2 begins; left in the mode that it was in.
         positions: of the M items.
     """
-    found: dict[int, float] = {}
+    confidences: dict[int, float] = {}
     for chosen, _, batch in start.looked_at(dataset, positions, at_once=BATCH_SIZE, labelled_ids=None):
         with start.evaluating():
             output = start.student.encode(batch.student, mask_visual=start.hide_picture)
             head = start.heads[head_name(batch.task)]
             scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
         confidence_B = student_confidence(task_loss, scored.logits, batch.targets)
-        found.update(zip(chosen, confidence_B.tolist(), strict=True))
-    return torch.tensor([found[position] for position in positions])
+        confidences.update(zip(chosen, confidence_B.tolist(), strict=True))
+    return torch.tensor([confidences[position] for position in positions])

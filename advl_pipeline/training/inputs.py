@@ -58,20 +58,20 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
         ConfigError: two caches of one teacher for a split, or a teacher that has none for another split.
     """
     names = [(split.identity_name, split.split) for split in splits]
-    found: list[dict[str, TeacherCache]] = [{} for _ in splits]
+    caches_of: list[dict[str, TeacherCache]] = [{} for _ in splits]
     for cache in caches:
         made_from = cache.identity["dataset"]
         key = (made_from.get("name"), made_from.get("split"))
         place = names.index(key) if key in names else 0
-        if cache.teacher_name in found[place]:
+        if cache.teacher_name in caches_of[place]:
             raise ConfigError(
                 "Two caches hold the same teacher.",
                 where=f"{splits[place].name}/{splits[place].split}",
                 why=cache.teacher_name,
             )
-        found[place][cache.teacher_name] = cache
-    for other, of_split in zip(splits[1:], found[1:], strict=True):
-        if missing := [teacher for teacher in found[0] if teacher not in of_split]:
+        caches_of[place][cache.teacher_name] = cache
+    for other, of_split in zip(splits[1:], caches_of[1:], strict=True):
+        if missing := [teacher for teacher in caches_of[0] if teacher not in of_split]:
             raise ConfigError(
                 f"The adapt step takes inputs from {other.name}/{other.split}, and a teacher has no cache of them.",
                 where="--adapt-on",
@@ -81,7 +81,7 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
                     note="then give it by one more --cache",
                 ),
             )
-    return [[of_split[teacher] for teacher in found[0]] for of_split in found]
+    return [[of_split[teacher] for teacher in caches_of[0]] for of_split in caches_of]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,12 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
             )
         others.append(other)
     joined = JoinedDataset([dataset, *others]) if others else dataset
-    own = seen if "inputs" in config.adapt.adapt_on else labelled if "subset" in config.adapt.adapt_on else []
+    adapted = seen if "inputs" in config.adapt.adapt_on else labelled if "subset" in config.adapt.adapt_on else []
     return Inputs(
         dataset=dataset,
         labelled=labelled,
         adapt_dataset=joined,
-        adapt=[*own, *range(len(dataset), len(joined))],
+        adapt=[*adapted, *range(len(dataset), len(joined))],
         seen=seen,
         num_skipped=len(dataset.skipped),
     )
@@ -186,9 +186,9 @@ def check_caches(
     """
     expected = dataset_identity(dataset)
     for cache in caches:
-        found = cache.identity["dataset"]
+        actual = cache.identity["dataset"]
         skipped = cache.provenance["config"].get("on_error", "fail")
-        if found.get("content_digest") != expected["content_digest"] and skipped != on_error:
+        if actual.get("content_digest") != expected["content_digest"] and skipped != on_error:
             raise IdentityMismatch(
                 f"The cache was made with --on-error {skipped}, and the dataset is read with --on-error {on_error}.",
                 where=str(cache.path),
@@ -196,9 +196,9 @@ def check_caches(
                 next_command=f"add --on-error {skipped}",
             )
         lines = [
-            f"{key:<16} cache {found.get(key)!s:<40} dataset {value}"
+            f"{key:<16} cache {actual.get(key)!s:<40} dataset {value}"
             for key, value in expected.items()
-            if found.get(key) != value
+            if actual.get(key) != value
         ]
         if not lines:
             continue
@@ -209,7 +209,7 @@ def check_caches(
             "text_style": style,
             "data_root": data_root,
         }
-        same = {key for key, value in expected.items() if found.get(key) == value}
+        same = {key for key, value in expected.items() if actual.get(key) == value}
         if same >= {"name", "split", "text_style"}:
             instead = renew_command(config, cache.path)
         else:

@@ -99,12 +99,12 @@ class StudentAtStart:
 class FoundLandmarks:
     """Landmarks by teacher: known words of text teachers, named regions of vision teachers.
 
-    `own` are the known words as the student alone sees them, with its states as features.
+    `of_student` are the known words as the student alone sees them, with its states as features.
     """
 
     words: Mapping[str, Landmarks] = field(default_factory=dict)
     regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
-    own: Landmarks | None = None
+    of_student: Landmarks | None = None
 
     def to(self, device: torch.device) -> FoundLandmarks:
         """Return them with every tensor on a device."""
@@ -148,20 +148,22 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
             meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
             words_seen.add(states_NWH, states_NWH, meant_NW, words)
         for name in teachers["text"]:
-            one = batch.signal.text[name]
-            if one.words_NWD is None:
+            part = batch.signal.text[name]
+            if part.words_NWD is None:
                 continue
-            node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
-            sums[name].add(states_NWH, one.words_NWD, node_NW, words)
+            node_NW = shared_words(words, part, seen_NW) & (words.prior_NW > 0)
+            sums[name].add(states_NWH, part.words_NWD, node_NW, words)
         for name, rows in regions.items():
             rows.add(states, batch, signal.vision[name])
     of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
     names = words_seen.landmarks()
-    of_regions = {} if names is None else {name: one.landmarks(names.states_KH) for name, one in regions.items()}
+    of_regions = (
+        {} if names is None else {name: search.landmarks(names.states_KH) for name, search in regions.items()}
+    )
     return FoundLandmarks(
-        words={name: one for name, one in of_words.items() if one is not None},
-        regions={name: one for name, one in of_regions.items() if one is not None},
-        own=names if asks_itself else None,
+        words={name: marks for name, marks in of_words.items() if marks is not None},
+        regions={name: marks for name, marks in of_regions.items() if marks is not None},
+        of_student=names if asks_itself else None,
     )
 
 
@@ -174,18 +176,18 @@ class _RegionRows:
         self._states: list[torch.Tensor] = []
         self._features: list[torch.Tensor] = []
 
-    def add(self, states: StudentOutput, batch: TrainingBatch, one: VisionSignal) -> None:
-        if one.regions_BSD is None or one.region_mask_BS is None or self._num_rows >= MAX_REGIONS:
+    def add(self, states: StudentOutput, batch: TrainingBatch, part: VisionSignal) -> None:
+        if part.regions_BSD is None or part.region_mask_BS is None or self._num_rows >= MAX_REGIONS:
             return
         place_of = {picture: place for place, picture in reversed(list(enumerate(batch.image_ids_B.tolist())))}
         fresh = sorted(place for picture, place in place_of.items() if picture not in self._pictures)
         self._pictures.update(place_of)
         first_F = batch.student.first_B[fresh]
-        shares_FSR = None if one.shares_BSR is None else one.shares_BSR[fresh]
+        shares_FSR = None if part.shares_BSR is None else part.shares_BSR[fresh]
         states_FSH, seen_FS = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
-        node_FS = seen_FS & one.region_mask_BS[fresh]
+        node_FS = seen_FS & part.region_mask_BS[fresh]
         self._states.append(states_FSH[node_FS])
-        self._features.append(one.regions_BSD[fresh][node_FS])
+        self._features.append(part.regions_BSD[fresh][node_FS])
         self._num_rows += int(node_FS.sum())
 
     def landmarks(self, names_NH: torch.Tensor) -> RegionLandmarks | None:

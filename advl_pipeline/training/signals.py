@@ -132,9 +132,9 @@ class SignalSource:
         prior, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         form, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
-            own = np.s_[row, : len(spans)]
-            prior[own], form[own], known[own] = self._word_numbers(text)
-            mask[own] = True
+            taken = np.s_[row, : len(spans)]
+            prior[taken], form[taken], known[taken] = self._word_numbers(text)
+            mask[taken] = True
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
             prior_NW=torch.from_numpy(prior),
@@ -185,7 +185,7 @@ class SignalSource:
         averages, mask_NW = word_averages(word_of_token[is_token_NM], lengths, tuple(words.prior_NW.shape))
         fillings = None
         if teacher.word_means is not None:
-            filled_NW, mean_FD = teacher.word_means.of(words.form_NW, words.word_mask_NW & ~mask_NW)
+            filled_NW, mean_FD = teacher.word_means.look_up(words.form_NW, words.word_mask_NW & ~mask_NW)
             mask_NW |= filled_NW
             fillings = Fillings(place_F=torch.nonzero(filled_NW.flatten())[:, 0], mean_FD=mean_FD)
         picture = None

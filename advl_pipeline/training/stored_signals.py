@@ -49,7 +49,7 @@ class Averages:
     weight_X: torch.Tensor
     count_P: torch.Tensor | None = None
 
-    def of(self, rows_MD: torch.Tensor) -> torch.Tensor:
+    def apply(self, rows_MD: torch.Tensor) -> torch.Tensor:
         """Return (*shape, D) float32; zeros where a place has no row."""
         num_places = prod(self.shape)
         if rows_MD.device.type == "cpu":
@@ -88,7 +88,7 @@ class StoredFeatures:
             rows_MD = torch.from_numpy(from_int8(self.values_MD.numpy(), self.scale_M.numpy())).float()
         else:
             rows_MD = dequantise(self.values_MD, self.scale_M).float()
-        return rows_MD if self.averages is None else self.averages.of(rows_MD)
+        return rows_MD if self.averages is None else self.averages.apply(rows_MD)
 
     def standardised(self, values_D: torch.Tensor) -> torch.Tensor:
         """Return (..., D) as targets are."""
@@ -175,8 +175,8 @@ class StoredSignal:
     def targets(self) -> TeacherSignal:
         """Return what the loss sees, on the device where the features lie."""
         return TeacherSignal(
-            vision={name: one.targets() for name, one in self.vision.items()},
-            text={name: one.targets() for name, one in self.text.items()},
+            vision={name: part.targets() for name, part in self.vision.items()},
+            text={name: part.targets() for name, part in self.text.items()},
             words=self.words,
             confidence=self.confidence,
         )
@@ -230,14 +230,14 @@ def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentB
         weights_RM, mask_BR[row] = _pooling(grid, places_BR4[row].tobytes(), picture.width, picture.height)
         weights.append(weights_RM)
     num_cells = grid.rows * grid.columns
-    num_before = np.cumsum([0, *(one.nnz for one in weights)])
+    num_before = np.cumsum([0, *(matrix.nnz for matrix in weights)])
     averages = Averages(
         shape=mask_BR.shape,
         start_P1=_indices(
-            np.concatenate([[0], *(one.indptr[1:] + num_before[row] for row, one in enumerate(weights))])
+            np.concatenate([[0], *(matrix.indptr[1:] + num_before[row] for row, matrix in enumerate(weights))])
         ),
-        row_X=_indices(np.concatenate([one.indices + row * num_cells for row, one in enumerate(weights)])),
-        weight_X=torch.from_numpy(np.concatenate([one.data for one in weights])),
+        row_X=_indices(np.concatenate([matrix.indices + row * num_cells for row, matrix in enumerate(weights)])),
+        weight_X=torch.from_numpy(np.concatenate([matrix.data for matrix in weights])),
     )
     return averages, torch.from_numpy(mask_BR), None
 

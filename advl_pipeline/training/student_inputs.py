@@ -154,12 +154,12 @@ class CachedRegions(_OfCaches, RegionSource):
         for cache, store in self._stores:
             if not store.contains(ids)[0]:
                 continue
-            found = store.regions(ids)
-            boxes_R6 = found["boxes"]
+            stored = store.regions(ids)
+            boxes_R6 = stored["boxes"]
             # A copy: torch warns about arrays that cannot be written to, which a map is.
-            features_RF = np.array(found["values"])
+            features_RF = np.array(stored["values"])
             positions_R7 = np.concatenate([boxes_R6, boxes_R6[:, 4:5] * boxes_R6[:, 5:]], axis=1)
-            box_index_R = found["box_index"].astype(np.int64)
+            box_index_R = stored["box_index"].astype(np.int64)
             has_whole = cache.identity["teacher"]["image"]["global"] == "as given"
             if has_whole:
                 features_RF = np.concatenate([store.global_features(ids), features_RF])

@@ -71,7 +71,7 @@ class WordMeans:
     form_K: npt.NDArray[np.int64]
     mean_KD: torch.Tensor
 
-    def of(self, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look_up(self, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (N, W) bool, which of the missing words have a mean, and these, (F, D), in order."""
         if not len(self.form_K):
             return torch.zeros_like(missing_NW), self.mean_KD
@@ -92,11 +92,11 @@ def word_means(rows: UnitFeatures, texts: Mapping[str, str]) -> WordMeans:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         spans_M2 = rows.char_spans(part)
         for place in np.flatnonzero(lengths).tolist():
-            text, own = texts[part[place]], slice(int(starts[place]), int(starts[place + 1]))
+            text, taken = texts[part[place]], slice(int(starts[place]), int(starts[place + 1]))
             words = word_spans(text)
-            word_M = assign_tokens_to_words(spans_M2[own], words)
+            word_M = assign_tokens_to_words(spans_M2[taken], words)
             averages, has_1W = word_averages(word_M, lengths[place : place + 1], (1, len(words)))
-            pooled_1WD = averages.of(torch.from_numpy(np.array(values[own], dtype=np.float32)))
+            pooled_1WD = averages.apply(torch.from_numpy(np.array(values[taken], dtype=np.float32)))
             for number in torch.nonzero(has_1W[0])[:, 0].tolist():
                 form = form_of(text[slice(*words[number])].lower())
                 total, count = sums.get(form, (torch.zeros(pooled_1WD.shape[2]), 0))
@@ -196,11 +196,11 @@ class JoinedFeatures(StandIn):
 
     def _gather(self, ids: Sequence[str], read: Callable[[UnitFeatures, list[str]], Sequence[Array]]) -> list[Array]:
         """Return what is read of each unit, in the order of the ids."""
-        found: dict[int, Array] = {}
+        by_place: dict[int, Array] = {}
         for features, places in zip(self._features, self._places(ids), strict=True):
             if places:
-                found.update(zip(places, read(features, [ids[place] for place in places]), strict=True))
-        return [found[place] for place in range(len(ids))]
+                by_place.update(zip(places, read(features, [ids[place] for place in places]), strict=True))
+        return [by_place[place] for place in range(len(ids))]
 
     def _places(self, ids: Sequence[str]) -> list[list[int]]:
         """Return, by store, the places of the ids that it gives; what none holds goes to the first, which says so."""
@@ -260,7 +260,7 @@ class Rearranged(StandIn):
         rows, lent = self._store.token_features([self._rows_of(unit) for unit in ids])
         starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
         of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
-        take = [start + self._order_of(unit, own, others) for unit, start, own, others in of_units]
+        take = [start + self._order_of(unit, num_rows, others) for unit, start, num_rows, others in of_units]
         return rows[np.concatenate(take).astype(np.int64)], lengths
 
     def announce(self, ids: Sequence[str]) -> None:
@@ -289,7 +289,7 @@ def shuffled_features(store: FeatureStore, *, seed: int, tower: Tower) -> Rearra
         store,
         whole_of=dict(zip(cycle, cycle[1:] + cycle[:1], strict=True)).__getitem__,
         rows_of=with_rows.__getitem__,
-        order_of=lambda _, own, others: np.arange(own) % max(1, others),
+        order_of=lambda _, num_rows, others: np.arange(num_rows) % max(1, others),
     )
 
 
@@ -354,16 +354,16 @@ def require_control(teachers: Sequence[TeacherFeatures], config: FinetuneConfig)
                 where=where,
                 next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
             )
-        grids = [one.image_places for one in teachers if isinstance(one.image_places, TeacherGrid)]
+        grids = [teacher.image_places for teacher in teachers if isinstance(teacher.image_places, TeacherGrid)]
         if not any(grid.rows * grid.columns > 1 for grid in grids):
             raise ConfigError(
                 "No teacher has a grid of several cells, so the control would be the method itself.",
                 where=where,
-                why=f"the teachers are {', '.join(one.name for one in teachers)}",
+                why=f"the teachers are {', '.join(teacher.name for teacher in teachers)}",
                 next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
             )
     is_text = config.distill.pathway == "text"
-    if config.teacher_control == "own-tokens" and (is_text or not any(one.image for one in teachers)):
+    if config.teacher_control == "own-tokens" and (is_text or not any(teacher.image for teacher in teachers)):
         raise ConfigError(
             "The student's own tokens stand in for a vision teacher, and none is distilled.",
             where=where,

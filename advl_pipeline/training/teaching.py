@@ -95,8 +95,8 @@ class Teaching:
 
     def lines(self) -> list[str]:
         """Return one line for people about each thing that was found."""
-        found = [one.line() for several in (self.vision, self.confidences) for one in several]
-        return found if self.answers is None else [*found, *self.answers.lines()]
+        texts = [check.line() for several in (self.vision, self.confidences) for check in several]
+        return texts if self.answers is None else [*texts, *self.answers.lines()]
 
 
 def open_teaching(
@@ -176,12 +176,12 @@ def _open_sources(
     for of_teacher in zip(*by_split, strict=True):
         cached = [cached_teacher(cache) for cache in of_teacher]
         read = [controlled_teacher(teacher, config) for teacher in cached]
-        for found, features in ((teachers, read), (judges, cached)):
-            one = joined_teacher(cached, features)
-            if any(cache.keeps_some_texts for cache in of_teacher) and one.text is not None:
+        for collected, features in ((teachers, read), (judges, cached)):
+            joined = joined_teacher(cached, features)
+            if any(cache.keeps_some_texts for cache in of_teacher) and joined.text is not None:
                 # Only some texts have rows; words of the others have their means.
-                one = replace(one, word_means=word_means(one.text, texts))
-            found.append(one)
+                joined = replace(joined, word_means=word_means(joined.text, texts))
+            collected.append(joined)
     require_control(judges, config)
     source = SignalSource(
         teachers,
@@ -209,7 +209,7 @@ def choose_vision_targets(
     """
     teachers = [teacher for teacher in source.teachers if teacher.image and settings.pathway != "text"]
     wanted = settings.vision_target
-    kinds = {one.name: None if wanted == "image" else _kind(one, student, wanted) for one in teachers}
+    kinds = {teacher.name: None if wanted == "image" else _kind(teacher, student, wanted) for teacher in teachers}
     counts = _count(student, dataset, positions, source, [name for name, kind in kinds.items() if kind is not None])
     choices = []
     for name, kind in kinds.items():
@@ -241,7 +241,9 @@ def choose_vision_targets(
             )
         )
     with_places = {choice.teacher for choice in choices if choice.target != "image"}
-    read = [one if one.name in with_places else replace(one, image_places=None) for one in source.teachers]
+    read = [
+        teacher if teacher.name in with_places else replace(teacher, image_places=None) for teacher in source.teachers
+    ]
     return choices, replace(source, teachers=read)
 
 
@@ -295,14 +297,17 @@ def _count(
     for part, _, batch in looked_at(dataset, pictures, student, source, at_once=_AT_ONCE):
         assert batch.signal is not None
         for name in names:
-            one = batch.signal.vision[name]
-            assert one.region_mask_BS is not None
-            if one.shares_BSR is not None:
-                has_target, is_place = one.region_mask_BS & one.shares_BSR.any(2), one.region_mask_BS
+            vision = batch.signal.vision[name]
+            assert vision.region_mask_BS is not None
+            if vision.shares_BSR is not None:
+                has_target, is_place = (
+                    vision.region_mask_BS & vision.shares_BSR.any(2),
+                    vision.region_mask_BS,
+                )
             else:
                 assert batch.student.places_BR4 is not None
-                has_target, is_place = one.region_mask_BS, ~batch.student.places_BR4.isnan().any(2)
+                has_target, is_place = vision.region_mask_BS, ~batch.student.places_BR4.isnan().any(2)
             num_targets, num_places, num_pictures = totals[name]
-            found = num_targets + int(has_target.sum()), num_places + int(is_place.sum())
-            totals[name] = (*found, num_pictures + len(part))
+            counts = num_targets + int(has_target.sum()), num_places + int(is_place.sum())
+            totals[name] = (*counts, num_pictures + len(part))
     return totals

@@ -51,7 +51,7 @@ def test_means_are_over_the_texts_that_have_rows(some: Path, small_corpus: Any) 
 def test_missing_words_take_their_means_and_others_stay() -> None:
     means = WordMeans(form_K=np.array([2, 5]), mean_KD=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     missing_NW = torch.tensor([[False, True, True, True]])
-    found_NW, mean_FD = means.of(torch.tensor([[5, 5, 7, 2]]), missing_NW)
+    found_NW, mean_FD = means.look_up(torch.tensor([[5, 5, 7, 2]]), missing_NW)
     assert found_NW.tolist() == [[False, True, False, True]]
     # The first word alone has a row, of which it is the mean.
     averages, _ = word_averages(np.array([0]), np.array([1], np.int32), (1, 4))
