@@ -50,7 +50,7 @@ def imported_modules(path: Path) -> list[str]:
 
 
 def bound_names(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of what a module assigns, takes as arguments and defines; fields of records may be those of files."""
+    """Yield the names of what a module assigns, takes as arguments and defines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
