@@ -52,9 +52,9 @@ def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_
     assert tags <= set(events.Tags()["scalars"])
     for name in events.Tags()["scalars"]:
         expected = [(record["step"], scalars(record)[name]) for record in logged if name in scalars(record)]
-        logged = [(event.step, event.value) for event in events.Scalars(name)]
-        assert [step for step, _ in logged] == [step for step, _ in expected]
-        assert [value for _, value in logged] == pytest.approx([value for _, value in expected], rel=1e-5)
+        tracked = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in tracked] == [step for step, _ in expected]
+        assert [value for _, value in tracked] == pytest.approx([value for _, value in expected], rel=1e-5)
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
