@@ -43,9 +43,7 @@ from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import ArraySpec, Placement, group_metadata, place, render_json
 from advl_pipeline.cache.moments import mean_and_variance
 from advl_pipeline.cache.parts import remove_dead_locks
-from advl_pipeline.cache.quantise import (
-    StoredDtype,
-)
+from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
@@ -65,7 +63,6 @@ _DIGEST_BYTES = 32
 
 _STATISTIC = "stat-"
 
-_BLOCK_ROWS = 4096
 
 Array = npt.NDArray[Any]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -64,10 +65,15 @@ class ArrowFile:
         facts: Mapping[str, Any] = json.loads(self.batch.schema.metadata[_FACTS])
         return facts
 
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        # Arrow makes a column anew each time it is asked for, a tenth of the time that an example may take.
+        return dict(zip(self.batch.schema.names, self.batch.columns, strict=True))
+
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """Return a column of numbers, or the codes of a dictionary column, without a copy."""
         if name not in self._numbers:
-            column = self.batch[name]
+            column = self._columns[name]
             codes = column.indices if pa.types.is_dictionary(column.type) else column
             # Arrow's own way to NumPy imports pandas.
             self._numbers[name] = np.from_dlpack(codes)
@@ -75,7 +81,7 @@ class ArrowFile:
 
     def texts(self, name: str) -> Any:
         """Return a column of texts, or the distinct texts of a dictionary column by their codes: an Arrow array."""
-        column = self.batch[name]
+        column = self._columns[name]
         return column.dictionary if pa.types.is_dictionary(column.type) else column
 
     def text(self, name: str, place: int) -> str:
@@ -85,14 +91,14 @@ class ArrowFile:
 
     def lists(self, name: str, row: int) -> list[Any]:
         """Return the list that a row has in a column of lists."""
-        values: list[Any] = self.batch[name][row].as_py()
+        values: list[Any] = self._columns[name][row].as_py()
         return values
 
     def is_in(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Tell of each row whether its text in a column is one of the wanted ones."""
         import pyarrow.compute as pc
 
-        mask = pc.is_in(self.batch[name], value_set=pa.array(wanted, pa.large_string()))
+        mask = pc.is_in(self._columns[name], value_set=pa.array(wanted, pa.large_string()))
         member: npt.NDArray[np.bool_] = mask.to_numpy(zero_copy_only=False)
         return member
 
@@ -202,7 +208,11 @@ class Index:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of a split's rows."""
-        return np.flatnonzero(self.file.is_in("split", [split])).astype(np.int64)
+        # By codes: Arrow's search would import pandas, half a second of every command that opens data.
+        names = self.file.texts("split").to_pylist()
+        if split not in names:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.file.numbers("split") == names.index(split)).astype(np.int64)
 
     def is_labelled(self, split: str) -> bool:
         rows = self.rows_of(split)
@@ -419,20 +429,28 @@ class _Builder:
         rationale = -1 if item.rationale_label is None else item.rationale_label
         boxes = json.dumps([item.boxes, item.box_labels])
         fields = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
-        return json.dumps([*fields, item.group, item.stratum]).encode()
+        # Labels of another package's reader may be NumPy's.
+        return json.dumps([*fields, item.group, item.stratum], default=operator.index).encode()
 
     def _settle_chunk(self) -> None:
-        """Turn the gathered rows into an Arrow batch, which takes a fraction of the memory."""
-        self._chunks.append(pa.RecordBatch.from_pylist(self._gathered, schema=_SCHEMA))
+        """Turn the gathered rows into an Arrow table, a fraction of the memory; texts that repeat stand once."""
+        chunk = pa.Table.from_pylist(self._gathered, schema=_SCHEMA)
+        for name in _REPEATED:
+            chunk = chunk.set_column(chunk.schema.get_field_index(name), name, chunk[name].dictionary_encode())
+        self._chunks.append(chunk)
         self._gathered = []
 
     def _batch(self) -> Any:
         import pyarrow.compute as pc
 
         self._settle_chunk()
-        table = pa.Table.from_batches(self._chunks)
-        columns = {name: table[name].combine_chunks() for name in _SCHEMA.names}
-        columns |= {name: columns[name].dictionary_encode() for name in _REPEATED}
+        table = pa.concat_tables(self._chunks).unify_dictionaries()
+        self._chunks = []
+        columns: dict[str, Any] = {}
+        for name in _SCHEMA.names:
+            # Column by column, so that the whole is not held twice.
+            columns[name] = table[name].combine_chunks()
+            table = table.drop_columns([name])
         columns["label"] = pc.coalesce(columns["label"], columns["label_name"].indices)
         columns["cell"] = pc.coalesce(columns["cell"], columns["label"].cast(pa.int64()))
         labels, splits = (np.from_dlpack(column) for column in (columns["label"], columns["split"].indices))
@@ -454,4 +472,6 @@ class _Builder:
             "left_out": self._left_out,
             "grouped": bool(self._source.card.items),
         }
-        return record_batch({name: column.filter(pa.array(~is_bad)) for name, column in columns.items()}, facts)
+        if is_bad.any():
+            columns = {name: column.filter(pa.array(~is_bad)) for name, column in columns.items()}
+        return record_batch(columns, facts)

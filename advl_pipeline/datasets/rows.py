@@ -129,10 +129,12 @@ def read_card(path: Path) -> DataCard:
         texts = [*chain.from_iterable(named.values())]
         is_too_many = key != "files" and len(texts) > len(named)
         if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
+            of_files = "a file, hf:NAME, or a table split -> file or list of files"
+            expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
             raise ConfigError(
                 "The card does not say which files hold the data.",
                 where=f"{path} {key}",
-                why=f"got {files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
+                why=f"got {files!r}; expected {expected}",
             )
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
     if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):

@@ -36,12 +36,13 @@ class FiledArrays:
     Args:
         source: the file or folder that they lie in, for errors.
         entries: name -> where the array lies; several names may be of one.
+        units: the pictures; each is looked up before any array is read.
 
     Raises:
-        DatasetError: two arrays have one name.
+        DatasetError: two arrays have one name, or a picture has none of its own.
     """
 
-    def __init__(self, source: Path, entries: Iterable[tuple[str, Entry]]) -> None:
+    def __init__(self, source: Path, entries: Iterable[tuple[str, Entry]], units: Iterable[ImageUnit]) -> None:
         self._source = source
         self._entries = by_name(entries)
         self._pictures: dict[str, Path] = {}
@@ -49,6 +50,8 @@ class FiledArrays:
         for name, entry in self._entries.items():
             alike.setdefault(name.rpartition("/")[2], {}).setdefault(entry.where, name)
         self._alike = {last: [*names.values()] for last, names in alike.items()}
+        for unit in units:
+            self._name_of(unit)
 
     def features(self, unit: ImageUnit) -> FoundFeatures:
         """Read the features of a picture, rows (M, D) or one vector (D,).
@@ -56,6 +59,10 @@ class FiledArrays:
         Raises:
             DatasetError: there are none, those of another picture have the same name, or they cannot be read.
         """
+        return FoundFeatures(values=_read_values(self._entries[self._name_of(unit)]))
+
+    def _name_of(self, unit: ImageUnit) -> str:
+        """Return the name of a picture's features, which no other picture may have."""
         name = self._find(unit.path)
         if name is None:
             why = f"picture {unit.path.name}"
@@ -67,7 +74,7 @@ class FiledArrays:
                 why=f"{other} and {unit.path}",
                 next_command=_HOW_TO_FILE,
             )
-        return FoundFeatures(values=_read_values(self._entries[name]))
+        return name
 
     def _find(self, picture: Path) -> str | None:
         """Return the name that a picture's features are filed under: the one with most of its folders."""

@@ -80,7 +80,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
     require_source(config)
     places = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
-    return ImportedTower(FiledArrays(config.source, places).features, units, where=where)
+    return ImportedTower(FiledArrays(config.source, places, units).features, units, where=where)
 
 
 class ImportedTower:

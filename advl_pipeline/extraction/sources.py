@@ -154,7 +154,8 @@ class SizedUnits:
         return np.zeros((len(self.counts.lengths_N), ID_BYTES), np.uint8)
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
-        del progress, at_most
+        del at_most
+        progress(len(self.counts.lengths_N))
         return self.counts
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dataset_mirrors import vcr_record, write_captions, write_snli_ve, write_vcr
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
@@ -136,7 +137,8 @@ def test_the_reader_of_the_documentation_works_as_it_stands(tmp_path: Path, monk
 def checks_itself(root: Path, *, question: str = "Which?") -> RowSource:
     """Reader that hands over items, one of which it did not check."""
     items = [
-        Item(item_id=str(n), image="red.png", texts=(question, "a", "b"), num_choices=2, label=n) for n in (0, 1)
+        Item(item_id=str(n), image="red.png", texts=(question, "a", "b"), num_choices=2, label=np.int64(n))
+        for n in (0, 1)
     ]
     rows = [Row(item, name=str(number), line=number) for number, item in enumerate(items)]
     with pytest.raises(Malformed, match="the label is 2, and there are 2 texts to choose from"):

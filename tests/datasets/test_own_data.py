@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,17 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
     write_pictures(tmp_path / "elsewhere" / "pictures")
     dataset = open_dataset(data, split="train", data_root=tmp_path / "elsewhere")
     assert dataset[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
+
+
+def test_data_that_are_indexed_open_without_pandas(tmp_path: Path) -> None:
+    data = str(write_json_lines(tmp_path / "true.jsonl", rows_of(class_row)))
+    open_dataset(data, split="train")
+    program = (
+        "import sys; from advl_pipeline.datasets.registry import open_dataset; "
+        f"print(len(open_dataset({data!r}, split='test')), 'pandas' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(len(open_dataset(data, split="test"))), "False"]
 
 
 def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
