@@ -221,7 +221,6 @@ class GradientSum:
         for bucket in new:
             self._send(bucket)
         self._buckets += new
-        self._bucket_of = {number: place for place, bucket in enumerate(self._buckets) for number in bucket}
         for bucket, (work, total) in zip(self._buckets, self._sent, strict=True):
             work.wait()
             values = [self._trained[number] for number in bucket]
@@ -232,6 +231,10 @@ class GradientSum:
                         value.grad = torch.empty_like(value)
                     value.grad.copy_(part.view_as(value.grad))
         self._sent, self._missing = [], None
+        if new:
+            # Which numbers are added up together must not depend on when they were first reached.
+            self._buckets = self._cut(sorted(number for bucket in self._buckets for number in bucket))
+            self._bucket_of = {number: place for place, bucket in enumerate(self._buckets) for number in bucket}
         return stops
 
     def _cut(self, numbers: Iterable[int]) -> list[list[int]]:

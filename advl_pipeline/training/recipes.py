@@ -166,14 +166,27 @@ _parsed = functools.lru_cache(tomllib.loads)
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:
-    try:
-        rules = [ScaleRule(pattern, scale) for pattern, scale in values.get("lr_scales", ())]
-        for pattern in (values.get("no_decay", ""), *(rule.pattern for rule in rules)):
+    rules = []
+    scales = values.get("lr_scales", ())
+    for rule in scales if isinstance(scales, (list, tuple)) else [scales]:
+        match rule:
+            case [str(pattern), int() | float() as scale] if 0 <= scale < math.inf and not isinstance(scale, bool):
+                rules.append(ScaleRule(pattern, scale))
+            case _:
+                raise _wrong_names(f"lr_scales {rule!r}: it must be a pattern and a number of at least 0", where)
+    no_decay = values.get("no_decay")
+    spared = [("no_decay", no_decay)] if isinstance(no_decay, str) else []
+    for key, pattern in [*spared, *(("lr_scales", rule.pattern) for rule in rules)]:
+        try:
             re.compile(pattern)
-    except (TypeError, ValueError, re.error) as error:
-        raise ConfigError("A recipe's names of parameters are wrong.", where=where, why=str(error)) from None
+        except (OverflowError, RecursionError, re.error) as error:
+            raise _wrong_names(f"{key} {pattern!r}: {error}", where) from None
     fixed = {"student": student, "task": task, "size": size, "sources": sources}
     return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, fixed, where=where)
+
+
+def _wrong_names(why: str, where: str) -> ConfigError:
+    return ConfigError("A recipe's names of parameters are wrong.", where=where, why=why)
 
 
 AUTO, NONE = "auto", "none"

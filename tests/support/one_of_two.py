@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -114,6 +114,37 @@ def run(watched: Path, mischief: str, words: Sequence[str]) -> None:
     finally:
         if is_first:
             watched.write_text(json.dumps(steps), encoding="utf-8")
+
+
+def add_up(written: Path, reached_by_step: Sequence[Sequence[int]]) -> None:
+    """Add up gradients of four small parameters; the first process writes how many numbers each exchange had by step.
+
+    Args:
+        reached_by_step: numbers of the parameters that the backward pass of each step reaches.
+    """
+    process_group.BUCKET_NUMBERS = 4
+    accelerator = process_group.start_processes("cpu", "no")
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(4)]
+    sizes: list[list[int]] = []
+    exchange = distributed.all_reduce
+
+    def watched(value: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if options.get("group") is not None:
+            sizes[-1].append(value.numel())
+        return exchange(value, *arguments, **options)
+
+    distributed.all_reduce = watched
+    with process_group.GradientSum(parameters, accelerator) as gradients:
+        for reached in reached_by_step:
+            sizes.append([])
+            gradients.begin_last_pass()
+            torch.stack([parameters[number] for number in reached]).sum().backward()
+            gradients.finish(False)
+            for parameter in parameters:
+                assert parameter.grad is None or parameter.grad.tolist() == [2.0, 2.0]
+                parameter.grad = None
+    if accelerator.is_main_process:
+        written.write_text(json.dumps(sizes), encoding="utf-8")
 
 
 def launch(words: Sequence[str]) -> None:

@@ -108,6 +108,13 @@ def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
     assert [step["early"] > 0 for step in steps] == [False, True, False, True, True], steps
 
 
+def test_what_is_added_up_together_does_not_depend_on_when_it_was_reached(tmp_path: Path) -> None:
+    late, at_once = tmp_path / "late", tmp_path / "at_once"
+    messages_of(*side_by_side(one_of_two.add_up, late, [[0, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3]]))
+    messages_of(*side_by_side(one_of_two.add_up, at_once, [[0, 1, 2, 3], [0, 1, 2, 3]]))
+    assert load_json(late)[-1] == load_json(at_once)[-1] == [4, 4]
+
+
 def test_one_process_that_fails_ends_the_other_in_seconds(small_corpus: Any, tmp_path: Path) -> None:
     words = command(small_corpus, tmp_path / "run", **COMMON, method="advl")
     began = time.monotonic()

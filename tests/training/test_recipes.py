@@ -155,11 +155,37 @@ def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown key") as wrong:
         settle("uniter-base", "vcr", recipe=str(file))
     assert "learning_rate" in wrong.value.why
-    for pattern in ('no_decay = "bias|("', 'lr_scales = [["bias"]]', 'lr_scales = [["(", 2.0]]', "lr_scales = 2.0"):
-        file.write_text(pattern + "\n", encoding="utf-8")
-        with pytest.raises(ConfigError, match="names of parameters") as wrong:
-            settle("uniter-base", "vcr", recipe=str(file))
-        assert wrong.value.where == str(file)
+    file.write_text("no_decay = 5\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no_decay must be str, not int"):
+        settle("uniter-base", "vcr", recipe=str(file))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("no_decay", '"bias|("', "'bias|('"),
+        ("no_decay", '"a{99999999999}"', "'a{99999999999}'"),
+        ("no_decay", f'"{"(" * 3000}"', "'((("),
+        ("lr_scales", '[["bias"]]', "['bias']"),
+        ("lr_scales", '[["(", 2.0]]', "'('"),
+        ("lr_scales", '[["a{99999999999}", 2.0]]', "'a{99999999999}'"),
+        ("lr_scales", f'[["{"(" * 3000}", 2.0]]', "'((("),
+        ("lr_scales", "2.0", "2.0"),
+        ("lr_scales", '["ab"]', "'ab'"),
+        ("lr_scales", '[["a", "x"]]', "['a', 'x']"),
+        ("lr_scales", '[["a", -1]]', "['a', -1]"),
+        ("lr_scales", '[["a", true]]', "['a', True]"),
+        ("lr_scales", '[["a", nan]]', "['a', nan]"),
+        ("lr_scales", '[["a", inf]]', "['a', inf]"),
+    ],
+)
+def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"{key} = {value}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="names of parameters") as wrong:
+        settle("uniter-base", "vcr", recipe=str(file))
+    assert wrong.value.where == str(file)
+    assert wrong.value.why.startswith(f"{key} {named}")
 
 
 def test_contradictions_are_refused() -> None:
