@@ -37,9 +37,10 @@ class RegionStudentConfig(TextStudentConfig):
 
 @dataclass(kw_only=True)
 class RegionBatch(TextBatch):
-    """Adds each example's regions (shared by its candidates), both float32.
+    """Adds each example's regions (shared by its candidates); features and positions are float32.
 
     `features_BRF` are a detector's; `positions_BR7` are x1, y1, x2, y2, width, height, area as shares of the picture.
+    `tags_NL` (int64) is the region that each token refers to by an object tag, -1 for most.
     """
 
     picture_field: ClassVar[str] = "features_BRF"
@@ -49,7 +50,7 @@ class RegionBatch(TextBatch):
     grid: TokenGrid | None = None
     """Of text and regions, where the student computes no padding."""
     tags_NL: torch.Tensor | None = None
-    """The region (int64) that each token refers to by an object tag, -1 for most; of students that read it."""
+    """Of students that read it."""
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""
