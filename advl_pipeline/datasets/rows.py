@@ -217,7 +217,8 @@ class Item:
 
     def __post_init__(self) -> None:
         for label, texts in ((self.label, self.choices), (self.rationale_label, self.rationales)):
-            if isinstance(label, int) and not 0 <= label < len(texts):
+            # A number may be NumPy's.
+            if not (label is None or isinstance(label, str) or 0 <= label < len(texts)):
                 raise Malformed(f"the label is {label}, and there are {len(texts)} texts to choose from")
 
     @property

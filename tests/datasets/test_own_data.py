@@ -84,6 +84,17 @@ def test_data_that_are_indexed_open_without_pandas(tmp_path: Path) -> None:
     assert printed.split() == [str(len(open_dataset(data, split="test"))), "False"]
 
 
+def test_rows_of_many_chunks_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json_lines(tmp_path / "true.jsonl", rows_of(class_row))
+    opened = []
+    for chunk in (1 << 14, 3):
+        monkeypatch.setattr("advl_pipeline.datasets.index._CHUNK", chunk)
+        monkeypatch.setenv("ADVL_INDEX", str(tmp_path / f"chunks-{chunk}"))
+        data = open_dataset(str(tmp_path / "true.jsonl"), split="train")
+        opened.append((data.content_digest(), data.label_names("classes"), str([data[n] for n in range(len(data))])))
+    assert opened[0] == opened[1]
+
+
 def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
     composed, apart = "gr\u00fcn", "gru\u0308n"
     labels = ["ja", "ja ", " nein", "nein", composed, apart]

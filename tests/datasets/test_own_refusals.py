@@ -83,6 +83,10 @@ def test_cards_that_cannot_be_used(tmp_path: Path) -> None:
         ("files = 'hf:a/b'\n[[items]]\npicture = 'a'", "Unknown column 'picture'"),
         ("files = 'hf:a/b'\n[join]\nkey = 'a'", "missing"),
         ("files = 'hf:a/b'\njoin = {files = 5, key = 'a', on = 'a', columns = []}", "does not say which files"),
+        (
+            "files = 'hf:a/b'\njoin = {files = ['hf:c/d', 'hf:e/f'], key = 'a', on = 'a', columns = []}",
+            "expected hf:NAME, or a table split -> hf:NAME$",
+        ),
     ):
         card.write_text(text)
         with pytest.raises(ConfigError, match=why) as caught:

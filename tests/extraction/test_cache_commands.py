@@ -357,7 +357,8 @@ def test_import_reads_plain_arrays_alone_and_never_unpickles(
 def test_import_names_what_is_missing(tmp_path: Path) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=2)
     first, second = dataset.image_units()
-    write_arrays(tmp_path / "features", "npy", {first.path.stem: np.ones(3, np.float32)})
+    # It is told before any array is read, and so before the one that cannot be used.
+    write_arrays(tmp_path / "features", "npy", {first.path.stem: np.full(3, np.nan, np.float32)})
     with pytest.raises(DatasetError) as caught:
         imported(tmp_path / "features", dataset, tmp_path / "cache")
     assert second.path.name in caught.value.why

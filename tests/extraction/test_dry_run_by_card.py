@@ -40,6 +40,8 @@ def test_units_bytes_and_disk_come_from_the_card(data: Path, capsys: pytest.Capt
     assert "GB are free there" in told
     assert "times are of" not in told
     assert not Path("caches").exists()
+    assert "image: counting tokens: 100%" in errors
+    assert "text: counting tokens: 100%" in errors
 
     code, printed, errors = advl(capsys, *asked, "--json")
     assert code == 0, errors
