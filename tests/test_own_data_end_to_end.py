@@ -87,7 +87,7 @@ def test_a_row_alone_is_learned_from_however_large_the_batch(advl: Callable[...,
     assert json.loads(Path("run/result.json").read_text())["status"] == "done"
 
 
-UNUSED = ("timm", "peft", "datasets", "matplotlib", "zarr", "h5py", "obstore", "ray")
+UNUSED = ("pandas", "timm", "peft", "datasets", "matplotlib", "zarr", "h5py", "obstore", "ray")
 """Packages that scoring a small student needs none of."""
 
 

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRIC_OF_TASK: Mapping[str, str] = {
     "vcr-q2a": "q2a",
@@ -38,6 +35,20 @@ GENERATED = "vqa_generated"
 """Metric of answers that a student words itself."""
 JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
 """Metrics of two tasks of a question -> that of both being right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemScores:
+    """What items are worth, `score_n` (n,) float32 in [0, 1], and of each its question, picture or group, and type.
+
+    Questions on one picture are not independent of one another. Columns of NumPy, not a frame of pandas: scoring is
+    done by itself too, and would wait half a second for the import.
+    """
+
+    question_ids: Sequence[str]
+    score_n: npt.NDArray[np.float32]
+    pictures: Sequence[str]
+    types: Sequence[str]
 
 
 class AnsweredDataset(Protocol):
@@ -125,32 +136,37 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 
-def item_rows(examples: Sequence[Example], values: Sequence[float], *, metric: str, view: str) -> pd.DataFrame:
-    """Return a row for each item: what it is worth in [0, 1], its picture or group, and its question type.
-
-    Questions on one picture are not independent of one another.
-    """
-    import pandas as pd
-
-    columns = {
-        "item": [question_id(example) for example in examples],
-        "picture": [example.cluster for example in examples],
-        "type": [example.stratum for example in examples],
-    }
-    return pd.DataFrame({"metric": metric, "view": view, **columns, "score": np.array(values, dtype=np.float32)})
+def item_scores(examples: Sequence[Example], values: Sequence[float]) -> ItemScores:
+    """Return what the questions of some examples are worth."""
+    return ItemScores(
+        question_ids=[question_id(example) for example in examples],
+        score_n=np.array(values, dtype=np.float32),
+        pictures=[example.cluster for example in examples],
+        types=[example.stratum for example in examples],
+    )
 
 
-def with_joint_items(items: pd.DataFrame) -> pd.DataFrame:
-    """Add the rows of two tasks both being right (Q->AR), of the questions that both ask."""
-    import pandas as pd
+def concatenated(parts: Sequence[ItemScores]) -> ItemScores:
+    """Return the items of all parts in order."""
+    return ItemScores(
+        question_ids=[name for part in parts for name in part.question_ids],
+        score_n=np.concatenate([part.score_n for part in parts]),
+        pictures=[name for part in parts for name in part.pictures],
+        types=[kind for part in parts for kind in part.types],
+    )
 
-    tables = [items]
-    for (first, second), joint in JOINT_METRICS.items():
-        answers, rationales = (items[items["metric"] == metric] for metric in (first, second))
-        both = answers.merge(rationales[["view", "item", "score"]], on=["view", "item"], suffixes=("", "_of_other"))
-        if len(both):
-            tables.append(both.assign(metric=joint, score=both["score"] * both.pop("score_of_other")))
-    return pd.concat(tables, ignore_index=True)
+
+def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
+    """Return Q->AR: what both tasks are worth together, of the questions that both ask."""
+    rationale_of = dict(zip(rationales.question_ids, rationales.score_n, strict=True))
+    rows = [row for row, question in enumerate(answers.question_ids) if question in rationale_of]
+    both = np.array([rationale_of[answers.question_ids[row]] for row in rows], dtype=np.float32)
+    return ItemScores(
+        question_ids=[answers.question_ids[row] for row in rows],
+        score_n=answers.score_n[rows] * both,
+        pictures=[answers.pictures[row] for row in rows],
+        types=[answers.types[row] for row in rows],
+    )
 
 
 def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -162,16 +178,17 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[
     }
 
 
-def group_accuracy(items: pd.DataFrame) -> dict[str, float]:
+def group_accuracy(items: ItemScores) -> dict[str, float]:
     """Return the share of groups whose items are all right, in percent, and the number of groups."""
-    worst = items.groupby("picture")["score"].min()
-    return {"accuracy": 100.0 * float((worst == 1).mean()), "num_groups": len(worst)}
+    groups = set(items.pictures)
+    wrong = {picture for picture, score in zip(items.pictures, items.score_n.tolist(), strict=True) if score != 1}
+    return {"accuracy": 100.0 * (len(groups - wrong) / len(groups)), "num_groups": len(groups)}
 
 
-def accuracy_by_answer_type(items: pd.DataFrame, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
+def accuracy_by_answer_type(items: ItemScores, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
-    types = [dataset.ground_truth(name).answer_type for name in items["item"]]
-    accuracies = accuracy_by(types, items["score"].to_numpy())
+    types = [dataset.ground_truth(name).answer_type for name in items.question_ids]
+    accuracies = accuracy_by(types, items.score_n)
     return {kind: accuracies[kind] for kind in ANSWER_TYPES if kind in accuracies}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, replacing, write_text
@@ -29,17 +29,19 @@ from advl_pipeline.evaluation.items import (
     JOINT_METRICS,
     METRIC_OF_TASK,
     AnswerTally,
+    ItemScores,
     accuracy_by,
     accuracy_by_answer_type,
+    concatenated,
     first_maximum,
     group_accuracy,
-    item_rows,
+    item_scores,
+    joint_items,
     question_rank,
     questions_of,
     score_labels,
     score_soft_labels,
     score_texts,
-    with_joint_items,
 )
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
@@ -101,11 +103,14 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 @dataclass(kw_only=True)
 class _Scored:
-    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are."""
+    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
+
+    `items` maps a view of the pictures and a metric to the items of each part.
+    """
 
     tally: AnswerTally
     shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    items: list[pd.DataFrame] = field(default_factory=list)
+    items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=lambda: defaultdict(list))
     example_ids: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -150,11 +155,11 @@ def _evaluate_set(
                 values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
             else:
                 values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
-            kept.items.append(item_rows(examples, values, metric=METRIC_OF_TASK[task], view=view))
+            kept.items[view, METRIC_OF_TASK[task]].append(item_scores(examples, values))
         if config.generate and task == "vqa":
             texts = list(finished.generated(examples, batch_size=config.batch_size))
             values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
-            kept.items.append(item_rows(examples, values, metric=GENERATED, view=_TRUE_PICTURE))
+            kept.items[_TRUE_PICTURE, GENERATED].append(item_scores(examples, values))
     arrays: dict[str, npt.NDArray[Any]] = {}
     for task, kept in scored.items():
         # -inf fills the places of candidates that a part does not have.
@@ -164,28 +169,27 @@ def _evaluate_set(
         arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
         if head_name(task) != "vqa":
             arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
+    items_by_view: dict[str, dict[str, ItemScores]] = defaultdict(dict)
+    for kept in scored.values():
+        for (view, metric), of_parts in kept.items.items():
+            items_by_view[view][metric] = concatenated(of_parts)
     percents: dict[str, dict[str, float]] = {}
-    true_items: dict[str, pd.DataFrame] = {}
-    intervals = {}
-    items = with_joint_items(pd.concat([part for kept in scored.values() for part in kept.items]))
-    by_view: Any = items.groupby(["view", "metric"], sort=False)
-    for (view, metric), items_of_view in by_view:
+    for view, by_metric in items_by_view.items():
+        for (first, second), joint in JOINT_METRICS.items():
+            if {first, second} <= by_metric.keys():
+                both = joint_items(by_metric[first], by_metric[second])
+                by_metric |= {joint: both} if both.question_ids else {}
         prefix = f"item_{view}" if view else "item"
-        scores, pictures, types = (
-            items_of_view["score"].to_numpy(),
-            items_of_view["picture"].tolist(),
-            items_of_view["type"].tolist(),
-        )
-        arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = (
-            scores,
-            np.array(items_of_view["item"].tolist()),
-        )
-        percents.setdefault(view, {})[metric] = 100.0 * float(scores.mean())
-        if view == _TRUE_PICTURE:
-            arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(pictures), np.array(types)
-            interval = accuracy_interval(scores, pictures, types)
-            intervals[metric] = {"low": interval.low, "high": interval.high}
-            true_items[metric] = items_of_view
+        for metric, items in by_metric.items():
+            arrays[f"{prefix}/{metric}"] = items.score_n
+            arrays[f"{prefix}_ids/{metric}"] = np.array(items.question_ids)
+            percents.setdefault(view, {})[metric] = 100.0 * float(items.score_n.mean())
+    true_items = items_by_view[_TRUE_PICTURE]
+    intervals = {}
+    for metric, items in true_items.items():
+        arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(items.pictures), np.array(items.types)
+        interval = accuracy_interval(items.score_n, items.pictures, items.types)
+        intervals[metric] = {"low": interval.low, "high": interval.high}
     metrics = percents.pop(_TRUE_PICTURE)
     tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
     caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
@@ -200,7 +204,7 @@ def _evaluate_set(
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
         "caveats": caveats,
-        "num_items": {metric: len(table) for metric, table in true_items.items()},
+        "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},
         "metrics": metrics,
         "intervals": intervals,
         "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
@@ -214,13 +218,10 @@ def _evaluate_set(
         "num_examples": num_examples,
         # Every view costs one pass over the same batches.
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
-        "by_question_type": {
-            metric: accuracy_by(table["type"].tolist(), table["score"].to_numpy())
-            for metric, table in true_items.items()
-        },
+        "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
     }
     if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
-        document["by_group"] = {metric: group_accuracy(table) for metric, table in true_items.items()}
+        document["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
         document["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))
