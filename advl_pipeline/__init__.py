@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
     from advl_pipeline.datasets.records import text_unit_id as text_unit_id
-    from advl_pipeline.distillation.distiller import distance as distance
+    from advl_pipeline.distillation.projected import distance as distance
     from advl_pipeline.evaluation.predict import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
@@ -41,7 +41,7 @@ __version__ = "0.2.0"
 _NAMES_OF = {
     "cache.torch_dataset": ("CachedFeatures", "FeatureCollator"),
     "datasets.records": ("picture_unit_id", "text_unit_id"),
-    "distillation.distiller": ("distance",),
+    "distillation.projected": ("distance",),
     "teachers.image_tower": ("PixelImageTower",),
     "teachers.interface": ("Teacher",),
     "teachers.open_options": ("OpenOptions",),

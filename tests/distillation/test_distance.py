@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.distillation.distiller import distance
+from advl_pipeline.distillation.projected import distance
 from advl_pipeline.distillation.signal import standardise
 
 KINDS = ("mse", "l1", "cosine", "smooth-l1")

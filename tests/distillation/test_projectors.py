@@ -12,7 +12,7 @@ from first_step import first_terms
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.distillation.distiller import Projections, TokenNorm, projected_vision
+from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.students.interface import StudentOutput

@@ -20,7 +20,7 @@ from run_logs import metrics
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
-from advl_pipeline.distillation.distiller import Distance, distance
+from advl_pipeline.distillation.projected import Distance, distance
 from advl_pipeline.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict

@@ -1,0 +1,170 @@
+"""The first reading, a plain baseline: projections of the student's states follow the features of one teacher.
+
+docs/method.md: L_V = D(P(v_img), g(I)) [+ mean over regions of D(P(v_r), g_r(I))]; L_T = D(P(h_cls), t) + mean over
+the selected words of D(P(h_j), t_j), with D(a, b) = mean over width of f(LN(a) - sg LN(b)). P is linear. For visual
+states it may be what has served generative models (`build_projector`): their image tokens, from half to three
+quarters of the depth, follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
+Shapes: N sequences, R visual tokens, S boxes, W words, X vectors of a sequence, H student width, D teacher width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
+from advl_pipeline.distillation.settings import Projector, VisionTarget
+from advl_pipeline.distillation.signal import TextSignal, VisionSignal
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
+
+Distance = Literal["mse", "l1", "cosine", "smooth-l1"]
+
+MLP_WIDTH = 2048
+
+
+class TokenNorm(nn.Module):
+    """BatchNorm1d over the vectors that count, by the statistics of the present batch in training and without."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Return (..., H) normalised; `counted` (...) is bool."""
+        share = (counted / counted.sum().clamp(min=1))[..., None]
+        leading = tuple(range(states.dim() - 1))
+        centred = states.float() - (states.float() * share).sum(leading)
+        variance = (centred.square() * share).sum(leading)
+        return centred * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+def build_projector(kind: Projector, states: int, features: int) -> nn.Module:
+    """Return a map between two widths.
+
+    `mlp` is VIRAL's (three layers, SiLU, 2,048 wide, trained). `frozen` stays random, as BlindVLA found a trained one
+    to collapse. `shared` is one for several layers, as in ROCKET, where one for each lost 17 points. `batch-norm`
+    is Spatial Forcing's: two layers behind a BatchNorm.
+    """
+    if kind == "linear":
+        return nn.Linear(states, features)
+    if kind == "batch-norm":
+        inside, outside = nn.Linear(states, MLP_WIDTH), nn.Linear(MLP_WIDTH, features)
+        return nn.ModuleDict({"norm": TokenNorm(states), "mlp": nn.Sequential(inside, nn.GELU(), outside)})
+    widths = [states, MLP_WIDTH, MLP_WIDTH, features]
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+    return mlp.requires_grad_(kind != "frozen")
+
+
+class Projections(nn.ModuleDict):
+    """Maps from the student's states to one teacher's features, by kind of feature; they live only in training."""
+
+    def __init__(self, projector: Projector = "linear", **widths: tuple[int, int | None]) -> None:
+        """Args:
+        widths: kind -> width of the student's states, and of the teacher's features; None for none of this kind.
+        """
+        super().__init__(
+            {
+                kind: build_projector(projector, states, features)
+                for kind, (states, features) in widths.items()
+                if features
+            }
+        )
+
+    def loss(
+        self,
+        kind: str,
+        states: torch.Tensor,
+        features: torch.Tensor,
+        distance_kind: Distance,
+        mask_NX: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return (N,): the distance of each projected state to its feature.
+
+        Args:
+            states: (N, H), or (N, X, H) with a mask.
+            features: (N, D) or (N, X, D).
+            mask_NX: bool, which of several vectors count; the mean is over these, and 0 for a row without any.
+        """
+        map_of = self[kind]
+        if isinstance(map_of, nn.ModuleDict):
+            every = states.new_ones(states.shape[:-1], dtype=torch.bool)
+            counted = every if mask_NX is None else mask_NX
+            projected = map_of["mlp"](map_of["norm"](states, counted))
+        else:
+            projected = map_of(states)
+        each = distance(projected, features, distance_kind)
+        return each if mask_NX is None else masked_mean(each, mask_NX)
+
+
+def projected_vision(
+    projections: Projections,
+    distilled: StudentOutput,
+    batch: StudentBatch,
+    signal: VisionSignal,
+    target: VisionTarget,
+    kind: Distance,
+) -> torch.Tensor:
+    """Return (N,): the distance of the whole picture, of its regions, or their sum; `signal` is by sequence.
+
+    Where the student gives several layers it is the mean over these, through one map.
+    """
+    if distilled.visual_layers:
+        of_layers = [
+            replace(distilled, visual_states_NRH=layer_NRH, visual_layers=()) for layer_NRH in distilled.visual_layers
+        ]
+        each = [projected_vision(projections, layer, batch, signal, target, kind) for layer in of_layers]
+        return torch.stack(each).mean(0)
+    loss_N = torch.zeros(batch.num_sequences, device=distilled.visual_states_NRH.device)
+    if target in ("image", "both"):
+        loss_N = loss_N + projections.loss("image", image_state(distilled, batch), signal.global_BD, kind)
+    if target in ("regions", "both") and signal.regions_BSD is not None:
+        assert signal.region_mask_BS is not None
+        regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, signal.shares_BSR)
+        counted_NS = signal.region_mask_BS & seen_NS
+        loss_N = loss_N + projections.loss("region", regions_NSH, signal.regions_BSD, kind, counted_NS)
+    return loss_N
+
+
+def projected_text(
+    projections: Projections,
+    pooled_NP: torch.Tensor,
+    words_NWH: torch.Tensor,
+    signal: TextSignal,
+    selected_NW: torch.Tensor,
+    kind: Distance,
+) -> torch.Tensor:
+    """Return (N,): the distance of the whole text and, where the teacher has words, of the selected ones."""
+    loss_N = projections.loss("summary", pooled_NP, signal.global_ND, kind)
+    if signal.words_NWD is not None:
+        loss_N = loss_N + projections.loss("word", words_NWH, signal.words_NWD, kind, selected_NW)
+    return loss_N
+
+
+def distance(a_D: torch.Tensor, target_D: torch.Tensor, kind: Distance) -> torch.Tensor:
+    """Return the distance of each vector to its target, without gradient into the target.
+
+    Args:
+        a_D: (..., D), the student's projection.
+        target_D: (..., D), the teacher's feature, standardised or not.
+        kind: f is the square, the absolute value or Huber's function; `cosine` is 1 - cosine instead.
+
+    Returns:
+        (...), one distance per vector; 0 where both point the same way, whatever their lengths.
+    """
+    width = (a_D.shape[-1],)
+    a = functional.layer_norm(a_D.float(), width)
+    b = functional.layer_norm(target_D.detach().float(), width)
+    if kind == "mse":
+        return (a - b).square().mean(-1)
+    if kind == "l1":
+        return (a - b).abs().mean(-1)
+    if kind == "smooth-l1":
+        return functional.smooth_l1_loss(a, b, reduction="none").mean(-1)
+    return 1.0 - functional.cosine_similarity(a, b, dim=-1)
