@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from advl_pipeline.datasets.vqa_answers import (
     GroundTruth,
@@ -69,6 +71,24 @@ def test_agreement_of_k_of_ten() -> None:
         truth = GroundTruth("what", "other", ("red",) * count + ("blue",) * (10 - count), tuple(range(10)))
         assert question_accuracy("red", truth) == pytest.approx([0, 0.3, 0.6, 0.9, 1.0][min(count, 4)])
         assert question_accuracy("red", truth, "vqa-vs") == pytest.approx(min(1, count / 3))
+
+
+answers = st.lists(st.sampled_from(["yes", "Yes", "two", "2", "the dog", "dog", "", "a.b"]), min_size=1, max_size=10)
+
+
+@settings(max_examples=40)
+@given(answers=answers, prediction=st.text(max_size=8), mode=st.sampled_from(["2021", "2017", "vqa-vs"]))
+def test_accuracy_is_a_share(answers: list[str], prediction: str, mode: VqaMode) -> None:
+    truth = GroundTruth("what", "other", tuple(answers), tuple(range(len(answers))))
+    assert 0.0 <= question_accuracy(prediction, truth, mode) <= 1.0
+
+
+@settings(max_examples=40)
+@given(text=st.text(alphabet=st.characters(codec="ascii"), max_size=20))
+def test_normal_forms_have_no_marks_left(text: str) -> None:
+    normal = normalise_answer(clean_answer(text))
+    assert not set(normal) & set(';/[]"{}()=+\\_-><@`,?!')
+    assert normal == " ".join(normal.split())
 
 
 def test_ties_go_to_the_first_maximum_and_nan_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def test_exact_sign_flip_equals_brute_force(differences: list[float]) -> None:
     assert s.sign_flip_test(differences) == pytest.approx(brute_force_sign_flip(differences))
 
 
+def test_exact_sign_flip_equals_scipy() -> None:
+    differences = np.random.default_rng(3).normal(0.4, 1, size=10)
+    expected = stats.permutation_test(
+        (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True
+    )
+    assert s.sign_flip_test(differences) == pytest.approx(expected.pvalue)
+
+
 @pytest.mark.parametrize("wins", [30, 36, 42])
 def test_sampled_sign_flip_of_right_and_wrong_is_mcnemar(wins: int) -> None:
     differences = np.array([1.0] * wins + [-1.0] * (60 - wins) + [0.0] * 500)
@@ -47,7 +55,10 @@ def test_sampled_sign_flip_of_right_and_wrong_is_mcnemar(wins: int) -> None:
 
 def test_a_p_value_at_the_floor_is_asked_of_more_draws() -> None:
     assert s.sign_flip_test(np.array([1.0] * 60), resamples=99) == 1 / 1000
-    assert s.sign_flip_test(np.array([1.0] * 30 + [-1.0] * 30), resamples=99) * 100 == pytest.approx(100, abs=20)
+    for wins in range(31, 38):
+        in_hundredths = 100 * s.sign_flip_test(np.array([1.0] * wins + [-1.0] * (60 - wins)), resamples=99)
+        assert in_hundredths > 1
+        assert in_hundredths == pytest.approx(round(in_hundredths), abs=1e-9), "of 99 draws, and no more"
 
 
 def test_sign_flip_is_calibrated_under_the_null() -> None:
@@ -91,6 +102,21 @@ def test_item_bootstrap_agrees_with_scipy(seed: int, count: int) -> None:
     tolerance = 100 * max(0.35 * float(stats.sem(difference_N)), 1 / count) + 1e-9
     assert ours.low == pytest.approx(100 * theirs.low, abs=tolerance)
     assert ours.high == pytest.approx(100 * theirs.high, abs=tolerance)
+
+
+def test_joint_bootstrap_equals_naive_resampling() -> None:
+    random = np.random.default_rng(2)
+    difference_SN = random.choice([-1.0, 0.0, 1.0], size=(5, 60)) + random.choice([0.0, 1.0], size=(5, 1))
+    draws = []
+    for _ in range(4000):
+        seeds, items = random.integers(5, size=5), random.integers(60, size=60)
+        draws.append(100 * difference_SN[np.ix_(seeds, items)].mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    ours = bootstrap(difference_SN, resamples=4000)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=2.5)
+    assert ours.high - ours.low > 1.3 * (
+        bootstrap(difference_SN, resample_seeds=False).high - bootstrap(difference_SN, resample_seeds=False).low
+    )
 
 
 def test_grouped_bootstrap_equals_naive_resampling_of_pictures() -> None:
