@@ -96,7 +96,8 @@ def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[
     advl("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2], "--batch-size", 4, "--output", "run")
     code = (
         "import sys; from advl_cli.main import main; from contextlib import suppress\n"
-        "with suppress(SystemExit): main(['evaluate', 'run', '--on', 'test'])\n"
+        "with suppress(SystemExit): main(['evaluate', 'run', '--on', 'test', '--on', 'train'])\n"
+        "with suppress(SystemExit): main(['score', 'shift', 'run', '--on', 'test', '--original', 'train'])\n"
         f"print('imported', sorted(set({UNUSED}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)

@@ -16,11 +16,11 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,6 @@ from advl_pipeline.evaluation.statistics import (
 )
 from advl_pipeline.runs.names import set_of
 from advl_pipeline.runs.results import read_config, read_evaluation
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,15 +87,13 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
     drops = {}
     for metric in (name for name in original if name in shifted):
         original_items, shifted_items = original[metric], shifted[metric]
-        match = match_questions(
-            dataset, original_set, list(original_items["item"]), config.on, list(shifted_items["item"])
-        )
-        drops[metric] = shift_drop(original_items["score"].to_numpy(), shifted_items["score"].to_numpy(), match)
+        match = match_questions(dataset, original_set, original_items["item"], config.on, shifted_items["item"])
+        drops[metric] = shift_drop(original_items["score"], shifted_items["score"], match)
     return ShiftResult(original_set=original_set, shifted_set=config.on, drops=drops)
 
 
-def _items(run: Path, name: str) -> dict[str, pd.DataFrame]:
-    """Return the items of an evaluated set, with the true pictures, by metric."""
+def _items(run: Path, name: str) -> dict[str, Mapping[str, Any]]:
+    """Return the columns of an evaluated set's items, with the true pictures, by metric."""
     evaluation = read_evaluation(run, name)
     if evaluation is None:
         raise ConfigError(
@@ -106,8 +101,7 @@ def _items(run: Path, name: str) -> dict[str, pd.DataFrame]:
             where=str(run),
             next_command=advise(["advl", "evaluate", str(run), "--on", name]),
         )
-    shown = evaluation.items[evaluation.items["view"] == ""]
-    return {str(metric): part for metric, part in shown.groupby("metric", sort=False)}
+    return {columns["metric"]: columns for columns in evaluation.columns if columns["view"] == ""}
 
 
 def shift_drop(
