@@ -434,8 +434,11 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     kinds, words = kinds_of(hint)
     if value in words or (value is None and type(None) in kinds):
         return value
-    if Url in kinds and isinstance(value, (str, Path)):
-        return parse_location(value)
+    if Url in kinds:
+        if isinstance(value, (str, Path)):
+            return parse_location(value)
+        kind = type(value).__name__
+        raise ConfigError(f"{key} must be a path or a URL, not {kind}.", where=where, why=f"got {value!r}")
     others = [kind for kind in kinds if kind is not type(None)]
     if not others:
         raise ConfigError(

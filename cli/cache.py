@@ -17,7 +17,7 @@ from .main import PluginGroup
 
 @click.group("cache", cls=PluginGroup)
 def cache() -> None:
-    """Inspect, verify, repair, convert or measure a teacher feature cache.
+    """Inspect, verify, repair or convert a teacher feature cache.
 
     \b
     advl cache info caches/minilm-l6/vcr/train

@@ -17,7 +17,7 @@ from advl_pipeline.packages import entry_points, missing_extra
 from .advice import Invocation
 
 COMMANDS = {
-    "cache": ("cache", "Inspect, verify, repair, convert or measure a teacher feature cache."),
+    "cache": ("cache", "Inspect, verify, repair or convert a teacher feature cache."),
     "datasets": ("datasets", "List datasets, show their cards, check what was downloaded."),
     "evaluate": ("evaluate", "Score a finetuned run on test and shifted sets."),
     "export": ("students", "Write a run's student as a folder that loads anywhere, with its model card."),

@@ -211,12 +211,20 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
         place = f"{where}{name}]"
         variant: dict[str, Any] = {"training": {}, "label": name}
         variants[name] = variant
-        for key, value in _table(table, name, place).items():
-            field_name = key.replace("-", "_")
-            if field_name not in known:
-                raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(field_name, known))
-            (variant if field_name in fields else variant["training"])[field_name] = value
+        for key, value in _underscored(_table(table, name, place), place).items():
+            if key not in known:
+                raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(key, known))
+            (variant if key in fields else variant["training"])[key] = value
     return variants
+
+
+def _underscored(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a table whose keys have no dashes; raises `ConfigError` where two of them are of one option."""
+    keys: dict[str, str] = {}
+    for key in table:
+        if (other := keys.setdefault(key.replace("-", "_"), key)) != key:
+            raise ConfigError("An option stands there twice.", where=where, why=f"{other} and {key} are the same")
+    return {name: table[key] for name, key in keys.items()}
 
 
 def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:
@@ -275,7 +283,7 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     Raises:
         ConfigError: as `load_study`.
     """
-    values = {key.replace("-", "_"): value for key, value in raw.items()}
+    values = _underscored(raw, where)
     setting_keys = {item.name for item in dataclasses.fields(Setting)} - {"name", "training"}
     known = setting_keys | {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
     if unknown := next((key for key in values if key not in known), None):
@@ -289,12 +297,13 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
         values["shots"] = [None if item == FULL else item for item in shots]
     variants = _table(values.get("variants", {}), "variants", where)
     values["variants"] = _read_variants(variants, f"{where} [variants.")
-    values["settings"] = [{**defaults, **block} for block in blocks]
+    values["settings"] = [{**defaults, **_underscored(block, f"{where} [[settings]]")} for block in blocks]
     study = build_config(StudyConfig, values, {"source": where}, where=where)
     study = dataclasses.replace(
         study,
         settings=tuple(_complete(setting, where) for setting in study.settings),
-        evaluation={key.replace("-", "_"): value for key, value in study.evaluation.items()},
+        evaluation=_underscored(study.evaluation, f"{where} [evaluation]"),
+        extraction=_underscored(study.extraction, f"{where} [extraction]"),
     )
     _check(study, where)
     return study

@@ -33,11 +33,9 @@ from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import ITEM_COLUMNS, build_table, numbers_of
+from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.given import without_effect
-
-Row = dict[str, Any]
 
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""
@@ -131,9 +129,15 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
             for metric, summary in stored.get("trivial", {}).items():
                 trivial.setdefault((cell.setting, metric, test_set), summary)
             times += [float(stored["milliseconds_per_item"])] if "milliseconds_per_item" in stored else []
-        costs.append(
-            {"wait_share": 0.0} | result | about | {"milliseconds_per_item": np.mean(times) if times else None}
-        )
+        cost = {"wait_share": 0.0} | result | about | {"milliseconds_per_item": np.mean(times) if times else None}
+        if lacking := [name for name in _COSTS if name not in cost]:
+            raise ConfigError(
+                "The result of a run lacks a number.",
+                where=str(cell.run / names.RESULT),
+                why=f"it has no {', '.join(lacking)}",
+                next_command="delete the run's folder and give its command again",
+            )
+        costs.append(cost)
         readouts += [about | row for row in read_readout(cell.run)]
         caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
         if (path := cell.run / names.ENVIRONMENT).exists():

@@ -176,6 +176,9 @@ def build_plan(
             if path not in needs:
                 decided_here = {"teacher": teacher, "dataset": split[0], "split": split[1], "output": path}
                 subset = {} if num_seen is None else {"shots": num_seen, "seed": [seed]}
+                if subset and "seed" in study.extraction:
+                    where = f"{study.source} [extraction]"
+                    raise ConfigError("'seed' is set by the grid and cannot be overridden here.", where=where)
                 needs[path] = extraction_config(study, decided_here | {"data_root": data_root} | subset)
         config = with_options(config, cache=tuple(paths))
         if config.distill.weighting == "oracle" and variant.role != "control":

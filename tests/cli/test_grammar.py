@@ -80,3 +80,10 @@ def test_an_option_that_a_file_holds_under_two_names_is_refused(
     assert exit_code("evaluate", "--config", file) == 2
     assert "are the same" in capsys.readouterr().err
     assert not asked
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "extract.toml"
+    file.write_text("teacher = 'minilm-l6'\noutput = 5\n")
+    assert exit_code("extract", "--config", file) == 2
+    assert "output must be a path or a URL, not int" in capsys.readouterr().err

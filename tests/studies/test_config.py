@@ -106,6 +106,11 @@ def test_every_real_study_has_a_twin_on_scenes() -> None:
         ("settings = 3\n", {}, "settings", "[[settings]]"),
         ("[evaluation]\non = ['val']\n", {}, "'on'", "set by the grid"),
         ('metrics = ["vqa"]\n', {}, "'vqa'", "q2a"),
+        ("[evaluation]\nnum-workers = 1\nnum_workers = 2\n", {}, "twice", "num-workers and num_workers"),
+        ("[extraction]\nbatch-size = 8\nbatch_size = 9\n", {}, "twice", "batch-size and batch_size"),
+        ("[variants.mine]\nlearning-rate = 1.0\nlearning_rate = 2.0\n", {}, "twice", "learning-rate and"),
+        ('test-sets = ["val"]\n', {}, "twice", "test_sets and test-sets"),
+        ("[extraction]\nselect-texts = 0.5\n", {"teachers": '["efficientnet-lite0"]'}, "select_texts", "reads texts"),
     ],
 )
 def test_a_bad_file_is_named_with_the_key_and_what_was_meant(
@@ -154,3 +159,5 @@ def test_settings_inherit_the_plain_keys(tmp_path: Path) -> None:
     assert [setting.dataset for setting in study.settings] == ["scenes-vcr", "scenes-vqa"]
     assert [setting.metrics for setting in study.settings] == [("q2a",), ("vqa",)]
     assert study.settings[1].teachers == ("minilm-l6",)
+    dashed = read_study(write_study_file(tmp_path, extra='[[settings]]\ntest-sets = ["val"]\n'))
+    assert dashed.settings[0].test_sets == ("val",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import pytest
 import synthetic_runs
 from PIL import Image
 from scipy import stats
-from synthetic_runs import NUM_ITEMS, made_up_result, run_trial, write_study_file
+from synthetic_runs import GAINS, NUM_ITEMS, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
@@ -99,6 +100,20 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
         with np.load(result.runs / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
             rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
+
+
+def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) -> None:
+    assert result.num_finished == len(result.cells) == 24
+    for method, test_set, shots in itertools.product(GAINS, ("test", "test-shift"), (100, 400)):
+        accuracy = result.row("accuracy", place(result, test_set, shots), method=method)
+        if method == "plain-two-step":
+            assert accuracy is None
+            continue
+        expected = 100 * stored_items(result, method, test_set, shots).mean(axis=1)
+        assert accuracy.per_seed == pytest.approx(expected)
+        assert accuracy.deviation == pytest.approx(expected.std(ddof=1))
+        assert accuracy.num_items == NUM_ITEMS
+        assert all((result.runs / name / "result.json").exists() for name in accuracy.runs)
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
@@ -319,7 +334,12 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
     result = run_trial(tmp_path, **TINY)
     (cell,) = rows_of(result.cells, method="advl", seed=0)
     readouts = ('{"before": {', "[]", '{"before": {"minilm-l6": {"words": null}}}', '{"before": {"t": {"words": 1}}}')
-    damages = [("result.json", "{"), ("evaluation/test.json", "{"), ("evaluation/test.npz", "PK")]
+    damages = [
+        ("result.json", "{"),
+        ("result.json", '{"num_labelled": 8}'),
+        ("evaluation/test.json", "{"),
+        ("evaluation/test.npz", "PK"),
+    ]
     for name, content in (*damages, *(("readout.json", content) for content in readouts)):
         path = result.runs / cell.run / name
         before = path.read_bytes()
