@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from advl_pipeline.studies.claims import Verdict
     from advl_pipeline.studies.result import StudyResult
 
-ReportFormat = Literal["html", "csv", "items", "json", "latex", "md"]
-
-_ENDINGS = {"items": "items.csv", "latex": "tex"}
-"""How files end of a format that does not say so itself."""
+ReportFormat = Literal["html", "csv", "items", "json", "md"]
 
 _BEGINS = b"|".join(
     (
@@ -30,7 +27,6 @@ _BEGINS = b"|".join(
         rb"setting,metric,test_set,shots,method,role,num_seeds,",
         rb"cell,run,setting,method,shots,size,seed,",
         rb'\{\n  "(answers|verdicts)": \[',
-        rb"% .*mean \xc2\xb1 standard deviation over seeds|\n\Z",
         rb"# .*\n\n(.* answers \d+ of 100 |Nothing is told yet|\| claim \| setting \| verdict \| why \|\n)",
     )
 )
@@ -97,7 +93,7 @@ def run_report(config: ReportConfig) -> ReportResult:
     from advl_pipeline.studies.gather import gather_runs, gather_study
 
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
-    output = config.output or result.folder / f"report.{_ENDINGS.get(config.to, config.to)}"
+    output = config.output or result.folder / f"report.{'items.csv' if config.to == 'items' else config.to}"
     require_outputs(config, output=output)
     if config.to == "html":
         content = page_of(result, data_root=config.data_root, num_examples=config.num_examples)

@@ -1,4 +1,4 @@
-"""The numbers of a study as plain tables, and these as text for the terminal, Markdown, LaTeX, CSV and JSON.
+"""The numbers of a study as plain tables, and these as text for the terminal, Markdown, CSV and JSON.
 
 One table is long (a row per method and place); the others are what people read. Templates in `assets/` say them.
 """
@@ -36,16 +36,6 @@ LONG_COLUMNS = (
     "majority_percent", "majority_answer", "chance_percent", "runs", "caveats",
 )  # fmt: skip
 """Of the long table; units are in their names."""
-
-
-_LATEX_SPECIAL = str.maketrans(
-    {
-        "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-        "±": r"$\pm$", wording.MINUS: "$-$", "→": r"$\to$", "–": "--",
-        "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,11 +248,6 @@ def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
     return render("markdown.jinja", result, title=title)
 
 
-def as_latex(result: StudyResult) -> str:
-    """Render the tables as LaTeX tabulars for booktabs."""
-    return render("latex.jinja", result) or "\n"
-
-
 def as_csv(result: StudyResult) -> str:
     """Render the long table as CSV, unrounded; empty where there is no number."""
     frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
@@ -294,7 +279,7 @@ def as_json(result: StudyResult) -> str:
     return json.dumps(to_plain(document), indent=2, ensure_ascii=False) + "\n"
 
 
-WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "latex": as_latex, "md": as_markdown}
+WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}
 """What writes each form of a report but the page."""
 
 
@@ -325,7 +310,6 @@ def templates() -> jinja2.Environment:
         "aligned": _aligned,
         "md": _md,
         "md_table": _md_table,
-        "tex": lambda text: text.translate(_LATEX_SPECIAL),
     }
     return environment
 

@@ -82,7 +82,7 @@ regions = "pixels"
     (run,) = (path.parent for path in (tmp_path / "cells").glob("*/run.json"))
     assert load_json(run / "settings.json")["reads"]["caveats"] == [PIXELS_CAVEAT]
     assert load_json(run / "result.json")["caveats"] == [PIXELS_CAVEAT]
-    for form in ("html", "md", "latex", "csv"):
+    for form in ("html", "md", "csv"):
         code, out, err = advl(capsys, "report", folder, "--to", form, "--output", tmp_path / form)
         assert code == 0, err
         assert PIXELS_CAVEAT.replace("'", "&#39;" if form == "html" else "'") in (tmp_path / form).read_text("utf-8")
