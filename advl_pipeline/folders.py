@@ -7,6 +7,7 @@ replaces or removes one of them would destroy the other.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,31 @@ _CACHE_PLAN = "records/plan.json"
 LOCK = ".lock"
 """In a run or a pretrained student, held by the process that writes there."""
 
+CACHE_NOTES: Mapping[str, bytes] = {"extraction.jsonl": b'{"seconds": ', "vouched.json": b'{"record": '}
+"""Files next to a cache, named after it: how their names end, and how their content begins."""
+
 _MAX_MARKER_BYTES = 1 << 28
 
 
 def default_cache(teacher: str, dataset: str, split: str) -> Path:
     """Return the folder that a teacher's cache of a split goes to by default; `dataset` is its label."""
     return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split
+
+
+def cache_note(cache: Path, ending: str) -> Path:
+    """Return the path of one of the `CACHE_NOTES`, such as train.vouched.json next to the cache train/."""
+    cache = cache.resolve()
+    return cache.with_name(f"{cache.name}.{ending}")
+
+
+def may_note(note: Path) -> bool:
+    """Whether one of the `CACHE_NOTES` may be written or removed: it is not there, or it is a file of ours."""
+    begins = next(start for ending, start in CACHE_NOTES.items() if note.name.endswith(f".{ending}"))
+    if note.is_symlink() or not note.is_file():
+        return not os.path.lexists(note)
+    with note.open("rb") as file:
+        head = file.read(len(begins))
+    return head in (begins, b"")
 
 
 def folder_kind(folder: Path) -> FolderKind | None:

@@ -19,7 +19,7 @@ from typing import Any
 from advl_pipeline.atomic import require_no_folder, writing
 from advl_pipeline.configuration import Configuration, Output, declared, flag_of, option, option_values
 from advl_pipeline.errors import ConfigError, again
-from advl_pipeline.folders import require_folder, require_outside
+from advl_pipeline.folders import CACHE_NOTES, cache_note, may_note, require_folder, require_outside
 from advl_pipeline.locations import Location
 
 _HEAD_BYTES = 4096
@@ -68,6 +68,20 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
                     _require_file(config, name, path, output, inputs=inputs, others=others)
                 case kind:
                     require_folder(path, kind, option=flag_of(name))
+                    if kind == "cache":
+                        _require_notes(path, option=flag_of(name))
+
+
+def _require_notes(cache: Path, *, option: str) -> None:
+    for ending in CACHE_NOTES:
+        note = cache_note(cache, ending)
+        if not may_note(note) and not note.is_dir():
+            raise ConfigError(
+                "Something else lies where a note next to the cache is written.",
+                where=str(note),
+                why="it is a link" if note.is_symlink() else "it does not begin as this command's files do",
+                next_command=f"move it away, or give another {option}",
+            )
 
 
 def _require_file(
@@ -85,8 +99,10 @@ def _require_file(
     )
     if not is_at_home:
         require_outside(path, option=flag_of(name))
-    if output.makes == "new" and (path.exists() or path.is_symlink()):
+    if output.makes == "new" and os.path.lexists(path):
         raise refusal("The output exists already.")
+    if path.is_symlink() and not path.exists():
+        raise refusal("The output is a link to nothing.", "it would be written where the link points")
     if path.exists() and any(map(path.samefile, inputs)):
         raise refusal("The output would take the place of an input.", "the command reads it")
     if any(resolved.is_relative_to(other.resolve()) for other in others):

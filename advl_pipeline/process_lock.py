@@ -1,6 +1,7 @@
 """A lock that a process holds on a place while it writes there.
 
 The kernel keeps it, so it ends with the process, however that ends: no lock is ever stale, and no clock is asked.
+Processes that it forks have no part in it, and may live on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def process_lock(
             why=_describe_holder(path),
             next_command=next_command,
         )
+    owner = os.getpid()
     try:
         holder = {
             "process": os.getpid(),
@@ -62,9 +64,28 @@ def process_lock(
             os.write(descriptor, json.dumps(holder).encode())
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+        # A fork that leaves the block has let go of the lock already.
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            _close(descriptor)
+
+
+_opened: set[int] = set()
+"""Descriptors of lock files in this process, held or waited for."""
+
+
+def _close(descriptor: int) -> None:
+    _opened.remove(descriptor)
+    os.close(descriptor)
+
+
+def _let_go() -> None:
+    while _opened:
+        os.close(_opened.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None:
@@ -72,12 +93,13 @@ def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None
     while True:
         with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        _opened.add(descriptor)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if wait is None:
-                    os.close(descriptor)
+                    _close(descriptor)
                     return None
                 wait(_describe_holder(path))
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -86,7 +108,7 @@ def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None
                 if os.path.samestat(path.stat(), os.fstat(descriptor)):
                     return descriptor
         except OSError as error:
-            os.close(descriptor)
+            _close(descriptor)
             raise StorageError(
                 "This file system cannot lock a file, so two processes could write in one place.",
                 where=str(path),
@@ -94,9 +116,9 @@ def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None
                 next_command="write to another file system; of NFS, version 4 has locks",
             ) from error
         except KeyboardInterrupt:
-            os.close(descriptor)
+            _close(descriptor)
             raise
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _describe_holder(path: Path) -> str:

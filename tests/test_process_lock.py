@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,10 +23,10 @@ with process_lock(Path(sys.argv[1]), "this run"):
 """
 
 
-def start_holder(path: Path) -> subprocess.Popen[str]:
+def start_holder(path: Path, script: str = HOLDER) -> subprocess.Popen[str]:
     """Start a process that holds the lock until its input ends."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -52,6 +53,48 @@ def test_a_lock_whose_file_was_removed_under_its_holder_is_taken_anew(tmp_path: 
         path.unlink()
         with process_lock(path, "this run"):
             assert path.exists()
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from advl_pipeline.process_lock import process_lock
+with process_lock(Path(sys.argv[1]), "this run"):
+    if (child := os.fork()) == 0:
+        sys.stdin.readline()
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_child_that_outlives_its_killed_parent_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run/.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdin is not None
+        child = int(owner.stdout.readline())
+        with pytest.raises(InUse, match=f"process {owner.pid} on"), process_lock(path, "this run"):
+            raise AssertionError
+        owner.kill()
+        owner.wait()
+        os.kill(child, 0)
+        with process_lock(path, "this run"):
+            pass
+        owner.stdin.close()
+
+
+def test_a_fork_that_leaves_the_block_leaves_the_lock_to_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "run/.lock"
+    script = HOLDER.replace(
+        '    print("held"',
+        "    import os\n    child = os.fork()\n    if not child:\n        sys.exit()\n"
+        '    os.waitpid(child, 0)\n    print("held"',
+    )
+    with start_holder(path, script), pytest.raises(InUse), process_lock(path, "this run"):
+        raise AssertionError
 
 
 def test_what_the_lock_file_holds_is_only_told_never_needed(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from advl_pipeline.cache.store import (
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
+from advl_pipeline.folders import may_note
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
 
@@ -265,8 +266,9 @@ def run_prune(config: PruneConfig) -> PruneResult:
                 store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
                 store.delete_under()
                 if store.folder is not None:
-                    for beside in (journal_path, vouched_path):
-                        beside(store.folder).unlink(missing_ok=True)
+                    for note in (journal_path(store.folder), vouched_path(store.folder)):
+                        if may_note(note):
+                            note.unlink(missing_ok=True)
                 if left := store.list():
                     raise StorageError(
                         "The cache could not be removed whole.",

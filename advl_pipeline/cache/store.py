@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advl_pipeline.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
-from advl_pipeline.folders import MARKERS
+from advl_pipeline.folders import MARKERS, cache_note
 from advl_pipeline.locations import Location
 
 IDENTITY_FILE = MARKERS["cache"].file
@@ -193,15 +193,13 @@ def repair_command(location: Location) -> Advice:
 
 
 def journal_path(cache: Path) -> Path:
-    """Return the file beside a cache that says how long it took, such as train.extraction.jsonl beside train/."""
-    cache = cache.resolve()
-    return cache.with_name(f"{cache.name}.extraction.jsonl")
+    """Return the file next to a cache that says how long it took, such as train.extraction.jsonl next to train/."""
+    return cache_note(cache, "extraction.jsonl")
 
 
 def vouched_path(cache: Path) -> Path:
-    """Return the file beside a cache that notes how its files were when they were last seen to be sound."""
-    cache = cache.resolve()
-    return cache.with_name(f"{cache.name}.vouched.json")
+    """Return the file next to a cache that notes how its files were when they were last seen to be sound."""
+    return cache_note(cache, "vouched.json")
 
 
 def entry_of(*parts: Buffer) -> FileEntry:

@@ -37,8 +37,8 @@ from advl_pipeline.cache.store import (
     safe_path,
     vouched_path,
 )
-from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, again
-from advl_pipeline.folders import require_folder
+from advl_pipeline.errors import CorruptCache, StorageError, again
+from advl_pipeline.folders import may_note, require_folder
 from advl_pipeline.locations import Location, Url
 
 _ATTEMPTS = 8
@@ -216,10 +216,12 @@ class FolderStore(Store):
         return {name: stamp for name, stamp in stamps.items() if vouched.get(name) != stamp}
 
     def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+        path = vouched_path(self._root)
         note = {"record": hash_file(self._root / COMPLETE_RECORD).sha256, "files": self._vouched() | dict(stamps)}
-        # Where nothing can be written beside the cache, the next run hashes what changed once more.
-        with suppress(StorageError, ConfigError):
-            write_text(vouched_path(self._root), json.dumps(note))
+        # Where nothing can be written next to the cache, the next run hashes what changed once more.
+        with suppress(StorageError, OSError):
+            if may_note(path):
+                write_text(path, json.dumps(note))
 
     def _vouched(self) -> dict[str, Stamp]:
         """Return the stamps that were noted under the complete record that stands."""

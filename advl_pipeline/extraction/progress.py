@@ -6,6 +6,7 @@ equal caches stay equal byte for byte, however long they took and however often 
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from advl_pipeline.atomic import make_folder, writing
 from advl_pipeline.cache.store import journal_path
 from advl_pipeline.errors import CorruptCache
+from advl_pipeline.folders import may_note
 
 Stage = Literal["read", "encode", "write"]
 
@@ -114,6 +116,8 @@ def record_extraction(cache: Path, *, seconds: float, num_units: int, device: st
     """Append what one command did; commands of several processes add up. Where that cannot be written, it is said."""
     line = json.dumps({"seconds": seconds, "num_units": num_units, "device": device})
     try:
+        if not may_note(journal_path(cache)):
+            raise FileExistsError(errno.EEXIST, "something else lies there")
         with journal_path(cache).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:

@@ -34,6 +34,9 @@ OF_THE_HUB = (CARD_FILE, ".gitattributes")
 TAG = "advl"
 """In the card of all that is pushed: by it a push knows what it may replace."""
 
+_DOWNLOAD = "advl-download"
+"""In the folder that a download is kept in until it is whole and sound."""
+
 _LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
 _REASONS = {
     401: ("it does not know you", _LOGIN),
@@ -168,12 +171,14 @@ def run_pull(config: PullConfig) -> PulledCache:
             raise ConfigError(
                 "A file of the repository would leave its folder.", where=f"{config.repository}: {name!r}"
             )
-    partial = output.with_name(f"{output.name}.partial")
-    left = (partial / ".cache" / "huggingface").is_dir() or (partial / IDENTITY_FILE).is_file()
-    if partial.exists() and not left and (partial.is_file() or any(partial.iterdir())):
+    kept = output.with_name(f"{output.name}.partial")
+    # A cache of the user may be called so; what is ours is known by its name in it.
+    partial = kept / _DOWNLOAD
+    is_ours = kept.is_dir() and all(path == partial and not path.is_symlink() for path in kept.iterdir())
+    if os.path.lexists(kept) and (kept.is_symlink() or not is_ours):
         raise ConfigError(
             "Something else lies where the download would be kept.",
-            where=str(partial),
+            where=str(kept),
             next_command="move it away, or give another --output",
         )
     with writing(output):
@@ -196,7 +201,7 @@ def run_pull(config: PullConfig) -> PulledCache:
     report = verify_cache(partial)
     if not report.is_sound:
         finding = describe_findings(report)
-        remove_left(partial)
+        remove_left(kept)
         raise CorruptCache(
             "The cache on the hub is not sound.",
             where=f"{config.repository} at {info.sha}",
@@ -205,6 +210,7 @@ def run_pull(config: PullConfig) -> PulledCache:
         )
     with writing(output):
         partial.replace(output)
+        kept.rmdir()
     return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
 
 

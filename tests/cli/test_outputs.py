@@ -75,14 +75,14 @@ def test_no_file_of_others_is_written_over(
 ) -> None:
     before = tree_bytes(things)
     is_replaced = any(field.name == "replace" for field in dataclasses.fields(option.config))
-    for name in (*OF_OURS, *OF_OTHERS, "pipe"):
+    for name in (*OF_OURS, *OF_OTHERS, "pipe", "dangling.json"):
         if name == "empty.json" and option.output.makes == "lines":
             continue
         code, message = complaint(capsys, *words_of(option, things / name))
         assert code == 2, f"{name}: {message}"
         assert f"give another {flag_of(option.name)}" in message, message
         assert ("--replace" in message.partition("next:")[2]) == (is_replaced and name in OF_OTHERS)
-    for name in (*OF_OURS, "pipe") if is_replaced else ():
+    for name in (*OF_OURS, "pipe", "dangling.json") if is_replaced else ():
         code, message = complaint(capsys, *words_of(option, things / name, "--replace"))
         assert code == 2, f"{name}: {message}"
         assert f"give another {flag_of(option.name)}" in message, message

@@ -119,6 +119,20 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
     assert verify_cache(small_corpus.caches[0]).is_sound
 
 
+def test_a_cache_of_the_user_where_a_download_is_kept_stays(
+    hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path
+) -> None:
+    advl("cache", "push", small_corpus.caches[0], "lab/minilm")
+    shutil.copytree(small_corpus.caches[1], tmp_path / "cache.partial")
+    before = tree_bytes(tmp_path)
+    _, message = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache", code=2)
+    assert "Something else lies" in message
+    assert tree_bytes(tmp_path) == before
+    (tmp_path / "linked.partial").symlink_to(tmp_path / "cache.partial")
+    advl("cache", "pull", "lab/minilm", "--output", tmp_path / "linked", code=2)
+    assert tree_bytes(tmp_path) == before
+
+
 @pytest.fixture(scope="module")
 def run(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "run"

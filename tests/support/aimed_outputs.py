@@ -87,6 +87,7 @@ def make_things(folder: Path, *, cache: Path) -> Path:
     (folder / "empty.json").touch()
     (folder / "into-cache").symlink_to(folder / "cache")
     (folder / "linked.json").symlink_to(folder / "cache" / "identity.json")
+    (folder / "dangling.json").symlink_to(folder / "nothing.json")
     os.mkfifo(folder / "pipe")
     return folder
 
