@@ -21,7 +21,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench bench-gpu chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics wheel walk light figure site bench bench-gpu chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -115,6 +115,14 @@ types: $(STAMP) ## Check types (mypy strict)
 unit: $(STAMP)
 	@# Compiled tests are kept, whatever the environment says: making them is a third of collecting.
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Tests that hold numbers against others within a tolerance.
+NUMERIC_TESTS = $(shell grep -rlE 'assert_near|testing\.assert_(close|allclose)' tests --include='test_*.py')
+
+numerics: $(STAMP) ## The numeric tests, once with each of torch's kernels for x86: default, avx2, avx512 (before a release)
+	@for kernels in default avx2 avx512; do echo "ATEN_CPU_CAPABILITY=$$kernels"; \
+		ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet \
+		--numprocesses $(TEST_WORKERS) --dist loadfile $(NUMERIC_TESTS) || exit 1; done
 
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster

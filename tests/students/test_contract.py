@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from made_examples import picture, question
 from PIL import Image
 
@@ -398,7 +399,7 @@ def test_views_show_what_they_say_and_share_towers_without_a_difference(
         with student.sharing():
             shared = [student.encode_pooled(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
     for expected, other in zip(apart, shared, strict=True):
-        torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
+        assert_near(other, expected, roundings=16)
     seen, other_seen, blank, other_blank, _ = apart
     # Blanked pictures show nothing but their boxes.
     close(other_blank, blank)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from references import ASSETS, TINY, TOLERANCE, Reference, Wrapped, part, reference, require_complete, seeded
+from closeness import assert_near
+from references import ASSETS, TINY, Reference, Wrapped, part, reference, require_complete, seeded
 from torch import nn
 from transformers import LxmertModel
 from transformers import VisualBertModel as HfVisualBertModel
@@ -48,12 +49,12 @@ def test_clip_vil_core() -> None:
     assert all("box_" in name for name in report.ignored)
     model, inputs, out = wrapped.model, part(arrays, "in/"), part(arrays, "out/")
     grid = inputs["grid"].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(model.visual_pos(grid, 5), out["grid_plus_pos"], **TOLERANCE)
+    assert_near(model.visual_pos(grid, 5), out["grid_plus_pos"])
     x = torch.cat([model.embeddings(input_ids=inputs["ids"]), model.embed_grid(grid, 5)], dim=1)
     x = through_layers(model, x, inputs["am"], torch.ones(3, 20, dtype=torch.bool))
-    torch.testing.assert_close(x[:, :8], out["lang"], **TOLERANCE)
-    torch.testing.assert_close(x[:, 8:], out["visn"], **TOLERANCE)
-    torch.testing.assert_close(model.pooler(x), out["pooled"], **TOLERANCE)
+    assert_near(x[:, :8], out["lang"])
+    assert_near(x[:, 8:], out["visn"])
+    assert_near(model.pooler(x), out["pooled"])
 
 
 def test_meter_cross_modal_stack() -> None:
@@ -66,16 +67,16 @@ def test_meter_cross_modal_stack() -> None:
     entering = stack.text(inputs["text_embeds"]), stack.image(inputs["image_embeds"])
     layers = stack.layers(*entering, inputs["text_mask"])
     for index, (text, image) in enumerate(layers):
-        torch.testing.assert_close(text, out[f"text_{index}"], **TOLERANCE)
-        torch.testing.assert_close(image, out[f"image_{index}"], **TOLERANCE)
+        assert_near(text, out[f"text_{index}"])
+        assert_near(image, out[f"image_{index}"])
     assert index == 1
     pooled = stack.pool(text, image)
-    torch.testing.assert_close(pooled, out["cls"], **TOLERANCE)
+    assert_near(pooled, out["cls"])
     for task, num_classes in (("vqa", 11), ("snli", 3)):
         head = norm_first_head(48, num_classes, hidden=48)
         task_rules = KeyRules(rename=((rf"^{task}_classifier\.", ""),), ignore=(rf"^(?!{task}_classifier\.)",))
         require_complete(load_into(head, weights, task_rules, source=task))
-        torch.testing.assert_close(head(pooled), out[task], **TOLERANCE)
+        assert_near(head(pooled), out[task])
 
 
 def tiny_core() -> VlBertModel:
@@ -97,7 +98,7 @@ def test_coordinate_embedding() -> None:
     boxes = arrays["coord/boxes_wh"]
     corners = boxes[:, :4] / boxes[:, [4, 5, 4, 5]]
     # The angles reach 100 radians, where one rounding of the input moves a sine by 1e-5.
-    torch.testing.assert_close(coordinate_embedding(corners), arrays["coord/emb_dim256"].flatten(1), **TOLERANCE)
+    assert_near(coordinate_embedding(corners), arrays["coord/emb_dim256"].flatten(1))
 
 
 def test_core() -> None:
@@ -111,13 +112,13 @@ def test_core() -> None:
     visual, linguistic = inputs["ov"][..., :24], inputs["ov"][..., 24:]
     x = model.embed(words, inputs["tt"], inputs["tv"], visual, linguistic, text_mask.sum(1))
     for row, expected, mask in zip(packed(x, text_mask, object_mask), out["embedding"], out["mask"], strict=True):
-        torch.testing.assert_close(row, expected[mask], **TOLERANCE)
+        assert_near(row, expected[mask])
     last = through_layers(model, x, text_mask, with_end(object_mask))
     for row, expected, mask in zip(packed(last, text_mask, object_mask), out["hidden"], out["mask"], strict=True):
-        torch.testing.assert_close(row, expected[mask], **TOLERANCE)
-    torch.testing.assert_close(model.pooler(last), out["pooled"], **TOLERANCE)
-    torch.testing.assert_close(last[:, :10][text_mask], out["hidden_text"][text_mask], **TOLERANCE)
-    torch.testing.assert_close(last[:, 10:16][object_mask], out["hidden_obj"][object_mask], **TOLERANCE)
+        assert_near(row, expected[mask])
+    assert_near(model.pooler(last), out["pooled"])
+    assert_near(last[:, :10][text_mask], out["hidden_text"][text_mask])
+    assert_near(last[:, 10:16][object_mask], out["hidden_obj"][object_mask])
 
 
 class Vcr(nn.Module):
@@ -153,8 +154,8 @@ def test_vcr_model() -> None:
     object_mask = (inputs["boxes"][:, :, 3] > -0.5).repeat_interleave(4, dim=0)
     last = model.states(out, reps, object_mask)
     logits = head(model.vlbert.pooler(last)).reshape(2, 4)
-    torch.testing.assert_close(logits, out["logits"], **TOLERANCE)
-    torch.testing.assert_close(sigmoid_choice(logits, inputs["label"]), out["ans_loss"], **TOLERANCE)
+    assert_near(logits, out["logits"])
+    assert_near(sigmoid_choice(logits, inputs["label"]), out["ans_loss"])
 
 
 class Vqa(Vcr):
@@ -177,11 +178,11 @@ def test_vqa_model() -> None:
     boxes, size = inputs["boxes"], inputs["im_info"][:, None, [0, 1, 0, 1]]
     object_mask = boxes[:, :, 0] > -1.5
     reps = model.image_feature_extractor(boxes[..., 4:], boxes[..., :4] / size)
-    torch.testing.assert_close(reps[object_mask], out["obj_reps"][object_mask], **TOLERANCE)
+    assert_near(reps[object_mask], out["obj_reps"][object_mask])
     last = model.states(out, reps, object_mask)
     logits = model.final_mlp(last[torch.arange(2), out["ans_pos"]])
-    torch.testing.assert_close(logits, out["logits"], **TOLERANCE)
-    torch.testing.assert_close(soft_target_bce(logits, inputs["label"]), out["loss"], **TOLERANCE)
+    assert_near(logits, out["logits"])
+    assert_near(soft_target_bce(logits, inputs["label"]), out["loss"])
 
 
 VISUALBERT = RegionStudentConfig(**TINY, feature_size=16, vocab_size=90, max_positions=40)
@@ -206,7 +207,7 @@ def test_visualbert_vcr(aligned: bool) -> None:
     core = model.model
     logits = head(core.pooler(visualbert_states(core, inputs, alignment))).reshape(2, 4)
     out = part(arrays, f"vcr/out/{'align' if aligned else 'noalign'}_")
-    torch.testing.assert_close(logits, out["logits"], **TOLERANCE)
+    assert_near(logits, out["logits"])
     losses = [softmax_choice(logits, torch.tensor([a, b])) for a in range(4) for b in range(4)]
     assert min(abs(loss - out["loss"]) for loss in losses) < 2e-5
 
@@ -230,7 +231,7 @@ def test_visualbert_equals_transformers(aligned: bool) -> None:
         image_text_alignment=alignment,
     ).last_hidden_state
     states = visualbert_states(ours, inputs, inputs["align"] if aligned else torch.full_like(inputs["align"], -1))
-    torch.testing.assert_close(states, expected, **TOLERANCE)
+    assert_near(states, expected)
 
 
 LXMERT = LxmertConfig(
@@ -252,6 +253,6 @@ def test_lxmert_core(masked: bool) -> None:
         visual_attention_mask=inputs["vm"] if masked else None,
     )
     end = "_masked" if masked else ""
-    torch.testing.assert_close(output.language_output, arrays[f"out/lang{end}"], **TOLERANCE)
-    torch.testing.assert_close(output.vision_output, arrays[f"out/visn{end}"], **TOLERANCE)
-    torch.testing.assert_close(output.pooled_output, arrays[f"out/pooled{end}"], **TOLERANCE)
+    assert_near(output.language_output, arrays[f"out/lang{end}"])
+    assert_near(output.vision_output, arrays[f"out/visn{end}"])
+    assert_near(output.pooled_output, arrays[f"out/pooled{end}"])

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from references import TOLERANCE, require_complete
+from closeness import assert_near
+from references import require_complete
 from torch import nn
 from transformers import (
     BridgeTowerForImageAndTextRetrieval,
@@ -69,9 +70,9 @@ def test_vilt_and_its_head_equal_transformers() -> None:
     with torch.no_grad():
         ours, expected = student.encode(batch), theirs(**inputs).logits
         states = theirs.vilt(**inputs).last_hidden_state
-    torch.testing.assert_close(head(ours.pooled_NP), expected, **TOLERANCE)
+    assert_near(head(ours.pooled_NP), expected)
     text = batch.token_mask_NL
-    torch.testing.assert_close(ours.text_states_NLH[text], states[:, :9][text], **TOLERANCE)
+    assert_near(ours.text_states_NLH[text], states[:, :9][text])
 
 
 def test_vilt_takes_a_checkpoint_of_another_image_size() -> None:
@@ -90,7 +91,7 @@ def test_bridgetower_equals_transformers() -> None:
     batch = batch_for(student)
     with torch.no_grad():
         ours, expected = student.encode(batch), theirs(**inputs_of(student, batch)).logits
-    torch.testing.assert_close(theirs.itm_score(ours.pooled_NP), expected, **TOLERANCE)
+    assert_near(theirs.itm_score(ours.pooled_NP), expected)
 
 
 def test_modernvbert_and_its_head_equal_transformers() -> None:
@@ -116,7 +117,7 @@ def test_modernvbert_and_its_head_equal_transformers() -> None:
             attention_mask=mask.long(),
             pixel_values=batch.per_sequence(student.normalised(batch))[:, None],
         ).logits
-    torch.testing.assert_close(head(ours.pooled_NP), expected, **TOLERANCE)
+    assert_near(head(ours.pooled_NP), expected)
 
 
 class OpenAiBlock(nn.Module):
@@ -186,7 +187,7 @@ def test_meter_takes_the_original_names_and_its_vision_equals_openai() -> None:
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         ours = student.vision.post_layernorm(student.vision(pixel_values=pixels).last_hidden_state)
-        torch.testing.assert_close(ours, vision(pixels), **TOLERANCE)
+        assert_near(ours, vision(pixels))
 
 
 def test_a_token_of_the_small_vilt_sees_its_own_patch() -> None:

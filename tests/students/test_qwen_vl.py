@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_near
 from made_examples import inverted, picture, question
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
@@ -82,7 +83,7 @@ def test_inner_features_reach_the_picture_and_no_hidden_text(asked: list[Example
         changed, still = student.encode(batch), student.encode_unimodal(batch)
     assert not torch.allclose(output.visual_states_NRH, changed.visual_states_NRH)
     assert torch.equal(hidden.text_states_NLH, still.text_states_NLH)
-    torch.testing.assert_close(hidden.visual_states_NRH, output.visual_states_NRH, atol=1e-5, rtol=0.0)
+    assert_near(hidden.visual_states_NRH, output.visual_states_NRH)
 
 
 def test_pixels_are_bounded_as_asked(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from closeness import assert_near, largest
 from references import (
     ASSETS,
-    TOLERANCE,
     Reference,
     UniterPass,
     part,
@@ -51,29 +51,29 @@ def test_layers_logits_losses_and_gradients(task: str) -> None:
     model, head = load_reference(task, arrays)
     out = part(arrays, "out/")
     made = UniterPass(model, part(arrays, "in/"))
-    torch.testing.assert_close(made.text, out["txt_emb"], **TOLERANCE)
-    torch.testing.assert_close(made.regions, out["img_emb"], **TOLERANCE)
+    assert_near(made.text, out["txt_emb"])
+    assert_near(made.regions, out["img_emb"])
     for number in range(3):
         states = made.states(number + 1)
         assert not states[made.kinds < 0].any()
-        torch.testing.assert_close(states[made.kinds >= 0], out[f"layer_{number}"][made.visible], **TOLERANCE)
+        assert_near(states[made.kinds >= 0], out[f"layer_{number}"][made.visible])
     pooled = model.pooler(states)
-    torch.testing.assert_close(pooled, out["pooled"], **TOLERANCE)
-    torch.testing.assert_close(head(pooled), out["logits"], **TOLERANCE)
+    assert_near(pooled, out["pooled"])
+    assert_near(head(pooled), out["logits"])
     targets = arrays["in/targets"]
     if isinstance(head, TwoWayChoiceHead):
         raw = reference("uniter/uniter_tiny_vcr_raw2way.npz")["raw"]
-        torch.testing.assert_close(head.two_way(pooled), raw, **TOLERANCE)
+        assert_near(head.two_way(pooled), raw)
         loss = two_way_choice(head.two_way(pooled), targets[:, 0])
     else:
         loss = soft_target_bce(head(pooled), targets)
-    torch.testing.assert_close(loss, out["train_loss"], **TOLERANCE)
+    assert_near(loss, out["train_loss"])
     loss.backward()
     gradients = original_gradients(model, head, task)
     expected = part(arrays, "grad/")
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], **TOLERANCE)
+        assert_near(gradient, expected[name], scale=largest(expected.values()), name=name)
 
 
 def original_gradients(model: UniterModel, head: nn.Module, task: str) -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def test_text_only_and_image_only(task: str) -> None:
         (made.regions, made.region_mask, "image_only"),
     ):
         states, _ = run_layers(list(model.encoder.layer), embedded, kinds_of(mask, none), num_text=mask.shape[1])
-        torch.testing.assert_close(states[mask], arrays[f"out/{name}"][mask], **TOLERANCE)
+        assert_near(states[mask], arrays[f"out/{name}"][mask])
 
 
 def key_shapes(name: str) -> dict[str, torch.Size]:
@@ -118,8 +118,8 @@ def test_base_size_from_seeded_weights() -> None:
         made = UniterPass(model, part(arrays, "in/"))
         last = made.states()
         logits = head(model.pooler(last))
-    torch.testing.assert_close(last[made.kinds >= 0], arrays["out/last_hidden"][made.visible], **TOLERANCE)
-    torch.testing.assert_close(logits, arrays["out/logits"], **TOLERANCE)
+    assert_near(last[made.kinds >= 0], arrays["out/last_hidden"][made.visible])
+    assert_near(logits, arrays["out/logits"])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,8 @@ def test_the_first_token_alone_is_that_of_all_with_its_gradients() -> None:
             model.zero_grad()
             outcomes.append((states[:, 0], x.grad, *weights))
     for ours, all_of_it in zip(outcomes[2:], outcomes[:2], strict=True):
-        torch.testing.assert_close(ours, all_of_it, **TOLERANCE)
+        for value, expected in zip(ours, all_of_it, strict=True):
+            assert_near(value, expected, scale=largest(all_of_it[1:]))
 
 
 def test_attention_with_dropout_on_a_cpu_is_torch_s() -> None:
@@ -179,7 +180,7 @@ def test_attention_with_dropout_on_a_cpu_is_torch_s() -> None:
     ours, _ = one_row_attention(torch.nn.Identity(), query, key, value, bias, **options)
     torch.manual_seed(1)
     torch_s, _ = sdpa_attention_forward(torch.nn.Identity(), query, key, value, bias, **options)
-    torch.testing.assert_close(ours, torch_s, **TOLERANCE)
+    assert_near(ours, torch_s)
 
 
 def test_candidates_share_their_pictures_embedding_and_draw_their_own_dropout() -> None:

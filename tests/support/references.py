@@ -18,7 +18,6 @@ from advl_pipeline.students.uniter import UniterConfig, UniterModel, uniter_head
 ASSETS = Path(__file__).parents[1] / "assets" / "students"
 
 Reference = Mapping[str, torch.Tensor]
-TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 TINY = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "dropout": 0.0}
 """The sizes of nearly all references."""
 

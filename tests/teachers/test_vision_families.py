@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from closeness import assert_near
 from PIL import Image
 from tower_checks import require_same_in_a_batch
 
@@ -79,7 +80,7 @@ def test_transformers_features_equal_a_direct_call(family: str, tmp_path: Path, 
     processor = hf.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     pixels = processor(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
     ours = normalise(prepared.inputs["pixels"], tower.backbone.settings)  # type: ignore[attr-defined]
-    torch.testing.assert_close(ours, pixels, atol=1e-5, rtol=0)
+    assert_near(ours, pixels, roundings=32)
     with torch.no_grad():
         output = model(pixel_values=pixels)
     states = output.last_hidden_state
@@ -137,7 +138,7 @@ def test_pixels_equal_timms_own_transform(name: str) -> None:
     for size in ((300, 200), (201, 333), (224, 224), (57, 500)):
         picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
         ours = normalise(fit_picture(picture, settings)[None], settings)[0]
-        torch.testing.assert_close(ours, transform(picture), atol=1e-6, rtol=0)
+        assert_near(ours, transform(picture), roundings=8)
     for changes in ({"crop_mode": "squash", "crop_pct": 0.9}, {"crop_mode": "border"}):
         model.pretrained_cfg = {**model.pretrained_cfg, **changes}
         with pytest.raises(ConfigError, match="own preprocessing is not made"):

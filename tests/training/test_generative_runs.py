@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from peft import PeftModel
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
@@ -67,7 +68,7 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
     theirs = PeftModel.from_pretrained(base, updated).merge_and_unload()
     ours = student.model.state_dict()
     for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=0)
+        assert_near(ours[name], value, roundings=16)
     changed = {name for name, value in before.items() if not torch.equal(value, ours[name])}
     ends = {name.removesuffix(".weight").rpartition(".")[2] for name in changed}
     assert ends == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -139,7 +140,7 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
         loss.backward()
         optimizer.step()
         expected.append(float(loss.detach()))
-    np.testing.assert_allclose(logged, expected, atol=1e-4, rtol=0)
+    assert_near(logged, expected)
     assert expected[-1] < expected[0] - 0.1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from run_logs import load_json
 from safetensors.torch import load_file
 
@@ -118,7 +119,7 @@ def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)["model_state"]
     kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint, regions=[PIXELS])
-    torch.testing.assert_close(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-6, rtol=0)
+    assert_near(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], roundings=16)
     asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, regions=[PIXELS], fresh_heads=True)
     assert not torch.allclose(asked["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-4)
     assert heads_of(tmp_path / "asked")["vcr"] == {"origin": "fresh", "why": "--fresh-heads"}
@@ -158,8 +159,8 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
         "origin": "checkpoint",
         "why": f"{len(answers) - 1} of {len(answers)} answers are in all_ans.json",
     }
-    torch.testing.assert_close(kept["vqa.3.weight"][1:], head["3.weight"][1:].flip(0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(kept["vqa.0.weight"], head["0.weight"], atol=1e-6, rtol=0)
+    assert_near(kept["vqa.3.weight"][1:], head["3.weight"][1:].flip(0), roundings=16)
+    assert_near(kept["vqa.0.weight"], head["0.weight"], roundings=16)
     assert kept["vqa.3.weight"][0].abs().max() < 1e-6
     names.write_text(json.dumps(listed[:-1]))
     with pytest.raises(ConfigError, match="no VQA head of the answers"):
@@ -178,7 +179,7 @@ def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_
     train(small_corpus, tmp_path / "first")
     first = load_file(tmp_path / "first" / "heads.safetensors")
     second = untrained_head(small_corpus, tmp_path / "second", init=tmp_path / "first", seed=3)
-    torch.testing.assert_close(second["vcr.net.3.weight"], first["vcr.net.3.weight"], atol=1e-6, rtol=0)
+    assert_near(second["vcr.net.3.weight"], first["vcr.net.3.weight"], roundings=16)
     assert heads_of(tmp_path / "second")["vcr"]["origin"] == "checkpoint"
     untrained_head(small_corpus, tmp_path / "third", init=tmp_path / "first", dataset="scenes-snli-ve", task=())
     assert heads_of(tmp_path / "third")["snli-ve"]["origin"] == "fresh"
