@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,9 @@ import pytest
 pytest.importorskip("datasets")
 
 from commands import printed
+from hub_server import serve_hub
 from hub_twins import TWINS, colour_samples, write_twin
+from published_sets import PUBLISHED
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.cards import load_card, scored_split
@@ -56,7 +62,7 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     asked = [word for test_set in (split, *sets) for word in ("--on", test_set)]
     out, _ = printed(capsys, "evaluate", "runs/mine", *asked, "--probe", "none")
     assert all(f"\n{test_set}" in out for test_set in sets)
-    assert "of 12 groups, all of whose items are right" in out
+    assert "of 15 groups, all of whose items are right" in out
     folder = Path("runs/mine/evaluation")
     documents = {
         test_set: json.loads((folder / f"{test_set.replace('/', '--')}.json").read_text())
@@ -68,3 +74,61 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     assert groups["accuracy"] <= documents["naturalbench/test"]["metrics"]["choice"]
     assert documents["pope/test"]["trivial"]["choice"]["chance"] == 50.0
     printed(capsys, "report", "runs/mine", "--to", "md")
+
+
+_COMMANDS = """
+extract --teacher minilm-l6 --data aokvqa --shots 6 --no-confidence
+finetune --data aokvqa --cache caches/minilm-l6/aokvqa/train-shots6-seed0 --shots 6 --output {output} --num-steps 2
+ --adapt-steps 2 --batch-size 4 --confidence-folds 2
+evaluate {output} --on val --on cv-bench/test --on pope/test --probe none
+"""
+
+
+def commands(output: str) -> list[list[str]]:
+    """Return the words of the commands that a stranger gives."""
+    return [line.split() for line in _COMMANDS.replace("\n ", " ").format(output=output).strip().split("\n")]
+
+
+_SCRIPT = """
+import json, sys
+from advl_cli.main import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_sets_of_the_readme_come_from_a_hub_and_serve_again_without_a_network(tmp_path: Path) -> None:
+    """In the files that are published, from an empty cache of the hub; then on a node without a network."""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(tmp_path / "data")}
+    environment.pop("ADVL_INDEX", None)
+
+    def give(output: str, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT, json.dumps(commands(output))],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    with serve_hub() as hub:
+        hub.repositories |= PUBLISHED
+        out = give("runs/near", HF_ENDPOINT=hub.endpoint)
+        asked = {match[1] for path in hub.sent if (match := re.match(r"/datasets/[^/]+/[^/]+/resolve/(\w+)/", path))}
+        pinned = {re.search(r"@(\w+)", str(load_card(name).facts["files"]))[1] for name in ("aokvqa", "cv-bench")}
+        assert pinned <= asked, "files are those of the revisions that the cards pin"
+        assert not any("evaluate.py" in path or "/img/" in path for path in hub.sent), "nothing else is fetched"
+    offline = give("runs/far", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    numbers = [
+        [line for line in text.splitlines() if re.match(r"(val|cv-bench|pope)\S* ", line)] for text in (out, offline)
+    ]
+    assert len(numbers[0]) == 3, out
+    assert numbers[0] == numbers[1], "the same numbers with a network and without"

@@ -273,8 +273,18 @@ def read_study(path: Path) -> StudyConfig:
                 f"extends names no shipped study: {base!r}.", where=str(source), why=suggest_names(base, shipped)
             )
         source = shipped[base]
-        raw = {**read_toml(source), **raw}
+        inherited = read_toml(source)
+        if "shots" in raw:
+            _keep_tables_of(raw["shots"], inherited)
+        raw = {**inherited, **raw}
     return parse_study(raw, where=str(path))
+
+
+def _keep_tables_of(shots: Any, inherited: dict[str, Any]) -> None:
+    """Drop the inherited tables of shots that a study which extends another does not run."""
+    run = set(map(str, shots if isinstance(shots, list) else [shots]))
+    for key in inherited.keys() & {"at-shots", "at_shots"}:
+        inherited[key] = {label: table for label, table in inherited[key].items() if label in run}
 
 
 def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:

@@ -77,6 +77,21 @@ def test_options_in_the_text_of_a_question() -> None:
         ("Which one?\n\nA. left\nB. right\nAnswer with the letter.", "Which one?", ["left", "right"]),
         ("Where? (A) in the U.S.A. (B) at home", "Where?", ["in the U.S.A.", "at home"]),
         ("Is plan A. good? How many?", "Is plan A. good? How many?", None),
+        # NaturalBench.
+        ("What is on it? Option: A:Knit cap; B:Helmet;", "What is on it?", ["Knit cap", "Helmet"]),
+        # MMStar: a sentence of geometry ends in the name of a point.
+        (
+            "A line touches circle O at point A. If OB is 5, how long is it?\nOptions: A: 3, B: 4, C: 5, D: 6",
+            "A line touches circle O at point A. If OB is 5, how long is it?",
+            ["3", "4", "5", "6"],
+        ),
+        (
+            "Of group A: the cat. How many are in B: two?\nA. 1\nB. 2\nC. 3",
+            "Of group A: the cat. How many are in B: two?",
+            ["1", "2", "3"],
+        ),
+        ("Options: what? Options: A: Plan A. of two, B: Plan B.", "Options: what?", ["Plan A. of two", "Plan B."]),
+        ("Take A. or B. now?\nA. left\nB. right", "Take A. or B. now?", ["left", "right"]),
         (None, None, None),
     ):
         assert split_options(text) == (question, options)
@@ -125,12 +140,23 @@ def test_a_row_that_is_several_items(tmp_path: Path) -> None:
     write_twin(tmp_path, "naturalbench", colour_samples(20))
     test = open_dataset("naturalbench", split="test", data_root=tmp_path)
     assert test.is_grouped
-    assert test.left_out == "2 rows of test left out by the card"
+    assert test.left_out == "", "all groups count: those of yes and no, and those of two options"
     first = [test[place] for place in range(4)]
     assert [example.label for example in first] == [0, 1, 1, 0]
     assert [example.image.unit_id == first[0].image.unit_id for example in first] == [True, False, True, False]
     assert len({example.cluster for example in first}) == 1
     assert test[4].cluster != test[0].cluster
+    texts = [[candidate.text for candidate in test[place].candidates] for place in (16, 17)]
+    assert texts[0][0].endswith("? a knit cap"), "the options of a question are its own"
+    assert [test[place].label for place in range(16, 20)] == [0, 1, 1, 0]
+
+
+def test_a_constant_choice_stands_in_for_no_option_that_is_not_found(tmp_path: Path) -> None:
+    rows = [choice_row(0, choices=..., split=..., question="Which? a) red b) blue", label="A")]
+    card = 'options_in_question = true\ntask = "choice"\n[constants]\nchoices = ["Yes", "No"]\n'
+    assert "field 'choices' is missing" in refusal(data_of(tmp_path, rows, card)).why
+    rows = [choice_row(0, choices=..., split=..., question="Is it red?", label="No")]
+    assert choices_of(data_of(tmp_path, rows, card)) == (["Yes", "No"], 1)
 
 
 def test_two_configurations_are_joined_by_a_key(tmp_path: Path) -> None:

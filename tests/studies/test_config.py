@@ -153,6 +153,16 @@ def test_extends_replaces_whole_keys(tmp_path: Path) -> None:
         read_study(path)
 
 
+def test_tables_of_shots_that_do_not_run_are_not_inherited(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nextends = "scenes-chat"\nshots = [100]\n', encoding="utf-8")
+    assert {*load_study("scenes-chat").at_shots} == {"100", "300"}
+    assert {*load_study(str(path)).at_shots} == {"100"}
+    path.write_text('name = "mine"\nextends = "scenes-chat"\nshots = [100]\n[at-shots.300]\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="about shots that the study does not run"):
+        load_study(str(path))
+
+
 def test_settings_inherit_the_plain_keys(tmp_path: Path) -> None:
     extra = '[[settings]]\nname = "a"\n[[settings]]\nname = "b"\nteachers = ["minilm-l6"]\ndataset = "scenes-vqa"\n'
     study = read_study(write_study_file(tmp_path, extra=extra + 'tasks = ["vqa"]\n'))

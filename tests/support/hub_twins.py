@@ -301,7 +301,12 @@ def naturalbench(samples: Samples) -> Iterable[Part]:
         return {
             "Index": number,
             **{f"Image_{place}": stored(each.picture) for place, each in enumerate(pair)},
-            **{f"Question_{place}": f"Is it {each.choices[each.right]}?" for place, each in enumerate(pair)},
+            **{
+                f"Question_{place}": "What is on it? Option: A:a knit cap; B:a helmet;"
+                if is_choice
+                else f"Is it {each.choices[each.right]}?"
+                for place, each in enumerate(pair)
+            },
             **dict(zip(asked, answers, strict=True)),
             "Question_Type": "multiple_choice" if is_choice else "yes_no",
         }

@@ -50,6 +50,7 @@ _LIKELY: Mapping[str, str] = {
 
 MIN_CHOICES = 2
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
+_OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
@@ -172,7 +173,10 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
             fields["group"] = row.name
             fields["id"] = None if fields.get("id") is None else f"{fields['id']}-{number}"
         if card.options_in_question:
-            fields["question"], fields["choices"] = split_options(fields.get("question"))
+            fields["question"], options = split_options(fields.get("question"))
+            # A card's own choices are for questions without options, whose right answer is the text of one.
+            is_constant = fields.get("label") in card.constants.get("choices", ())
+            fields["choices"] = fields.get("choices") if options is None and is_constant else options
         if card.right_choice_first and isinstance(fields.get("choices"), list):
             fields["choices"], fields["label"] = _drawn_order(fields["choices"], row._replace(name=name), card)
         lacks = any(fields.get(needed) in (None, "", []) for needed in card.needs)
@@ -236,21 +240,45 @@ def _parsed(name: str, text: str) -> Any:
 def split_options(text: Any) -> tuple[Any, list[str] | None]:
     """Return a question without its options, and the options behind "A.", "B:", "(C)" and so on; None without two.
 
-    What stands on lines below the last option is no part of it, nor is "Options:" above them.
+    They begin behind the last "Options:" or "Option:", where a letter may touch its option ("A:Knit cap;"). Without
+    one they are the longest run of letters, of two alike the last: a sentence of the question may end in "A." too.
+    What stands on lines below the last option is no part of it.
     """
-    marks: list[re.Match[str]] = []
-    for letter in ascii_uppercase if isinstance(text, str) else "":
-        mark = re.compile(rf"(?:^|(?<=[\s,;:]))(?:\({letter}\)[.:]?|{letter}[.:)])\s+")
-        match = mark.search(text, marks[-1].end() if marks else 0)
-        if match is None:
-            break
-        marks.append(match)
-    if len(marks) < 2:
+    if not isinstance(text, str):
         return text, None
-    ends = [*(match.start() for match in marks[1:]), len(text)]
-    options = [text[match.end() : end].strip().rstrip(",; ") for match, end in zip(marks, ends, strict=True)]
-    options[-1] = options[-1].partition("\n")[0].strip()
-    return text[: marks[0].start()].strip().removesuffix("Options:").strip(), options
+    for header in reversed([*_OPTIONS.finditer(text)]):
+        if runs := _runs_of_options(text, header.end(), gap=r"\s*"):
+            return text[: header.start()].strip(), runs[0][1]
+    runs = _runs_of_options(text, 0, gap=r"\s+")
+    if not runs:
+        return text, None
+    start, options = max(reversed(runs), key=lambda run: len(run[1]))
+    return text[:start].strip(), options
+
+
+def _runs_of_options(text: str, start: int, *, gap: str) -> list[tuple[int, list[str]]]:
+    """Return where each run of two lettered options or more begins behind a place, and the options, none empty.
+
+    Args:
+        gap: pattern of what stands between a letter's mark and its option.
+    """
+    runs: list[tuple[int, list[str]]] = []
+    for first in _option_mark("A", gap).finditer(text, start):
+        marks = [first]
+        for letter in ascii_uppercase[1:]:
+            if (mark := _option_mark(letter, gap).search(text, marks[-1].end())) is None:
+                break
+            marks.append(mark)
+        ends = [*(mark.start() for mark in marks[1:]), len(text)]
+        options = [text[mark.end() : end].strip().rstrip(",; ") for mark, end in zip(marks, ends, strict=True)]
+        options[-1] = options[-1].partition("\n")[0].strip().rstrip(",; ")
+        if len(marks) > 1 and all(options):
+            runs.append((first.start(), options))
+    return runs
+
+
+def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\({letter}\)[.:]?|{letter}[.:)]){gap}")
 
 
 def _drawn_order(texts: Sequence[Any], row: Row, card: DataCard) -> tuple[list[Any], int]:
