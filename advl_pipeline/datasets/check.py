@@ -91,7 +91,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
             notes=tuple(notes),
             next_command=error.next_command,
         )
-    num_pictures, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
+    num_pictures, num_animations, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
     problems = [*dataset.skipped, *picture_problems]
     num_items = len(dataset.question_table().question_ids)
     counts = {"items": (num_items, facts.get("items")), "pictures": (num_pictures, facts.get("pictures"))}
@@ -100,13 +100,16 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         for name, (num_read, count) in counts.items()
         if count not in (None, num_read)
     ]
+    animations = (
+        f"{num_animations:,} pictures are animations, of which the first frame is read" if num_animations else ""
+    )
     return SplitCheck(
         split=split,
         status="malformed" if problems else ("differs" if notes else "ok"),
         num_items=num_items,
         num_pictures=num_pictures,
         problems=tuple(problems),
-        notes=(*notes, *filter(None, [dataset.left_out])),
+        notes=(*notes, *filter(None, [dataset.left_out, animations])),
     )
 
 

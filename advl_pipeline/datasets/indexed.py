@@ -439,7 +439,7 @@ class IndexedDataset:
                     "all classes (docs/adding-a-dataset.md)",
                 )
 
-    def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, list[Problem]]:
+    def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, int, list[Problem]]:
         """Look at every picture of the split.
 
         Args:
@@ -448,14 +448,16 @@ class IndexedDataset:
             progress: show a bar on stderr.
 
         Returns:
-            (number of pictures, what is wrong with them).
+            (number of pictures, number of those found to be animations, what is wrong with pictures).
         """
+        num_animations = 0
 
         def look(image: int) -> None:
+            nonlocal num_animations
             files = self._file_names(image)
             if deep:
                 self._make_unit(image)
-                decode_picture(self._index.pictures / files[0], files[0])
+                num_animations += decode_picture(self._index.pictures / files[0], files[0])
             else:
                 for file in files:
                     require_content(self._index.pictures / file, file)
@@ -467,7 +469,7 @@ class IndexedDataset:
         images = tqdm(asked, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
         problems = self._bad_pictures(images, look)
         self._files.flush()
-        return len(self._used_images), list(problems.values())
+        return len(self._used_images), num_animations, list(problems.values())
 
     def __getstate__(self) -> dict[str, Any]:
         # What finds the classes may be of this process alone; what it found is not.

@@ -12,13 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
 
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded, of an animation its first frame. No other decoder of Pillow runs, some of which start programs."""
+
+MAX_SIDE = 1 << 15
+"""In pixels. A picture of more pixels than Pillow thinks safe is refused too."""
+
+MAX_RATIO = 200
+"""Of the long side to the short one. Models scale the short side, and the long one would outgrow the memory."""
+
+_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow raises for a damaged picture, depending on its format."""
+
+_HEAD_BYTES = 32
 
 
 def require_content(path: Path, name: str) -> None:
@@ -42,20 +53,22 @@ def picture_size(path: Path, name: str) -> tuple[int, int]:
     """Return width and height from a picture's header; nothing is decoded.
 
     Raises:
-        Malformed: missing, empty, not a picture, or more pixels than Pillow thinks safe (a decompression bomb).
+        Malformed: missing, empty, not a picture in one of `FORMATS`, or too large or too narrow to be decoded.
     """
     with _opened(path, name) as image:
         return image.size
 
 
-def decode_picture(path: Path, name: str) -> None:
-    """Decode a picture completely.
+def decode_picture(path: Path, name: str) -> bool:
+    """Decode a picture completely; return whether it is an animation, of which only the first frame is decoded.
 
     Raises:
         Malformed: as `picture_size`, or the file is cut off or damaged.
     """
     with _opened(path, name) as image:
         image.load()
+        # A phone's JPEG often holds a preview behind the picture (MPO).
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
@@ -74,26 +87,20 @@ def read_rgb(path: Path) -> Image.Image:
         DatasetError: it cannot be read.
     """
     try:
-        with regular_file(path) as content, Image.open(content) as file:
-            _require_8_bits(file)
+        with _opened(path, path.name) as file:
             file.load()
             if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
                 rgba = file.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             return file.convert("RGB")
-    except PICTURE_ERRORS as error:
-        raise unreadable_picture(path, error) from None
-
-
-def unreadable_picture(path: Path, error: Exception) -> DatasetError:
-    """Return the error for a picture that was taken for sound and turns out not to be."""
-    return DatasetError(
-        "A picture cannot be read.",
-        where=str(path),
-        why=f"{type(error).__name__}: {error}",
-        next_command="replace the file and give the command again; or leave such pictures out, in caches and runs "
-        "made anew with --on-error skip",
-    )
+    except Malformed as error:
+        raise DatasetError(
+            "A picture cannot be read.",
+            where=str(path),
+            why=str(error),
+            next_command="replace the file and give the command again; or leave such pictures out: make caches and "
+            "runs with --on-error skip",
+        ) from None
 
 
 def regular_file(path: Path) -> BufferedReader:
@@ -107,22 +114,45 @@ def regular_file(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _require_8_bits(image: Image.Image) -> None:
-    """Refuse grey of more bits, which Pillow clips where it should scale: what is light would all be white."""
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Image.Image]:
+    """Open a picture whose header says that it can be decoded: the one place that gives a file to a decoder."""
+    require_content(path, name)
+    try:
+        with warnings.catch_warnings(), regular_file(path) as content:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            head = content.read(_HEAD_BYTES)
+            content.seek(0)
+            with Image.open(content, formats=FORMATS) as image:
+                _require_usual_form(image)
+                yield image
+    except UnidentifiedImageError:
+        raise Malformed(f"{name} is not a readable picture: {_unread_format(head)}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
+    except _ERRORS as error:
+        raise Malformed(f"{name} is not a readable picture: {error}") from None
+
+
+def _require_usual_form(image: Image.Image) -> None:
+    """Refuse what would be decoded to a wrong picture, or would take the memory of a whole data set."""
+    short, long = sorted(image.size)
+    if long > MAX_SIDE or long > MAX_RATIO * short:
+        sides = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"it has {sides}; at most {MAX_SIDE:,} a side and {MAX_RATIO} to 1 are read")
+    # Filters for warnings are of the whole process: another thread may have taken ours away.
+    if Image.MAX_IMAGE_PIXELS is not None and short * long > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+    # Pillow clips grey of more bits where it should scale: what is light would all be white.
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"grey of more than 8 bits (mode {image.mode}); scale it to 8 bits first")
 
 
-@contextmanager
-def _opened(path: Path, name: str) -> Iterator[Image.Image]:
-    require_content(path, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with regular_file(path) as content, Image.open(content) as image:
-                _require_8_bits(image)
-                yield image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
-    except PICTURE_ERRORS as error:
-        raise Malformed(f"{name} is not a readable picture: {error}") from None
+def _unread_format(head: bytes) -> str:
+    """Return what a file is by its first bytes, and what is read."""
+    Image.init()
+    accepts = ((name, accept) for name, (_, accept) in Image.OPEN.items() if accept is not None)
+    # Some look at the length of what follows, and a file may be shorter than that.
+    head = head.ljust(_HEAD_BYTES, b"\0")
+    known = next((name for name, accept in accepts if name not in FORMATS and accept(head)), "")
+    return (f"it is {known}; " if known else "") + f"{', '.join(FORMATS)} are read"

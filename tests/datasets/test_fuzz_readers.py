@@ -192,7 +192,7 @@ def test_damaged_pictures(mirrors: dict[str, Mirror], damage: Callable[[bytes], 
         vcr.read()
         vcr.read("skip")
         dataset = open_dataset("vcr", split="val", data_root=vcr.root, on_error="list")
-        count, problems = dataset.picture_problems(deep=True)
+        count, _, problems = dataset.picture_problems(deep=True)
     assert count == 2
     assert len(problems) <= 1
 

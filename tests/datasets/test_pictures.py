@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import complaint
+from commands import complaint, printed
 from own_rows import choice_row, write_json_lines
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.pictures import picture_size, read_rgb, read_square
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset
@@ -20,6 +23,7 @@ from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.vision_backbone import read_picture
 
 SIDE = 8
+ROOT = Path(__file__).parents[2]
 
 
 def write_transparent(path: Path, mode: str) -> None:
@@ -85,3 +89,91 @@ def test_what_is_no_regular_file_is_refused_at_once(
     code, message = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
     assert code == 5
     assert "pictures/red.png cannot be read: it is no regular file" in message
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+0 0 moveto
+%%EOF
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (EPS, "it is EPS; JPEG, PNG, WEBP, GIF, BMP, TIFF are read"),
+        (b"P6 8 8 255 " + bytes(192), "it is PPM; JPEG, PNG, WEBP, GIF, BMP, TIFF are read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "JPEG, PNG, WEBP, GIF, BMP, TIFF are read"),
+        (b"x", "JPEG, PNG, WEBP, GIF, BMP, TIFF are read"),
+    ],
+)
+def test_other_formats_are_refused_by_name_and_start_no_program(
+    content: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # It is looked for once in a process.
+    data = write_json_lines(tmp_path / "mine.jsonl", [choice_row(number, split="train") for number in range(5)])
+    (tmp_path / "pictures/red.png").write_bytes(content)
+    code, message = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
+    assert code == 5
+    assert f"pictures/red.png is not a readable picture: {why}" in message
+    with pytest.raises(DatasetError, match="JPEG, PNG"):
+        read_rgb(tmp_path / "pictures/red.png")
+    assert not (tmp_path / "started").exists()
+
+
+def test_all_formats_are_opened_in_one_place() -> None:
+    sources = [path for folder in ("advl_pipeline", "cli") for path in (ROOT / folder).rglob("*.py")]
+    opening = [path.name for path in sources if re.search(r"Image\.open\(|image\.open\(", path.read_text("utf-8"))]
+    assert opening == ["pictures.py"]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "bmp", "tif"])
+def test_formats_that_are_read_and_the_first_frame_of_an_animation(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("black", "white")]
+    is_animated = ending in ("png", "webp", "gif", "tif")
+    more = {"save_all": True, "append_images": frames[1:]} if is_animated else {}
+    frames[0].save(tmp_path / f"picture.{ending}", **more)
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps({"image": f"picture.{ending}", "text": "It is black.", "label": "yes"}))
+    assert np.asarray(read_rgb(tmp_path / f"picture.{ending}")).max() == 0
+    printed_lines, _ = printed(capsys, "datasets", "check", data, "--deep")
+    assert ("1 pictures are animations, of which the first frame is read" in printed_lines) == is_animated
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (40_000, 1_000), (5, 1_001)])
+def test_a_picture_whose_sides_are_out_of_bounds_takes_no_memory(
+    size: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scaled to 224 pixels on its short side, 1 x 60,000 would take 12 GB."""
+    data = write_json_lines(tmp_path / "mine.jsonl", [choice_row(number, split="train") for number in range(5)])
+    Image.new("L", size).save(tmp_path / "pictures/red.png")
+    code, message = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
+    assert code == 5
+    assert f"{size[0]} x {size[1]} pixels; at most 32,768 a side and 200 to 1 are read" in message
+    for read in (read_rgb, read_picture):
+        with pytest.raises(DatasetError, match="32,768 a side"):
+            read(tmp_path / "pictures/red.png")
+
+
+def test_a_picture_whose_sides_are_out_of_bounds_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_json_lines(tmp_path / "mine.jsonl", [choice_row(number, split="train") for number in range(5)])
+    Image.new("L", (1, 60_000)).save(tmp_path / "pictures/red.png")
+    words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--modality", "image", "--no-confidence")
+    printed(capsys, *words, "--output", tmp_path / "cache", "--on-error", "skip")
+    assert len(open_cache(tmp_path / "cache").stores()["image"]) == 4
+
+
+def test_the_longest_picture_that_is_read(tmp_path: Path) -> None:
+    Image.new("L", (2_000, 10)).save(tmp_path / "long.png")
+    assert read_rgb(tmp_path / "long.png").size == (2_000, 10)
