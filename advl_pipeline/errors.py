@@ -174,10 +174,14 @@ class Suggestion(str):
     nearest: str
 
 
-def suggest_names(wanted: str, known: Iterable[str]) -> Suggestion:
-    """Return a readable list of the known names nearest to `wanted`, or all of them when none is near."""
+def suggest_names(wanted: str, known: Iterable[str], *, meant: str = "") -> Suggestion:
+    """Return a readable list of the known names nearest to `wanted`, or all of them when none is near.
+
+    Args:
+        meant: the name that is meant, where that is known.
+    """
     known = sorted(set(known))
-    near = difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)
+    near = [meant] if meant else difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)
     suggestion = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
     suggestion.wanted, suggestion.nearest = wanted, near[0] if near else ""
     return suggestion

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,30 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import flag_of
-from advl_pipeline.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again
+from advl_pipeline.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
 
 SAME_EVERYWHERE = frozenset(
     {"data_root", "text_style", "label_order", "on_error", "device", "disk_cache", "disk_cache_gb"}
 )
 """Options that mean the same in every command: a command that is advised keeps what the user gave for them."""
+
+ELSEWHERE = {
+    **dict.fromkeys(("train", "fit", "tune"), "finetune"),
+    **dict.fromkeys(("eval", "test"), "evaluate"),
+    **dict.fromkeys(("infer", "inference"), "predict"),
+    **dict.fromkeys(("--num-epochs", "--num-train-epochs", "--max-epochs", "--epoch"), "--epochs"),
+    **dict.fromkeys(("--max-steps", "--num-train-steps", "--step"), "--num-steps"),
+    **dict.fromkeys(("--train-batch-size", "--per-device-train-batch-size", "--bs"), "--batch-size"),
+    **dict.fromkeys(("--lr", "--rate"), "--learning-rate"),
+    **dict.fromkeys(("--gradient-accumulation-steps", "--grad-accum"), "--accumulate"),
+    **dict.fromkeys(("--model", "--model-name"), "--student"),
+    **dict.fromkeys(("--lr-schedule", "--lr-scheduler", "--scheduler"), "--schedule"),
+    **dict.fromkeys(("--out", "--output-dir", "--out-dir"), "--output"),
+}
+"""What other programs call a command or an option -> what it is called here."""
+
+_MISTYPED = 0.8
+"""Two names at least as like as this differ by a slip of the finger. Below, a value could go into another unit."""
 
 _SECRET = re.compile(r"(://)[^/\s]*@")
 
@@ -50,15 +68,17 @@ class Invocation:
             return line  # They stand in a file.
         return f"{line}\n         {self.command([*words, *advice.again])}"
 
-    def after_usage_error(self, error: click.UsageError) -> str:
-        """Return the user's command with the mistyped option put right, or the help of the command."""
-        right = ""
-        if isinstance(error, click.NoSuchOption) and error.possibilities:
-            # Click finds `--on` near `--run`, for the dashes that they share.
-            known = [name.lstrip("-") for name in error.possibilities]
-            near = difflib.get_close_matches(error.option_name.lstrip("-"), known, n=1)
-            right = self._corrected(error.option_name, f"--{near[0]}") if near else ""
-        return right or shlex.join(self._help())
+    def usage_error(self, error: click.UsageError) -> ConfigError:
+        """Return what click found wrong, with the user's command put right where only the name of an option is."""
+        if not isinstance(error, click.NoSuchOption):
+            return ConfigError(error.format_message(), next_command=shlex.join(self._help()))
+        options = error.ctx.command.params if error.ctx is not None else []
+        known = [name for item in options if isinstance(item, click.Option) for name in item.opts]
+        meant = near_name(error.option_name, known)
+        why = suggest_names(error.option_name, [meant], meant=meant) if meant else ""
+        failed = ConfigError(f"There is no option {error.option_name}.", why=why)
+        failed.next_command = self.next_command(failed)
+        return failed
 
     def completed(self, command: Sequence[str]) -> list[str]:
         """Give a command of ours the user's own values of the options that mean the same everywhere."""
@@ -135,6 +155,15 @@ class Invocation:
             if not isinstance(command, click.Group):
                 break
         return ["advl", *words, "--help"]
+
+
+def near_name(typed: str, known: Iterable[str]) -> str:
+    """Return the command or option that is meant by a name that is none; "" where nobody can say."""
+    names = {name.replace("-", ""): name for name in known}
+    if (here := ELSEWHERE.get(typed)) in names.values():
+        return str(here)
+    near = difflib.get_close_matches(typed.replace("-", ""), names, n=1, cutoff=_MISTYPED)
+    return names[near[0]] if near else ""
 
 
 def running() -> Invocation:

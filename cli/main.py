@@ -14,7 +14,7 @@ from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, sug
 from advl_pipeline.interruption import listening
 from advl_pipeline.packages import entry_points, missing_extra
 
-from .advice import Invocation
+from .advice import Invocation, near_name
 
 COMMANDS = {
     "cache": ("cache", "Inspect, verify, repair or convert a teacher feature cache."),
@@ -78,7 +78,8 @@ class PluginGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
-            raise ConfigError(f"There is no command {args[0]!r}.", why=suggest_names(args[0], known))
+            why = suggest_names(args[0], known, meant=near_name(args[0], known))
+            raise ConfigError(f"There is no command {args[0]!r}.", why=why)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -156,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        _stop(ConfigError(error.format_message(), next_command=invocation.after_usage_error(error)), invocation)
+        _stop(invocation.usage_error(error), invocation)
     except AdvlError as error:
         error.next_command = invocation.next_command(error)
         _stop(error, invocation)

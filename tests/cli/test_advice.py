@@ -178,6 +178,13 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
         ("extract --teacher minilm-l6 --dataset scenes-vrc", "--dataset scenes-vcr"),
         ("students show uniter-tny", "students show uniter-tiny"),
         ("study dmo", "study demo"),
+        # What other programs call it.
+        ("train --dataset scenes-vcr --seed 7", "finetune --dataset scenes-vcr --seed 7"),
+        ("eval runs/a --on test", "evaluate runs/a --on test"),
+        ("finetune --dataset scenes-vcr --lr 1e-4", "--learning-rate 1e-4"),
+        ("finetune --dataset scenes-vcr --learning_rate 1e-4", "--learning-rate 1e-4"),
+        ("finetune --dataset scenes-vcr --max-steps 9", "--num-steps 9"),
+        ("finetune --dataset scenes-vcr --num-stpes 9", "--num-steps 9"),
         # A word that is wrong by itself stays right at the end of a path.
         (
             "finetune --dataset scenes-vcr --method plain --student vlit --output a/vlit",
@@ -199,6 +206,27 @@ def test_a_typo_is_put_right_in_the_command_that_was_typed(
     words = advised(message)
     require_parses(words)
     assert right in shlex.join(words)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "never"),
+    [
+        ("--num-epochs 3", "--num-steps"),
+        ("--num-train-epochs 3", "--num-steps"),
+        ("--step 300", "--steps"),
+        ("--batch 5", "--batch-tokens"),
+        ("--lr-scale 2", "--head-lr-scale"),
+        ("--step-sec 3", "--step-ms"),
+    ],
+)
+def test_a_value_never_goes_into_an_option_of_another_unit(
+    wrong: str, never: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = complaint(capsys, "finetune", "--dataset", "scenes-vcr", *wrong.split())
+    assert code == 2
+    assert message.startswith(f"error: There is no option {wrong.split()[0]}.\n")
+    assert not re.search(rf"{never}\b(?!-)", message)
+    require_parses(advised(message))
 
 
 @pytest.mark.parametrize("content", ["dataset = ", "datset = 'scenes-vcr'", "method = 'avdl'"])
