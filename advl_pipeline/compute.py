@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
+import re
+import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +28,9 @@ AUTO = "auto"
 
 FIRST_WITH_TF32 = (8, 0)
 """Compute capability of the first GPUs that multiply in TF32."""
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla")
+"""Kinds of devices that torch may compute on."""
 
 MOST_WORKERS = 8
 """Threads that prepare batches unless more are asked for: each holds a batch."""
@@ -58,6 +64,33 @@ class ComputeConfig(DeviceConfig):
         f"one per core, at most {MOST_WORKERS}].",
         minimum=1,
         identity="none",
+    )
+
+
+def require_device(name: str) -> None:
+    """Refuse a device that this machine's torch was not built for, without importing torch.
+
+    Whether a GPU is there is known when it is opened.
+
+    Raises:
+        ConfigError: as said.
+    """
+    kind = name.partition(":")[0]
+    if kind not in (AUTO, *_DEVICES) or not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise _unusable(name, f"known: {AUTO}, {', '.join(_DEVICES)}, and a number such as cuda:1")
+    found = importlib.util.find_spec("torch")
+    if kind == "cuda" and found is not None and found.origin is not None:
+        built_for = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+        if built_for.get("cuda") is None and built_for.get("hip") is None:
+            raise _unusable(name, f"torch {built_for['__version__']} is built without CUDA")
+
+
+def _unusable(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"The device {name!r} cannot be used.",
+        where="--device",
+        why=why,
+        next_command="use --device cpu, or cuda on a machine with an NVIDIA GPU",
     )
 
 
@@ -113,12 +146,7 @@ def open_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The device {name!r} cannot be used.",
-            where="--device",
-            why=str(error).splitlines()[0],
-            next_command="use --device cpu, or cuda on a machine with an NVIDIA GPU",
-        ) from None
+        raise _unusable(name, str(error).splitlines()[0]) from None
     return device
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, Suggestion, suggest_names
 
 FolderKind = Literal["cache", "corpus", "study", "run", "student"]
 
@@ -86,6 +86,20 @@ def folder_kind(folder: Path) -> FolderKind | None:
         if isinstance(content, dict) and marker.key in content:
             return kind
     return "cache" if (folder / _CACHE_PLAN).is_file() else None
+
+
+def near_folder(path: Path, *kinds: FolderKind) -> Suggestion | str:
+    """Return the folder of a kind that is meant by a path where nothing lies; "" where none has a near name."""
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+    if missing is None or not missing.parent.is_dir():
+        return ""
+    below = path.relative_to(missing)
+    known = [item.name for item in missing.parent.iterdir() if folder_kind(item / below) in kinds]
+    suggestion = suggest_names(missing.name, known)
+    if not suggestion.nearest:
+        return ""
+    suggestion.wanted, suggestion.nearest = str(path), str(missing.with_name(suggestion.nearest) / below)
+    return suggestion
 
 
 def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from advl_pipeline.atomic import require_no_folder, writing
 from advl_pipeline.configuration import Configuration, Output, declared, flag_of, option, option_values
-from advl_pipeline.errors import ConfigError, again
-from advl_pipeline.folders import CACHE_NOTES, cache_note, may_note, require_folder, require_outside
+from advl_pipeline.errors import ConfigError, StorageError, again
+from advl_pipeline.folders import CACHE_NOTES, cache_note, folder_kind, may_note, require_folder, require_outside
 from advl_pipeline.locations import Location
 
 _HEAD_BYTES = 4096
@@ -63,11 +63,14 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
             match output.makes:
                 case "folders":
                     require_outside(path / "any", option=flag_of(name))
+                    _require_writable(path.absolute(), option=flag_of(name))
                 case "new" | "file" | "lines":
                     others = [other for other_name, (other, _) in outputs.items() if other_name != name]
                     _require_file(config, name, path, output, inputs=inputs, others=others)
                 case kind:
                     require_folder(path, kind, option=flag_of(name))
+                    if folder_kind(path) != kind:
+                        _require_writable(path.absolute(), option=flag_of(name))
                     if kind == "cache":
                         _require_notes(path, option=flag_of(name))
 
@@ -108,12 +111,7 @@ def _require_file(
     if any(resolved.is_relative_to(other.resolve()) for other in others):
         raise refusal("One output would lie in another one.", "the command writes both")
     require_no_folder(path)
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(above, os.W_OK | os.X_OK):
-        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
-        raise OSError(number, os.strerror(number))
+    _require_writable(path.absolute().parent, option=flag_of(name))
     if not path.exists():
         return
     if path.is_file():
@@ -134,6 +132,21 @@ def _require_file(
             "it does not begin as this command's files do",
             again(f"{another}, or replace what lies there", "--replace"),
         )
+
+
+def _require_writable(folder: Path, *, option: str) -> None:
+    """Refuse a folder that cannot be made or written in; it, or the first above it that is there, says why."""
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not above.is_dir():
+        why = f"{above} is a file"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        why = f"{above}: {os.strerror(number)}"
+    else:
+        return
+    raise StorageError(
+        "The output could not be written.", where=str(folder), why=why, next_command=f"give another {option}"
+    )
 
 
 def _paths(value: Any) -> Iterator[Path]:

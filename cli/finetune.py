@@ -25,11 +25,12 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
         --cache caches/efficientnet-lite0/vcr/train \\
         --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.training.given import require_effect, require_given
+    from advl_pipeline.training.given import require_data, require_effect, require_given
 
     print_own_data([config.dataset], config.data_root)
     require_given(config)
     require_effect(config)
+    require_data(config)
     if config.forecast.dry_run:
         yield from _forecast(config)
         return

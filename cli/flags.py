@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from advl_pipeline.compute import DeviceConfig, require_device
 from advl_pipeline.configuration import (
     COMMAND_LINE,
     Declared,
@@ -170,6 +171,8 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     config = build_config(cls, layer, where=str(file) if file else COMMAND_LINE, flags=typed)
     # Before the command opens anything; what it does itself asks again, for callers from Python.
     require_outputs(config)
+    if isinstance(config, DeviceConfig):
+        require_device(config.device)
     return config
 
 

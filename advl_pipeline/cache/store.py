@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advl_pipeline.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
-from advl_pipeline.folders import MARKERS, cache_note
+from advl_pipeline.folders import MARKERS, cache_note, near_folder
 from advl_pipeline.locations import Location
 
 IDENTITY_FILE = MARKERS["cache"].file
@@ -248,12 +248,12 @@ def require_cache(store: Store) -> dict[str, int]:
             hint = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
             hint.wanted, hint.nearest = here, f"{here.rstrip('/')}/{below[0]}"
             raise ConfigError("There is no cache here.", where=here, why=hint)
+        near = near_folder(store.location, "cache") if isinstance(store.location, Path) else ""
+        is_begun = any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
         raise ConfigError(
             "There is no cache here.",
             where=str(store.location),
-            why="a stopped extraction had not begun to write"
-            if any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
-            else "",
+            why="a stopped extraction had not begun to write" if is_begun else near,
             next_command=advise(
                 [*"advl extract --teacher NAME --dataset NAME --split SPLIT --output".split(), str(store.location)]
             ),

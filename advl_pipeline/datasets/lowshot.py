@@ -30,6 +30,17 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
     Raises:
         ConfigError: the split holds fewer questions, or `shots` is not positive.
     """
+    table = require_shots(dataset, shots)
+    chosen = question_order(table, seed)[:shots]
+    return tuple(example_id for question in chosen for example_id in table.example_ids[question])
+
+
+def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
+    """Return the questions of a split; refuse a subset of more than there are.
+
+    Raises:
+        ConfigError: the split holds fewer questions, or `shots` is not positive.
+    """
     table = dataset.question_table()
     if not 0 < shots <= len(table.question_ids):
         raise ConfigError(
@@ -37,8 +48,7 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
             where=f"{dataset.name} {dataset.split}",
             why=f"the split holds {len(table.question_ids)} questions",
         )
-    chosen = question_order(table, seed)[:shots]
-    return tuple(example_id for question in chosen for example_id in table.example_ids[question])
+    return table
 
 
 def question_order(table: QuestionTable, seed: int) -> list[int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.configuration import refuse_ineffective
-from advl_pipeline.datasets.registry import require_names, tasks_of
+from advl_pipeline.datasets.lowshot import require_shots
+from advl_pipeline.datasets.registry import open_splits, require_names, tasks_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
 from advl_pipeline.locations import Location
@@ -59,13 +60,16 @@ def require_given(config: ExtractConfig, *, by_name: bool = True) -> None:
         by_name: the teacher is still to be opened by its name.
 
     Raises:
-        ConfigError: a name that does not exist, or an output that holds something else. DatasetError: data of one's
-            own that cannot be read.
+        ConfigError: a name that does not exist, an output that holds something else, or a subset of more questions
+            than there are. DatasetError: data of one's own that cannot be read.
     """
     if by_name:
         require_teacher(config.teacher)
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     require_outputs(config, output=location_of(config))
+    if config.shots is not None:
+        split = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)
+        require_shots(split, config.shots)
 
 
 def require_import(config: ImportConfig) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from advl_pipeline.array_archives import read_array_archive
 from advl_pipeline.errors import ConfigError, advise, again
+from advl_pipeline.folders import near_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 
@@ -89,7 +90,10 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / names.CONFIG
     if not path.exists():
         raise ConfigError(
-            "There is no finetuning run here.", where=str(run), next_command=advise(["advl", "finetune", "--help"])
+            "There is no finetuning run here.",
+            where=str(run),
+            why=near_folder(run, "run"),
+            next_command=advise(["advl", "finetune", "--help"]),
         )
     config: dict[str, Any] = read_json(path)
     return config

@@ -9,6 +9,7 @@ evaluation/ (written by `advl evaluate`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.atomic import make_folder, remove_left, write_text, writing
-from advl_pipeline.cache.identity import difference_table, differences
+from advl_pipeline.cache.identity import Difference, difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
-from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.errors import Advice, IdentityMismatch, again
 from advl_pipeline.packages import installed_versions
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
@@ -34,6 +35,9 @@ _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
 """Folders that belong to the run that is gone."""
 
 _ELSEWHERE = "choose another --output, or pass --no-resume to start over in this one"
+_LENGTHS = {"options.num_steps", "options.epochs"}
+"""Differences of two runs of which one is longer than the other."""
+
 _SHOWN = 16
 """Differences that are listed: two caches of other teachers differ in nearly everything."""
 
@@ -95,8 +99,18 @@ class RunFolder:
                 f"The run folder holds a run with other settings or data ({len(rows)} differ).",
                 where=str(self.path),
                 why="\n" + difference_table(rows[:_SHOWN]) + ("\n    ..." if len(rows) > _SHOWN else ""),
-                next_command=_ELSEWHERE,
+                next_command=self._start_from(rows) or _ELSEWHERE,
             )
+
+    def _start_from(self, rows: Sequence[Difference]) -> Advice | None:
+        """Return the advice to start from a finished run that is to take more steps; None where more differs."""
+        if not self.result.is_file() or not {row.path for row in rows} <= _LENGTHS:
+            return None
+        free = next(path for number in itertools.count(2) if not (path := Path(f"{self.path}-{number}")).exists())
+        note = "it is finished: start from it, in a new folder"
+        advice = again(note, "--init", str(self.path), "--output", str(free))
+        advice.left_out = ("--init", "--output")
+        return advice
 
     def begin(
         self,

@@ -21,7 +21,7 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.folders import folder_kind
+from advl_pipeline.folders import folder_kind, near_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_json
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint
@@ -86,7 +86,7 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
             raise ConfigError(
                 "There is nothing to report on.",
                 where=str(folder),
-                why="it is neither a study, nor a run, nor a folder of runs",
+                why=near_folder(folder, "run", "study") or "it is neither a study, nor a run, nor a folder of runs",
                 next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
             )
         folders |= dict.fromkeys(run_folders)

@@ -17,6 +17,7 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
 from advl_pipeline.configuration import declared, option_values, refuse_ineffective
 from advl_pipeline.datasets.cards import picture_splits
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError, advise
@@ -24,6 +25,7 @@ from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location, parse_location
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import require_student
@@ -31,9 +33,9 @@ from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
-from advl_pipeline.training.inputs import other_splits
+from advl_pipeline.training.inputs import cache_of_split, check_caches, open_inputs, other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.resolved import resolve_method
+from advl_pipeline.training.resolved import describe_run, resolve_method, resolve_run
 
 
 def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
@@ -67,6 +69,35 @@ def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
     open_caches(dataclasses.replace(config, cache=here))
     regions = [location for location in config.regions if isinstance(location, Path)]
     open_region_caches(regions, splits_read(config), data_root=config.data_root)
+
+
+def require_data(config: FinetuneConfig) -> None:
+    """Refuse what the data, the caches and the run folder tell, before torch loads.
+
+    What lies in an object store or on the hub is asked later.
+
+    Raises:
+        ConfigError, DatasetError: as `open_inputs` says. IdentityMismatch: a cache of another dataset, or a folder of
+            another run.
+    """
+    folder = RunFolder(config.output)
+    config = folder.as_begun(config) if config.resume else config
+    here = tuple(location for location in config.cache if isinstance(location, Path))
+    caches = open_caches(dataclasses.replace(config, cache=here))
+    inputs = open_inputs(config, caches)
+    run = resolve_run(config, kind=head_name(inputs.dataset.tasks[0]), num_labelled=len(inputs.labelled))
+    if len(here) < len(config.cache):
+        return
+    if run.method.uses_teachers:
+        for split, of_split in zip(inputs.splits, cache_of_split(caches, inputs.splits), strict=True):
+            check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
+    is_elsewhere = config.init is not None and is_on_hub(config.init)
+    if config.resume and folder.identity.is_file() and not is_elsewhere:
+        regions = [location for location in config.regions if isinstance(location, Path)]
+        region_caches = open_region_caches(regions, splits_read(config), data_root=config.data_root)
+        if len(regions) == len(config.regions):
+            read = caches if run.method.uses_teachers else []
+            folder.require_same_run(describe_run(run, inputs, read, region_caches))
 
 
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:

@@ -7,15 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from commands import completed
 from own_rows import choice_row, write_json_lines
 
+if TYPE_CHECKING:
+    from small_corpus import SmallCorpus
+
 CODE = """
-import io, json, shlex, sys, time
+import io, json, os, shlex, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from advl_cli.main import main
+is_root = os.getuid() == 0
 for words in json.load(sys.stdin):
+    if is_root:
+        # Whether a place can be written is asked for the real user, and root may write anywhere.
+        os.setreuid(65534 if " locked/" in words else 0, -1)
     told, began = io.StringIO(), time.process_time()
     try:
         with redirect_stderr(told), redirect_stdout(io.StringIO()):
@@ -29,12 +39,16 @@ RUN = f"finetune {DATA} --method plain --output runs/a"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, small_corpus: SmallCorpus) -> Path:
     folder = tmp_path_factory.mktemp("early")
     rows = [choice_row(number, split="train" if number < 8 else "test") for number in range(12)]
     write_json_lines(folder / "mine.jsonl", rows)
     (folder / "taken").mkdir()
     (folder / "taken" / "letter.txt").write_text("mine")
+    (folder / "locked").mkdir(mode=0o555)
+    done = completed(*f"finetune {DATA} --method plain --output done/mine --num-steps 1".split(), folder=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "of-scenes").symlink_to(small_corpus.caches[0])
     (folder / "caches" / "minilm-l6" / "train").mkdir(parents=True)
     (folder / "caches" / "minilm-l6" / "train" / "identity.json").write_text('{"schema_version": 1}')
     return folder
@@ -85,6 +99,26 @@ CASES = [
     ("teachers show minilm", 2, "minilm-l6"),
     ("students show nosuch", 2, "nosuch"),
     ("study nosuch", 2, "nosuch"),
+    (f"extract {DATA} --teacher minilm-l6 --output mine.jsonl/cache", 7, "mine.jsonl is a file"),
+    (f"extract {DATA} --teacher minilm-l6 --output locked/cache", 7, "locked: Permission denied"),
+    (f"finetune {DATA} --method plain --output locked/run", 7, "next:  give another --output"),
+    (f"{RUN} --device gpu", 2, "The device 'gpu' cannot be used."),
+    ("evaluate done/mine --device gpu", 2, "The device 'gpu' cannot be used."),
+    (f"{RUN} --shots 9", 2, "the split holds 8 questions"),
+    (f"extract {DATA} --teacher minilm-l6 --shots 9", 2, "the split holds 8 questions"),
+    (f"finetune {DATA} --method advl --output runs/a --cache of-scenes", 3, "made from another dataset"),
+    (f"finetune {DATA} --method plain --output done/mine --num-steps 1 --seed 3", 3, "other settings"),
+    (
+        f"finetune {DATA} --method plain --output done/mine --num-steps 9",
+        3,
+        f"start from it, in a new folder\n         advl finetune {DATA} --method plain --num-steps 9 "
+        "--init done/mine --output done/mine-2",
+    ),
+    # The name that is meant is offered.
+    (f"{RUN} --cache caches/minilm-l6/trian", 2, f"next:  advl {RUN} --cache caches/minilm-l6/train"),
+    (f"{RUN} --cache caches/minlm-l6/train", 2, f"next:  advl {RUN} --cache caches/minilm-l6/train"),
+    ("evaluate done/mien --on test", 2, "next:  advl evaluate done/mine --on test"),
+    ("report done/mien", 2, "next:  advl report done/mine"),
     # A cache further down is offered.
     (f"{RUN} --cache caches/minilm-l6", 2, f"next:  advl {RUN} --cache caches/minilm-l6/train"),
 ]
@@ -127,3 +161,19 @@ def test_it_is_told_before_torch_is_imported(
     assert ("next:" in stderr) == bool(wording)
     assert seconds < 1.0
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="whether there is a GPU is known when it is opened")
+def test_a_torch_without_cuda_refuses_a_gpu_at_once(folder: Path) -> None:
+    words = f"{RUN} --device cuda:0"
+    exit_status, stderr, seconds, loaded = answers(folder, [words])[words]
+    assert (exit_status, loaded) == (2, []), stderr
+    assert "is built without CUDA" in stderr
+    assert seconds < 1.0
+
+
+def test_the_advice_to_start_from_a_finished_run_works(folder: Path) -> None:
+    words = f"finetune {DATA} --method plain --num-steps 2 --init done/mine --output done/mine-2"
+    done = completed(*words.split(), folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "done" / "mine-2" / "result.json").is_file()
