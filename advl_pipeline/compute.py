@@ -78,9 +78,9 @@ def require_device(name: str) -> None:
     kind = name.partition(":")[0]
     if kind not in (AUTO, *_DEVICES) or not re.fullmatch(r"[a-z]+(:\d+)?", name):
         raise _unusable(name, f"known: {AUTO}, {', '.join(_DEVICES)}, and a number such as cuda:1")
-    found = importlib.util.find_spec("torch")
-    if kind == "cuda" and found is not None and found.origin is not None:
-        built_for = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    torch_package = importlib.util.find_spec("torch")
+    if kind == "cuda" and torch_package is not None and torch_package.origin is not None:
+        built_for = runpy.run_path(str(Path(torch_package.origin).with_name("version.py")))
         if built_for.get("cuda") is None and built_for.get("hip") is None:
             raise _unusable(name, f"torch {built_for['__version__']} is built without CUDA")
 

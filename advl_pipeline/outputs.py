@@ -144,9 +144,9 @@ def _require_writable(folder: Path, *, option: str) -> None:
         why = f"{above}: {os.strerror(number)}"
     else:
         return
-    raise StorageError(
-        "The output could not be written.", where=str(folder), why=why, next_command=f"give another {option}"
-    )
+    elsewhere = again(f"give another {option}", option, "ELSEWHERE")
+    elsewhere.left_out = (option,)
+    raise StorageError("The output could not be written.", where=str(folder), why=why, next_command=elsewhere)
 
 
 def _paths(value: Any) -> Iterator[Path]:
