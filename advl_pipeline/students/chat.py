@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.repositories import fetch
 from advl_pipeline.students.answers import Answers, answers_inside, padded
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
@@ -80,15 +80,16 @@ def load_processor(kind: Any, name: str, *, embedded: Callable[[], Any]) -> Any:
     """
     if name == EMBEDDED_TOKENIZER:
         return embedded()
-    is_folder = Path(name).is_dir()
-    obstacle = "" if is_folder else hub_obstacle()
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = fetch(name, what="files of the student's processor", option="--tokenizer", weights=())
     try:
-        return kind.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
+        return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsUnavailable(
             "The student's processor is not at hand.",
             where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            why=str(error).split("\n", maxsplit=1)[0],
             next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
         ) from None
 

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import WeightsUnavailable
-from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import package_folder
+from advl_pipeline.repositories import fetch, lacks_vocabulary
 from advl_pipeline.runs import names
 
 EMBEDDED_TOKENIZER = "minilm-l6"
@@ -172,26 +172,29 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
     from transformers import AutoTokenizer, BertTokenizerFast
 
     folder = Path(name)
-    obstacle = "" if folder.is_dir() else hub_obstacle()
-    described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:
+        if not folder.is_dir():
+            folder = fetch(name, what="files of the student's tokenizer", option="--tokenizer", weights=())
+        described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
         if not described and (folder / names.TOKENIZER).is_file():
             return TextTokenizer(Tokenizer.from_file(str(folder / names.TOKENIZER)))
         if not described and (folder / VOCABULARY_FILE).is_file():
             lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
-            fast: Any = BertTokenizerFast.from_pretrained(name, local_files_only=True, do_lower_case=lower)
+            fast: Any = BertTokenizerFast.from_pretrained(folder, local_files_only=True, do_lower_case=lower)
         else:
-            local = folder.is_dir() or bool(obstacle)
-            fast = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
-    except WeightsUnavailable:
-        raise
+            fast = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        if lacking := lacks_vocabulary(fast, folder):
+            raise ValueError(lacking)
     except Exception as error:  # The library of tokenizers raises nothing narrower.
+        why = str(error).split("\n", maxsplit=1)[0]
+        following = "--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
+        if isinstance(error, WeightsUnavailable):
+            why, following = error.why, error.next_command
         raise WeightsUnavailable(
             "The student's tokenizer is not at hand.",
             where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
-            + (f", or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else ""),
+            why=why,
+            next_command=f"{following}, or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else following,
         ) from None
     return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
 

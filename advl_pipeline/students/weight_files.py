@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import Advice, ConfigError, WeightsUnavailable, advise
-from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.repositories import fetch
 from advl_pipeline.runs import names
 from advl_pipeline.students.registry import families, family_of
 
@@ -128,10 +128,6 @@ def making_command(student: str, folder: Path) -> Advice | None:
 
 HUB = "hf:"
 
-_DESCRIPTIONS = ["*.json", "*.txt"]
-_WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
-"""Kinds of weights, the first that a repository has is fetched."""
-
 
 def is_on_hub(init: Path | None) -> bool:
     """Whether a pretrained student is named by its repository."""
@@ -149,31 +145,7 @@ def located(init: Path) -> Path:
     """
     if not is_on_hub(init):
         return init
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, wanted = str(init).removeprefix(HUB).partition("@")
-    revision = wanted or None
-    try:
-        here = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if weight_files(here):
-            return here
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    obstacle = hub_obstacle()
-    try:
-        for patterns in () if obstacle else _WEIGHTS:
-            here = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_DESCRIPTIONS, *patterns]))
-            if weight_files(here):
-                return here
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        obstacle = str(error).split("\n", maxsplit=1)[0]
-    raise WeightsUnavailable(
-        "The pretrained student is not at hand.",
-        where=str(init),
-        why=obstacle or "the repository holds neither *.safetensors nor pytorch_model.bin",
-        next_command="--init FOLDER that holds its weights, downloaded elsewhere",
-    )
+    return fetch(str(init).removeprefix(HUB), what="weights of the pretrained student", option="--init")
 
 
 def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
+from advl_pipeline import repositories
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, read_data
@@ -32,10 +33,6 @@ BYTES_PER_VALUE = 2
 
 BYTES_PER_SPAN = 8
 """Two int32 character offsets per word piece."""
-
-_WEIGHT_FILES = tuple(
-    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
-)
 
 DOORS: dict[str, str] = {
     "hf:ORG/MODEL": "any supported model on the Hugging Face hub; hf:ORG/MODEL@REVISION pins it",
@@ -323,12 +320,7 @@ def is_at_hand(card: TeacherCard) -> bool:
     """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
     if plugin := described(card.name):
         return plugin.is_at_hand()
-    from huggingface_hub import try_to_load_from_cache
-
-    repository, _, revision = card.repository.partition("@")
-    return any(
-        isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in _WEIGHT_FILES
-    )
+    return repositories.is_at_hand(card.repository)
 
 
 def _sizes(card: TeacherCard) -> list[dict[str, Any]]:

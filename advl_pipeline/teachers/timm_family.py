@@ -6,7 +6,8 @@ Shapes: N pictures, C = 3, H x W pixels, D width, h x w cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,14 +18,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
-from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.repositories import fetch
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.transformers_files import first_line
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone, cells_from_tokens
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+_WEIGHTS = (("model.safetensors",), ("pytorch_model.bin",))
+"""What timm loads of a repository."""
 
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
 """From the tensors of a file and the network to the same tensors by the network's names."""
@@ -77,23 +80,26 @@ def open_timm(
 
 def _from_hub(architecture: str, options: OpenOptions) -> Any:
     import timm
-    from huggingface_hub import try_to_load_from_cache
 
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    what = f"weights of teacher {options.name!r}"
+    if known is not None and known.url and not known.hf_hub_id:
+        raise WeightsUnavailable(
+            f"The {what} are not on the hub.",
+            where=known.url,
+            why="timm knows them by this address alone",
+            next_command="download that file; then --weights FILE",
+        )
     repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
-    is_cached = isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
-    why = "" if is_cached else hub_obstacle()
-    if not why:
-        try:
-            return timm.create_model(architecture, pretrained=True)
-        except (OSError, RuntimeError) as error:
-            why = first_line(error)
-    raise WeightsUnavailable(
-        f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
-        where=f"hub repository {repository}",
-        why=why,
-        next_command=f"where there is a network: hf download {repository} model.safetensors; then --weights FILE",
-    )
+    folder = fetch(repository, what=what, option="--weights", weights=_WEIGHTS)
+    path = next(path for (name,) in _WEIGHTS for path in folder.glob(name))
+    with _named(path, options):
+        # By timm, which brings names of another program's to its own.
+        model = timm.create_model(
+            architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": _read_tensors(path)}
+        )
+    model.pretrained_cfg.pop("state_dict")
+    return model
 
 
 def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorNames | None) -> None:
@@ -107,10 +113,24 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
             why=f"a timm network needs one file of tensors, found {len(candidates)}",
         )
     (path,) = candidates
-    try:
-        is_safe = path.suffix == ".safetensors"
-        state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    with _named(path, options):
+        state = _read_tensors(path)
         model.load_state_dict(renamed(state, model) if renamed else state, strict=True)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    is_safe = path.suffix == ".safetensors"
+    tensors: dict[str, torch.Tensor] = (
+        load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    return tensors
+
+
+@contextmanager
+def _named(path: Path, options: OpenOptions) -> Iterator[None]:
+    """Turn what goes wrong with a file of weights into `WeightsUnavailable` about it."""
+    try:
+        yield
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are damaged or belong to another network.",

@@ -24,11 +24,11 @@ from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import (
-    TransformersSource,
     load_model,
     load_part,
+    load_tokenizer,
     read_beside,
-    transformers_source,
+    transformers_folder,
 )
 from advl_pipeline.teachers.vision_backbone import (
     ImageFeatures,
@@ -92,22 +92,22 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     """
     import transformers
 
-    source = transformers_source(repository, options)
-    config = load_part(transformers.AutoConfig.from_pretrained, source, options, trust_remote_code=False)
+    folder = transformers_folder(repository, options)
+    config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
         raise WeightsUnavailable(
             f"These are not the weights of teacher {options.name!r}.",
-            where=source.place,
+            where=str(folder),
             why=f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}",
             next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
-            f"--teacher hf:local/{Path(source.place).name} --weights {source.place}",
+            f"--teacher hf:local/{folder.name} --weights {folder}",
         )
     place = {"device": options.torch_device, "dtype": options.torch_dtype}
     if config.model_type in PAIR_TYPES:
-        pair = load_model(transformers.AutoModel, config, source, options)
+        pair = load_model(transformers.AutoModel, config, folder, options)
         logit_scale = float(pair.logit_scale.detach().exp())
-        pieces = WordPieces(load_part(transformers.AutoTokenizer.from_pretrained, source, options))
-        vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(source, options), **place)
+        pieces = WordPieces(load_tokenizer(folder, options, num_states=pair.config.text_config.vocab_size))
+        vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(folder, options), **place)
         return Teacher(
             name=options.name,
             image=PixelImageTower(vision, options.image_tokens, options.grid_side),
@@ -117,19 +117,19 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         )
     if config.model_type in VISION_TYPES:
         kind = VISION_TYPES[config.model_type]
-        network = load_model(transformers.AutoModel, config, source, options, keep_pooler=kind == "pooled map")
-        backbone = TransformersVisionBackbone(network, kind, settings=_pixel_settings(source, options), **place)
+        network = load_model(transformers.AutoModel, config, folder, options, keep_pooler=kind == "pooled map")
+        backbone = TransformersVisionBackbone(network, kind, settings=_pixel_settings(folder, options), **place)
         return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
     if getattr(config, "vocab_size", None) is None:
         raise ConfigError(
             f"Models of type {config.model_type!r} cannot be teachers.",
-            where=source.place,
+            where=str(folder),
             why="supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES])),
         )
-    tokenizer = load_part(transformers.AutoTokenizer.from_pretrained, source, options)
+    tokenizer = load_tokenizer(folder, options, num_states=config.vocab_size)
     model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
-    pooling, unit_length, max_length = text_recipe(source, config, tokenizer_limit=tokenizer.model_max_length)
-    encoder = load_model(model_class, config, source, options)
+    pooling, unit_length, max_length = text_recipe(folder, config, tokenizer_limit=tokenizer.model_max_length)
+    encoder = load_model(model_class, config, folder, options)
     text = TransformersTextBackbone(encoder, pooling, max_length=max_length, **place)
     return Teacher(name=options.name, text=WordPieceTextTower(text, WordPieces(tokenizer), unit_length=unit_length))
 
@@ -242,7 +242,7 @@ class TransformersTextBackbone(TextBackbone):
         return TextFeatures(global_BD=mean_BD, tokens_BLD=states_BLD)
 
 
-def text_recipe(source: TransformersSource, config: Any, *, tokenizer_limit: int) -> tuple[Pooling, bool, int]:
+def text_recipe(folder: Path, config: Any, *, tokenizer_limit: int) -> tuple[Pooling, bool, int]:
     """Return how features are made: the pooling, whether to unit length, and the longest input in tokens.
 
     A sentence encoder's own files say so; of others the model type does.
@@ -257,27 +257,27 @@ def text_recipe(source: TransformersSource, config: Any, *, tokenizer_limit: int
         limits.append(positions - offset)
     # Networks with relative positions, such as T5, state no limit but were trained on texts of this length.
     max_length = min(min(limits), 8192) if min(limits) < 1_000_000 else 512
-    modules = read_beside(source, "modules.json")
+    modules = read_beside(folder, "modules.json")
     if modules is None:
         is_first = config.model_type in FIRST_TOKEN_TYPES
         return "first token" if is_first else "mean over all tokens", False, max_length
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     unsupported = sorted(set(kinds) - SENTENCE_MODULES)
-    modes = read_beside(source, "1_Pooling/config.json") or {}
+    modes = read_beside(folder, "1_Pooling/config.json") or {}
     chosen = tuple(sorted(name for name, on in modes.items() if name.startswith("pooling_mode_") and on))
     if not unsupported and chosen not in SENTENCE_POOLINGS:
         pooled = ", ".join(chosen) or "no pooling"
         unsupported = [f"{pooled}; supported are the mean of the tokens and the first token"]
     if unsupported:
         raise ConfigError(
-            "This sentence encoder has parts that are not supported.", where=source.place, why=", ".join(unsupported)
+            "This sentence encoder has parts that are not supported.", where=str(folder), why=", ".join(unsupported)
         )
-    settings = read_beside(source, "sentence_bert_config.json") or {}
+    settings = read_beside(folder, "sentence_bert_config.json") or {}
     max_length = min(max_length, settings.get("max_seq_length") or max_length)
     return SENTENCE_POOLINGS[chosen], "Normalize" in kinds, max_length
 
 
-def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSettings:
+def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
     """Return the preprocessing that a model's image processor does.
 
     Raises:
@@ -286,9 +286,9 @@ def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSe
     import transformers
 
     def unsupported(why: str) -> ConfigError:
-        return ConfigError("The preprocessing of this vision model is not supported.", where=source.place, why=why)
+        return ConfigError("The preprocessing of this vision model is not supported.", where=str(folder), why=why)
 
-    processor = load_part(transformers.AutoImageProcessor.from_pretrained, source, options)
+    processor = load_part(transformers.AutoImageProcessor.from_pretrained, folder, options)
     if abs(getattr(processor, "rescale_factor", 0.0) * 255 - 1) > 1e-6:
         raise unsupported("intensities are not scaled to [0, 1]")
     resample = getattr(processor, "resample", None)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,73 +17,81 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.packages import install_extra
+from advl_pipeline.repositories import WEIGHTS, fetch, lacks_vocabulary
 from advl_pipeline.teachers.open_options import OpenOptions
 
 _POOLER = "pooler."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TransformersSource:
-    """A local folder (`local` true) or a repository of the hub, at a revision."""
-
-    place: str
-    revision: str | None = None
-    local: bool = False
-
-
-def transformers_source(repository: str, options: OpenOptions) -> TransformersSource:
-    """Return where a model's files are: the folder of `--weights` when given, else ORG/MODEL or ORG/MODEL@REVISION.
+def transformers_folder(repository: str, options: OpenOptions) -> Path:
+    """Return the folder of a model's files: `--weights` when given, else of one commit of ORG/MODEL[@REVISION].
 
     Raises:
-        WeightsUnavailable: `--weights` names no folder with a config.json.
+        WeightsUnavailable: `--weights` names no folder with a config.json, or the repository is not to be had.
     """
     if options.weights is None:
-        place, _, revision = repository.partition("@")
-        return TransformersSource(place=place, revision=revision or None)
+        is_random = options.random_seed is not None
+        what = f"weights of teacher {options.name!r}"
+        return fetch(repository, what=what, option="--weights", weights=() if is_random else WEIGHTS)
     if not (options.weights / "config.json").is_file():
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are not where --weights says.",
             where=str(options.weights),
             why="a transformers model is a folder with config.json, weights, and tokenizer or processor files",
         )
-    return TransformersSource(place=str(options.weights), local=True)
+    return options.weights
 
 
-def load_part(load: Callable[..., Any], source: TransformersSource, options: OpenOptions, **settings: Any) -> Any:
-    """Call a `from_pretrained` for a config, tokenizer, processor or model; what is cached is used without a network.
+def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **settings: Any) -> Any:
+    """Call a `from_pretrained` for a config, processor or model, with what a folder holds and nothing else.
 
     Raises:
         WeightsUnavailable: files are missing, damaged, or need a package that is not installed.
         ConfigError: the files are of a model that the installed transformers does not know.
     """
-    for local_only in [True] if source.local else [True, False]:
-        if not local_only and (obstacle := hub_obstacle()):
-            raise _unavailable(source, options, obstacle)
-        try:
-            with _quiet():
-                return load(source.place, revision=source.revision or "main", local_files_only=local_only, **settings)
-        except OSError as error:
-            if local_only and not source.local:
-                continue
-            raise _unavailable(source, options, first_line(error)) from None
-        except (ImportError, RuntimeError, UnpicklingError, ValueError, KeyError) as error:
-            where, why = source.place, first_line(error)
-            if isinstance(error, ImportError):
-                what = f"Teacher {options.name!r} needs a package that is not installed."
-                needed = install_extra("sentencepiece")
-                raise WeightsUnavailable(what, where=where, why=why, next_command=needed) from None
-            if isinstance(error, (ValueError, KeyError)):
-                what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
-                raise ConfigError(what, where=where, why=why) from None
-            what = f"The files of teacher {options.name!r} are damaged or belong to another model."
-            raise WeightsUnavailable(what, where=where, why=why) from None
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    try:
+        with _quiet():
+            return load(str(folder), local_files_only=True, **settings)
+    except OSError as error:
+        what, why = f"The files of teacher {options.name!r} are incomplete.", first_line(error)
+        raise WeightsUnavailable(what, where=str(folder), why=why) from None
+    except ImportError as error:
+        what = f"Teacher {options.name!r} needs a package that is not installed."
+        needed = install_extra("sentencepiece")
+        raise WeightsUnavailable(what, where=str(folder), why=first_line(error), next_command=needed) from None
+    except (ValueError, KeyError) as error:
+        what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
+        raise ConfigError(what, where=str(folder), why=first_line(error)) from None
+    except (RuntimeError, UnpicklingError) as error:
+        what = f"The files of teacher {options.name!r} are damaged or belong to another model."
+        raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
+
+
+def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> Any:
+    """Load a tokenizer from files that hold its vocabulary.
+
+    Args:
+        num_states: pieces that the network has an embedding for; a tokenizer has as many, or fewer.
+
+    Raises:
+        WeightsUnavailable: as `load_part`, or the vocabulary is missing or that of another network.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load_part(AutoTokenizer.from_pretrained, folder, options)
+    num_pieces = tokenizer.vocab_size
+    why = lacks_vocabulary(tokenizer, folder)
+    if not why and num_states / 10 < num_pieces <= num_states:
+        return tokenizer
+    why = why or f"its tokenizer has {num_pieces} pieces, and the network has states for {num_states}"
+    raise WeightsUnavailable(
+        f"The files of teacher {options.name!r} hold no tokenizer of this network.", where=str(folder), why=why
+    )
 
 
 def load_model(
-    model_class: Any, config: Any, source: TransformersSource, options: OpenOptions, *, keep_pooler: bool = False
+    model_class: Any, config: Any, folder: Path, options: OpenOptions, *, keep_pooler: bool = False
 ) -> Any:
     """Load a model in fp32, or build it with random weights where the options say so.
 
@@ -101,7 +108,7 @@ def load_model(
     else:
         model, loaded = load_part(
             model_class.from_pretrained,
-            source,
+            folder,
             options,
             config=config,
             dtype=torch.float32,
@@ -112,7 +119,7 @@ def load_model(
         if missing:
             raise WeightsUnavailable(
                 f"The files of teacher {options.name!r} lack weights of the network.",
-                where=source.place,
+                where=str(folder),
                 why=f"{len(missing)} tensors, such as {', '.join(missing[:3])}",
             )
     if not keep_pooler and getattr(model, "pooler", None) is not None:
@@ -120,36 +127,10 @@ def load_model(
     return model
 
 
-def read_beside(source: TransformersSource, name: str) -> Any:
-    """Return what a JSON file beside the model's config holds, or None when there is none.
-
-    Where the hub cannot be reached, a file that is not in its cache counts as none.
-    """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    path: Any = Path(source.place) / name
-    if not source.local:
-        path = try_to_load_from_cache(source.place, name, revision=source.revision)
-        if path is None and not hub_obstacle():
-            with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
-                path = hf_hub_download(source.place, name, revision=source.revision)
-    # The library's cache also knows, by an object, which files a repository lacks.
-    there = isinstance(path, str | Path) and Path(path).is_file()
-    return json.loads(Path(path).read_text(encoding="utf-8")) if there else None
-
-
-def _unavailable(source: TransformersSource, options: OpenOptions, why: str) -> WeightsUnavailable:
-    if source.local:
-        return WeightsUnavailable(
-            f"The files of teacher {options.name!r} are incomplete.", where=source.place, why=why
-        )
-    return WeightsUnavailable(
-        f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
-        where=f"hub repository {source.place}",
-        why=why,
-        next_command=f"where there is a network: hf download {source.place} --local-dir DIR; then --weights DIR",
-    )
+def read_beside(folder: Path, name: str) -> Any:
+    """Return what a JSON file beside the model's config holds, or None when there is none."""
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import pytest
 import torch
 from commands import completed
 
+from advl_pipeline import repositories
 from advl_pipeline.errors import WeightsUnavailable
-from advl_pipeline.students import tokenizer
 from advl_pipeline.students.registry import build_student, families, family_of, list_students
 
 Advl = Callable[..., CompletedProcess[str]]
@@ -85,7 +85,7 @@ def test_load_check_names_the_keys(advl: Advl, tmp_path: Path) -> None:
 def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to_do(
     advl: Advl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer, "hub_obstacle", lambda: "no network")
+    monkeypatch.setattr(repositories, "hub_obstacle", lambda: "no network")
     student = build_student("lxmert-tiny", overrides={"tokenizer": "nobody/nothing"})
     with pytest.raises(WeightsUnavailable, match="not at hand") as missing:
         student.collate_texts([])

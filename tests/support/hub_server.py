@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_of_the_test"
 LARGE = 2048
@@ -23,7 +26,8 @@ LARGE = 2048
 class Hub:
     """Repositories by "datasets/ORG/NAME"; `refuses` maps the start of a path to the status it is answered with.
 
-    `sent` counts the bytes that were sent of each path.
+    `sent` counts the bytes that were sent of each path, `commits` keeps what a repository held before it moved,
+    `breaks` maps a path to how often its transfer still breaks in the middle, and `gated` names repositories.
     """
 
     endpoint: str = ""
@@ -32,6 +36,22 @@ class Hub:
     refuses: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    breaks: dict[str, int] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+
+    def move(self, key: str, **changes: bytes) -> str:
+        """Give a repository another commit, with some files changed; return the commit that it had."""
+        before = self.sha(key)
+        self.commits[before] = self.repositories[key]
+        self.repositories[key] = {**self.repositories[key], **changes}
+        return before
+
+    def files(self, key: str, revision: str) -> dict[str, bytes] | None:
+        """The files of a repository at a revision; None where it has none of that name."""
+        if revision in ("main", self.sha(key)):
+            return self.repositories[key]
+        return self.commits.get(revision)
 
     def sha(self, key: str) -> str:
         """The commit of what a repository holds."""
@@ -62,20 +82,26 @@ class Hub:
             return 200, {}
         if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return 200, {"transfer": "basic", "objects": [self._large(item) for item in json.loads(body)["objects"]]}
-        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            files = self.repositories.get(f"{match[1] or 'models'}/{match[2]}", {})
-            return (200, files[match[3]]) if match[3] in files else (404, {"error": "EntryNotFound"})
+        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            key = f"{match[1] or 'models'}/{match[2]}"
+            files = (self.files(key, match[3]) or {}) if key in self.repositories else {}
+            return (200, files[match[4]]) if match[4] in files else (404, {"error": "EntryNotFound"})
         match = re.fullmatch(
-            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/[^/]+)?(?:/(.+))?", path
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/([^/]+))?(?:/(.+))?", path
         )
         if not match:
             return 404, {"error": "unknown"}
         key = f"{match[1]}/{match[2]}"
+        if key in self.gated:
+            return 401, {"error": "GatedRepo"}
         if key not in self.repositories:
             return 404, {"error": "RepoNotFound"}
+        files = self.files(key, match[4] or "main")
+        if files is None:
+            return 404, {"error": "RevisionNotFound"}
         if match[3] == "tree" and one_level:
-            return 200, self._level(self.repositories[key], f"{match[4]}/" if match[4] else "")
-        return 200, self._repository_reply(key, match[3], body)
+            return 200, self._level(files, f"{match[5]}/" if match[5] else "")
+        return 200, self._repository_reply(key, match[3], body, files)
 
     def _level(self, files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
         inside = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
@@ -90,8 +116,7 @@ class Hub:
         action = {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}
         return item if item["oid"] in self.blobs else {**item, "actions": action}
 
-    def _repository_reply(self, key: str, what: str | None, body: bytes) -> Any:
-        files = self.repositories[key]
+    def _repository_reply(self, key: str, what: str | None, body: bytes, files: dict[str, bytes]) -> Any:
         if what == "preupload":
             asked = json.loads(body)["files"]
             return {"files": [{"path": item["path"], "uploadMode": "lfs" if item["size"] >= LARGE else "regular",
@@ -112,7 +137,7 @@ class Hub:
         tags = re.findall(rb"^- (\w+)$", files.get("README.md", b"").partition(b"\n---\n")[0], re.M)
         return {
             "id": key,
-            "sha": self.sha(key),
+            "sha": next((sha for sha, held in self.commits.items() if held is files), self.sha(key)),
             "tags": [tag.decode() for tag in tags],
             "siblings": [{"rfilename": name} for name in files],
         }
@@ -142,19 +167,23 @@ def serve_hub() -> Iterator[Hub]:
             token, one_level = self.headers.get("Authorization", ""), "recursive=false" in self.path.lower()
             status, content = hub.answer(self.command, path, body, token, one_level=one_level)
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-            if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
-                status, raw = 206, raw[int(asked[1]) : int(asked[2]) + 1]
+            whole = raw
+            if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+                status, raw = 206, raw[int(asked[1]) : int(asked[2]) + 1 if asked[2] else None]
             if self.command == "GET":
                 hub.sent[path] = hub.sent.get(path, 0) + len(raw)
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))
             self.send_header("X-Repo-Commit", path.partition("/resolve/")[2].partition("/")[0])
-            self.send_header("ETag", f'"{hashlib.sha1(raw).hexdigest()}"')
-            if status == 404 and isinstance(content, dict):
+            self.send_header("ETag", f'"{hashlib.sha1(whole).hexdigest()}"')
+            if status in (401, 404) and isinstance(content, dict):
                 self.send_header("X-Error-Code", content["error"])
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(raw)
+                is_broken = hub.breaks.get(path, 0) > 0
+                hub.breaks[path] = hub.breaks.get(path, 0) - 1
+                self.wfile.write(raw[: len(raw) // 2] if is_broken else raw)
+                self.close_connection = is_broken
 
         do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -174,3 +203,14 @@ def serve_hub() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def served_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve a hub that this process reads models from, over an empty cache of its own."""
+    # The library reads the environment once, which may have been another one.
+    for name, value in (("HF_HUB_CACHE", str(cache)), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
