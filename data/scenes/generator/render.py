@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 
 from advl_data.scenes.generator.artwork import LINE_STYLES, Sprite, Style, load_sprite, offered_styles
 from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.photographs import Crop, cropped, draw_crop
 from advl_data.scenes.generator.placing import OVERLAP, PICTURE_SIDE, Centre, leaning, relation
 from advl_data.scenes.generator.scene_plan import Thing
 from advl_data.scenes.generator.vocabulary import Kind
@@ -135,18 +137,23 @@ class Look:
     height: int
     ink: Colour
     paper: Colour | None
+    photograph: Path | None = None
+    crop: Crop = (256, 256, 0, 0)
 
 
-def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws) -> Look:
+def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws, photographs: Photographs | None = None) -> Look:
     """Draw the look of a thing, in one of the styles that are offered for its kind."""
+    files = (photographs or {}).get(kind.code, ())
     squeeze, across = draws.pick(_SQUEEZES), draws.below(2)
     return Look(
-        style=draws.pick(offered_styles(kind, styles)),
+        style=draws.pick(offered_styles(kind, styles, is_photographed=bool(files))),
         mirrored=bool(draws.below(2)),
         width=squeeze if across else 256,
         height=256 if across else squeeze,
         ink=draws.pick(_INKS),
         paper=draws.pick(_PAPERS),
+        photograph=draws.pick(files) if files else None,
+        crop=draw_crop(draws) if files else (256, 256, 0, 0),
     )
 
 
@@ -171,6 +178,9 @@ def light(draws: Draws) -> npt.NDArray[np.uint8]:
     tables: npt.NDArray[np.uint8] = np.clip(lit[None, :] * gains[:, None] >> 8, 0, 255).astype(np.uint8)
     return tables
 
+
+Photographs = Mapping[str, Sequence[Path]]
+"""Code of a kind -> the photographs that may show it."""
 
 Box = tuple[int, int, int, int]
 Owners = npt.NDArray[np.int8]
@@ -225,13 +235,24 @@ class Stamp:
         return slice(top, top + height), slice(left, left + width)
 
 
-def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -> Drawing:
+def draw_scene(
+    things: Sequence[Thing],
+    styles: Sequence[Style],
+    draws: Draws,
+    photographs: Photographs | None = None,
+    *,
+    is_grey: bool = False,
+) -> Drawing:
     """Draw things, each in one of the styles; the draws decide on everything else that may vary.
 
     A thing may hide a little of one other, and a bar a little of several. A box is that of a thing's visible pixels.
+
+    Args:
+        photographs: of the kinds that are photographed; None where all are drawn.
+        is_grey: whether the picture is grey and noisy.
     """
     picture = background(draws)
-    looks = [draw_look(thing.kind, styles, draws) for thing in things]
+    looks = [draw_look(thing.kind, styles, draws, photographs) for thing in things]
     centres = [thing.spot.centre for thing in things]
     bars = [draw_bar(draws.pick(centres), draws) for _ in range(_BAR_TRIES)] if not draws.below(_BARRED) else []
     shade = [draws.between(*_BAR_SHADE) for _ in range(3)]
@@ -251,9 +272,23 @@ def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -
             picture[bar], owners = shade, behind
             break
     shown = np.stack([lit[channel][picture[..., channel]] for channel in range(3)], axis=2)
+    if is_grey:
+        shown = _grey(shown, draws)
     buffer = io.BytesIO()
     Image.fromarray(shown).save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return Drawing(jpeg=buffer.getvalue(), boxes=tuple(_extent(owners == tag) for tag in range(len(things))))
+
+
+def _grey(picture: Picture, draws: Draws) -> Picture:
+    """Return a picture without its colours, with noise; the weights of the channels are those of ITU-R BT.601."""
+    # The legacy generator's stream is frozen, that of the newer ones may change with NumPy.
+    noise = np.random.RandomState(draws.below(1 << 32)).randint(-_NOISE, _NOISE + 1, picture.shape[:2])
+    luma = (picture.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000
+    return np.repeat(np.clip(luma + noise, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+_NOISE: Final = 40
+"""Steps of a channel by which the noise of a grey picture goes up and down, at most."""
 
 
 def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp], range]:
@@ -263,9 +298,7 @@ def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp
         thing_stamps = []
         for thing, look in zip(things, looks, strict=True):
             size, tilt = thing.spot.size - smaller, thing.spot.tilt if tilts else 0
-            thing_stamps.append(
-                turned(coloured(_scaled_artwork(thing.kind, look.style, size), look), look, size, tilt)
-            )
+            thing_stamps.append(turned(coloured(_scaled(thing.kind, look, size), look), look, size, tilt))
         return thing_stamps
 
     tags, whole = range(len(things)), stamps(0, tilts=True)
@@ -330,6 +363,12 @@ def _extent(seen: npt.NDArray[np.bool_]) -> Box:
     """Return the box around what is true."""
     rows, columns = np.nonzero(seen.any(axis=1))[0], np.nonzero(seen.any(axis=0))[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _scaled(kind: Kind, look: Look, size: int) -> Sprite:
+    if look.style == "photograph" and look.photograph is not None:
+        return scaled(cropped(look.photograph, look.crop), size)
+    return _scaled_artwork(kind, look.style, size)
 
 
 @functools.lru_cache(maxsize=2048)

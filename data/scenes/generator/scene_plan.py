@@ -189,10 +189,16 @@ def plan_groups(
         draws = Draws(seed, split, "group", number)
         casts = _casts(deck, pool, vocabulary, draws)
         excluded = _resembled(casts[0].containers).union(*(_kin(kind) for cast in casts for kind in cast.kinds))
-        extras = [kind for kind in pool if kind.family.subcategory not in excluded]
+        extras, spare = (
+            [kind for kind in kinds if kind.family.subcategory not in excluded]
+            for kinds in (pool, vocabulary.labelled)
+        )
+        # Draws of their own: large pools, which never run out, keep theirs.
+        spare = Draws(seed, split, "spare", number).shuffled(spare)
         first_number = number * SCENES_PER_GROUP
         first_pair, second_pair = (
-            _twins(cast, extras, draws, first_number + 2 * order, compositional) for order, cast in enumerate(casts)
+            _twins(cast, extras, spare, draws, first_number + 2 * order, compositional)
+            for order, cast in enumerate(casts)
         )
         yield Group(number=number, first_pair=first_pair, second_pair=second_pair)
 
@@ -245,7 +251,15 @@ def _kin(kind: Kind) -> set[str]:
     return {kind.family.subcategory, *kind.family.overlaps}
 
 
-def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int, compositional: bool) -> Twins:
+def _twins(
+    cast: _Cast,
+    extras: Sequence[Kind],
+    spare: Sequence[Kind],
+    draws: Draws,
+    first_number: int,
+    compositional: bool,
+) -> Twins:
+    """Fill the scenes of a cast with other kinds; `spare` serves where `extras` has too few families."""
     axis: Axis = draws.pick(("horizontal", "vertical"))
     containers = draws.shuffled(cast.containers)
     scenes = []
@@ -255,10 +269,16 @@ def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int,
         counts = [count for count in range(len(parts), MAX_THINGS + 1) if count != HELD_OUT[axis]]
         count = HELD_OUT[axis] if compositional else draws.pick(counts)
         kinds = list(parts)
-        for kind in draws.shuffled(extras):
+        for kind in (*draws.shuffled(extras), *spare):
             # What fills the picture is each of another family.
             if len(kinds) < count and kind.family not in {other.family for other in kinds[len(parts) :]}:
                 kinds.append(kind)
+        if len(kinds) < count:
+            raise AdvlError(
+                "The kinds of the corpus are of too few families to compose a scene from.",
+                where=f"scene {first_number + order}",
+                why=f"it shows {count} things, all of other families; families that overlap count as one",
+            )
         spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
         things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
         scenes.append(

@@ -81,16 +81,22 @@ class _Asked:
     target: Kind
 
 
-def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
+def vcr_items(groups: Sequence[Group], voice: Voice, *, other_families: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the lines of a split's JSONL file.
 
     Besides the official fields each line has `answer_style`, and `question_type`: the topic of the answers, or for a
     question by relation "relation" and the style of its answers.
+
+    Args:
+        groups: of the split.
+        voice: who says it.
+        other_families: percent of the groups whose wrong answers are of other families than the right one, as they
+            always are where categories are asked for.
     """
     number = 0
     for group in groups:
         draws = voice.draws("vcr", group.number)
-        for topic, asked in _sets(group, draws):
+        for topic, asked in _sets(group, draws, other_families):
             # One wording for all four, so that their questions differ in tags and sides alone.
             asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
             wording = draws.pick(_QUESTIONS[asked_for])
@@ -155,9 +161,10 @@ def tokens(text: str) -> list[str | list[int]]:
     return [[int(match[1])] if (match := _TAG.fullmatch(word)) else word for word in spaced.split()]
 
 
-def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
+def _sets(group: Group, draws: Draws, other_families: int) -> Iterator[tuple[Topic, list[_Asked]]]:
     """Yield two sets of four questions, with the topic of their answers."""
-    if draws.below(_GROUPS_PER_CATEGORY) == 0:
+    are_categories = draws.below(_GROUPS_PER_CATEGORY) == 0
+    if are_categories or (other_families and draws.below(100) < other_families):
         # Each set takes the subject of one twin and the partner of the other, so that it has four families.
         choices = [draws.shuffled(twins.scenes) for twins in (group.first_pair, group.second_pair)]
         for order in range(2):
@@ -166,7 +173,7 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
                 task, twin = scenes[order], scenes[1 - order]
                 asked.append(_Asked(task=task, twin=twin, target=task.subject))
                 asked.append(_Asked(task=twin, twin=task, target=twin.partner))
-            yield "category", asked
+            yield "category" if are_categories else _topic(asked, draws), asked
         return
     for twins in (group.first_pair, group.second_pair):
         asked = [
@@ -174,12 +181,16 @@ def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
             for task in twins.scenes
             for target in (task.subject, task.partner)
         ]
-        topic: Topic = "name"
-        if draw_manner(draws) == "described":
-            known = [{description.aspect for description in query.target.descriptions} for query in asked]
-            shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
-            topic = "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
-        yield topic, asked
+        yield _topic(asked, draws), asked
+
+
+def _topic(asked: Sequence[_Asked], draws: Draws) -> Topic:
+    """Draw what the answers of a set are: names, or descriptions."""
+    if draw_manner(draws) == "name":
+        return "name"
+    known = [{description.aspect for description in query.target.descriptions} for query in asked]
+    shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
+    return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
 
 
 def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:

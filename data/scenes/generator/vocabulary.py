@@ -43,13 +43,29 @@ class Description:
     """One of `ASPECTS`, or `HELD_OUT` for a phrasing that no training text may use."""
 
 
+def read_tables(path: Path | None) -> dict[str, Any]:
+    """Read the tables of a file of descriptions; None reads ours.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        # Editors of some systems begin a file with a mark of its encoding.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig") if path else read_data(DESCRIPTIONS_FILE))
+    except OSError as error:
+        raise unfit(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise unfit(path, f"no valid TOML: {error}") from None
+
+
 def read_descriptions(
-    path: Path | None, names: Mapping[str, str], unsaid: Iterable[str]
+    path: Path | None, tables: Mapping[str, Any], names: Mapping[str, str], unsaid: Iterable[str]
 ) -> dict[str, tuple[Description, ...]]:
     """Read what is said of each kind.
 
     Args:
-        path: a user's file; None for ours.
+        path: where the tables are from, for errors; None for ours.
+        tables: code -> aspect -> descriptions.
         names: code -> plain name of every kind that is described.
         unsaid: names of kinds and words for families, which no description may speak.
 
@@ -57,20 +73,13 @@ def read_descriptions(
         Code -> what is said of it, kinds in the order of `names`.
 
     Raises:
-        DatasetError: the file cannot be read, lacks a kind or knows another one, or says nothing of a kind; or a
-            description is no verb phrase, speaks a name, or stands there twice.
+        DatasetError: a kind is missing or unknown, or nothing is said of it; or a description is no verb phrase,
+            speaks a name, or stands there twice.
     """
-    try:
-        # Editors of some systems begin a file with a mark of its encoding.
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig") if path else read_data(DESCRIPTIONS_FILE))
-    except OSError as error:
-        raise _unfit(path, error.strerror or str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise _unfit(path, f"no valid TOML: {error}") from None
     for what, codes in (("missing", names.keys() - tables.keys()), ("unknown", tables.keys() - names)):
         if codes:
             listed = ", ".join(f"[{code}]" for code in sorted(codes)[:5])
-            raise _unfit(path, f"{len(codes)} of the kinds are {what}: {listed}")
+            raise unfit(path, f"{len(codes)} of the kinds are {what}: {listed}")
     phrases = {_words(name) for name in unsaid}
     lengths = {len(phrase) for phrase in phrases}
     first: dict[tuple[str, ...], str] = {}
@@ -79,18 +88,18 @@ def read_descriptions(
         heading = f"[{code}] ({name})"
         descriptions[code] = tuple(_descriptions_of(path, heading, tables[code]))
         if len({description.aspect == HELD_OUT for description in descriptions[code]}) < 2:
-            raise _unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
+            raise unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
         for description in descriptions[code]:
             words = _words(description.text)
             parts = {words[start : start + length] for length in lengths for start in range(len(words))}
             if spoken := phrases & parts:
-                raise _unfit(
+                raise unfit(
                     path,
                     f"{heading}, {description.aspect}: {description.text!r} speaks a name, {' '.join(min(spoken))!r}",
                 )
             if words in first:
                 # Two answers of a question would be right.
-                raise _unfit(path, f"{description.text!r} is said twice: of {first[words]}, and of {heading}")
+                raise unfit(path, f"{description.text!r} is said twice: of {first[words]}, and of {heading}")
             first[words] = heading
     return descriptions
 
@@ -98,14 +107,14 @@ def read_descriptions(
 def _descriptions_of(path: Path | None, heading: str, table: Any) -> Iterator[Description]:
     aspects = (*ASPECTS, HELD_OUT)
     if not isinstance(table, dict) or not table.keys() <= set(aspects):
-        raise _unfit(path, f"{heading} has something else than lists named {', '.join(aspects)}")
+        raise unfit(path, f"{heading} has something else than lists named {', '.join(aspects)}")
     for aspect in filter(table.__contains__, aspects):
         texts = table[aspect]
         if not isinstance(texts, list):
-            raise _unfit(path, f"{heading}, {aspect}: {texts!r} is no list of descriptions")
+            raise unfit(path, f"{heading}, {aspect}: {texts!r} is no list of descriptions")
         for text in texts:
             if not isinstance(text, str) or not text.isprintable() or not _VERB_PHRASE.fullmatch(text):
-                raise _unfit(path, f"{heading}, {aspect}: {text!r} {_WANTED}")
+                raise unfit(path, f"{heading}, {aspect}: {text!r} {_WANTED}")
             yield Description(text=text, aspect=aspect)
 
 
@@ -118,7 +127,8 @@ def plural_forms(name: str) -> tuple[str, ...]:
     return (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name), re.sub("fe?$", "ves", name))
 
 
-def _unfit(path: Path | None, why: str) -> DatasetError:
+def unfit(path: Path | None, why: str) -> DatasetError:
+    """Return the error for descriptions that cannot be used."""
     return DatasetError(
         "The descriptions of the corpus cannot be used.",
         where=str(path or DESCRIPTIONS_FILE),
@@ -149,9 +159,11 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """Says what is known of a kind of thing. Its `code`, such as 1F54A-FE0F, names the artwork."""
+    """Says what is known of a kind of thing. Its `code` names its artwork, or the folder of its photographs."""
 
     code: str
+    drawing: str
+    """Code of the artwork that shows it, such as 1F54A-FE0F; empty where there is none."""
     name: str
     article: str
     family: Family
@@ -204,6 +216,11 @@ class Vocabulary:
     def kinds(self) -> tuple[Kind, ...]:
         return (*self.labelled, *self.unseen, *self.containers)
 
+    @property
+    def groups(self) -> frozenset[str]:
+        """The coarse words that families share."""
+        return frozenset(kind.family.group for kind in (*self.labelled, *self.unseen))
+
     def hiding_place(self, kind: Kind) -> Container:
         """Return the one container that may hide a kind."""
         (container,) = (container for container in self.containers if container.may_hide(kind))
@@ -227,6 +244,7 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     )
     descriptions_by_code = read_descriptions(
         descriptions,
+        read_tables(descriptions),
         {entry["code"]: entry["name"] for entry in described},
         unsaid={*(form for name in names for form in plural_forms(name)), *of_families},
     )
@@ -241,6 +259,7 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
             container_fields = {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
             yield (Container if container_fields else Kind)(
                 code=entry["code"],
+                drawing=entry["code"],
                 name=entry["name"],
                 article=entry["article"],
                 family=families[entry["subcategory"]],

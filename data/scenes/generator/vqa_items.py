@@ -9,7 +9,7 @@ cannot ask for a box, so the place is asked for. One in five asks what is at a p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,28 +83,36 @@ class _Question:
     """What some of the ten people say instead."""
 
 
-def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def vqa_items(
+    groups: Sequence[Group], voice: Voice, asked: Set[str] = frozenset(QUALITIES)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lists `questions` and `annotations` of a split's two files.
 
     Question types are "name", "described", "category" (is there something?), "where name", "where described",
     "is it", "what kind", "relation" and "how many".
+
+    Args:
+        groups: of the split.
+        voice: who says it.
+        asked: coarse words of families that are asked for; a picture may only be asked about those that all things
+            that belong there have.
     """
     used: _Used = Counter()
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for group in groups:
         draws = voice.draws("vqa", group.number)
-        asked: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
+        questions_of: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
         for twins, others in group.pairs:
             for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
-                asked[task.scene.number].append(question)
+                questions_of[task.scene.number].append(question)
         for task in group.task_scenes:
-            of_scene = [*asked[task.scene.number], *_where(task, voice, draws, used)]
+            of_scene = [*questions_of[task.scene.number], *_where(task, voice, draws, used)]
             # A minority asks for the thing at a place, for how two things lie, or for a number.
             if draws.below(2):
-                of_scene += [*_is_a(task, draws, used), _relation(task, voice, draws, used)]
+                of_scene += [*_is_a(task, draws, used, asked), _relation(task, voice, draws, used)]
             else:
-                of_scene += [*_what_kind(task, voice, draws, used), _how_many(task, draws, used)]
+                of_scene += [*_what_kind(task, voice, draws, used), _how_many(task, draws, used, asked)]
             image_id = paths.picture_number(voice.split, task.scene.number)
             for question_id, question in enumerate(of_scene, start=image_id * QUESTIONS_PER_IMAGE):
                 questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
@@ -192,12 +200,12 @@ def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator
             )
 
 
-def _is_a(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
+def _is_a(task: TaskScene, draws: Draws, used: _Used, asked: Set[str]) -> Iterator[_Question]:
     """Ask of an outermost thing whether it is of a group; each question is true as often as false, or once more."""
     options: list[tuple[str, str]] = []
     for kind, place in draws.shuffled(_extremes(task)):
         for group, quality in QUALITIES.items():
-            if kind.family.group in _ARGUABLE.get(group, ()):
+            if group not in asked or kind.family.group in _ARGUABLE.get(group, ()):
                 continue
             text = _IS_A.format(place=place, quality=quality)
             answer, other = ("yes", "no") if kind.family.group == group else ("no", "yes")
@@ -253,10 +261,10 @@ def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Ques
     return _yes_no(f"Is {subject} {phrase} the {task.partner.name}?", "relation", answer)
 
 
-def _how_many(task: TaskScene, draws: Draws, used: _Used) -> _Question:
+def _how_many(task: TaskScene, draws: Draws, used: _Used, asked: Set[str]) -> _Question:
     counts = Counter(thing.kind.family.group for thing in task.scene.things)
     counts[_THINGS] = counts.total()
-    options = [(group, str(counts[group])) for group in (*COUNTED_GROUPS, _THINGS)]
+    options = [(group, str(counts[group])) for group in (*COUNTED_GROUPS, _THINGS) if group in (*asked, _THINGS)]
     group, answer = min(draws.shuffled(options), key=lambda option: used[option])
     used[group, answer] += 1
     near = tuple(str(value) for value in (int(answer) - 1, int(answer) + 1) if value >= 0)

@@ -15,6 +15,7 @@ from advl_data.scenes.generator.vocabulary import (
     Description,
     load_vocabulary,
     read_descriptions,
+    read_tables,
 )
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data
@@ -46,7 +47,7 @@ held_out = ["lands on its feet after a fall"]
 def read_cat(text: str, folder: Path) -> tuple[Description, ...]:
     file = folder / "mine.toml"
     file.write_text(text, encoding="utf-8")
-    return read_descriptions(file, {"1F408": "cat"}, ["cat", "cats", "dog", "mammal"])["1F408"]
+    return read_descriptions(file, read_tables(file), {"1F408": "cat"}, ["cat", "cats", "dog", "mammal"])["1F408"]
 
 
 def test_a_file_of_a_users_own_is_read_as_ours_is(tmp_path: Path) -> None:

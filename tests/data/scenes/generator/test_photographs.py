@@ -1,0 +1,210 @@
+"""A corpus of photographs: built from class folders and a file, and what is wrong with either is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advl_data.scenes.config import ScenesConfig
+from advl_data.scenes.generator import paths
+from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, run_build_scenes
+from advl_data.scenes.generator.photograph_kinds import OURS, load_photograph_vocabulary
+from advl_data.scenes.generator.photographs import LEAST_PHOTOGRAPHS, SHARES, read_photographs
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.packages import read_data
+
+KINDS = {
+    "pet": ["cat", "dog", "hamster"],
+    "bird": ["owl", "robin", "wren"],
+    "fruit": ["apple", "pear", "plum"],
+    "tool": ["hammer", "saw", "drill"],
+    "vehicle": ["car", "van", "tram"],
+    "toy": ["kite", "top", "doll"],
+    "plant": ["fern", "moss", "ivy"],
+    "boat": ["canoe", "raft", "yacht"],
+}
+
+
+def descriptions() -> str:
+    family_of = {name: family for family, names in KINDS.items() for name in names}
+    return "\n".join(
+        f'[{name}_folder]\nname = "{name}"\narticle = "a"\nfamily = "{family}"\n'
+        f'does = ["does what is number {number}"]\nheld_out = ["is said as number {number}"]\n'
+        for number, (name, family) in enumerate(family_of.items())
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Class folders of small pictures of noise, a grey one and one of printers' colours among them."""
+    draws = np.random.default_rng(0)
+    for name in (name for names in KINDS.values() for name in names):
+        (tmp_path / "photographs" / f"{name}_folder").mkdir(parents=True)
+        for number in range(LEAST_PHOTOGRAPHS):
+            picture = Image.fromarray(draws.integers(0, 256, (52, 64, 3), dtype=np.uint8))
+            picture = picture.convert({0: "L", 1: "CMYK"}.get(number, "RGB"))
+            picture.save(tmp_path / "photographs" / f"{name}_folder" / f"{number}.jpg")
+    (tmp_path / "said.toml").write_text(descriptions())
+    return tmp_path
+
+
+def config(folder: Path, **changes: object) -> ScenesConfig:
+    of_a_few = ScenesConfig(
+        num_caption_scenes=10,
+        num_train=8,
+        num_val=4,
+        num_test=8,
+        num_unseen=0,
+        num_compositional=4,
+        num_shift_inputs=4,
+        workers=1,
+        photographs=folder / "photographs",
+        descriptions=folder / "said.toml",
+        data_root=folder / "data",
+    )
+    return dataclasses.replace(of_a_few, **changes)  # type: ignore[arg-type]
+
+
+def lines(corpus: Path, split: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (corpus / paths.vcr_annotations(split)).read_text().splitlines()]
+
+
+def test_a_folder_of_photographs_becomes_a_corpus(folder: Path) -> None:
+    result = run_build_scenes(config(folder, other_families=100))
+    corpus = result.folder
+    assert result.digest == folder_digest(corpus)
+    assert not run_build_scenes(config(folder, other_families=100)).built
+    settings = json.loads((corpus / RECORD_FILE).read_text())["settings"]
+    assert settings["photographs"].keys() == SHARES.keys()
+    assert "photographs, under its publisher's licence" in (corpus / "ATTRIBUTION.md").read_text()
+    # Every answer of a set is right once, and the four are of four families.
+    families = {name: family for family, names in KINDS.items() for name in names}
+    named = [line for line in lines(corpus, "train") if line["question_type"] == "name"]
+    assert named
+    for line in named:
+        answers = [" ".join(map(str, answer)) for answer in line["answer_choices"]]  # type: ignore[attr-defined]
+        told = [next(name for name in families if name in answer.lower().split()) for answer in answers]
+        assert len({families[name] for name in told}) == 4
+    grey = corpus / paths.VCR_FOLDER / paths.VCR_IMAGES / paths.vcr_image(paths.GREY, 0)
+    red, green, blue = np.moveaxis(np.asarray(Image.open(grey), dtype=int), 2, 0)
+    assert max(abs(red - green).max(), abs(red - blue).max()) <= 4
+
+
+def test_pools_share_no_photograph_and_leave_none_out(folder: Path) -> None:
+    vocabulary, _ = load_photograph_vocabulary(folder / "photographs", folder / "said.toml", unseen=False)
+    pools = read_photographs(folder / "photographs", vocabulary.labelled, seed=1).pools
+    for kind in vocabulary.labelled:
+        files = [file for pool in pools.values() for file in pool[kind.code]]
+        assert len(set(files)) == len(files) == LEAST_PHOTOGRAPHS
+        assert all(pool[kind.code] for pool in pools.values())
+
+
+def test_an_exchanged_photograph_makes_another_corpus(folder: Path) -> None:
+    run_build_scenes(config(folder))
+    Image.new("RGB", (64, 64), "red").save(folder / "photographs" / "cat_folder" / "0.jpg")
+    with pytest.raises(ConfigError, match="other settings") as error:
+        run_build_scenes(config(folder))
+    assert "photographs" in error.value.why
+
+
+def broken(folder: Path) -> None:
+    (folder / "photographs" / "cat_folder" / "0.jpg").write_bytes(b"\xff\xd8 no picture")
+
+
+def tiny(folder: Path) -> None:
+    Image.new("RGB", (200, 40)).save(folder / "photographs" / "cat_folder" / "0.jpg")
+
+
+def few(folder: Path) -> None:
+    for number in range(5):
+        (folder / "photographs" / "cat_folder" / f"{number}.jpg").unlink()
+
+
+def twice(folder: Path) -> None:
+    (folder / "photographs" / "dog_folder" / "0.jpg").write_bytes(
+        (folder / "photographs" / "cat_folder" / "0.jpg").read_bytes()
+    )
+
+
+def link(folder: Path) -> None:
+    path = folder / "photographs" / "cat_folder" / "0.jpg"
+    path.rename(folder / "private.jpg")
+    path.symlink_to(folder / "private.jpg")
+
+
+def spoken(folder: Path) -> None:
+    (folder / "said.toml").write_text(descriptions().replace("does what is number 0", "chases a dog", 1))
+
+
+def lone(folder: Path) -> None:
+    text = descriptions()
+    (folder / "said.toml").write_text(text.replace('family = "pet"', 'family = "beast"', 1))
+
+
+def absent(folder: Path) -> None:
+    (folder / "photographs" / "cat_folder").rename(folder / "photographs" / "lion")
+
+
+def single(folder: Path) -> None:
+    text = descriptions()
+    (folder / "said.toml").write_text(text[: text.index("[dog_folder]")])
+
+
+@pytest.mark.parametrize(
+    ("damage", "where", "why"),
+    [
+        (broken, "cat_folder/0.jpg", "cannot identify"),
+        (tiny, "cat_folder/0.jpg", "200 x 40 pixels"),
+        (few, "cat_folder", "5 photographs"),
+        (twice, "dog_folder/0.jpg", "the same photograph as"),
+        (link, "cat_folder/0.jpg", "it is a link"),
+        (spoken, "said.toml", "speaks a name, 'dog'"),
+        (lone, "said.toml", "family 'beast' has a single kind"),
+        (absent, "said.toml", "[cat_folder] has no class folder"),
+        (single, "said.toml", "single kind"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_nothing_is_built(
+    folder: Path, damage: Callable[[Path], None], where: str, why: str
+) -> None:
+    damage(folder)
+    with pytest.raises(DatasetError) as error:
+        run_build_scenes(config(folder))
+    assert where in str(error.value.where)
+    assert why in str(error.value.why)
+    assert not (folder / "data" / paths.FOLDER).exists()
+
+
+def test_unseen_kinds_need_large_families(folder: Path) -> None:
+    with pytest.raises(DatasetError) as error:
+        run_build_scenes(config(folder, num_unseen=4))
+    assert "--num-unseen 0" in str(error.value.why)
+
+
+def test_photographs_need_descriptions(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--photographs needs --descriptions"):
+        run_build_scenes(config(folder, descriptions=None))
+
+
+def test_our_descriptions_of_caltech_fit_its_folders(tmp_path: Path) -> None:
+    tables = tomllib.loads(read_data(OURS))
+    kinds = {code: table for code, table in tables.items() if code not in ("attribution", "families")}
+    assert len(kinds) == 95
+    for code in kinds:
+        (tmp_path / code).mkdir()
+    file = tmp_path / "ours.toml"
+    file.write_text(read_data(OURS))
+    vocabulary, attribution = load_photograph_vocabulary(tmp_path, file, unseen=True)
+    assert "Caltech-101" in attribution
+    assert {kind.code for kind in (*vocabulary.labelled, *vocabulary.unseen)} == kinds.keys()
+    # Whatever is unseen has siblings, and so has what captions never name.
+    families = [kind.family for kind in vocabulary.unseen]
+    assert all(families.count(family) >= 2 for family in families)
+    assert sum(not kind.named for kind in vocabulary.labelled) >= 15
