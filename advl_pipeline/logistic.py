@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import logsumexp
 
@@ -119,6 +118,9 @@ def fit_logistic(
         penalty: strength of the squared norm of the weights, relative to the mean loss.
         start_XO: where to begin.
     """
+    # It takes half a second, which only what is fitted should cost.
+    from scipy.optimize import minimize
+
     objective = penalised_loss(
         features_MF,
         likelihood,

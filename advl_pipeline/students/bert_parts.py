@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface, BertConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from transformers import BertConfig
+
     from advl_pipeline.students.text_student import TextStudentConfig
 
 TEXT, VISUAL, PADDING = 0, 1, -1
@@ -35,6 +36,10 @@ def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
         config: of the student.
         other: settings by the library's names, such as `attn_implementation="sdpa"` for layers that run otherwise.
     """
+    # A student without transformers' layers starts in half the time.
+    from transformers import AttentionInterface, BertConfig
+
+    AttentionInterface.register(ATTENTION, one_row_attention)
     settings = {"num_hidden_layers": config.num_layers, "attn_implementation": ATTENTION}
     return BertConfig(**{**config.transformers_sizes, **settings, **other})
 
@@ -115,6 +120,19 @@ def named_or_pooled(text_NLH: torch.Tensor, pool_index_N: torch.Tensor, pooler: 
     index = pool_index_N[:, None, None].expand(-1, 1, text_NLH.shape[-1])
     named_NH = text_NLH.gather(1, index)[:, 0]
     return torch.where((pool_index_N > 0)[:, None], named_NH, pooler(text_NLH).to(named_NH.dtype))
+
+
+class RecomputableLayer(nn.Module):
+    """A layer that `enable_gradient_checkpointing` has recompute its inside, as transformers' layers can."""
+
+    gradient_checkpointing = False
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and self.training:
+            recomputed: torch.Tensor = checkpoint(super().__call__, *inputs, use_reentrant=False)
+            return recomputed
+        output: torch.Tensor = super().__call__(*inputs)
+        return output
 
 
 @torch.no_grad()
@@ -237,32 +255,36 @@ def one_row_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
+    dropout: float = 0.0,
+    scaling: float = 1.0,
     blocks: Sequence[Block] = (),
-    **options: Any,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within the sequences of one row; within those of a padded batch where no blocks are given.
 
     Args:
-        query: (1, A, T, D), as key and value are; (N, A, S, D) without blocks.
-        key: as said.
-        value: as said.
+        module: transformers' layer, which asks for attention.
+        query: (1, A, T, D); (N, A, S, D) without blocks.
+        key: as `query`.
+        value: as `query`.
         attention_mask: additive, broadcastable to (N, A, S, S); of no use with blocks.
+        dropout: of the weights.
+        scaling: of the products of queries and keys.
         blocks: of the row, which have masks of their own.
-        options: dropout, scaling and the like, as transformers gives them.
     """
     if not blocks:
-        return _attend(module, query, key, value, attention_mask, **options), None
+        return attend(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
     lengths = [len(block.grid.slot_T) for block in blocks]
     parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
     attended = []
     for block, *block_parts in zip(blocks, *parts, strict=True):
         spread = [block.grid.spread(part) for part in block_parts]
-        attended.append(block.grid.gather(_attend(module, spread[0], spread[1], spread[2], block.bias, **options)))
+        found = attend(spread[0], spread[1], spread[2], block.bias, dropout=dropout, scaling=scaling)
+        attended.append(block.grid.gather(found))
     return torch.cat(attended, dim=1), None
 
 
-def _attend(
-    module: nn.Module,
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -270,20 +292,25 @@ def _attend(
     *,
     dropout: float = 0.0,
     scaling: float = 1.0,
-    **options: Any,
 ) -> torch.Tensor:
-    """Return (N, G, A, D)."""
+    """Return (N, G, A, D): what each of G queries finds among the keys, all (N, A, G, D).
+
+    Args:
+        query: (N, A, G, D).
+        key: as `query`.
+        value: as `query`.
+        bias: additive mask, broadcastable to (N, A, G, G); None where all attend to all.
+        dropout: of the weights.
+        scaling: of the products of queries and keys.
+    """
     if dropout == 0.0 or bias is None or query.device.type != "cpu":
-        attended: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, bias, dropout=dropout, scaling=scaling, **options
-        )[0]
-        return attended
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
+        return attended.transpose(1, 2).contiguous()
     # What torch does on a CPU, without its search for rows that may attend to nothing: the mask is finite.
     weights = ((query * scaling) @ key.transpose(-1, -2) + bias).softmax(-1)
     return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
-
-
-AttentionInterface.register(ATTENTION, one_row_attention)
 
 
 def run_layers(
@@ -349,8 +376,7 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
     )
     found_N1AD = torch.cat(
         [
-            _attend(
-                attention,
+            attend(
                 query_NA1D,
                 block.grid.spread(keys),
                 block.grid.spread(values),

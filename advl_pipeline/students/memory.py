@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.packages import needs_extra
 from advl_pipeline.runs import names
+from advl_pipeline.students.bert_parts import RecomputableLayer
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.options import StudentOptions
 
@@ -34,7 +34,10 @@ def enable_gradient_checkpointing(student: Student) -> int:
     Raises:
         ConfigError: the student has no layer that can (LXMERT).
     """
-    layers = [part for part in student.modules() if isinstance(part, GradientCheckpointingLayer)]
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    kinds = (RecomputableLayer, GradientCheckpointingLayer)
+    layers: list[Any] = [part for part in student.modules() if isinstance(part, kinds)]
     if not layers:
         raise ConfigError(
             f"{student.name} cannot recompute its layers.",

@@ -27,9 +27,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertEncoder
 
+from advl_data.scenes.students.bert_layer import BertLayer
 from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead, LookupOutput
 from advl_pipeline.configuration import build_config, option
 from advl_pipeline.datasets.records import Example, ImageUnit
@@ -219,15 +218,6 @@ class ScenesSmall(AgreementStream):
         super().__init__(name, config)  # type: ignore[arg-type]
         self.crops = CropRegions(config.crop_size)
         width = config.hidden_size
-        bert = BertConfig(
-            hidden_size=width,
-            num_hidden_layers=config.num_separate_layers + config.num_joint_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            attn_implementation="sdpa",
-        )
         self.word_embedding = nn.Embedding(config.vocab_size, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
         self.position_embedding = nn.Embedding(config.max_text_length, width)
@@ -241,7 +231,9 @@ class ScenesSmall(AgreementStream):
         self.box_norm = nn.LayerNorm(width, eps=1e-12)
         self.visual_norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = BertEncoder(bert)
+        num_layers = config.num_separate_layers + config.num_joint_layers
+        layer_sizes = (width, config.num_heads, config.intermediate_size, config.dropout)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertLayer(*layer_sizes) for _ in range(num_layers))})
         self.agreement = Agreement(width)
         initialise_bert(self)
 
@@ -272,8 +264,13 @@ class ScenesSmall(AgreementStream):
         return text_NLH, batch.per_sequence(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     @property
+    def layers(self) -> Any:
+        """All layers, lowest first."""
+        return self.encoder["layer"]
+
+    @property
     def fusion_layers(self) -> Sequence[Any]:
-        return list(self.encoder.layer[self.config.num_separate_layers :])
+        return list(self.layers[self.config.num_separate_layers :])
 
     def run_layers(
         self, x_NSH: torch.Tensor, batch: CropBatch, *, num_text: int, separate: bool, **how: bool
@@ -283,7 +280,7 @@ class ScenesSmall(AgreementStream):
         *first, last = self.fusion_layers
         for layer in first:
             x_NSH = layer(x_NSH, bias)
-        attention = last.attention.self
+        attention = last.attention["self"]
         relevance_NL = attention_mass(attention, x_NSH, bias, num_text) if how.get("need_relevance") else None
         return last(x_NSH, bias), relevance_NL
 
@@ -334,7 +331,7 @@ class ScenesSmall(AgreementStream):
     def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
         x_XTH: torch.Tensor = self.dropout(embedded_XTH)
         bias = padding_bias(mask_XT, compute_dtype(x_XTH))
-        for layer in self.encoder.layer[: self.config.num_separate_layers]:
+        for layer in self.layers[: self.config.num_separate_layers]:
             x_XTH = layer(x_XTH, bias)
         return x_XTH
 
