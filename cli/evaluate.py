@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     result = run_evaluate(config)
     yield {"run": str(result.run), "sets": result.sets}
     click.echo(
-        f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'majority':>9} {'chance':>7}  "
+        f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'prior':>7} {'majority':>9} {'chance':>7}  "
         "points more or less when the picture is"
     )
     for name, document in result.sets.items():
@@ -49,8 +49,11 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             change = "  ".join(f"{kind} {0.0 - loss['drop']:+.2f}" for kind, loss in use.items())
             spread = document["intervals"][metric]
             change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
-            trivial = document["trivial"].get(metric)
-            beside = f"{trivial['majority']:>9.2f} {trivial['chance']:>7.2f}" if trivial else f"{'-':>9} {'-':>7}"
+            trivial = document["trivial"].get(metric, {})
+            beside = " ".join(
+                f"{trivial[name]:>{width}.2f}" if name in trivial else f"{'-':>{width}}"
+                for name, width in (("prior", 7), ("majority", 9), ("chance", 7))
+            )
             row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
             click.echo(row.rstrip())
         for metric, trivial in document["trivial"].items():
@@ -58,6 +61,8 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             if "given" in trivial:
                 line += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
             click.echo(f"  {metric}: {line}")
+            if "prior" in trivial:
+                click.echo(f"  {metric}: {prior_line(document['metrics'][metric], trivial)}")
         for metric, group_score in document.get("by_group", {}).items():
             click.echo(
                 f"  {metric}: {group_score['accuracy']:.2f} % of {group_score['num_groups']} groups, "
@@ -72,6 +77,15 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             print_confusion(**document["confusion"])
     for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
         click.echo(f"caution: {caveat}")
+
+
+def prior_line(score: float, trivial: Mapping[str, float]) -> str:
+    """Return what a score is worth next to the prior of the question."""
+    line = (
+        f"the commonest training answer to the same question is right {trivial['prior']:.2f} times of 100 "
+        f"({trivial['prior_known']:.0f} % of the questions are in training)"
+    )
+    return line if score > trivial["prior"] else f"{line}: the student is no better, it may not look at its pictures"
 
 
 @config_command(PredictConfig, "predict", arguments=("run",))

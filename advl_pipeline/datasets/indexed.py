@@ -271,6 +271,17 @@ class IndexedDataset:
             group=self._group(row),
         )
 
+    def words_and_labels(self, positions: Iterable[int] | None = None) -> Iterator[tuple[str, dict[int, float]]]:
+        """Yield the words of examples and what each answer to them is worth; no picture is looked at.
+
+        Args:
+            positions: of the examples; None for all.
+        """
+        for index in range(len(self)) if positions is None else positions:
+            row, variant = self._place(index)
+            label, soft_label = self._label(row, variant)
+            yield self._table.lists("texts", row)[0], dict(soft_label) or ({} if label is None else {label: 1.0})
+
     def _place(self, index: int) -> tuple[int, Variant]:
         row, variant = divmod(index, len(self._variants))
         return int(self._rows[row]), self._variants[variant]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, replacing, write_text
 from advl_pipeline.compute import resolved
+from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Dataset, Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
@@ -51,6 +52,7 @@ from advl_pipeline.evaluation.predict import (
     load_run,
     swapped_pictures,
 )
+from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.interruption import interruptible
@@ -90,6 +92,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         config = replace(config, data_root=moved_to(config.data_root, trained_on))
         finished = load_run(config.run, config)
         finished.student.cut_texts()
+        prior, caveats = _question_prior(config, finished, trained_on)
         sets: dict[str, dict[str, Any]] = {}
         for name in config.on:
             dataset_name, split = set_name(name, trained_on["dataset"])
@@ -97,7 +100,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
                 config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
             )
             is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
-            sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen)
+            sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen, prior=prior, caveats=caveats)
         return EvaluateResult(run=config.run, sets=sets)
 
 
@@ -118,8 +121,36 @@ class _Scored:
     num_cut: int = 0
 
 
+def _question_prior(
+    config: EvaluateConfig, finished: FinishedRun, trained_on: Mapping[str, Any]
+) -> tuple[QuestionPrior | None, list[str]]:
+    """Return the prior of the questions of the split that a run was trained on; None for choices, which have none.
+
+    A run may be scored where its training data are not, which is a caveat.
+    """
+    if not any(finished.label_names.values()):
+        return None, []
+    try:
+        splits = [
+            open_with_classes(
+                config, finished, trained_on, dataset=trained_on["dataset"], split=split, tasks=trained_on["task"]
+            )
+            for split in str(trained_on["split"]).split(JOIN)
+        ]
+    except DatasetError as error:
+        return None, [f"the prior of the question is not known: {error.what}"]
+    return QuestionPrior(splits), []
+
+
 def _evaluate_set(
-    config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, name: str, *, is_seen: bool
+    config: EvaluateConfig,
+    finished: FinishedRun,
+    dataset: IndexedDataset,
+    name: str,
+    *,
+    is_seen: bool,
+    prior: QuestionPrior | None,
+    caveats: Sequence[str],
 ) -> dict[str, Any]:
     """Score a set part by part, each part with all of its views, an example read once; write what was found."""
     usual_mode = vqa_mode_of(dataset.name)
@@ -192,7 +223,11 @@ def _evaluate_set(
         intervals[metric] = {"low": interval.low, "high": interval.high}
     metrics = percents.pop(_TRUE_PICTURE)
     tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
-    caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
+    caveats = [
+        *caveats,
+        *finished.student.caveats(),
+        *([f"the run was trained on {dataset.split}"] if is_seen else []),
+    ]
     if num_cut := sum(kept.num_cut for kept in scored.values()):
         num_texts = sum(kept.num_texts for kept in scored.values())
         caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")
@@ -220,7 +255,10 @@ def _evaluate_set(
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
         "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
     }
-    if isinstance(dataset, IndexedDataset) and dataset.is_grouped and asked is None:
+    if prior is not None:
+        for task in scored:
+            document["trivial"][METRIC_OF_TASK[task]] |= prior.summary(dataset, sampled)
+    if dataset.is_grouped and asked is None:
         document["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
@@ -313,6 +351,27 @@ def _answered(dataset: Dataset) -> IndexedDataset:
     return dataset
 
 
+def open_with_classes(
+    config: AnswerOptions,
+    finished: FinishedRun,
+    trained_on: Mapping[str, Any],
+    *,
+    dataset: str,
+    split: str,
+    **options: Any,
+) -> IndexedDataset:
+    """Open a split with the wording and the classes of a run, as `open_dataset` does."""
+    return open_dataset(
+        dataset,
+        split=split,
+        data_root=config.data_root,
+        text_style=trained_on.get("text_style"),
+        label_order=trained_on.get("label_order", "uniter"),
+        answers=finished.classes,
+        **options,
+    )
+
+
 def open_as_trained(
     config: AnswerOptions,
     finished: FinishedRun,
@@ -332,15 +391,7 @@ def open_as_trained(
         ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
     """
     try:
-        opened = open_dataset(
-            dataset,
-            split=split,
-            data_root=config.data_root,
-            text_style=trained_on.get("text_style"),
-            label_order=trained_on.get("label_order", "uniter"),
-            answers=finished.classes,
-            **options,
-        )
+        opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
     except DatasetMissing as error:
         if dataset == trained_on["dataset"] and is_own_data(dataset) and not Path(dataset).exists():
             # A run stays valid when its data move.

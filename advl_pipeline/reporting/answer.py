@@ -1,4 +1,4 @@
-"""What a report opens with: one sentence on what a method answers, beside its baseline and its controls."""
+"""What a report opens with: one sentence on what a method answers, with its baseline and its controls."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
             for place in sorted(result.places(), key=lambda place: place.rank)
             if place[:3] == (setting.name, metric, setting.reference)
             and result.row("accuracy", place, method=study.focus)
-            and (len(study.methods) == 1 or result.row("gain", place, method=study.focus, against=study.baseline))
+            and (
+                len(study.methods) == 1
+                or result.row("gain", place, method=study.focus, against=study.baseline)
+                or result.unlike(place, study.focus, study.baseline)
+            )
         ]
         if not places:
             continue
@@ -69,9 +73,14 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
         focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
         controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
         name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
-        sentence = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
-        sentence += f", {_beside(result, baseline)}" if baseline else ""
-        sentence += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
+        sentence = f"{name} answers {focus.mean:.0f} of 100 {things} correctly"
+        prior = result.trivial_of(place).get("prior")
+        if prior is not None and focus.mean <= prior:
+            sentence += f", no more than the training answers to the same {things} do without a picture ({prior:.0f})"
+        sentence += f", and {_with_number(result, baseline)}" if baseline else ""
+        sentence += f"; {', '.join(_with_number(result, row) for row in controls)}" if controls else ""
+        if baseline and (unlike := result.unlike(place, study.focus, study.baseline)):
+            sentence += f". The two are not compared, for they differ in {' and in '.join(unlike)}"
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))
@@ -83,10 +92,15 @@ def nothing_yet(result: StudyResult) -> str:
     focus, baseline = (
         wording.method_label(result.study, name) for name in (result.study.focus, result.study.baseline)
     )
-    return f"Nothing is told yet: no seed of {focus} and of {baseline} has finished the same size."
+    if result.of_runs:
+        return (
+            f"{focus} and {baseline} were not run with the same seed and number of labels, so they are not compared; "
+            "the table has their scores."
+        )
+    return f"There is no answer yet: no seed of {focus} and of {baseline} has finished the same size."
 
 
-def _beside(result: StudyResult, row: Any) -> str:
+def _with_number(result: StudyResult, row: Any) -> str:
     """Name a method as a sentence does, with its number."""
     if not is_teacher_control(result.study, row.method):
         return f"{wording.method_label(result.study, row.method)} {row.mean:.0f}"
@@ -100,17 +114,23 @@ def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
         if (gain := result.row("gain", place, method=study.focus, against=other)) is None:
             continue
-        name, p_values = wording.method_label(study, other), {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
+        p_values = {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
         tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in p_values.items() if p is not None)
-        open_ = " This is not told from no gain." if gain.joint_interval.contains(0.0) else ""
+        open_ = " This may be no gain at all." if gain.joint_interval.contains(0.0) else ""
         yield Fact(
-            label=f"over the best control, {name}" if best and other == best.method else f"over {name}",
+            label=wording.over(study, other),
             value=wording.signed(gain.mean),
             note=f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
         )
     if known := result.trivial_of(place):
-        note = f"of 100 are right without a student; an answer at random {known['chance']:.0f}."
+        note = f"of 100 are right without a student; an answer at random is right {known['chance']:.0f} times."
         yield Fact(label=f"always “{known['answer']}”", value=f"{known['majority']:.0f}", note=note)
+        if "prior" in known:
+            note = (
+                f"of 100 are right without a picture, by the commonest training answer to the same words; "
+                f"{known['prior_known']:.0f} % of the test set's are in training."
+            )
+            yield Fact(label="prior of the question", value=f"{known['prior']:.0f}", note=note)
         if len(result.cells) == 1 and known.get("given") is not None:
             note = f"times of 100 it answers “{known['given_answer']}”."
             yield Fact(label="its commonest answer", value=f"{known['given']:.0f}", note=note)

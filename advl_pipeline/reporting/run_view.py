@@ -74,14 +74,14 @@ def view_run(result: StudyResult) -> dict[str, Any]:
 
 
 def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return every metric on every test set beside chance and the majority answer, as a page writes them.
+    """Return every metric on every test set with what is right without a student, as a page writes them.
 
     Args:
         documents: evaluations by test set.
 
     Returns:
-        test_set, metric, num_items, accuracy, its interval, majority, chance, and changes: how pictures were spoilt
-        -> what becomes of the accuracy.
+        test_set, metric, num_items, accuracy, its interval, prior, majority, chance, and changes: how pictures were
+        replaced or hidden -> what becomes of the accuracy.
     """
     scores = []
     for test_set, document in documents.items():
@@ -97,6 +97,7 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
                     "num_items": document.get("num_items", {}).get(metric, 0),
                     "accuracy": wording.percent(accuracy),
                     "interval": ends,
+                    "prior": wording.percent(trivial["prior"]) if trivial and "prior" in trivial else "",
                     "majority": f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
                     "chance": wording.percent(trivial["chance"]) if trivial else "",
                     "changes": {

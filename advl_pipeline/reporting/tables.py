@@ -33,7 +33,7 @@ LONG_COLUMNS = (
     "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
     "p_seed", "p_seed_holm", "p_item", "p_item_holm", "best_control", "gain_over_best_points",
     "gain_over_best_low_points", "gain_over_best_high_points",
-    "majority_percent", "majority_answer", "chance_percent", "runs", "caveats",
+    "majority_percent", "majority_answer", "chance_percent", "prior_percent", "runs", "caveats",
 )  # fmt: skip
 """Of the long table; units are in their names."""
 
@@ -92,10 +92,14 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
             majority = (
                 f"{wording.percent(answer['majority'])} ({answer['answer']})" if answer else "" for answer in trivial
             )
-            chance = (wording.percent(answer["chance"]) if answer else "" for answer in trivial)
+            prior, chance = (
+                tuple(wording.percent(answer[name]) if name in answer else "" for answer in trivial)
+                for name in ("prior", "chance")
+            )
             if rows:
                 title = f"{setting.name}, {wording.metric_name(metric)} in percent"
-                head = {"majority answer": tuple(majority), "chance": tuple(chance)} if any(trivial) else {}
+                head = {"majority answer": tuple(majority), "chance": chance} if any(trivial) else {}
+                head = {"prior of the question": prior} | head if any(prior) else head
                 caveats = result.caveats.get(setting.name, ())
                 tables.append(
                     ShownTable(title=title, columns=setting.test_sets, rows=rows, head=head, caveats=caveats)
@@ -117,7 +121,7 @@ def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] 
     short = len(row.seeds) < len(result.study.seeds)
     accuracy = wording.spread(row) + (f", {wording.seeds(len(row.seeds))}" if short else "")
     gain, over = _gains(result, row)
-    text, best = accuracy, wording.method_label(result.study, over.against) if over else ""
+    text, best = accuracy, wording.over(result.study, over.against) if over else ""
     if gain:
         tests = f"{wording.p_value(gain.p_seed_holm)}, {wording.p_value(gain.p_item_holm)}"
         beside = f"; best control {wording.signed(over.mean)}" if over else ""
@@ -212,7 +216,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
             len(row.seeds), row.num_items, row.mean, row.deviation,
             against, points, *ends, relative, *tests,
             over and over.against, over and over.mean, *ends_over,
-            trivial.get("majority"), trivial.get("answer"), trivial.get("chance"),
+            trivial.get("majority"), trivial.get("answer"), trivial.get("chance"), trivial.get("prior"),
             " ".join(row.runs), "; ".join(result.caveats.get(row.setting, ())),
         )  # fmt: skip
         rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
@@ -269,7 +273,7 @@ def as_json(result: StudyResult) -> str:
         **{
             name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
             for name, value in gathered.items()
-            if name not in ("items", "trivial")
+            if name not in ("items", "trivial", "makings")
         },
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **shares}

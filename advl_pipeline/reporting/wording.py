@@ -50,6 +50,11 @@ def method_label(study: StudyConfig, method: str) -> str:
     return study.variant(method).label or method
 
 
+def over(study: StudyConfig, against: str) -> str:
+    """Say what a gain is over: the baseline, or a control that does better than it."""
+    return f"over {'' if against == study.baseline else 'the best control, '}{method_label(study, against)}"
+
+
 def seeds(number: int) -> str:
     return f"{number} seed{'s' if number != 1 else ''}"
 

@@ -196,7 +196,8 @@ def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
         variant = variants[name]
         return name != "plain", variant.role != "baseline", variant.method != "plain-two-step"
 
-    focus = min((name for name in reversed([*variants]) if name != "plain"), key=worth_judging, default="advl")
+    others = [name for name in reversed([*variants]) if name != "plain"]
+    focus = min(others, key=worth_judging, default="plain")
     return min((name for name in variants if name != focus), key=fit_to_compare, default="plain"), focus
 
 

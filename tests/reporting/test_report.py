@@ -116,7 +116,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", "100"))
     percent = {name: result.row("accuracy", place, method=name).mean for name in result.study.methods}
     assert section.find("p", class_="lead")[0].text == (
-        f"ADVL answers {percent['advl']:.0f} of 100 questions rightly, plain {percent['plain']:.0f}; "
+        f"ADVL answers {percent['advl']:.0f} of 100 questions correctly, and plain {percent['plain']:.0f}; "
         f"with shuffled teachers {percent['advl-shuffled']:.0f}."
     )
     best = result.best_control(place)
@@ -128,7 +128,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
         for tile in section.find("div")
         if tile.find("dt")
     }
-    (value, note) = tiles[f"over the best control, {result.study.variant(best.method).label}"]
+    (value, note) = tiles[wording.over(result.study, best.method)]
     assert value == wording.signed(gain.mean)
     assert wording.interval(gain.joint_interval) in note
     assert tiles["always “choice 3”"][0] == "28"
@@ -355,7 +355,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     page = read_page(page_of(gather_study(result.folder), data_root=None, num_examples=6))
     assert not page.find("table", class_="main")
     assert {badge.text for badge in page.find("p", class_="badge")} == {"undecided at this size"}
-    assert page.find("p", class_="lead")[0].text.startswith("Nothing is told yet")
+    assert page.find("p", class_="lead")[0].text.startswith("There is no answer yet")
 
 
 def test_every_setting_and_metric_has_figures_and_a_row_says_what_its_change_is_against() -> None:

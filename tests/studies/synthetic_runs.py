@@ -34,7 +34,7 @@ from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import CachePreparer, run_study
 from advl_pipeline.studies.table import build_table, numbers_of
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.resolved import planned_steps, takes_two_steps
+from advl_pipeline.training.resolved import finetune_steps, planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
 ITEM_NAMES = list(map(str, range(NUM_ITEMS)))
@@ -105,6 +105,7 @@ def train(cell: Cell) -> None:
         run / "result.json",
         {
             "status": "done", "method": cell.finetune.method, "num_steps": planned_steps(cell.finetune),
+            "phases": {"finetune": {"num_steps": finetune_steps(cell.finetune)}},
             "seconds": 30.0, "seconds_per_step": 0.09 if cell.teachers else 0.08, "wait_share": 0.02,
             "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,

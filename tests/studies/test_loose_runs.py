@@ -13,6 +13,8 @@ from synthetic_runs import GAINS, write_study_file
 
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.reporting.answer import answers
+from advl_pipeline.reporting.page import page_of
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.gather import gather_runs
@@ -122,7 +124,7 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(cells: C
         ),
         ({"p": ("plain", {}), "q": ("plain", {"learning_rate": 1e-5})}, "plain", "plain, learning_rate 1e-05"),
         ({"advl": ("advl", {})}, "plain", "advl"),
-        ({"p": ("plain", {})}, "plain", "advl"),
+        ({"p": ("plain", {})}, "plain", "plain"),
     ],
 )
 def test_which_rows_of_a_folder_of_runs_are_judged(
@@ -138,6 +140,51 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
         loose_run(tmp_path / "runs" / name, of_method, **{"method": method, **options})
     found = gather_runs(tmp_path / "runs").study
     assert (found.baseline, found.focus) == (baseline, focus)
+
+
+def test_a_report_of_one_scored_run_says_what_it_answers(cells: Cells, tmp_path: Path) -> None:
+    run = loose_run(tmp_path / "runs" / "mine", cells["plain", 0])
+    result = gather_runs(run)
+    (answer,) = answers(result)
+    percent = result.row("accuracy", answer.place, method="plain").mean
+    assert answer.sentence == f"plain answers {percent:.0f} of 100 questions correctly."
+    assert answer.sentence in page_of(result, data_root=None, num_examples=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_steps": 4336}, "steps (300 and 4,336)"),
+        ({"split": "val"}, "labels (100 of train and 100 of val)"),
+        ({"init": Path("students/small")}, "student (scenes-small and scenes-small from students/small)"),
+    ],
+)
+def test_runs_that_were_not_made_alike_are_not_compared(
+    changes: dict[str, Any], told: str, cells: Cells, tmp_path: Path
+) -> None:
+    loose_run(tmp_path / "runs" / "a", cells["advl", 0], num_steps=300)
+    loose_run(tmp_path / "runs" / "b", cells["plain", 0], **{"num_steps": 300} | changes)
+    result = gather_runs(tmp_path / "runs")
+    (answer,) = answers(result)
+    assert " of 100 questions correctly, and plain " in answer.sentence
+    assert answer.sentence.endswith(f". The two are not compared, for they differ in {told}.")
+    assert not [fact for fact in answer.facts if fact.label.startswith("over")]
+    assert not result.find("gain")
+    assert "p: seeds" not in page_of(result, data_root=None, num_examples=0)
+    # Made alike, they are.
+    loose_run(tmp_path / "runs" / "b", cells["plain", 0], num_steps=300)
+    (answer,) = answers(gather_runs(tmp_path / "runs"))
+    assert "not compared" not in answer.sentence
+    assert answer.facts[0].label == "over plain"
+
+
+def test_runs_of_other_seeds_say_why_they_are_not_compared(cells: Cells, tmp_path: Path) -> None:
+    loose_run(tmp_path / "runs" / "a", cells["advl", 0])
+    loose_run(tmp_path / "runs" / "b", cells["plain", 1])
+    result = gather_runs(tmp_path / "runs")
+    assert answers(result) == ()
+    told = "ADVL and plain were not run with the same seed and number of labels, so they are not compared"
+    assert told in page_of(result, data_root=None, num_examples=0)
 
 
 def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells: Cells, tmp_path: Path) -> None:
