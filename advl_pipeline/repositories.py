@@ -28,6 +28,9 @@ WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin", "*/pytorch_model.bin"))
 _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
 """The same weights for other programs. Folders of modules begin with a digit."""
 
+HUB = "hf:"
+"""Begins the name of a repository where a path may stand as well."""
+
 LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
 
 

@@ -105,6 +105,12 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"
     )
+    revision: str | None = rare_option(
+        None,
+        help="Commit, branch or tag of the teacher's repository on the hub [default: the one that the cache "
+        "was begun with, else main]. The cache records the commit.",
+        identity="beside",
+    )
     progress_file: Path | None = rare_option(
         None,
         help="Append progress here as JSON lines.",

@@ -14,7 +14,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
-from advl_pipeline.teachers.registry import require_teacher
+from advl_pipeline.teachers.registry import is_of_hub, require_teacher
 
 
 def require_cache_there(location: Location) -> None:
@@ -42,6 +42,10 @@ def require_effect(config: ExtractConfig) -> None:
         "grid_side": (
             config.modality != "text" and config.image_tokens not in ("boxes", "none"),
             "no grid is stored",
+        ),
+        "revision": (
+            config.weights is None and is_of_hub(config.teacher),
+            "the teacher is of no repository of the hub, or its name says the revision",
         ),
         "folds": (config.confidence, "no confidence is estimated"),
         "ray_tasks": (config.engine == "ray", "--engine is not ray"),

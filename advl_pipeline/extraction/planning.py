@@ -63,19 +63,23 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def as_begun(config: ExtractConfig) -> ExtractConfig:
-    """Return the configuration with the precision and the batches of what was begun in its place, where it leaves
-    these open.
+    """Return the configuration with the precision, the batches and the teacher's commit of what was begun in its
+    place, where it leaves these open.
 
     A machine with a GPU goes on in fp32 with what one without has begun.
     """
     left_open = [name for name in ("mixed_precision", "batch_size") if getattr(config, name) == AUTO]
+    if config.revision is None and config.weights is None:
+        left_open.append("revision")
     if not left_open:
         return config
     store = open_store(location_of(config), config.disk_cache_config)
     if PROVENANCE_FILE not in store.list("records"):
         return config
     begun = read_json(store, PROVENANCE_FILE).get("config", {})
-    return replace(config, **{name: begun.get(name, AUTO) for name in left_open})
+    if begun.get("teacher") != config.teacher:
+        left_open = [name for name in left_open if name != "revision"]
+    return replace(config, **{name: begun.get(name, getattr(config, name)) for name in left_open})
 
 
 def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:

@@ -152,6 +152,7 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
     teacher = open_teacher(
         config.teacher,
         weights=config.weights,
+        revision=config.revision,
         device=config.device,
         image_tokens=image_tokens_of(config, dataset),
         grid_side=config.grid_side,
@@ -237,7 +238,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     """As `run_extract`, with a teacher and a dataset that are open already."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    config = with_batch_size(config, sources)
+    config = with_batch_size(replace(config, revision=teacher.commit or None), sources)
     store = store_of(config)
     store.require_place()
     if not config.dry_run:

@@ -19,10 +19,10 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imported import ImportedTower
-from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower
+from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.text_units import (
     CoveringTexts,
@@ -117,18 +117,31 @@ class TextSource:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
-        """Count the token rows of each unit, or of a random sample where there are more than `at_most`."""
+        """Count the token rows of each unit, or of a random sample where there are more than `at_most`.
+
+        Raises:
+            WeightsUnavailable: the teacher's tokenizer knows hardly any of the texts.
+        """
         total = len(self._units)
         counted = total if at_most is None else min(total, at_most)
         drawn = range(total)
         if counted < total:
             drawn = np.sort(np.random.default_rng(0).choice(total, counted, replace=False)).tolist()
         lengths: list[int] = []
+        num_unknown = 0
         for start in range(0, counted, _TOKENISE_UNITS):
             part = drawn[start : start + _TOKENISE_UNITS]
             prepared = self.tower.prepare([self._units[place] for place in part])
             lengths += [unit.num_tokens for unit in prepared]
+            num_unknown += sum(not unit.is_known for unit in prepared)
             progress(total * len(part) // counted)
+        if why := unknown_texts(num_unknown, counted):
+            raise WeightsUnavailable(
+                "The teacher cannot read these texts: its features would say nothing of them.",
+                where=type(self.tower).__name__,
+                why=why,
+                next_command=advise(["advl", "teachers", "list"], note="take a teacher of the texts' language"),
+            )
         return repeated(np.array(lengths, np.int32), total)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:

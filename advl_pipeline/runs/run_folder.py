@@ -23,6 +23,7 @@ from advl_pipeline.cache.identity import Difference, difference_table, differenc
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import Advice, IdentityMismatch, again
 from advl_pipeline.packages import installed_versions
+from advl_pipeline.repositories import HUB
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.trackers import open_trackers, scalars
@@ -64,6 +65,14 @@ class RunFolder:
         except (ValueError, TypeError, KeyError):
             return config  # `require_same_run` says what is wrong with it.
         return replace(config, mixed_precision=begun)
+
+    def commit_begun(self, init: Path) -> Path:
+        """Return the name of a repository with the commit that the run here began with, where it leaves that open."""
+        try:
+            begun = str(json.loads((self.path / names.CONFIG).read_bytes())["init"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return init
+        return Path(begun) if begun.startswith(HUB) and begun.partition("@")[0] == str(init) else init
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
         """Refuse to go on with a run that another one was begun for; nothing is written.

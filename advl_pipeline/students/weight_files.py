@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import Advice, ConfigError, WeightsUnavailable, advise
-from advl_pipeline.repositories import fetch
+from advl_pipeline.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
 from advl_pipeline.students.registry import families, family_of
 
@@ -126,9 +126,6 @@ def making_command(student: str, folder: Path) -> Advice | None:
     return advise(words) if words else None
 
 
-HUB = "hf:"
-
-
 def is_on_hub(init: Path | None) -> bool:
     """Whether a pretrained student is named by its repository."""
     return init is not None and str(init).startswith(HUB)
@@ -146,6 +143,15 @@ def located(init: Path) -> Path:
     if not is_on_hub(init):
         return init
     return fetch(str(init).removeprefix(HUB), what="weights of the pretrained student", option="--init")
+
+
+def pinned_init(init: Path) -> Path:
+    """Return the name of a pretrained student with the commit that its repository has now; a path as it is.
+
+    Raises:
+        WeightsUnavailable: as `located`.
+    """
+    return Path(HUB + pinned(str(init).removeprefix(HUB), located(init))) if is_on_hub(init) else init
 
 
 def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:

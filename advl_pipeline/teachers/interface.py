@@ -23,7 +23,8 @@ class PreparedUnit:
     `num_tokens` is how many token rows the unit will have: known before the forward, so that shards can be planned.
     `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers. Where only
     some of the tower's tokens become rows, `kept_M` (int32, ascending) says which. Of rows that are regions,
-    `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`.
+    `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`. A text of which no piece is in
+    the tokenizer's vocabulary is not `is_known`.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -31,6 +32,14 @@ class PreparedUnit:
     char_spans_M2: npt.NDArray[np.int32] | None = None
     kept_M: npt.NDArray[np.int32] | None = None
     regions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    is_known: bool = True
+
+
+def unknown_texts(num_unknown: int, num_texts: int) -> str:
+    """Return what is wrong where a tokenizer knows no piece of most of the texts, else ""."""
+    if 2 * num_unknown <= num_texts:
+        return ""
+    return f"{num_unknown} of {num_texts} texts have no piece that the tokenizer knows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,5 +116,7 @@ class Teacher:
     image: ImageTower | None = None
     text: TextTower | None = None
     aligned: bool = False
+    commit: str = ""
+    """Of the repository of the hub that it was opened from, "" where it was not."""
     logit_scale: float | None = None
     """Temperature of an aligned pair: logits are logit_scale times the cosine of the two global features."""

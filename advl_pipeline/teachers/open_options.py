@@ -27,12 +27,14 @@ class OpenOptions:
     """Settings that every teacher understands.
 
     `weights` replaces where the weights come from: a folder, or a file of tensors for timm networks. `random_seed`
-    opens the same architecture with random weights drawn from it, for the random-teacher control. `grid_side` is the
+    opens the same architecture with random weights drawn from it, for the random-teacher control. `revision` is a
+    commit, branch or tag of the repository on the hub, None for its main branch. `grid_side` is the
     most rows and columns that a grid keeps, None for as many as the network has.
     """
 
     name: str
     weights: Path | None = None
+    revision: str | None = None
     device: str = "cpu"
     image_tokens: ImageTokenKind = "boxes"
     grid_side: int | None = None

@@ -187,6 +187,12 @@ def require_teacher(name: str) -> None:
     _resolved(name)
 
 
+def is_of_hub(name: str) -> bool:
+    """Tell whether a teacher comes from a repository of the hub, at a revision that its name leaves open."""
+    door, inner, _ = _resolved(name)
+    return door == "timm" or (door == "hf" and "@" not in inner) or (not door and inner in CATALOGUE)
+
+
 def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
     """Return what opens the teacher of a plug-in.
 

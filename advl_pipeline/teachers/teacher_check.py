@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
-from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower
+from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower, unknown_texts
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
 
@@ -119,6 +119,8 @@ def _try(
         problems.append(f"a unit's features change with its batch, by {difference:.2e} of the largest value")
     if [len(value) for value in together.token_values] != [unit.num_tokens for unit in prepared]:
         problems.append("units have other numbers of token rows than announced")
+    if unknown := unknown_texts(sum(not unit.is_known for unit in prepared), len(prepared)):
+        problems.append(unknown)
     if expected is not None and expected != (tower.global_dim, tower.token_dim):
         problems.append(
             f"widths are {tower.global_dim} and {tower.token_dim}, known are {expected[0]} and {expected[1]}"

@@ -172,6 +172,7 @@ class WordPieceTextTower:
                     inputs={"ids": torch.from_numpy(pieces.ids_M)},
                     num_tokens=len(pieces.ids_M),
                     char_spans_M2=pieces.spans_M2,
+                    is_known=bool((pieces.ids_M != self.pieces.unknown_id).any()),
                 )
             )
         return prepared

@@ -85,7 +85,12 @@ class SelectingTextTower:
             spans_M2 = full.char_spans_M2[kept_M]
             selected.append(
                 SelectedUnit(
-                    inputs=full.inputs, num_tokens=len(kept_M), char_spans_M2=spans_M2, kept_M=kept_M, full=full
+                    inputs=full.inputs,
+                    num_tokens=len(kept_M),
+                    char_spans_M2=spans_M2,
+                    kept_M=kept_M,
+                    is_known=full.is_known,
+                    full=full,
                 )
             )
         return selected

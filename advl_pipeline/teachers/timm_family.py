@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
-from advl_pipeline.repositories import fetch
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
+from advl_pipeline.teachers.transformers_files import fetch_teacher
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone, cells_from_tokens
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -55,12 +55,13 @@ def open_timm(
             where="--teacher",
             why=suggest_names(architecture, timm.list_models()),
         )
+    commit = ""
     if options.random_seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.random_seed)
             model = timm.create_model(architecture, pretrained=False)
     elif weights is None:
-        model = _from_hub(architecture, options)
+        model, commit = _from_hub(architecture, options)
     else:
         model = timm.create_model(architecture, pretrained=False)
         _load_file(model, weights, options, renamed)
@@ -75,23 +76,24 @@ def open_timm(
             why=str(error),
             next_command="take a network whose last features are one map, or patch tokens of a square picture",
         ) from error
-    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
+    image = PixelImageTower(backbone, options.image_tokens, options.grid_side)
+    return Teacher(name=options.name, image=image, commit=commit)
 
 
-def _from_hub(architecture: str, options: OpenOptions) -> Any:
+def _from_hub(architecture: str, options: OpenOptions) -> tuple[Any, str]:
+    """Return the network with its weights, and the commit that they are of."""
     import timm
 
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
-    what = f"weights of teacher {options.name!r}"
     if known is not None and known.url and not known.hf_hub_id:
         raise WeightsUnavailable(
-            f"The {what} are not on the hub.",
+            f"The weights of teacher {options.name!r} are not on the hub.",
             where=known.url,
             why="timm knows them by this address alone",
             next_command="download that file; then --weights FILE",
         )
     repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
-    folder = fetch(repository, what=what, option="--weights", weights=_WEIGHTS)
+    folder = fetch_teacher(repository, options, weights=_WEIGHTS)
     path = next(path for (name,) in _WEIGHTS for path in folder.glob(name))
     with _named(path, options):
         # By timm, which brings names of another program's to its own.
@@ -99,7 +101,7 @@ def _from_hub(architecture: str, options: OpenOptions) -> Any:
             architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": _read_tensors(path)}
         )
     model.pretrained_cfg.pop("state_dict")
-    return model
+    return model, folder.name
 
 
 def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorNames | None) -> None:

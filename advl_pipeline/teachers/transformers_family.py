@@ -102,6 +102,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
             next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
             f"--teacher hf:local/{folder.name} --weights {folder}",
         )
+    commit = folder.name if options.weights is None else ""
     place = {"device": options.torch_device, "dtype": options.torch_dtype}
     if config.model_type in PAIR_TYPES:
         pair = load_model(transformers.AutoModel, config, folder, options)
@@ -113,13 +114,15 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
             image=PixelImageTower(vision, options.image_tokens, options.grid_side),
             text=WordPieceTextTower(PairTextBackbone(pair, config.model_type, **place), pieces, unit_length=False),
             aligned=True,
+            commit=commit,
             logit_scale=logit_scale,
         )
     if config.model_type in VISION_TYPES:
         kind = VISION_TYPES[config.model_type]
         network = load_model(transformers.AutoModel, config, folder, options, keep_pooler=kind == "pooled map")
         backbone = TransformersVisionBackbone(network, kind, settings=_pixel_settings(folder, options), **place)
-        return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
+        image = PixelImageTower(backbone, options.image_tokens, options.grid_side)
+        return Teacher(name=options.name, image=image, commit=commit)
     if getattr(config, "vocab_size", None) is None:
         raise ConfigError(
             f"Models of type {config.model_type!r} cannot be teachers.",
@@ -130,8 +133,9 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
     pooling, unit_length, max_length = text_recipe(folder, config, tokenizer_limit=tokenizer.model_max_length)
     encoder = load_model(model_class, config, folder, options)
-    text = TransformersTextBackbone(encoder, pooling, max_length=max_length, **place)
-    return Teacher(name=options.name, text=WordPieceTextTower(text, WordPieces(tokenizer), unit_length=unit_length))
+    states = TransformersTextBackbone(encoder, pooling, max_length=max_length, **place)
+    text = WordPieceTextTower(states, WordPieces(tokenizer), unit_length=unit_length)
+    return Teacher(name=options.name, text=text, commit=commit)
 
 
 class PairVisionBackbone(VisionBackbone):

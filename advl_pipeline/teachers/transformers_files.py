@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -32,8 +32,7 @@ def transformers_folder(repository: str, options: OpenOptions) -> Path:
     """
     if options.weights is None:
         is_random = options.random_seed is not None
-        what = f"weights of teacher {options.name!r}"
-        return fetch(repository, what=what, option="--weights", weights=() if is_random else WEIGHTS)
+        return fetch_teacher(repository, options, weights=() if is_random else WEIGHTS)
     if not (options.weights / "config.json").is_file():
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are not where --weights says.",
@@ -41,6 +40,16 @@ def transformers_folder(repository: str, options: OpenOptions) -> Path:
             why="a transformers model is a folder with config.json, weights, and tokenizer or processor files",
         )
     return options.weights
+
+
+def fetch_teacher(repository: str, options: OpenOptions, *, weights: Sequence[Sequence[str]]) -> Path:
+    """Return the folder of a teacher's repository, at the revision of the options where they name one.
+
+    Raises:
+        WeightsUnavailable: as `fetch`.
+    """
+    name = f"{repository.partition('@')[0]}@{options.revision}" if options.revision else repository
+    return fetch(name, what=f"weights of teacher {options.name!r}", option="--weights", weights=weights)
 
 
 def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **settings: Any) -> Any:

@@ -123,6 +123,7 @@ class WordPieces:
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         self.prefix, self.suffix = self._special_tokens()
+        self.unknown_id: int | None = tokenizer.unk_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else int(pad)
 

@@ -35,7 +35,7 @@ from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
-from advl_pipeline.students.weight_files import located
+from advl_pipeline.students.weight_files import located, pinned_init
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
@@ -107,6 +107,9 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
+    if config.init is not None:
+        # By its commit, so that what the hub moves meanwhile is not read in its place.
+        config = replace(config, init=pinned_init(folder.commit_begun(config.init) if config.resume else config.init))
     config_as_given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)

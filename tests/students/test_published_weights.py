@@ -51,7 +51,8 @@ def test_the_files_that_are_here_are_taken_with_their_tokenizer(hub: Path, small
     )
     assert process.returncode == 0, process.stderr
     assert f"tokenizer: {hub}" in process.stderr
-    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["init"] == NAME
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert recorded["init"] == f"{NAME}@{hub.name}"
 
 
 def test_what_is_not_here_is_named_and_a_path_is_left_alone(hub: Path, tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any,
     assert "1024" in other.towers[0].problems[0]
 
 
+def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    config = hf.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    folder, _, tokenizer = text_folder(hf.BertModel, config, "wordpiece")
+    # As many pieces as before, of letters that no text has.
+    names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])[:60]
+    vocabulary = [name if name.startswith("[") else chr(0x10A0 + place) for name, place in names]
+    for file in folder.glob("tokenizer*.json"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
+    # One of them has [SEP] in it.
+    assert "3 of 4 texts have no piece that the tokenizer knows" in result.towers[0].problems
+
+
 class Flawed(TinyTextTower):
     """A text tower whose features depend on the batch, overflow float16, or are not finite."""
 

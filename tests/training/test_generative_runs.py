@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
+from hub_server import served_models
 from peft import PeftModel
 from run_logs import load_json, metrics
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from small_corpus import SmallCorpus
+from tiny_extraction import tree_bytes
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.datasets.registry import open_dataset
@@ -72,6 +74,34 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
     changed = {name for name, value in before.items() if not torch.equal(value, ours[name])}
     ends = {name.removesuffix(".weight").rpartition(".")[2] for name in changed}
     assert ends == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
+    small_corpus: SmallCorpus, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main branch moves while a run of low-rank updates is at hand."""
+    with served_models(tmp_path / "hub", monkeypatch) as hub:
+        hub.repositories["models/lab/smol"] = tree_bytes(published)
+        weights = load_file(published / "model.safetensors")
+        began = hub.sha("models/lab/smol")
+        options = {**PLAIN, "init": Path("hf:lab/smol"), "num_steps": 1}
+        small_corpus.run(tmp_path / "run", **options)
+        described = load_json(tmp_path / "run" / "student.json")
+        assert described["base"]["weights"] == load_json(tmp_path / "run" / "config.json")["init"]
+        assert described["base"]["weights"] == f"hf:lab/smol@{began}"
+        other = {name: value + 1 for name, value in weights.items()}
+        assert hub.move("models/lab/smol", **{"model.safetensors": save(other)}) == began
+        # The same command goes on with what it began with, and another one takes what the hub has now.
+        small_corpus.run(tmp_path / "run", **options)
+        small_corpus.run(tmp_path / "later", **options)
+        now = load_json(tmp_path / "later" / "config.json")["init"]
+        assert now == f"hf:lab/smol@{hub.sha('models/lab/smol')}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        asked = len(hub.asked)
+        state = load_run(tmp_path / "run").student.model.state_dict()
+        name = next(name for name in state if name.endswith("embed_tokens.weight"))
+        assert torch.equal(state[name], weights[name])
+        assert len(hub.asked) == asked
 
 
 def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: Path, tmp_path: Path) -> None:
