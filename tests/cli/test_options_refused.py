@@ -30,7 +30,7 @@ OBEYED = {
 }
 """Options that act on any data, or are refused by the student that has no use of them."""
 REFUSED = {
-    ExtractConfig: "text_style select_tokens select_texts image_tokens grid_side folds ray_tasks",
+    ExtractConfig: "text_style select_tokens select_texts image_tokens grid_side folds ray_tasks revision",
     EvaluateConfig: "generate vqa_mode probe_on",
     PredictConfig: "generate",
 }
@@ -77,6 +77,7 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         ("cache import features --data mine.jsonl --name mine --region-split val", "--region-split"),
         (f"{EXTRACT} --text-style r2c", "--text-style"),
         (f"{EXTRACT} --ray-tasks 2", "--ray-tasks"),
+        (f"{EXTRACT} --revision main", "--revision"),
         (f"{EXTRACT} --no-confidence --folds 3", "--folds"),
         (f"{EXTRACT} --modality text --image-tokens grid", "--image-tokens"),
         (f"{EXTRACT} --image-tokens boxes --grid-side 3", "--grid-side"),
