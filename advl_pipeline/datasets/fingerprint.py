@@ -11,6 +11,7 @@ The table is one `.npy` file per dataset folder, a row for each file by a hash o
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advl_pipeline.datasets.index_files import index_draft, seal, sealed_size
 from advl_pipeline.datasets.pictures import decode_picture, picture_size, regular_file
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.roots import index_draft
 
 FACTS = np.dtype(
     [
@@ -131,8 +132,10 @@ class FileDigests:
             return
         self._table = _open_table(self._path) | self._unsaved
         rows = [(name, *row) for name, row in self._table.items()]
-        with index_draft(self._path) as draft, draft.open("wb") as file:
-            np.save(file, np.array(rows, dtype=FACTS), allow_pickle=False)
+        with index_draft(self._path) as draft:
+            with draft.open("wb") as file:
+                np.save(file, np.array(rows, dtype=FACTS), allow_pickle=False)
+            seal(draft, self._path.name)
         self._unsaved = {}
 
     def _known(self, name: str, depth: Depth) -> FileFacts | None:
@@ -186,7 +189,8 @@ class FileDigests:
 def _open_table(path: Path) -> dict[bytes, tuple[Any, ...]]:
     """Read the table; one that is absent or damaged counts as empty and is written anew."""
     try:
-        table = np.load(path, allow_pickle=False)
+        size = sealed_size(path)
+        table = np.load(io.BytesIO(path.read_bytes()[:size]), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return {}
     return {row[0]: row[1:] for row in table.tolist()} if table.dtype == FACTS and table.ndim == 1 else {}

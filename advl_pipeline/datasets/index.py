@@ -26,10 +26,20 @@ import pyarrow as pa
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.fingerprint import FileDigests
+from advl_pipeline.datasets.index_files import (
+    SEAL_BYTES,
+    Stamp,
+    index_draft,
+    keep,
+    make_index_folder,
+    remove_drafts,
+    seal,
+    sealed_size,
+    stamp_of,
+)
 from advl_pipeline.datasets.own.columns import columns_of, parse_item, recognise, shaped, split_of
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import index_draft
 from advl_pipeline.datasets.rows import Held, Item, Kind, PictureFacts, Row, RowSource
 from advl_pipeline.errors import DatasetError, again
 
@@ -37,19 +47,34 @@ _FACTS = b"advl"
 
 
 class ArrowFile:
-    """The record batch of an index, mapped when first used in any process: it is sent as its path."""
+    """The record batch of an index, mapped when first used in any process: it is sent as its path.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Its digest is compared with the content once, unless the file is as it was then by its `stamp`.
+    """
+
+    def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
+        self.path = path
+        self._stamp = stamp
         self._numbers: dict[str, npt.NDArray[Any]] = {}
 
-    def __reduce__(self) -> tuple[type[ArrowFile], tuple[Path]]:
-        return ArrowFile, (self._path,)
+    def __reduce__(self) -> tuple[type[ArrowFile], tuple[Path, Stamp | None]]:
+        return ArrowFile, (self.path, self._stamp)
 
     @cached_property
     def batch(self) -> Any:
-        """The record batch; its buffers lie in the file."""
-        with pa.memory_map(str(self._path)) as file, pa.ipc.open_file(file) as reader:
+        """The record batch; its buffers lie in the file.
+
+        Raises:
+            ValueError: the file is not what was written. OSError: it cannot be read.
+        """
+        stamp = stamp_of(self.path)
+        size = sealed_size(self.path) if stamp != self._stamp else stamp[2] - SEAL_BYTES
+        with pa.memory_map(str(self.path)) as file:
+            content = file.read_buffer(size)
+        if stamp_of(self.path) != stamp:
+            raise ValueError(f"{self.path} changed while it was opened")
+        self._stamp = stamp
+        with pa.ipc.open_file(content) as reader:
             if reader.num_record_batches != 1:
                 raise pa.ArrowInvalid("an index has one record batch")
             batch = reader.get_batch(0)
@@ -133,12 +158,10 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
         return file
     # It is absent, cut off, or no index.
     batch = build()
-    with (
-        index_draft(path) as draft,
-        pa.OSFile(str(draft), "wb") as written,
-        pa.ipc.new_file(written, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
+    with index_draft(path) as draft:
+        with pa.OSFile(str(draft), "wb") as written, pa.ipc.new_file(written, batch.schema) as writer:
+            writer.write_batch(batch)
+        seal(draft, path.name)
     return ArrowFile(path)
 
 
@@ -259,15 +282,10 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
     Raises:
         DatasetError: a file cannot be read, no row can be used, or the rows are of no kind of task.
     """
-    files = FileDigests(Path("/"), folder / "annotations")
-    digests: list[bytes] = []
-    for path in source.files:
-        try:
-            digests.append(files.facts(path.absolute().as_posix()[1:]).digest)
-        except Malformed as error:
-            problem = Problem(file=str(path), line=0, why=f"the file cannot be read: /{error}")
-            raise refuse(dataset, source.split, [problem]) from None
-    files.flush()
+    if source.files:
+        make_index_folder(folder, source.files)
+    before = _content_of(source, dataset, folder)
+    digests = [digest for digest, _ in before if digest]
     card = {key: value for key, value in config_to_dict(source.card).items() if key not in ("files", "pictures")}
     key = {
         "index": "rows",
@@ -280,9 +298,21 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         "kind": source.kind,
         "card": card,
     }
+
+    def build() -> Any:
+        remove_drafts(folder)
+        batch = _Builder(source, dataset, folder, is_published).build()
+        if _content_of(source, dataset, folder) != before:
+            raise DatasetError(
+                "The data changed while they were read.",
+                where=", ".join(map(str, source.files)) or dataset,
+                next_command=again("wait until they are written, then give the same command again"),
+            )
+        return batch
+
     return Index(
         dataset=dataset,
-        file=open_index_file(folder, key, lambda: _Builder(source, dataset, folder, is_published).build()),
+        file=open_index_file(folder, key, build),
         folder=folder,
         pictures=source.pictures,
         sources=source.files,
@@ -290,11 +320,18 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
     )
 
 
-def keep(path: Path, content: bytes) -> None:
-    """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
-    if not path.is_file():
-        with index_draft(path) as draft:
-            draft.write_bytes(content)
+def _content_of(source: RowSource, dataset: str, folder: Path) -> list[tuple[bytes, Any]]:
+    """Return the digest of each file with its stamp, and what else tells whether the rows stay as they are."""
+    files = FileDigests(Path("/"), folder / "annotations")
+    found: list[tuple[bytes, Any]] = []
+    for path in source.files:
+        try:
+            found.append((files.facts(path.absolute().as_posix()[1:]).digest, stamp_of(path)))
+        except (Malformed, OSError) as error:
+            problem = Problem(file=str(path), line=0, why=f"the file cannot be read: /{error}")
+            raise refuse(dataset, source.split, [problem]) from None
+    files.flush()
+    return [*found, (b"", source.state())] if source.state else found
 
 
 @dataclass

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
-from advl_pipeline.datasets.fingerprint import Depth, FileDigests
+from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, Index, open_index_file, record_batch
+from advl_pipeline.datasets.own.hub_files import lies_inside
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
@@ -36,7 +37,7 @@ from advl_pipeline.datasets.records import (
 )
 from advl_pipeline.datasets.rows import HELD, Reading, Variant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import DatasetError, advise
 
 READER_VERSION = 1
 """Raise it when the same files would yield other examples: it is part of every content digest."""
@@ -144,7 +145,7 @@ class IndexedDataset:
         if group or not self._reading.is_own or not self._index.picture(image).boxes:
             return group
         # A picture with other boxes is another unit, but items on it are no less alike.
-        return self._files.facts(self._file_names(image)[0]).digest.hex()
+        return self._facts(image).digest.hex()
 
     # What a picture is.
 
@@ -159,6 +160,34 @@ class IndexedDataset:
         name = locate(self._index.pictures, picture.name) if locate else picture.name
         return (name, picture.boxes_file) if picture.boxes_file else (name,)
 
+    def _facts(self, image: int, depth: Depth = Depth.BYTES) -> FileFacts:
+        """Return the facts of a picture's file.
+
+        Raises:
+            Malformed: it is no readable picture, or others made it a link that leads out of the dataset.
+            DatasetError: it was put into the index, and is not there as it was.
+        """
+        name = self._file_names(image)[0]
+        path = self._index.pictures / name
+        is_in_index = self._index.picture(image).name.startswith("/")
+        if self._reading.is_confined and not is_in_index and not lies_inside(path, self._index.pictures):
+            raise Malformed(f"{name} is a link that leads out of the dataset")
+        problem: Malformed | None = None
+        try:
+            facts = self._files.facts(name, depth)
+        except Malformed as error:
+            problem = error
+        if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
+            raise DatasetError(
+                "A picture in the index of a dataset is not the one that was put there.",
+                where=str(path),
+                why="its name is the digest of the bytes that it had",
+                next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),
+            )
+        if problem is not None:
+            raise problem
+        return facts
+
     @property
     def _held(self) -> dict[int, str]:
         """Pictures in use that are held in files of the hub -> their names."""
@@ -172,7 +201,7 @@ class IndexedDataset:
 
     def _make_unit(self, image: int) -> ImageUnit:
         name, picture = self._file_names(image)[0], self._index.picture(image)
-        facts = self._files.facts(name, Depth.HEADER)
+        facts = self._facts(image, Depth.HEADER)
         boxes: Sequence[Sequence[float]] = picture.boxes
         size = facts.width, facts.height
         stated = size if picture.size is None else tuple(picture.size)
@@ -236,7 +265,7 @@ class IndexedDataset:
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
         def look(image: int) -> None:
-            self._files.facts(self._file_names(image)[0], Depth.PIXELS)
+            self._facts(image, Depth.PIXELS)
             self._images[image] = self._make_unit(image)
 
         self._require_room()
@@ -356,7 +385,9 @@ class IndexedDataset:
         for image, files in names.items():
             state.update(held.get(image, "").encode())
             with self._naming_users(image):
-                for name in files:
+                if files:
+                    state.update(self._facts(image).digest)
+                for name in files[1:]:
                     state.update(self._files.facts(name).digest)
         return state.hexdigest()
 

@@ -274,6 +274,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return _table_source([(path, None)], DataCard(), data_root or home), home
     card = read_card(path)
     if card.is_of_hub:
+        card = replace(card, pictures=home / card.pictures) if card.pictures else card
         return hub_source(card.files, card, root=root), home
     tables = []
     for split, files in by_split(card.files).items():
@@ -411,6 +412,7 @@ class OwnData:
             scores=answer_scores,
             is_own=True,
             called=self.rows.called,
+            is_confined=self.rows.is_confined,
             # Rows of files on this machine have their pictures here, too.
             held=None if self.rows.files else HeldPictures(root, index.folder),
         )

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import ConfigError, DatasetError, advise, again
+from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.locations import Location
 
 DATA_VARIABLE = "ADVL_DATA"
@@ -75,30 +74,6 @@ def require_there(path: Path, *, dataset: str) -> Path:
             next_command=advise(["advl", "datasets", "card", dataset], note="what to download and where to put it"),
         )
     return path
-
-
-@contextmanager
-def index_draft(path: Path) -> Iterator[Path]:
-    """Yield a name to write to beside a file of an index: readers see all of the file or none.
-
-    Raises:
-        DatasetError: the folder cannot be written.
-    """
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        draft.replace(path)
-    except OSError as error:
-        raise DatasetError(
-            "The index of a dataset cannot be written.",
-            where=str(path.parent),
-            why=error.strerror or str(error),
-            next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
-        ) from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def is_own_data(name: str) -> bool:

@@ -254,7 +254,9 @@ class RowSource:
 
     `rows` is called when there is no index of the content yet, rarely more than once. The content is known by the
     bytes of `files` and by `version`, whatever else decides the rows: where both are as before, `rows` is not called.
-    `pictures` is the folder that names of pictures are relative to. `split` is that of rows which name none. `kind`
+    `state`, where there is one, returns what changes when rows change while they are read.
+    `pictures` is the folder that names of pictures are relative to; with `is_confined` a link that leads out of it is
+    refused, as others made it. `split` is that of rows which name none. `kind`
     is told by a reader that hands over items, which are all of it; else the first row tells it. `called` is what
     identities call the whole where the rows have a published version; else they are called by their content.
     """
@@ -263,6 +265,8 @@ class RowSource:
     pictures: Path
     files: tuple[Path, ...] = ()
     version: str = ""
+    state: Callable[[], Any] | None = None
+    is_confined: bool = False
     split: str = "train"
     card: DataCard = field(default_factory=DataCard)
     kind: Kind | None = None
@@ -322,7 +326,7 @@ class Reading:
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
     name that the row has, where the two differ. Data of one's own (`is_own`) name their splits in their rows. Content
     stands for their name unless they are `called` something, and pictures with boxes are grouped by their bytes.
-    `held` gives the pictures that nobody has fetched.
+    `held` gives the pictures that nobody has fetched. `is_confined` is as `RowSource` has it.
     """
 
     variants: tuple[Variant, ...]
@@ -334,3 +338,4 @@ class Reading:
     is_own: bool = False
     called: str = ""
     held: HeldPictures | None = None
+    is_confined: bool = False

@@ -262,6 +262,7 @@ def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             raise datasets.exceptions.DatasetNotFoundError(message)
 
         monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+        monkeypatch.setattr(hub.hub_files, "_card_text", lambda *_: "")
         monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
         error = refusal("hf:a/b@abc", data_root=tmp_path)
         assert (error.exit_code, error.where) == (5, "hf:a/b@abc")
@@ -298,8 +299,10 @@ def test_a_set_that_the_library_would_download_beyond_the_disk(
 ) -> None:
     """Pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
     info = types.SimpleNamespace(dataset_size=10**18, download_size=None)
-    builder = types.SimpleNamespace(cache_dir=tmp_path / "none", info=info)
+    config = types.SimpleNamespace(data_files=None)
+    builder = type("Parquet", (), {"cache_dir": tmp_path / "none", "info": info, "config": config})()
     monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+    monkeypatch.setattr(hub.hub_files, "_card_text", lambda *_: "")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
     error = refusal("hf:a/b", data_root=tmp_path)
     assert error.what == "The dataset does not fit on the disk."

@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.datasets.index import PICTURES_FOLDER, keep
+from advl_pipeline.datasets.index import PICTURES_FOLDER
+from advl_pipeline.datasets.index_files import keep
 from advl_pipeline.datasets.own.hub import library_source
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource

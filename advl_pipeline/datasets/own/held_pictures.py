@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, index_file, keep, open_index_file, record_batch
+from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, index_file, open_index_file, record_batch
+from advl_pipeline.datasets.index_files import keep
+from advl_pipeline.datasets.own.hub_files import lies_inside, open_file
 from advl_pipeline.datasets.rows import Held
 from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.locations import hub_obstacle
@@ -70,17 +72,6 @@ class HeldRows:
         return leaf.partition(".")[0] in self.pictures and leaf.endswith(".bytes")
 
 
-def open_file(place: str) -> IO[bytes]:
-    """Open a file of this machine or of the hub, of which the ranges are fetched that are read."""
-    if Path(place).is_file():
-        return Path(place).open("rb")
-    from huggingface_hub import HfFileSystem
-
-    # By default, 5 MB are read ahead: more than the texts of a row group are away from those of the next.
-    file: IO[bytes] = HfFileSystem().open(place, "rb", cache_type="none")
-    return file
-
-
 @dataclass(frozen=True)
 class HeldPictures:
     """Where pictures are kept once they are fetched.
@@ -130,8 +121,10 @@ class HeldPictures:
         return self.index / _GROUPS
 
     def _place(self, held: Held) -> str:
-        copy = self.root / held.repository.partition("@")[0] / held.inside
-        return str(copy) if copy.is_file() else f"hf://datasets/{held.file}"
+        repository = self.root / held.repository.partition("@")[0]
+        copy = repository / held.inside
+        is_here = copy.is_file() and lies_inside(copy, repository)
+        return str(copy) if is_here else f"hf://datasets/{held.file}"
 
     def _key(self, held: Held) -> dict[str, Any]:
         place = Path(self._place(held))

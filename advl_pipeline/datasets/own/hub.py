@@ -1,6 +1,7 @@
 """The `datasets` library opens `hf:NAME[:CONFIGURATION][@REVISION]`: a dataset of the hub, or a folder in its layout.
 
-Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run. A copy
+Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run, and
+nothing is read that does not lie in it, whatever its card, its rows or its links name. A copy
 of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
 read, and Parquet of a commit is read without its pictures (`held_pictures.py`). Only a name of the hub without a
 revision goes through the library's cache, which may serve it offline.
@@ -10,15 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from advl_pipeline.datasets.cards import card_instead_of
+from advl_pipeline.datasets.index_files import stamp_of
+from advl_pipeline.datasets.own import hub_files
 from advl_pipeline.datasets.own.held_pictures import HeldRows, require_space
-from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.roots import HUB_PREFIX, DatasetMissing, is_safe_name
+from advl_pipeline.datasets.own.hub_files import HubName, hub_name
+from advl_pipeline.datasets.pictures import regular_file
+from advl_pipeline.datasets.problems import Malformed, shown
+from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split
 from advl_pipeline.errors import Advice, DatasetError, advise, again
 from advl_pipeline.locations import hub_obstacle
@@ -37,37 +42,13 @@ Parts = Mapping[str | None, Any]
 """Split -> opened dataset of the library; None for one whose rows say their split."""
 
 
-@dataclass(frozen=True)
-class HubName:
-    """What `hf:` names; `copy` is a folder that holds the repository here."""
+class _Loaded(NamedTuple):
+    """Opened datasets, what tells their content ("" where they tell it), their files here, folders of pictures."""
 
-    path: str
-    configuration: str = ""
-    revision: str = ""
-    copy: Path | None = None
-
-    def __str__(self) -> str:
-        return (
-            HUB_PREFIX
-            + self.path
-            + (self.configuration and f":{self.configuration}")
-            + (self.revision and f"@{self.revision}")
-        )
-
-
-def hub_name(text: str, root: Path) -> HubName:
-    """Take a name apart.
-
-    Args:
-        root: folder of the datasets.
-    """
-    text = text.removeprefix(HUB_PREFIX)
-    if Path(text).exists():
-        return HubName(text, copy=Path(text))
-    whole, _, revision = text.partition("@")
-    path, _, configuration = whole.partition(":")
-    copies = [Path(path), *([root / path] if is_safe_name(path) else [])]
-    return HubName(path, configuration, revision, next((folder for folder in copies if folder.is_dir()), None))
+    parts: Parts
+    version: str
+    files: Sequence[Path]
+    folders: Sequence[Path]
 
 
 def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
@@ -88,32 +69,52 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
     """
     named = hub_names(files, root)
     are_pinned = all(name.revision and name.copy is None for name in named.values())
-    if are_pinned and (card.labels or card.task in ("choice", "answers")):
-        names = [f"{split or ''} {name}" for split, name in named.items()]
-        version = repr((names, card.num_rows, card.join))
-        return RowSource(rows=lambda: _opened(files, card, root).rows(), pictures=Path(), version=version, card=card)
-    return _opened(files, card, root)
+    if not (are_pinned and (card.labels or card.task in ("choice", "answers"))):
+        return _opened(files, card, root)
+    names = [f"{split or ''} {name}" for split, name in named.items()]
+    return RowSource(
+        rows=lambda: _opened(files, card, root).rows(),
+        pictures=_folder_of_pictures(files, card, root),
+        is_confined=card.pictures is None,
+        version=repr((names, card.num_rows, card.join)),
+        card=card,
+    )
+
+
+def _folder_of_pictures(files: Any, card: DataCard, root: Path) -> Path:
+    """Return the folder that names of pictures are relative to: the card's, else where a copy lies, or would lie."""
+    named = next(iter(hub_names(files, root).values()))
+    return card.pictures or named.copy or root / named.path
 
 
 def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
-    parts, version = _parts(files, card, root)
-    named = next(iter(hub_names(files, root).values()))
-    joined: Parts = {}
-    if card.join:
-        joined, joined_version = _parts(card.join.files, replace(card, num_rows=None), root)
-        version += joined_version
-    source = library_source(parts, card, name=str(named), pictures=named.copy or Path(), joined=joined)
-    return replace(source, version=version or source.version)
+    loaded = _parts(files, card, root)
+    joined = _parts(card.join.files, replace(card, num_rows=None), root) if card.join else None
+    source = library_source(
+        loaded.parts,
+        card,
+        name=str(next(iter(hub_names(files, root).values()))),
+        pictures=_folder_of_pictures(files, card, root),
+        joined=joined.parts if joined else {},
+        folders=loaded.folders,
+    )
+    here = [*loaded.files, *(joined.files if joined else ())]
+    return replace(
+        source,
+        version=loaded.version + (joined.version if joined else "") or source.version,
+        state=(lambda: [stamp_of(path) for path in here]) if here else None,
+        is_confined=card.pictures is None,
+    )
 
 
-def _parts(files: Any, card: DataCard, root: Path) -> tuple[Parts, str]:
-    """Return split -> dataset, under our names of the splits, and what tells their content; "" where they tell it."""
+def _parts(files: Any, card: DataCard, root: Path) -> _Loaded:
+    """Return datasets by split, under our names of the splits."""
     parts: dict[str | None, Any] = {}
-    versions: list[str] = []
+    all_loaded: list[_Loaded] = []
     for split, name in hub_names(files, root).items():
-        loaded, version = _load(name, card, root)
-        versions.append(version)
-        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in loaded.items()}
+        loaded = _load(name, card, root)
+        all_loaded.append(loaded)
+        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in loaded.parts.items()}
         ours.pop("", None)
         if split is not None:
             if split not in ours and len(ours) != 1:
@@ -122,16 +123,20 @@ def _parts(files: Any, card: DataCard, root: Path) -> tuple[Parts, str]:
                 )
             ours = {split: ours.get(split, next(iter(ours.values())))}
         parts |= ours
-    return parts, "".join(versions)
+    return _Loaded(
+        parts,
+        "".join(loaded.version for loaded in all_loaded),
+        [path for loaded in all_loaded for path in loaded.files],
+        [folder for loaded in all_loaded for folder in loaded.folders],
+    )
 
 
-def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
+def _load(name: HubName, card: DataCard, root: Path) -> _Loaded:
     obstacle = "" if name.copy else hub_obstacle()
     if obstacle and (name.revision or card.num_rows):
         raise _refused(name, root, obstacle)
     try:
         import datasets
-        import huggingface_hub.constants
 
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
@@ -142,26 +147,29 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
             why="it is not installed",
             next_command=install_extra("hub"),
         ) from None
-    if obstacle:
-        # A copy in the library's cache is taken at once, instead of after half a minute of retries.
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    path = str(name.copy or name.path)
+    path = str(name.copy.absolute() if name.copy else name.path)
     is_saved = (Path(path) / _SAVED).is_file()
     try:
-        # `load_from_disk` would open whatever file the folder's record names, beside the folder too.
-        builder = (
-            load_builder("arrow", data_dir=path, data_files="data-*.arrow")
-            if is_saved
-            else load_builder(path, name.configuration or None, revision=None if name.copy else name.revision or None)
-        )
+        if obstacle:
+            builder = _prepared_before(name)
+        elif is_saved:
+            # `load_from_disk` would open whatever file the folder's record names, beside the folder too.
+            builder = load_builder("arrow", data_dir=path, data_files="data-*.arrow")
+        else:
+            hub_files.require_own_names(name)
+            revision = None if name.copy else name.revision or None
+            builder = load_builder(path, name.configuration or None, revision=revision)
+        listed = builder.config.data_files or {}
+        files = [*map(str, chain.from_iterable(listed.values()))]
+        hub_files.require_own_files(name, builder, files)
+        here = [Path(file) for file in files] if name.copy else []
         is_streamed = bool(name.copy or name.revision or card.num_rows)
         if is_streamed:
             parts = builder.as_streaming_dataset()
-            files = builder.config.data_files or {}
-            version = repr([(split, listed.origin_metadata) for split, listed in files.items()])
-            names = map(str, chain.from_iterable(files.values()))
-            if _REVISION.fullmatch(name.revision) and all(file.endswith(".parquet") for file in names):
-                parts = {split: _held(name, files[split], part) for split, part in parts.items()}
+            version = repr([(split, of_split.origin_metadata) for split, of_split in listed.items()])
+            version += repr([stamp_of(path) for path in here])
+            if _REVISION.fullmatch(name.revision) and all(file.endswith(".parquet") for file in files):
+                parts = {split: _held(name, listed[split], part) for split, part in parts.items()}
         else:
             if not Path(builder.cache_dir).exists():
                 # Rows are downloaded and written as Arrow, and pictures are kept once more in the index.
@@ -174,7 +182,20 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
     except Exception as error:  # The library raises whatever its many back ends do.
         raise _refused(name, root, obstacle, error) from None
     # The library calls a lone dataset train; its rows may say otherwise.
-    return {None if is_saved else str(split): part for split, part in parts.items()}, version
+    return _Loaded(
+        {None if is_saved else str(split): part for split, part in parts.items()},
+        version,
+        here,
+        hub_files.picture_folders(name, builder),
+    )
+
+
+def _prepared_before(name: HubName) -> Any:
+    """Return what the library's cache holds of a dataset; without it the library tries the network half a minute."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    dataset, configuration = name.path.rpartition("/")[2], name.configuration or None
+    return Cache(repo_id=name.path, dataset_name=dataset, config_name=configuration, version="auto", hash="auto")
 
 
 def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
@@ -187,7 +208,7 @@ def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
     inside = {
         str(file).partition("@")[2].partition("/")[2]
         if name.copy is None
-        else Path(str(file)).relative_to(name.copy.absolute()).as_posix(): str(file)
+        else Path(str(file)).relative_to(name.copy.resolve()).as_posix(): str(file)
         for file in files
     }
     return HeldRows(f"{name.path}@{name.revision}", inside, part.features, pictures) if pictures else part
@@ -227,7 +248,13 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
 
 
 def library_source(
-    splits: Parts, card: DataCard, *, name: str, pictures: Path, joined: Parts | None = None
+    splits: Parts,
+    card: DataCard,
+    *,
+    name: str,
+    pictures: Path,
+    joined: Parts | None = None,
+    folders: Sequence[Path] | None = None,
 ) -> RowSource:
     """Return the rows of opened datasets of the library.
 
@@ -235,8 +262,10 @@ def library_source(
         splits: opened datasets.
         card: what the user said beside the columns; classes of a label column are added to it.
         name: of the whole, for messages.
-        pictures: folder that names of pictures are relative to; passed over where it is none.
+        pictures: folder that names of pictures are relative to.
         joined: datasets of the card's `join`.
+        folders: in which pictures lie that rows name by an absolute path; None for the user's own rows, which may
+            name any.
     """
     import datasets
 
@@ -253,11 +282,11 @@ def library_source(
             records: Iterable[tuple[int, Any]] = islice(enumerate(part, start=1), card.num_rows)
             if card.join:
                 records = _joined(records, others[split], card, card.join)
-            yield from _rows(name, split, records, str(column) if names else "", names)
+            yield from _rows(name, split, records, str(column) if names else "", names, folders)
 
     return RowSource(
         rows=rows,
-        pictures=pictures if pictures.is_dir() else Path(),
+        pictures=pictures,
         version=repr([(split, getattr(part, "_fingerprint", "")) for split, part in ordered]),
         card=replace(card, labels=card.labels or names, label_is="text") if names else card,
     )
@@ -298,16 +327,23 @@ def _joined(
 
 
 def _rows(
-    name: str, split: str | None, records: Iterable[tuple[int, Any]], label: str, names: Sequence[str]
+    name: str,
+    split: str | None,
+    records: Iterable[tuple[int, Any]],
+    label: str,
+    names: Sequence[str],
+    folders: Sequence[Path] | None,
 ) -> Iterator[Row]:
     file, number = f"{name} {split or ''}".strip(), 0
     try:
         for number, record in records:
-            if isinstance(record, Malformed):
-                yield Row(record, name=str(number), split=split, file=file, line=number)
-                continue
-            fields = {column: _bytes_of(value) for column, value in record.items()}
-            if isinstance(place := fields.get(label), int):
+            fields = record
+            if not isinstance(record, Malformed):
+                try:
+                    fields = {column: _bytes_of(value, column, folders) for column, value in record.items()}
+                except Malformed as error:
+                    fields = error
+            if not isinstance(fields, Malformed) and isinstance(place := fields.get(label), int):
                 fields[label] = None if place == UNKNOWN_CLASS else names[place]
             yield Row(fields, name=str(number), split=split, file=file, line=number)
     except DatasetError:
@@ -323,11 +359,23 @@ def _rows(
         ) from None
 
 
-def _bytes_of(value: Any) -> Any:
-    """Return the bytes of a picture that the library left in a file of its own cache; anything else as it is."""
+def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:
+    """Return the bytes of a picture that is named by an absolute path; anything else as it is.
+
+    Raises:
+        Malformed: the picture does not lie in the dataset, or cannot be read.
+    """
     if isinstance(value, list):
-        return [_bytes_of(item) for item in value]
-    if isinstance(value, dict) and set(value) == {"bytes", "path"} and not value["bytes"] and value["path"]:
-        path = Path(value["path"])
-        return path.read_bytes() if path.is_absolute() and path.is_file() else value
-    return value
+        return [_bytes_of(item, column, folders) for item in value]
+    if not (isinstance(value, dict) and set(value) == {"bytes", "path"} and not value["bytes"] and value["path"]):
+        return value
+    path = Path(value["path"])
+    if not path.is_absolute():
+        return value
+    if folders is not None and not any(hub_files.lies_inside(path, folder) for folder in folders):
+        raise Malformed(f"field {column!r} names {shown(str(path))}, which lies outside of the dataset")
+    try:
+        with regular_file(path) as file:
+            return file.read()
+    except OSError as error:
+        raise Malformed(f"field {column!r} names {shown(str(path))}: {error.strerror}") from None

@@ -1,0 +1,138 @@
+"""Files of an index: each is there as a whole or not at all, and holds a digest of what was written.
+
+Numbers are trained on as an index holds them, so a file that lost a bit, or that somebody changed, is not believed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from advl_pipeline.datasets.roots import INDEX_VARIABLE
+from advl_pipeline.errors import DatasetError, again
+
+_DRAFT = ".draft"
+SEAL_BYTES = hashlib.sha256().digest_size
+"""At the end of a sealed file."""
+
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, and times of modification and of change, by which an unchanged file is known."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return the stamp of a file; raises `OSError` where there is none."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@contextmanager
+def index_draft(path: Path) -> Iterator[Path]:
+    """Yield a name to write to beside a file of an index: readers see all of the file or none.
+
+    Raises:
+        DatasetError: the folder cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_DRAFT}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(draft):
+            yield draft
+            draft.replace(path)
+    except OSError as error:
+        raise _not_written(path.parent, error) from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _held(draft: Path) -> IO[bytes]:
+    """Open a draft so that `remove_drafts` of another process leaves it; without locks of files, it always does."""
+    while True:
+        file = draft.open("wb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # It was removed between the two calls.
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts below a folder that were left by processes that were killed."""
+    for draft in folder.rglob(f"*{_DRAFT}"):
+        # Another process may finish or remove it at any moment.
+        with suppress(OSError), draft.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
+
+
+def make_index_folder(folder: Path, sources: Iterable[Path]) -> None:
+    """Make the folder of an index, open to nobody who cannot read all that the index is made of.
+
+    Raises:
+        DatasetError: it cannot be made.
+    """
+    mode = 0o777
+    for status in map(Path.stat, sources):
+        for reading, all_of in ((0o040, 0o070), (0o004, 0o007)):
+            mode &= ~(0 if status.st_mode & reading else all_of)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        open_to = folder.stat().st_mode & 0o777
+        if open_to & ~mode:
+            folder.chmod(open_to & mode)
+    except OSError as error:
+        raise _not_written(folder, error) from None
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
+    if not path.is_file():
+        with index_draft(path) as draft:
+            draft.write_bytes(content)
+
+
+def seal(draft: Path, name: str) -> None:
+    """Put the digest of a file's content at its end.
+
+    Args:
+        draft: the file.
+        name: that it is to have; another file in its place is none of the content.
+    """
+    with draft.open("r+b") as file:
+        file.write(_digest(file, draft.stat().st_size, name))
+
+
+def sealed_size(path: Path) -> int:
+    """Return how many bytes of a sealed file lie before its seal.
+
+    Raises:
+        ValueError: what lies there is not what was sealed. OSError: it cannot be read.
+    """
+    size = path.stat().st_size - SEAL_BYTES
+    with path.open("rb") as file:
+        if size <= 0 or _digest(file, size, path.name) != file.read():
+            raise ValueError(f"{path} is not what was written")
+    return size
+
+
+def _digest(file: IO[bytes], size: int, name: str) -> bytes:
+    state = hashlib.sha256(name.encode())
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        state.update(part)
+        size -= len(part)
+    return state.digest()
+
+
+def _not_written(folder: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        "The index of a dataset cannot be written.",
+        where=str(folder),
+        why=error.strerror or str(error),
+        next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
+    )

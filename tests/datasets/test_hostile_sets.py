@@ -1,0 +1,281 @@
+"""Sets of others that name what is not theirs, files of this machine or of the network, or hold JSON without end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets")
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+from commands import advl, complaint, printed
+from hub_server import serve_hub
+from own_rows import COLOURS, write_pictures
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import DatasetError
+
+SECRET = b"a private key"
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A folder of the user's, with pictures, which is nobody else's business."""
+    folder = tmp_path / "private"
+    write_pictures(folder)
+    (folder / "key").write_bytes(SECRET)
+    (folder / "key").chmod(0o600)
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder for a set of others."""
+    folder = tmp_path / "sets/others/set"
+    (folder / "data").mkdir(parents=True)
+    return folder
+
+
+def caption(image: Any) -> dict[str, Any]:
+    return {"image": image, "text": "It is red.", "label": "yes"}
+
+
+def write_parquet(folder: Path, images: list[dict[str, Any]]) -> None:
+    """Write a set in Parquet whose pictures are what others wrote there."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = {
+        "image": pa.array(images, kind),
+        "text": ["It is red."] * len(images),
+        "label": ["yes"] * len(images),
+    }
+    features = datasets.Features(
+        image=datasets.Image(), text=datasets.Value("string"), label=datasets.Value("string")
+    )
+    metadata = {"huggingface": json.dumps({"info": {"features": features.to_dict()}})}
+    pq.write_table(pa.table(rows).replace_schema_metadata(metadata), folder / "data/train.parquet")
+
+
+def indexed_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".index" in path.parts)
+
+
+@pytest.mark.parametrize("path", ["{private}/key", "{private}/red.png", "../../../private/red.png"])
+def test_a_picture_outside_of_the_set_is_refused_and_nothing_of_it_is_kept(
+    path: str, private: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = (private / "blue.png").read_bytes()
+    write_parquet(
+        copy, [{"bytes": picture, "path": "own.png"}, {"bytes": None, "path": path.format(private=private)}]
+    )
+    code, message = complaint(
+        capsys, "extract", "--teacher", "efficientnet-lite0", "--data", f"hf:{copy}", "--data-root", copy.parents[1]
+    )
+    assert code == 5
+    assert "lies outside of the dataset" in message or "leaves the pictures' folder" in message
+    kept = indexed_bytes(copy.parents[2])
+    assert picture in kept
+    assert SECRET not in kept
+    assert (private / "red.png").read_bytes() not in kept
+
+
+def test_a_set_of_the_network_names_no_file_of_the_folder_that_the_user_is_in(
+    private: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a copy, a relative name is relative to where a copy would lie."""
+    monkeypatch.chdir(private)
+    write_parquet(copy, [{"bytes": None, "path": "red.png"}])
+    opened = open_dataset(f"hf:{copy}", split="train", data_root=copy.parents[1])
+    with pytest.raises(DatasetError, match="malformed") as caught:
+        opened.image_units()
+    assert "red.png is missing" in caught.value.why
+    table = copy / "data/train.parquet"
+    done = far("datasets", "check", "hf:others/set", files={"data/train.parquet": table.read_bytes()}, folder=private)
+    assert done.returncode == 5
+    assert "red.png is missing" in done.stdout
+
+
+def far(*words: str, files: dict[str, bytes], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `advl` in a folder with a hub that has the files as others/set."""
+    with serve_hub() as hub:
+        hub.repositories["datasets/others/set"] = files
+        return subprocess.run(
+            [sys.executable, "-m", "advl_cli", *words],
+            env=os.environ
+            | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "ADVL_DATA": str(folder / "data")}
+            | environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+def test_a_link_out_of_the_set_is_refused_and_one_within_it_is_read(
+    private: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(copy / "pictures")
+    (copy / "pictures/green.png").unlink()
+    (copy / "pictures/green.png").symlink_to("red.png")
+    rows = [caption(f"pictures/{colour}.png") for colour in COLOURS]
+    (copy / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1], "--deep")
+    assert "5 items, 5 pictures, 0 problems" in printed(capsys, *words)[0]
+    (copy / "pictures/red.png").unlink()
+    (copy / "pictures/red.png").symlink_to(private / "red.png")
+    out, _ = printed(capsys, *words, code=5)
+    assert out.count("is a link that leads out of the dataset") == 2
+    (copy / "data/test.jsonl").symlink_to(private / "key")
+    code, _, message = advl(capsys, *words)
+    assert code == 5
+    assert "The repository names a file that lies outside of it." in message
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_is_a_copy(
+    private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are links to blobs beside the snapshots."""
+    snapshot, blobs = (tmp_path / f"hub/datasets--others--set/{name}" for name in ("snapshots/abc", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "picture").write_bytes((private / "red.png").read_bytes())
+    (blobs / "rows").write_text(json.dumps(caption("red.png")))
+    (snapshot / "red.png").symlink_to("../../blobs/picture")
+    (snapshot / "train.jsonl").symlink_to("../../blobs/rows")
+    words = ("datasets", "check", f"hf:{snapshot}", "--data-root", tmp_path / "sets", "--deep")
+    assert "1 items, 1 pictures, 0 problems" in printed(capsys, *words)[0]
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[str, list[str]]]:
+    """A server of the network: its address, and what was asked of it."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+def card(data_files: str) -> str:
+    return f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n# A set\n"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "{private}/rows.csv",
+        "../../../private/rows.csv",
+        "[{{split: train, path: ['data/*', '{web}/rows.csv']}}]",
+        "hf://datasets/somebody/private/rows.csv",
+        "zip://rows.csv::{web}/rows.zip",
+    ],
+)
+def test_a_card_that_names_data_elsewhere_is_refused_before_anything_is_read(
+    named: str,
+    private: Path,
+    copy: Path,
+    web: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (private / "rows.csv").write_text("image,text,label\nred.png,It is red.,yes\n")
+    (copy / "data/train.jsonl").write_text(json.dumps(caption("red.png")))
+    text = card(named.format(private=private, web=web[0]))
+    for file, content in {"README.md": text, ".huggingface.yaml": text.split("---")[1]}.items():
+        (copy / file).write_text(content)
+        code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
+        (copy / file).unlink()
+        assert code == 5
+        assert "The repository names a file that lies outside of it." in message
+        assert f"{file} names it as data" in message
+    assert not web[1]
+
+
+def test_a_card_on_the_hub_that_names_data_elsewhere(tmp_path: Path, web: tuple[str, list[str]]) -> None:
+    files = {"README.md": card(f"{web[0]}/rows.csv").encode(), "train.csv": b"image,text,label\n"}
+    done = far("datasets", "check", "hf:others/set", files=files, folder=tmp_path)
+    assert done.returncode == 5
+    assert "README.md names it as data" in done.stderr
+    assert not web[1]
+
+
+def test_files_of_a_kind_that_follows_links_of_its_own_are_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "data/train.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
+    assert code == 5
+    assert "are of a kind that is not read" in message
+
+
+DEEP = "[" * 40_000 + "]" * 40_000
+
+
+def test_deep_json_is_refused(copy: Path) -> None:
+    """In a process of its own: Arrow ended it by a segmentation fault."""
+    (copy / "data/train.jsonl").write_text(f'{{"a": {DEEP}}}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "advl_cli", "datasets", "check", f"hf:{copy}"],
+        cwd=copy.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert "nested too deep" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["data/train.json", "metadata.jsonl"])
+@pytest.mark.parametrize("content", [f'[\n{{"a": {DEEP}\n}}]', f'{{"a":\n {DEEP}}}'])
+def test_deep_json_in_other_forms(name: str, content: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(copy)
+    (copy / name).write_text(content)
+    code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
+    assert code == 5
+    assert "nested too deep" in message
+
+
+def test_an_attempt_without_a_network_leaves_the_session_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advl_pipeline.datasets.own.hub.hub_obstacle", lambda: "huggingface.co cannot be reached")
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(DatasetError, match="cannot be had from the hub") as caught:
+        open_dataset("hf:somebody/pets", split="train", data_root=tmp_path)
+    assert caught.value.why == "huggingface.co cannot be reached"
+    assert before == (huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+
+
+def test_pictures_of_a_card_lie_where_the_card_says(
+    private: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's own card may name a folder; the set of others may not."""
+    (copy / "data/train.jsonl").write_text(json.dumps(caption("red.png")))
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f'files = "hf:{copy}"\npictures = "private"\n')
+    assert "1 items, 1 pictures, 0 problems" in printed(capsys, "datasets", "check", mine, "--deep")[0]
