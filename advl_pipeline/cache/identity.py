@@ -33,7 +33,7 @@ IMPORTED = "import:"
 _IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming region_split dtype data_root".split()
 
 _EXTRACT_OPTIONS = (
-    "teacher dataset split modality image_tokens grid_side dtype select_tokens select_texts mixed_precision "
+    "teacher dataset split modality image_tokens grid_side dtype select_texts mixed_precision "
     "text_style shard_rows on_error weights data_root shots seed ids"
 ).split()
 

@@ -74,10 +74,9 @@ class TeacherCache:
         return str(self.identity["teacher"]["name"])
 
     @property
-    def kept_share(self) -> float | None:
-        """The share of each text's words whose tokens were stored; None where all tokens were."""
-        kept = (self.identity["teacher"].get("text") or {}).get("kept_tokens")
-        return None if kept is None else float(kept["share"])
+    def lacks_common_words(self) -> bool:
+        """Whether version 0.2 stored the tokens of each text's rarest words alone (`--select-tokens`)."""
+        return "kept_tokens" in (self.identity["teacher"].get("text") or {})
 
     @property
     def keeps_some_texts(self) -> bool:

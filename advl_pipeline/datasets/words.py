@@ -158,9 +158,3 @@ def fit_word_prior(texts: Iterable[str]) -> WordPrior:
         counts.update({text[start:end].lower() for start, end in word_spans(text)})
     idf = {word: math.log((1 + num_texts) / (1 + count)) + 1.0 for word, count in counts.items()}
     return WordPrior(idf=idf, unseen=math.log(1 + num_texts) + 1.0)
-
-
-def top_words(prior_W: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.int64]:
-    """Return, ascending, the ceil(share * W) words with the highest prior, the earlier one on a tie."""
-    count = math.ceil(share * len(prior_W) - ROUNDING)
-    return np.sort(np.argsort(-prior_W, kind="stable")[:count])

@@ -351,17 +351,15 @@ class Distiller(nn.Module):
             if name not in self.teachers["text"]:
                 continue
             mask_NW = shared_words(words, part, seen_NW)
-            # A cache may hold only some of the words that a share is taken of.
-            counted_NW = words.word_mask_NW & seen_NW if part.is_selected else mask_NW
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
-                mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
+                mask_NW = mask_NW & (words.prior_NW > 0)
                 if landmarks is None:
                     nodes = part.nodes.meant if part.nodes else Nodes.of_mask(mask_NW)
                     relations.require_partners(nodes, words, name, part.nodes.num_forms if part.nodes else None)
                 else:
-                    mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
+                    mask_NW = unplaced_words(mask_NW, words)
                     nodes = part.nodes.unplaced if part.nodes else Nodes.of_mask(mask_NW)
             elif part.words_NWD is None:
                 mask_NW = torch.zeros_like(mask_NW)
@@ -373,7 +371,6 @@ class Distiller(nn.Module):
                 alpha=self.settings.selection_alpha,
                 rho=self.settings.selection_rho,
                 generator=relations.generator,
-                counted_NW=counted_NW,
             )
             if self.settings.distance == "relational":
                 each_NW, each_N = relations.of_words(words_NWH, part, mask_NW, nodes, words, landmarks)

@@ -100,15 +100,13 @@ class TextSignal:
     """One text teacher on the sequences of a batch, pooled to words; float32, standardised where so configured.
 
     `relevance_NW` is the cosine of each word and the picture in an aligned pair of towers, None otherwise.
-    `is_selected`: the teacher's features hold only the words with the highest prior. `nodes` are the words that are
-    compared; None: they are found when they are needed.
+    `nodes` are the words that are compared; None: they are found when they are needed.
     """
 
     global_ND: torch.Tensor
     words_NWD: torch.Tensor | None = None
     word_mask_NW: torch.Tensor | None = None
     relevance_NW: torch.Tensor | None = None
-    is_selected: bool = False
     nodes: WordNodes | None = None
 
 

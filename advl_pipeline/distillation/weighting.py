@@ -97,7 +97,6 @@ def select_words(
     alpha: float,
     rho: float,
     generator: torch.Generator | None = None,
-    counted_NW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (N, W) bool: the words that are distilled.
 
@@ -111,8 +110,6 @@ def select_words(
         alpha: share of the prior.
         rho: share of the words kept, rounded up; at least one word of a row that has any.
         generator: of `random`.
-        counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them [default:
-            `mask_NW`].
     """
     if kind == "all":
         return mask_NW
@@ -123,7 +120,7 @@ def select_words(
         score = prior
     else:
         score = alpha * prior + (1.0 - alpha) * min_max_scale(relevance_NW, mask_NW)
-    num_kept = torch.ceil(rho * (mask_NW if counted_NW is None else counted_NW).sum(1) - ROUNDING).long()
+    num_kept = torch.ceil(rho * mask_NW.sum(1) - ROUNDING).long()
     # A stable sort keeps the earlier word on a tie, whatever the padding behind it.
     order = score.masked_fill(~mask_NW, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)

@@ -69,12 +69,6 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         minimum=1,
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
-    select_tokens: float | None = rare_option(
-        None,
-        help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %).",
-        above=0,
-        maximum=1,
-    )
     select_texts: float | None = rare_option(
         None,
         help="Store only the tokens of some texts, chosen so that all words come up, which hold this share of the "

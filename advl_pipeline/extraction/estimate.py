@@ -122,7 +122,7 @@ def plan_sources(
     Raises:
         ConfigError: shards that are too large.
     """
-    counts, modalities, is_selected = {}, {}, (config.select_tokens or config.select_texts) is not None
+    counts, modalities, is_selected = {}, {}, config.select_texts is not None
     for source in sources:
         unit_ids_N16, is_text = source.unit_ids(), source.modality == "text"
         with tqdm(total=len(unit_ids_N16), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
@@ -343,4 +343,4 @@ def estimates_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset
 
 def _about_num_pieces(text: str, card: TeacherCard, config: ExtractConfig) -> int:
     pieces = min(len(word_spans(text)) * _PIECES_PER_WORD, card.max_length or float("inf"))
-    return max(1, round(pieces * (config.select_tokens or config.select_texts or 1.0)))
+    return max(1, round(pieces * (config.select_texts or 1.0)))

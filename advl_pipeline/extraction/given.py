@@ -36,7 +36,6 @@ def require_effect(config: ExtractConfig) -> None:
     tasks = set(tasks_of(config.dataset, config.data_root))
     needs = {
         "text_style": (bool(tasks & {"vcr-q2a", "vcr-qa2r"}), "the data are not in the format of vcr"),
-        "select_tokens": (config.modality != "image", "no text is read"),
         "select_texts": (config.modality != "image", "no text is read"),
         "image_tokens": (config.modality != "text", "no picture is read"),
         "grid_side": (

@@ -26,9 +26,7 @@ from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, 
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.text_units import (
     CoveringTexts,
-    RarestWords,
     SelectingTextTower,
-    fit_split_prior,
 )
 
 _TOKENISE_UNITS = 1024
@@ -199,9 +197,6 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
         sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
     if teacher.text is not None and texts:
         tower = teacher.text
-        if config.select_tokens is not None:
-            rarest = RarestWords(prior=fit_split_prior(dataset), share=config.select_tokens)
-            tower = SelectingTextTower(tower, rarest)
         if config.select_texts is not None:
             covering = CoveringTexts.of_dataset(dataset, config.select_texts)
             tower = SelectingTextTower(tower, covering)
@@ -222,19 +217,13 @@ def units_to_encode(
         ConfigError: the teacher lacks the tower that was asked for, or there is no text to select tokens from.
         DatasetError: the split has nothing to encode.
     """
-    if config.select_tokens is not None and config.select_texts is not None:
-        raise ConfigError(
-            "--select-tokens and --select-texts exclude each other.",
-            next_command="leave one of them out",
-        )
     modality = config.modality
     if modality != "both" and modality not in towers:
         raise ConfigError(f"Teacher {teacher!r} has no {modality} tower.", where="--modality")
     pictures = dataset.image_units() if "image" in towers and modality != "text" else ()
     texts = dataset.text_units() if "text" in towers and modality != "image" else ()
-    selecting = {"--select-tokens": config.select_tokens, "--select-texts": config.select_texts}
-    if not texts and (flags := [flag for flag, share in selecting.items() if share is not None]):
-        raise ConfigError("There are no text tokens to select from.", where=flags[0])
+    if not texts and config.select_texts is not None:
+        raise ConfigError("There are no text tokens to select from.", where="--select-texts")
     if not pictures and not texts:
         raise DatasetError(
             "There is nothing to extract.",

@@ -378,10 +378,11 @@ def _check(study: StudyConfig, where: str) -> None:
     teachers = {name for setting in study.settings for name in setting.teachers}
     teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
     cards = [card_of(published_name(name)) for name in teachers]
-    of_texts = [name for name in ("select_texts", "select_tokens") if options.get(name) is not None]
-    if of_texts and all(card is not None and "text" not in card.modalities for card in cards):
-        what = f"{' and '.join(of_texts)} would change nothing."
-        raise ConfigError(what, where=place, why="no teacher of the study reads texts")
+    reads_texts = any(card is None or "text" in card.modalities for card in cards)
+    if options.get("select_texts") is not None and not reads_texts:
+        raise ConfigError(
+            "select_texts would change nothing.", where=place, why="no teacher of the study reads texts"
+        )
     for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
             raise ConfigError(

@@ -127,8 +127,6 @@ def forecast_cache(config: ExtractConfig) -> CacheForecast:
     tokens = "all tokens"
     if config.select_texts is not None:
         tokens = f"texts with {config.select_texts:.0%} of the words"
-    elif config.select_tokens is not None:
-        tokens = f"the tokens of {config.select_tokens:.0%} of the words"
     content = f"{questions}, {tokens}, {config.dtype}"
     path = Path(str(config.output))
     return CacheForecast(path=path, content=content, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle)

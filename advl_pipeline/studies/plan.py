@@ -63,8 +63,6 @@ _ID_LENGTH = 12
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
 
-_OF_TEXTS = frozenset({"select_tokens", "select_texts"})
-
 DatasetDigester = Callable[[FinetuneConfig], str]
 """Digest of the content of the split that a run trains on. Raises `DatasetError`."""
 
@@ -225,7 +223,7 @@ def extraction_config(study: StudyConfig, decided: Mapping[str, Any]) -> Extract
     options, name = dict(study.extraction), published_name(decided["teacher"])
     weights = options.pop("weights", {}).get(name)
     if (card := card_of(name)) is not None and "text" not in card.modalities:
-        options = {option: value for option, value in options.items() if option not in _OF_TEXTS}
+        options = {option: value for option, value in options.items() if option != "select_texts"}
     return build_config(ExtractConfig, options, {**decided, "weights": weights}, where=f"{study.source} [extraction]")
 
 

@@ -1,7 +1,7 @@
 """A text tower of which only some tokens are kept.
 
-A cache may hold only the tokens of some words, such as those with the highest prior, or of texts that are chosen so
-that all words come up about as often (docs/method.md, cover). Global features are of the whole text.
+A cache may hold only the tokens of texts that are chosen so that all words come up about as often (docs/method.md,
+cover). Global features are of the whole text.
 Shapes: W words and M token rows of a text.
 """
 
@@ -22,11 +22,8 @@ from advl_pipeline.datasets.records import Dataset, Task, TextUnit
 from advl_pipeline.datasets.words import (
     ROUNDING,
     STOP_WORDS,
-    WordPrior,
     assign_tokens_to_words,
-    fit_word_prior,
     is_function_word,
-    top_words,
     word_spans,
 )
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
@@ -39,33 +36,13 @@ class SelectedUnit(PreparedUnit):
     full: PreparedUnit
 
 
-def _kept(share: float, **how: str) -> dict[str, Any]:
-    return {"share": share, **how, "stop_words": digest(sorted(STOP_WORDS))}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RarestWords:
-    """Keeps ceil(share * W) words of each text, those with the highest prior."""
-
-    prior: WordPrior
-    share: float
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is kept, for the identity of a cache."""
-        return {"kept_tokens": _kept(self.share, words="highest IDF over the candidates of the split")}
-
-    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
-        """Return the words of a text whose tokens are kept, ascending."""
-        return top_words(self.prior.of_text(unit.text), self.share)
-
-
 class SelectingTextTower:
     """A text tower whose token rows are those of some words. Its global features are untouched.
 
     Tokens that belong to no word, such as special ones, are not kept.
     """
 
-    def __init__(self, tower: TextTower, keeps: RarestWords | CoveringTexts) -> None:
+    def __init__(self, tower: TextTower, keeps: CoveringTexts) -> None:
         self._tower = tower
         self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
         self._keeps = keeps
@@ -109,15 +86,6 @@ class SelectingTextTower:
             ],
             stats=encoded.stats,
         )
-
-
-def fit_split_prior(dataset: Dataset) -> WordPrior:
-    """Return the prior over all candidates of a split: what finetuning on the whole split fits."""
-    return fit_word_prior(
-        candidate.text
-        for _, candidates in map(dataset.candidates_of, range(len(dataset)))
-        for candidate in candidates
-    )
 
 
 def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[int]:
@@ -179,7 +147,8 @@ class CoveringTexts:
 
     def describe(self) -> dict[str, Any]:
         """Return what is kept, for the identity of a cache."""
-        return {"kept_texts": _kept(self.share, texts="greedy cover of the words with a meaning, of each task")}
+        kept = "greedy cover of the words with a meaning, of each task"
+        return {"kept_texts": {"share": self.share, "texts": kept, "stop_words": digest(sorted(STOP_WORDS))}}
 
     def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
         """Return the words of a text whose tokens are kept, ascending."""

@@ -271,10 +271,7 @@ def holds(cache: TeacherCache, example: Example) -> bool:
 
 
 def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
-    """Refuse token selections that a cache with only some of the words cannot serve.
-
-    `prior` gives what a full cache gives; `adaptive` chooses among the words that were kept. The others would
-    quietly become something else: `all` would not be all, and `random` would draw among the prior's choice.
+    """Refuse caches that hold some of the words where a distance or a selection takes others too.
 
     Raises:
         ConfigError: with the command that extracts all tokens.
@@ -282,20 +279,15 @@ def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettin
     if settings.pathway == "vision":
         return
     for cache in caches:
-        share, rho = cache.kept_share, settings.selection_rho
+        instead = ""
         if cache.keeps_some_texts and settings.distance != "relational":
-            what, option = f"This cache cannot serve the distance {settings.distance!r}.", "select_texts"
+            what = f"This cache cannot serve the distance {settings.distance!r}."
             why = "it holds the words of some texts only, and of these those with a meaning"
-            instead = "--distance relational"
-        elif share is not None and settings.selection not in ("adaptive", "prior"):
-            what, option = f"This cache cannot serve the token selection {settings.selection!r}.", "select_tokens"
-            why = f"it holds only the {share:g} of each text's words with the highest prior"
-            instead = "--selection prior"
-        elif share is not None and rho > share:
-            what = f"This cache holds fewer words than a selection of {rho:g} of them takes."
-            option, why = "select_tokens", f"it holds {share:g} of each text's words"
-            instead = f"--selection-rho {share:g}"
+            instead = "add --distance relational, or "
+        elif cache.lacks_common_words:
+            what = "Caches of the rarest words of each text are not trained on any more."
+            why = "--select-texts took the place of --select-tokens"
         else:
             continue
-        again = renew_command(cache.provenance["config"] | {option: None}, cache.path)
-        raise ConfigError(what, where=str(cache.path), why=why, next_command=f"add {instead}, or {again}")
+        again = renew_command(cache.provenance["config"] | {"select_texts": None}, cache.path)
+        raise ConfigError(what, where=str(cache.path), why=why, next_command=f"{instead}{again}")

@@ -200,7 +200,6 @@ class SignalSource:
             word_mask_NW=mask_NW,
             nodes=compared_words(words, mask_NW),
             picture=picture,
-            is_selected=teacher.words_are_selected,
         )
 
     def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> StoredFeatures:

@@ -140,7 +140,6 @@ class StoredText:
     word_mask_NW: torch.Tensor | None = None
     nodes: WordNodes | None = None
     picture: StoredFeatures | None = None
-    is_selected: bool = False
 
     def targets(self) -> TextSignal:
         """Return what the loss sees."""
@@ -159,7 +158,6 @@ class StoredText:
             word_mask_NW=self.word_mask_NW,
             nodes=self.nodes,
             relevance_NW=relevance_NW,
-            is_selected=self.is_selected,
         )
 
 

@@ -120,7 +120,6 @@ class TeacherFeatures:
     text: UnitFeatures | None
     image_places: Literal["boxes"] | TeacherGrid | None
     aligned: bool
-    words_are_selected: bool = False
     word_means: WordMeans | None = None
 
     @property
@@ -149,7 +148,6 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         text=cache.text,
         image_places=places,
         aligned=teacher["aligned"],
-        words_are_selected=cache.kept_share is not None,
     )
 
 

@@ -65,7 +65,7 @@ def read_cache(root: Path, modality: str) -> dict[str, dict[str, Any]]:
     "changes",
     [
         {"dtype": "float16"},
-        {"dtype": "int8", "select_tokens": 0.5},
+        {"dtype": "int8", "select_texts": 0.5},
     ],
     ids=str,
 )

@@ -30,7 +30,7 @@ OBEYED = {
 }
 """Options that act on any data, or are refused by the student that has no use of them."""
 REFUSED = {
-    ExtractConfig: "text_style select_tokens select_texts image_tokens grid_side folds ray_tasks revision",
+    ExtractConfig: "text_style select_texts image_tokens grid_side folds ray_tasks revision",
     EvaluateConfig: "generate vqa_mode probe_on",
     PredictConfig: "generate",
 }
@@ -81,7 +81,7 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         (f"{EXTRACT} --no-confidence --folds 3", "--folds"),
         (f"{EXTRACT} --modality text --image-tokens grid", "--image-tokens"),
         (f"{EXTRACT} --image-tokens boxes --grid-side 3", "--grid-side"),
-        (f"{EXTRACT} --modality image --select-tokens 0.5", "--select-tokens"),
+        (f"{EXTRACT} --modality image --select-texts 0.5", "--select-texts"),
     ],
 )
 def test_an_option_without_effect_is_refused(

@@ -69,7 +69,7 @@ def test_options_change_what_the_card_tells(data: Path, capsys: pytest.CaptureFi
     assert rows("random:clip-vit-l@3") == both
     assert rows("clip-vit-l", "--modality", "image", "--grid-side", 4) == [NUM_PICTURES * 16]
     assert rows("clip-vit-l", "--modality", "image", "--image-tokens", "none") == [0]
-    assert rows("clip-vit-l", "--modality", "text", "--select-tokens", 0.5)[0] < both[1]
+    assert rows("clip-vit-l", "--modality", "text", "--select-texts", 0.5)[0] < both[1]
 
 
 @pytest.mark.parametrize(

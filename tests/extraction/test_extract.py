@@ -111,7 +111,7 @@ def test_other_settings_are_refused(pristine: Path, cache_path: Path) -> None:
         {"dtype": "float32"},
         {"image_tokens": "none"},
         {"mixed_precision": "bf16"},
-        {"select_tokens": 0.5},
+        {"select_texts": 0.5},
     ]
     for change in changes:
         with pytest.raises(IdentityMismatch, match="asked for") as caught:

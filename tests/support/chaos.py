@@ -114,7 +114,7 @@ def reference_run(folder: Path) -> tuple[dict[str, bytes], float]:
 
 CACHES: dict[str, dict[str, Any]] = {
     "text": {"modality": "text"},
-    "text, int8, selected": {"modality": "text", "dtype": "int8", "select_tokens": 0.4},
+    "text, int8, selected": {"modality": "text", "dtype": "int8", "select_texts": 0.4},
     "image": {"modality": "image"},
 }
 """Options of the caches that are damaged."""

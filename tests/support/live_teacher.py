@@ -18,11 +18,6 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.teachers.text_units import (
-    RarestWords,
-    SelectingTextTower,
-    fit_split_prior,
-)
 from advl_pipeline.training.stored_signals import TeacherGrid
 from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
@@ -81,13 +76,6 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
         grid_side=None if grid is None else max(grid.rows, grid.columns),
         dtype=identity["compute_dtype"],
     )
-    if teacher.text is not None:
-        text_tower = teacher.text
-        if cache.kept_share is not None:
-            text_tower = SelectingTextTower(
-                text_tower, RarestWords(prior=fit_split_prior(dataset), share=cache.kept_share)
-            )
-        teacher = replace(teacher, text=text_tower)
     image = text = None
     if cache.image is not None and teacher.image is not None:
         image = LiveFeatures(cache.image, teacher.image, {unit.unit_id: unit for unit in dataset.image_units()})

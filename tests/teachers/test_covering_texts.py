@@ -13,9 +13,8 @@ from dataset_mirrors import snli_ve_record, write_lines
 from advl_pipeline.datasets.records import Candidate, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import SelectedExamples
-from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.teachers.text_units import CoveringTexts, cover, fit_split_prior
+from advl_pipeline.teachers.text_units import CoveringTexts, cover
 
 
 def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> list[int]:
@@ -90,6 +89,5 @@ def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None
     for dataset in (whole, union, part):
         texts = {unit.unit_id for unit in dataset.text_units()}
         assert CoveringTexts.of_dataset(dataset, 1.0).chosen == texts
-        assert fit_split_prior(dataset) == fit_word_prior(unit.text for unit in dataset.text_units())
     with pytest.raises(DatasetError, match="malformed"):
         whole.image_units()

@@ -14,18 +14,15 @@ import pytest
 import torch
 from altered_dataset import alter_examples
 from commands import complaint, printed
-from first_step import first_terms, open_run
+from first_step import first_terms
 from live_teacher import teachers_run
 from real_processes import start_advl
 from run_logs import losses, metrics
 from safetensors.torch import load_file
 
-from advl_pipeline.configuration import with_options
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.gather import finetune_command
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.word_selection import selected_words
 
 
 def test_a_killed_run_resumes_to_the_same_result(
@@ -82,61 +79,6 @@ def test_cached_and_live_teachers_give_the_same_loss(
     assert {f"{kind}/{name}" for kind in ("raw", "weighted") for name in ("vision", "text")} <= names
     # Features are stored in half precision.
     assert cached == pytest.approx(live, rel=5e-3)
-
-
-@pytest.fixture(scope="module")
-def selected_cache(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text cache of the small corpus that holds the half of each text's words with the highest prior."""
-    cache: Path = small_corpus.extract(
-        tmp_path_factory.mktemp("selected") / "cache", select_tokens=0.5, confidence=False
-    )
-    return cache
-
-
-def words_of(config: Any) -> dict[str, list[list[list[int]]]]:
-    """Return the words that the student of a run would distil before its first step."""
-    opened = open_run(config)
-    return selected_words(
-        opened.model, opened.inputs.dataset, opened.inputs.labelled, opened.teaching.source, at_once=8
-    )
-
-
-@pytest.mark.parametrize("distance", ["mse", "relational"])
-def test_selected_tokens_give_the_words_and_the_loss_of_the_same_selection(
-    small_corpus: Any, selected_cache: Path, known: Path, tmp_path: Path, distance: str
-) -> None:
-    # Moments are of what is stored, so only unscaled targets can agree.
-    options = {"selection": "prior", "distance": distance, "known_words": known, "target_norm": "none"}
-    full, selected = (
-        small_corpus.config(tmp_path / name, cache=(cache,), **options)
-        for name, cache in (("full", small_corpus.caches[0]), ("selected", selected_cache))
-    )
-    words = [words_of(config) for config in (full, selected)]
-    texts = [pair for name, of_full in words[0].items() for pair in zip(of_full, words[1][name], strict=True)]
-    assert any(of_full for of_full, _ in texts)
-    if distance == "relational":
-        # Of the words to be placed, some may be among those that the cache does not hold, and relations are to all.
-        assert all(len(of_selected) <= len(of_full) for of_full, of_selected in texts)
-        assert sum(of_full == of_selected for of_full, of_selected in texts) > len(texts) / 2
-        return
-    assert all(of_full == of_selected for of_full, of_selected in texts)
-    with teachers_run(open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)):
-        live = first_terms(replace(selected, output=tmp_path / "live", num_workers=1))
-    loss = first_terms(replace(selected, output=tmp_path / "again"))["finetune/raw/text"]
-    assert loss == pytest.approx(first_terms(replace(full, output=tmp_path / "whole"))["finetune/raw/text"], rel=1e-3)
-    assert loss == pytest.approx(live["finetune/raw/text"], rel=5e-3)
-
-
-@pytest.mark.parametrize("selection", ["all", "random"])
-def test_selections_that_need_all_tokens_refuse_some(
-    small_corpus: Any, selected_cache: Path, tmp_path: Path, selection: str
-) -> None:
-    config = small_corpus.config(tmp_path / "run", cache=(selected_cache,), num_steps=2)
-    with pytest.raises(ConfigError, match="cannot serve") as caught:
-        run_finetune(with_options(config, selection=selection))
-    assert "advl extract" in caught.value.next_command
-    with pytest.raises(ConfigError, match="fewer words"):
-        run_finetune(with_options(config, output=tmp_path / "more", selection_rho=0.6))
 
 
 def test_a_split_without_labels_is_refused_before_anything_is_written(

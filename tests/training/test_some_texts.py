@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from run_logs import losses
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.inputs import check_selection
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.stored_signals import Fillings, StoredFeatures, StoredText, word_averages
 from advl_pipeline.training.teacher_features import WordMeans, form_of, word_means
@@ -97,7 +100,11 @@ def test_coordinates_need_all_words(some: Path, small_corpus: Any, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_share_of_texts_and_of_words_exclude_each_other(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="exclude each other"):
-        small_corpus.extract(tmp_path / "cache", select_texts=0.3, select_tokens=0.3)
-    assert not (tmp_path / "cache").exists()
+def test_the_rarest_words_of_version_0_2_are_not_trained_on(small_corpus: Any) -> None:
+    cache = open_cache(small_corpus.caches[0])
+    teacher = cache.identity["teacher"]
+    text = teacher["text"] | {"kept_tokens": {"share": 0.5}}
+    old = replace(cache, identity=cache.identity | {"teacher": teacher | {"text": text}})
+    with pytest.raises(ConfigError, match="rarest words") as refused:
+        check_selection([old], DistillationSettings())
+    assert f"advl cache prune {cache.path} --all && advl extract" in str(refused.value.next_command)
