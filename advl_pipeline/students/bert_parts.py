@@ -279,8 +279,8 @@ def one_row_attention(
     attended = []
     for block, *block_parts in zip(blocks, *parts, strict=True):
         spread = [block.grid.spread(part) for part in block_parts]
-        found = attend(spread[0], spread[1], spread[2], block.bias, dropout=dropout, scaling=scaling)
-        attended.append(block.grid.gather(found))
+        attended_NGAD = attend(spread[0], spread[1], spread[2], block.bias, dropout=dropout, scaling=scaling)
+        attended.append(block.grid.gather(attended_NGAD))
     return torch.cat(attended, dim=1), None
 
 

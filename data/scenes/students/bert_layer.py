@@ -27,14 +27,14 @@ class SelfAttention(nn.Module):
             project(x_NTH).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
-        found_NATD = functional.scaled_dot_product_attention(
+        attended_NATD = functional.scaled_dot_product_attention(
             query_NATD,
             key_NATD,
             value_NATD,
             attn_mask=bias,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        return found_NATD.transpose(1, 2).flatten(2)
+        return attended_NATD.transpose(1, 2).flatten(2)
 
 
 class Residual(nn.Module):
@@ -46,9 +46,9 @@ class Residual(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, found: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    def forward(self, added: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Return the shape of `before`."""
-        normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(found)) + before)
+        normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(added)) + before)
         return normalised
 
 
