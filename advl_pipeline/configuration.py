@@ -12,7 +12,6 @@ import functools
 import inspect
 import math
 import operator
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -62,7 +61,6 @@ class Option:
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
         also: another flag that means the same.
-        was: the flag of an earlier release, taken for one more with a note on stderr.
         such_as: an example of its value, told where an option that is required is missing.
         rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
@@ -79,7 +77,6 @@ class Option:
     below: float | None = None
     multiple_of: int | None = None
     also: str | None = None
-    was: str | None = None
     such_as: str | None = None
     rare: bool = False
     identity: Identity = "value"
@@ -276,21 +273,6 @@ def name_of(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
-def renamed(options: Mapping[str, Declared]) -> dict[str, str]:
-    """Return the names that options had in an earlier release -> those of their fields."""
-    return {
-        name_of(declaration.option.was): name
-        for name, declaration in options.items()
-        if declaration.option.was is not None
-    }
-
-
-@functools.cache
-def say_renamed(was: str, now: str) -> None:
-    """Say on stderr, once in a process, that a name of an earlier release is still taken."""
-    print(f"note: {was} is now {now}; the next release will not take {was}.", file=sys.stderr)
-
-
 def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, tuple):
         for item in value:
@@ -307,22 +289,19 @@ _NO_FLAGS: Mapping[str, Any] = types.MappingProxyType({})
 def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
     """Return field -> the key that it has in a mapping, and its value.
 
-    A key is the name of a field, dashes allowed, that of its other flag, or that of an earlier release.
+    A key is the name of a field, dashes allowed, or that of its other flag.
 
     Raises:
         ConfigError: an unknown key, or two of one option.
     """
     options = declared(cls)
-    earlier = renamed(options)
     also = {
         name_of(declaration.option.also): name for name, declaration in options.items() if declaration.option.also
     }
     entries: dict[str, tuple[str, Any]] = {}
     for key, value in layer.items():
         name = key.replace("-", "_")
-        if name not in options and name in earlier:
-            say_renamed(key, earlier[name])
-        name = name if name in options else earlier.get(name) or also.get(name, "")
+        name = name if name in options else also.get(name, "")
         if not name:
             raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(key.replace("-", "_"), options))
         if name in entries:

@@ -32,6 +32,8 @@ ELSEWHERE = {
     **dict.fromkeys(("--model", "--model-name"), "--student"),
     **dict.fromkeys(("--lr-schedule", "--lr-scheduler", "--scheduler"), "--schedule"),
     **dict.fromkeys(("--out", "--output-dir", "--out-dir"), "--output"),
+    "--split": "--on",
+    "--evaluate-on": "--num-questions",
 }
 """What other programs call a command or an option -> what it is called here."""
 

@@ -25,9 +25,6 @@ from advl_pipeline.configuration import (
     declared,
     flag_of,
     kinds_of,
-    name_of,
-    renamed,
-    say_renamed,
 )
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
@@ -47,23 +44,6 @@ class SectionedCommand(click.Command):
 
     options: Mapping[str, Declared] = MappingProxyType({})
     """Those of its configuration."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take the names of an earlier release for those of now, of which a positional argument has none."""
-        earlier = renamed(self.options)
-        positional = {item.name for item in self.params if isinstance(item, click.Argument)}
-        words: list[str] = []
-        for word in args:
-            flag, is_joined, value = word.partition("=")
-            name = earlier.get(name_of(flag)) if flag.startswith("--") else None
-            if name is None:
-                words.append(word)
-                continue
-            now = name.upper() if name in positional else flag_of(name)
-            say_renamed(flag, now)
-            words += [] if name in positional else [now]
-            words += [value] if is_joined else []
-        return super().parse_args(ctx, words)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         parameters = super().get_params(ctx)

@@ -28,7 +28,7 @@ class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
 class EvaluateConfig(AnswerOptions):
     """It configures `advl evaluate`."""
 
-    run: Path = option(help="Run folder of a finished finetuning.", was="--run", such_as="runs/mine")
+    run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
     on: tuple[str, ...] = option(
         ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
     )
@@ -40,7 +40,6 @@ class EvaluateConfig(AnswerOptions):
         None,
         help="Score this many questions of each set, drawn at random and the same for every run, and print the 95 % "
         "interval that they leave open [default: all].",
-        was="--evaluate-on",
         minimum=1,
     )
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
@@ -111,9 +110,7 @@ class ScoreSnliVeConfig(Configuration):
 class ScoreShiftConfig(Configuration):
     """It configures `advl score shift`."""
 
-    run: Path = option(
-        help="Run folder that `advl evaluate` has scored on both sets.", was="--run", such_as="runs/mine"
-    )
+    run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.", such_as="runs/mine")
     on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.", such_as="rule-singular")
     original: str | None = option(None, help="Set to compare with [default: the one that the dataset's card names].")
 
@@ -123,7 +120,7 @@ class PredictConfig(AnswerOptions, ReplaceOptions):
     """It configures `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
-    on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.", was="--split")
+    on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")
     output: Path | None = option(
         None,
         help="File to write [default: RUN/predictions/SPLIT.csv or .json].",
