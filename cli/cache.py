@@ -11,6 +11,7 @@ from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
+from .extract import say_grid
 from .flags import config_command, exit_with
 from .main import PluginGroup
 
@@ -50,6 +51,7 @@ def info(config: InfoConfig) -> Iterator[Any]:
         )
         for unit, reason in item.quarantined.items():
             click.echo(f"  not readable: {unit} ({reason})")
+    say_grid(result.provenance.get("averaged_grid", {}))
     for item_set in result.confidences:
         identity = item_set["identity"]
         click.echo(

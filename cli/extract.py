@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,6 +62,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             f"{item.num_bytes / 1e6:.1f} MB{seconds}"
         )
     if result.dry_run:
+        say_grid(result.averaged_grid)
         if result.untimed is None:
             click.echo(f"times are of {device_name(config.device)}")
         else:
@@ -75,6 +76,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
         return
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
     click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")
+    say_grid(result.averaged_grid)
     if result.skipped:
         check = what_follows("advl", "datasets", "check", config.dataset)
         click.echo(f"{result.skipped} malformed items were left out: {check}")
@@ -87,6 +89,16 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     if result.shards_left:
         click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are missing yet")
     click.echo(f"cache: {result.path}")
+
+
+def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
+    """Print that a teacher's grid is stored with fewer cells, where it is."""
+    if grid:
+        (rows, columns), (kept_rows, kept_columns) = grid["own"], grid["stored"]
+        click.echo(
+            f"the teacher's grid of {rows} x {columns} cells is averaged to {kept_rows} x {kept_columns} "
+            f"(--grid-side {max(rows, columns)} stores all)"
+        )
 
 
 def when_it_pays(payback: Payback) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,11 @@ class IndexedDataset:
         images, places = np.unique(self._table.numbers("image")[self._rows], return_index=True)
         order = np.argsort(places)
         return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
+
+    def row_that_shows(self, path: Path) -> str:
+        """Return file and line of the first row that shows a picture; "" where none does."""
+        shown = ((self._index.pictures / self._file_names(image)[0], row) for image, row in self._used_images.items())
+        return next((self._where(row) for file, row in shown if file == path), "")
 
     def _bad_pictures(self, images: Iterable[int], look: Callable[[int], object]) -> dict[int, Problem]:
         """Return what is wrong with pictures that do not pass a look at them."""

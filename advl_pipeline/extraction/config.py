@@ -63,7 +63,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
         "gives any, else the grid.",
     )
-    grid_side: int = rare_option(
+    grid_side: int = option(
         12,
         help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
         minimum=1,

@@ -25,7 +25,7 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.estimate import Estimate, estimates_of, plan_sources, require_room
-from advl_pipeline.extraction.sources import Source, image_tokens_of, open_part
+from advl_pipeline.extraction.sources import Source, averaged_grid, image_tokens_of, open_part
 from advl_pipeline.teachers.interface import Teacher
 
 
@@ -166,7 +166,7 @@ def make_plan(
         config,
         sources,
         identity=identity,
-        provenance=repaired or describe_run(recorded_options(config), device=config.device),
+        provenance=repaired or _provenance(config, sources),
         max_file_bytes=store.max_file_bytes,
     )
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
@@ -175,6 +175,11 @@ def make_plan(
         require_room(store.folder, sum(item.num_bytes for item in estimates))
     begin_cache(store, plan, identity, anew=repaired is not None)
     return estimates
+
+
+def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, Any]:
+    grid = averaged_grid(sources)
+    return describe_run(recorded_options(config), device=config.device) | ({"averaged_grid": grid} if grid else {})
 
 
 def recorded_options(config: ExtractConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`advl cache verify`: the bytes, and on request some units encoded again by the teacher.
 
 The extraction that made a cache is known from the cache's own record: what it names, but not where that lies. A cache
-may come from anyone. Paths of its record are shown, and never opened or written to.
+may come from anyone. Paths of its record are shown, and never opened or written to; but units of a cache that was
+extracted here, as the note next to it says, are checked against the data that they came from.
 
 Shapes: M token rows, D feature width.
 """
@@ -12,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.store import journal_path
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
@@ -56,6 +59,13 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
     if not config.recompute or not report.is_sound:
         return report
     settings = open_cache(config.cache).provenance["config"]
+    if isinstance(config.cache, Path) and journal_path(config.cache).is_file():
+        # It was extracted here: the data that its record names are those of this user.
+        config = replace(
+            config,
+            dataset=config.dataset or settings.get("dataset"),
+            data_root=config.data_root or (Path(settings["data_root"]) if settings.get("data_root") else None),
+        )
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     with ExitStack() as stack:
         teacher, dataset = open_recorded(extraction, stack)

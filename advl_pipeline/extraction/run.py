@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.errors import (
     ConfigError,
     CorruptCache,
+    DatasetError,
     StorageError,
     WeightsUnavailable,
 )
@@ -64,10 +66,12 @@ from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
     Selection,
     Source,
+    averaged_grid,
     image_tokens_of,
     open_part,
     open_sources,
     require_class_names,
+    row_that_shows,
     subsets_of,
 )
 from advl_pipeline.interruption import interruptible
@@ -89,7 +93,7 @@ class ExtractResult:
     estimated examples, `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
     `shards_left` counts shards of other parts that are not committed yet; the cache is complete where there are none.
     `payback` is of a dry run of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not
-    at hand, and the teacher's card told the sizes.
+    at hand, and the teacher's card told the sizes. `averaged_grid`: as `sources.averaged_grid`.
     """
 
     path: Location
@@ -106,6 +110,7 @@ class ExtractResult:
     shards_left: int = 0
     payback: Payback | None = None
     untimed: WeightsUnavailable | None = None
+    averaged_grid: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> ExtractResult:
@@ -246,7 +251,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             return extract_held(config, store, sources, identity, dataset)
     # Another cache in its place is refused, as it would be by the extraction.
     is_planned(config, store, identity)
-    return forecast_result(config, forecast(config, sources, max_file_bytes=store.max_file_bytes), dataset)
+    result = forecast_result(config, forecast(config, sources, max_file_bytes=store.max_file_bytes), dataset)
+    return replace(result, averaged_grid=averaged_grid(sources))
 
 
 def forecast_result(
@@ -288,32 +294,41 @@ def extract_held(
     estimates = settle_plan(config, store, sources, identity)
     writer = CacheWriter(store)
     encoded = num_before = 0
-    stage_seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
-    for source in sources:
-        placement = writer.placement(source.modality)
-        pending = [] if writer.is_complete() else writer.pending(source.modality)
-        if part := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
-            wanted = sum(len(placement.units_of(shard)) for shard in part)
-            total = placement.num_units
-            with Progress(
-                label=source.modality, total=total, done=total - wanted, file=config.progress_file
-            ) as progress:
-                encode_shards(
-                    source,
-                    writer,
-                    part,
-                    batch_size=config.units_per_pass,
-                    skip_unreadable=config.on_error == "skip",
-                    num_workers=min(num_threads(config.num_workers), source.prepare_threads),
-                    progress=progress,
-                )
-            encoded += wanted
-            stage_seconds = {stage: spent + progress.seconds[stage] for stage, spent in stage_seconds.items()}
-        num_before += placement.num_shards
+    stage_seconds = {"plan": time.perf_counter() - begun, "read": 0.0, "encode": 0.0, "write": 0.0, "confidence": 0.0}
+    try:
+        for source in sources:
+            placement = writer.placement(source.modality)
+            pending = [] if writer.is_complete() else writer.pending(source.modality)
+            if part := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
+                wanted = sum(len(placement.units_of(shard)) for shard in part)
+                total = placement.num_units
+                with Progress(
+                    label=source.modality, total=total, done=total - wanted, file=config.progress_file
+                ) as progress:
+                    encode_shards(
+                        source,
+                        writer,
+                        part,
+                        batch_size=config.units_per_pass,
+                        skip_unreadable=config.on_error == "skip",
+                        num_workers=min(num_threads(config.num_workers), source.prepare_threads),
+                        progress=progress,
+                    )
+                encoded += wanted
+                stage_seconds |= {stage: stage_seconds[stage] + spent for stage, spent in progress.seconds.items()}
+            num_before += placement.num_shards
+    except DatasetError as error:
+        if row := row_that_shows(dataset, Path(error.where)):
+            error.why = f"{error.why} (used by {row})"
+        if estimates and config.part is None and not committed_shards(store.list("records")):
+            # This call began the cache, and nothing of it is worth keeping.
+            store.delete_under()
+        raise
     shards_left = 0
     if not writer.is_complete():
         shards_left = sum(len(writer.pending(modality)) for modality in writer.plan.modalities)
     confidences, complete = 0, None
+    encoded_by = time.perf_counter()
     if not shards_left:
         try:
             if not writer.is_complete():
@@ -324,7 +339,10 @@ def extract_held(
             if not writer.is_complete():
                 raise
         cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
+        committed_by = time.perf_counter()
+        stage_seconds["write"] += committed_by - encoded_by
         confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
+        stage_seconds["confidence"] = time.perf_counter() - committed_by
         clear_work(store)
         complete = load_complete(store)
     seconds = time.perf_counter() - begun
@@ -340,6 +358,7 @@ def extract_held(
         clipped=sum(complete.clipped.values()) if complete else 0,
         confidences=confidences,
         shards_left=shards_left,
+        averaged_grid=averaged_grid(sources),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imported import ImportedTower
+from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.text_units import (
@@ -243,6 +245,24 @@ def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:
     if 1 < size < total and counted_n.any():
         margin = 1.96 * float(counted_n.std(ddof=1) / counted_n.mean()) * math.sqrt((1 - size / total) / size)
     return TokenCounts(lengths_N=np.resize(counted_n, total), num_counted=size, margin=margin)
+
+
+def row_that_shows(dataset: Dataset, path: Path) -> str:
+    """Return file and line of the first row of a selection that shows a picture; "" where none does."""
+    whole = dataset.whole if isinstance(dataset, SelectedExamples) else dataset
+    parts = whole.parts if isinstance(whole, UnionOfSplits) else [whole]
+    return next(
+        (row for part in parts if isinstance(part, IndexedDataset) and (row := part.row_that_shows(path))), ""
+    )
+
+
+def averaged_grid(sources: Sequence[Source]) -> dict[str, list[int]]:
+    """Return rows and columns of the teacher's `own` grid and of the `stored` one; nothing where both are alike."""
+    for tower in (source.tower for source in sources):
+        if isinstance(tower, PixelImageTower) and tower.image_tokens == "grid":
+            own_shape, stored = tower.backbone.grid_shape, tower.grid_shape
+            return {} if own_shape == stored else {"own": list(own_shape), "stored": list(stored)}
+    return {}
 
 
 def open_part(config: ExtractConfig) -> Selection:

@@ -195,13 +195,17 @@ def check_caches(
                 why="items that cannot be read are left out by skip, which makes another dataset",
                 next_command=f"add --on-error {skipped}",
             )
-        lines = [
-            f"{key:<16} cache {actual.get(key)!s:<40} dataset {value}"
-            for key, value in expected.items()
-            if actual.get(key) != value
-        ]
-        if not lines:
+        differing = {key: (actual.get(key), value) for key, value in expected.items() if actual.get(key) != value}
+        if not differing:
             continue
+        if {"name", "content_digest"} <= differing.keys():
+            # Data of one's own are named by their content, and users know them by their file.
+            differing["name"] = (cache.provenance["config"].get("dataset") or actual.get("name"), dataset.name)
+        lines = [
+            f"{key:<16} cache {left!s:<40} dataset {right}"
+            for key, (left, right) in differing.items()
+            if left != right
+        ]
         style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
         config = cache.provenance["config"] | {
             "dataset": dataset.name,

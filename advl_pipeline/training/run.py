@@ -287,7 +287,7 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
     `names_kept` is the share of the regions that still have the known word as their nearest that they began with.
     """
     began, has = before.names(), now.names()
-    kept = None if began is None or has is None else float((began == has).float().mean())
+    kept = None if began is None or has is None or not len(began) else float((began == has).float().mean())
     when = "after" if phase == "adapt" else "finetuned"
     readout = {"before": before.agreements()} if phase == "adapt" else read_json(folder.path / names.READOUT)
     readout[when] = now.agreements()

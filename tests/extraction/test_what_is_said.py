@@ -1,0 +1,108 @@
+"""What an extraction of one's own data says: its parts, its grid, what it was made from, and which row stopped it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import complaint, printed
+from own_rows import choice_row, write_json_lines
+
+from advl_pipeline.runs.run_folder import RunFolder
+from advl_pipeline.training.run import _write_readout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("said")
+    write_json_lines(folder / "mine.jsonl", [choice_row(number, split="train") for number in range(10)])
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+EXTRACT = "extract --teacher efficientnet-lite0 --modality image --image-tokens grid".split()
+
+
+def test_a_grid_that_is_averaged_and_every_part_of_the_time_are_said(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "the teacher's grid of 7 x 7 cells is averaged to 4 x 4 (--grid-side 7 stores all)"
+    out, _ = printed(capsys, *EXTRACT, "--data", "mine.jsonl", "--grid-side", 4, "--dry-run")
+    assert said in out
+    out, _ = printed(capsys, *EXTRACT, "--data", "mine.jsonl", "--grid-side", 4)
+    assert said in out
+    seconds, parts = re.findall(r"encoded \d+ units in ([\d.]+) s \((.*)\)", out)[0]
+    named = {part.split()[0]: float(part.split()[1]) for part in parts.split(", ")}
+    assert list(named) == ["plan", "read", "encode", "write", "confidence"]
+    assert sum(named.values()) == pytest.approx(float(seconds), abs=0.5 + 0.3 * float(seconds))
+    cache = "caches/efficientnet-lite0/mine/train"
+    assert said in printed(capsys, "cache", "info", cache)[0]
+    # All cells are stored: there is nothing to say.
+    out, _ = printed(capsys, *EXTRACT, "--data", "mine.jsonl", "--output", "whole")
+    assert "is averaged" not in out + printed(capsys, "cache", "info", "whole")[0]
+    assert "--grid-side" in printed(capsys, "extract", "--help")[0]
+    # It was made here, of data that its record names.
+    out, _ = printed(capsys, "cache", "verify", cache, "--recompute", 2)
+    assert "2 units computed again" in out
+    # Whoever made a cache that came from elsewhere named what they liked.
+    shutil.copytree(cache, "elsewhere")
+    code, message = complaint(capsys, "cache", "verify", "elsewhere", "--recompute", 2)
+    assert code == 2
+    assert "only paths that you give are opened" in message
+
+
+def test_a_cache_of_other_own_data_is_called_by_its_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json_lines(here / "yours.jsonl", [choice_row(number, split="train") for number in range(5)])
+    printed(capsys, *EXTRACT, "--data", "yours.jsonl", "--no-confidence")
+    cache = "caches/efficientnet-lite0/yours/train"
+    code, message = complaint(
+        capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", "--num-steps", 1
+    )
+    assert code == 3
+    assert re.search(r"name +cache yours.jsonl +dataset mine.jsonl\n", message), message
+    assert "own-" not in message
+
+
+def test_a_picture_that_cannot_be_decoded_names_its_row_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [choice_row(number, split="train") for number in range(5)]
+    write_json_lines(here / "bad" / "mine.jsonl", rows)
+    broken = here / "bad" / "pictures" / "blue.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    code, message = complaint(capsys, *EXTRACT, "--data", "bad/mine.jsonl", "--output", "from-bad")
+    assert code == 5
+    assert "bad/pictures/blue.png" in message
+    assert "(used by bad/mine.jsonl:3)" in message
+    assert not (here / "from-bad").exists()
+
+
+class _Placed:
+    def __init__(self, names: torch.Tensor) -> None:
+        self._names = names
+
+    def names(self) -> torch.Tensor:
+        return self._names
+
+    def agreements(self) -> dict[str, object]:
+        return {}
+
+
+def test_where_there_are_no_regions_nothing_is_said_of_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing, some = _Placed(torch.empty(0, dtype=torch.int64)), _Placed(torch.tensor([1, 2]))
+    _write_readout(RunFolder(tmp_path), "adapt", nothing, nothing)  # type: ignore[arg-type]  # Two of its methods.
+    assert "regions keep their name" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "readout.json").read_text())["names_kept"] == {"after": None}
+    _write_readout(RunFolder(tmp_path), "adapt", some, some)  # type: ignore[arg-type]  # Two of its methods.
+    assert "100 % of the regions keep their name" in capsys.readouterr().err
