@@ -260,8 +260,8 @@ def averaged_grid(sources: Sequence[Source]) -> dict[str, list[int]]:
     """Return rows and columns of the teacher's `own` grid and of the `stored` one; nothing where both are alike."""
     for tower in (source.tower for source in sources):
         if isinstance(tower, PixelImageTower) and tower.image_tokens == "grid":
-            own_shape, stored = tower.backbone.grid_shape, tower.grid_shape
-            return {} if own_shape == stored else {"own": list(own_shape), "stored": list(stored)}
+            full, stored = tower.backbone.grid_shape, tower.grid_shape
+            return {} if full == stored else {"own": list(full), "stored": list(stored)}
     return {}
 
 
