@@ -40,6 +40,11 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     result = run_evaluate(config)
     yield {"run": str(result.run), "sets": result.sets}
     click.echo(
+        "each answer is written by the student, its options listed behind letters"
+        if config.protocol == "letters"
+        else "each answer is the likeliest candidate, its options not shown"
+    )
+    click.echo(
         f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'prior':>7} {'majority':>9} {'chance':>7}  "
         "points more or less when the picture is"
     )
@@ -56,6 +61,9 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             )
             row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
             click.echo(row.rstrip())
+        for metric, numbers in document.get("measures", {}).items():
+            for measure, value in numbers.items():
+                click.echo(f"  {metric}: {measure} {'has no denominator' if value is None else f'{value:.2f}'}")
         for metric, trivial in document["trivial"].items():
             line = f"the majority answer is {trivial['answer']!r}"
             if "given" in trivial:

@@ -21,7 +21,9 @@ from published_sets import PUBLISHED
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.cards import load_card, scored_split
 
-EVALUATE_ONLY = sorted(name for name in TWINS if load_card(name).facts.get("evaluate_only"))
+EVALUATE_ONLY = sorted(
+    name for name in TWINS if (facts := load_card(name).facts).get("evaluate_only") and facts["tasks"] == ["choice"]
+)
 TRAINED_ON = "aokvqa-rationales"
 """Has both tasks that the sets which are scored on alone ask for."""
 
@@ -72,6 +74,19 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     assert {test_set for test_set, document in documents.items() if "by_group" in document} == {"naturalbench/test"}
     groups = documents["naturalbench/test"]["by_group"]["choice"]
     assert groups["accuracy"] <= documents["naturalbench/test"]["metrics"]["choice"]
+    numbers = {test_set: document.get("measures", {}).get("choice") for test_set, document in documents.items()}
+    assert {"pairs", "sets of four"} <= numbers["whatsup/controlled-a"].keys()
+    assert not {"pairs", "sets of four"} & numbers["whatsup/coco-one"].keys()
+    bench = numbers["cv-bench/test"]
+    assert bench["CV-Bench"] == pytest.approx((bench["2D"] + bench["accuracy, Omni3D"]) / 2)
+    right = documents["mmstar/val"]["metrics"]["choice"] / 100 * 30
+    assert numbers["mmstar/val"]["MMStar"] == pytest.approx(100 * right / 1500)
+    assert numbers["naturalbench/test"]["G-Acc"] == groups["accuracy"]
+    assert numbers["naturalbench/test"]["Acc"] == pytest.approx(documents["naturalbench/test"]["metrics"]["choice"])
+    assert {"pairs"} == numbers["mmvp/test"].keys()
+    assert {"aAcc", "qAcc", "fAcc"} == numbers["hallusion-bench/test"].keys()
+    assert "choice: CV-Bench " in out
+    assert "each answer is the likeliest candidate, its options not shown" in out
     assert documents["pope/test"]["trivial"]["choice"]["chance"] == 50.0
     printed(capsys, "report", "runs/mine", "--to", "md")
 

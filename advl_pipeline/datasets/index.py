@@ -37,7 +37,7 @@ from advl_pipeline.datasets.index_files import (
     sealed_size,
     stamp_of,
 )
-from advl_pipeline.datasets.own.columns import columns_of, parse_item, recognise, shaped, split_of
+from advl_pipeline.datasets.own.columns import FACETS, columns_of, parse_item, recognise, shaped, split_of
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.rows import Held, Item, Kind, PictureFacts, Row, RowSource
@@ -168,7 +168,7 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
 
-_RULES = 8
+_RULES = 9
 """Raise it when the same files would yield other rows or problems; sound data keep their digests and caches."""
 
 _CHUNK = 1 << 14
@@ -177,15 +177,18 @@ _CHUNK = 1 << 14
 _REPEATED = ("file", "split", "image", "label_name", "group", "stratum")
 """Columns whose texts are stored once each."""
 
-_OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum")
+_OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum", "facets")
 """Columns that hold what an `Item` says."""
+
+_NOT_OF_ROWS = ("files", "pictures", "measures", "ties", "reads", "asks")
+"""Keys of a card that change no row."""
 
 _SCHEMA = pa.schema(
     {
         **dict.fromkeys(("id", *_REPEATED), pa.large_string()),
         **dict.fromkeys(("line", "cell"), pa.int64()),
         **dict.fromkeys(("num_choices", "label", "rationale_label"), pa.int32()),
-        **dict.fromkeys(("texts", "answers"), pa.list_(pa.large_string())),
+        **dict.fromkeys(("texts", "answers", "facets"), pa.list_(pa.large_string())),
         "counts": pa.list_(pa.int32()),
         "entries": pa.list_(pa.int8()),
     }
@@ -286,7 +289,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         make_index_folder(folder, source.files)
     before = _content_of(source, dataset, folder)
     digests = [digest for digest, _ in before if digest]
-    card = {key: value for key, value in config_to_dict(source.card).items() if key not in ("files", "pictures")}
+    card = {key: value for key, value in config_to_dict(source.card).items() if key not in _NOT_OF_ROWS}
     key = {
         "index": "rows",
         "rules": _RULES,
@@ -400,7 +403,7 @@ class _Builder:
         if self._kind is None:
             self._kind = recognise(record, card_kind)
             self._first, self._has_rationales = f"{row.file}:{row.line}", record.get("rationales") is not None
-            self._used_columns = tuple(record)
+            self._used_columns = tuple(name for name in record if name != FACETS)
         try:
             kind = recognise(record, card_kind)
         except Malformed:

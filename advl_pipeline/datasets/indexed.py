@@ -36,7 +36,7 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.rows import HELD, Reading, Variant
+from advl_pipeline.datasets.rows import HELD, DataCard, Reading, Variant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError, advise
 
@@ -131,14 +131,18 @@ class IndexedDataset:
             return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
         if variant.role == "classes":
             return self._class_of[self._table.text("label_name", label)], ()
+        target = soft_target(self._reading.scores(self._people(row)), self._class_of)
+        # No answer of a question may be a class; such a question has an empty target and no label.
+        best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
+        return (None if best is None else best[0]), target
+
+    def _people(self, row: int) -> Counter[str]:
+        """Return how many people gave each answer."""
         answers = self._table.lists("answers", row)
         people: Counter[str] = Counter()
         for answer, count in zip(answers, self._table.lists("counts", row) or [1] * len(answers), strict=True):
             people[answer] += count
-        target = soft_target(self._reading.scores(people), self._class_of)
-        # No answer of a question may be a class; such a question has an empty target and no label.
-        best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
-        return (None if best is None else best[0]), target
+        return people
 
     def _group(self, row: int) -> str:
         """Return what items are not independent within, where that is not the picture with its boxes."""
@@ -453,6 +457,27 @@ class IndexedDataset:
     def is_grouped(self) -> bool:
         """Whether rows were several items each: a group then counts as right where all of its items are."""
         return bool(self._index.facts["grouped"])
+
+    @property
+    def card(self) -> DataCard:
+        """What is said of its rows; nothing where no card is."""
+        return self._reading.card
+
+    def facets_of(self, example_id: str) -> list[str]:
+        """Return the facets of an example, in the order of the card's.
+
+        Raises:
+            KeyError: the split has no such example.
+        """
+        return self._table.lists("facets", self._place(self.position(example_id))[0])
+
+    def answers_of(self, example_id: str) -> dict[str, float]:
+        """Return the answers that people gave to a question, and what each of them is worth.
+
+        Raises:
+            KeyError: the split has no such example.
+        """
+        return dict(self._reading.scores(self._people(self._place(self.position(example_id))[0])))
 
     def ground_truth(self, example_id: str) -> GroundTruth:
         """Return what annotators answered to a question of VQA, for `evaluation.vqa`.

@@ -415,6 +415,7 @@ class OwnData:
             is_confined=self.rows.is_confined,
             # Rows of files on this machine have their pictures here, too.
             held=None if self.rows.files else HeldPictures(root, index.folder),
+            card=self.rows.card,
         )
         dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
         if index.kind == "classes" and is_labelled:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from advl_pipeline.configuration import Configuration, build_config, option
 from advl_pipeline.datasets.cards import ROWS
+from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.roots import HUB_PREFIX
@@ -37,8 +38,8 @@ COLUMNS = (
 
 
 ABOUT = frozenset(
-    "title format tasks metrics splits evaluate_only lmms_eval instead_of homepage licence size scoring chance seen "
-    "tried how_to_get".split()
+    "title format tasks metrics splits evaluate_only lmms_eval harness instead_of homepage licence size scoring "
+    "chance seen tried how_to_get".split()
 )
 """Keys of the card of a published set that tell people of it; its rows are read without them."""
 
@@ -97,6 +98,13 @@ class DataCard(Configuration):
     min_answer_count: int = option(
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )
+    facets: Mapping[str, Facet] = field(default_factory=lambda: MappingProxyType({}))
+    """What rows say of themselves that measures are taken over."""
+    measures: tuple[Measure, ...] = option((), help="Numbers that the set is known by, beside its plain accuracy.")
+    ties: Ties = option("first", help="What an item is worth whose right choice shares the highest score.")
+    reads: Rule = option("letter", help="How a generated answer is read.")
+    asks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
 
     @property
     def is_of_hub(self) -> bool:
@@ -136,6 +144,7 @@ def read_card(path: Path) -> DataCard:
                 where=f"{path} {key}",
                 why=f"got {files!r}; expected {expected}",
             )
+    require_measures(card.measures, card.facets, where=str(path))
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
     if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
         raise ConfigError(
@@ -193,9 +202,9 @@ class Item:
     what it must hold.
     `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
     `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where
-    there is none. `answers` are the texts that people gave, `counts` how many gave each (one each where it is empty),
-    `entries` what `vqa_answers.GroundTruth` says. `cell` is the class-balance cell of low-shot subsets, None
-    where that is the label.
+    there is none. `facets` are in the order of the card's. `answers` are the texts that people gave, `counts` how
+    many gave each (one each where it is empty), `entries` what `vqa_answers.GroundTruth` says. `cell` is the class-
+    balance cell of low-shot subsets, None where that is the label.
     """
 
     item_id: str | None
@@ -214,6 +223,7 @@ class Item:
     group: str = ""
     stratum: str = ""
     cell: int | None = None
+    facets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for label, texts in ((self.label, self.choices), (self.rationale_label, self.rationales)):
@@ -326,7 +336,8 @@ class Reading:
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
     name that the row has, where the two differ. Data of one's own (`is_own`) name their splits in their rows. Content
     stands for their name unless they are `called` something, and pictures with boxes are grouped by their bytes.
-    `held` gives the pictures that nobody has fetched. `is_confined` is as `RowSource` has it.
+    `held` gives the pictures that nobody has fetched. `is_confined` is as `RowSource` has it. `card` is what the user
+    or a published set says of the rows.
     """
 
     variants: tuple[Variant, ...]
@@ -339,3 +350,4 @@ class Reading:
     called: str = ""
     held: HeldPictures | None = None
     is_confined: bool = False
+    card: DataCard = field(default_factory=DataCard)

@@ -16,6 +16,8 @@ from advl_pipeline.students.options import PictureOptions, RegionOptions
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
 
+Protocol = Literal["likelihood", "letters"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
@@ -32,6 +34,13 @@ class EvaluateConfig(AnswerOptions):
     on: tuple[str, ...] = option(
         ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
     )
+    protocol: Protocol = option(
+        "likelihood",
+        also="--as",
+        help="How questions are asked: `likelihood` takes the likeliest candidate; `letters` lists options by letter,"
+        " reads what the student writes by the rule of the set's card, and compares answers as texts. Scores then "
+        "lie in SET@letters, and no picture is spoilt.",
+    )
     generate: bool = option(
         False,
         help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
@@ -46,12 +55,18 @@ class EvaluateConfig(AnswerOptions):
         None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
     )
     probe: tuple[Probe, ...] = option(
-        ("swapped", "blanked", "removed"),
-        help="Use of vision: also score with every picture swapped for another one, blanked, or removed; repeatable.",
+        (),
+        help="Use of vision: also score with every picture swapped for another one, blanked, or removed; repeatable "
+        "[default: all three; none with --as letters].",
     )
     probe_on: tuple[str, ...] = option(
         (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
     )
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """How pictures are spoilt, as it was asked for or by default."""
+        return self.probe or (() if self.protocol == "letters" else ("swapped", "blanked", "removed"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

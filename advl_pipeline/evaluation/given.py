@@ -12,6 +12,7 @@ from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.config import FinetuneConfig
@@ -110,11 +111,18 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
     reasons: dict[str, str] = {}
     if config.generate and "vqa" not in tasks:
         reasons["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, EvaluateConfig) and config.protocol == "letters":
+        whole = "--as letters asks whole questions, and spoils no picture"
+        reasons |= {name: whole for name in ("probe", "probe_on") if getattr(config, name)}
+        by_card = "--as letters reads answers by the set's card"
+        reasons |= {name: by_card for name in ("generate", "vqa_mode") if getattr(config, name)}
+        if not tasks & LETTERED_TASKS:
+            reasons["protocol"] = f"it asks choices and answers, and the task is {', '.join(sorted(tasks))}"
+    elif isinstance(config, EvaluateConfig):
         if config.vqa_mode is not None and not tasks & {"vqa", "answers"}:
             reasons["vqa_mode"] = f"the task is {', '.join(sorted(tasks))}"
         if beside := sorted(set(config.probe_on) - set(sets)):
             reasons["probe_on"] = f"{beside[0]} is not evaluated (--on)"
-        elif config.probe_on and set(config.probe) <= {"none"}:
+        elif config.probe_on and set(config.probes) <= {"none"}:
             reasons["probe_on"] = "--probe none spoils no picture"
     refuse_ineffective(reasons)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.datasets.measures import Ties
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError, advise
@@ -105,6 +106,27 @@ def score_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[flo
                 next_command=advise(["advl", "predict", "--help"], note="writes what a leaderboard takes"),
             )
     return [float(choice == example.label) for example, choice in zip(examples, chosen, strict=True)]
+
+
+def score_ties(
+    examples: Sequence[Example], chosen: Sequence[int], scores_nC: npt.NDArray[np.floating], ties: Ties
+) -> list[float]:
+    """Score choices against the labels where it matters whether another candidate has the same score.
+
+    Args:
+        ties: `right` counts a right candidate that shares the highest score, `wrong` one that has it alone.
+
+    Raises:
+        DatasetError: an item without a label.
+    """
+    values = score_labels(examples, chosen)
+    if ties == "first":
+        return values
+    labels = np.array([example.label for example in examples])
+    right_n = scores_nC[np.arange(len(examples)), labels]
+    is_highest = right_n == scores_nC.max(axis=1)
+    is_alone = (scores_nC == right_n[:, None]).sum(axis=1) == 1
+    return [float(is_right) for is_right in is_highest & (is_alone | (ties == "right"))]
 
 
 def score_texts(
@@ -205,8 +227,14 @@ class AnswerTally:
     _chance: float = 0.0
     _labels: dict[str, int] = field(default_factory=dict)
 
-    def add(self, examples: Sequence[Example], scores_nC: npt.NDArray[np.floating]) -> None:
-        """Count examples; -inf marks a candidate that one lacks."""
+    def add(
+        self, examples: Sequence[Example], scores_nC: npt.NDArray[np.floating], given: Sequence[int] | None = None
+    ) -> None:
+        """Count examples; -inf marks a candidate that one lacks.
+
+        Args:
+            given: the student's answers, below 0 where it gave none; None for those that it scores highest.
+        """
         num_candidates_n = np.isfinite(scores_nC).sum(axis=1).tolist()
         for example, count in zip(examples, num_candidates_n, strict=True):
             worth = dict(example.soft_label) or ({} if example.label is None else {example.label: 1.0})
@@ -214,7 +242,7 @@ class AnswerTally:
                 self._worth[answer] += value
             self._chance += sum(worth.values()) / max(1, count)
             self._labels[question_id(example)] = max(worth, key=worth.__getitem__, default=-1)
-        self._given.update(scores_nC.argmax(axis=1).tolist())
+        self._given.update(scores_nC.argmax(axis=1).tolist() if given is None else given)
 
     def summary(self) -> dict[str, Any]:
         """Return percentages of all examples.
@@ -245,4 +273,6 @@ class AnswerTally:
         }
 
     def _name(self, place: int) -> str:
+        if place < 0:
+            return "no option"
         return self.label_names[place] if self.label_names else f"choice {place + 1}"

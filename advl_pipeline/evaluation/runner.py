@@ -19,10 +19,12 @@ from advl_pipeline.atomic import make_folder, replacing, write_text
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.records import Dataset, Example, ImageUnit, Task, head_name
+from advl_pipeline.datasets.measures import Measure
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, advise, leave_out
+from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig
 from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import (
@@ -43,7 +45,10 @@ from advl_pipeline.evaluation.items import (
     score_labels,
     score_soft_labels,
     score_texts,
+    score_ties,
 )
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_of
+from advl_pipeline.evaluation.measures import Judged, measured
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
     NO_OTHERS,
@@ -57,7 +62,8 @@ from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.results import moved_to, read_config
+from advl_pipeline.runs.results import LETTERS, filed_as, moved_to, read_config
+from advl_pipeline.students.interface import Student
 from advl_pipeline.training.given import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
@@ -79,7 +85,8 @@ class EvaluateResult:
 def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
 
-    Scores by another evaluator of VQA than the set's usual one lie beside those, in `<set>@<evaluator>`.
+    Scores by another evaluator of VQA than the set's usual one lie beside those, in `<set>@<evaluator>`; those of
+    letters that the student wrote in `<set>@letters`.
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
@@ -91,13 +98,28 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         trained_on = read_config(config.run)
         config = replace(config, data_root=moved_to(config.data_root, trained_on))
         finished = load_run(config.run, config)
+        if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
+            raise ConfigError(
+                f"{finished.student.name} generates no text, so no letter can be read.",
+                where=str(config.run),
+                why="it scores the answers that it was trained on",
+                next_command=leave_out("--as letters"),
+            )
         finished.student.cut_texts()
-        prior, caveats = _question_prior(config, finished, trained_on)
+        # What a student writes needs no head of its run, and no list of answers that has a prior.
+        needs_head = config.protocol != LETTERS
+        prior, caveats = _question_prior(config, finished, trained_on) if needs_head else (None, [])
         sets: dict[str, dict[str, Any]] = {}
         for name in config.on:
             dataset_name, split = set_name(name, trained_on["dataset"])
             dataset = open_as_trained(
-                config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
+                config,
+                finished,
+                trained_on,
+                dataset=dataset_name,
+                split=split,
+                needs_head=needs_head,
+                tasks=tuple(trained_on["task"]) if needs_head else (),
             )
             is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
             sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen, prior=prior, caveats=caveats)
@@ -116,9 +138,15 @@ class _Scored:
     items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=lambda: defaultdict(list))
     example_ids: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    right: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    facets: list[Mapping[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     num_texts: int = 0
     num_cut: int = 0
+    num_unread: int = 0
+    num_beyond: int = 0
 
 
 def _question_prior(
@@ -157,26 +185,41 @@ def _evaluate_set(
     mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
-    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if is_probed and view in config.probe))
+    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if is_probed and view in config.probes))
+    is_lettered, card = config.protocol == LETTERS, dataset.card
+    # Groups and denominators are those of the whole set.
+    measures = (
+        []
+        if config.num_questions
+        else [each for each in card.measures if dataset.split in each.splits or not each.splits]
+    )
     named = question_namer(dataset.name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
     others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
     scored = {
-        task: _Scored(tally=AnswerTally(label_names=finished.label_names[head_name(task)])) for task in dataset.tasks
+        task: _Scored(tally=AnswerTally(label_names=finished.label_names.get(head_name(task), ())))
+        for task in dataset.tasks
+        if not is_lettered or task in LETTERED_TASKS
     }
     parts = ((part, task, kept) for part in example_parts(dataset, sampled) for task, kept in scored.items())
     for part, task, kept in parts:
         examples = [example for example in part if example.task == task]
         if not examples:
             continue
+        kept.example_ids += [example.example_id for example in examples]
         began = time.perf_counter()
+        if is_lettered:
+            values = _score_written(finished, examples, dataset, config.batch_size, kept)
+            kept.seconds += time.perf_counter() - began
+            kept.items[_TRUE_PICTURE, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            kept.facets += [_facets(example, dataset, measures) for example in examples]
+            continue
         matrices = score_matrices(finished, examples, config.batch_size, views, others)
         kept.seconds += time.perf_counter() - began
         kept.num_texts += sum(len(example.candidates) for example in examples)
         kept.num_cut += finished.student.count_cut(examples)
         kept.shown.append(matrices[0])
         kept.tally.add(examples, matrices[0])
-        kept.example_ids += [example.example_id for example in examples]
         kept.labels += [example.label for example in examples]
         for view, matrix in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
@@ -184,15 +227,24 @@ def _evaluate_set(
             if task == "vqa":
                 texts = [finished.label_names["vqa"][choice] for choice in chosen]
                 values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
+            elif task in MULTIPLE_CHOICE_TASKS:
+                values = score_ties(examples, chosen, matrix, card.ties)
             else:
                 values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
             kept.items[view, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            if view == _TRUE_PICTURE and measures:
+                kept.facets += [_facets(example, dataset, measures) for example in examples]
+                _keep_answers(kept, examples, chosen)
         if config.generate and task == "vqa":
             texts = list(finished.generated(examples, batch_size=config.batch_size))
             values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
             kept.items[_TRUE_PICTURE, GENERATED].append(item_scores(examples, values))
     arrays: dict[str, npt.NDArray[Any]] = {}
     for task, kept in scored.items():
+        if is_lettered:
+            arrays[f"written/{task}"] = np.array(kept.written)
+            arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
+            continue
         # -inf fills the places of candidates that a part does not have.
         width = max(part.shape[1] for part in kept.shown)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
@@ -222,7 +274,12 @@ def _evaluate_set(
         interval = accuracy_interval(items.score_n, items.pictures, items.types)
         intervals[metric] = {"low": interval.low, "high": interval.high}
     metrics = percents.pop(_TRUE_PICTURE)
-    tallies = {METRIC_OF_TASK[task]: kept.tally for task, kept in scored.items()}
+    # Of answers in a student's own words none is drawn at random.
+    tallies = {
+        METRIC_OF_TASK[task]: kept.tally
+        for task, kept in scored.items()
+        if not is_lettered or task in MULTIPLE_CHOICE_TASKS
+    }
     caveats = [
         *caveats,
         *finished.student.caveats(),
@@ -231,6 +288,12 @@ def _evaluate_set(
     if num_cut := sum(kept.num_cut for kept in scored.values()):
         num_texts = sum(kept.num_texts for kept in scored.values())
         caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")
+    caveats += [
+        f"of {len(kept.example_ids)} answers to {dataset.split}, {kept.num_unread} name no option and "
+        f"{kept.num_beyond} a letter beyond the options; they count as wrong"
+        for kept in scored.values()
+        if kept.num_unread or kept.num_beyond
+    ]
     seconds = sum(kept.seconds for kept in scored.values())
     num_examples = sum(len(kept.example_ids) for kept in scored.values())
     asked = config.num_questions
@@ -238,6 +301,7 @@ def _evaluate_set(
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
+        "protocol": config.protocol,
         "caveats": caveats,
         "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},
         "metrics": metrics,
@@ -258,13 +322,18 @@ def _evaluate_set(
     if prior is not None:
         for task in scored:
             document["trivial"][METRIC_OF_TASK[task]] |= prior.summary(dataset, sampled)
+    if measures:
+        document["measures"] = {
+            METRIC_OF_TASK[task]: _measured(measures, kept, true_items[METRIC_OF_TASK[task]])
+            for task, kept in scored.items()
+        }
     if dataset.is_grouped and asked is None:
         document["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
         document["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))
     for task in scored:
-        if head_name(task) == "snli-ve":
+        if head_name(task) == "snli-ve" and not is_lettered:
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
             whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
             document["confusion"] = {"label_names": list(whole.label_names), "counts": whole.counts}
@@ -278,12 +347,89 @@ def _evaluate_set(
             if metric != GENERATED
         }
     filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
+    filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
     target = evaluation_file(config.run, filed, ".npz")
     make_folder(target.parent)
     with replacing(target) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     write_text(target.with_suffix(".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
     return document
+
+
+def _score_written(
+    finished: FinishedRun, examples: Sequence[Example], dataset: IndexedDataset, batch_size: int, kept: _Scored
+) -> list[float]:
+    """Ask examples as harnesses do, and return what the answers are worth that the student writes."""
+    card = dataset.card
+    asked = [as_asked(example, card.asks) for example in examples]
+    written = list(finished.generated(asked, batch_size=batch_size))
+    kept.written += written
+    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        return [
+            answer_worth(text, dataset.answers_of(example.example_id), card.reads)
+            for example, text in zip(examples, written, strict=True)
+        ]
+    read = [
+        read_option(text, options_of(example), card.reads) for example, text in zip(examples, written, strict=True)
+    ]
+    kept.num_unread += read.count(None)
+    kept.num_beyond += read.count(BEYOND)
+    chosen = [BEYOND if place is None else place for place in read]
+    kept.tally.add(examples, _finite_places(examples), chosen)
+    _keep_answers(kept, examples, chosen)
+    return score_labels(examples, chosen)
+
+
+def _finite_places(examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+    """Return (n, C): 0 for the candidates that an item has, -inf for others."""
+    count_n = np.array([len(example.candidates) for example in examples])
+    return np.where(np.arange(count_n.max()) < count_n[:, None], 0.0, -np.inf).astype(np.float32)
+
+
+def _keep_answers(kept: _Scored, examples: Sequence[Example], chosen: Sequence[int]) -> None:
+    """Keep the right and the given answers of choices as texts."""
+    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        return
+    for example, place in zip(examples, chosen, strict=True):
+        options = options_of(example)
+        kept.right.append(options[example.label or 0])
+        kept.given.append("" if place < 0 else options[place])
+
+
+def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measure]) -> dict[str, str]:
+    """Return the facets of an example that measures are taken over.
+
+    Raises:
+        DatasetError: its row lacks one of them.
+    """
+    facets = {
+        **dict(zip(dataset.card.facets, dataset.facets_of(example.example_id), strict=True)),
+        "group": example.group,
+        "picture": example.image.unit_id,
+        "question": question_of(example),
+        "type": example.stratum,
+    }
+    for measure in measures:
+        for name in measure.facets:
+            if not facets[name]:
+                raise DatasetError(
+                    f"The measure {measure.name!r} needs the facet {name!r}, and an item has none.",
+                    where=f"{dataset.name}/{dataset.split}, {example.example_id}",
+                    next_command=advise(
+                        ["advl", "datasets", "card", dataset.name], note="says where facets are from"
+                    ),
+                )
+    return facets
+
+
+def _measured(measures: Sequence[Measure], kept: _Scored, items: ItemScores) -> dict[str, float | None]:
+    judged = Judged(
+        score_n=items.score_n,
+        facets={name: [facets[name] for facets in kept.facets] for name in kept.facets[0]},
+        right=kept.right,
+        given=kept.given,
+    )
+    return {name: value for measure in measures for name, value in measured(measure, judged).items()}
 
 
 def sample_questions(
@@ -379,12 +525,14 @@ def open_as_trained(
     *,
     dataset: str,
     split: str,
+    needs_head: bool = True,
     **options: Any,
 ) -> IndexedDataset:
     """Open a split as the run read its own, with its stored pictures.
 
     Args:
         trained_on: configuration of the run.
+        needs_head: the run is to score the answers of its own head.
         options: others of `open_dataset`.
 
     Raises:
@@ -397,7 +545,7 @@ def open_as_trained(
             # A run stays valid when its data move.
             error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
         raise
-    for task in opened.tasks:
+    for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names
         # An answer is an answer whatever the vocabulary of the set: a run keeps its own.

@@ -76,9 +76,9 @@ def collect_examples(
     pairs = ([of_baseline[place], cell] for cell in of_focus if (place := (cell.shots, cell.seed)) in of_baseline)
     cells = done[:1] if len(study.methods) == 1 else next(pairs, [])
     runs = [result.runs / cell.run for cell in cells]
-    mode = study.evaluation.get("vqa_mode")
+    ways = study.evaluation.get("vqa_mode"), study.evaluation.get("protocol", "likelihood")
     evaluations = [
-        evaluation for run in runs if (evaluation := read_evaluation(run, filed_as(run, test_set, mode))) is not None
+        evaluation for run in runs if (evaluation := read_evaluation(run, filed_as(run, test_set, *ways))) is not None
     ]
     task = next(
         (name for name in setting.tasks if all(name in evaluation.scores for evaluation in evaluations)), None

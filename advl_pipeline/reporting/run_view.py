@@ -62,6 +62,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
             "seed": str(config["seed"]),
         },
         "scores": scores,
+        "measures": measures_of(documents),
         "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
         "losses": loss_figure(read_log(run), run=str(cell.run)),
         "kinds": _kinds(documents),
@@ -93,7 +94,7 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
             scores.append(
                 {
                     "test_set": test_set,
-                    "metric": wording.metric_name(metric),
+                    "metric": wording.metric_name(metric) + wording.WRITTEN * (document.get("protocol") == "letters"),
                     "num_items": document.get("num_items", {}).get(metric, 0),
                     "accuracy": wording.percent(accuracy),
                     "interval": ends,
@@ -106,6 +107,16 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
                 }
             )
     return scores
+
+
+def measures_of(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return, of every test set, the numbers that its card defines, in words; nothing where it defines none."""
+    return [
+        f"{test_set}: "
+        + "; ".join(f"{name} {'-' if value is None else wording.percent(value)}" for name, value in of.items())
+        for test_set, document in documents.items()
+        for of in document.get("measures", {}).values()
+    ]
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:

@@ -25,6 +25,9 @@ METRIC_NAMES = {
     "answers": "answer accuracy",
 }
 
+WRITTEN = ", answer written, options behind letters"
+"""What follows a metric of answers that the student wrote; the others are of the likeliest candidate."""
+
 QUESTIONS: Mapping[Questions, str] = {
     "same": "the same questions",
     "part": "a part of the questions",

@@ -113,7 +113,8 @@ def moved_to(data_root: Path | None, config: Mapping[str, Any]) -> Path | None:
 def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     """Return what each evaluation of a run found, by its test set as `advl evaluate --on` was given it.
 
-    Scores by an evaluator of VQA that is not the set's usual one go by the name that they are filed under.
+    Scores by an evaluator of VQA that is not the set's usual one, and of letters that the student wrote, go by the
+    name that they are filed under.
 
     Raises:
         ConfigError: an evaluation is damaged.
@@ -124,23 +125,31 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
             continue
         document = read_json(path)
         test_sets = (document["split"], f"{document['dataset']}/{document['split']}")
-        filed = [*test_sets, *(f"{name}@{document.get('vqa_mode')}" for name in test_sets)]
+        other_ways = (document.get("vqa_mode"), LETTERS)
+        filed = [*test_sets, *(f"{name}@{way}" for name in test_sets for way in other_ways)]
         name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
         documents[name or path.stem.replace("--", "/")] = document
     return documents
 
 
-def filed_as(run: Path, test_set: str, vqa_mode: str | None) -> str:
+LETTERS = "letters"
+"""Behind the name of a set, scores of what a student wrote where options were listed behind letters."""
+
+
+def filed_as(run: Path, test_set: str, vqa_mode: str | None, protocol: str = "likelihood") -> str:
     """Return the name that the scores of a test set by an evaluator of VQA are filed under.
 
     It is the set's own where they are by the set's usual evaluator; those by another one stand beside them.
 
     Args:
         vqa_mode: the evaluator that is asked for; None for the usual one.
+        protocol: how questions are asked; `LETTERS` for scores of letters.
 
     Raises:
         ConfigError: the evaluation is damaged.
     """
+    if protocol == LETTERS:
+        return f"{test_set}@{LETTERS}"
     usual = evaluation_file(run, test_set, ".json")
     if vqa_mode is None or (usual.exists() and read_json(usual).get("vqa_mode", vqa_mode) == vqa_mode):
         return test_set

@@ -15,7 +15,7 @@ from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.run_view import scores_of
+from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
@@ -83,6 +83,8 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
         scores=scores_of(documents),
+        measures=measures_of(documents),
+        written=wording.WRITTEN.removeprefix(", "),
         by_type=[
             f"{test_set}, {wording.metric_name(metric)}: "
             + ", ".join(

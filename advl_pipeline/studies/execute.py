@@ -42,7 +42,7 @@ def execute_cell(cell: Cell) -> None:
     if missing:
         # An evaluation has what the study asks for and what another study of the cell has asked for.
         asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
-        probes = dict.fromkeys(probe for probe in asked.probe if probe != "none")
+        probes = dict.fromkeys(probe for probe in asked.probes if probe != "none")
         probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
         counts = [_num_questions(document) for document in stored.values() if document]
         most = max([asked.num_questions or math.inf, *counts])
@@ -63,7 +63,8 @@ def execute_cell(cell: Cell) -> None:
 
 def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
     """Return the document of a cell's evaluation by the evaluator that the study asks for; nothing without one."""
-    file = names.evaluation_file(cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode), ".json")
+    filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
+    file = names.evaluation_file(cell.run, filed, ".json")
     return read_json(file) if file.exists() else {}
 
 
@@ -89,7 +90,7 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
     for name in cell.test_sets:
         document = _stored(cell, name)
         is_probed = name in asked.probe_on and not cell.finetune.hide_picture
-        wanted = set(asked.probe) - {"none"} if is_probed else set()
+        wanted = set(asked.probes) - {"none"} if is_probed else set()
         # The questions of a sample are the first ones of a larger one.
         if (
             not document

@@ -113,7 +113,9 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         # Of "full" a run tells how many training questions they are, the same for all.
         size = sizes.setdefault((cell.setting, cell.shots), cell.shots or of_run)
         for test_set in cell.test_sets:
-            evaluation = read_evaluation(cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode))
+            evaluation = read_evaluation(
+                cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
+            )
             if evaluation is None:
                 continue
             stored = evaluation.summary

@@ -150,7 +150,7 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     scored: dict[tuple[str, str], Path] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
-            filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode)
+            filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
             path = names.evaluation_file(cell.run, filed, ".json")
             if path.exists() and names.is_finished(cell.run):
                 scored.setdefault((cell.finetune.dataset, test_set), path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Part:
     rows: Sequence[Mapping[str, Any]]
     features: Mapping[str, Any]
     configuration: str = ""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """Of rows that name their pictures, which are then lines of JSON beside them."""
 
 
 TEXT, WHOLE, PICTURE = Value("string"), Value("int64"), datasets.Image()
@@ -93,6 +96,7 @@ def aokvqa(samples: Samples) -> Iterable[Part]:
 
     def row(split: str, number: int, sample: Sample) -> dict[str, Any]:
         asked = {"question_id": f"{split[:2]}{number}", "question": sample.question, "choices": list(sample.choices)}
+        asked["difficult_direct_answer"] = number % 3 == 2
         if split == "test":
             return asked | {"direct_answers": None, "rationales": []}
         return asked | {
@@ -123,6 +127,7 @@ def scienceqa(samples: Samples) -> Iterable[Part]:
             "answer": sample.right if number % 3 else 1,
             "hint": "The figure shows a colour." if number % 2 else "",
             "subject": "natural science" if number % 2 else "language science",
+            "grade": f"grade{1 + number % 12}",
         }
 
     for split, part in thirds(samples, "train", "validation", "test"):
@@ -167,11 +172,13 @@ def snli_ve_hf(samples: Samples) -> Iterable[Part]:
 
 def gqa(samples: Samples) -> Iterable[Part]:
     features = columns("id imageId question answer fullAnswer entailed equivalent", isBalanced=Value("bool"))
-    features |= {"groups": columns("global local")}
+    features |= {"groups": columns("global local"), "types": columns("structural semantic detailed")}
 
     def row(number: int, sample: Sample) -> dict[str, Any]:
         asked = {"id": f"{number:07}", "imageId": f"n{number // 2}", "question": f"{sample.question} ({number})"}
-        return asked | {"answer": sample.choices[sample.right], "groups": {"global": "", "local": ""}}
+        types = {"structural": ("query", "verify", "choose")[number % 3], "semantic": "attr", "detailed": "directOf"}
+        groups = {"global": "", "local": ""}
+        return asked | {"answer": sample.choices[sample.right], "groups": groups, "types": types}
 
     pictured = columns("id", image=PICTURE)
     for split, part in thirds(samples, "train", "val", "testdev"):
@@ -216,8 +223,9 @@ def cv_bench(samples: Samples) -> Iterable[Part]:
     features = columns("type task question answer prompt filename source", image=PICTURE, idx=WHOLE, choices=TEXTS)
 
     def row(number: int, sample: Sample) -> dict[str, Any]:
+        source = ("ADE20K", "COCO", "Omni3D")[number % 3]
         fields = {"idx": number, "type": "2D", "task": ("Count", "Relation")[number % 2], "question": sample.question}
-        return fields | {"choices": list(sample.choices), "answer": f"({LETTERS[sample.right]})", "source": "COCO"}
+        return fields | {"choices": list(sample.choices), "answer": f"({LETTERS[sample.right]})", "source": source}
 
     yield Part("nyu-visionx/CV-Bench", "test", rows_of(samples, features, row), features)
 
@@ -271,23 +279,32 @@ def sugarcrepe(samples: Samples) -> Iterable[Part]:
 
     labels = ClassLabel(names=[f"A {colour} thing." for colour in sorted(COLOURS)])
     features = {"image": PICTURE, "tested_labels": TEXTS, "true_label": labels}
-    for name in ("swap_obj", "swap_att"):
+    for name in ("add_obj", "add_att", "replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att"):
         yield Part(f"HuggingFaceM4/SugarCrepe_{name}", "test", rows_of(samples, features, row), features)
 
 
 def whatsup(samples: Samples) -> Iterable[Part]:
     features = {"image_options": List(PICTURE), "caption_options": TEXTS}
 
-    def row(_: int, sample: Sample) -> dict[str, Any]:
-        right = sample.choices[sample.right]
-        return {
-            "image_options": [stored(sample.picture)],
-            "caption_options": list(dict.fromkeys([right, *sample.choices])),
-        }
+    sides = ("to the left of", "to the right of")
+    places = {
+        "Controlled_Images_A": (*sides, "on", "under"),
+        "Controlled_Images_B": (*sides, "in front of", "behind"),
+        "COCO_QA_one_obj": ("on the left", "on the right"),
+        "COCO_QA_two_obj": (*sides, "above", "below"),
+        "VG_QA_one_obj": ("on the left", "on the right"),
+        "VG_QA_two_obj": (*sides, "in front of", "behind"),
+        "VG_Relation": sides,
+    }
 
-    splits = "Controlled_Images_A Controlled_Images_B COCO_QA_one_obj COCO_QA_two_obj VG_QA_one_obj"
-    for split in splits.split():
-        yield Part("ServiceNow/whatsup_all", split, rows_of(samples, features, row), features)
+    def row(where: Sequence[str], number: int, sample: Sample) -> dict[str, Any]:
+        right = number % len(where)
+        end = "" if where[0].startswith("on the") else f" a table {number // 4}"
+        captions = [f"A {COLOURS[number // 4 % 5]} thing {place}{end}" for place in (*where[right:], *where[:right])]
+        return {"image_options": [stored(sample.picture)], "caption_options": captions}
+
+    for split, where in places.items():
+        yield Part("ServiceNow/whatsup_all", split, rows_of(samples, features, partial(row, where)), features)
 
 
 def naturalbench(samples: Samples) -> Iterable[Part]:
@@ -314,6 +331,63 @@ def naturalbench(samples: Samples) -> Iterable[Part]:
     yield Part("BaiqiL/NaturalBench", "train", rows_of(samples[: len(samples) // 2 * 2 : 2], features, row), features)
 
 
+def blink(samples: Samples) -> Iterable[Part]:
+    features = columns("idx question sub_task answer prompt explanation", choices=TEXTS)
+    features |= {f"image_{number}": PICTURE for number in range(1, 5)}
+
+    def row(split: str, number: int, sample: Sample) -> dict[str, Any]:
+        asked = {"idx": f"{split}_{number}", "question": sample.question, "choices": list(sample.choices)}
+        answer = "hidden" if split == "test" else f"({LETTERS[sample.right]})"
+        return asked | {"answer": answer, "image_1": stored(sample.picture)}
+
+    tasks = "Counting Spatial_Relation Object_Localization Relative_Depth Relative_Reflectance IQ_Test"
+    for task in tasks.split():
+        for split in ("val", "test"):
+            rows = rows_of(samples, features, partial(row, split))
+            yield Part("BLINK-Benchmark/BLINK", split, rows, features, task)
+
+
+def hallusion_bench(samples: Samples) -> Iterable[Part]:
+    features = columns(
+        "category subcategory visual_input set_id figure_id sample_note question_id question gt_answer_details "
+        "gt_answer filename",
+        image=PICTURE,
+    )
+
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        places = {"set_id": str(number // 4), "figure_id": str(number % 2), "question_id": str(number // 2 % 2)}
+        asked = {"category": "VD", "subcategory": "illusion", "question": sample.question, "visual_input": "1"}
+        return asked | places | {"gt_answer": str(number % 2), "sample_note": "circle"}
+
+    yield Part("lmms-lab/HallusionBench", "image", rows_of(samples, features, row), features)
+    without = {name: kind for name, kind in features.items() if name != "image"}
+    yield Part("lmms-lab/HallusionBench", "non_image", rows_of(samples[:2], without, row), without)
+
+
+def mmvp(samples: Samples) -> Iterable[Part]:
+    features = {"Index": Value("int32"), **columns("Question Options"), "Correct Answer": TEXT, "image": PICTURE}
+
+    def row(number: int, _: Sample) -> dict[str, Any]:
+        asked = {"Index": number + 1, "Question": f"Is the wing of bird {number // 2} open?"}
+        return asked | {"Options": "(a) Open (b) Closed", "Correct Answer": f"({'ab'[number % 2]})"}
+
+    yield Part("lmms-lab-eval/MMVP", "train", rows_of(samples[: len(samples) // 2 * 2], features, row), features)
+
+
+def vsr(samples: Samples) -> Iterable[Part]:
+    features = columns("image image_link caption relation", label=WHOLE)
+
+    def row(number: int, sample: Sample) -> dict[str, Any]:
+        colour = sample.choices[sample.right - number % 2]
+        told = {"caption": f"The thing is {colour}.", "relation": ("under", "facing")[number % 2]}
+        return {"image": f"{number:012}.png", "label": 1 - number % 2, **told}
+
+    for split, part in thirds(samples, "train", "dev", "test"):
+        rows = [{**dict.fromkeys(features, ""), **row(number, sample)} for number, sample in enumerate(part)]
+        pictures = {row["image"]: sample.picture for row, sample in zip(rows, part, strict=True)}
+        yield Part("cambridgeltl/vsr_zeroshot", split, rows, features, pictures=pictures)
+
+
 TWINS: Mapping[str, Callable[[Samples], Iterable[Part]]] = {
     "aokvqa": aokvqa,
     "aokvqa-rationales": aokvqa,
@@ -329,6 +403,12 @@ TWINS: Mapping[str, Callable[[Samples], Iterable[Part]]] = {
     "sugarcrepe": sugarcrepe,
     "whatsup": whatsup,
     "naturalbench": naturalbench,
+    "aokvqa-direct": aokvqa,
+    "realworldqa-all": realworldqa,
+    "blink": blink,
+    "hallusion-bench": hallusion_bench,
+    "mmvp": mmvp,
+    "vsr": vsr,
 }
 
 
@@ -340,6 +420,13 @@ def write_twin(root: Path, card: str, samples: Samples, *, group_rows: int | Non
     """
     pages: dict[str, dict[str, list[str]]] = {}
     for part in TWINS[card](samples):
+        if part.pictures:
+            folder = root / part.repository
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{part.split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.rows))
+            for name, picture in part.pictures.items():
+                (folder / name).write_bytes(picture)
+            continue
         name = f"{part.configuration or 'data'}/{part.split}-00000-of-00001.parquet"
         pages.setdefault(part.repository, {}).setdefault(part.configuration, []).append(part.split)
         file = root / part.repository / name

@@ -51,7 +51,7 @@ _LIKELY: Mapping[str, str] = {
 MIN_CHOICES = 2
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
 _OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
-_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
+_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?|\(([a-z])\)")
 
 
 def columns_of(kind: Kind) -> str:
@@ -114,6 +114,10 @@ def _hint(columns: Collection[str], kind: Kind | None) -> str:
 _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
 """Columns whose cells hold JSON, or a list of Python, where a format has no lists (CSV)."""
 
+FACETS = "facets"
+"""Where a record under our columns has the facets that its card asks for. They label items of measures alone, so the
+digest of a split does not hold them."""
+
 _ONE_OF_SEVERAL = re.compile(r".*\D\d+|(left|right)_.*")
 """Names of columns that hold one of several pictures."""
 
@@ -133,13 +137,14 @@ def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row
     seen: set[str] = set()
     items = (item for row in rows for item in _items_of(row, card, seen))
     yield from _with_drawn_rationales(items, card) if card.rationale_choices else items
-    for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items)):
+    of_facets = {f"facets.{name}": facet.column.partition(".")[0] for name, facet in card.facets.items()}
+    for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items, of_facets)):
         for name in [theirs] if isinstance(theirs, str) else theirs:
             # It is mistyped, and no row is to blame.
             if seen and name not in seen:
                 raise DatasetError(
                     "The card names a column that no row has.",
-                    where=f"{dataset} [columns] {ours}",
+                    where=f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}",
                     why=f"column {name!r}, which the card gives as {ours!r}, is missing; "
                     + suggest_names(name, seen),
                     next_command=again("mend or remove the line of the card, then give the same command again"),
@@ -172,6 +177,8 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
         if card.items:
             fields["group"] = row.name
             fields["id"] = None if fields.get("id") is None else f"{fields['id']}-{number}"
+        if card.facets:
+            fields[FACETS] = tuple(facet.of(record) for facet in card.facets.values())
         if card.options_in_question:
             fields["question"], options = split_options(fields.get("question"))
             # A card's own choices are for questions without options, whose right answer is the text of one.
@@ -278,7 +285,7 @@ def _runs_of_options(text: str, start: int, *, gap: str) -> list[tuple[int, list
 
 
 def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\({letter}\)[.:]?|{letter}[.:)]){gap}")
+    return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\((?i:{letter})\)[.:]?|{letter}[.:)]){gap}")
 
 
 def _drawn_order(texts: Sequence[Any], row: Row, card: DataCard) -> tuple[list[Any], int]:
@@ -363,6 +370,7 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
         counts=tuple(answers.values()),
         group=_name(record, "group") or "",
         stratum=_name(record, "stratum") or "",
+        facets=record[FACETS] if card.facets else (),
     )
 
 
@@ -429,8 +437,9 @@ def _place(name: str, label: Any, texts: Sequence[str], card: DataCard, *, has_l
     if (value.isdecimal() and not isinstance(label, bool)) and int(value) < len(texts):
         places["index"] = int(value)
     letter = _LETTER.fullmatch(value) if has_letters else None
-    if letter and ("text" not in places or card.label_is == "letter") and ord(letter[1]) - ord("A") < len(texts):
-        places["letter"] = ord(letter[1]) - ord("A")
+    number = ascii_uppercase.index((letter[1] or letter[2]).upper()) if letter else len(texts)
+    if number < len(texts) and ("text" not in places or card.label_is == "letter"):
+        places["letter"] = number
     form = card.label_is or ""
     read = {form: places[form]} if form in places else places
     if "text" in read and texts.count(value) > 1:

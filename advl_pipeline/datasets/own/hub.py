@@ -311,7 +311,7 @@ def _joined(
     """Yield rows with the joined columns, in the order of the joined rows, which are read once."""
     named = chain.from_iterable([value] if isinstance(value, str) else value for value in card.columns.values())
     # Rows are held until their join is read, so only columns that mean something are.
-    needed = {*named, *COLUMNS, *card.only, join.key}
+    needed = {*named, *COLUMNS, *card.only, join.key, *(facet.column.split(".")[0] for facet in card.facets.values())}
     waiting: dict[Any, list[tuple[int, Any]]] = {}
     for number, record in records:
         kept = {column: value for column, value in record.items() if column in needed}

@@ -1,0 +1,114 @@
+"""What a card says of the numbers that a set is known by: facets of items, and measures over them.
+
+A facet is a text that a row has beside what is asked, such as its source. A measure makes one number of what items
+are worth, or one for each value of a facet (`evaluation/measures.py` computes it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.errors import ConfigError, suggest_names
+
+OF_EVERY_ITEM = ("group", "picture", "question", "type")
+"""Facets that items have without a card: their group, picture, question in words and stratum."""
+
+Quantity = Literal["accuracy", "groups", "precision", "recall", "f1", "positives"]
+
+Ties = Literal["first", "right", "wrong"]
+"""What an item is worth whose right choice shares the highest score: by the order of the choices, 1, or 0."""
+
+Rule = Literal["letter", "mmstar", "cv-bench", "scienceqa", "ranked", "pope", "naturalbench"]
+"""How a generated answer is read (`evaluation/answer_reading.py`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facet(Configuration):
+    """A facet of the items: what a column says, or a part of it."""
+
+    column: str = option(help="Their column; of a list its first entry, of a table a field behind a dot.")
+    pattern: str = option("", help="Regular expression: the facet is what its groups hold where it is first found.")
+    names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What the column says -> what the facet is called; others keep what they say."""
+    per: int | None = option(
+        None, help="The column counts from 1, and this many that follow one another share a name."
+    )
+
+    def of(self, record: Mapping[str, Any]) -> str:
+        """Return the facet of a row; "" where the row says nothing of it."""
+        value: Any = record
+        for part in self.column.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        value = next(iter(value), None) if isinstance(value, list) else value
+        text = "" if value is None else str(value)
+        if self.pattern:
+            match = re.search(self.pattern, text)
+            text = " ".join(part for part in match.groups() if part) if match else ""
+        if self.per is not None and text.isdecimal():
+            text = str((int(text) - 1) // self.per)
+        return self.names.get(text, text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure(Configuration):
+    """A number in percent: `accuracy`, the share of `groups` that are all right, or one of a task of yes and no."""
+
+    name: str = option(help="What it is called.")
+    of: Quantity = option("accuracy", help="What is measured.")
+    positive: str | None = option(None, help="The answer that precision, recall, F1 and the share of positives mean.")
+    by: str | None = option(None, help="Facet of whose values each gives a number.")
+    mean_of: tuple[Any, ...] = option(
+        (),
+        help='Values of the facet `by` whose mean is the number; a list in it is a mean of its own; "each" for all.',
+    )
+    keys: tuple[str, ...] = option((), help="Facets that the items of a group share.")
+    size: int | None = option(
+        None,
+        help="Items of a whole group: others are wrong, and there are as many groups as whole ones fit.",
+        minimum=1,
+    )
+    denominator: int | None = option(None, help="Items that there are, whatever is scored.", minimum=1)
+    splits: tuple[str, ...] = option((), help="Splits that it is a number of [default: all].")
+
+    @property
+    def facets(self) -> tuple[str, ...]:
+        """Facets that it needs."""
+        return (*self.keys, *([self.by] if self.by else []))
+
+
+def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *, where: str) -> None:
+    """Refuse measures that cannot be computed, and patterns that are none.
+
+    Raises:
+        ConfigError: the measure or the facet is named.
+    """
+    for name, facet in facets.items():
+        try:
+            has_groups = not facet.pattern or re.compile(facet.pattern).groups
+        except re.error as error:
+            raise ConfigError(f"The pattern of the facet {name!r} is none.", where=where, why=str(error)) from None
+        if name in OF_EVERY_ITEM or not has_groups:
+            why = "items have a facet of that name without a card" if has_groups else "its pattern has no group"
+            raise ConfigError(f"The facet {name!r} cannot be read.", where=where, why=why)
+    for measure in measures:
+        known = (*facets, *OF_EVERY_ITEM)
+        unknown = next((facet for facet in measure.facets if facet not in known), None)
+        needs_answer = measure.of in ("precision", "recall", "f1", "positives")
+        near = suggest_names(unknown or "", known)
+        reasons = {
+            f"it needs the facet {unknown!r}, which [facets] does not give; {near}": unknown,
+            f"{measure.of} needs `positive`, the answer that it means": needs_answer and measure.positive is None,
+            "groups need `keys`, the facets that their items share": measure.of == "groups" and not measure.keys,
+            "`mean_of` needs `by`, the facet whose values it names": measure.mean_of and measure.by is None,
+            "`size` and `keys` are of groups": measure.of != "groups" and (measure.size or measure.keys),
+            "`denominator` is of an accuracy": measure.of != "accuracy" and measure.denominator,
+            f"`positive` is of no {measure.of}": not needs_answer and measure.positive,
+        }
+        if unmet := [reason for reason, holds in reasons.items() if holds]:
+            what = f"The measure {measure.name!r} of the card cannot be computed."
+            raise ConfigError(what, where=where, why=unmet[0])

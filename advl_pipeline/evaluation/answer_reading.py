@@ -1,0 +1,149 @@
+"""How a generated answer is read: which option it names, by the rule of a set's authors or of the common harness.
+
+Each rule is what a public scorer does, quirks included, since numbers depend on them; `tests/assets/metrics` holds
+what those scorers read. An answer that names no option, or one beyond them, is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from string import ascii_uppercase
+
+from advl_pipeline.datasets.measures import Rule
+
+YES_NO = ("yes", "no")
+
+BEYOND = -1
+"""What is returned of a letter that stands for no option."""
+
+Reader = Callable[[str, Sequence[str]], int | None]
+"""Reads an answer to a question with these options: the position of one, `BEYOND`, or None for no option at all."""
+
+
+def is_yes_no(options: Sequence[str]) -> bool:
+    """Tell whether a question is answered by yes or no, so that no options are listed."""
+    return tuple(option.lower() for option in options) in (YES_NO, YES_NO[::-1])
+
+
+def read_option(answer: str, options: Sequence[str], rule: Rule) -> int | None:
+    """Return the position of the option that an answer names, `BEYOND` them, or None where it names none.
+
+    Args:
+        rule: of a set's card. Where yes and no are the options, all rules but POPE's take the first of the two words.
+    """
+    if is_yes_no(options):
+        word = _pope(answer) if rule == "pope" else _first_word(answer, YES_NO)
+        return None if word is None else [option.lower() for option in options].index(word)
+    return _READERS[rule](answer, options)
+
+
+def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> str | None:
+    """Return the capital letter that stands in the best place of an answer; of two in one place the later one.
+
+    So does lmms-eval's reader of multiple choice, on which RealWorldQA's number rests.
+    """
+    text = answer
+    for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
+        text = text.strip(mark)
+    any_of = "".join(letters)
+    spaced = f" {text} "
+    phrases = r"(?:answer|option|choice|response)(?:\s+(?:is|:)|:)|\b(?:I choose|I pick|I select)"
+    places = (
+        rf"^(?P<letter>[{any_of}])(?![A-Za-z])",
+        rf"(?<![A-Za-z])(?P<letter>[{any_of}])$",
+        rf"(?:{phrases})\s*\(?(?P<letter>[{any_of}])(?![A-Za-z])",
+        rf"\((?P<letter>[{any_of}])\)",
+        rf"(?P<letter>[{any_of}])\.",
+        rf"(?P<letter>[{any_of}]):",
+        rf"(?P<letter>[{any_of}])\)",
+        rf"(?P<letter>[{any_of}])\s",
+        rf"(?P<letter>[{any_of}])",
+    )
+    for number, place in enumerate(places):
+        if matches := [*re.finditer(place, text if number < 2 else spaced)]:
+            return matches[-1]["letter"]
+    return None
+
+
+def _letter(answer: str, options: Sequence[str]) -> int | None:
+    """Read a letter that is the whole answer, follows "answer is", or stands alone; else the text of one option."""
+    text = answer.strip()
+    whole = re.fullmatch(r"\(?([A-Za-z])\)?[.:,]?", text)
+    named = re.search(r"\b(?:answer|option)(?: is|:)?\s*\(?([A-Z])\b", text)
+    first = re.match(r"\(?([A-Z])(?:\)|[.:,])", text)
+    # Alone, A is an article more often than an answer.
+    alone = {*re.findall(r"(?<![\w'])([A-Z])(?![\w'])", text)} & {*ascii_uppercase[1 : len(options)]}
+    for match in (whole, named, first):
+        if match:
+            return _place(match[1].upper(), options)
+    if len(alone) == 1:
+        return _place(alone.pop(), options)
+    meant = [place for place, option in enumerate(options) if option.strip(" .").lower() == text.strip(" .").lower()]
+    return meant[0] if len(meant) == 1 else None
+
+
+def _mmstar(answer: str, options: Sequence[str]) -> int | None:
+    """Read the first character, or the one behind a bracket, "option " or "the answer is ", as MMStar's authors."""
+    text = answer.lower().strip().replace("\n", " ")
+    for start in ("(", "option ", "the answer is "):
+        if text.startswith(start):
+            return _place(text[len(start) : len(start) + 1].upper(), options)
+    return _place(text[:1].upper(), options)
+
+
+def _cv_bench(answer: str, options: Sequence[str]) -> int | None:
+    """Read the first character behind the last "answer is" or "answer:", as CV-Bench's authors."""
+    text = answer.lower().strip()
+    for phrase in ("answer is", "answer:"):
+        if phrase in text:
+            text = text.rpartition(phrase)[2]
+            break
+    text = text.strip().rstrip(".").lstrip("(").rstrip(")")
+    return _place(text[:1].upper(), options)
+
+
+def _scienceqa(answer: str, options: Sequence[str]) -> int | None:
+    """Read the one "The answer is X" that more follows, as ScienceQA's authors, who draw an option where it fails."""
+    letters = re.findall(r"The answer is ([A-Z])\.?.", answer)
+    return _place(letters[0], options) if len(letters) == 1 else None
+
+
+def _ranked(answer: str, options: Sequence[str]) -> int | None:
+    letter = read_ranked(answer)
+    return None if letter is None else _place(letter, options)
+
+
+def _pope(answer: str) -> str:
+    """Read "no" where the first sentence holds No, no or not as a word, and "yes" in all else, as POPE's authors."""
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & {*words} else "yes"
+
+
+def _naturalbench(answer: str, options: Sequence[str]) -> int | None:
+    """Read A or B, whichever stands alone first in any case, as NaturalBench's authors: the article "a" is A too."""
+    letter = _first_word(answer, tuple(ascii_uppercase[: len(options)]))
+    return None if letter is None else ascii_uppercase.index(letter)
+
+
+def _first_word(answer: str, words: Sequence[str]) -> str | None:
+    places = {word: match.start() for word in words if (match := re.search(rf"\b{word}\b", answer, re.IGNORECASE))}
+    return min(places, key=places.__getitem__, default=None)
+
+
+def _place(letter: str, options: Sequence[str]) -> int | None:
+    if not letter or letter not in ascii_uppercase:
+        return None
+    place = ascii_uppercase.index(letter)
+    return place if place < len(options) else BEYOND
+
+
+_READERS: Mapping[Rule, Reader] = {
+    "letter": _letter,
+    "mmstar": _mmstar,
+    "cv-bench": _cv_bench,
+    "scienceqa": _scienceqa,
+    "ranked": _ranked,
+    "pope": _letter,
+    "naturalbench": _naturalbench,
+}

@@ -1,0 +1,84 @@
+"""Questions as the common harnesses ask them: options listed behind letters, and one closing line.
+
+What a student writes is read by the rule of the set's card (`answer_reading.py`), or compared as a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from string import ascii_uppercase
+
+from advl_pipeline.datasets.measures import Rule
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, TextUnit
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.answer_reading import is_yes_no, read_ranked
+
+SHORT = "Answer the question using a single word or phrase."
+CLOSINGS: Mapping[str, str] = {
+    "letters": "Answer with the option's letter from the given choices directly.",
+    "yes_no": SHORT,
+    "answers": SHORT,
+}
+"""What follows a question where the set's card says nothing else: lmms-eval's lines."""
+
+LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers"}
+"""Tasks whose questions can be asked so."""
+
+
+def options_of(example: Example) -> tuple[str, ...]:
+    """Return the texts to choose from."""
+    return tuple(candidate.text[candidate.answer_start :] for candidate in example.candidates)
+
+
+def question_of(example: Example) -> str:
+    """Return the words of the question."""
+    first = example.candidates[0]
+    return first.text[: first.context_length] if example.task in MULTIPLE_CHOICE_TASKS else first.text
+
+
+def with_letters(question: str, options: Iterable[str]) -> str:
+    """Return a question with its options, each on a line behind its letter."""
+    return "\n".join(
+        [question, *(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))]
+    )
+
+
+def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
+    """Return the example as a question whose answer is to be generated.
+
+    Args:
+        closings: what follows it, of `letters`, `yes_no` and `answers`; those of `CLOSINGS` where one is missing.
+
+    Raises:
+        DatasetError: there are more options than letters.
+    """
+    question, form = question_of(example), "answers"
+    if example.task in MULTIPLE_CHOICE_TASKS:
+        options = options_of(example)
+        if len(options) > len(ascii_uppercase):
+            raise DatasetError(
+                f"An item has {len(options)} options, and letters go from A to Z.", where=example.example_id
+            )
+        form = "yes_no" if is_yes_no(options) else "letters"
+        question = question if form == "yes_no" else with_letters(question, options)
+    closing = closings.get(form, CLOSINGS[form])
+    # Lines stay lines: the text is no unit of a cache.
+    text = TextUnit(unit_id="", text=f"{question}\n{closing}" if closing else question)
+    return replace(example, task="answers", candidates=(Candidate(text_unit=text),))
+
+
+def answer_worth(answer: str, worth: Mapping[str, float], rule: Rule) -> float:
+    """Return what a generated answer is worth: that of the equal text; nothing is normalised.
+
+    Args:
+        worth: of the answers that people gave.
+        rule: `ranked` reads a letter where a right answer is one from A to D, and else compares texts without case
+            and a full stop at the end, as lmms-eval does for RealWorldQA.
+    """
+    if rule != "ranked":
+        return worth.get(answer, 0.0)
+    if any(right in ("A", "B", "C", "D") for right in worth):
+        return worth.get(read_ranked(answer) or "", 0.0)
+    plain = {right.strip().lower().rstrip("."): value for right, value in worth.items()}
+    return plain.get(answer.strip().lower().rstrip("."), 0.0)

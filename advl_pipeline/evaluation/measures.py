@@ -1,0 +1,141 @@
+"""The numbers that a set is known by, as its card defines them (`datasets/measures.py`): pure functions of items.
+
+They are tested against what the authors' own scorers give (`tests/assets/metrics`). Shapes: n items.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.measures import Measure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """Items as measures read them: worth `score_n` (n,) in [0, 1], right and given answers, and facets by name.
+
+    Of a task that no measure asks the answers of, `right` and `given` may be empty.
+    """
+
+    score_n: npt.NDArray[np.floating]
+    facets: Mapping[str, Sequence[str]]
+    right: Sequence[str] = ()
+    given: Sequence[str] = ()
+
+    def where(self, facet: str, value: str) -> Judged:
+        """Return the items whose facet has a value."""
+        rows = [row for row, other in enumerate(self.facets[facet]) if other == value]
+        return Judged(
+            score_n=self.score_n[rows],
+            facets={name: [values[row] for row in rows] for name, values in self.facets.items()},
+            right=[self.right[row] for row in rows] if self.right else (),
+            given=[self.given[row] for row in rows] if self.given else (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """Counts of a yes/no task: answers that are positive or not, and right or wrong."""
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+    @classmethod
+    def of(cls, items: Judged, positive: str) -> Confusion:
+        """Count the items of which `positive` is the right or the given answer, or neither."""
+        counts = {(right, given): 0 for right in (True, False) for given in (True, False)}
+        for right, given in zip(items.right, items.given, strict=True):
+            counts[right == positive, given == positive] += 1
+        return cls(
+            true_positives=counts[True, True],
+            false_positives=counts[False, True],
+            true_negatives=counts[False, False],
+            false_negatives=counts[True, False],
+        )
+
+    @property
+    def precision(self) -> float | None:
+        """Share of positive answers that are right; None without one."""
+        return _share(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float | None:
+        """Share of positive items that are found; None without one."""
+        return _share(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall; None where one of them has no denominator, or both are 0."""
+        precision, recall = self.precision, self.recall
+        if precision is None or recall is None:
+            return None
+        return _share(2 * precision * recall, precision + recall)
+
+    @property
+    def positives(self) -> float | None:
+        """Share of answers that are positive; None without an answer."""
+        answered = self.true_positives + self.false_positives
+        return _share(answered, answered + self.true_negatives + self.false_negatives)
+
+
+def group_share(score_n: npt.NDArray[np.floating], keys: Iterable[Any], size: int | None = None) -> float | None:
+    """Return the share of groups all of whose items are worth 1; None without an item.
+
+    Args:
+        keys: of each item, what tells its group.
+        size: items of a whole group. A group that has fewer is wrong, and of groups there are n / size, which need be
+            no whole number; None where groups are as large as they are.
+    """
+    groups: defaultdict[Any, list[float]] = defaultdict(list)
+    for key, score in zip(keys, score_n.tolist(), strict=True):
+        groups[key].append(score)
+    right = sum(all(score == 1 for score in scores) for scores in groups.values() if size in (None, len(scores)))
+    return _share(right, len(groups) if size is None else len(score_n) / size)
+
+
+def measured(measure: Measure, items: Judged) -> dict[str, float | None]:
+    """Return the numbers of a measure by their names, in percent; None for one without a denominator.
+
+    That is one number, or one for each value of the facet `by`, called "NAME, VALUE", in the order of appearance.
+    """
+    if measure.by is None:
+        return {measure.name: _percent(_quantity(measure, items))}
+    values = list(dict.fromkeys(items.facets[measure.by]))
+    shares = {value: _quantity(measure, items.where(measure.by, value)) for value in values}
+    if measure.mean_of:
+        wanted = values if measure.mean_of == ("each",) else measure.mean_of
+        return {measure.name: _percent(_nested_mean(wanted, shares))}
+    return {f"{measure.name}, {value}": _percent(share) for value, share in shares.items()}
+
+
+def _quantity(measure: Measure, items: Judged) -> float | None:
+    if measure.of == "accuracy":
+        return _share(float(items.score_n.sum(dtype=np.float64)), measure.denominator or len(items.score_n))
+    if measure.of == "groups":
+        keys = zip(*(items.facets[name] for name in measure.keys), strict=True)
+        return group_share(items.score_n, keys, measure.size)
+    share: float | None = getattr(Confusion.of(items, measure.positive or ""), measure.of)
+    return share
+
+
+def _nested_mean(wanted: Iterable[Any], shares: Mapping[str, float | None]) -> float | None:
+    """Return the mean of the shares of values, of which some are means of their own; None where one is not there."""
+    parts = [shares.get(value) if isinstance(value, str) else _nested_mean(value, shares) for value in wanted]
+    known = [part for part in parts if part is not None]
+    return sum(known) / len(known) if known and len(known) == len(parts) else None
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share
