@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,6 +199,46 @@ def one_order(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+_training, _drawing = threading.RLock(), threading.RLock()
+
+
+@contextmanager
+def one_training() -> Iterator[None]:
+    """Train alone in this process inside the block; where another thread trains, wait for it and say so on stderr.
+
+    How torch adds up, and which processes train together, holds for all threads of a process.
+    """
+    if not _training.acquire(blocking=False):
+        print(
+            "another thread of this process trains, and torch's settings hold for all threads: this training waits "
+            "for its end. Processes of their own train at the same time.",
+            file=sys.stderr,
+        )
+        _training.acquire()
+    try:
+        yield
+    finally:
+        _training.release()
+
+
+@contextmanager
+def drawing(seed: int | None = None) -> Iterator[None]:
+    """Keep torch's random numbers, one sequence for all threads of a process, to this thread inside the block.
+
+    Args:
+        seed: begins the sequence for the block; after it the former one goes on.
+    """
+    import torch
+
+    with _drawing:
+        if seed is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
 
 
 def forget_peak_memory() -> None:

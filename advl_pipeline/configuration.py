@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import operator
 import types
@@ -387,11 +388,16 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as plain JSON types: dataclasses and named tuples by their fields, paths as strings."""
+    """Return a value as plain JSON types: dataclasses and named tuples by their fields, paths as strings.
+
+    A number that JSON lacks, such as NaN, is None.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return config_to_dict(value)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if hasattr(value, "_asdict"):
         return to_plain(value._asdict())
     if isinstance(value, (list, tuple)):
@@ -399,6 +405,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     return value
+
+
+def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False, default: Any = None) -> str:
+    """Render a value, as `to_plain` has it, as JSON that every reader takes; options are those of `json.dumps`."""
+    return json.dumps(
+        to_plain(value), indent=indent, sort_keys=sort_keys, default=default, ensure_ascii=False, allow_nan=False
+    )
 
 
 def kinds_of(hint: Any) -> tuple[list[Any], list[Any]]:

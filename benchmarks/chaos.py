@@ -1,7 +1,7 @@
 """`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--stops N]
-    [--pairs N] [--seed S]
+    [--pairs N] [--threads N] [--seed S]
 """
 
 from __future__ import annotations
@@ -142,6 +142,19 @@ def pairs(folder: Path) -> Attempt:
     return begin_twice
 
 
+def threads(folder: Path) -> Attempt:
+    """Train twice in threads of one process, which extracts and evaluates in others meanwhile."""
+    chaos, corpus, *_ = _finetune(folder)
+
+    def train(seed: int) -> str:
+        offset = random.Random(seed).uniform(0, 3)
+        output = folder / f"threads-{seed}"
+        built = chaos.train_in_threads(corpus, folder / "alone", output, offset=offset, num_steps=28)
+        return f"{offset:.3f} s apart, {built} evaluations and extractions meanwhile: identical"
+
+    return train
+
+
 KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "kills": (50, "killed extractions resumed to identical bytes", kills),
     "damages": (200, "damaged caches were mended to identical bytes by the commands that were advised", damages),
@@ -150,6 +163,7 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "finetunes": (20, "killed finetunes resumed to the same weights", finetunes),
     "stops": (20, "finetunes stopped by SIGTERM ended with 130 and resumed to the same weights", stops),
     "pairs": (8, "finetunes begun twice at once trained once, to the same weights", pairs),
+    "threads": (5, "pairs of finetunes in threads of one process ended with the weights of processes", threads),
 }
 """What is tried: how often, how it must end, and what prepares it."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from advl_pipeline.configuration import (
     by_field,
     declared,
     flag_of,
+    json_text,
     kinds_of,
 )
 from advl_pipeline.locations import Url
@@ -177,13 +177,7 @@ def exit_with(code: int) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout; records are objects of their fields, what has no form of its own is text."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dict(value) if isinstance(value, Mapping) else str(value)
-
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
+    click.echo(json_text(value, default=str))
 
 
 def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:

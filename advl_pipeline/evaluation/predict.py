@@ -29,6 +29,7 @@ from advl_pipeline.compute import (
     ComputeConfig,
     MixedPrecision,
     allow_tf32,
+    drawing,
     num_threads,
     open_device,
     precision,
@@ -173,7 +174,8 @@ def load_run(
     config = require_finished(folder)
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     student.require_inputs()  # Loads what threads that collate would each load at first.
-    heads, label_names = load_heads(folder, student)
+    with drawing():
+        heads, label_names = load_heads(folder, student)
     target = open_device(compute.device)
     allow_tf32(target)
     return FinishedRun(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import defaultdict
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, replacing, write_text
 from advl_pipeline.compute import resolved
+from advl_pipeline.configuration import json_text
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
@@ -352,7 +352,7 @@ def _evaluate_set(
     make_folder(target.parent)
     with replacing(target) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_text(target.with_suffix(".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
+    write_text(target.with_suffix(".json"), json_text(document, sort_keys=True) + "\n")
     return document
 
 

@@ -10,13 +10,13 @@ import base64
 import dataclasses
 import hashlib
 import itertools
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from advl_pipeline.configuration import json_text
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (
@@ -88,4 +88,4 @@ def _over_shots(result: StudyResult, look: Looks) -> list[Figure]:
 
 
 def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return json_text(value, default=str)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from advl_pipeline.configuration import to_plain
+from advl_pipeline.configuration import json_text
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
@@ -225,7 +225,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
 
 def render(template: str, result: StudyResult, **more: Any) -> str:
     """Fill a template with what every report says: the answer, the tables and the verdicts."""
-    return (
+    return without_controls(
         templates()
         .get_template(template)
         .render(
@@ -255,12 +255,35 @@ def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
 def as_csv(result: StudyResult) -> str:
     """Render the long table as CSV, unrounded; empty where there is no number."""
     frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
-    return frame.to_csv(index=False, lineterminator="\n")
+    return _csv(frame)
 
 
 def as_items(result: StudyResult) -> str:
     """Render the tidy table of item scores as CSV: a row is a run, a test set, a metric, a view and an item."""
-    return result.items.to_csv(index=False, lineterminator="\n")
+    return _csv(result.items)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """Render a frame with texts that no spreadsheet takes for a formula: such a one begins with an apostrophe."""
+    columns = {
+        name: column if pd.api.types.is_numeric_dtype(column) else column.map(_inert)
+        for name, column in frame.items()
+    }
+    text: str = pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+_FORMULA = re.compile(r"(?![+-][\d.]+\Z)[=+\-@\t\r]")
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def without_controls(text: str) -> str:
+    """Return a text whose characters that command a terminal or turn the direction of lines are replaced."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def as_json(result: StudyResult) -> str:
@@ -280,7 +303,7 @@ def as_json(result: StudyResult) -> str:
             for (setting, metric, test_set), shares in result.trivial.items()
         ],
     }
-    return json.dumps(to_plain(document), indent=2, ensure_ascii=False) + "\n"
+    return json_text(document) + "\n"
 
 
 WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}

@@ -21,6 +21,7 @@ from typing import Any
 from advl_pipeline.atomic import make_folder, remove_left, write_text, writing
 from advl_pipeline.cache.identity import Difference, difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
+from advl_pipeline.configuration import json_text
 from advl_pipeline.errors import Advice, IdentityMismatch, again
 from advl_pipeline.packages import installed_versions
 from advl_pipeline.repositories import HUB
@@ -169,7 +170,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON document atomically."""
-        write_text(self.path / name, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text(self.path / name, json_text(value, sort_keys=True) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None.
@@ -190,7 +191,7 @@ class RunFolder:
         """
         if self.metrics.exists():
             kept = read_log(self.path, before=step)
-            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+            write_text(self.metrics, "".join(json_text(record, indent=None) + "\n" for record in kept))
 
     def open_trackers(self, trackers: Sequence[str], *, first_step: int) -> None:
         """Log for trackers as well, from a step on."""
@@ -199,7 +200,7 @@ class RunFolder:
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append records to the metrics."""
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.writelines(json_text(record, indent=None) + "\n" for record in records)
         for tracker in self.trackers:
             for record in records:
                 tracker.log(scalars(record), step=record["step"])

@@ -16,7 +16,7 @@ from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
-from advl_pipeline.reporting.tables import as_markdown
+from advl_pipeline.reporting.tables import as_markdown, without_controls
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
 from advl_pipeline.students.generative import GenerativeStudent
@@ -35,7 +35,7 @@ def render(template: str, **values: Any) -> str:
     """Return the text of a template of this folder, in which every value is given."""
     page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     source = (resources.files(__package__) / f"{template}.jinja").read_text(encoding="utf-8")
-    return page.from_string(source).render(**values)
+    return without_controls(page.from_string(source).render(**values))
 
 
 def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from advl_pipeline.atomic import give_usual_mode, replacing
+from advl_pipeline.compute import drawing
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.errors import Advice, ConfigError, advise
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
@@ -316,7 +317,8 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
             why="a run on VCR places each tagged region at the words that name it, and that class cannot",
             next_command="--to torch, whose program takes where regions are named",
         )
-    model: Any = transformers_model(family, student, head, name)
+    with drawing():
+        model: Any = transformers_model(family, student, head, name)
     labels = finished.label_names[name]
     if labels:
         model.config.id2label = dict(enumerate(labels))

@@ -12,6 +12,7 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, read_tables
 
@@ -81,7 +82,8 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     else:
         (point,) = (point for point in entry_points(group="advl.students") if point.name == name)
         build = point.load()
-    return build(name, weights, overrides or {})
+    with drawing():
+        return build(name, weights, overrides or {})
 
 
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")

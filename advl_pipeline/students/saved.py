@@ -14,13 +14,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.configuration import build_config
+from advl_pipeline.configuration import build_config, json_text
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.runs import names
 from advl_pipeline.students.checkpoints import KeyRules, load_file
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
-from advl_pipeline.students.weight_files import is_on_hub, located, making_command, weight_files, weights_digest
+from advl_pipeline.students.weight_files import (
+    is_on_hub,
+    located,
+    making_command,
+    require_recorded,
+    weight_files,
+    weights_digest,
+)
 from advl_pipeline.tensors import parameter_digest, save_tensors
 
 _PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
@@ -85,7 +92,7 @@ def write_description(
         base = str(adapter.base) if is_on_hub(adapter.base) else str(adapter.base.resolve())
         description[BASE] = {"weights": base, "digest": weights_digest(located(adapter.base))}
         save_adapter_config(folder, adapter.updates, base=base)
-    write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
+    write_text(folder / DESCRIPTION_FILE, json_text(description, sort_keys=True) + "\n")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -126,12 +133,14 @@ def load_weights(student: Student, path: Path) -> None:
     """Fill a student from a folder that `save_student` wrote, or from an original checkpoint.
 
     Raises:
-        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student lies there, or the
-            weights are not the ones that the description names. ConfigError: a checkpoint does not fill the student.
+        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student lies there, the weights
+            are not the ones that the description names, or files of a finished run changed. ConfigError: a checkpoint
+            does not fill the student.
     """
     if not (path / DESCRIPTION_FILE).is_file():
         _load_original(student, path)
         return
+    require_recorded(path)
     description = _described(path, student.name)
     if BASE in description:
         _load_updates(student, path, description)

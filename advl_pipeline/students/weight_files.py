@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import Advice, ConfigError, WeightsUnavailable, advise
+from advl_pipeline.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.registry import families, family_of
 
 MODEL_CONFIG = "config.json"
@@ -29,6 +32,10 @@ KNOWN_WORDS_FILE = "pretraining_words.json"
 """Words that a student's pretraining taught, cut as `datasets/words.py` cuts them, with how often each came up."""
 
 _OF_OUR_FOLDERS = (names.STUDENT, names.HEADS, names.ADAPTER, KNOWN_WORDS_FILE)
+_OF_RUNS = (
+    *(*_OF_OUR_FOLDERS, *_TOKENIZER_FILES, f"{names.PROCESSOR}/**/*"),
+    *(names.HEADS_WEIGHTS, names.CONFIG, names.IDENTITY),
+)
 _OF_PUBLISHED_FOLDERS = (MODEL_CONFIG, "*.index.json")
 
 
@@ -105,13 +112,55 @@ def required_weights(path: Path) -> list[Path]:
     return files
 
 
+def run_files(run: Path) -> dict[str, str]:
+    """Return the hexadecimal SHA-256 of each file that a run's answers follow from, by its name in the run.
+
+    Of its student's weights it is student.json that has the digest.
+    """
+    return {name: content.hex() for name, content in _contents(run, _OF_RUNS).items()}
+
+
+@cache
+def _say_that_nothing_is_recorded() -> None:
+    print(
+        "runs of an earlier version have no digests of their files: what lies there is taken on trust",
+        file=sys.stderr,
+    )
+
+
+def require_recorded(folder: Path) -> None:
+    """Refuse a finished run with other files than it ended with; what an earlier version recorded none of is said.
+
+    Raises:
+        IdentityMismatch: a file is missing, added or changed. ConfigError: result.json is damaged.
+    """
+    if not names.is_finished(folder):
+        return
+    recorded = read_json(folder / names.RESULT).get("files")
+    if recorded is None:
+        _say_that_nothing_is_recorded()
+    elif recorded != (found := run_files(folder)):
+        recorded = recorded if isinstance(recorded, dict) else {}
+        changed = sorted(name for name in recorded.keys() | found if recorded.get(name) != found.get(name))
+        raise IdentityMismatch(
+            "The files of the run are not those that it was finished with.",
+            where=str(folder),
+            why=f"{names.RESULT} records other content of {', '.join(changed)}",
+            next_command="copy the run again from where it was made, or train it again",
+        )
+
+
 def _digest(folder: Path, patterns: Iterable[str], *files: Path) -> str:
-    paths = {*files, *(file for pattern in patterns for file in folder.glob(pattern))}
-    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in paths if file.is_file()}
     state = hashlib.sha256()
-    for name, content in sorted(contents.items()):
+    for name, content in _contents(folder, patterns, *files).items():
         state.update(f"{name}\0".encode() + content)
     return state.hexdigest()
+
+
+def _contents(folder: Path, patterns: Iterable[str], *files: Path) -> dict[str, bytes]:
+    paths = {*files, *(file for pattern in patterns for file in folder.glob(pattern))}
+    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in paths if file.is_file()}
+    return dict(sorted(contents.items()))
 
 
 def _hash(file: Path) -> bytes:

@@ -6,7 +6,6 @@ second core within one step, so two cells at once finish sooner than one after t
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.compute import num_cores
-from advl_pipeline.configuration import command_words, config_to_dict
+from advl_pipeline.configuration import command_words, config_to_dict, json_text
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
 from advl_pipeline.extraction.config import ExtractConfig
@@ -124,7 +123,7 @@ def run_study(
         )
         make_folder(folder)
         # The folder alone says what it holds.
-        write_text(folder / STUDY_FILE, json.dumps(config_to_dict(record), indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / STUDY_FILE, json_text(record) + "\n")
         if config.first_seeds is not None:
             seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
             first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)

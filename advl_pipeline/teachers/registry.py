@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline import repositories
+from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, read_data
@@ -123,20 +124,21 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
     door, inner, seed = _resolved(name)
     options = OpenOptions(name=name, random_seed=seed, **settings)
     card = None if door else CATALOGUE.get(inner)
-    if door == "pictures":
-        from advl_pipeline.teachers.image_tower import open_squares
+    with drawing():
+        if door == "pictures":
+            from advl_pipeline.teachers.image_tower import open_squares
 
-        return open_squares(inner)
-    if door == "timm" or (card is not None and card.source == "timm"):
-        from advl_pipeline.teachers.timm_family import open_timm
+            return open_squares(inner)
+        if door == "timm" or (card is not None and card.source == "timm"):
+            from advl_pipeline.teachers.timm_family import open_timm
 
-        return open_timm(card.architecture if card else inner, options, weights=options.weights)
-    if door == "hf" or card is not None:
-        from advl_pipeline.teachers.transformers_family import open_transformers
+            return open_timm(card.architecture if card else inner, options, weights=options.weights)
+        if door == "hf" or card is not None:
+            from advl_pipeline.teachers.transformers_family import open_transformers
 
-        repository, model_type = (card.source_id, card.model_type) if card else (inner, "")
-        return open_transformers(repository, options, model_type=model_type)
-    return _open_plugin(plugin_entry_points()[inner], options)
+            repository, model_type = (card.source_id, card.model_type) if card else (inner, "")
+            return open_transformers(repository, options, model_type=model_type)
+        return _open_plugin(plugin_entry_points()[inner], options)
 
 
 def _resolved(name: str) -> tuple[str, str, int | None]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
@@ -57,8 +58,7 @@ def open_timm(
         )
     commit = ""
     if options.random_seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.random_seed)
+        with drawing(options.random_seed):
             model = timm.create_model(architecture, pretrained=False)
     elif weights is None:
         model, commit = _from_hub(architecture, options)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.packages import install_extra
 from advl_pipeline.repositories import WEIGHTS, fetch, lacks_vocabulary
@@ -110,8 +111,7 @@ def load_model(
         WeightsUnavailable: as `load_part`, or the files lack weights that the network runs.
     """
     if options.random_seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.random_seed)
+        with drawing(options.random_seed):
             build = getattr(model_class, "from_config", None) or model_class._from_config
             model = build(config, dtype=torch.float32)
     else:

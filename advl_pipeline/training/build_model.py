@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
@@ -44,32 +45,32 @@ TEXTS_AT_ONCE: Final = 256
 def build_finetune_student(run: Run) -> Student:
     """Build the student; the same seed gives the same one for every method."""
     config = run.config
-    torch.manual_seed(config.seed)
-    options = student_options(config_to_dict(config))
-    overrides = {**recipe_options(run.chosen, config.init), **options}
-    student = build_student(config.student, weights=config.init, overrides=overrides)
-    if run.settings.adversarial is not None:
-        student.require_perturbable()
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(student)
-    if (updates := lora_settings(student, config)) is not None:
-        add_lora(student, updates)
-    if config.compile:
-        compile_student(student)
-    return student
+    with drawing(config.seed):
+        options = student_options(config_to_dict(config))
+        overrides = {**recipe_options(run.chosen, config.init), **options}
+        student = build_student(config.student, weights=config.init, overrides=overrides)
+        if run.settings.adversarial is not None:
+            student.require_perturbable()
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(student)
+        if (updates := lora_settings(student, config)) is not None:
+            add_lora(student, updates)
+        if config.compile:
+            compile_student(student)
+        return student
 
 
 def build_finetune_heads(
     run: Run, student: Student, inputs: Inputs
 ) -> tuple[dict[str, nn.Module], dict[str, HeadOrigin]]:
     """Build a student's heads and say where their values come from; the same seed gives the same for every method."""
-    torch.manual_seed(run.config.seed + 1)
     heads: dict[str, nn.Module] = {}
-    for task in inputs.dataset.tasks:
-        # Tasks that share a head get one.
-        if (name := head_name(task)) not in heads:
-            num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(inputs.dataset.label_names(task))
-            heads[name] = student.build_head(name, num_classes)
+    with drawing(run.config.seed + 1):
+        for task in inputs.dataset.tasks:
+            # Tasks that share a head get one.
+            if (name := head_name(task)) not in heads:
+                num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(inputs.dataset.label_names(task))
+                heads[name] = student.build_head(name, num_classes)
     # Heads that look things up see the texts of the split, evenly spaced ones where they are many; no label.
     seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
     for head in heads.values():
@@ -80,7 +81,8 @@ def build_finetune_heads(
             )
     for task in inputs.dataset.tasks:
         require_fitting_loss(run.settings.task_loss, task, heads[head_name(task)])
-    return heads, fill_heads(heads, student, inputs.dataset, run.config)
+    with drawing():
+        return heads, fill_heads(heads, student, inputs.dataset, run.config)
 
 
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:
@@ -91,7 +93,6 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     settings, student = run.method.settings, start.student
     if run.method.uses_teachers and settings.projector == "shared" and settings.distance != "relational":
         student.give_layers()
-    torch.manual_seed(run.config.seed + 2)
     widths = teaching.source.widths() if teaching.source else {}
     if start.teaches_itself:
         width = student.hidden_size
@@ -103,15 +104,16 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
             )
             for name, teacher_widths in widths.items()
         }
-    distiller = Distiller(
-        settings,
-        widths,
-        hidden_size=student.hidden_size,
-        pooled_size=student.pooled_size,
-        vision_targets={choice.teacher: choice.target for choice in teaching.vision},
-        landmarks=teaching.landmarks.words,
-        region_landmarks=teaching.landmarks.regions,
-    )
+    with drawing(run.config.seed + 2):
+        distiller = Distiller(
+            settings,
+            widths,
+            hidden_size=student.hidden_size,
+            pooled_size=student.pooled_size,
+            vision_targets={choice.teacher: choice.target for choice in teaching.vision},
+            landmarks=teaching.landmarks.words,
+            region_landmarks=teaching.landmarks.regions,
+        )
     anchors = run.method.num_adapt_steps > 0 and settings.anchor_weight > 0
     weighs = settings.weighting == "ratio" and any(confidence.is_used for confidence in teaching.confidences)
     labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]

@@ -9,7 +9,6 @@ those of LXMERT's pretraining. SNLI-VE's have the order that the student's autho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.atomic import write_text
+from advl_pipeline.configuration import json_text
 from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
@@ -37,7 +37,7 @@ from advl_pipeline.training.config import FinetuneConfig
 def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:
     """Write heads by name, with the task and the class names of each; `learned_by` says where another one began."""
     save_tensors(folder / names.HEADS_WEIGHTS, heads.state_dict())
-    write_text(folder / names.HEADS, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / names.HEADS, json_text(described) + "\n")
 
 
 def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.interruption import Stop, finishing
@@ -103,7 +104,6 @@ def run_phase(
             strength = distillation_strength(config.distill, step, num_steps=num_steps)
             mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
             seed = (mixed * 1009 + accelerator.process_index) % (1 << 63)
-            torch.manual_seed(seed)
             logged_step = logged_steps[step]
             conditions = StepConditions(
                 phase=phase,
@@ -113,16 +113,17 @@ def run_phase(
             )
             place = StepPlace(config=config, step=logged_step, phase=phase, num_saved=num_saved)
             try:
-                numbers, record, stops = _optimiser_step(
-                    wrapped,
-                    optimizer,
-                    accelerator,
-                    micro_batches,
-                    settings,
-                    conditions,
-                    gradients,
-                    is_asked_to_stop,
-                )
+                with drawing(seed):
+                    numbers, record, stops = _optimiser_step(
+                        wrapped,
+                        optimizer,
+                        accelerator,
+                        micro_batches,
+                        settings,
+                        conditions,
+                        gradients,
+                        is_asked_to_stop,
+                    )
                 # The device is at work on this step while the numbers of the one before are read.
                 if taken is not None:
                     pending.append(_finished(*taken, settings, model, accelerator))

@@ -139,7 +139,7 @@ class Placement:
         if words is None or regions is None:
             return None
         states_XH, _, form_X, known_X = words
-        if not bool(known_X.any()):
+        if not bool(known_X.any()) or not len(regions[0]):
             return None
         known_KH, form_K = mean_by_group(states_XH[known_X].float(), form_X[known_X])
         regions_XH = regions[0].float()

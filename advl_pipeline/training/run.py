@@ -21,6 +21,7 @@ from advl_pipeline.compute import (
     forget_peak_memory,
     num_threads,
     one_order,
+    one_training,
     peak_memory_bytes,
     resolved,
 )
@@ -35,7 +36,7 @@ from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
-from advl_pipeline.students.weight_files import located, pinned_init
+from advl_pipeline.students.weight_files import located, pinned_init, run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
@@ -113,6 +114,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     config_as_given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)
+    held.enter_context(one_training())
     held.enter_context(one_order(config.deterministic))
     accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
@@ -379,6 +381,7 @@ def _end_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "student_start": reads.start,
         "caveats": list(reads.caveats),
+        "files": run_files(folder.path),
     }
     folder.write_json(names.RESULT, summary)
     folder.checkpoint.unlink(missing_ok=True)

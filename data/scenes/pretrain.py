@@ -30,7 +30,7 @@ from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_data.scenes.moved_pictures import MovedPictures, draw_moves, moved_example
 from advl_data.scenes.objectives import PairBatch, PretrainHeads, joint_batch, phrase_targets, without_tags
 from advl_pipeline.cache.identity import difference_table, differences
-from advl_pipeline.compute import num_threads, precision, resolved
+from advl_pipeline.compute import drawing, num_threads, one_training, precision, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
@@ -87,20 +87,22 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     config = resolved(config)
     output = config.output or Path("students") / config.student
     require_outputs(config, output=output)
-    with interruptible("The pretraining", kept="its checkpoint has every step that was finished"):
+    kept = "its checkpoint has every step that was finished"
+    with interruptible("The pretraining", kept=kept), one_training():
         return _pretrain(config, output)
 
 
 def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
-    torch.manual_seed(config.seed)
-    student: Any = build_student(config.student)
-    if not hasattr(student, "word_table"):
-        raise ConfigError(
-            f"Student {student.name} brings its own pretraining.",
-            why="it does not give its word pieces and mask token (`word_table`)",
-            next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
-        )
+    with drawing(config.seed):
+        student: Any = build_student(config.student)
+        if not hasattr(student, "word_table"):
+            raise ConfigError(
+                f"Student {student.name} brings its own pretraining.",
+                why="it does not give its word pieces and mask token (`word_table`)",
+                next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
+            )
+        heads = PretrainHeads(student)
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
     # Where nothing is asked for, it is what suits the student.
     usual = getattr(student, "pretraining", Pretraining())
@@ -123,6 +125,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     began = time.perf_counter()
     device = torch.device(config.device)
     student.to(device)
+    heads.to(device)
     if options.move_pictures:
         if not isinstance(student, PixelStudent):
             raise ConfigError(
@@ -132,7 +135,6 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
                 next_command="--move-pictures 0",
             )
         student.pictures = MovedPictures(student.config.image_size)
-    heads = PretrainHeads(student).to(device)
     captions = [dataset[position] for position in range(len(dataset))]
     if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
         raise ConfigError(
@@ -236,25 +238,26 @@ def _train(
         device = torch.device(config.device)
         for step, waiting in enumerate(prefetched, start=done):
             batch = moved(waiting, device)
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            seed = config.seed * 1_000_003 + step
+            generator = torch.Generator().manual_seed(seed)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * linear_warmup_decay(
                     step, num_steps=num_steps, warmup_fraction=0.05
                 )
-            with precision(device, config.mixed_precision):
-                apart = student.encode_unimodal(batch.captions)
-                terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
-                if batch.joint is not None:
-                    # Of states in which text and picture have met.
-                    joint = batch.joint
-                    terms["words"] = heads.foretold(student, joint.few, generator, config.mask_probability)
-                    mixed = student.encode(joint.mixed)
-                    terms["matching"] = heads.match(mixed, joint.mixed, joint.phrases, joint.is_pair)
-                    questions = student.encode(joint.questions)
-                    terms["naming"] = heads.name(questions, joint.questions.num_candidates)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack(list(terms.values())).sum())
+            with drawing(seed):
+                with precision(device, config.mixed_precision):
+                    apart = student.encode_unimodal(batch.captions)
+                    terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
+                    if batch.joint is not None:
+                        # Of states in which text and picture have met.
+                        joint = batch.joint
+                        terms["words"] = heads.foretold(student, joint.few, generator, config.mask_probability)
+                        mixed = student.encode(joint.mixed)
+                        terms["matching"] = heads.match(mixed, joint.mixed, joint.phrases, joint.is_pair)
+                        questions = student.encode(joint.questions)
+                        terms["naming"] = heads.name(questions, joint.questions.num_candidates)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(torch.stack(list(terms.values())).sum())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)
             losses = {name: float(value.detach()) for name, value in terms.items()}
             values = {**losses, "gradient": float(norm)}

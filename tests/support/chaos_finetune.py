@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from real_processes import Running, start_advl
+from real_processes import Running, start, start_advl
 from run_logs import losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
@@ -140,6 +142,72 @@ def run_twice_at_once(corpus: SmallCorpus, reference: dict[str, Any], offset: fl
             raise AssertionError(f"the second one does not say which is the first: {refused.messages()[-1000:]}")
     require_equal(reference, output, f"two writers, {offset:.3f} s apart")
     return codes
+
+
+def train_in_threads(corpus: SmallCorpus, alone: Path, output: Path, *, offset: float, num_steps: int) -> int:
+    """Train two runs in threads of one process, the second `offset` seconds later, and work on in two more meanwhile.
+
+    Those extract a random teacher and evaluate a finished run, which both build networks, again and again.
+
+    Args:
+        alone: made where it is missing: what each piece of work gives in a process where nothing else is done.
+
+    Returns:
+        How often a network was built meanwhile.
+
+    Raises:
+        AssertionError: something is not what it is alone, or the second training did not say that it waits.
+    """
+    if not alone.exists():
+        _finished(start(_work_alone, corpus, alone, num_steps))
+    process = start(_work_in_threads, corpus, alone, output, offset, num_steps)
+    messages = _finished(process)
+    for seed in (0, 1):
+        require_equal(trained(alone / f"seed-{seed}"), output / f"seed-{seed}", f"seed {seed} in a thread")
+    assert messages.count("another thread of this process trains") == 1, messages[-2000:]
+    return int(process.printed().split()[-1])
+
+
+def _work_in_threads(corpus: SmallCorpus, alone: Path, output: Path, offset: float, num_steps: int) -> None:
+    cache, scores, num_built = tree_bytes(alone / "cache"), _scores(alone), 0
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(_train, corpus, output, 0, num_steps)
+        time.sleep(offset)
+        second = threads.submit(_train, corpus, output, 1, num_steps)
+        while not (first.done() and second.done()):
+            extraction = threads.submit(_extract, corpus, output, f"cache-{num_built}")
+            _evaluate(corpus, alone)
+            assert _scores(alone) == scores, "the scores of an evaluation"
+            extraction.result()
+            assert tree_bytes(output / f"cache-{num_built}") == cache, "the cache of a random teacher"
+            num_built += 1
+        first.result()
+        second.result()
+    print(num_built)
+
+
+def _work_alone(corpus: SmallCorpus, folder: Path, num_steps: int) -> None:
+    for seed in (0, 1):
+        _train(corpus, folder, seed, num_steps)
+    _extract(corpus, folder, "cache")
+    shutil.copytree(folder / "seed-0", folder / "evaluated")
+    _evaluate(corpus, folder)
+
+
+def _train(corpus: SmallCorpus, folder: Path, seed: int, num_steps: int) -> None:
+    corpus.run(folder / f"seed-{seed}", seed=seed, num_steps=num_steps, adapt_steps=num_steps // 2)
+
+
+def _extract(corpus: SmallCorpus, folder: Path, name: str) -> None:
+    corpus.extract(folder / name, teacher="random:minilm-l6", confidence=False, shots=2)
+
+
+def _evaluate(corpus: SmallCorpus, folder: Path) -> None:
+    corpus.evaluate(folder / "evaluated", on=("val",), probe=("none",), num_questions=2)
+
+
+def _scores(folder: Path) -> bytes:
+    return (folder / "evaluated" / "evaluation" / "val.npz").read_bytes()
 
 
 def _finished(process: Running) -> str:

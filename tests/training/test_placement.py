@@ -90,3 +90,15 @@ def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
     source = SignalSource([cached_teacher(open_cache(small_corpus.caches[1]))], prior=fit_word_prior(["a dog"]))
     find_placement(build_student("scenes-small"), dataset, range(len(dataset)), source)
     assert 24 <= sum(bounds) <= 32
+
+
+def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
+    student, teacher = nodes(4)
+    ones_X, none_X = torch.ones(4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    placed = placement.Placement(
+        words={"t": (student, teacher, torch.arange(4), ones_X)},
+        texts={},
+        regions={"t": (student[:0], teacher[:0], none_X, none_X.bool())},
+        teachers=("t",),
+    )
+    assert placed.names() is None

@@ -1,0 +1,105 @@
+"""What a finished run answers by is held against the digests that it was finished with, by every command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import advl, exit_code
+from own_rows import class_row, write_json_lines, write_pictures
+from safetensors.torch import load_file, save_file
+
+from advl_pipeline.students import weight_files
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
+    write_pictures(folder / "pictures")
+    write_json_lines(folder / "data.jsonl", [class_row(number) for number in range(20)])
+    assert exit_code("finetune", *TRAINING, "--data", folder / "data.jsonl", "--output", folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+TRAINING = "--method plain --student vilt-tiny --recipe none --num-steps 1 --batch-size 4".split()
+
+
+def negate_heads(run: Path) -> None:
+    path = run / "heads.safetensors"
+    save_file({name: -value for name, value in load_file(path).items()}, path)
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edited(run: Path) -> None:
+        document = json.loads((run / name).read_bytes())
+        change(document)
+        (run / name).write_text(json.dumps(document), encoding="utf-8")
+
+    return edited
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "heads.safetensors": negate_heads,
+    "heads.json": edit("heads.json", lambda heads: heads["snli-ve"]["label_names"].reverse()),
+    "config.json": edit("config.json", lambda config: config.update(hide_picture=True)),
+    "run.json": edit("run.json", lambda identity: identity.update(schema=0)),
+    "student.json": edit("student.json", lambda student: student["origin"].update(seed=7)),
+    "tokenizer.json": lambda run: (run / "tokenizer.json").write_text("{}", encoding="utf-8"),
+}
+COMMANDS = {
+    "evaluate": ("--on", "test"),
+    "predict": ("--on", "test"),
+    "export": ("--output", "shared"),
+}
+
+
+def words(command: str, run: Path) -> list[object]:
+    options = [run.parent / part if part == "shared" else part for part in COMMANDS[command]]
+    return [command, run, *options]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_file_is_named_by_every_command_that_reads_the_run(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CHANGES[name](run)
+    for command in COMMANDS:
+        code, _, message = advl(capsys, *words(command, run))
+        assert code == 3, message
+        assert "not those that it was finished with" in message
+        assert name in message
+    assert not (run / "evaluation").exists()
+    assert not (run / "predictions").exists()
+
+
+def test_a_student_that_begins_with_a_run_is_held_to_it_too(
+    finished: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    negate_heads(run)
+    given = ("--data", finished.parent / "data.jsonl", "--init", run, "--output", run.parent / "next")
+    code, _, message = advl(capsys, "finetune", *TRAINING, *given)
+    assert code == 3, message
+    assert "heads.safetensors" in message
+    assert not (run.parent / "next").exists()
+
+
+def test_a_run_of_an_earlier_version_is_taken_on_trust_which_is_said_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit("result.json", lambda result: result.pop("files"))(run)
+    weight_files._say_that_nothing_is_recorded.cache_clear()
+    said = ""
+    for command in ("evaluate", "predict"):
+        code, _, message = advl(capsys, *words(command, run))
+        assert code == 0, message
+        said += message
+    assert said.count("taken on trust") == 1
