@@ -174,14 +174,16 @@ class Suggestion(str):
     nearest: str
 
 
-def suggest_names(wanted: str, known: Iterable[str], *, meant: str = "") -> Suggestion:
+def suggest_names(wanted: str, known: Iterable[str], *, meant: str = "", note: str = "") -> Suggestion:
     """Return a readable list of the known names nearest to `wanted`, or all of them when none is near.
 
     Args:
         meant: the name that is meant, where that is known.
+        note: goes behind the list.
     """
     known = sorted(set(known))
     near = [meant] if meant else difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)
-    suggestion = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
+    listed = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    suggestion = Suggestion(listed + note)
     suggestion.wanted, suggestion.nearest = wanted, near[0] if near else ""
     return suggestion

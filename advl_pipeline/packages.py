@@ -7,7 +7,7 @@ import importlib.util
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -33,11 +33,68 @@ def entry_points(*, group: str) -> tuple[EntryPoint, ...]:
     return tuple(importlib.metadata.entry_points(group=group))
 
 
+def load_plugin(point: EntryPoint, what: str) -> Any:
+    """Return what an entry point of another package holds.
+
+    Args:
+        what: it is, such as "teacher".
+
+    Raises:
+        ConfigError: it cannot be loaded, for whatever reason of the package.
+    """
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise plugin_error(point, what, error) from error
+
+
+def plugin_error(point: EntryPoint, what: str, error: BaseException) -> ConfigError:
+    """Return the error of a plug-in that fails by itself: what it is, whose, why, and how to be rid of it."""
+    package = point.dist.name if point.dist else point.value.partition(":")[0].partition(".")[0]
+    return ConfigError(
+        f"The {what} {point.name!r} of the package {package} cannot be used.",
+        where=f"entry point {point.group}: {point.name} = {point.value}",
+        why=f"{type(error).__name__}: {error}",
+        next_command=advise(["pip", "uninstall", package], note="or install what it needs"),
+    )
+
+
 @cache
+def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...]]:
+    """Return the folders of facts with the plug-in of each, and the errors of plug-ins that have none."""
+    homes: dict[Path, EntryPoint | None] = {Path(str(resources.files(OWN_DATA))): None}
+    broken = []
+    for point in sorted(entry_points(group=DATA_GROUP), key=lambda point: point.value):
+        try:
+            homes[Path(str(resources.files(point.value)))] = point
+        except (Exception, SystemExit) as error:
+            broken.append(plugin_error(point, "data", error))
+    return homes, tuple(broken)
+
+
 def data_folders() -> tuple[Path, ...]:
-    """Return the folders of facts, ours first; none of the packages is more than found."""
-    packages = (OWN_DATA, *sorted(point.value for point in entry_points(group=DATA_GROUP)))
-    return tuple(Path(str(resources.files(package))) for package in packages)
+    """Return the folders of facts, ours first; a plug-in whose folder cannot be found has none."""
+    return tuple(_data_homes()[0])
+
+
+def missing_data() -> str:
+    """Return which plug-ins' facts cannot be found, for the error of a name that may be among them; "" for none."""
+    return "".join(f"; {error.what} It is the {error.where}; {error.next_command}" for error in _data_homes()[1])
+
+
+def read_data_file(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file in one of the `data_folders`.
+
+    Raises:
+        ConfigError: a plug-in's is damaged.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        point = next((point for home, point in _data_homes()[0].items() if path.is_relative_to(home)), None)
+        if point is None:
+            raise
+        raise plugin_error(point, f"file {path.name} of the data", error) from error
 
 
 def data_files(folder: str) -> dict[str, Path]:
@@ -50,11 +107,13 @@ def data_files(folder: str) -> dict[str, Path]:
 
 
 def read_tables(name: str) -> dict[str, Any]:
-    """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring."""
+    """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring undamaged."""
     tables: dict[str, Any] = {}
     for path in (home / name for home in data_folders()):
         if path.is_file():
-            tables = {**tomllib.loads(path.read_text(encoding="utf-8")), **tables}
+            # Whose names are in a damaged file meets names that are not known.
+            with suppress(ConfigError):
+                tables = {**read_data_file(path), **tables}
     return tables
 
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
 from advl_pipeline.interruption import listening
-from advl_pipeline.packages import entry_points, missing_extra
+from advl_pipeline.packages import entry_points, load_plugin, missing_extra
 
 from .advice import Invocation, near_name
 
@@ -68,9 +68,9 @@ class PluginGroup(click.Group):
         if builtin is not None or point is None:
             return builtin
         try:
-            command: click.Command = point.load()
-        except ImportError as error:
-            return _Broken(cmd_name, point, error)
+            command: click.Command = load_plugin(point, "command")
+        except ConfigError as error:
+            return _Broken(cmd_name, error)
         return command
 
     def resolve_command(
@@ -98,16 +98,11 @@ class PluginGroup(click.Group):
 
 
 class _Broken(click.Command):
-    """A command that cannot be imported, which it says when it is called, however it is called."""
+    """A command that cannot be loaded, which it says when it is called, however it is called."""
 
-    def __init__(self, name: str, point: EntryPoint, error: ImportError) -> None:
-        super().__init__(name, help="Not usable: it cannot be imported.", add_help_option=False)
-        self.obstacle = ConfigError(
-            f"The command {name!r} of a plug-in cannot be imported.",
-            where=f"entry point {point.value}",
-            why=str(error),
-            next_command=again("install what it needs, then give the same command again"),
-        )
+    def __init__(self, name: str, obstacle: ConfigError) -> None:
+        super().__init__(name, help="Not usable: it cannot be loaded.", add_help_option=False)
+        self.obstacle = obstacle
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         raise self.obstacle

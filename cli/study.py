@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict, to_plain
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
@@ -19,8 +20,12 @@ from .flags import config_command, exit_with, print_own_data
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    for name, path in shipped_studies().items():
-        click.echo(f"{name:<24} {load_study(str(path)).question}")
+    for name in shipped_studies():
+        try:
+            question = load_study(name).question
+        except ConfigError as error:
+            question = error.what
+        click.echo(f"{name:<24} {question}")
     ctx.exit()
 
 

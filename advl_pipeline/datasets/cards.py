@@ -7,16 +7,16 @@ A card is `data/cards/NAME.toml`: files, counts, licence, how to get it. A plug-
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from advl_pipeline.errors import ConfigError, again, suggest_names
-from advl_pipeline.packages import data_files, entry_points
+from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.packages import data_files, entry_points, missing_data, read_data_file
 
 if TYPE_CHECKING:
     from advl_pipeline.datasets.indexed import IndexedDataset
@@ -69,8 +69,8 @@ def load_card(name: str) -> Card:
     """
     cards = data_files("cards")
     if name not in cards:
-        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, cards))
-    facts = tomllib.loads(cards[name].read_text(encoding="utf-8"))
+        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, cards, note=missing_data()))
+    facts = read_data_file(cards[name])
     return Card(
         name=name,
         title=facts["title"],
@@ -78,6 +78,13 @@ def load_card(name: str) -> Card:
         splits=facts.get("splits", {}),
         facts=facts,
     )
+
+
+def readable_cards() -> Iterator[Card]:
+    """Yield the cards, but for those that a plug-in brings damaged."""
+    for name in card_names():
+        with suppress(ConfigError):
+            yield load_card(name)
 
 
 ROWS = "rows"
@@ -92,8 +99,7 @@ def rows_card(name: str) -> Path | None:
 
 def card_instead_of(repository: str) -> str:
     """Return the card of a set that stands in for one of the hub which cannot be read; "" where there is none."""
-    cards = (load_card(name) for name in card_names())
-    return next((card.name for card in cards if repository in card.facts.get("instead_of", ())), "")
+    return next((card.name for card in readable_cards() if repository in card.facts.get("instead_of", ())), "")
 
 
 def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
@@ -170,20 +176,3 @@ class Benchmark:
 def plugin_entry_points() -> dict[str, EntryPoint]:
     """Return the datasets of other packages by name; none of them is loaded."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def load_plugin(point: EntryPoint) -> Any:
-    """Return what the entry point of a dataset holds.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"The plug-in of the dataset {point.name!r} cannot be imported.",
-            where=f"entry point {point.value}",
-            why=str(error),
-            next_command=again("install what it needs, then give the same command again"),
-        ) from error

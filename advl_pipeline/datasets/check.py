@@ -22,6 +22,7 @@ from advl_pipeline.datasets.registry import (
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, suggest_names
 from advl_pipeline.outputs import require_outputs
+from advl_pipeline.packages import missing_data
 
 Status = Literal["ok", "differs", "missing", "malformed"]
 
@@ -148,9 +149,10 @@ def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
     """List all datasets that `open_dataset` takes; one whose reader finds no data has no tasks and no splits."""
     root, rows = resolve_data_root(data_root), []
     for name in dataset_names():
-        benchmark, is_rows = benchmark_of(name), rows_card(name) is not None
+        benchmark, is_rows = None, rows_card(name) is not None
         title, is_present = "rows that another package reads", True
         try:
+            benchmark = benchmark_of(name)
             tasks, splits = tasks_of(name, data_root), splits_of(name, data_root)
         except AdvlError as error:
             title, tasks, splits, is_present = error.what, (), (), False
@@ -179,5 +181,5 @@ def card_of(name: str) -> Card:
     benchmark = benchmark_of(name)
     if benchmark is None:
         known = dict.fromkeys([*dataset_names(), *card_names()])
-        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, known))
+        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, known, note=missing_data()))
     return benchmark.card

@@ -18,8 +18,8 @@ from advl_pipeline.datasets.cards import (
     ReadOptions,
     card_names,
     load_card,
-    load_plugin,
     plugin_entry_points,
+    readable_cards,
     rows_card,
 )
 from advl_pipeline.datasets.formats import FORMATS
@@ -45,7 +45,8 @@ from advl_pipeline.datasets.row_files import read_table
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, Row, RowSource, Variant, by_split, read_card
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa_answers import build_vocabulary, read_vocabulary
-from advl_pipeline.errors import ConfigError, DatasetError, advise, again, ineffective, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, advise, again, ineffective, suggest_names
+from advl_pipeline.packages import load_plugin, missing_data, plugin_error
 
 
 def benchmark_of(name: str) -> Benchmark | None:
@@ -54,13 +55,13 @@ def benchmark_of(name: str) -> Benchmark | None:
         tasks, opener = FORMATS[card.format]
         return Benchmark(name=name, card=card, tasks=tasks, splits=tuple(card.splits), open=partial(opener, card))
     plugins = plugin_entry_points()
-    plugin = load_plugin(plugins[name]) if name in plugins else None
+    plugin = load_plugin(plugins[name], "dataset") if name in plugins else None
     return plugin if isinstance(plugin, Benchmark) else None
 
 
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
-    with_cards = (name for name in card_names() if load_card(name).format in (ROWS, *FORMATS))
+    with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
     return tuple(sorted({*with_cards, *plugin_entry_points()}))
 
 
@@ -204,7 +205,7 @@ def _required(name: str) -> Benchmark | None:
     if benchmark is None and not _is_rows(name):
         raise ConfigError(
             f"There is no dataset {name!r}.",
-            why=suggest_names(name, dataset_names()),
+            why=suggest_names(name, dataset_names(), note=missing_data()),
             next_command=KNOWN_NAMES,
         )
     return benchmark
@@ -242,7 +243,13 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     """
     plugins, root, path = plugin_entry_points(), resolve_data_root(data_root), Path(name)
     if name in plugins:
-        source = load_plugin(plugins[name])(root)
+        reader = load_plugin(plugins[name], "dataset")
+        try:
+            source = reader(root)
+        except AdvlError:
+            raise
+        except Exception as error:
+            raise plugin_error(plugins[name], "dataset", error) from error
         if not isinstance(source, RowSource):
             raise ConfigError(
                 f"The reader {name!r} is not one.",

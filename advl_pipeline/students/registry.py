@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, advise, suggest_names
-from advl_pipeline.packages import entry_points, read_tables
+from advl_pipeline.packages import entry_points, load_plugin, read_tables
 
 if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
@@ -80,8 +80,8 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
         )
         build: Builder = saved.builder(getattr(family_module, family))
     else:
-        (point,) = (point for point in entry_points(group="advl.students") if point.name == name)
-        build = point.load()
+        point = next(point for point in entry_points(group="advl.students") if point.name == name)
+        build = load_plugin(point, "student")
     with drawing():
         return build(name, weights, overrides or {})
 

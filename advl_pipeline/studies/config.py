@@ -38,7 +38,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
-from advl_pipeline.packages import data_files
+from advl_pipeline.packages import data_files, missing_data, read_data_file
 from advl_pipeline.students.options import DEFAULT_STUDENT
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.toml import read_toml
@@ -257,9 +257,11 @@ def load_study(name_or_file: str) -> StudyConfig:
     if name_or_file not in shipped and path.suffix != ".toml" and not path.exists():
         raise ConfigError(
             f"No study {name_or_file!r}.",
-            why=suggest_names(name_or_file, shipped),
+            why=suggest_names(name_or_file, shipped, note=missing_data()),
             next_command=advise(["advl", "study", "--list"]),
         )
+    if name_or_file in shipped:
+        read_data_file(shipped[name_or_file])
     return read_study(shipped.get(name_or_file, path))
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from advl_pipeline import repositories
 from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import ConfigError, advise, suggest_names
-from advl_pipeline.packages import entry_points, read_data
+from advl_pipeline.errors import AdvlError, ConfigError, advise, suggest_names
+from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
@@ -195,28 +195,15 @@ def is_of_hub(name: str) -> bool:
     return door == "timm" or (door == "hf" and "@" not in inner) or (not door and inner in CATALOGUE)
 
 
-def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
-    """Return what opens the teacher of a plug-in.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    try:
-        opener: Callable[[OpenOptions], Teacher] = point.load()
-    except ImportError as error:
-        raise ConfigError(
-            f"The plug-in of the teacher {point.name!r} cannot be imported.",
-            where=f"entry point {point.value}",
-            why=str(error),
-            next_command=advise(["advl", "teachers", "check", point.name], note="once what it needs is installed"),
-        ) from error
-    return opener
-
-
 def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
     """Open a plug-in, and see that its random control is another teacher."""
-    opener = load_plugin(point)
-    teacher: Teacher = opener(options)
+    opener = load_plugin(point, "teacher")
+    try:
+        teacher: Teacher = opener(options)
+    except AdvlError:
+        raise
+    except Exception as error:
+        raise plugin_error(point, "teacher", error) from error
     if options.random_seed is None:
         return teacher
     import torch
@@ -252,7 +239,7 @@ def described(name: str) -> DescribedTeacher | None:
         ConfigError: as `load_plugin`.
     """
     plugins = plugin_entry_points()
-    plugin = load_plugin(plugins[name]) if name in plugins else None
+    plugin = load_plugin(plugins[name], "teacher") if name in plugins else None
     return plugin if isinstance(plugin, DescribedTeacher) else None
 
 
@@ -269,8 +256,14 @@ def card_of(name: str) -> TeacherCard | None:
 
 
 def list_teachers() -> list[dict[str, Any]]:
-    """Return a line of every named teacher, plug-ins last."""
-    return [_summary(name, card_of(name)) for name in known_names()]
+    """Return a line of every named teacher, plug-ins last; of one that cannot be used it says so."""
+    lines = []
+    for name in known_names():
+        try:
+            lines.append(_summary(name, card_of(name)))
+        except ConfigError as error:
+            lines.append(_summary(name, None) | {"about": error.what})
+    return lines
 
 
 def show_teacher(name: str) -> dict[str, Any]:
@@ -327,7 +320,10 @@ def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
 def is_at_hand(card: TeacherCard) -> bool:
     """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
     if plugin := described(card.name):
-        return plugin.is_at_hand()
+        try:
+            return plugin.is_at_hand()
+        except Exception as error:
+            raise plugin_error(plugin_entry_points()[card.name], "teacher", error) from error
     return repositories.is_at_hand(card.repository)
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from advl_pipeline.configuration import (
 )
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.packages import data_files
+from advl_pipeline.packages import data_files, read_data_file
 from advl_pipeline.students.registry import family_of, size_of
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import (
@@ -158,11 +157,11 @@ def _students() -> tuple[str, ...]:
 
 
 def _read(student: str) -> dict[str, Any]:
-    return _parsed(data_files("recipes")[student].read_text(encoding="utf-8"))
+    return _parsed(data_files("recipes")[student])
 
 
 # Every cell of a study asks for a recipe, several times.
-_parsed = functools.lru_cache(tomllib.loads)
+_parsed = functools.cache(read_data_file)
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:

@@ -1,0 +1,132 @@
+"""One plug-in that is broken or missing ends no command but its own, and that one says whose it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import advl
+from own_rows import choice_row, write_json_lines, write_pictures
+
+from advl_cli.reference import commands
+from advl_pipeline import packages
+from advl_pipeline.datasets import cards
+
+GROUPS = ("teachers", "students", "datasets", "commands", "data")
+BROKEN = {
+    "missing": None,
+    "raises": "raise RuntimeError('broken by its author')",
+    "exits": "raise SystemExit(9)",
+    "has no such name": "",
+    "is no Python": "def (",
+}
+
+OWN = {
+    "teachers": ("teachers show zz-broken", "extract --teacher zz-broken --data data.jsonl"),
+    "students": ("students show zz-broken", "finetune --student zz-broken --data data.jsonl --method plain"),
+    "datasets": ("datasets check zz-broken", "extract --teacher minilm-l6 --dataset zz-broken"),
+    "commands": ("zz-broken", "zz-broken --help"),
+    "data": ("study zz-broken", "datasets card zz-broken"),
+}
+
+OTHERS = (
+    *(
+        "teachers list",
+        "teachers show dinov2-b",
+        "students list",
+        "datasets list",
+        "datasets card vcr",
+        "study --list",
+    ),
+    *("study demo --dry-run", "datasets check data.jsonl", "extract --teacher minilm-l6 --data data.jsonl --dry-run"),
+    *("finetune --student vilt-tiny --data data.jsonl --method plain --dry-run", "scenes --help", "report none"),
+)
+
+
+def forget() -> None:
+    """Have this process look for packages as a new one does."""
+    for function in (packages.entry_points, packages._data_homes, cards.load_card, cards.rows_card):
+        function.cache_clear()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that packages are imported from, with data of a user's, in which commands are given."""
+    write_pictures(tmp_path / "pictures")
+    write_json_lines(tmp_path / "data.jsonl", [choice_row(number) for number in range(20)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    forget()
+    yield tmp_path
+    monkeypatch.undo()
+    forget()
+
+
+def install(place: Path, content: str | None, *groups: str) -> None:
+    """Install a package that breaks, with an entry point in each group, as pip leaves it."""
+    metadata = place / "site" / "broken_package-1.0.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-package\nVersion: 1.0\n")
+    points = {group: "broken_module" if group == "data" else "broken_module:anything" for group in groups}
+    text = "".join(f"[advl.{group}]\nzz-broken = {value}\n" for group, value in points.items())
+    (metadata / "entry_points.txt").write_text(text)
+    if content is not None:
+        (place / "site" / "broken_module.py").write_text(content)
+    forget()
+
+
+def outcome(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, list[str]]:
+    """Return the exit code, and the lines on stdout that tell neither of the package nor of the machine."""
+    code, out, messages = advl(capsys, *words.split())
+    assert "Traceback" not in messages
+    assert "Unexpected error" not in messages, messages
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    return code, [line for line in lines if not any(part in line for part in ("broken", " s", " GB"))]
+
+
+def test_no_other_command_notices(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    walked = [*(f"{name.removeprefix('advl')} --help".strip() for name, _ in commands()), *OTHERS]
+    assert len(walked) > 40
+    before = {words: outcome(capsys, words) for words in walked}
+    for content in (None, BROKEN["raises"]):
+        install(place, content, *GROUPS)
+        for words in walked if content is None else OTHERS:
+            assert outcome(capsys, words) == before[words], words
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    # A package of data has no name in it.
+    [(group, kind) for group in GROUPS for kind in BROKEN if (group, kind) != ("data", "has no such name")],
+)
+def test_its_own_error_says_whose_it_is_and_how_to_be_rid_of_it(
+    group: str, kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(place, BROKEN[kind], group)
+    for words in OWN[group]:
+        more = ("--output", place / "made") if "--data" in words else ()
+        code, _, message = advl(capsys, *words.split(), *more)
+        assert code == 2, message
+        for part in ("broken-package", f"advl.{group}: zz-broken = broken_module", "pip uninstall broken-package"):
+            assert part in message, message
+    assert not os.path.lexists(place / "made")
+
+
+def test_a_damaged_file_of_a_plug_in_is_its_own_affair(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {words: outcome(capsys, words) for words in OTHERS}
+    install(place, None, "data")
+    folder = place / "site" / "broken_module"
+    for name in ("cards/zz-card.toml", "studies/zz-study.toml", "recipes/zz-recipe.toml", "students.toml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("= no TOML")
+    (folder / "__init__.py").touch()
+    forget()
+    for words in OTHERS:
+        code, lines = outcome(capsys, words)
+        assert (code, [line for line in lines if "zz-" not in line]) == before[words], words
+    for words in ("datasets card zz-card", "study zz-study --dry-run"):
+        code, _, message = advl(capsys, *words.split())
+        assert code == 2, message
+        assert "pip uninstall broken-package" in message
