@@ -139,9 +139,9 @@ def require_recorded(folder: Path) -> None:
     recorded = read_json(folder / names.RESULT).get("files")
     if recorded is None:
         _say_that_nothing_is_recorded()
-    elif recorded != (found := run_files(folder)):
+    elif recorded != (present := run_files(folder)):
         recorded = recorded if isinstance(recorded, dict) else {}
-        changed = sorted(name for name in recorded.keys() | found if recorded.get(name) != found.get(name))
+        changed = sorted(name for name in recorded.keys() | present if recorded.get(name) != present.get(name))
         raise IdentityMismatch(
             "The files of the run are not those that it was finished with.",
             where=str(folder),
