@@ -114,6 +114,11 @@ def repair(config: RepairConfig) -> Iterator[Any]:
         f"repaired {len(result.findings)} finding(s), {result.encoded_units} units encoded again, "
         + ("every byte as it was" if result.is_identical else "some bytes differ from what was recorded before")
     )
+    if result.trusted_units:
+        click.echo(
+            f"{result.trusted_units} units were kept on their records' word; to compare some with the teacher: "
+            f"advl cache verify {result.path} --recompute 64"
+        )
 
 
 @config_command(ExportConfig, "export", group=cache, arguments=("cache",))

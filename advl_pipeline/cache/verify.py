@@ -76,12 +76,14 @@ class VerifyReport:
     """What was checked and what was found.
 
     `files` is what the records that could be read list, `findings` what is wrong with which file, in their order.
-    `recomputed` units were encoded again, and `worst` is the largest 1 - cosine between them and what is stored.
+    Where the files `contradict` one another, each of them is what its record says. `recomputed` units were encoded
+    again, and `worst` is the largest 1 - cosine between them and what is stored.
     """
 
     path: Location
     files: Files
     findings: Mapping[str, str]
+    contradict: bool = False
     recomputed: int = 0
     worst: float = 0.0
 
@@ -132,13 +134,14 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
         # Locks are of who writes, such as a repair that verifies first.
         strays = [name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/")]
         findings |= dict.fromkeys(strays, "it belongs to no record")
-    if not findings:
+    if is_as_recorded := not findings:
         try:
             numbers = numbers or StoredNumbers(store)
             findings = numbers.senseless() or numbers.wrong_moments()
         except AdvlError as error:
             findings = {error.where or PLAN_RECORD: error.what}
-    return VerifyReport(path=location, files=files, findings=dict(sorted(findings.items())))
+    contradict = is_as_recorded and bool(findings)
+    return VerifyReport(path=location, files=files, findings=dict(sorted(findings.items())), contradict=contradict)
 
 
 def is_bulk(name: str) -> bool:

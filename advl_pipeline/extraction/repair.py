@@ -2,7 +2,8 @@
 
 Metadata files exist more than once or follow from others, so they are restored from what is left; a shard is encoded
 again only when a file that it wrote is damaged, or a statistic of the teacher's is. Files that are sound are not
-touched.
+touched. That a shard is sound is only its record's word, which is said. Where files are as recorded and contradict
+one another, the records' word is worth nothing, and every shard that they may be of is encoded again.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ _ROUNDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RepairResult:
-    """What was found, how many units had to be encoded again, and whether every byte is as it was recorded."""
+    """What was found, how many units had to be encoded again, and whether every byte is as it was recorded.
+
+    `trusted_units` were kept as their records say that they were written; nobody compared them with the teacher.
+    """
 
     path: Location
     findings: tuple[tuple[str, str], ...]
     encoded_units: int
+    trusted_units: int
     is_identical: bool
 
 
@@ -114,6 +119,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
         path=store.location,
         findings=tuple(first.findings.items()),
         encoded_units=encoded,
+        trusted_units=max(0, sum(len(source.unit_ids()) for source in sources) - encoded) if first.findings else 0,
         is_identical=all(report.files.get(path) == entry for path, entry in first.files.items()),
     )
 
@@ -125,6 +131,9 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
     def is_sound(path: str) -> bool:
         return path in report.files and path not in damaged
 
+    # A finding in a record, or in the plan, is of both modalities.
+    others = tuple(f"{other}/" for other in writer.plan.modalities if other != modality)
+    is_contradicted = report.contradict and not all(path.startswith(others) for path in damaged)
     tables = layout.global_spec(modality, writer.plan)
     statistics = f"{modality}/stats/"
     names = {path.removeprefix(statistics).split("/")[0] for path in report.files if path.startswith(statistics)}
@@ -141,7 +150,7 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
         ]
         record = shard_record_path(modality, shard)
         own_files = [spec.shard_path(shard) for spec in writer.token_specs(modality).values()]
-        if record in damaged or not all(map(is_sound, own_files)):
+        if is_contradicted or record in damaged or not all(map(is_sound, own_files)):
             store.delete(record)
         elif stats_sound and all(map(is_sound, table_files)):
             stage(store, modality, shard, writer.content_from_tables(modality, shard, stats))

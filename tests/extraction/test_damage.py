@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from objects import flipped
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, seal, shard_record_path
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
@@ -195,6 +197,51 @@ def test_swapped_shards_are_named_and_encoded_alone(pristine: Path, cache: Path)
         assert result.is_identical
         assert result.encoded_units == sum(tiny_units_of_shard(cache, "text", shard) for shard in (1, 2))
         assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+
+def tamper(cache: Path) -> None:
+    """Negate the first token row and give its file the digest that it has now, in the records of shard and cache."""
+    name = "text/tokens/values/c/0/0"
+    content = bytearray((cache / name).read_bytes())
+    content[1:32:2] = bytes(byte ^ 0x80 for byte in content[1:32:2])
+    (cache / name).write_bytes(content)
+    changed = {name: bytes(content)}
+    for record in (shard_record_path("text", 0), COMPLETE_RECORD):
+        sealed = json.loads((cache / record).read_bytes())
+        del sealed["record_sha256"]
+        sealed["files"] |= {path: [len(raw), hashlib.sha256(raw).hexdigest()] for path, raw in changed.items()}
+        (cache / record).write_bytes(seal(sealed))
+        changed[record] = seal(sealed)
+
+
+def test_tampered_values_with_digests_of_their_own_are_encoded_again(pristine: Path, cache: Path) -> None:
+    tamper(cache)
+    assert any("it is not the mean" in why for why in verify_cache(cache).findings.values())
+    result = mend(pristine, cache)
+    assert {path.split("/")[0] for path, _ in result.findings} == {"text"}
+    units = [tiny_units_of_shard(cache, "text", shard) for shard in range(len(committed_text_shards(cache)))]
+    assert result.encoded_units == sum(units)
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+
+def committed_text_shards(cache: Path) -> list[Path]:
+    return sorted((cache / "records").glob("text-0*.json"))
+
+
+def test_what_a_repair_takes_on_trust_is_said(
+    pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(cache / "text" / "tokens" / "values" / "c" / "1" / "0")
+    monkeypatch.setattr(
+        repair_module, "open_recorded", lambda *_: (tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
+    )
+    code, out, message = advl(capsys, "cache", "repair", cache, "--data-root", pristine / "data")
+    assert code == 0, message
+    encoded = tiny_units_of_shard(cache, "text", 1)
+    total = sum(store.num_units for store in CacheWriter(FolderStore(cache)).plan.modalities.values())
+    assert f"{encoded} units encoded again, every byte as it was" in out
+    assert f"{total - encoded} units were kept on their records' word" in out
+    assert f"advl cache verify {cache} --recompute" in out
 
 
 def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
