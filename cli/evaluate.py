@@ -66,6 +66,8 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
                 click.echo(f"  {metric}: {measure} {'has no denominator' if value is None else f'{value:.2f}'}")
         for metric, trivial in document["trivial"].items():
             line = f"the majority answer is {trivial['answer']!r}"
+            if "outside" in trivial:
+                line += f"; of {trivial['outside']:.1f} % of the questions no right answer is in the run's list"
             if "given" in trivial:
                 line += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
             click.echo(f"  {metric}: {line}")

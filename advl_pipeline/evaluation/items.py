@@ -225,6 +225,7 @@ class AnswerTally:
     _worth: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     _given: Counter[int] = field(default_factory=Counter)
     _chance: float = 0.0
+    _num_outside: int = 0
     _labels: dict[str, int] = field(default_factory=dict)
 
     def add(
@@ -238,6 +239,7 @@ class AnswerTally:
         num_candidates_n = np.isfinite(scores_nC).sum(axis=1).tolist()
         for example, count in zip(examples, num_candidates_n, strict=True):
             worth = dict(example.soft_label) or ({} if example.label is None else {example.label: 1.0})
+            self._num_outside += not worth
             for answer, value in worth.items():
                 self._worth[answer] += value
             self._chance += sum(worth.values()) / max(1, count)
@@ -249,7 +251,8 @@ class AnswerTally:
 
         `chance`: an answer drawn at random. `majority`: always giving `answer`, the one that is right most often; a
         right answer that the student has no class for counts as wrong. `given`: how often the student gives
-        `given_answer`, its commonest.
+        `given_answer`, its commonest. `outside`: questions none of whose right answers the student has a class for,
+        where there are any; the rest is the most that it can reach.
         """
         number = self._given.total()
         best, worth = max(self._worth.items(), key=lambda pair: pair[1], default=(0, 0.0))
@@ -260,7 +263,7 @@ class AnswerTally:
             "answer": self._name(best),
             "given": 100.0 * times / number,
             "given_answer": self._name(most),
-        }
+        } | ({"outside": 100.0 * self._num_outside / number} if self._num_outside else {})
 
     def joint_summary(self, other: AnswerTally) -> dict[str, Any]:
         """Return the same of giving both right answers to a question, which the other task asks too."""

@@ -31,6 +31,7 @@ def test_a_student_that_always_says_no_is_seen_beside_the_majority_answer() -> N
     assert summary["majority"] == pytest.approx(100 * 1.6 / 4)
     # The fourth question has a right answer that the student has no class for.
     assert summary["chance"] == pytest.approx(100 * (1.0 + 0.9 + 1.0) / 3 / 4)
+    assert summary["outside"] == 25.0
 
 
 def test_choices_may_be_fewer_and_are_named_by_their_place() -> None:

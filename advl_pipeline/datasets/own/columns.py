@@ -18,6 +18,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
+from advl_pipeline.datasets.own.conversations import questions_of
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
@@ -167,18 +168,25 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
         why = f"the row holds several pictures ({', '.join(pictures)}), and an item is about one"
         yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
         return
-    for number, columns in enumerate(card.items or (dict[str, str](),), start=1):
-        name = f"{row.name}-{number}" if card.items else row.name
+    try:
+        asked: list[Mapping[str, Any]] = [*(questions_of(record) or [record])]
+    except Malformed as error:
+        yield row._replace(record=error)
+        return
+    seen.update(*asked)
+    items = [(each, columns) for each in asked for columns in card.items or (dict[str, str](),)]
+    for number, (each, columns) in enumerate(items, start=1):
+        name = f"{row.name}-{number}" if len(items) > 1 else row.name
         try:
-            fields = renamed(record, {**card.columns, **columns}) | dict(card.constants)
+            fields = renamed(each, {**card.columns, **columns}) | dict(card.constants)
         except Malformed as error:
             yield row._replace(record=error, name=name)
             continue
-        if card.items:
+        if len(items) > 1:
             fields["group"] = row.name
             fields["id"] = None if fields.get("id") is None else f"{fields['id']}-{number}"
         if card.facets:
-            fields[FACETS] = tuple(facet.of(record) for facet in card.facets.values())
+            fields[FACETS] = tuple(facet.of(each) for facet in card.facets.values())
         if card.options_in_question:
             fields["question"], options = split_options(fields.get("question"))
             # A card's own choices are for questions without options, whose right answer is the text of one.

@@ -1,0 +1,91 @@
+"""Rows that are conversations, as TRL, ms-swift and LLaMA-Factory keep them: each question becomes an item.
+
+A row has `messages` (or `conversations`), and its picture in `images`, in `image`, or in a part of a message. A
+question is asked by itself: those before it in the conversation are not shown with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advl_pipeline.datasets.problems import Malformed, shown
+
+TURNS = ("messages", "conversations")
+"""Columns that hold the turns of a conversation; the second is the name that ShareGPT and LLaVA gave it."""
+
+_ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant"}
+"""ShareGPT's words for who speaks, and those of chat templates."""
+
+_PLACEHOLDER = "<image>"
+_PICTURE_KEYS = ("image", "image_path", "path")
+
+
+def questions_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the questions of a conversation as records of their own; None for a row that is none.
+
+    Each has `question`, `answer` where it is answered, `image` where the row has a picture, and other columns.
+
+    Raises:
+        Malformed: the turns are not such, or nothing is asked.
+    """
+    column = next((name for name in TURNS if name in record), "")
+    if not column or {"question", "text"} & record.keys():
+        return None
+    turns = record[column]
+    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError) as error:
+            raise Malformed(f"field {column!r} begins like JSON and is none: {error}") from None
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise Malformed(f"field {column!r} is {shown(turns)}, expected a list of {{role, content}}")
+    pictures: list[Any] = []
+    asked: list[str] = []
+    answered: list[tuple[str, str | None]] = []
+    for place, turn in enumerate(turns):
+        role, texts = _read(turn, f"{column}[{place}]", pictures)
+        if role == "assistant" and asked:
+            answered.append((" ".join(asked), " ".join(texts)))
+            asked = []
+        elif role in ("user", "system"):
+            asked += texts
+        else:
+            why = "answers nothing" if role == "assistant" else f"is of the role {role!r}"
+            raise Malformed(f"field '{column}[{place}]' {why}, expected user and assistant in turn")
+    if asked:
+        answered.append((" ".join(asked), None))
+    if not answered:
+        raise Malformed(f"field {column!r} asks nothing")
+    listed = record.get("images")
+    whole = [*(listed if isinstance(listed, list) else [] if listed is None else [listed]), *pictures]
+    if "image" in record:
+        whole.append(record["image"])
+    if len(whole) > 1:
+        raise Malformed(f"the conversation is about {len(whole)} pictures, and an item is about one")
+    others = {name: value for name, value in record.items() if name not in (*TURNS, "images", "image")}
+    picture = {"image": whole[0]} if whole else {}
+    return [
+        others | picture | {"question": question} | ({} if answer is None else {"answer": answer})
+        for question, answer in answered
+    ]
+
+
+def _read(turn: Any, where: str, pictures: list[Any]) -> tuple[str, list[str]]:
+    """Return who speaks and what is said, without the sign that stands for the picture; pictures are gathered."""
+    if not isinstance(turn, Mapping):
+        raise Malformed(f"field '{where}' is {shown(turn)}, expected {{role, content}}")
+    speaker = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image":
+            pictures += [part[key] for key in _PICTURE_KEYS if part.get(key) is not None][:1]
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"].replace(_PLACEHOLDER, " ").strip())
+        else:
+            raise Malformed(f"field '{where}.content' is {shown(part)}, expected a text, or parts of text and image")
+    return _ROLES.get(str(speaker), str(speaker)), [text for text in texts if text]
