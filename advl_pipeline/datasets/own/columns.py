@@ -169,7 +169,7 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
         yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
         return
     try:
-        asked: list[Mapping[str, Any]] = [*(questions_of(record) or [record])]
+        asked = questions_of(record) or [dict(record)]
     except Malformed as error:
         yield row._replace(record=error)
         return
