@@ -22,7 +22,7 @@ from advl_pipeline.locations import hub_obstacle
 DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model")
 """Configurations, tokenizers and processors, and those of a sentence encoder's modules."""
 
-WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin", "*/pytorch_model.bin"))
+WEIGHTS = (("*.safetensors",), ("pytorch_model.bin", "pytorch_model-*.bin", "*/pytorch_model.bin"))
 """Kinds of weights; the first that a repository has is fetched."""
 
 _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")

@@ -61,7 +61,12 @@ def test_what_opens_a_model_is_fetched_in_one_form_and_found_again(hub: Hub, mon
 def test_weights_of_the_older_form_are_fetched_where_there_are_no_others(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.repositories[KEY] = {"config.json": b"{}", "pytorch_model.bin": b"weights", "flax_model.msgpack": b"x"}
+    hub.repositories[KEY] = {
+        "config.json": b"{}",
+        "pytorch_model.bin": b"weights",
+        "pytorch_model.generator.bin": b"x",
+        "flax_model.msgpack": b"x",
+    }
     assert files_of(take()) == {"config.json", "pytorch_model.bin"}
     offline(monkeypatch)
     assert files_of(take()) == {"config.json", "pytorch_model.bin"}
@@ -115,7 +120,7 @@ def test_a_transfer_that_breaks_in_the_middle_goes_on(hub: Hub, monkeypatch: pyt
         ("lab/absent", "it is not there, or private and not yours (HTTP 404)", "hf auth login"),
         ("lab/net@0.9", "it has no revision 0.9", "leave out @0.9"),
         ("lab/no weights", "", "name a repository as ORG/MODEL"),
-        ("lab/bare", "it has no *.safetensors or pytorch_model*.bin", "name a repository that holds weights"),
+        ("lab/bare", "it has no *.safetensors or pytorch_model.bin", "name a repository that holds weights"),
     ],
 )
 def test_what_is_not_to_be_had_says_why_and_what_to_do(hub: Hub, name: str, why: str, following: str) -> None:

@@ -6,6 +6,7 @@ Shapes: N pictures, C = 3, H x W pixels, D width, h x w cells.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 _WEIGHTS = (("model.safetensors",), ("pytorch_model.bin",))
 """What timm loads of a repository."""
+
+_CLASS_TOKEN = re.compile(r"vit_\w+_dinov3")
+"""Architectures without a classifier, whose patches timm would average."""
 
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
 """From the tensors of a file and the network to the same tensors by the network's names."""
@@ -144,12 +148,15 @@ def _named(path: Path, options: OpenOptions) -> Iterator[None]:
 class TimmBackbone(VisionBackbone):
     """Runs a timm model, with its own preprocessing.
 
-    The global feature is what its classifier sees (`forward_head(pre_logits=True)`); the grid is its last feature
-    map without class and register tokens; logits come from its classifier where it has one.
+    The global feature is what its classifier sees (`forward_head(pre_logits=True)`), of DINOv3's transformers the
+    class token, as their training and transformers have it; the grid is its last feature map without class and
+    register tokens; logits come from its classifier where it has one.
     """
 
     def __init__(self, model: nn.Module, *, architecture: str, **place: Any) -> None:
-        features = {"global": "input of the classifier", "grid": "last feature map"}
+        self._takes_class_token = bool(_CLASS_TOKEN.match(architecture))
+        pooled = "class token" if self._takes_class_token else "input of the classifier"
+        features = {"global": pooled, "grid": "last feature map"}
         description = {"library": "timm", "architecture": architecture, **features}
         settings = timm_pixel_settings(model)
         super().__init__(model, settings=settings, description=description, folds_batch_norms=True, **place)
@@ -159,7 +166,7 @@ class TimmBackbone(VisionBackbone):
         states = self.network.forward_features(pixels_NCHW)
         has_classifier = getattr(self.network, "num_classes", 0) > 1
         return ImageFeatures(
-            global_ND=self.network.forward_head(states, pre_logits=True),
+            global_ND=states[:, 0] if self._takes_class_token else self.network.forward_head(states, pre_logits=True),
             grid_NhwD=self._cells(states),
             logits_NK=self.network.forward_head(states) if has_classifier else None,
         )

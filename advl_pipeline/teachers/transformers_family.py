@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer, normalizers
 from torch import nn
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
@@ -107,7 +108,10 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     if config.model_type in PAIR_TYPES:
         pair = load_model(transformers.AutoModel, config, folder, options)
         logit_scale = float(pair.logit_scale.detach().exp())
-        pieces = WordPieces(load_tokenizer(folder, options, num_states=pair.config.text_config.vocab_size))
+        tokenizer = load_tokenizer(folder, options, num_states=pair.config.text_config.vocab_size)
+        if config.model_type == "siglip" and tokenizer.is_fast:
+            lower_case(tokenizer.backend_tokenizer)
+        pieces = WordPieces(tokenizer)
         vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(folder, options), **place)
         return Teacher(
             name=options.name,
@@ -244,6 +248,15 @@ class TransformersTextBackbone(TextBackbone):
         total_BD: torch.Tensor = (states_BLD.float() * weights_BL1).sum(dim=1)
         mean_BD = total_BD / weights_BL1.sum(dim=1).clamp_min(1.0)
         return TextFeatures(global_BD=mean_BD, tokens_BLD=states_BLD)
+
+
+def lower_case(tokenizer: Tokenizer) -> None:
+    """Have a tokenizer lower texts, as the training of SigLIP did before it tokenised them.
+
+    SigLIP 2 at a fixed resolution is published with Gemma's tokenizer, which keeps the case.
+    """
+    steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def text_recipe(folder: Path, config: Any, *, tokenizer_limit: int) -> tuple[Pooling, bool, int]:

@@ -7,6 +7,7 @@ an error, never a random number.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -67,15 +68,18 @@ def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **se
         what, why = f"The files of teacher {options.name!r} are incomplete.", first_line(error)
         raise WeightsUnavailable(what, where=str(folder), why=why) from None
     except ImportError as error:
-        what = f"Teacher {options.name!r} needs a package that is not installed."
-        needed = install_extra("sentencepiece")
-        raise WeightsUnavailable(what, where=str(folder), why=first_line(error), next_command=needed) from None
+        raise _needs_package(folder, options, first_line(error)) from None
     except (ValueError, KeyError) as error:
         what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
         raise ConfigError(what, where=str(folder), why=first_line(error)) from None
     except (RuntimeError, UnpicklingError) as error:
         what = f"The files of teacher {options.name!r} are damaged or belong to another model."
         raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
+
+
+def _needs_package(folder: Path, options: OpenOptions, why: str) -> WeightsUnavailable:
+    what = f"Teacher {options.name!r} needs a package that is not installed."
+    return WeightsUnavailable(what, where=str(folder), why=why, next_command=install_extra("sentencepiece"))
 
 
 def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> Any:
@@ -89,6 +93,9 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
     """
     from transformers import AutoTokenizer
 
+    is_sentencepiece = not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+    if is_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
+        raise _needs_package(folder, options, "its tokenizer is a SentencePiece model")
     tokenizer = load_part(AutoTokenizer.from_pretrained, folder, options)
     num_pieces = tokenizer.vocab_size
     why = lacks_vocabulary(tokenizer, folder)

@@ -1,0 +1,260 @@
+"""Every teacher by name goes from an empty cache of the hub through `advl extract`, and again without a network.
+
+Repositories have the published layout, and features are those of a plain computation with transformers or timm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers as hf
+from closeness import assert_near
+from commands import printed
+from hub_repositories import (
+    Files,
+    State,
+    bert,
+    clip,
+    files_of,
+    narrow_models,
+    pickled,
+    roberta,
+    shards,
+    weights,
+)
+from hub_server import Hub, served_models
+from own_rows import choice_row, rows_of, write_json_lines
+from PIL import Image
+from safetensors.torch import load, load_file
+from timm.data import create_transform, resolve_data_config
+from tiny_extraction import tree_bytes
+from tokenizers import Tokenizer
+
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.datasets.records import Dataset, TextUnit
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.teachers.registry import CATALOGUE, TeacherCard, open_teacher
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(timm, "create_model", narrow_models(timm.create_model))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with served_models(tmp_path / "hub", monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_json_lines(tmp_path_factory.mktemp("mine") / "mine.jsonl", rows_of(choice_row))
+
+
+def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """Return of each text the global feature, the states of its pieces, and their ids, as its publisher computes."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    kind = json.loads((folder / "config.json").read_bytes())["model_type"]
+    model = (hf.T5EncoderModel if kind == "t5" else hf.AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+    computed = []
+    for text in texts:
+        padding = {"padding": "max_length", "max_length": 64} if kind == "siglip" else {}
+        read = text.lower() if kind == "siglip" else text
+        words = tokenizer(read, return_tensors="pt", return_special_tokens_mask=True, **padding)
+        content = words.pop("special_tokens_mask")[0] == 0
+        if kind == "siglip":
+            words.pop("attention_mask")
+        with torch.no_grad():
+            if kind in ("clip", "siglip"):
+                states = model.get_text_features(**words)
+                project = model.text_projection if kind == "clip" else model.text_model.head
+                global_D, states_MD = states.pooler_output[0], project(states.last_hidden_state[0])
+            else:
+                states_MD = model(**words).last_hidden_state[0]
+                global_D = states_MD.mean(dim=0) if kind == "t5" else states_MD[0]
+        computed.append((global_D, states_MD[content], words["input_ids"][0][content].tolist()))
+    return computed
+
+
+def plain_picture(card: TeacherCard, folder: Path, path: Path) -> torch.Tensor:
+    """Return the global feature of a picture."""
+    picture = Image.open(path).convert("RGB")
+    with torch.no_grad():
+        if card.source == "timm":
+            model = timm.create_model(card.architecture, pretrained=False).eval()
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+            pixels = create_transform(**resolve_data_config({}, model=model), is_training=False)(picture)[None]
+            states = model.forward_features(pixels)
+            of_class = "class token" in card.global_feature
+            return states[0, 0] if of_class else model.forward_head(states, pre_logits=True)[0]
+        processor = hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        model = hf.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        if "text" in card.modalities:
+            return model.get_image_features(pixel_values=pixels).pooler_output[0]
+        return model(pixel_values=pixels).last_hidden_state[0, 0]
+
+
+def require_texts(
+    name: str, cache: TeacherCache, folder: Path, units: Sequence[TextUnit], *, own: bytes = b""
+) -> None:
+    """Hold stored features of texts, and the pieces, against a plain computation and the published tokenizer.json.
+
+    Args:
+        own: that file, where the repository lacks it.
+    """
+    if not own and (folder / "tokenizer.json").is_file():
+        own = (folder / "tokenizer.json").read_bytes()
+    store = cache.stores()["text"]
+    computed = plain_texts(folder, [unit.text for unit in units])
+    ids = [unit.unit_id for unit in units]
+    expected = np.stack([global_D.numpy() for global_D, _, _ in computed])
+    assert_near(store.global_features(ids).copy(), expected, roundings=64)
+    tower = open_teacher(name).text
+    assert tower is not None
+    prepared = tower.prepare(units)
+    for unit, ready, (_, states_MD, pieces) in zip(units, prepared, computed, strict=True):
+        assert ready.inputs["ids"].tolist() == pieces
+        if own:
+            tokenizer = Tokenizer.from_buffer(own)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            text = unit.text.lower() if name.startswith("siglip2") else unit.text
+            assert tokenizer.encode(text, add_special_tokens=False).ids == pieces
+        assert_near(store.token_features([unit.unit_id])[0].copy(), states_MD.numpy(), roundings=64)
+
+
+def require_pictures(card: TeacherCard, cache: TeacherCache, folder: Path, dataset: Dataset) -> None:
+    units = dataset.image_units()
+    stored = cache.stores()["image"].global_features([unit.unit_id for unit in units])
+    computed = np.stack([plain_picture(card, folder, unit.path).numpy() for unit in units])
+    assert_near(stored.copy(), computed, roundings=256)
+
+
+def command(name: str, data: Path) -> tuple[object, ...]:
+    return ("extract", "--teacher", name, "--data", data, "--dtype", "float32", "--no-confidence", "--output")
+
+
+def snapshot(hub: Hub, cache: Path, repository: str) -> Path:
+    """Return the folder that a repository's files were fetched into."""
+    commit = hub.sha(f"models/{repository}")
+    return cache / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_from_an_empty_cache_and_without_a_network(
+    name: str, hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    card = CATALOGUE[name]
+    hub.repositories[f"models/{card.repository}"] = files_of(card.repository)
+    if name == "deberta-v3-l" and not hf.utils.is_sentencepiece_available():
+        # Its tokenizer is published in one form only.
+        _, said = printed(capsys, *command(name, data), tmp_path / "first", code=6)
+        assert "pip install" in said
+        assert "sentencepiece" in said
+        return
+    printed(capsys, *command(name, data), tmp_path / "first")
+    fetched = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]
+    assert not any(line.endswith((".h5", ".msgpack", ".ot", ".onnx", ".md")) for line in fetched)
+    assert not any(line.endswith("generator.bin") for line in fetched)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(hub.asked)
+    printed(capsys, *command(name, data), tmp_path / "again")
+    assert tree_bytes(tmp_path / "again") == tree_bytes(tmp_path / "first")
+    assert len(hub.asked) == asked
+    cache, dataset = open_cache(tmp_path / "first"), open_dataset(str(data), split="train")
+    folder = snapshot(hub, tmp_path / "hub", card.repository)
+    assert cache.provenance["config"]["revision"] == folder.name
+    if "text" in card.modalities:
+        require_texts(name, cache, folder, dataset.text_units())
+    if "image" in card.modalities:
+        require_pictures(card, cache, folder, dataset)
+
+
+def without(files: Files, *names: str) -> Files:
+    return {name: content for name, content in files.items() if name not in names}
+
+
+def bf16(state: State) -> Files:
+    return weights({name: value.bfloat16() for name, value in state.items()})
+
+
+FORMS: dict[str, tuple[Callable[[str], Files], Callable[[str], Files]]] = {
+    "shards": (bert, partial(bert, form=shards)),
+    "the older form alone": (bert, partial(bert, form=pickled)),
+    "half precision": (bert, partial(bert, form=bf16)),
+    "a vocabulary of word pieces": (bert, lambda name: without(bert(name), "tokenizer.json")),
+    "vocabulary and merges": (roberta, lambda name: without(roberta(name), "tokenizer.json")),
+    "a pair's vocabulary and merges": (clip, lambda name: without(clip(name), "tokenizer.json")),
+}
+"""What a repository may be like -> the usual one of its family, and this one."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_files_give_the_same(
+    form: str, hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    usual, make = FORMS[form]
+    hub.repositories["models/lab/net"] = make("lab/net")
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "first")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "again")
+    assert tree_bytes(tmp_path / "again") == tree_bytes(tmp_path / "first")
+    units = open_dataset(str(data), split="train").text_units()
+    own = usual("lab/net")["tokenizer.json"]
+    require_texts(
+        "hf:lab/net", open_cache(tmp_path / "first"), snapshot(hub, tmp_path / "hub", "lab/net"), units, own=own
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (lambda: without(roberta("x"), "tokenizer.json", "vocab.json", "merges.txt"), "there is no vocabulary"),
+        (lambda: without(clip("x"), "tokenizer.json", "vocab.json", "merges.txt"), "there is no vocabulary"),
+        (lambda: without(bert("x"), "tokenizer.json", "vocab.txt"), "there is no vocabulary"),
+        (lambda: without(bert("x"), "tokenizer.json") | {"vocab.txt": b"[PAD]\n[UNK]\n"}, "its tokenizer has"),
+        (lambda: bert("x") | {"tokenizer.json": roberta("x")["tokenizer.json"]}, "its tokenizer has"),
+        (lambda: without(bert("x"), "model.safetensors"), "it has no *.safetensors"),
+        (lambda: without(bert("x", form=shards), "model-00002-of-00002.safetensors"), "it has no *.safetensors"),
+    ],
+)
+def test_a_repository_that_lacks_something_is_refused(
+    files: Callable[[], Files], why: str, hub: Hub, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    hub.repositories["models/lab/net"] = files()
+    _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=6)
+    assert why in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_keeps_to_the_commit_that_it_began_with(hub: Hub, data: Path, tmp_path: Path, capsys: Any) -> None:
+    hub.repositories["models/lab/net"] = bert("lab/net")
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "cache")
+    changed = {name: value + 1 for name, value in load(bert("lab/net")["model.safetensors"]).items()}
+    began = hub.move("models/lab/net", **weights(changed))
+    before = tree_bytes(tmp_path / "cache")
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "cache")
+    printed(capsys, "cache", "verify", tmp_path / "cache", "--recompute", 2, "--data", data)
+    assert tree_bytes(tmp_path / "cache") == before
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", "--revision", "main", code=3)
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "now")
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "then", "--revision", began)
+    now, then = (open_cache(tmp_path / name) for name in ("now", "then"))
+    assert now.provenance["config"]["revision"] == hub.sha("models/lab/net")
+    assert then.identity == open_cache(tmp_path / "cache").identity != now.identity
+
+
+def test_a_gated_repository_says_where_access_is_granted(hub: Hub, data: Path, tmp_path: Path, capsys: Any) -> None:
+    hub.repositories["models/lab/net"] = bert("lab/net")
+    hub.gated.add("models/lab/net")
+    _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=6)
+    assert f"once {hub.endpoint}/lab/net has granted it" in said
+    assert "hf auth login" in said
+    assert f"advl extract --teacher hf:lab/net --data {data}" in said
