@@ -26,12 +26,11 @@ for number in range(20):
         }
     )
 
-teachers = ("minilm-l6", "efficientnet-lite0")
-caches = [advl.extract(teacher=name, data=rows, output=folder / name, folds=2).path for name in teachers]
+cache = advl.extract(teacher="efficientnet-lite2", data=rows, output=folder / "cache", folds=2).path
 trained = advl.finetune(
     data=rows,
     method="advl",
-    cache=caches,
+    cache=[cache],
     num_steps=4,
     adapt_steps=2,
     batch_size=4,

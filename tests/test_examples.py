@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from real_processes import run_script, start
 
 from advl_pipeline.cache.reader import open_cache
@@ -18,7 +20,7 @@ from advl_pipeline.runs.names import evaluation_file, is_finished
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_example(path: Path, *arguments: Path, folder: Path) -> str:
+def run_example(path: Path, *arguments: Path | str, folder: Path) -> str:
     """Run a script in a folder, in a process of its own; return what it prints."""
     running = start(run_script, path, list(map(str, arguments)), folder)
     assert running.wait() == 0, running.messages()
@@ -97,9 +99,50 @@ def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:
     assert cache.teacher_name == "colours"
 
 
-def test_a_published_set_becomes_data_of_ones_own(tmp_path: Path) -> None:
-    pytest.importorskip("easy_vqa")
-    run_example(EXAMPLES / "convert_easy_vqa.py", tmp_path, Path("8"), folder=tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "easy-vqa.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {row["split"] for row in rows} == {"train", "test"}
-    assert all((tmp_path / row["image"]).is_file() and row["answer"] for row in rows)
+EASY_VQA = """
+import pathlib
+ASKED = [("what color is the shape?", "red"), ("is there a blue shape?", "no")] * 10
+def get_train_questions():
+    return [text for text, _ in ASKED], [answer for _, answer in ASKED], [n // 2 for n in range(20)]
+def get_test_questions():
+    return tuple(column[:4] for column in get_train_questions())
+def get_train_image_paths():
+    return {n: str(pathlib.Path("drawn.png").resolve()) for n in range(10)}
+get_test_image_paths = get_train_image_paths
+"""
+"""What the package gives, in its own form, of one picture."""
+
+
+@pytest.mark.slow
+def test_easy_vqa_is_learned_and_scored_by_one_command(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "drawn.png")
+    arguments = (tmp_path / "made", "10", "0.5")
+    if importlib.util.find_spec("easy_vqa") is None:
+        (tmp_path / "easy_vqa.py").write_text(EASY_VQA, encoding="utf-8")
+    # Beside the stand-in for the package.
+    script = Path(shutil.copy(EXAMPLES / "learn_easy_vqa.py", tmp_path))
+    printed = run_example(script, *arguments, folder=tmp_path)
+    assert re.search(r"^\d+ questions of test, \d+ s in all$", printed, re.M)
+    rows = [json.loads(line) for line in (tmp_path / "made/easy-vqa.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+    assert is_finished(tmp_path / "made/run")
+
+
+@pytest.mark.slow
+def test_nlvr_is_learned_and_scored_by_one_command(tmp_path: Path) -> None:
+    """Of files in the form of its repository, where the second test set has no folders of a hundred pictures."""
+    for name in ("test", "hidden", "dev"):
+        folder = tmp_path / "nlvr" / name / "images" / "0"
+        folder.mkdir(parents=True)
+        lines = []
+        for number in range(8, 12):
+            for order in range(6):
+                Image.new("RGBA", (40, 10), ("yellow", "black")[number % 2]).save(
+                    folder / f"{name}-{number}-0-{order}.png"
+                )
+            about = {"sentence": "There is a yellow block.", "label": ("true", "false")[number % 2]}
+            lines.append(json.dumps(about | {"identifier": f"{number}-0"}))
+        (folder.parents[1] / f"{name}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = (tmp_path / "nlvr", tmp_path / "made", "0.5")
+    printed = run_example(EXAMPLES / "learn_nlvr.py", *arguments, folder=tmp_path)
+    assert "24 drawings of dev" in printed

@@ -57,7 +57,9 @@ def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, 
         assert name_in_records(cache.identity, cache.provenance) == f"my-{metric}"
         assert "own-" in json.dumps(cache.identity)
         assert "my-" not in json.dumps(cache.identity), "where data lie is no part of what they are"
-        common = ("--data", data, "--cache", str(cache.path), "--output", run, "--on-error", "skip")
+        common = ["--data", data, "--cache", str(cache.path), "--output", run, "--on-error", "skip"]
+        # The usual student once, a small one for the others.
+        common += [] if metric == "answers" else ["--student", "scenes-small"]
         trained, _ = advl("finetune", *common, "--shots", 6, *SHORT)
         assert f"next: advl evaluate {run} --on test" in trained
         scored, _ = advl("evaluate", run, "--on", "test")
@@ -93,7 +95,8 @@ UNUSED = ("pandas", "timm", "peft", "datasets", "matplotlib", "zarr", "h5py", "o
 
 def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[str, str]], here: Path) -> None:
     write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
-    advl("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2], "--batch-size", 4, "--output", "run")
+    small = ("--student", "scenes-small", "--batch-size", 4, "--output", "run")
+    advl("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2], *small)
     code = (
         "import sys; from advl_cli.main import main; from contextlib import suppress\n"
         "with suppress(SystemExit): main(['evaluate', 'run', '--on', 'test', '--on', 'train'])\n"
@@ -109,7 +112,7 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     long = "It is " + "very " * 100 + "red."
     rows = [class_row(number, **({"text": long} if number in (16, 17) else {})) for number in range(20)]
     write_json_lines(Path("mine.jsonl"), rows)
-    plain = ("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2])
+    plain = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", *SHORT[:2])
     advl(*plain, "--output", "runs/whole")
     scored, _ = advl("evaluate", "runs/whole", "--on", "test")
     assert "2 of 5 texts of test are cut to the student's length" in scored

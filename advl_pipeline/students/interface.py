@@ -231,6 +231,9 @@ class Student(nn.Module, ABC):
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
+    towers: ClassVar[tuple[str, ...]] = ()
+    """Teachers, by name, whose weights parts of it take over before it is trained (`take_towers`)."""
+
     _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
     """What layers below the fusion gave, with the inputs that they gave it for."""
 
@@ -301,6 +304,9 @@ class Student(nn.Module, ABC):
             why="it scores the answers that it was trained on",
             next_command="leave out --generate",
         )
+
+    def take_towers(self, networks: Sequence[nn.Module]) -> None:
+        """Take over the weights of `towers`, whose networks these are; nothing to take by default."""
 
     def require_inputs(self) -> None:
         """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.

@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from advl_pipeline.configuration import Configuration, option, rare_option
+from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import read_tables
 
 PIXELS = Path("pixels")
 """Stands where a cache of regions would: small crops, asked for by name."""
 
-DEFAULT_STUDENT: str = read_tables("defaults.toml").get("student", "")
+_DEFAULTS = read_tables("defaults.toml")
+DEFAULT_STUDENT: str = _DEFAULTS.get("student", "")
 """The student that a run finetunes unless another is named: what a plug-in says, none without one."""
+OWN_DATA_STUDENT: str = _DEFAULTS["own_data_student"]
+"""The same for data of one's own."""
+
+
+def default_student(dataset: str) -> str:
+    """Return the student that a run on a dataset finetunes unless another is named."""
+    return OWN_DATA_STUDENT if is_own_data(dataset) else DEFAULT_STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +61,11 @@ class StudentOptions(Configuration):
 
     title: ClassVar[str] = "Student"
 
-    student: str = option(DEFAULT_STUDENT, help="Student to finetune; see `advl students list`.")
+    student: str = option(
+        "",
+        help="Student to finetune; see `advl students list` "
+        f"[default: {OWN_DATA_STUDENT} for data of your own, else {DEFAULT_STUDENT or 'none'}].",
+    )
     init: Path | None = option(
         None,
         help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub.",

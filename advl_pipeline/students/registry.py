@@ -32,6 +32,7 @@ STUDENTS: dict[str, str] = {
         "vilt:Vilt": "vilt vilt-tiny",
         "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
         "smolvlm:SmolVlm": "smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny",
+        "efficientnet_minilm:EfficientNetMiniLm": "efficientnet-minilm efficientnet-minilm-tiny",
         "qwen_vl:QwenVl": "qwen3-vl-2b qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
     }.items()
     for name in names.split()

@@ -39,7 +39,7 @@ from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import data_files, missing_data, read_data_file
-from advl_pipeline.students.options import DEFAULT_STUDENT
+from advl_pipeline.students.options import default_student
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig
@@ -116,7 +116,7 @@ class Setting:
     name: str = option("", help="Name in tables [default: the dataset's].")
     tasks: tuple[str, ...] = option((), help="Tasks to train on.")
     metrics: tuple[str, ...] = option((), help="Metrics that are compared [default: those of the tasks].")
-    student: str = option(DEFAULT_STUDENT, help="Student to finetune.")
+    student: str = option("", help="Student to finetune [default: as of `advl finetune`].")
     init: Path | None = option(None, help="Pretrained student.")
     teachers: tuple[str, ...] = option((), help="Teachers, by name.")
     test_sets: tuple[str, ...] = option(("test",), help="The in-domain test set first, then shifted ones.")
@@ -339,7 +339,12 @@ def _complete(setting: Setting, where: str) -> Setting:
             where=where,
             why=suggest_names(foreign[0], measured),
         )
-    return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
+    return dataclasses.replace(
+        setting,
+        name=setting.name or dataset_label(setting.dataset),
+        student=setting.student or default_student(setting.dataset),
+        metrics=metrics,
+    )
 
 
 def _check(study: StudyConfig, where: str) -> None:

@@ -307,7 +307,8 @@ def _measure(kind: str, cell: Cell) -> Pace:
         share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
         adapt_steps = max(1, round(MEASURED_STEPS * share))
         # The plan has refused what only a control may do.
-        short = with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run)
+        length = {"num_steps": MEASURED_STEPS, "epochs": None, "adapt_steps": adapt_steps}
+        short = with_options(cell.finetune, **length, output=run)
         run_finetune(short, is_control=True)
         run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
         return _pace(run, kind, source=f"runs of {MEASURED_STEPS} steps made now")

@@ -160,7 +160,14 @@ def build_plan(
             "output": cells,
         }
         # The last layer to name an option wins: what is special about a variant must survive every general override.
-        layers = (study.training, setting.training, study.at_shots.get(shots_label(shots), {}), variant.training)
+        # Cells are scored once they are trained.
+        layers = (
+            {"val_examples": 0},
+            study.training,
+            setting.training,
+            study.at_shots.get(shots_label(shots), {}),
+            variant.training,
+        )
         config = build_config(FinetuneConfig, *layers, {"method": variant.method}, decided, where=study.source)
         # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
         seen = None if config.pool is None or shots is None else max(config.pool, shots)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
+from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.toml import parse_toml
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
@@ -49,6 +50,8 @@ def build_finetune_student(run: Run) -> Student:
         options = student_options(config_to_dict(config))
         overrides = {**recipe_options(run.chosen, config.init), **options}
         student = build_student(config.student, weights=config.init, overrides=overrides)
+        if config.init is None:
+            student.take_towers([_network_of(name) for name in student.towers])
         if run.settings.adversarial is not None:
             student.require_perturbable()
         if config.gradient_checkpointing:
@@ -58,6 +61,12 @@ def build_finetune_student(run: Run) -> Student:
         if config.compile:
             compile_student(student)
         return student
+
+
+def _network_of(teacher: str) -> nn.Module:
+    opened = open_teacher(teacher)
+    tower: Any = opened.image or opened.text
+    return cast(nn.Module, tower.backbone.network)
 
 
 def build_finetune_heads(

@@ -19,7 +19,7 @@ from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
-from advl_pipeline.students.options import PictureOptions, StudentOptions
+from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
 
 TaskLoss = Literal[
     "softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl", "answer-lm"
@@ -68,7 +68,8 @@ class Hyperparameters(Configuration, Generic[Undecided]):
 
     num_steps: int | Undecided = option(
         None,
-        help="Optimiser steps of the finetune step [default: the recipe's at full data, else {otherwise}].",
+        help="Optimiser steps of the finetune step, in place of --epochs [default: the recipe's at full data, else "
+        "those of --epochs, and at least {otherwise}].",
         minimum=1,
         paces=False,
         otherwise=300,
@@ -135,6 +136,14 @@ class OptimiserOptions(Hyperparameters[None]):
         "TOML file of its keys. An option given here wins over it.",
         identity="content",
     )
+    epochs: float | None = option(
+        None,
+        help="Passes of the finetune step over the labelled examples, in place of --num-steps [default: the recipe's "
+        "at full data, else {otherwise}].",
+        above=0,
+        paces=False,
+        otherwise=3,
+    )
     batch_tokens: int | None = rare_option(
         None,
         help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
@@ -158,6 +167,15 @@ class OptimiserOptions(Hyperparameters[None]):
         help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's]. Its numbers are the "
         "recipe's, else VILLA's; --recipe FILE.toml changes them.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is not None and self.num_steps is not None:
+            raise ConfigError(
+                "--epochs and --num-steps exclude each other.",
+                why=f"{self.epochs:g} epochs are another number of steps than {self.num_steps}, or the same twice",
+                next_command="leave out one of them",
+            )
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
@@ -270,6 +288,12 @@ class RunOptions(Configuration):
     seed: int = option(
         0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0, paces=False
     )
+    val_examples: int = rare_option(
+        200,
+        help="Examples of the split val, where there is one, that are scored ten times on the way; 0 for none.",
+        minimum=0,
+        identity="none",
+    )
     checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
     deterministic: bool = rare_option(
         False,
@@ -322,6 +346,12 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
     adapt: AdaptOptions = component(AdaptOptions)
     optimisation: OptimiserOptions = component(OptimiserOptions)
     forecast: DryRunOptions = component(DryRunOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.student:
+            # Which student is the default hangs on the data; a run always names the one that it took.
+            object.__setattr__(self, "student", default_student(self.dataset))
 
 
 _GONE: Mapping[str, Any] = {

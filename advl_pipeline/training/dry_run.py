@@ -83,6 +83,8 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
             config,
             output=Path(folder) / "run",
             num_steps=TRIAL_STEPS,
+            epochs=None,
+            val_examples=0,
             adapt_steps=1,
             checkpoint_every=TRIAL_STEPS,
             log_with="",

@@ -40,6 +40,7 @@ from advl_pipeline.training.step_log import (
     require_finite_weights,
     summarise,
 )
+from advl_pipeline.training.validation import is_due
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 """Steps whose batches may lie ready; one more may wait for room."""
@@ -58,6 +59,7 @@ def run_phase(
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
     progress: Callable[[int], object],
+    validate: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
     """Train for the rest of a phase.
 
@@ -67,6 +69,7 @@ def run_phase(
         start_step: step of this phase to start at, more than 0 when resuming.
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
+        validate: called with the number of a step after which `val` is scored; returns what its record holds more.
     """
     config, settings, logged_steps = run.config, run.settings, run.steps_of(phase)
     num_steps = len(logged_steps)
@@ -139,6 +142,8 @@ def run_phase(
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
                     "seconds_saving": seconds_saving,
                 }
+                if validate is not None and accelerator.is_main_process and is_due(step, num_steps):
+                    record |= validate(logged_step)
                 taken = numbers, record, place
                 if saves:
                     pending.append(_finished(*taken, settings, model, accelerator))

@@ -281,10 +281,12 @@ class TrainingSettings(FinetuningNumbers[Never]):
 
     `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
     `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
+    `epochs` are the passes over the labelled examples that the steps make, None where a batch counts tokens.
     `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
     (recipes that add up micro-batches instead of averaging). `sources` says where each field came from.
     """
 
+    epochs: float | None
     max_text_tokens: int
     loss_scale: float
     task_loss: TaskLoss
@@ -319,6 +321,7 @@ class TrainingSettings(FinetuningNumbers[Never]):
         return (
             f"{self.note}; given: {', '.join(sorted(options)) or 'nothing'}; "
             f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
+            + ("" if self.epochs is None else f", {self.epochs:.3g} epochs")
         )
 
 
@@ -366,6 +369,7 @@ def resolve_settings(
                 decided["accumulate"] = 1, source
             if unit == "examples":
                 decided["max_text_tokens"] = 0, source
+    decided["num_steps"], decided["epochs"] = _length(options.epochs, decided, num_labelled)
     accumulate, source = decided["accumulate"]
     if recipe is not None and recipe.accumulation == "sum" and source.startswith("--"):
         decided["loss_scale"] = float(accumulate), source
@@ -379,6 +383,46 @@ def resolve_settings(
         )
     check_ranges(FinetuneConfig, values, where=chosen.note)
     return TrainingSettings(note=chosen.note, sources=sources, **values)
+
+
+Decided = tuple[Any, str]
+"""A number, and where it comes from."""
+
+
+def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: int) -> tuple[Decided, Decided]:
+    """Return the steps of a run and the passes over its labelled examples that they make.
+
+    Args:
+        asked: `--epochs`.
+        decided: the numbers so far; its steps are ADVL's default where neither a recipe nor an option says any.
+
+    Raises:
+        ConfigError: passes are asked for where batches count tokens, of which a pass has no fixed number.
+    """
+    (num_steps, source), (batch_size, _) = decided["num_steps"], decided["batch_size"]
+    if decided["batch_unit"][0] == "tokens":
+        if asked is not None:
+            raise ConfigError(
+                "An epoch has no fixed number of steps where batches count tokens.",
+                where="--epochs",
+                next_command="--num-steps, or --batch-size, which counts examples",
+            )
+        return decided["num_steps"], (None, source)
+    if asked is not None or source == OURS:
+        num_steps = steps_of_epochs(asked, num_labelled=num_labelled, batch_size=batch_size)
+        source = OURS if asked is None else f"--epochs {asked:g}"
+    return (num_steps, source), (num_steps * batch_size / num_labelled, source)
+
+
+def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int) -> int:
+    """Return the optimiser steps of so many passes over the labelled examples.
+
+    Args:
+        asked: None for ADVL's default, by which few labels are seen more often.
+        batch_size: in examples.
+    """
+    num_steps = math.ceil((asked or PLAIN["epochs"]) * num_labelled / batch_size)
+    return num_steps if asked else max(PLAIN["num_steps"], num_steps)
 
 
 def _default_numbers(task: str) -> dict[str, Any]:

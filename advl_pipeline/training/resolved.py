@@ -29,7 +29,15 @@ from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipes import PLAIN, ChosenRecipe, TrainingSettings, choose_recipe, resolve_settings
+from advl_pipeline.training.recipes import (
+    OURS,
+    PLAIN,
+    ChosenRecipe,
+    TrainingSettings,
+    choose_recipe,
+    resolve_settings,
+    steps_of_epochs,
+)
 
 if TYPE_CHECKING:
     from advl_pipeline.training.inputs import Inputs
@@ -153,6 +161,9 @@ def describe_run(
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
     beside: dict[str, Any] = {}
+    if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != PLAIN["num_steps"]:
+        # Once, the default was the same number of steps for however many labels.
+        beside["num_steps"] = run.settings.num_steps
     if config.ids is not None:
         beside["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
     if config.regions:
@@ -252,7 +263,11 @@ def takes_two_steps(config: FinetuneConfig) -> bool:
 
 def finetune_steps(config: FinetuneConfig) -> int:
     """Return the steps of the finetune step alone, as far as the options tell."""
-    return int(config.optimisation.num_steps or PLAIN["num_steps"])
+    options, shots = config.optimisation, config.shots
+    if options.num_steps is not None or shots is None:
+        return int(options.num_steps or PLAIN["num_steps"])
+    batch_size = options.batch_size or PLAIN["batch_size"]
+    return steps_of_epochs(options.epochs, num_labelled=shots, batch_size=min(shots, batch_size))
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:

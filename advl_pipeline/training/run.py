@@ -55,6 +55,7 @@ from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching
+from advl_pipeline.training.validation import Validation, open_validation, validation_scores
 from advl_pipeline.training.word_selection import AT_ONCE, selected_words, selects_words
 
 
@@ -100,6 +101,7 @@ class _Opened:
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
+    validation: Validation | None
     labelled: tuple[Sequence[int], BatchOrder]
     """Positions in the split that the finetune step trains on, and the order of the places in them."""
 
@@ -142,7 +144,8 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     if (is_begun := config.output.is_dir()) and accelerator.is_main_process:
         held.enter_context(lock)
     student = build_finetune_student(run)
-    reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init)
+    teachers = [cache.teacher_name for cache in caches]
+    reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
     stored = use_stored_pictures(
         student,
         config.pictures,
@@ -163,8 +166,10 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     )
     teaching = open_teaching(run, start, caches, inputs, accelerator)
     model = build_finetune_model(run, start, teaching, inputs)
+    validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
     opened = _Opened(
         run=run,
+        validation=validation if isinstance(validation, Validation) else None,
         accelerator=accelerator,
         folder=folder,
         inputs=inputs,
@@ -202,7 +207,8 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         )
         lines = [run.settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in origins.items())]
         precision = ["products of fp32 matrices are computed in TF32"] if multiplies_in_tf32 else []
-        for line in (*lines, step_line, *precision, *reads.lines(), *stored, *teaching.lines()):
+        unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
+        for line in (*lines, step_line, *unseen, *precision, *reads.lines(), *stored, *teaching.lines()):
             tqdm.write(line, file=sys.stderr)
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
@@ -273,6 +279,7 @@ def _train(opened: _Opened) -> int:
                     start_step=start_step,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
+                    validate=_validator(opened) if phase == "finetune" else None,
                 )
             # Also where the run was stopped between its last step of a phase and this.
             if before is not None and accelerator.is_main_process:
@@ -297,6 +304,22 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Plac
     folder.write_json(names.READOUT, readout)
     if kept is not None:
         tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} step", file=sys.stderr)
+
+
+def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
+    validation = opened.validation
+    if validation is None:
+        return None
+
+    def validate(step: int) -> dict[str, float]:
+        with opened.accelerator.autocast():
+            scores = validation_scores(opened.start, opened.model.task_loss, validation)
+        right = f", {100 * scores['val/correct']:.1f} % right" if "val/correct" in scores else ""
+        line = f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {len(validation.positions)} examples of val"
+        tqdm.write(line, file=sys.stderr)
+        return scores
+
+    return validate
 
 
 def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:

@@ -37,6 +37,7 @@ from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import tokenizer_folder
 from advl_pipeline.teachers.image_tower import SquarePictures
 from advl_pipeline.teachers.open_options import PICTURES
+from advl_pipeline.teachers.registry import plugin_entry_points
 from advl_pipeline.training.build_model import recipe_options, student_options
 from advl_pipeline.training.recipes import choose_recipe
 
@@ -70,12 +71,20 @@ class StudentInputs:
         return lines + [f"caution: {caveat}" for caveat in self.caveats]
 
 
-def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], init: Path | None) -> StudentInputs:
+def read_inputs(
+    student: Student,
+    dataset: Dataset,
+    positions: Sequence[int],
+    init: Path | None,
+    *,
+    teachers: Sequence[str] = (),
+) -> StudentInputs:
     """Look at what a student reads of a split.
 
     Args:
         positions: of the examples that it will be trained on; of these some are sampled.
         init: where its weights came from.
+        teachers: that it hears, by name.
 
     Raises:
         ConfigError: its tokenizer is of another vocabulary, or its published weights would see noise.
@@ -102,16 +111,40 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     max_tokens = student.max_text_length or 0
     cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
     return StudentInputs(
-        start=f"The student {student.name} starts from random weights: it knows no words and no pictures before this "
-        "run, and --init would give it pretrained ones."
-        if init is None
-        else f"The student {student.name} starts from pretrained weights (--init).",
+        start=_start(student, init),
         tokenizer=str(beside) if beside is not None and used == str(beside) else "",
         num_texts=sum(len(example.candidates) for example in examples),
         num_cut=num_cut,
         max_tokens=max_tokens,
-        caveats=(*student.caveats(), *cut),
+        caveats=(*student.caveats(), *_own_teachers(student, teachers), *cut),
     )
+
+
+def _start(student: Student, init: Path | None) -> str:
+    """Say what a student knows before the first step."""
+    if init is not None:
+        return f"The student {student.name} starts from pretrained weights (--init)."
+    if student.towers:
+        return (
+            f"The student {student.name} starts from {' and '.join(student.towers)}, which were trained apart: what "
+            "relates words to pictures is random before this run."
+        )
+    return (
+        f"The student {student.name} starts from random weights: it knows no words and no pictures before this run, "
+        "and --init would give it pretrained ones."
+    )
+
+
+def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
+    """Name the teachers whose weights the student itself starts from, and others that install as easily."""
+    same = [name for name in teachers if name in student.towers]
+    if not same:
+        return []
+    others = [name for name in plugin_entry_points() if name not in student.towers]
+    return [
+        f"{' and '.join(same)}: the student starts from the same weights, so that it learns nothing new of them; "
+        f"teachers of other weights: {', '.join((*others, 'and those of advl teachers list'))}"
+    ]
 
 
 class _OfCaches:

@@ -41,8 +41,9 @@ UNUSED = {
     "uniter": r"mask_embedding",
     "scenes-uniter": r"mask_embedding",
     "bridgetower": r"text_model\.pooler",
+    "efficientnet-minilm": r"^(vision|text)\.",
 }
-"""Parameters of the original files that finetuning does not use, by family."""
+"""Parameters of the original files that finetuning does not use, and those of frozen towers, by family."""
 
 BOXES = [[10, 10, 60, 100], [70, 20, 150, 110], [5, 60, 40, 118]]
 

@@ -93,6 +93,7 @@ def run_script(path: Path, arguments: Sequence[str], folder: Path) -> None:
     """Run a Python script in a folder as `python path arguments` does; for `start`."""
     os.chdir(folder)
     sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
     runpy.run_path(str(path), run_name="__main__")
 
 

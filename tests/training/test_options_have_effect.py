@@ -33,7 +33,7 @@ FIELDS = {name: option.field for name, option in declared(FinetuneConfig).items(
 BY_DESIGN = {
     **dict.fromkeys(("data_root", "output"), "where things lie"),
     **dict.fromkeys(("num_workers", "disk_cache", "disk_cache_gb", "pictures"), "how fast things are read"),
-    **dict.fromkeys(("checkpoint_every", "resume", "log_with"), "what is kept on the way"),
+    **dict.fromkeys(("checkpoint_every", "resume", "log_with", "val_examples"), "what is kept on the way"),
     **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s"), "of the forecast"),
     "verify_caches": "how much is checked",
     "deterministic": "in which order a GPU adds up",

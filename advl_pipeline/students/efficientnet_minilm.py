@@ -1,0 +1,181 @@
+"""Two frozen towers whose weights install from the package index, and a few layers that fuse them.
+
+EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. Each was trained by itself, so nothing in them
+relates words to pictures; the layers above start at random and learn that from the labels alone. Maps of four depths
+of the vision tower reach them, because the last one no longer tells colours well, and every cell keeps its place.
+
+A frozen tower gives the same states in every epoch. On a CPU they are computed once and kept in memory, each picture
+and each text by itself, so that they are the same to the bit whatever else is in a batch.
+
+Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the text tower,
+F channels of the maps, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any, ClassVar, Self, cast
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import BertConfig, BertModel
+from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
+
+from advl_pipeline.batch_norms import fold_batch_norms
+from advl_pipeline.configuration import option
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, norm_first_head, run_layers
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.picture_source import RecentlyUsed
+from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_student import SingleStream
+
+DEPTHS = (1, 2, 3, 4)
+"""Maps of the vision tower that are read, at 1/4, 1/8, 1/16 and 1/32 of the picture's side."""
+KEPT_BYTES = 1 << 30
+"""How much of a frozen tower's states stays in memory."""
+TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EfficientNetMiniLmConfig(PixelStudentConfig):
+    """Sizes of the fusion; the towers are as published."""
+
+    train_towers: bool = option(False, help="Train the towers too, at the student's learning rate.")
+
+
+class EfficientNetMiniLm(SingleStream, PixelStudent):
+    """Runs the two towers and the fusion."""
+
+    config: EfficientNetMiniLmConfig
+    config_class: ClassVar[type[EfficientNetMiniLmConfig]] = EfficientNetMiniLmConfig
+    towers = ("efficientnet-lite0", "minilm-l6")
+    pixel_mean, pixel_std = HALF_MEAN, HALF_STD
+    num_class_tokens = 0
+    reads_first = True
+    vision: Any
+    text: Any
+    _texts: RecentlyUsed[torch.Tensor]
+    _pictures: RecentlyUsed[torch.Tensor]
+
+    def __init__(self, name: str, config: EfficientNetMiniLmConfig) -> None:
+        super().__init__(name, config)
+        with torch.device("cpu"):  # Whether norms fold is seen by the values.
+            network = timm.create_model("tf_efficientnet_lite0").eval()
+            self.vision = fold_batch_norms(network, torch.rand(1, 3, 64, 64))
+        self.vision.prune_intermediate_layers(list(DEPTHS), prune_head=True)
+        self.vision.to(memory_format=torch.channels_last)
+        self.text = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
+        width = config.hidden_size
+        num_channels = sum(self.vision.feature_info[depth]["num_chs"] for depth in DEPTHS)
+        self.text_projection = nn.Sequential(nn.Linear(TEXT_TOWER["hidden_size"], width), nn.LayerNorm(width))
+        self.cell_projection = nn.Sequential(
+            nn.LayerNorm(num_channels), nn.Linear(num_channels, width), nn.LayerNorm(width)
+        )
+        self.place_embedding = nn.Embedding(self.num_visual, width)
+        bert = bert_config(config)
+        self.encoder = BertEncoder(bert)
+        self.pooler = BertPooler(bert)
+        for part in (self.text_projection, self.cell_projection, self.place_embedding, self.encoder, self.pooler):
+            initialise_bert(part)
+        _forget(self)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        for tower in (self.vision, self.text):
+            tower.requires_grad_(config.train_towers)
+
+    def take_towers(self, networks: Sequence[nn.Module]) -> None:
+        for tower, network in zip((self.vision, self.text), networks, strict=True):
+            state = network.state_dict()
+            tower.load_state_dict({name: state[name] for name in tower.state_dict()})
+        _forget(self)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if not self.config.train_towers:
+            self.vision.eval()
+            self.text.eval()
+        return self
+
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return list(self.encoder.layer)
+
+    def embed(self, batch: PixelBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        cells_BRH = self.cell_projection(self._cells(batch)) + self.place_embedding.weight
+        return self.text_projection(self._words(batch)), batch.per_sequence(cells_BRH)
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: PixelBatch, **how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        return run_layers(self.fusion_layers, x_NSH, kinds_NS, **how)
+
+    def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
+        pooled_NH: torch.Tensor = self.pooler(text_NLH)
+        return pooled_NH
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
+
+    def _words(self, batch: PixelBatch) -> torch.Tensor:
+        """Return (N, L, D): the text tower's states; of padding they mean nothing."""
+        ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
+
+        def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None) -> torch.Tensor:
+            states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
+            return cast(torch.Tensor, states.last_hidden_state)
+
+        if not _keeps(self.text, ids_NL):
+            return read(ids_NL, types_NL, mask_NL.long())
+        text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
+        for row, length in enumerate(mask_NL.sum(1).tolist()):
+            ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
+            name = _name_of(torch.cat([ids_1L, types_1L]))
+            text_NLD[row, :length] = self._texts.get(name, partial(_alone, read, ids_1L, types_1L, None))
+        return text_NLD
+
+    def _cells(self, batch: PixelBatch) -> torch.Tensor:
+        """Return (B, R, F): the vision tower's maps, averaged to the cells of the grid and laid side by side."""
+        side = self.config.image_size // self.config.patch_size
+
+        def read(pixels_B3SS: torch.Tensor) -> torch.Tensor:
+            pixels_B3SS = pixels_B3SS.contiguous(memory_format=torch.channels_last)
+            maps = self.vision.forward_intermediates(pixels_B3SS, indices=list(DEPTHS), intermediates_only=True)
+            grids = [functional.adaptive_avg_pool2d(map_BFhw, side) for map_BFhw in maps]
+            return torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
+
+        def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
+            return _alone(read, self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
+
+        if not _keeps(self.vision, batch.pixels_B3SS):
+            return cast(torch.Tensor, self.per_picture(batch, read))
+        return torch.stack(
+            [self._pictures.get(_name_of(pixels), partial(read_one, pixels)) for pixels in batch.pixels_B3SS]
+        )
+
+
+def _forget(student: EfficientNetMiniLm, *_: object) -> None:
+    """Drop the kept states, which are those of other weights."""
+    student._texts, student._pictures = RecentlyUsed(KEPT_BYTES), RecentlyUsed(KEPT_BYTES)
+
+
+def _keeps(tower: nn.Module, inputs: torch.Tensor) -> bool:
+    """Say whether a tower's states are kept: on a CPU, where nothing of it is trained."""
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def _name_of(inputs: torch.Tensor) -> str:
+    return blake2b(inputs.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def _alone(read: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
+    """Return the states of one picture or text, in the precision of the tower's weights."""
+    with torch.autocast("cpu", enabled=False):
+        return read(*inputs)[0]

@@ -1,0 +1,129 @@
+"""`efficientnet-minilm`: its towers are the packaged teachers', frozen, and each picture and text is read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import printed
+from made_examples import picture, question
+from own_rows import choice_row, write_json_lines
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.teachers.registry import open_teacher
+
+NAME = "efficientnet-minilm-tiny"
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    folder = tmp_path_factory.mktemp("pictures")
+    units = [picture(folder / f"{number}.png", seed=number) for number in range(2)]
+    return [
+        question(units[number % 2], text, "vqa")
+        for number, text in enumerate(("What is red?", "What is to the left of the large blue one?", "What is red?"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[Any]:
+    """The networks of the teachers that it starts from, image and text."""
+    image, text = (open_teacher(name) for name in ("efficientnet-lite0", "minilm-l6"))
+    towers: list[Any] = [image.image, text.text]
+    return [tower.backbone.network for tower in towers]
+
+
+@pytest.fixture
+def student(networks: list[Any]) -> Any:
+    torch.manual_seed(0)
+    student = build_student(NAME)
+    student.take_towers(networks)
+    return student.eval()
+
+
+@contextmanager
+def counting(module: Any) -> Iterator[list[int]]:
+    """Collect how many items each pass of a module reads."""
+    seen: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    yield seen
+    handle.remove()
+
+
+def test_the_towers_are_those_of_the_teachers(student: Any, networks: list[Any], examples: list[Example]) -> None:
+    batch = student.collate(examples[:1])
+    pixels, ids, mask = student.normalised(batch), batch.token_ids_NL, batch.token_mask_NL.long()
+    with torch.no_grad():
+        assert torch.equal(student.text(ids, mask).last_hidden_state, networks[1](ids, mask).last_hidden_state)
+        maps, theirs = (
+            network.forward_intermediates(pixels, indices=[4], intermediates_only=True)[0]
+            for network in (student.vision, networks[0])
+        )
+    torch.testing.assert_close(maps, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+    assert float(theirs.abs().max()) > 0
+
+
+def test_a_frozen_tower_reads_each_picture_and_text_once(student: Any, examples: list[Example]) -> None:
+    batch = student.collate(examples)
+    with counting(student.vision.conv_stem) as pictures, counting(student.text.encoder) as texts:
+        first = student.encode(batch)
+        student.encode(student.collate(examples[:1]))
+        assert (pictures, texts) == ([1, 1], [1, 1])
+        # Other weights, other states.
+        student.load_state_dict({name: value * 1.5 for name, value in student.state_dict().items()})
+        student.encode(batch)
+    assert pictures == [1, 1, 1, 1]
+    assert first.pooled_NP.requires_grad
+
+
+def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
+    student: Any, networks: list[Any], examples: list[Example]
+) -> None:
+    together = student._words(student.collate(examples)), student._cells(student.collate(examples))
+    alone: Any = build_student(NAME).eval()
+    alone.take_towers(networks)
+    for row, example in enumerate(examples):
+        batch = alone.collate([example])
+        length = batch.token_ids_NL.shape[1]
+        assert torch.equal(alone._words(batch)[0], together[0][row, :length])
+        assert torch.equal(alone._cells(batch)[0], together[1][row])
+
+
+def test_towers_that_are_trained_get_gradients_and_are_read_anew(examples: list[Example]) -> None:
+    student: Any = build_student(NAME, overrides={"train_towers": True})
+    with counting(student.vision.conv_stem) as pictures:
+        for _ in range(2):
+            student.encode(student.collate(examples)).pooled_NP.sum().backward()
+    assert pictures == [3, 3]
+    assert student.vision.conv_stem.weight.grad.abs().any()
+    assert student.text.encoder.layer[0].attention.self.query.weight.grad.abs().any()
+
+
+def test_training_leaves_frozen_towers_as_in_evaluation(student: Any) -> None:
+    student.train()
+    assert student.training
+    assert not any(part.training for tower in (student.vision, student.text) for part in tower.modules())
+
+
+def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
+    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--folds", 2)
+    few = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 2, "--confidence-folds", 2)
+    cache = "caches/minilm-l6/mine/train"
+    out, _ = printed(capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", *few)
+    assert json.loads(Path("run/student.json").read_text(encoding="utf-8"))["student"] == "efficientnet-minilm"
+    assert "starts from efficientnet-lite0 and minilm-l6, which were trained apart" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("caution:"))
+    assert "minilm-l6: the student starts from the same weights" in line
+    assert "efficientnet-lite2" in line
+    assert "mpnet-base" in line
+    assert "efficientnet-lite0" not in line
