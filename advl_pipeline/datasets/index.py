@@ -326,15 +326,15 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
 def _content_of(source: RowSource, dataset: str, folder: Path) -> list[tuple[bytes, Any]]:
     """Return the digest of each file with its stamp, and what else tells whether the rows stay as they are."""
     files = FileDigests(Path("/"), folder / "annotations")
-    found: list[tuple[bytes, Any]] = []
+    contents: list[tuple[bytes, Any]] = []
     for path in source.files:
         try:
-            found.append((files.facts(path.absolute().as_posix()[1:]).digest, stamp_of(path)))
+            contents.append((files.facts(path.absolute().as_posix()[1:]).digest, stamp_of(path)))
         except (Malformed, OSError) as error:
             problem = Problem(file=str(path), line=0, why=f"the file cannot be read: /{error}")
             raise refuse(dataset, source.split, [problem]) from None
     files.flush()
-    return [*found, (b"", source.state())] if source.state else found
+    return [*contents, (b"", source.state())] if source.state else contents
 
 
 @dataclass

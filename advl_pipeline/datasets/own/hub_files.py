@@ -197,6 +197,7 @@ def picture_folders(name: HubName, builder: Any) -> Sequence[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    own = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.path, repo_type="dataset")
+    snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.path, repo_type="dataset")
     # A folder of pictures may come in an archive, whose names the library makes, not the rows.
-    return (own, datasets.config.EXTRACTED_DATASETS_PATH) if builder.info.builder_name == "imagefolder" else (own,)
+    is_of_pictures = builder.info.builder_name == "imagefolder"
+    return (snapshots, datasets.config.EXTRACTED_DATASETS_PATH) if is_of_pictures else (snapshots,)
