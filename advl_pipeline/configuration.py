@@ -8,18 +8,20 @@ win, and an unknown key is an error. Ranges are checked whenever a configuration
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import inspect
 import json
 import math
 import operator
+import stat
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
-from advl_pipeline.errors import ConfigError, ineffective, suggest_names
+from advl_pipeline.errors import ConfigError, ineffective, name_too_long, suggest_names
 from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
@@ -188,10 +190,34 @@ def with_options(config: ConfigT, **changes: Any) -> ConfigT:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
-    """Base of all configurations: a number outside the range of its option is refused, however it came there."""
+    """Base of all configurations: a number outside the range of its option is refused, however it came there.
+
+    So is a path that no file can have, and an input that is a pipe or a device, which may never end.
+    """
 
     def __post_init__(self) -> None:
-        check_ranges(type(self), {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_ranges(type(self), values)
+        _check_places(type(self), values)
+
+
+def _check_places(cls: type[Configuration], values: Mapping[str, Any]) -> None:
+    for name, declaration in declared(cls).items():
+        value = values.get(name)
+        for path in value if isinstance(value, tuple) else [value]:
+            if not isinstance(path, Path):
+                continue
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise name_too_long(str(path), where=flag_of(name)) from None
+                continue
+            except ValueError:
+                continue  # What opens it says that no name holds such a character.
+            if declaration.option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = f"{flag_of(name)} names neither a file nor a folder."
+                raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
 
 
 def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: str = "") -> None:

@@ -102,6 +102,12 @@ def ineffective(*flags: str, why: str) -> ConfigError:
     return ConfigError(what, where=flags[0], why=why, next_command=leave_out(*flags))
 
 
+def name_too_long(name: str, *, where: str = "") -> ConfigError:
+    """Return the refusal of a name that no file can have."""
+    why = f"it has {len(name):,} characters: {name[:40]}..."
+    return ConfigError("A name is longer than a file may have.", where=where, why=why)
+
+
 class IdentityMismatch(AdvlError):
     """A cache, a checkpoint or a run was made under other settings than the ones asked for."""
 

@@ -1,10 +1,13 @@
-"""Where things lie: a cache in a folder or under the URL of an object store; whether the model hub is in reach."""
+"""Where things lie: a cache in a folder or under the URL of an object store, files, the model hub if in reach."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
+import stat
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
@@ -85,6 +88,23 @@ def local_folder(location: Location, *, what: str) -> Path:
             next_command="copy it here first; a cache under a URL is the same files as in a folder",
         )
     return location
+
+
+def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
+    """Open a file to read; a pipe would wait for its other end, and a device need not end.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.open("rb", buffering)  # type: ignore[return-value]  # Never unbuffered.
+
+
+def read_regular(path: Path) -> bytes:
+    """Return what a file holds; raises what `regular_file` does."""
+    with regular_file(path) as file:
+        return file.read()
 
 
 def hub_obstacle() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.locations import read_regular
 
 _MOST_KEY_PARTS = 64
 _LONG_NUMBER = re.compile(r"\b0[box]\w{1000}")
@@ -34,7 +35,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, naming file and position when it does not parse."""
     try:
-        return parse_toml(path.read_text(encoding="utf-8"))
+        return parse_toml(read_regular(path).decode("utf-8"))
     except OSError as error:
         what, why = "The configuration file cannot be read.", error.strerror or ""
     except ValueError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, name_too_long, suggest_names
 from advl_pipeline.interruption import listening
 from advl_pipeline.packages import entry_points, load_plugin, missing_extra
 
@@ -165,10 +167,28 @@ def main(arguments: list[str] | None = None) -> None:
             _stop(_interrupted(invocation), invocation)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             _stop(missing, invocation)
+        if refusal := _impossible_place(error):
+            refusal.next_command = invocation.next_command(refusal)
+            _stop(refusal, invocation)
         words = ["--debug", *(word for word in invocation.arguments if word != "--debug")]
         what = f"Unexpected error: {type(error).__name__}: {error}"
         _stop(AdvlError(what, next_command=invocation.command(words)), invocation)
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _impossible_place(error: Exception) -> ConfigError | None:
+    """Return the refusal of a name that no file can have, or of a working directory that is gone; else None."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return name_too_long(str(error.filename))
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return ConfigError(
+            "The working directory is gone.",
+            why="it was removed or replaced after this shell went there",
+            next_command=again("change to a folder that is there, such as by cd ~, then give the same command again"),
+        )
+    return None
 
 
 def _interrupted(invocation: Invocation) -> Interrupted:

@@ -13,6 +13,7 @@ from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.locations import read_regular
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
@@ -76,7 +77,7 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
         Malformed: missing or malformed; `name` is in the message.
     """
     try:
-        record = json.loads(path.read_bytes().decode("utf-8"))
+        record = json.loads(read_regular(path).decode("utf-8"))
         names = record.get("names")
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
             raise Malformed("names are not a list of texts")

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from advl_pipeline.datasets.index_files import index_draft, seal, sealed_size
-from advl_pipeline.datasets.pictures import decode_picture, picture_size, regular_file
+from advl_pipeline.datasets.pictures import decode_picture, picture_size
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.locations import regular_file
 
 FACTS = np.dtype(
     [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.locations import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, of an animation its first frame. No other decoder of Pillow runs, some of which start programs."""
@@ -101,17 +100,6 @@ def read_rgb(path: Path) -> Image.Image:
             next_command="replace the file and give the command again; or leave such pictures out: make caches and "
             "runs with --on-error skip",
         ) from None
-
-
-def regular_file(path: Path) -> BufferedReader:
-    """Open a file to read; a pipe would wait for its other end, and a device need not end.
-
-    Raises:
-        OSError: it is no regular file, or cannot be opened.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return path.open("rb")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.locations import regular_file
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""
@@ -212,7 +213,7 @@ def picture_unit_id(path: str | Path, boxes: Sequence[Sequence[float]] = ()) -> 
         path: of the file, whose bytes count and whose name does not.
         boxes: x1, y1, x2, y2 in pixels, in the dataset's order; none where it gives none.
     """
-    with Path(path).open("rb") as file:
+    with regular_file(Path(path)) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     return image_unit_id(digest, np.asarray(boxes, np.float32).reshape(-1, 4))
 

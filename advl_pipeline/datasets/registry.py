@@ -330,6 +330,9 @@ def _table_source(tables: Sequence[Table], card: DataCard, pictures: Path) -> Ro
                 next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
             )
         if not path.is_file():
+            if path.exists():
+                why = "it is a folder" if path.is_dir() else "it is no regular file"
+                raise DatasetError("A file of the data cannot be read.", where=str(path), why=why)
             raise DatasetMissing(
                 "A file of the data is missing.",
                 where=str(path),

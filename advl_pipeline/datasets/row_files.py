@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import orjson
 
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.locations import read_regular, regular_file
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
@@ -49,7 +51,7 @@ def read_table(path: Path) -> Iterator[Numbered]:
 
 
 def _json_lines(path: Path) -> Iterator[Numbered]:
-    with path.open("rb", buffering=1 << 20) as file:
+    with regular_file(path, buffering=1 << 20) as file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
@@ -65,7 +67,7 @@ def _json_lines(path: Path) -> Iterator[Numbered]:
 
 def _csv(path: Path) -> Iterator[Numbered]:
     # Bytes that are not UTF-8 survive as surrogates, so that the line which holds them can be named.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with TextIOWrapper(regular_file(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = _csv_rows(file)
         number, names = next(rows, (1, []))
         if isinstance(names, Malformed):
@@ -106,7 +108,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as table:
+        with regular_file(path) as file, pq.ParquetFile(file) as table:
             batches = table.iter_batches(batch_size=1024)
             yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
     except pa.ArrowException as error:
@@ -164,7 +166,7 @@ def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
         DatasetError: it cannot be read, is not JSON, or is of another form.
     """
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return parse(json.loads(read_regular(path).decode("utf-8")))
     except OSError as error:
         raise DatasetError(f"{what} cannot be read.", where=str(path), why=error.strerror or str(error)) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -187,7 +189,7 @@ def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterat
     """
     text, line, counted = "", 1, 0
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         text = data.decode("utf-8-sig")
         for offset, item in _document(text, key):
             line += text.count("\n", counted, offset)

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.own.hub import library_source
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.locations import read_regular
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -126,12 +127,12 @@ def _bytes_of(picture: Any) -> bytes | None:
     if isinstance(picture, Mapping):
         picture = picture.get("bytes")
     if isinstance(picture, Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        return file.getvalue()
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        return content.getvalue()
     if isinstance(picture, os.PathLike):
         try:
-            return Path(picture).read_bytes()
+            return read_regular(Path(picture))
         except OSError as error:
             raise DatasetError(
                 "A picture cannot be read.", where=os.fspath(picture), why=error.strerror or str(error)

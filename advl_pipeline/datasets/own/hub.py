@@ -21,12 +21,11 @@ from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
 from advl_pipeline.datasets.own.held_pictures import HeldRows, require_space
 from advl_pipeline.datasets.own.hub_files import HubName, hub_name
-from advl_pipeline.datasets.pictures import regular_file
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split
 from advl_pipeline.errors import Advice, DatasetError, advise, again
-from advl_pipeline.locations import hub_obstacle
+from advl_pipeline.locations import hub_obstacle, read_regular
 from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1
@@ -375,7 +374,6 @@ def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:
     if folders is not None and not any(hub_files.lies_inside(path, folder) for folder in folders):
         raise Malformed(f"field {column!r} names {shown(str(path))}, which lies outside of the dataset")
     try:
-        with regular_file(path) as file:
-            return file.read()
+        return read_regular(path)
     except OSError as error:
         raise Malformed(f"field {column!r} names {shown(str(path))}: {error.strerror}") from None

@@ -51,7 +51,7 @@ def hub_name(text: str, root: Path) -> HubName:
         root: folder of the datasets.
     """
     text = text.removeprefix(HUB_PREFIX)
-    if Path(text).exists():
+    if Path(text).is_dir():
         return HubName(text, copy=Path(text))
     whole, _, revision = text.partition("@")
     path, _, configuration = whole.partition(":")
