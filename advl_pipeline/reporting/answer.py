@@ -76,11 +76,14 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
         sentence = f"{name} answers {focus.mean:.0f} of 100 {things} correctly"
         prior = result.trivial_of(place).get("prior")
         if prior is not None and focus.mean <= prior:
-            sentence += f", no more than the training answers to the same {things} do without a picture ({prior:.0f})"
-        sentence += f", and {_with_number(result, baseline)}" if baseline else ""
-        sentence += f"; {', '.join(_with_number(result, row) for row in controls)}" if controls else ""
+            sentence += (
+                f", no more than the training answers to the same {things} do without a picture ({prior:.0f}),"
+            )
+        sentence += f" and {_with_number(result, baseline)}" if baseline else ""
+        sentence += f". Controls: {'; '.join(_with_number(result, row) for row in controls)}" if controls else ""
         if baseline and (unlike := result.unlike(place, study.focus, study.baseline)):
             sentence += f". The two are not compared, for they differ in {' and in '.join(unlike)}"
+        sentence = sentence.removesuffix(",")
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))

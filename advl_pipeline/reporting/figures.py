@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -30,14 +30,16 @@ from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.table import Place
 from advl_pipeline.toml import read_toml
 
+Share = Literal["whole", "half", "third"]
+
 _SCHEME = {f"#0{number}0000": name for number, name in enumerate(("ink", "soft", "grid", "paper"), start=1)}
 INK, SOFT, GRID, PAPER = _SCHEME
 SERIES = tuple(f"#00{number:02x}00" for number in range(1, 9))
 _VARIABLES = _SCHEME | {colour: f"c{number}" for number, colour in enumerate(SERIES)}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 
-NARROW, _WIDE = 350.0, {1: 640.0, 2: 530.0}
-"""Width of a drawing among three or more in a figure, and among so few; together they are as wide as the page."""
+WIDTHS: Mapping[Share, float] = {"whole": 720.0, "half": 535.0, "third": 350.0}
+"""Width of a drawing by its share of the row that it stands in; a whole one is scaled to the page's width."""
 
 _FREE_COLOURS, _FREE_SHAPES = (2, 3, 4, 5, 6, 7), ("square", "diamond", "triangle")
 
@@ -66,19 +68,18 @@ Drawing = tuple[str, Axes, Sequence[tuple[str, ...]]]
 class Figure:
     """What a section shows: drawings with their headings.
 
-    `series` are the methods in it, for the legend; `rows` repeat every number that is drawn.
+    `panels` are headings, drawings and the share of a row that each takes. `series` are the methods in it, for the
+    legend; `rows` repeat every number that is drawn.
     """
 
     identifier: str
     title: str
     caption: str
-    panels: tuple[tuple[str, Markup], ...]
+    panels: tuple[tuple[str, Markup, Share], ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     runs: tuple[str, ...]
     series: tuple[str, ...]
-    wide: bool
-    """Whether a phone shows the drawings smaller than they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +102,14 @@ class Look:
         return f"{_SERIES_OF}{self.series}"
 
 
-def panel_width(num_panels: int) -> float:
-    return _WIDE.get(num_panels, NARROW)
+def shares_of_rows(num_panels: int) -> list[Share]:
+    """Return the share of its row that each panel of a figure takes: rows of three, and the last ones fill theirs."""
+    num_halves = {0: 0, 1: 4, 2: 2}[num_panels % 3]
+    if num_panels < max(2, num_halves):
+        return ["whole"]
+    thirds: list[Share] = ["third"] * (num_panels - num_halves)
+    halves: list[Share] = ["half"] * num_halves
+    return thirds + halves
 
 
 def axes(
@@ -177,8 +184,9 @@ def as_figure(
     """
     texts = _SAID[kind]
     title, columns = texts["title"].format(**words), tuple(texts["columns"])
-    panels = []
-    for number, (heading, drawn, rows) in enumerate(drawings):
+    panels: list[tuple[str, Markup, Share]] = []
+    shares = shares_of_rows(len(drawings))
+    for number, ((heading, drawn, rows), share) in enumerate(zip(drawings, shares, strict=True)):
         descriptions = (
             ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows
         )
@@ -188,7 +196,7 @@ def as_figure(
             title=f"{title}, {heading}" if heading else title,
             description="; ".join(descriptions) + ".",
         )
-        panels.append((heading, svg))
+        panels.append((heading, svg, share))
     return Figure(
         identifier=identifier,
         title=title,
@@ -198,7 +206,6 @@ def as_figure(
         rows=tuple(row for _, _, rows in drawings for row in rows),
         runs=tuple(dict.fromkeys(runs)),
         series=tuple(dict.fromkeys(series)),
-        wide=any(drawn.get_figure(root=True).bbox.width > NARROW for _, drawn, _ in drawings),  # type: ignore[union-attr]
     )
 
 
@@ -262,9 +269,10 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
     ends += [known[name] for known in trivial.values() for name in ("chance", "majority") if name in known]
     ticks = round_ticks(_percents(ends))
     drawings: list[Drawing] = []
-    for test_set, rows in by_set.items():
-        ordered = sorted(rows, key=lambda row: row.mean)
-        width = panel_width(len(by_set))
+    for (test_set, rows), share in zip(by_set.items(), shares_of_rows(len(by_set)), strict=True):
+        # The first method on top, in every panel.
+        ordered = sorted(rows, key=lambda row: -result.study.methods.index(row.method))
+        width = WIDTHS[share]
         drawn = axes(width, 48 + _ROW * len(rows), left=0.3 * width + 46, right=_VALUES, top=20, bottom=24)
         drawn.set_xlim(ticks[0], ticks[-1])
         drawn.set_ylim(-0.6, len(rows) - 0.4)
@@ -328,8 +336,8 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
     write = wording.signed if gains else wording.percent
     by_set = _grouped(sorted(rows, key=lambda row: row.size), "test_set")
     drawings: list[Drawing] = []
-    for test_set, rows_of_set in by_set.items():
-        drawn = axes(panel_width(len(by_set)), 250, left=38, right=10, bottom=38)
+    for (test_set, rows_of_set), share in zip(by_set.items(), shares_of_rows(len(by_set)), strict=True):
+        drawn = axes(WIDTHS[share], 250, left=38, right=10, bottom=38)
         drawn.set_xscale("log", base=2)
         drawn.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
         drawn.set_ylim(ticks[0], ticks[-1])

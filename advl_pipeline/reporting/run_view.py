@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import (
     SERIES,
     SOFT,
+    WIDTHS,
     Drawing,
     Figure,
     as_figure,
     axes,
     mark_ticks,
     round_ticks,
+    shares_of_rows,
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json, read_log
@@ -26,7 +31,13 @@ from advl_pipeline.studies.result import StudyResult
 _MOST_CLASSES = 12
 """Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""
 
+_RIGHT = "val/correct"
+
+_FALLS_FAR = 20
+"""A loss whose highest value is more than so many times its lowest is drawn on a logarithmic scale."""
+
 _TERMS = {
+    _RIGHT: "right on the validation split, in percent",
     "task": "task",
     "vision": "vision teacher",
     "text": "language teacher",
@@ -120,36 +131,73 @@ def measures_of(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
-    """The task loss and each term of the distillation over the steps of a run; None for a run of no two steps."""
+    """The task loss and each term of the distillation over the steps of a run; None for a run of no two steps.
+
+    The loss of the validation split stands in the panel of the task's, and the share that is right in one of its own.
+    """
     terms = list(dict.fromkeys(key for record in log for key in record if key.startswith("raw/")))
     if not terms or len(log) < 2:
         return None
+    if any(_RIGHT in record for record in log):
+        terms.append(_RIGHT)
     last = max(int(record["step"]) for record in log)
-    began = next((int(record["step"]) for record in log if record["phase"] == "finetune"), 0)
+    began = next((int(record["step"]) for record in log if record.get("phase") == "finetune"), 0)
     drawings: list[Drawing] = []
-    for term in terms:
+    for term, share in zip(terms, shares_of_rows(len(terms)), strict=True):
         name = _TERMS.get(term.removeprefix("raw/"), term.removeprefix("raw/"))
-        points = [(int(record["step"]), float(record[term])) for record in log if term in record]
-        steps, values = map(list, zip(*points, strict=True))
-        ticks = round_ticks([min(values), max(values)])
-        drawn = axes(258, 150, left=40, right=10, bottom=36)
+        lines = [(name, *_points(log, term))]
+        if term == "raw/task" and (points := _points(log, "val/task"))[0]:
+            lines.append(("validation", *points))
+        drawn = axes(WIDTHS[share], 190, left=46, right=10, bottom=36)
         drawn.set_xlim(0, max(last, 1))
-        drawn.set_ylim(ticks[0], ticks[-1])
-        mark_ticks(drawn, "y", ticks)
-        mark_ticks(
-            drawn, "x", [tick for tick in round_ticks([0.0, float(last)]) if tick <= last], name="optimiser step"
-        )
+        _scale(drawn, [value for _, _, values in lines for value in values])
+        marks = [tick for tick in round_ticks([0.0, float(last)]) if tick <= last]
+        mark_ticks(drawn, "x", marks, name="optimiser step")
         if began:
             drawn.axvline(began, color=SOFT, linewidth=1, linestyle=(0, (2, 3)))
-        drawn.plot(steps, values, color=SERIES[1], linewidth=1, alpha=0.35)
-        # The running mean over a twentieth of the steps.
-        window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
-        drawn.plot(steps, window.mean(), color=SERIES[1], linewidth=1.8)
-        end = sum(values[-10:]) / len(values[-10:])
-        losses = (f"{number:.4g}" for number in (values[0], min(values), end))
-        drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *losses)]))
+        rows = []
+        for number, (line, steps, values) in enumerate(lines):
+            colour = SERIES[1 + number]
+            if line == name and term != _RIGHT:
+                drawn.plot(steps, values, color=colour, linewidth=1, alpha=0.35)
+                # The running mean over a twentieth of the steps.
+                window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
+                drawn.plot(steps, window.mean(), color=colour, linewidth=1.8)
+            else:
+                drawn.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4)
+            if len(lines) > 1:
+                drawn.text(steps[-1], values[-1], line, color=colour, fontsize=11, ha="right", va="bottom")
+            end = sum(values[-10:]) / len(values[-10:])
+            losses = (f"{number:.4g}" for number in (values[0], min(values), end))
+            rows.append((line, f"{steps[0]} to {steps[-1]}", *losses))
+        drawings.append((name, drawn, rows))
     adapt = f" Left of the dotted line, the {began} steps of the adapt step." if began else ""
     return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Return the steps that a number was logged at, and the number."""
+    records = [record for record in log if key in record]
+    factor = 100.0 if key == _RIGHT else 1.0
+    return [int(record["step"]) for record in records], [factor * float(record[key]) for record in records]
+
+
+def _scale(drawn: Axes, values: Sequence[float]) -> None:
+    """Scale the axis of a loss: by powers where it falls far, else by all but its highest fiftieth."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > _FALLS_FAR:
+        drawn.set_yscale("log")
+        ends = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        powers = [10.0**power for power in range(ends[0], ends[1] + 1)]
+        drawn.set_ylim(low / 1.2, high * 1.2)
+        drawn.minorticks_off()
+        inside = [tick for tick in powers if low / 1.2 <= tick <= high * 1.2]
+        finer = [step * power for power in powers for step in (1, 2, 5) if low / 1.2 <= step * power <= high * 1.2]
+        mark_ticks(drawn, "y", inside if len(inside) > 2 else finer)
+        return
+    ticks = round_ticks([low, float(np.percentile(values, 98))])
+    drawn.set_ylim(ticks[0], ticks[-1])
+    mark_ticks(drawn, "y", ticks)
 
 
 def _kinds(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -7,11 +7,15 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import TRIVIAL, made_up_result
+
+from advl_pipeline.reporting.page import page_of
 
 WATCHER = """<!doctype html><meta charset="utf-8"><title>watcher</title>
 <iframe src="report.html" style="width:WIDTHpx;height:800px;border:0"></iframe><pre></pre>
@@ -35,8 +39,12 @@ function contrast(view, element) {
   return (high + 0.05) / (low + 0.05);
 }
 frame.addEventListener("load", () => {
+  for (const details of frame.contentDocument.querySelectorAll("details")) details.open = true;
+  // What the page does when they open comes first.
+  setTimeout(look, 100);
+});
+function look() {
   const page = frame.contentDocument, view = frame.contentWindow;
-  for (const details of page.querySelectorAll("details")) details.open = true;
   const name = e => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.textContent.trim().slice(0, 30)}`;
   const told = [...page.body.querySelectorAll("*")].filter(e =>
     !e.closest(".picture") && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
@@ -47,16 +55,43 @@ frame.addEventListener("load", () => {
     && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1));
   const acting = [...page.querySelectorAll("a, button, summary"), ...scrolling];
   const unreached = acting.filter(e => { e.focus(); return page.activeElement !== e; }).map(name);
+  // Of what stands in a table: what its place does not show, and texts that lie on one another.
+  const cut = [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const silent = cut.filter(e => !view.getComputedStyle(e, "::before").content.includes("scrolls")).map(name);
+  const overlapping = [];
+  for (const table of page.querySelectorAll("table")) {
+    const texts = [...table.querySelectorAll("th, td, th *, td *")].filter(e => !e.children.length);
+    const boxes = texts.filter(e => e.textContent.trim()).flatMap(e => {
+      const range = page.createRange();
+      range.selectNodeContents(e);
+      return [...range.getClientRects()].map(box => [e, box]);
+    });
+    for (const [one, a] of boxes) for (const [two, b] of boxes) {
+      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (one !== two && wide > 1 && high > 4) overlapping.push(`${name(one)} on ${name(two)}`);
+    }
+    const end = table.getBoundingClientRect().right + 1;
+    overlapping.push(...boxes.filter(([, box]) => box.right > end).map(([e]) => `${name(e)} beyond its table`));
+  }
+  // What is left of the width of a figure beside the first row of its panels.
+  const gaps = [...page.querySelectorAll(".panels")].map(panels => {
+    const boxes = [...panels.children].map(e => e.getBoundingClientRect());
+    const row = boxes.filter(box => box.top === boxes[0].top).map(box => box.right);
+    return Math.round(panels.getBoundingClientRect().right - Math.max(...row));
+  });
   const chip = page.querySelector(".chip");
   chip.click();
   const dimmed = page.querySelectorAll("g.series.dim").length, pressed = chip.getAttribute("aria-pressed");
   chip.click();
   document.querySelector("pre").textContent = JSON.stringify({
     width: page.documentElement.scrollWidth, texts: told.length, faint, acting: acting.length, unreached, dimmed,
+    tables: page.querySelectorAll("table").length, cut: cut.map(name), silent, overlapping,
+    gaps,
     pressed, left: page.querySelectorAll("g.series.dim").length,
     paper: view.getComputedStyle(page.body).backgroundColor,
   });
-});
+}
 </script>
 """
 
@@ -108,13 +143,48 @@ def test_the_page_is_readable_and_in_reach(width: int, dark: bool, page_text: st
     assert (seen["pressed"], seen["left"]) == ("true", 0)
 
 
+@pytest.fixture(scope="module")
+def demo_like() -> str:
+    """A page with the three test sets of the demo and every kind of long name."""
+    methods = ["plain", "naive-kd", "advl", "advl-shuffled", "plain-no-picture"]
+    sets = ["test", "test-rephrased", "test-shift"]
+    result = made_up_result({"seeds": [0, 1, 2], "methods": methods, "test_sets": sets})
+    trivial = {("scenes-vcr", "q2a", name): TRIVIAL | {"answer": "an answer of many words"} for name in sets}
+    result = replace(result, trivial=trivial)
+    return page_of(result, data_root=None, num_examples=0)
+
+
+@pytest.mark.parametrize("width", [800, 1200])
+def test_no_table_is_cut_and_no_cells_overlap(width: int, demo_like: str, page_text: str, tmp_path: Path) -> None:
+    for name, text in (("demo", demo_like), ("vcr", page_text)):
+        (tmp_path / name).mkdir()
+        seen = watch(text, tmp_path / name, width=width, dark=False)
+        assert seen["tables"] > 5
+        assert (seen["cut"], seen["overlapping"]) == ([], [])
+        assert set(seen["gaps"]) == {0}
+
+
+def test_what_scrolls_on_a_phone_says_so(demo_like: str, page_text: str, tmp_path: Path) -> None:
+    seen = watch(page_text, tmp_path, width=400, dark=False)
+    assert seen["cut"] != []
+    assert seen["silent"] == []
+    assert seen["width"] <= 400
+    told = watch(demo_like, tmp_path, width=400, dark=False)
+    assert told["silent"] == []
+    assert told["overlapping"] == []
+
+
 def test_the_watcher_notices(page_text: str, tmp_path: Path) -> None:
     """A line that is too wide, a text that is too faint, a button that no key reaches."""
     spoilt = page_text.replace("</main>", "<p class='kicker spoilt'>faint</p></main>")
     spoilt = spoilt.replace('<button type="button"', '<button disabled type="button"')
     spoilt = re.sub(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", "", spoilt)
     spoilt = spoilt.replace("</style>", ".spoilt { width: 900px; color: #bbb !important; }</style>")
+    spoilt = spoilt.replace("</style>", "table.main td:nth-child(2) { position: relative; left: 100px; }</style>")
+    spoilt = spoilt.replace("</style>", ".scroll.cut::before { content: none; }</style>")
     seen = watch(spoilt, tmp_path, width=390, dark=False)
     assert seen["width"] > 390
+    assert seen["silent"] != []
+    assert seen["overlapping"] != []
     assert seen["faint"] == ["P kicker spoilt faint"]
     assert {name.split()[0] for name in seen["unreached"]} == {"BUTTON"}

@@ -18,9 +18,10 @@ from synthetic_runs import NUM_ITEMS, made_up_result, run_trial
 from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks
+from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks, shares_of_rows
 from advl_pipeline.reporting.page import page_of
 from advl_pipeline.reporting.report import ReportConfig, ReportFormat, run_report
+from advl_pipeline.reporting.run_view import loss_figure
 from advl_pipeline.reporting.tables import (
     LONG_COLUMNS,
     as_csv,
@@ -116,8 +117,8 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", "100"))
     percent = {name: result.row("accuracy", place, method=name).mean for name in result.study.methods}
     assert section.find("p", class_="lead")[0].text == (
-        f"ADVL answers {percent['advl']:.0f} of 100 questions correctly, and plain {percent['plain']:.0f}; "
-        f"with shuffled teachers {percent['advl-shuffled']:.0f}."
+        f"ADVL answers {percent['advl']:.0f} of 100 questions correctly and plain {percent['plain']:.0f}. "
+        f"Controls: with shuffled teachers {percent['advl-shuffled']:.0f}."
     )
     best = result.best_control(place)
     assert best is not None
@@ -269,7 +270,7 @@ def test_an_accuracy_is_never_drawn_beyond_what_it_can_be() -> None:
     result.numbers.at[0, "interval"] = Interval(low=-80.0, high=190.0)
     figure = accuracy_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
-    (drawn, *_) = [read_page(svg) for _, svg in figure.panels]
+    (drawn, *_) = [read_page(svg) for _, svg, _ in figure.panels]
     ticks = [float(tick.text) for tick in drawn.find("text", **{"text-anchor": "end"})]
     assert (min(ticks), max(ticks)) == (0.0, 100.0)
     assert figure.rows[0][-1] == "[-80.0, 190.0]"
@@ -449,3 +450,55 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
         run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=blocked / "report.csv"))
+
+
+def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them() -> None:
+    log = [
+        {"step": step, "phase": "finetune", "raw/task": 9.0 * 0.97**step + 0.02, "raw/text": 2.0 - step / 500}
+        | ({"val/task": 3.0 * 0.98**step + 0.1, "val/correct": 0.5 + step / 1000} if step % 100 == 99 else {})
+        for step in range(300)
+    ]
+    figure = loss_figure(log, run="mine")
+    assert figure is not None
+    headings = ["task", "language teacher", "right on the validation split, in percent"]
+    assert [heading for heading, _, _ in figure.panels] == headings
+    drawn = [{text.text for text in read_page(svg).find("text")} for _, svg, _ in figure.panels]
+    # The task's falls from 9 to 0.02: by powers of ten, and the other one is linear.
+    assert {"0.1", "1", "validation"} <= drawn[0]
+    assert {"1.4", "2"} <= drawn[1]
+    assert [row[:2] for row in figure.rows] == [
+        ("task", "0 to 299"), ("validation", "99 to 299"), ("language teacher", "0 to 299"),
+        ("right on the validation split, in percent", "99 to 299"),
+    ]  # fmt: skip
+    # One loss that is off the scale does not hide the others.
+    spiky = [record | {"raw/text": 1000.0 if record["step"] == 7 else -1.0} for record in log]
+    figure = loss_figure(spiky, run="mine")
+    assert figure is not None
+    marks = read_page(figure.panels[1][1]).find("text", **{"text-anchor": "end"})
+    ticks = [float(mark.text.replace("−", "-")) for mark in marks]
+    assert max(ticks) < 10
+
+
+@pytest.mark.parametrize(
+    ("number", "shares"),
+    [
+        (1, ["whole"]),
+        (2, ["half"] * 2),
+        (3, ["third"] * 3),
+        (4, ["half"] * 4),
+        (5, ["third"] * 3 + ["half"] * 2),
+        (7, ["third"] * 3 + ["half"] * 4),
+    ],
+)
+def test_panels_fill_their_rows(number: int, shares: list[str]) -> None:
+    assert shares_of_rows(number) == shares
+
+
+def test_methods_have_one_order_in_all_panels(page: Element) -> None:
+    (figure,) = page.find("section", id="answer")[0].find("figure")
+    names = {"plain", "naive KD", "ADVL", "ADVL, shuffled teacher"}
+    orders = [[text.text for text in svg.find("text") if text.text in names] for svg in figure.find("svg")]
+    assert len(orders) == 2
+    assert orders[0] == orders[1]
+    # Drawn from below.
+    assert orders[0][-1] == "plain"

@@ -166,7 +166,7 @@ def test_runs_that_were_not_made_alike_are_not_compared(
     loose_run(tmp_path / "runs" / "b", cells["plain", 0], **{"num_steps": 300} | changes)
     result = gather_runs(tmp_path / "runs")
     (answer,) = answers(result)
-    assert " of 100 questions correctly, and plain " in answer.sentence
+    assert " of 100 questions correctly and plain " in answer.sentence
     assert answer.sentence.endswith(f". The two are not compared, for they differ in {told}.")
     assert not [fact for fact in answer.facts if fact.label.startswith("over")]
     assert not result.find("gain")
