@@ -146,6 +146,21 @@ def recorded_paths(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def without_folders(value: Any) -> Any:
+    """Return a JSON value whose absolute paths are their last parts: folders of a machine are not published."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    absolute = re.fullmatch(rf"((?:random:)?{HUB_PREFIX})?(/.*)", str(value), re.DOTALL)
+    if absolute is None or not isinstance(value, str | Path):
+        return value
+    path = Path(absolute[2])
+    # A file that is called after its split is known by its folder.
+    kept = path.parts[-2:] if path.stem in SPLIT_STEMS else path.parts[-1:]
+    return (absolute[1] or "") + "/".join(kept)
+
+
 def _is_there(name: str) -> bool:
     with suppress(OSError):
         return Path(name).exists()

@@ -12,7 +12,7 @@ import jinja2
 
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest
 from advl_pipeline.datasets.cards import card_names, load_card
-from advl_pipeline.datasets.roots import dataset_label, name_in_records
+from advl_pipeline.datasets.roots import dataset_label, name_in_records, without_folders
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
@@ -97,15 +97,6 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         study=study,
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
-
-
-def without_folders(value: Any) -> Any:
-    """Return a JSON value whose absolute paths are their last parts: folders of a machine are not published."""
-    if isinstance(value, Mapping):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
 def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:

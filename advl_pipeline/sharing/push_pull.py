@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from tqdm import tqdm
 
 from advl_pipeline.atomic import remove_left, writing
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD
+from advl_pipeline.cache.commit_records import (
+    COMPLETE_RECORD,
+    PLAN_RECORD,
+    ROOT_METADATA,
+    load_complete,
+    load_plan,
+    render,
+)
 from advl_pipeline.cache.identity import PROVENANCE_FILE
-from advl_pipeline.cache.store import IDENTITY_FILE, read_json
+from advl_pipeline.cache.layout import render_json
+from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
-from advl_pipeline.datasets.roots import name_in_records
+from advl_pipeline.datasets.roots import name_in_records, without_folders
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
 from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.outputs import require_outputs
@@ -93,21 +103,21 @@ def open_repository(name: str, *, kind: str, private: bool) -> Repository:
     return Repository(name=name, kind=kind, api=api, commit=info.sha, files=files)
 
 
-def upload(repository: Repository, folder: Path, *, message: str, card: str | None = None) -> str:
+def upload(repository: Repository, folder: Path, *, message: str, content: Mapping[str, bytes] | None = None) -> str:
     """Put a folder into a repository in one commit; what an earlier push put there goes. Return its address.
 
     Args:
         repository: as `open_repository` gives it.
-        card: content of a README.md that the folder does not have.
+        content: of files that the folder lacks, or has otherwise.
 
     Raises:
         StorageError: the hub cannot be reached or refuses, or somebody else changed the repository meanwhile;
         nothing of it has changed by this.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-    if card is not None:
-        operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
+    uploaded: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
+    uploaded.update(content or {})
+    operations: list[Any] = [CommitOperationAdd(name, data) for name, data in uploaded.items()]
     gone = set(repository.files) - {*files, *OF_THE_HUB}
     operations += [CommitOperationDelete(name) for name in sorted(gone)]
     with _hub_errors(repository.name):
@@ -133,6 +143,8 @@ def run_push(config: PushConfig) -> str:
     store = open_store(config.cache)
     identity = read_json(store, IDENTITY_FILE)
     called = name_in_records(identity, read_json(store, PROVENANCE_FILE))
+    if without_folders(identity) != identity:
+        tqdm.write("the cache is identified by a path of this machine, which is uploaded", file=sys.stderr)
     teacher, dataset = identity["teacher"]["name"], identity["dataset"]
     card = (
         f"---\ntags:\n- {TAG}\n---\n\n# Features of {teacher} over {called}/{dataset['split']}\n\n"
@@ -140,7 +152,23 @@ def run_push(config: PushConfig) -> str:
         f"what the numbers are of.\n\n    advl cache pull {config.repository} --output FOLDER\n"
     )
     repository = open_repository(config.repository, kind="dataset", private=config.private)
-    return upload(repository, config.cache, message=f"Cache of {teacher}", card=card)
+    content = {CARD_FILE: card.encode(), **_records_without_folders(store)}
+    return upload(repository, config.cache, message=f"Cache of {teacher}", content=content)
+
+
+def _records_without_folders(store: Readable) -> dict[str, bytes]:
+    """Return the files of a sound cache that name paths of this machine, with their last parts alone."""
+    provenance = without_folders(read_json(store, PROVENANCE_FILE))
+    root = read_json(store, ROOT_METADATA)
+    root["attributes"]["advl"]["provenance"] = provenance
+    content = {PROVENANCE_FILE: render_json(provenance), ROOT_METADATA: render_json(root)}
+    plan, complete = load_plan(store), load_complete(store)
+    files = {**plan.files, PROVENANCE_FILE: entry_of(content[PROVENANCE_FILE])}
+    # Caches of before it did have a plan that does not repeat it.
+    repeated = None if plan.provenance is None else provenance
+    content[PLAN_RECORD] = render(replace(plan, provenance=repeated, files=files))
+    entries = {name: entry_of(raw) for name, raw in content.items()}
+    return {**content, COMPLETE_RECORD: render(replace(complete, files={**complete.files, **entries}))}
 
 
 def run_pull(config: PullConfig) -> PulledCache:

@@ -32,12 +32,13 @@ from transformers import (
 from advl_pipeline.atomic import give_usual_mode, replacing
 from advl_pipeline.compute import drawing
 from advl_pipeline.datasets.records import Task
+from advl_pipeline.datasets.roots import without_folders
 from advl_pipeline.errors import Advice, ConfigError, advise
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.sharing.card import CARD_FILE, model_card, render, without_folders
+from advl_pipeline.sharing.card import CARD_FILE, model_card, render
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, trace_student
 from advl_pipeline.sharing.push_pull import open_repository, upload
