@@ -45,6 +45,11 @@ class Url(str):
 Location = Path | Url
 
 
+def user_cache() -> Path:
+    """Return the folder of this user's files that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
+
+
 def parse_location(text: str | os.PathLike[str]) -> Location:
     """Return the folder or the URL that a user named.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, Output, option, rare_option
-from advl_pipeline.locations import Location
+from advl_pipeline.locations import Location, user_cache
 
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
 
@@ -19,9 +19,7 @@ DEFAULT_GB = 50.0
 def default_disk_cache() -> Path:
     """Return the folder that remote caches are read through by default."""
     folder = os.environ.get(ENVIRONMENT_VARIABLE)
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
+    return Path(folder) if folder else user_cache()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

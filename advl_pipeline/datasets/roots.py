@@ -5,16 +5,18 @@ A cache may come from anyone: the paths that its record names are shown, and nev
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, DatasetError, advise
-from advl_pipeline.locations import Location
+from advl_pipeline.locations import Location, user_cache
 
 DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
@@ -47,11 +49,25 @@ def resolve_data_root(data_root: Path | None) -> Path:
 def index_folder(data_root: Path, dataset_folder: Path) -> Path:
     """Return the folder of a dataset's indices: `<data root>/.index/<name>`, or below `$ADVL_INDEX` when that is set.
 
-    Indices hold nothing that cannot be rebuilt; the variable serves read-only data folders.
+    Indices hold nothing that cannot be rebuilt. Those of data that nobody may write next to lie in the user's cache.
     """
     base = os.environ.get(INDEX_VARIABLE)
     tag = hashlib.blake2b(os.fsencode(dataset_folder.resolve()), digest_size=4).hexdigest()
-    return (Path(base) if base else data_root / ".index") / f"{dataset_folder.name}-{tag}"
+    name = f"{dataset_folder.name}-{tag}"
+    usual = (Path(base) if base else data_root / ".index") / name
+    above = next(folder for folder in (usual, *usual.absolute().parents) if folder.exists())
+    if base or above == usual or os.access(above, os.W_OK | os.X_OK):
+        return usual
+    folder = user_cache() / "index" / name
+    _say_elsewhere(above, folder)
+    return folder
+
+
+@functools.cache
+def _say_elsewhere(data: Path, folder: Path) -> None:
+    """Say on stderr, once in a process, where the index of data lies that nobody may write next to."""
+    where = f"the index lies in {folder} (${INDEX_VARIABLE} names another folder)"
+    print(f"note: {data} cannot be written, so {where}", file=sys.stderr)
 
 
 def is_safe_name(name: str) -> bool:
