@@ -234,8 +234,8 @@ class ImportedFiles(Configuration):
 
     source: Path = option(
         help="Region features of a detector: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; or "
-        "arrays named after the pictures: an HDF5 file, or a folder of .npy or .pt files. {split} in the path stands "
-        "for the split that the pictures are filed under, such as val, or val2014 for pictures of COCO."
+        "arrays named after the pictures: an HDF5 file, or a folder of .npy files. {split} in the path stands for "
+        "the split that the pictures are filed under, such as val, or val2014 for pictures of COCO."
     )
     ground_truth_regions: Path | None = option(
         None, help="Region features of the dataset's own boxes, put first, likewise."

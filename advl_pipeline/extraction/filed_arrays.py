@@ -1,4 +1,4 @@
-"""Arrays that are filed under pictures: an HDF5 file, or a folder of `.npy` or `.pt` files.
+"""Arrays that are filed under pictures: an HDF5 file, or a folder of `.npy` files.
 
 They are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
 filed under.
@@ -8,7 +8,6 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
-import pickle
 import tokenize
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -19,13 +18,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.extraction.region_formats import Entry, FoundFeatures, by_name
-
-_SUFFIXES = (".npy", ".pt")
 
 _HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
 
@@ -122,17 +118,13 @@ def _read_values(entry: Entry) -> npt.NDArray[np.float32]:
 
 
 def arrays_of_folder(folder: Path) -> Iterator[tuple[str, Entry]]:
-    """Yield one `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES):
+    """Yield one `.npy` file per picture."""
+    for path in sorted(folder.rglob("*.npy")):
         yield path.relative_to(folder).with_suffix("").as_posix(), Entry(str(path), partial(_read_array, path))
 
 
 def _read_array(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False)
-    else:
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
-        values = tensor.detach().float().numpy() if isinstance(tensor, torch.Tensor) else None
+    values = np.load(path, allow_pickle=False)
     if not isinstance(values, np.ndarray):
         raise ValueError("it does not hold one array")
     return {"features": values}
@@ -141,7 +133,7 @@ def _read_array(path: Path) -> dict[str, npt.NDArray[Any]]:
 def arrays_of_hdf5(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     """Yield the arrays of an HDF5 file: a data set per picture, or a group per picture with a data set `features`.
 
-    Soft links count as what they lead to in the file. Links to other files lead nowhere.
+    Links are not followed, be they within the file or to another.
     """
     import h5py
 
@@ -151,8 +143,10 @@ def arrays_of_hdf5(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
 
     try:
         file: Any = stack.enter_context(h5py.File(path, "r"))
-        for name, place in _data_sets(file, file):
-            yield name.removesuffix("/features"), Entry(f"{path}:{place}", partial(read, place))
+        places: list[str] = []
+        file.visititems(lambda place, item: places.append(place) if isinstance(item, h5py.Dataset) else None)
+        for place in places:
+            yield place.removesuffix("/features"), Entry(f"{path}:/{place}", partial(read, place))
     except _DAMAGED as error:
         raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
 
@@ -165,48 +159,7 @@ _DAMAGED = (
     RuntimeError,
     TypeError,
     ValueError,
-    pickle.UnpicklingError,
     tokenize.TokenError,
     zipfile.BadZipFile,
 )
-"""What NumPy, PyTorch and h5py raise for what they cannot read, kinds of links and of numbers among it."""
-
-_MAX_LINKS = 16
-"""Soft links that one name may lead through."""
-
-
-def _data_sets(file: Any, group: Any, *, before: str = "", is_linked: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the names of the data sets below a group, and the path of each without links.
-
-    Args:
-        before: begins the names.
-        is_linked: a soft link led here. Further ones are followed to data sets alone, so that there is an end.
-    """
-    import h5py
-
-    for key in group:
-        is_link = not isinstance(group.get(key, getlink=True), h5py.HardLink)
-        item = _without_leaving(file, group, key)
-        if isinstance(item, h5py.Dataset):
-            yield before + key, item.name
-        elif isinstance(item, h5py.Group) and not (is_link and is_linked):
-            yield from _data_sets(file, item, before=f"{before}{key}/", is_linked=is_link or is_linked)
-
-
-def _without_leaving(file: Any, group: Any, key: str) -> Any:
-    """Return the object of a name in a group, None where links lead to another file, nowhere or in a circle."""
-    import h5py
-
-    node, parts, num_links = group, [key], 0
-    while parts:
-        part = parts.pop(0)
-        if part in ("", "."):
-            continue
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-        if isinstance(link, h5py.SoftLink) and num_links < _MAX_LINKS:
-            num_links += 1
-            node = file if link.path.startswith("/") else node
-            parts = [*link.path.split("/"), *parts]
-        else:
-            node = node[part] if isinstance(link, h5py.HardLink) else None
-    return node
+"""What NumPy and h5py raise for what they cannot read, kinds of numbers among it."""

@@ -301,7 +301,7 @@ def are_regions(source: Path, split: str) -> bool:
     """Tell whether a source of an import is a detector's region features, and not arrays without boxes."""
     path = Path(str(source).replace(SPLIT, split))
     if path.is_dir():
-        return not any(file.suffix in (".npy", ".pt") for file in path.rglob("*"))
+        return not any(path.rglob("*.npy"))
     if path.suffix not in (".h5", ".hdf5"):
         return path.suffix == ".tsv"
     import h5py
@@ -317,7 +317,7 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     """Open region features.
 
     Args:
-        path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.pkl` or `.json` beside it); folder with
+        path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.json` in its folder); folder with
             `data.mdb`, or in which one folder has it, as UNITER's lie; or folder of `.npz` or `.json` files.
         stack: closes the file.
 
@@ -345,5 +345,5 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     raise DatasetError(
         "There are no region features in a known format.",
         where=str(path),
-        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json, .npy or .pt files",
+        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files",
     )

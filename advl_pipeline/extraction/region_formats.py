@@ -6,8 +6,8 @@ attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigaby
 of their lines, and a line is decoded when its picture is asked for.
 
 HDF5 of bottom-up attention: `image_features` and `image_bb`, fixed (N, R, F) or ragged with `pos_boxes` (N, 2). Which
-row belongs to which picture is told by `<split>36_imgid2idx.pkl` (read without unpickling) or by a JSON file of the
-same content. Where `spatial_features` is there, boxes over their shares give the size of the original picture.
+row belongs to which picture is told by `<split>36_imgid2idx.json`, which users make of the published pickle. Where
+`spatial_features` is there, boxes over their shares give the size of the original picture.
 
 One file per picture: `.npz` (VisualBERT, ViLBERT and their like) has `features`; `boxes` or `bbox` in pixels, or
 `norm_bb` in shares (corners, then width and height); optionally `num_boxes`, `conf`, and `image_w` with `image_h`.
@@ -30,9 +30,8 @@ import base64
 import binascii
 import io
 import json
-import pickletools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +44,7 @@ import numpy.typing as npt
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import Advice, DatasetError, advise
 from advl_pipeline.packages import install_extra
 
 Floats = npt.NDArray[np.float32]
@@ -56,12 +55,6 @@ SIZE_TOLERANCE = 1.5
 _BUTD = "image_id image_w image_h num_boxes boxes features".split()
 _LXMERT = "img_id image_h image_w objects_id objects_conf attrs_id attrs_conf num_boxes boxes features".split()
 _LAYOUTS = {len(_BUTD): _BUTD, len(_LXMERT): _LXMERT}
-
-_NUMBERS = frozenset({"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1"})
-_STRUCTURE = frozenset(
-    "PROTO FRAME MARK DICT EMPTY_DICT PUT BINPUT LONG_BINPUT MEMOIZE SETITEM SETITEMS STOP".split()
-)
-"""Opcodes of pickles that write a dictionary of whole numbers."""
 
 _THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
 _FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")
@@ -303,17 +296,18 @@ def _decoded(record: Mapping[str, Any]) -> Arrays:
 
 
 def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
-    """Yield the rows of an HDF5 file; the one index file beside it, `.pkl` or `.json`, has picture number -> row."""
+    """Yield the rows of an HDF5 file; the one `*imgid2idx.json` in its folder has picture number -> row."""
     import h5py
 
     # BUTD names the index after the split and the number of boxes.
-    tables = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
+    tables = sorted(path.parent.glob("*imgid2idx.json"))
     matching = [file for file in tables if file.name.startswith(path.stem)] or tables
     if len(matching) != 1:
         raise DatasetError(
             "The index of region features is missing or not the only one.",
             where=str(path.parent),
-            why=f"found {', '.join(file.name for file in matching) or 'no *imgid2idx.pkl or .json'}",
+            why=f"found {', '.join(file.name for file in matching) or 'no *imgid2idx.json'}",
+            next_command=_make_json(sorted(path.parent.glob("*imgid2idx.pkl"))),
         )
     file: Any = stack.enter_context(h5py.File(path, "r"))
     for array in ("image_features", "image_bb"):
@@ -330,32 +324,26 @@ def _read_row(file: Any, row: int) -> Arrays:
     return arrays | {"boxes": _corners(arrays["boxes"])}
 
 
-def read_numbers(path: Path) -> dict[int, int]:
-    """Read a dictionary of whole numbers from JSON, or from a pickle that is not unpickled.
+def _make_json(pickles: Sequence[Path]) -> Advice | str:
+    """Return the command that makes JSON of the one index, which runs the program that a pickle is."""
+    if len(pickles) != 1:
+        return ""
+    read, written = str(pickles[0]), str(pickles[0].with_suffix(".json"))
+    code = f"import json, pickle; json.dump(pickle.load(open({read!r}, 'rb')), open({written!r}, 'w'))"
+    return advise(["python", "-c", code], note="where you trust the file")
 
-    A pickle is a program; running one that a stranger wrote runs what the stranger wants. The opcodes that write a
-    dictionary of whole numbers are few: they are walked, not executed, and any other opcode is refused.
+
+def read_numbers(path: Path) -> dict[int, int]:
+    """Read a dictionary of whole numbers from JSON.
 
     Raises:
         DatasetError: missing, or it holds anything else.
     """
     try:
-        raw = path.read_bytes()
-        if path.suffix != ".pkl":
-            return {int(picture): int(row) for picture, row in json.loads(raw).items()}
-        numbers: list[int] = []
-        for code, argument, _ in pickletools.genops(raw):
-            if code.name in _NUMBERS and isinstance(argument, int) and not isinstance(argument, bool):
-                numbers.append(argument)
-            elif code.name not in _STRUCTURE:
-                raise Malformed(f"it holds more than whole numbers (pickle opcode {code.name})")
-        keys = numbers[::2]
-        if len(numbers) % 2 or len(set(keys)) != len(keys):
-            raise Malformed("it is not a dictionary from whole numbers to whole numbers")
-        return dict(zip(keys, numbers[1::2], strict=True))
+        return {int(picture): int(row) for picture, row in json.loads(path.read_bytes()).items()}
     except OSError as error:
         why = error.strerror or "it cannot be read"
-    except (Malformed, ValueError, IndexError, OverflowError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         why = str(error)
     raise DatasetError("The index of region features cannot be used.", where=str(path), why=why)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def write_hdf5(folder: Path, pictures: Sequence[Path], *, ragged: bool = False) 
             ends = NUM_REGIONS * np.arange(len(pictures) + 1)
             file["pos_boxes"] = np.stack([ends[:-1], ends[1:]], axis=1)
     rows = {int(path.stem[-12:]): row for row, path in enumerate(pictures)}
-    (folder / "split36_imgid2idx.pkl").write_bytes(pickle.dumps(rows, protocol=4 if ragged else 2))
+    (folder / "split36_imgid2idx.json").write_text(json.dumps(rows))
     return folder / "features.h5"
 
 
