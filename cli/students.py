@@ -112,13 +112,14 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
 
 @config_command(ExportRunConfig, "export", arguments=("run",))
 def export(config: ExportRunConfig) -> Iterator[Any]:
-    """Write a run's student as a folder that loads without ADVL, with its model card.
+    """Write a run's student as a folder to give away, with its model card.
 
-    With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, smolvlm, visualbert,
-    lxmert. Any other student becomes a program for torch alone.
+    A student that transformers has a class for becomes a folder for its from_pretrained: vilt, bridgetower,
+    modernvbert, smolvlm, qwen3-vl, visualbert, lxmert. Any other becomes one that ADVL loads, without what only the
+    run needed.
 
     \b
-    advl export runs/advl-100-0 --to torch --output shared/advl-100-0
+    advl export runs/advl-100-0 --output shared/advl-100-0
     advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
     """
     from advl_pipeline.evaluation.given import require_finished

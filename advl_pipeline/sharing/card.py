@@ -44,7 +44,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     Args:
         run: folder of the run; where it lies in a study, the study's table gives scores and controls.
         student: that was trained.
-        model: what loads it: a class of transformers, or a loader.
+        model: what loads it: a class of transformers, or `load_run` of this package.
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
     study, seeds = "", list[int]()
@@ -58,19 +58,19 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         name: evaluation.summary for name in read_documents(run) if (evaluation := read_evaluation(run, name))
     }
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
-    is_torch = model.endswith(".py")
+    is_ours = model.startswith("advl_pipeline.")
     # What the common harness calls the public sets that students are scored on.
     lmms_eval = [facts["lmms_eval"] for name in card_names() if "lmms_eval" in (facts := load_card(name).facts)]
     environment = read_json(run / names.ENVIRONMENT)
     return render(
         "card.md",
-        library="torch" if is_torch else "transformers",
-        is_torch=is_torch,
+        library="advl" if is_ours else "transformers",
+        is_ours=is_ours,
         student=student.name,
         title=family["title"],
         model=model,
         usage=usage,
-        lmms_eval=lmms_eval if isinstance(student, GenerativeStudent) and not is_torch else (),
+        lmms_eval=lmms_eval if isinstance(student, GenerativeStudent) and not is_ours else (),
         notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
         dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
         tasks=", ".join(config["task"]),

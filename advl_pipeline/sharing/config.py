@@ -14,10 +14,10 @@ class ExportRunConfig(Configuration):
     """Says which run `advl export` gives away, in which form and where to."""
 
     run: Path = option(help="Folder of a finished run.")
-    to: Literal["transformers", "torch"] = option(
-        "transformers",
-        help="transformers: a folder for its from_pretrained. "
-        "torch: a program and its weights, for any student but SmolVLM.",
+    to: Literal["transformers", "safetensors"] | None = option(
+        None,
+        help="transformers: a folder for its from_pretrained. safetensors: one that this package loads, of any "
+        "student [default: transformers where that has a class of the student, else safetensors].",
     )
     output: Path = option(help="Folder to write; must not exist.", such_as="shared/mine", output=Output(makes="new"))
     push_to_hub: str | None = option(

@@ -1,17 +1,16 @@
-"""`run_export`: a finished run as a folder that loads without this project, with its model card.
+"""`run_export`: a finished run as a folder to give away, with its model card: as transformers loads it, or as we do.
 
 The tokenizer and the picture reader are as transformers has them: they lay out texts as the student did.
 """
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import nn
@@ -31,16 +30,15 @@ from transformers import (
 
 from advl_pipeline.atomic import give_usual_mode, replacing
 from advl_pipeline.compute import drawing
-from advl_pipeline.datasets.records import Task
+from advl_pipeline.configuration import json_text
 from advl_pipeline.datasets.roots import without_folders
-from advl_pipeline.errors import Advice, ConfigError, advise
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, render
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, trace_student
 from advl_pipeline.sharing.push_pull import open_repository, upload
 from advl_pipeline.students.bridgetower import bridgetower_config
 from advl_pipeline.students.generative import GenerativeStudent
@@ -52,6 +50,7 @@ from advl_pipeline.students.registry import family_of
 from advl_pipeline.students.tokenizer import Part
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config
+from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.tensors import save_tensors
 
 _FIRST, _SECOND = -1, -2
@@ -120,6 +119,9 @@ def shared_processor(student: PixelStudent, tokenizer: PreTrainedTokenizerFast) 
 
 
 HEAD_FILE = "head.safetensors"
+
+OURS = "advl_pipeline.load_run"
+"""What loads a folder that transformers does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +255,7 @@ class _Prepared:
 
 
 def run_export(config: ExportRunConfig) -> ExportRunResult:
-    """Write a run as a folder for transformers, or as a program for torch; both with a model card.
+    """Write a run as a folder that transformers loads, or that this package loads; both with a model card.
 
     Everything is built in memory, and the repository is asked for, before a file is written.
 
@@ -274,7 +276,11 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         )
     if len(finished.heads) != 1:
         raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
-    prepared = (_for_transformers if config.to == "transformers" else _for_torch)(run, finished)
+    refusal = _not_for_transformers(run, finished)
+    if config.to == "transformers" and refusal is not None:
+        raise refusal
+    is_ours = config.to == "safetensors" or refusal is not None
+    prepared = (_for_this_package if is_ours else _for_transformers)(run, finished)
     card = model_card(run, finished.student, usage=prepared.usage, model=prepared.model)
     repository = None
     if config.push_to_hub is not None:
@@ -297,27 +303,26 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     )
 
 
+def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | None:
+    """Return why no class of transformers computes what the run does; None where one does."""
+    student = finished.student
+    family = family_for(student)
+    if family is None:
+        what, why = f"transformers has no class for {student.name}.", f"it has one for {', '.join(FAMILIES)}"
+    elif family is FAMILIES["visualbert"] and "vcr" in finished.heads:
+        what = "transformers' class would not compute what this run does."
+        why = "a run on VCR places each tagged region at the words that name it, and that class cannot"
+    else:
+        return None
+    return ConfigError(what, where=str(run), why=why, next_command="use --to safetensors, which this package loads")
+
+
 def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
     student: Any = finished.student
     ((name, head),) = finished.heads.items()
     is_choice = name == "vcr"
     family = family_for(student)
-    if family is None:
-        raise ConfigError(
-            f"transformers has no class for {student.name}.",
-            where=str(run),
-            why=f"it has one for {', '.join(FAMILIES)}",
-            next_command=_predict(run)
-            if isinstance(student, GenerativeStudent)
-            else "--to torch, which needs no class",
-        )
-    if is_choice and family is FAMILIES["visualbert"]:
-        raise ConfigError(
-            "transformers' class would not compute what this run does.",
-            where=str(run),
-            why="a run on VCR places each tagged region at the words that name it, and that class cannot",
-            next_command="--to torch, whose program takes where regions are named",
-        )
+    assert family is not None
     with drawing():
         model: Any = transformers_model(family, student, head, name)
     labels = finished.label_names[name]
@@ -357,62 +362,27 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
     return _Prepared(model=kind, usage=usage, writes=tuple(writes))
 
 
-def _for_torch(run: Path, finished: FinishedRun) -> _Prepared:
-    student = finished.student
-    ((name, head),) = finished.heads.items()
-    task: Task = read_json(run / names.HEADS)[name]["task"]
-    if isinstance(student, GenerativeStudent):
-        raise ConfigError(
-            f"{student.name} answers in words, which no program for torch does.",
-            where=str(run),
-            next_command="--to transformers" if family_for(student) else _predict(run),
-        )
-    traced = trace_student(student, head, task)
-    # Others see regions or boxes, which come from elsewhere.
-    side, num_visual = None, 0
-    if isinstance(student, PixelStudent) and PREPARED.issuperset(traced.inputs):
-        side, num_visual = student.config.image_size, student.num_visual
-    code = render(
-        "load.py",
-        name=student.name,
-        inputs=traced.inputs,
-        num_classes=num_classes_of(head),
-        side=side,
-        num_visual=num_visual,
-    )
-    described = {
-        "student": student.name,
-        "config": without_folders(student.config_dict()),
-        "task": task,
-        "labels": finished.label_names[name],
-        "inputs": traced.inputs,
-    }
-    writes: list[Write] = [
-        lambda folder: save_tensors(folder / names.STUDENT_WEIGHTS, traced.weights),
-        lambda folder: torch.export.save(traced.program, folder / PROGRAM_FILE),
-        lambda folder: (folder / LOADER_FILE).write_text(code, encoding="utf-8"),
-        lambda folder: (folder / names.CONFIG).write_text(
-            json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
-        ),
-    ]
-    if hasattr(student, "lay_out"):
-        tokenizer = shared_tokenizer(student, name)
-        core = tokenizer.backend_tokenizer
-        core.enable_truncation(tokenizer.model_max_length)
-        core.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-        writes.append(lambda folder: core.save(str(folder / names.TOKENIZER)))
-    # A choice each, or one text to be judged.
-    answers = ["red", "blue"] if name == "vcr" else None
-    usage = render(
-        "usage.py",
-        reads="tensors" if side is None else "pictures",
-        model=LOADER_FILE,
-        legend=traced.legend,
-        texts=["Which colour is it?"] * (2 if answers else 1),
-        answers=answers,
-    )
-    return _Prepared(model=LOADER_FILE, usage=usage, writes=tuple(writes))
+_OF_A_STUDENT = (
+    *(names.STUDENT, names.STUDENT_WEIGHTS, names.TOKENIZER, names.ADAPTER, names.ADAPTER_WEIGHTS),
+    *(names.HEADS, names.HEADS_WEIGHTS, names.IDENTITY),
+)
+"""Files of a run that answers follow from, beside its options and its processor."""
 
 
-def _predict(run: Path) -> Advice:
-    return advise(["advl", "predict", str(run)], note="only a run folder has all of this student")
+def _for_this_package(run: Path, finished: FinishedRun) -> _Prepared:
+    options = without_folders(read_config(run)) | {"output": "."}
+    result = read_json(run / names.RESULT)
+
+    def write(folder: Path) -> None:
+        for name in _OF_A_STUDENT:
+            if (run / name).is_file():
+                shutil.copyfile(run / name, folder / name)
+        if (run / names.PROCESSOR).is_dir():
+            shutil.copytree(run / names.PROCESSOR, folder / names.PROCESSOR)
+        (folder / names.CONFIG).write_text(json_text(options, sort_keys=True) + "\n", encoding="utf-8")
+        finished_with = result | {"files": run_files(folder)}
+        (folder / names.RESULT).write_text(json_text(finished_with, sort_keys=True) + "\n", encoding="utf-8")
+
+    ((name, _),) = finished.heads.items()
+    usage = render("usage.py", model=OURS, choices=["red", "blue"] if name == "vcr" else None)
+    return _Prepared(model=OURS, usage=usage, writes=(write,))

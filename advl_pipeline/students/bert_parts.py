@@ -336,7 +336,7 @@ def run_layers(
         need_relevance: also return (N, L) of the last layer; else None.
         first_only: return the state of each sequence's first token alone, (N, 1, H); a program of all for any batch.
     """
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         # A program for any batch cannot depend on how many tokens are real: it computes padding, too.
         return _run_padded(
             layers, x_NSH, kinds_NS, num_text=num_text, separate=separate, need_relevance=need_relevance
@@ -401,10 +401,9 @@ def _run_padded(
     need_relevance: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     num_columns = kinds_NS.shape[1]
-    if not torch.compiler.is_exporting():
-        more = -num_columns % COMPILED_WIDTH
-        x_NSH = functional.pad(x_NSH, (0, 0, 0, more))
-        kinds_NS = functional.pad(kinds_NS, (0, more), value=PADDING)
+    more = -num_columns % COMPILED_WIDTH
+    x_NSH = functional.pad(x_NSH, (0, 0, 0, more))
+    kinds_NS = functional.pad(kinds_NS, (0, more), value=PADDING)
     bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
     *first, last = layers
     for layer in first:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -19,19 +21,16 @@ import torch
 from commands import exit_code
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_run, open_run
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.programs import Scores, fields_read, legend_of, made_up_examples, trace_student
 from advl_pipeline.sharing.student_export import run_export
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.region_student import RegionBatch
-from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.text_student import TextStudent
 
 Elsewhere = Callable[[str, Path], str]
@@ -105,7 +104,6 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         run = finetuned(small_corpus, tmp_path / "runs" / name, name, dataset)
         folder = tmp_path / name
         result = run_export(ExportRunConfig(run=run, output=folder))
-        assert not (folder / "load.py").exists()
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert result.model in card
         picture = folder / "picture.png"
@@ -134,97 +132,35 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         np.testing.assert_allclose(computed, logits, atol=2e-5, rtol=0, err_msg=name)
 
 
-PROGRAMS = [
-    name
-    for name in student_names()
-    if (name.endswith("-tiny") or name.startswith("scenes-"))
-    and not name.endswith(("smolvlm", "smolvlm-tiny", "qwen3-vl-tiny"))
-]
-"""Students that a program can hold: those that do not answer in words."""
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_any_student_can_be_traced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It computes without looking at a value, and its batch says in words what it reads."""
-    student = build_student(name)
-    scores = Scores(student, student.build_head("vcr", 1)).eval()
-    batch = student.collate(made_up_examples(tmp_path, "vcr-q2a"))
-    inputs = fields_read(scores, batch)
-    legend = "\n".join(legend_of(batch, inputs))
-    assert [key for key in inputs if f"`{key}`" not in legend] == []
-    assert "picture_N" not in inputs
-    assert "picture_N" not in legend
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        without_values = {key: mode.from_tensor(getattr(batch, key)) for key in inputs}
-        assert scores(dataclasses.replace(batch, **without_values)).shape == (3, 1)
-
-
-@pytest.mark.parametrize("name", ["uniter-tiny", "vilt-tiny"])
-def test_a_program_takes_any_batch(name: str, tmp_path: Path) -> None:
-    student = build_student(name).eval()
-    head = student.build_head("vcr", 1).eval()
-    traced = trace_student(student, head, "vcr-q2a")
-    program = traced.program.module()
-    examples = made_up_examples(tmp_path, "vcr-q2a")
-    picture = examples[0].image
-    picture = dataclasses.replace(
-        picture, unit_id="fewer", boxes_R4=picture.boxes_R4[:2], box_labels=picture.box_labels[:2]
-    )
-    fewer = dataclasses.replace(examples[0], image=picture)
-    for part in (examples[:1], examples[:2], [fewer, fewer], [*examples, examples[0]]):
-        batch = student.collate(part)
-        with torch.inference_mode():
-            logits = program(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
-            torch.testing.assert_close(logits, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
-
-
-def test_programs_run_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
-    """One that is given tensors, and those over pixels by the code of their cards."""
-    code, expected = "import os, sys\n", []
-    for name, dataset in (
-        ("uniter-tiny", "scenes-vcr"),
-        ("vilt-tiny", "scenes-vcr"),
-        ("vilt-tiny", "scenes-snli-ve"),
-    ):
-        folder = tmp_path / f"{name}-{dataset}"
-        run = finetuned(small_corpus, tmp_path / "runs" / folder.name, name, dataset)
-        run_export(ExportRunConfig(run=run, to="torch", output=folder))
-        finished = load_run(run)
-        ((head_name, head),) = finished.heads.items()
-        code += f"os.chdir({str(folder)!r})\nsys.path[:1] = [{str(folder)!r}]\nsys.modules.pop('load', None)\n"
-        if name == "uniter-tiny":
-            batch = _check_tensors(folder, finished.student)
-            code += "from load import load, load_file\nprint(load()(load_file('batch.safetensors')).tolist())\n"
-        else:
-            picture = folder / "picture.png"
-            Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
-            batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
-            code += card_code(folder)
-        with torch.inference_mode():
-            expected.append(finished.student.encode(batch).class_logits(head).flatten().tolist())
-    code += "assert 'transformers' not in sys.modules\n"
-    for line, logits in zip(elsewhere(code, tmp_path).splitlines(), expected, strict=True):
-        np.testing.assert_allclose(np.ravel(ast.literal_eval(line)), logits, atol=2e-5, rtol=0)
-
-
-def _check_tensors(folder: Path, student: Any) -> Any:
-    """Check what lies beside a program that is given tensors; write and return a batch of them."""
-    sizes = [(folder / name).stat().st_size for name in ("program.pt2", "model.safetensors")]
-    assert sizes[0] < sizes[1] / 4, "weights are stored once"
-    examples = made_up_examples(folder, "vcr-q2a")
-    batch = student.collate(examples)
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{key}`" in card for key in described["inputs"])
-    save_file({key: getattr(batch, key) for key in described["inputs"]}, folder / "batch.safetensors")
-    untagged = dataclasses.replace(examples[0].candidates[0], tags=())
-    text, length = untagged.text, untagged.context_length
-    row = Tokenizer.from_file(str(folder / names.TOKENIZER)).encode(text[:length], text[length + 1 :])
-    read = student.collate([dataclasses.replace(examples[0], candidates=(untagged,))])
-    assert [row.ids] == read.token_ids_NL.tolist()
-    assert [row.type_ids] == read.types_NL.tolist()
-    return batch
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [("scenes-small", "scenes-vcr"), ("scenes-smolvlm", "scenes-vcr"), ("vilt-tiny", "scenes-snli-ve")],
+)
+def test_what_transformers_does_not_know_is_loaded_by_this_package(
+    name: str, dataset: str, small_corpus: Any, tmp_path: Path
+) -> None:
+    """By the code of its card, elsewhere, after the run and its corpus are gone."""
+    chooses = dataset == "scenes-vcr"
+    changes = {"task_loss": "softmax-choice"} if name == "scenes-smolvlm" else {}
+    run = finetuned(small_corpus, tmp_path / "run", name, dataset, **changes)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
+    expected = open_run(run).answer(picture, QUESTION, ANSWERS if chooses else ())
+    given = {"to": "safetensors"} if name == "vilt-tiny" else {}
+    result = run_export(build_config(ExportRunConfig, {"run": run, "output": tmp_path / "out", **given}))
+    assert "model.safetensors" in result.files
+    assert not {"metrics.jsonl", "caches.json", "environment.json"} & set(result.files)
+    moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
+    shutil.rmtree(run)
+    shutil.copy(picture, moved)
+    for file in moved.rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(encoding="utf-8"), file.name
+    out = io.StringIO()
+    with contextlib.chdir(moved), contextlib.redirect_stdout(out):
+        exec(card_code(moved), {})
+    text, _, logits = out.getvalue().partition(" [")
+    assert text == expected.text
+    np.testing.assert_allclose(ast.literal_eval(f"[{logits}"), [*expected.logits.values()], atol=2e-5, rtol=0)
 
 
 def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path) -> None:
@@ -232,7 +168,7 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
     small_corpus.run(run, num_steps=1, adapt_steps=1, student="vilt-tiny", recipe="none")
     shutil.copytree(run, tmp_path / "bare")
     small_corpus.evaluate(run, on=("test",), probe=("blanked",))
-    run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+    run_export(ExportRunConfig(run=run, to="safetensors", output=tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     identities = [entry["identity"] for entry in json.loads((run / names.CACHES).read_text(encoding="utf-8"))]
     assert len(identities) == 2
@@ -258,23 +194,20 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus: Any, tmp_path: Path) -> None:
     run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
     tagged = finetuned(small_corpus, tmp_path / "tagged", "visualbert-tiny")
-    words = finetuned(small_corpus, tmp_path / "words", "scenes-smolvlm", task_loss="softmax-choice")
     before = sorted(tmp_path.rglob("*"))
-    for folder, to, match, advice in (
-        (run, "transformers", "no class for uniter-tiny", "--to torch"),
-        (tagged, "transformers", "would not compute", "--to torch"),
-        (words, "transformers", "scenes-smolvlm", f"advl predict {words}"),
-        (words, "torch", "scenes-smolvlm", f"advl predict {words}"),
-        (tmp_path, "torch", "no finetuning run", ""),
+    for folder, match, advice in (
+        (run, "no class for uniter-tiny", "--to safetensors"),
+        (tagged, "would not compute", "--to safetensors"),
+        (tmp_path, "no finetuning run", ""),
     ):
         with pytest.raises(ConfigError, match=match) as refused:
-            run_export(ExportRunConfig(run=folder, to=to, output=tmp_path / "out"))  # type: ignore[arg-type]
-        assert refused.value.next_command.startswith(advice)
+            run_export(ExportRunConfig(run=folder, to="transformers", output=tmp_path / "out"))
+        assert advice in refused.value.next_command
     with pytest.raises(ConfigError, match="exists already"):
-        run_export(ExportRunConfig(run=run, to="torch", output=run))
-    assert exit_code("export", run, "--output", tmp_path / "out") == 2
+        run_export(ExportRunConfig(run=run, output=run))
+    assert exit_code("export", run, "--to", "transformers", "--output", tmp_path / "out") == 2
     config = json.loads((run / names.CONFIG).read_text(encoding="utf-8"))
     (run / names.CONFIG).write_text(json.dumps(config | {"hide_picture": True}))
     with pytest.raises(ConfigError, match="never shown a picture"):
-        run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+        run_export(ExportRunConfig(run=run, output=tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
