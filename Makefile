@@ -76,7 +76,7 @@ STUDY_OPTIONS ?=
 # again.
 # $(1) is the study and its options, $(2) its name.
 define in_sight
-$(ADVL) study $(1) --measure && \
+$(ADVL) study $(1) --dry-run && \
 $(ADVL) study $(1) --first-seeds 1 && $(ADVL) report runs/studies/$(2) && \
 echo "One seed of each method is done, and its page is there. What the others will take:" && \
 $(ADVL) study $(1) --dry-run && \

@@ -103,18 +103,11 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.errors import ConfigError, advise
     from advl_pipeline.training.config import FinetuneConfig
     from advl_pipeline.training.given import require_effect, require_given
     from advl_pipeline.training.run import run_finetune
 
     config = _configured(FinetuneConfig, options | {"output": output}, data)
-    if config.forecast.dry_run:
-        raise ConfigError(
-            "A dry run trains nothing, so it gives no result.",
-            where="dry_run",
-            next_command=advise(["advl", "finetune", "--dry-run"]),
-        )
     require_given(config)
     require_effect(config)
     return run_finetune(config)

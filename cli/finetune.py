@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,6 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     require_given(config)
     require_effect(config)
     require_data(config)
-    if config.forecast.dry_run:
-        yield from _forecast(config)
-        return
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
@@ -55,25 +51,6 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     click.echo(f"run folder: {result.output}")
     on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))
-
-
-def _forecast(config: FinetuneConfig) -> Iterator[Any]:
-    from advl_pipeline.training.dry_run import forecast_epoch
-
-    forecast = forecast_epoch(config)
-    derived = {
-        "epoch_seconds": forecast.epoch_seconds,
-        "bottleneck": forecast.bottleneck,
-        "seconds_by_part": forecast.parts,
-    }
-    yield {**dataclasses.asdict(forecast), **derived}
-    for part, seconds in forecast.parts.items():
-        click.echo(f"{part}: {1000 * seconds:.1f} ms a step")
-    machine = f"{forecast.cores} cores, {forecast.workers} workers"
-    click.echo(f"an epoch of {forecast.num_steps:,} steps takes about {forecast.epoch_seconds:,.0f} s ({machine})")
-    click.echo(f"what limits it: {forecast.bottleneck}")
-    if forecast.bottleneck in ("preparing batches", "the cores"):
-        click.echo("a student over pixels need not decode: advl prepare; more cores help with --num-workers")
 
 
 def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> str:

@@ -32,9 +32,6 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @config_command(StudyRunConfig, "study", arguments=("study",))
 @click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
 @click.option(
-    "--measure", is_flag=True, help="As --dry-run, but first train a few steps of each method whose time is unknown."
-)
-@click.option(
     "--list",
     is_flag=True,
     expose_value=False,
@@ -42,7 +39,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_list_studies,
     help="List the shipped studies.",
 )
-def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]:
+def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
     STUDY is a file or the name of a shipped study. Runs lie in runs/cells, each once: a cell that any
@@ -50,18 +47,17 @@ def study(config: StudyRunConfig, dry_run: bool, measure: bool) -> Iterator[Any]
 
     \b
     advl study demo --dry-run
-    advl study demo --measure
     advl study demo
     advl study mine.toml --output runs/studies/mine
     """
     print_own_data([setting.dataset for setting in load_study(config.study).settings], config.data_root)
     if choice := student_choice(config):
         click.echo(choice, err=True)
-    if dry_run or measure:
+    if dry_run:
         from advl_pipeline.reporting.tables import forecast_as_text
         from advl_pipeline.studies.forecast import forecast_study
 
-        forecast = forecast_study(config, measure=measure)
+        forecast = forecast_study(config)
         yield config_to_dict(forecast)
         click.echo(forecast_as_text(forecast))
         return

@@ -1,19 +1,16 @@
 """What a study will cost before it runs.
 
 Bytes are told by the plans of its extractions and the size of runs; seconds are the steps of a cell times what a step
-took runs alike that are finished, or takes in a few steps that are run now.
+took runs alike that are finished. Before there is one, they are unknown.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from advl_pipeline.compute import device_name
-from advl_pipeline.configuration import config_to_dict, pacing_options, with_options
+from advl_pipeline.configuration import config_to_dict, pacing_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
@@ -40,13 +37,7 @@ from advl_pipeline.studies.plan import (
     missing_inits,
 )
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
-from advl_pipeline.training.resolved import finetune_steps, planned_steps, run_identity
-
-MEASURED_STEPS = 10
-"""Few, so that a slow machine answers in minutes; the first of them are slower than those to come."""
-
-MEASURED_QUESTIONS = 32
-"""Of each test set: enough for a few batches."""
+from advl_pipeline.training.resolved import planned_steps, run_identity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +61,8 @@ class Forecast:
     `cells` are the rows of the grid: setting, method, shots, seed, whether it is finished, and for those that are not
     the optimiser steps that are left and the seconds of training and scoring. `cell_seconds` and `cell_bytes` are of
     all cells that are left, `seconds_left` and `bytes_left` of cells and caches. Scoring on `sets_untold`, which no
-    run alike was scored on, is not among the seconds. `time_basis` and `disk_basis` say in
-    words what they rest on, and `device` where this machine would compute.
+    run alike was scored on, is not among the seconds. `num_measured` finished runs tell the seconds, `disk_basis`
+    says in words what the bytes rest on, and `device` where this machine would compute.
     """
 
     name: str
@@ -89,7 +80,7 @@ class Forecast:
     cell_bytes: int | None
     bytes_left: float | None
     bytes_free: int
-    time_basis: str
+    num_measured: int
     disk_basis: str
 
 
@@ -97,14 +88,13 @@ class Forecast:
 class Pace:
     """What a run took: seconds per optimiser step, around its steps, and to score a set, by its name.
 
-    `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
+    `kind` is equal for runs whose steps cost alike.
     """
 
     kind: str
     per_step: float
     around: float
     scoring: Mapping[str, float]
-    source: str
 
 
 def forecast_cache(config: ExtractConfig) -> CacheForecast:
@@ -136,23 +126,19 @@ CacheForecaster = Callable[[ExtractConfig], CacheForecast]
 """Plans the extraction of a cache."""
 
 
-def forecast_study(
-    config: StudyRunConfig, *, measure: bool = False, plan_cache: CacheForecaster = forecast_cache
-) -> Forecast:
+def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> Forecast:
     """Lay out the grid without running it.
 
-    A cell that is left takes its optimiser steps times what a step took runs alike, and what these took around their
-    steps: finished runs, whatever study asked for them, and with `measure` a few steps that are run now. Where none
-    is alike, others of its setting tell. Its test sets take what scoring each took them. Disk is the mean size of
-    finished run folders, or the size of the student, and that of the caches that are still to be extracted.
+    A cell that is left takes its optimiser steps times what a step took finished runs alike, whatever study asked for
+    them, and what these took around their steps. Where none is alike, others of its setting tell. Its test sets take
+    what scoring each took them. Disk is the mean size of finished run folders, or the size of the student, and that
+    of the caches that are still to be extracted.
 
     Args:
-        measure: run a few steps of each kind of cell that no finished one is alike.
         plan_cache: plans the extraction of a missing cache; replaced in tests.
 
     Raises:
         ConfigError: as `load_study`.
-        AdvlError: with `measure`, what a run raised.
     """
     study = asked_study(config)
     folder = config.output or default_folder(study)
@@ -169,15 +155,7 @@ def forecast_study(
     done = [cell.run for cell in plan.cells if cell not in left]
     kinds = {cell.cell_id: _kind(cell.finetune, cell.teachers) for cell in plan.cells}
     paces = _finished_paces(cells_folder(folder)) if left else []
-    if measure:
-        known, unknown = {pace.kind for pace in paces}, dict[str, Cell]()
-        for cell in sorted(left, key=lambda cell: cell.shots or math.inf):
-            # Those whose caches are not extracted yet cannot be run.
-            has_caches = all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache)
-            if has_caches and kinds[cell.cell_id] not in known:
-                unknown.setdefault(kinds[cell.cell_id], cell)
-        paces += [_measure(kind, cell) for kind, cell in unknown.items()]
-    used: dict[int, str] = {}
+    used: set[int] = set()
     untold: dict[str, None] = {}
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
@@ -188,7 +166,7 @@ def forecast_study(
         beside = {kinds[other.cell_id] for other in plan.cells if other.setting == cell.setting}
         alike = [pace for pace in paces if pace.kind == kinds[cell.cell_id]]
         measured = alike or [pace for pace in paces if pace.kind in beside]
-        used |= {id(pace): pace.source for pace in measured}
+        used |= set(map(id, measured))
         # Training of one whose scores alone are missing is over.
         is_trained, seconds = names.is_finished(cell.run), None
         steps = 0 if is_trained else planned_steps(cell.finetune)
@@ -225,7 +203,7 @@ def forecast_study(
         cell_bytes=cell_bytes,
         bytes_left=_sum([cell_bytes, *(cache.num_bytes for cache in caches)]),
         bytes_free=shutil.disk_usage(existing).free,
-        time_basis=", ".join(f"{source} ({count})" for source, count in sorted(Counter(used.values()).items())),
+        num_measured=len(used),
         disk_basis=disk_basis,
     )
 
@@ -271,11 +249,11 @@ def _finished_paces(cells: Path) -> list[Pace]:
     for run in sorted(result.parent for result in cells.glob(f"*/{names.RESULT}")):
         with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
             teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
-            paces.append(_pace(run, _kind(config_of_run(read_config(run)), teachers), source="finished runs"))
+            paces.append(_pace(run, _kind(config_of_run(read_config(run)), teachers)))
     return paces
 
 
-def _pace(run: Path, kind: str, *, source: str) -> Pace:
+def _pace(run: Path, kind: str) -> Pace:
     result = read_json(run / names.RESULT)
     per_step, scoring = float(result["seconds_per_step"]), dict[str, float]()
     for path in (run / names.EVALUATION).glob("*.json"):
@@ -286,29 +264,4 @@ def _pace(run: Path, kind: str, *, source: str) -> Pace:
             share = document["num_examples"] / sample["of_examples"] if sample else 1.0
             scoring[names.set_of(path.stem.replace("--", "/"))] = document["seconds"] / share
     around = max(0.0, float(result["seconds"]) - per_step * float(result["num_steps"]))
-    return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring, source=source)
-
-
-def _measure(kind: str, cell: Cell) -> Pace:
-    """Train a cell for a few steps and score some questions.
-
-    What it writes is deleted. Confidences that the run estimates stay in the caches, where the cell itself will find
-    them.
-
-    Raises:
-        AdvlError: what a run raised.
-    """
-    from advl_pipeline.evaluation.runner import run_evaluate
-    from advl_pipeline.training.run import run_finetune
-
-    with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
-        run = Path(folder)
-        # The adapt step keeps its share: its steps cost something else.
-        share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
-        adapt_steps = max(1, round(MEASURED_STEPS * share))
-        # The plan has refused what only a control may do.
-        length = {"num_steps": MEASURED_STEPS, "epochs": None, "adapt_steps": adapt_steps}
-        short = with_options(cell.finetune, **length, output=run)
-        run_finetune(short, is_control=True)
-        run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
-        return _pace(run, kind, source=f"runs of {MEASURED_STEPS} steps made now")
+    return Pace(kind=kind, per_step=per_step, around=around, scoring=scoring)

@@ -311,41 +311,12 @@ class RunOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DryRunOptions(Configuration):
-    """The options ask for what an epoch would take."""
-
-    title: ClassVar[str] = "Dry run"
-
-    dry_run: bool = option(
-        False,
-        help="Only say what an epoch takes and what limits it, from a few steps in a temporary folder.",
-        identity="none",
-        paces=False,
-    )
-    step_ms: float | None = rare_option(
-        None,
-        help="Of --dry-run: milliseconds of a step on another machine, such as one with a GPU [default: measured].",
-        above=0,
-        identity="none",
-        paces=False,
-    )
-    disk_mb_s: float | None = rare_option(
-        None,
-        help="Of --dry-run: MB/s that the disk reads; without, everything read is taken to be in memory.",
-        above=0,
-        identity="none",
-        paces=False,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, TeacherOptions, ComputeConfig):
     """It configures `advl finetune`; options that are None by default follow `method` or a recipe."""
 
     distill: DistillationOptions = component(DistillationOptions)
     adapt: AdaptOptions = component(AdaptOptions)
     optimisation: OptimiserOptions = component(OptimiserOptions)
-    forecast: DryRunOptions = component(DryRunOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -359,6 +330,9 @@ _GONE: Mapping[str, Any] = {
     "weight_normalise": "none",
     "candidates": "all",
     "live": False,
+    "dry_run": False,
+    "step_ms": None,
+    "disk_mb_s": None,
     "live_weights": [],
     **{f"adversarial_{name}": None for name in ("norm", "max_norm", "learning_rate", "steps", "kl_weight")},
     **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split", "projection_start", "target_check")),

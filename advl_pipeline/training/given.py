@@ -266,7 +266,6 @@ def without_effect(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[
         (config.confidence != "probe", "--confidence fits no probe", "confidence_folds"),
         (settings.answer_weight == 0, "no answers are learned", "answers_of"),
         (not holds_words and not relates_words, "nothing here asks which words are known", "known_words"),
-        (not config.forecast.dry_run, "this is no --dry-run", "step_ms disk_mb_s"),
         (
             config.init is None,
             "there are no pretrained weights (--init)",

@@ -100,7 +100,7 @@ def run_phase(
     ):
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
             micro_batches = sent.received(accelerator.device)
-            step_began, processor_before = time.perf_counter(), time.thread_time()
+            step_began = time.perf_counter()
             factor = rate_factor(settings, step, num_steps=num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
@@ -137,7 +137,6 @@ def run_phase(
                     "learning_rate": settings.learning_rate * factor,
                     "lambda": strength,
                     "seconds": time.perf_counter() - step_began,
-                    "seconds_of_processor": time.thread_time() - processor_before,
                     "seconds_waited": batches.seconds_waited - seconds_waited,
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
                     "seconds_saving": seconds_saving,

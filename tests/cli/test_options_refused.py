@@ -68,7 +68,6 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         (f"{FINETUNE} --label-order meter", "--label-order"),
         (f"{FINETUNE} --adapt-steps 7", "--adapt-steps"),
         (f"{FINETUNE} --selection-rho 0.5", "--selection-rho"),
-        (f"{FINETUNE} --step-ms 7", "--step-ms"),
         ("predict runs/old --generate", "--generate"),
         ("evaluate runs/old --generate", "--generate"),
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from synthetic_runs import run_trial, write_study_file
 
 from advl_data.scenes.packaged_teachers import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import estimates_by_card
 from advl_pipeline.extraction.run import run_extract
@@ -22,13 +20,10 @@ from advl_pipeline.reporting.tables import forecast_as_text
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.forecast import (
-    MEASURED_QUESTIONS,
-    MEASURED_STEPS,
     CacheForecast,
     Forecast,
     forecast_study,
 )
-from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
 """Seconds of a cell of 300 steps, and of one with 400 of the adapt step before them: 0.09 s each, and 3 s around."""
@@ -69,8 +64,8 @@ def test_runs_of_any_study_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
     told = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
     # As the runs with other seeds took.
     assert told.cell_seconds == pytest.approx(8 * ONE_STEP + 8 * TWO_STEPS)
-    assert told.time_basis == "finished runs (8)"
-    assert "measured on finished runs (8)" in forecast_as_text(told)
+    assert told.num_measured == 8
+    assert "as 8 finished runs took" in forecast_as_text(told)
     # Another learning rate costs nothing; another batch or another student does.
     path = write_study_file(tmp_path, num_seeds=2, extra="[training]\nlearning_rate = 1e-5\nnum_steps = 600\n")
     longer = forecast(tmp_path, path)
@@ -79,7 +74,7 @@ def test_runs_of_any_study_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
     for extra in ("[training]\nbatch_size = 64\n", 'student = "uniter-tiny"\n'):
         other = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
         assert (other.cell_seconds, other.num_unmeasured > 0) == (None, True)
-    assert "--measure" in forecast_as_text(other)
+    assert "unknown until the first one is done: --first-seeds 1" in forecast_as_text(other)
 
 
 def test_before_any_run_is_finished_a_run_folder_is_as_large_as_its_student(tmp_path: Path) -> None:
@@ -108,61 +103,13 @@ def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
     assert more.seconds_left == pytest.approx(4 * ONE_STEP + 4 * TWO_STEPS + 2 * 7.0)
 
 
-def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[FinetuneConfig] = []
-
-    def finetune(short: FinetuneConfig, *, is_control: bool) -> None:
-        assert is_control  # Nothing of it is kept.
-        ran.append(short)
-        summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.optimisation.num_steps}
-        (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
-
-    def score(short: EvaluateConfig) -> None:
-        assert short.num_questions == MEASURED_QUESTIONS
-        for name in short.on:
-            # 64 of 640 examples were scored.
-            document = {"seconds": 3.0, "num_examples": 64, "sample": {"asked": 32, "of_examples": 640}}
-            synthetic_runs.write_json(short.run / "evaluation" / f"{name}.json", document)
-
-    monkeypatch.setattr("advl_pipeline.training.run.run_finetune", finetune)
-    monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", score)
-
-    def told(path: Path) -> Forecast:
-        return forecast_study(config(tmp_path, path), measure=True, plan_cache=no_plan)
-
-    path = write_study_file(tmp_path, num_seeds=2)
-    before = told(path)
-    # Those with teachers have no caches to be run with.
-    assert [(short.method, short.shots, short.optimisation.num_steps) for short in ran] == [
-        ("plain", 100, MEASURED_STEPS)
-    ]
-    # They are taken to cost what others of their setting do.
-    assert before.cell_seconds == pytest.approx(8 * (150.0 + 63.0) + 8 * (350.0 + 63.0))
-    assert before.time_basis == f"runs of {MEASURED_STEPS} steps made now (1)"
-    assert before.num_unmeasured == 0
-    for name in ("efficientnet-lite0", "minilm-l6"):
-        synthetic_runs.write_json(tmp_path / "caches" / name / "scenes-vcr" / "train" / "identity.json", {})
-    ran.clear()
-    after = told(path)
-    assert [short.method for short in ran] == ["plain", "naive-kd", "advl", "advl"]
-    # 0.5 s a step, 8 s - 10 * 0.5 s around them, and 3 s for a tenth of each of two test sets.
-    assert after.cell_seconds == pytest.approx(8 * (150.0 + 63.0) + 8 * (350.0 + 63.0))
-    assert {short.method: short.adapt.adapt_steps for short in ran}["advl"] == round(MEASURED_STEPS * 400 / 300)
-    assert f"on {after.device} (" in forecast_as_text(after)
-    assert after.time_basis == f"runs of {MEASURED_STEPS} steps made now (4)"
-    assert not any(short.output.exists() for short in ran)
-    assert not (tmp_path / "studies").exists()
-
-
-def test_plans_and_measurements_are_those_of_real_extractions_and_runs(
-    tmp_path: Path, small_corpus: SmallCorpus
-) -> None:
+def test_plans_are_those_of_real_extractions(tmp_path: Path, small_corpus: SmallCorpus) -> None:
     training = '[training]\nrecipe = "none"\nbatch_size = 4\n[extraction]\nconfidence = false\n'
     path = write_study_file(
         tmp_path, num_seeds=1, extra=training, methods='["plain", "naive-kd"]', teachers='["minilm-l6"]', shots="[4]"
     )
     asks = replace(config(tmp_path, path), data_root=small_corpus.data_root)
-    told = forecast_study(asks, measure=True)
+    told = forecast_study(asks)
     (cache,) = told.caches
     plan = ExtractConfig(
         teacher="minilm-l6",
@@ -184,9 +131,6 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(
     assert cache.seconds is not None
     assert cache.seconds > 0
     assert not cache.path.exists()
-    seconds = {row["method"]: row["seconds"] for row in told.cells}
-    assert seconds["plain"] is not None
-    assert seconds["naive-kd"] == seconds["plain"] > 0
     run_extract(plan)
     written = sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
     # Rows are written in whole chunks of 1024, which so small a cache does not fill.

@@ -34,7 +34,6 @@ BY_DESIGN = {
     **dict.fromkeys(("data_root", "output"), "where things lie"),
     **dict.fromkeys(("num_workers", "disk_cache", "disk_cache_gb", "pictures"), "how fast things are read"),
     **dict.fromkeys(("checkpoint_every", "resume", "log_with", "val_examples"), "what is kept on the way"),
-    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s"), "of the forecast"),
     "verify_caches": "how much is checked",
     "deterministic": "in which order a GPU adds up",
     "dataset": "the data themselves",
@@ -77,7 +76,6 @@ VALUES: dict[str, Any] = {
 
 BESIDE: dict[str, dict[str, Any]] = {
     "projector": {"distance": "cosine"},
-    **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
 }
 """Option -> others without which it is refused."""
 

@@ -112,4 +112,3 @@ def test_the_log_says_how_long_steps_waited_for_what_was_slow_to_prepare(
     waited = [step["seconds_waited"] for step in steps]
     assert waited[0] > 0.1
     assert sum(waited) == pytest.approx(summary["wait_share"] * summary["phases"]["finetune"]["seconds"])
-    assert all(step["seconds_of_processor"] <= step["seconds"] + 0.05 for step in steps)
