@@ -79,6 +79,7 @@ class TextBackbone(ABC):
         *,
         description: Mapping[str, Any],
         dim: int,
+        global_dim: int | None = None,
         max_length: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -89,7 +90,8 @@ class TextBackbone(ABC):
         Args:
             network: in float32 as loaded; its parameters and buffers are what the digest covers.
             description: library, architecture, which features are taken.
-            dim: width of all features.
+            dim: width of the features of tokens.
+            global_dim: width of the global feature; None for the same.
             max_length: most tokens in one forward pass, special tokens included.
             device, dtype: where and in what it computes.
             pad_to_max: every input is padded to `max_length`, as the network was trained.
@@ -101,7 +103,7 @@ class TextBackbone(ABC):
         }
         frozen: Any = network.eval().requires_grad_(False)
         self.network: Any = frozen.to(device=device, dtype=dtype)
-        self.global_dim = self.token_dim = dim
+        self.global_dim, self.token_dim = global_dim or dim, dim
         self.max_length, self.device, self.pad_to_max = max_length, device, pad_to_max
 
     def describe(self) -> dict[str, Any]:
@@ -131,7 +133,7 @@ class WordPieceTextTower:
         self.pieces = pieces
         self.unit_length = unit_length
         self._prefix, self._suffix = (torch.tensor(ids, dtype=torch.int64) for ids in (pieces.prefix, pieces.suffix))
-        self._capacity = backbone.max_length - len(pieces.prefix) - len(pieces.suffix)
+        self._capacity = backbone.max_length - len(pieces.prefix) - len(pieces.suffix) - pieces.prompt_length
         self._overlap = self._capacity // 4
 
     @property
@@ -158,7 +160,7 @@ class WordPieceTextTower:
         }
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
-        """Tokenise. `inputs["ids"]`: content tokens (M,) int64, of the whole text.
+        """Tokenise. `inputs["ids"]`: content tokens (M,) int64 of the whole text; `inputs["prompt"]`: those before.
 
         Raises:
             DatasetError: a text without tokens for a model that adds none of its own.
@@ -169,7 +171,7 @@ class WordPieceTextTower:
                 raise DatasetError("A text has no tokens to encode.", where=f"text unit {unit.unit_id}")
             prepared.append(
                 PreparedUnit(
-                    inputs={"ids": torch.from_numpy(pieces.ids_M)},
+                    inputs={"ids": torch.from_numpy(pieces.ids_M), "prompt": torch.from_numpy(pieces.prompt_P)},
                     num_tokens=len(pieces.ids_M),
                     char_spans_M2=pieces.spans_M2,
                     is_known=bool((pieces.ids_M != self.pieces.unknown_id).any()),
@@ -181,7 +183,9 @@ class WordPieceTextTower:
         """Encode N texts. Statistic: norm of the global feature before it is scaled to unit length."""
         plans = [plan_windows(unit.num_tokens, capacity=self._capacity, overlap=self._overlap) for unit in units]
         rows = [
-            torch.cat([self._prefix, unit.inputs["ids"][window.start : window.stop], self._suffix])
+            torch.cat(
+                [self._prefix, unit.inputs["prompt"], unit.inputs["ids"][window.start : window.stop], self._suffix]
+            )
             for unit, plan in zip(units, plans, strict=True)
             for window in plan
         ]
@@ -194,10 +198,11 @@ class WordPieceTextTower:
                 states = self.backbone(ids_BL.to(device), mask_BL.to(device))
                 global_rows.extend(states.global_BD.float())
                 token_rows.extend(states.tokens_BLD.float())
-        skip, first = len(self.pieces.prefix), 0
+        first = 0
         global_values: list[torch.Tensor] = []
         token_values: list[torch.Tensor] = []
-        for plan in plans:
+        for unit, plan in zip(units, plans, strict=True):
+            skip = len(self.pieces.prefix) + len(unit.inputs["prompt"])
             windows = slice(first, first + len(plan))
             first += len(plan)
             global_D = global_rows[windows][0]

@@ -4,8 +4,8 @@ Both global features of a pair, CLIP or SigLIP, lie in the joint space, and so d
 through the same final projection as the text's summary, so that the cosine of a word and a picture means something.
 
 Features of a text encoder are its last hidden states, pooled by the mean or the first token. Sentence encoders say
-for themselves (`modules.json`); other models follow the tables by model type. A type that is in none is pooled by the
-mean.
+for themselves (`sentence_encoder.py`); other models follow the tables by model type. A type that is in none is pooled
+by the mean.
 
 Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, M cells, D width.
 """
@@ -23,12 +23,12 @@ from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
+from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, sentence_recipe
 from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import (
     load_model,
     load_part,
     load_tokenizer,
-    read_beside,
     transformers_folder,
 )
 from advl_pipeline.teachers.vision_backbone import (
@@ -58,9 +58,6 @@ VISION_TYPES: dict[str, VisionKind] = {
 }
 """Supported model types."""
 
-Pooling = Literal["mean over all tokens", "first token"]
-"""All tokens count special ones in, as sentence encoders do; the first one is [CLS] or <s>."""
-
 FIRST_TOKEN_TYPES = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "electra", "distilbert", "modernbert"}
 )
@@ -71,13 +68,6 @@ ENCODER_OF_PAIR_TYPES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5
 
 POSITION_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Types that keep the first positions for padding, so that inputs are that much shorter than the table."""
-
-SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
-
-SENTENCE_POOLINGS: dict[tuple[str, ...], Pooling] = {
-    ("pooling_mode_mean_tokens",): "mean over all tokens",
-    ("pooling_mode_cls_token",): "first token",
-}
 
 
 def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "") -> Teacher:
@@ -135,10 +125,13 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         )
     tokenizer = load_tokenizer(folder, options, num_states=config.vocab_size)
     model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
-    pooling, unit_length, max_length = text_recipe(folder, config, tokenizer_limit=tokenizer.model_max_length)
+    max_length = longest_input(config, tokenizer_limit=tokenizer.model_max_length)
+    usual: Pooling = "first token" if config.model_type in FIRST_TOKEN_TYPES else "mean over all tokens"
+    said = sentence_recipe(folder, random_seed=options.random_seed) or SentenceRecipe(pooling=usual)
     encoder = load_model(model_class, config, folder, options)
-    states = TransformersTextBackbone(encoder, pooling, max_length=max_length, **place)
-    text = WordPieceTextTower(states, WordPieces(tokenizer), unit_length=unit_length)
+    max_length = min(max_length, said.max_length or max_length)
+    states = TransformersTextBackbone(encoder, said.pooling, dense=said.dense, max_length=max_length, **place)
+    text = WordPieceTextTower(states, WordPieces(tokenizer, prompt=said.prompt), unit_length=said.unit_length)
     return Teacher(name=options.name, text=text, commit=commit)
 
 
@@ -227,27 +220,40 @@ class TransformersVisionBackbone(VisionBackbone):
 
 
 class TransformersTextBackbone(TextBackbone):
-    """An encoder whose token features are its last hidden states."""
+    """An encoder whose token features are its last hidden states; layers behind the pooling act on the global one."""
 
-    def __init__(self, model: Any, pooling: Pooling, **settings: Any) -> None:
-        self._pooling = pooling
-        name = type(model).__name__
+    def __init__(self, model: Any, pooling: Pooling, *, dense: nn.Sequential | None, **settings: Any) -> None:
+        self._pooling, self._has_dense = pooling, dense is not None
+        layers = [] if dense is None else [layer for layer in dense.modules() if isinstance(layer, nn.Linear)]
         description = {
             "library": "transformers",
-            "architecture": name,
-            "global": pooling,
+            "architecture": type(model).__name__,
+            "global": f"{pooling}, {len(layers)} layers behind" if layers else pooling,
             "layer": "last hidden states",
         }
-        super().__init__(model, description=description, dim=model.config.hidden_size, **settings)
+        width = model.config.hidden_size
+        model.config.use_cache = False
+        network = model if dense is None else nn.ModuleDict({"encoder": model, "dense": dense})
+        global_dim = layers[-1].out_features if layers else width
+        super().__init__(network, description=description, dim=width, global_dim=global_dim, **settings)
 
     def features(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
-        states_BLD = self.network(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        encoder = self.network["encoder"] if self._has_dense else self.network
+        states_BLD = encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        pooled_BD = self._pool(states_BLD, mask_BL)
+        if self._has_dense:
+            pooled_BD = self.network["dense"](pooled_BD.to(states_BLD.dtype))
+        return TextFeatures(global_BD=pooled_BD, tokens_BLD=states_BLD)
+
+    def _pool(self, states_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         if self._pooling == "first token":
-            return TextFeatures(global_BD=states_BLD[:, 0], tokens_BLD=states_BLD)
+            return states_BLD[:, 0]
+        if self._pooling == "last token":
+            last_B = mask_BL.sum(dim=1) - 1
+            return states_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
         weights_BL1 = mask_BL.unsqueeze(-1).float()
         total_BD: torch.Tensor = (states_BLD.float() * weights_BL1).sum(dim=1)
-        mean_BD = total_BD / weights_BL1.sum(dim=1).clamp_min(1.0)
-        return TextFeatures(global_BD=mean_BD, tokens_BLD=states_BLD)
+        return total_BD / weights_BL1.sum(dim=1).clamp_min(1.0)
 
 
 def lower_case(tokenizer: Tokenizer) -> None:
@@ -259,39 +265,15 @@ def lower_case(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(steps)
 
 
-def text_recipe(folder: Path, config: Any, *, tokenizer_limit: int) -> tuple[Pooling, bool, int]:
-    """Return how features are made: the pooling, whether to unit length, and the longest input in tokens.
-
-    A sentence encoder's own files say so; of others the model type does.
-
-    Raises:
-        ConfigError: a sentence encoder with parts that are not supported.
-    """
+def longest_input(config: Any, *, tokenizer_limit: int) -> int:
+    """Return the most tokens, special ones included, that a text encoder reads at once."""
     limits = [tokenizer_limit]
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions:
         offset = (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_TYPES else 0
         limits.append(positions - offset)
     # Networks with relative positions, such as T5, state no limit but were trained on texts of this length.
-    max_length = min(min(limits), 8192) if min(limits) < 1_000_000 else 512
-    modules = read_beside(folder, "modules.json")
-    if modules is None:
-        is_first = config.model_type in FIRST_TOKEN_TYPES
-        return "first token" if is_first else "mean over all tokens", False, max_length
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-    unsupported = sorted(set(kinds) - SENTENCE_MODULES)
-    modes = read_beside(folder, "1_Pooling/config.json") or {}
-    chosen = tuple(sorted(name for name, on in modes.items() if name.startswith("pooling_mode_") and on))
-    if not unsupported and chosen not in SENTENCE_POOLINGS:
-        pooled = ", ".join(chosen) or "no pooling"
-        unsupported = [f"{pooled}; supported are the mean of the tokens and the first token"]
-    if unsupported:
-        raise ConfigError(
-            "This sentence encoder has parts that are not supported.", where=str(folder), why=", ".join(unsupported)
-        )
-    settings = read_beside(folder, "sentence_bert_config.json") or {}
-    max_length = min(max_length, settings.get("max_seq_length") or max_length)
-    return SENTENCE_POOLINGS[chosen], "Normalize" in kinds, max_length
+    return min(min(limits), 8192) if min(limits) < 1_000_000 else 512
 
 
 def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -141,12 +140,6 @@ def load_model(
     if not keep_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
-
-
-def read_beside(folder: Path, name: str) -> Any:
-    """Return what a JSON file beside the model's config holds, or None when there is none."""
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextlib.contextmanager

@@ -106,17 +106,24 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """Content tokens of one text: ids (M,) int64 and spans (M, 2) int32 of its characters."""
+    """Content tokens of one text: ids (M,) int64 and spans (M, 2) int32 of its characters; ids of a prompt before it.
+
+    A token over the end of the prompt and the beginning of the text is one of the text.
+    """
 
     ids_M: npt.NDArray[np.int64]
     spans_M2: npt.NDArray[np.int32]
+    prompt_P: npt.NDArray[np.int64]
 
 
 class WordPieces:
-    """A transformers tokenizer, fast or not; without offsets its pieces are aligned to the text."""
+    """A transformers tokenizer, fast or not; without offsets its pieces are aligned to the text.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    Every text is read behind the prompt, together with it. `prompt_length` is the most tokens that takes.
+    """
+
+    def __init__(self, tokenizer: Any, *, prompt: str = "") -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt
         self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
         if self._has_offsets:
             # A stored tokenizer may carry a truncation length and padding of its own; both would lose or add tokens.
@@ -126,6 +133,7 @@ class WordPieces:
         self.unknown_id: int | None = tokenizer.unk_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else int(pad)
+        self.prompt_length = len(self([""])[0].prompt_P) + 1 if prompt else 0
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokenise texts whole, without special tokens."""
@@ -134,7 +142,7 @@ class WordPieces:
         if not self._has_offsets:
             return [self._align(text) for text in texts]
         encoding = self._tokenizer(
-            list(texts),
+            [self._prompt + text for text in texts],
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
@@ -143,10 +151,7 @@ class WordPieces:
             verbose=False,
         )
         return [
-            Pieces(
-                ids_M=np.asarray(ids, dtype=np.int64),
-                spans_M2=trim_spans(text, np.asarray(offsets, dtype=np.int32).reshape(-1, 2)),
-            )
+            self._behind_prompt(text, ids, np.asarray(offsets, dtype=np.int32).reshape(-1, 2))
             for text, ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True)
         ]
 
@@ -160,12 +165,22 @@ class WordPieces:
             "suffix": list(self.suffix),
             "pad_id": self.pad_id,
             "spans": "offsets" if self._has_offsets else "aligned",
+            **({"prompt": self._prompt} if self._prompt else {}),
         }
 
     def _align(self, text: str) -> Pieces:
-        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        spans_M2 = align_pieces(text, self._tokenizer.convert_ids_to_tokens(ids))
-        return Pieces(ids_M=np.asarray(ids, dtype=np.int64), spans_M2=spans_M2)
+        whole = self._prompt + text
+        ids = self._tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._behind_prompt(text, ids, align_pieces(whole, self._tokenizer.convert_ids_to_tokens(ids)))
+
+    def _behind_prompt(self, text: str, ids: Sequence[int], spans_M2: npt.NDArray[np.int32]) -> Pieces:
+        """Divide the tokens of prompt and text; spans count characters of the text."""
+        end, own = len(self._prompt), 0
+        while self._prompt and own < len(ids) and spans_M2[own, 1] <= end:
+            own += 1
+        ids_M = np.asarray(ids, dtype=np.int64)
+        of_text_M2 = np.maximum(spans_M2[own:] - np.int32(end), 0)
+        return Pieces(ids_M=ids_M[own:], spans_M2=trim_spans(text, of_text_M2), prompt_P=ids_M[:own])
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids that the tokenizer puts before and after a text, read off a text of one letter."""

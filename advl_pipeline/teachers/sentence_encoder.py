@@ -1,0 +1,139 @@
+"""What the files of a sentence encoder say of its global feature: pooling, layers behind it, length, and a prompt.
+
+Every version of sentence-transformers since 2020 wrote `modules.json`; keys of a pooling changed with 5.4.
+
+Shapes: N texts, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+
+Pooling = Literal["mean over all tokens", "first token", "last token"]
+"""All tokens count special ones in; the first one is [CLS] or <s>, the last one is no padding."""
+
+_POOLINGS: dict[str, Pooling] = {
+    "mean": "mean over all tokens",
+    "mean_tokens": "mean over all tokens",
+    "cls": "first token",
+    "cls_token": "first token",
+    "lasttoken": "last token",
+}
+"""By the names of each version."""
+
+_ACTIVATIONS = {name: getattr(nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU", "SiLU")}
+
+_OF_DOCUMENTS = ("document", "passage", "corpus")
+"""Names of the prompt for texts that are looked for, in the order in which sentence-transformers tries them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceRecipe:
+    """How a text's global feature is made of the states of its tokens, and what is read before the text.
+
+    `dense` maps the pooled state (N, D) to the feature; None where that is the feature. `max_length` counts tokens.
+    """
+
+    pooling: Pooling
+    dense: nn.Sequential | None = None
+    unit_length: bool = False
+    prompt: str = ""
+    max_length: int | None = None
+
+
+def read_beside(folder: Path, name: str) -> Any:
+    """Return what a JSON file beside the model's config holds, or None when there is none."""
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe | None:
+    """Return what a folder says, None for a model that is no sentence encoder.
+
+    The prompt is the one that it names as the default, else the one of documents: a text of an example is content.
+
+    Args:
+        random_seed: of the weights of its layers, which are not read then.
+
+    Raises:
+        ConfigError: it has parts that are not supported.
+        WeightsUnavailable: the weights of a layer are missing or damaged.
+    """
+    modules = read_beside(folder, "modules.json")
+    if modules is None:
+        return None
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    # A name of a repository never leaves its folder.
+    places = [folder / Path(str(module["path"])).name for module in modules]
+    stages = kinds[1:-1] if kinds[-1] == "Normalize" else kinds[1:]
+    if kinds[0] != "Transformer" or stages[:1] != ["Pooling"] or set(stages[1:]) - {"Dense"}:
+        raise _unsupported(folder, f"its modules are {', '.join(kinds)}")
+    pooling_settings = read_beside(places[1], "config.json") or {}
+    modes = _modes(pooling_settings)
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        pooled = ", ".join(modes) or "no pooling"
+        supported = "the mean of the tokens, the first and the last token"
+        raise _unsupported(folder, f"{pooled}; supported are {supported}")
+    settings = read_beside(folder, "config_sentence_transformers.json") or {}
+    prompts = settings.get("prompts") or {}
+    named = [settings.get("default_prompt_name"), *_OF_DOCUMENTS]
+    prompt = next((str(prompts[name]) for name in named if name in prompts), "")
+    if prompt and not pooling_settings.get("include_prompt", True):
+        raise _unsupported(folder, "its pooling leaves out the prompt")
+    layers = [place for place, kind in zip(places, kinds, strict=True) if kind == "Dense"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed or 0)
+        dense = [_dense(layer, is_random=random_seed is not None) for layer in layers]
+    return SentenceRecipe(
+        pooling=_POOLINGS[modes[0]],
+        dense=nn.Sequential(*dense) if dense else None,
+        unit_length=kinds[-1] == "Normalize",
+        prompt=prompt,
+        max_length=(read_beside(folder, "sentence_bert_config.json") or {}).get("max_seq_length"),
+    )
+
+
+def _modes(settings: dict[str, Any]) -> list[str]:
+    """Return the names of the poolings that are on, of the keys of today or of before."""
+    if (mode := settings.get("pooling_mode")) is not None:
+        return [mode] if isinstance(mode, str) else list(mode)
+    return [
+        name.removeprefix("pooling_mode_") for name, on in settings.items() if name.startswith("pooling_mode_") and on
+    ]
+
+
+def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
+    settings = read_beside(folder, "config.json") or {}
+    library, _, activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(
+        "."
+    )
+    if not library.startswith("torch.nn.") or activation not in _ACTIVATIONS:
+        raise _unsupported(folder, f"the activation {library}.{activation}")
+    linear = nn.Linear(settings["in_features"], settings["out_features"], bias=bool(settings.get("bias", True)))
+    layer = nn.Sequential(linear, _ACTIVATIONS[activation]())
+    if is_random:
+        return layer
+    safe, older = folder / "model.safetensors", folder / "pytorch_model.bin"
+    try:
+        state = load_file(safe) if safe.is_file() else torch.load(older, map_location="cpu", weights_only=True)
+        linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in state.items()})
+    except Exception as error:  # Both libraries raise whatever their parts do.
+        raise WeightsUnavailable(
+            "The weights of a sentence encoder's layer are missing or damaged.",
+            where=str(folder),
+            why=str(error).strip().partition("\n")[0],
+        ) from None
+    return layer
+
+
+def _unsupported(folder: Path, why: str) -> ConfigError:
+    return ConfigError("This sentence encoder has parts that are not supported.", where=str(folder), why=why)
