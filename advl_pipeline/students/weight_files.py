@@ -144,7 +144,7 @@ def require_recorded(folder: Path) -> None:
         changed = sorted(name for name in recorded.keys() | present if recorded.get(name) != present.get(name))
         raise IdentityMismatch(
             "The files of the run are not those that it was finished with.",
-            where=str(folder),
+            where=str(folder / changed[0]),
             why=f"{names.RESULT} records other content of {', '.join(changed)}",
             next_command="copy the run again from where it was made, or train it again",
         )

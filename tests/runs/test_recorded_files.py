@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commands import advl, exit_code
 from own_rows import class_row, write_json_lines, write_pictures
+from run_logs import forget_digests
 from safetensors.torch import load_file, save_file
 
 from advl_pipeline.students import weight_files
@@ -95,7 +96,7 @@ def test_a_student_that_begins_with_a_run_is_held_to_it_too(
 def test_a_run_of_an_earlier_version_is_taken_on_trust_which_is_said_once(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit("result.json", lambda result: result.pop("files"))(run)
+    forget_digests(run)
     weight_files._say_that_nothing_is_recorded.cache_clear()
     said = ""
     for command in ("evaluate", "predict"):

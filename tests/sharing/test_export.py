@@ -20,6 +20,7 @@ import pytest
 import torch
 from commands import exit_code
 from PIL import Image
+from run_logs import forget_digests
 from safetensors.torch import save_file
 
 from advl_pipeline.configuration import build_config
@@ -208,6 +209,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus:
     assert exit_code("export", run, "--to", "transformers", "--output", tmp_path / "out") == 2
     config = json.loads((run / names.CONFIG).read_text(encoding="utf-8"))
     (run / names.CONFIG).write_text(json.dumps(config | {"hide_picture": True}))
+    forget_digests(run)
     with pytest.raises(ConfigError, match="never shown a picture"):
         run_export(ExportRunConfig(run=run, output=tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before

@@ -21,3 +21,10 @@ def losses(folder: Path) -> list[dict[str, float]]:
 def load_json(path: Path) -> Any:
     """Return a JSON document that a run wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def forget_digests(run: Path) -> None:
+    """Make a run one of an earlier version, which recorded no digests of its files."""
+    result = load_json(run / "result.json")
+    del result["files"]
+    (run / "result.json").write_text(json.dumps(result), encoding="utf-8")

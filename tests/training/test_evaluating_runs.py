@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_logs import load_json
+from run_logs import forget_digests, load_json
 from safetensors.torch import load_file, save_file
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
@@ -81,6 +81,7 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
     assert load_json(continued / "settings.json")["heads"]["snli-ve"]["origin"] == "checkpoint"
     former = build_student("uniter-tiny").build_head("snli-ve", 3).state_dict()
     save_file({f"snli-ve.{key}": value for key, value in former.items()}, run / "heads.safetensors")
+    forget_digests(run)
     with pytest.raises(IdentityMismatch, match="another shape") as refused:
         load_run(run)
     assert refused.value.next_command is not None

@@ -12,7 +12,7 @@ import torch
 from closeness import assert_near
 from hub_server import served_models
 from peft import PeftModel
-from run_logs import load_json, metrics
+from run_logs import forget_digests, load_json, metrics
 from safetensors.torch import load_file, save
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
@@ -110,6 +110,7 @@ def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: 
     described = load_json(run / "student.json")
     described["base"]["weights"] = str(moved)
     (run / "student.json").write_text(json.dumps(described), encoding="utf-8")
+    forget_digests(run)
     with pytest.raises(WeightsUnavailable, match="updates belong to are not there"):
         load_run(run)
     shutil.copytree(published, moved)
