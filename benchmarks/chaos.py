@@ -1,7 +1,7 @@
 """`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--stops N]
-    [--pairs N] [--threads N] [--seed S]
+    [--pairs N] [--threads N] [--flips N] [--changes N] [--sets N] [--seed S]
 """
 
 from __future__ import annotations
@@ -155,6 +155,26 @@ def threads(folder: Path) -> Attempt:
     return train
 
 
+def flips(folder: Path) -> Attempt:
+    """Flip a bit of anything in the indices of two sets, and read both."""
+    return importlib.import_module("chaos_data").FlippedIndices(_made(folder / "flips")).flip  # type: ignore[no-any-return]
+
+
+def changes(folder: Path) -> Attempt:
+    """Overwrite a file of rows while it is read."""
+    return importlib.import_module("chaos_data").ChangingData(_made(folder / "changes")).change  # type: ignore[no-any-return]
+
+
+def sets(folder: Path) -> Attempt:
+    """Look at a set in the layout of the hub that was made to do harm."""
+    return importlib.import_module("chaos_data").HostileSets(_made(folder / "sets")).open  # type: ignore[no-any-return]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "kills": (50, "killed extractions resumed to identical bytes", kills),
     "damages": (200, "damaged caches were mended to identical bytes by the commands that were advised", damages),
@@ -164,6 +184,9 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "stops": (20, "finetunes stopped by SIGTERM ended with 130 and resumed to the same weights", stops),
     "pairs": (8, "finetunes begun twice at once trained once, to the same weights", pairs),
     "threads": (5, "pairs of finetunes in threads of one process ended with the weights of processes", threads),
+    "flips": (24, "bits flipped in an index were found, or changed nothing that is read", flips),
+    "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
+    "sets": (44, "hostile sets were refused: nothing else was read, fetched, started or kept", sets),
 }
 """What is tried: how often, how it must end, and what prepares it."""
 
