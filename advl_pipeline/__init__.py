@@ -79,8 +79,8 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
+    from advl_pipeline.extraction.checks import require_effect
     from advl_pipeline.extraction.config import ExtractConfig
-    from advl_pipeline.extraction.given import require_effect
     from advl_pipeline.extraction.run import run_extract
 
     name = teacher if isinstance(teacher, str) else teacher.name
@@ -103,8 +103,8 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
+    from advl_pipeline.training.checks import require_effect, require_given
     from advl_pipeline.training.config import FinetuneConfig
-    from advl_pipeline.training.given import require_effect, require_given
     from advl_pipeline.training.run import run_finetune
 
     config = _configured(FinetuneConfig, options | {"output": output}, data)
@@ -126,8 +126,8 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
+    from advl_pipeline.evaluation.checks import require_effect
     from advl_pipeline.evaluation.config import EvaluateConfig
-    from advl_pipeline.evaluation.given import require_effect
     from advl_pipeline.evaluation.runner import run_evaluate
 
     config = _configured(EvaluateConfig, options | {"run": run})
@@ -148,8 +148,8 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
+    from advl_pipeline.evaluation.checks import require_effect
     from advl_pipeline.evaluation.config import PredictConfig
-    from advl_pipeline.evaluation.given import require_effect
     from advl_pipeline.evaluation.predict_files import run_predict
 
     config = _configured(PredictConfig, options | {"run": run})
@@ -200,7 +200,7 @@ def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | Non
         return build_config(cls, values, {"dataset": os.fspath(data)})
     # Rows are written once all else is known to be sound.
     build_config(cls, values, {"dataset": "given"})
-    from advl_pipeline.datasets.own.given import keep_rows
+    from advl_pipeline.datasets.own.kept_rows import keep_rows
 
     root = values.get("data_root")
     return build_config(cls, values, {"dataset": str(keep_rows(data, pictures=Path(root) if root else None))})

@@ -98,7 +98,7 @@ def repair(config: RepairConfig) -> Iterator[Any]:
     advl cache repair caches/minilm-l6/vcr/train
     advl cache repair s3://bucket/caches/clip-vit-l
     """
-    from advl_pipeline.extraction.given import require_cache_there
+    from advl_pipeline.extraction.checks import require_cache_there
 
     require_cache_there(config.cache)
     from advl_pipeline.extraction.repair import run_repair
@@ -175,7 +175,7 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     advl cache import 'img_db/vcr_{split}' --ground-truth-regions 'img_db/vcr_gt_{split}' \\
         --name butd --dataset vcr --split train
     """
-    from advl_pipeline.extraction.given import require_import
+    from advl_pipeline.extraction.checks import require_import
 
     require_import(config)
     from advl_pipeline.extraction.run import run_import

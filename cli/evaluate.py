@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     \b
     advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
-    from advl_pipeline.evaluation.given import require_effect, require_given
+    from advl_pipeline.evaluation.checks import require_effect, require_given
 
     require_given(config.run, config.on, config.data_root)
     require_effect(config)
@@ -108,7 +108,7 @@ def predict(config: PredictConfig) -> Iterator[Any]:
     advl predict runs/vcr-advl --on test
     advl predict runs/vqa-advl --on test --output vqa_test2015.json
     """
-    from advl_pipeline.evaluation.given import require_effect, require_given
+    from advl_pipeline.evaluation.checks import require_effect, require_given
 
     require_given(config.run, (config.on,), config.data_root)
     require_effect(config)
@@ -131,7 +131,7 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.evaluation.given import require_readable
+    from advl_pipeline.evaluation.checks import require_readable
 
     require_readable(config)
     from advl_pipeline.evaluation.readout import run_readout

@@ -29,7 +29,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     advl extract --teacher minilm-l6 --dataset vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
     """
-    from advl_pipeline.extraction.given import require_effect, require_given
+    from advl_pipeline.extraction.checks import require_effect, require_given
 
     print_own_data([config.dataset], config.data_root)
     require_given(config)

@@ -24,7 +24,7 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
         --cache caches/efficientnet-lite0/vcr/train \\
         --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.training.given import require_data, require_effect, require_given
+    from advl_pipeline.training.checks import require_data, require_effect, require_given
 
     print_own_data([config.dataset], config.data_root)
     require_given(config)

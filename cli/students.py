@@ -122,7 +122,7 @@ def export(config: ExportRunConfig) -> Iterator[Any]:
     advl export runs/advl-100-0 --output shared/advl-100-0
     advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
     """
-    from advl_pipeline.evaluation.given import require_finished
+    from advl_pipeline.evaluation.checks import require_finished
 
     require_finished(config.run)
     from advl_pipeline.sharing.student_export import run_export

@@ -50,7 +50,7 @@ _LONGEST_FILES = (
     "test_own_data_end_to_end.py",
     "test_bridge.py",
     "test_claims.py",
-    "test_held_pictures.py",
+    "test_remote_pictures.py",
     "test_leaks.py",
     "test_official_sets.py",
     "test_run_and_gather.py",

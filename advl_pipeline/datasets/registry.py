@@ -26,8 +26,8 @@ from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
-from advl_pipeline.datasets.own.held_pictures import HeldPictures
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
+from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,

@@ -25,7 +25,7 @@ from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.toml import read_toml
 
 if TYPE_CHECKING:
-    from advl_pipeline.datasets.own.held_pictures import HeldPictures
+    from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 
 Kind = Literal["choice", "classes", "answers"]
 LabelForm = Literal["index", "text", "letter"]

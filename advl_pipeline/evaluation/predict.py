@@ -48,7 +48,7 @@ from advl_pipeline.datasets.records import (
     picture_unit_id,
 )
 from advl_pipeline.errors import ConfigError, DatasetError, leave_out
-from advl_pipeline.evaluation.given import require_finished
+from advl_pipeline.evaluation.checks import require_finished
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
@@ -56,7 +56,7 @@ from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 from advl_pipeline.training.targets import shape_logits

@@ -28,8 +28,8 @@ from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.checks import require_given
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices

@@ -13,14 +13,14 @@ from advl_pipeline.compute import open_device
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.checks import cache_data, require_readable
 from advl_pipeline.evaluation.config import ReadoutConfig
-from advl_pipeline.evaluation.given import cache_data, require_readable
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_config
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
-from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.inputs import check_caches, holds
 from advl_pipeline.training.placement import find_placement
 from advl_pipeline.training.signals import SignalSource

@@ -25,8 +25,8 @@ from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.errors import ConfigError, DatasetError, advise, leave_out
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
+from advl_pipeline.evaluation.checks import require_given
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig
-from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import (
     GENERATED,
     JOINT_METRICS,
@@ -64,7 +64,7 @@ from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import LETTERS, filed_as, moved_to, read_config
 from advl_pipeline.students.interface import Student
-from advl_pipeline.training.given import open_region_caches
+from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
 _TRUE_PICTURE = ""

@@ -25,9 +25,9 @@ from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.checks import require_source
 from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5
-from advl_pipeline.extraction.given import require_source
 from advl_pipeline.extraction.region_formats import (
     FoundFeatures,
     RegionFeatures,

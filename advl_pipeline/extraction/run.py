@@ -36,6 +36,7 @@ from advl_pipeline.errors import (
     StorageError,
     WeightsUnavailable,
 )
+from advl_pipeline.extraction.checks import require_given
 from advl_pipeline.extraction.cluster import run_on_ray
 from advl_pipeline.extraction.config import (
     ExtractConfig,
@@ -59,7 +60,6 @@ from advl_pipeline.extraction.estimate import (
     require_room,
     uses_per_epoch,
 )
-from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.imported import open_tower
 from advl_pipeline.extraction.planning import as_begun, build_identity, is_planned, settle_plan
 from advl_pipeline.extraction.progress import Progress, record_extraction

@@ -35,8 +35,8 @@ from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
+from advl_pipeline.training.checks import without_effect
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.given import without_effect
 
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""

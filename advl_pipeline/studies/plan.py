@@ -42,8 +42,8 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
+from advl_pipeline.training.checks import open_region_caches, region_places, splits_read
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.given import open_region_caches, region_places, splits_read
 from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.resolved import (
     NAMED_FILES,

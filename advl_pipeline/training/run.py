@@ -41,10 +41,10 @@ from advl_pipeline.training.batch_order import BatchOrder, order_examples, order
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
+from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
-from advl_pipeline.training.given import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart

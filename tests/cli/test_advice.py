@@ -23,7 +23,7 @@ from advl_cli.main import group
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import Advice, AdvlError, ConfigError, advise, again, leave_out
-from advl_pipeline.training import given as training_given
+from advl_pipeline.training import checks as training_checks
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
@@ -108,7 +108,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
         def stop(config: object) -> None:
             raise copy.copy(error)
 
-        monkeypatch.setattr(training_given, "require_given", stop)
+        monkeypatch.setattr(training_checks, "require_given", stop)
 
     return fail_with
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import exit_code
 
-from advl_pipeline.evaluation import given, predict_files, runner, scoring, shift
+from advl_pipeline.evaluation import checks, predict_files, runner, scoring, shift
 from advl_pipeline.evaluation.config import EvaluateConfig
 
 del scoring  # Loaded with the others, so that each is there to be stood in for.
@@ -22,8 +22,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         configurations.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(given, "require_given", lambda *_: None)
-    monkeypatch.setattr(given, "require_effect", lambda _: None)
+    monkeypatch.setattr(checks, "require_given", lambda *_: None)
+    monkeypatch.setattr(checks, "require_effect", lambda _: None)
     monkeypatch.setattr(runner, "run_evaluate", note)
     monkeypatch.setattr(predict_files, "run_predict", note)
     monkeypatch.setattr(shift, "run_score_shift", note)

@@ -16,7 +16,7 @@ from commands import complaint
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
 from advl_pipeline.configuration import declared
-from advl_pipeline.training import given as training_given
+from advl_pipeline.training import checks as training_checks
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -104,7 +104,7 @@ def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
         asked.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_given, "require_given", note)
+    monkeypatch.setattr(training_checks, "require_given", note)
     file = tmp_path / "run.toml"
     file.write_text("align-layer = 3\nselection-rho = 0.5\n")
     words = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]

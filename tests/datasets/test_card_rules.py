@@ -297,7 +297,7 @@ def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.Captu
 def test_a_set_that_the_library_would_download_beyond_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures of a set with a revision are fetched one by one (`test_held_pictures.py`)."""
+    """Pictures of a set with a revision are fetched one by one (`test_remote_pictures.py`)."""
     info = types.SimpleNamespace(dataset_size=10**18, download_size=None)
     config = types.SimpleNamespace(data_files=None)
     builder = type("Parquet", (), {"cache_dir": tmp_path / "none", "info": info, "config": config})()

@@ -22,7 +22,7 @@ from own_rows import (
     write_pictures,
 )
 
-from advl_pipeline.datasets.own.given import keep_rows
+from advl_pipeline.datasets.own.kept_rows import keep_rows
 from advl_pipeline.datasets.registry import open_dataset, tasks_of
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.packages import install_extra

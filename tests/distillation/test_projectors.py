@@ -19,7 +19,7 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.checks import without_effect
 
 N, R, H, D = 3, 4, 6, 5
 

@@ -19,8 +19,8 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
+from advl_pipeline.training.checks import without_effect
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.given import without_effect
 from advl_pipeline.training.resolved import SCHEMA, resolve_method, resolve_run, run_identity
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"

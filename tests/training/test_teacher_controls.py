@@ -21,7 +21,7 @@ from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
-from advl_pipeline.training.given import without_effect
+from advl_pipeline.training.checks import without_effect
 from advl_pipeline.training.teacher_features import (
     Tower,
     cached_teacher,

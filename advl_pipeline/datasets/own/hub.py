@@ -3,7 +3,7 @@
 Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run, and
 nothing is read that does not lie in it, whatever its card, its rows or its links name. A copy
 of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
-read, and Parquet of a commit is read without its pictures (`held_pictures.py`). Only a name of the hub without a
+read, and Parquet of a commit is read without its pictures (`remote_pictures.py`). Only a name of the hub without a
 revision goes through the library's cache, which may serve it offline.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from advl_pipeline.datasets.cards import card_instead_of
 from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
-from advl_pipeline.datasets.own.held_pictures import HeldRows, require_space
 from advl_pipeline.datasets.own.hub_files import HubName, hub_name
+from advl_pipeline.datasets.own.remote_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split

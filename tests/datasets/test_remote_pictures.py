@@ -24,7 +24,7 @@ from hub_twins import Sample, colour_samples, write_twin
 
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.own import held_pictures
+from advl_pipeline.datasets.own import remote_pictures
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.errors import DatasetError
@@ -60,7 +60,7 @@ class Counted:
                 counted.num_bytes += len(content := super().read(size) or b"")
                 return content
 
-        monkeypatch.setattr(held_pictures, "open_file", lambda place: File(place, "rb"))
+        monkeypatch.setattr(remote_pictures, "open_file", lambda place: File(place, "rb"))
 
 
 @pytest.mark.parametrize("card", ["snli-ve-hf", "gqa"])
