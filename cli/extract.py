@@ -104,10 +104,11 @@ def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
 def when_it_pays(payback: Payback) -> str:
     """Return in words after how much training a cache is cheaper than its teacher in every step."""
     pays = "never" if payback.epochs is None else f"from epoch {payback.epochs} on, over all student runs"
+    burst = "; the speed is that of a short burst: a drive that is written to for longer may be slower"
     return (
         f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "
         f"{payback.cached:.2f} s an epoch at {payback.bytes_per_second / 1e6:,.0f} MB/s, "
-        f"in place of {payback.live:.1f} s"
+        f"in place of {payback.live:.1f} s{burst if payback.is_burst else ''}"
     )
 
 

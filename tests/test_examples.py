@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from real_processes import run_script, start
+from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.runs.names import evaluation_file, is_finished
 
@@ -89,6 +94,42 @@ def test_a_loop_of_ones_own_learns_from_a_cache(
     printed = run_example(EXAMPLES / name, small_corpus.caches[0], texts, folder=tmp_path)
     losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_cache_is_read_in_fifty_lines_without_this_project(tmp_path: Path, dtype: str) -> None:
+    script = EXAMPLES / "read_cache.py"
+    source = script.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 50
+    assert "advl_pipeline" not in source
+    tiny_extract(tmp_path / "data", tmp_path / "cache", dtype=dtype)
+    printed = run_example(script, tmp_path / "cache", folder=tmp_path)
+    example = runpy.run_path(str(script), run_name="example")
+    complete = example["open_whole"](tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    for modality, store in cache.stores().items():
+        assert f"{modality} {len(store)} units" in printed
+        features = example["Features"](tmp_path / "cache", modality, complete)
+        assert sorted(features.row_of) == sorted(store.ids)
+        for unit_id in store.ids:
+            np.testing.assert_array_equal(features.vector(unit_id), store.global_features([unit_id])[0])
+            np.testing.assert_array_equal(features.tokens(unit_id), store.token_features([unit_id])[0])
+    (tmp_path / "cache" / "records" / "complete.json").unlink()
+    with pytest.raises(SystemExit, match="is no finished cache"):
+        example["open_whole"](tmp_path / "cache")
+
+
+def test_a_cache_becomes_the_label_column_of_a_distillation(small_corpus: Any, texts: Path, tmp_path: Path) -> None:
+    """The columns that sentence-transformers' trainer reads; the library is not here, and training is not tried."""
+    output = tmp_path / "labels.parquet"
+    run_example(EXAMPLES / "label_column.py", small_corpus.caches[0], texts, output, folder=tmp_path)
+    table = pq.read_table(output)
+    cache, sentences = open_cache(small_corpus.caches[0]), table["sentence"].to_pylist()
+    assert sentences == texts.read_text(encoding="utf-8").splitlines()
+    assert table.column_names == ["sentence", "label"]
+    assert cache.text is not None
+    expected = cache.text.global_features(list(map(text_unit_id, sentences)))
+    np.testing.assert_array_equal(np.array(table["label"].to_pylist(), dtype=np.float32), expected.astype(np.float32))
 
 
 def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:

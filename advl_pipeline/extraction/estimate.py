@@ -60,6 +60,9 @@ _SAMPLED_EXAMPLES = 100
 _TRIED_BYTES = 32_000_000
 """Written and read again to learn the speed of a disk."""
 
+_SUSTAINED_BYTES = 1_000_000_000
+"""A cache of more is written for so long that a drive's own cache may be full before it is."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
@@ -92,6 +95,9 @@ class DiskSpeed:
 class Payback:
     """When a cache is cheaper than its teacher in every step; all times are in seconds.
 
+    `is_burst`: the cache is so much larger than what was written to learn the speed of the disk that a drive may
+    take that much in its own cache, and be a fraction as fast afterwards.
+
     Encoding and writing the cache takes `once`. An epoch then spends `cached` on reading it at `bytes_per_second`,
     where it would spend `live` on the teacher. `epochs`, over all student runs, is how many it takes until the cache
     is cheaper; None where it never is.
@@ -102,6 +108,7 @@ class Payback:
     cached: float
     bytes_per_second: float
     epochs: int | None
+    is_burst: bool = False
 
 
 def plan_sources(
@@ -232,7 +239,14 @@ def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], disk: DiskSp
     live = sum((item.seconds or 0.0) * often for item, often in used)
     cached = sum(item.num_bytes * often for item, often in used) / disk.reading
     epochs = math.floor(once / (live - cached)) + 1 if live > cached else None
-    return Payback(once=once, live=live, cached=cached, bytes_per_second=disk.reading, epochs=epochs)
+    return Payback(
+        once=once,
+        live=live,
+        cached=cached,
+        bytes_per_second=disk.reading,
+        epochs=epochs,
+        is_burst=sum(item.num_bytes for item, _ in used) > _SUSTAINED_BYTES,
+    )
 
 
 def uses_per_epoch(dataset: Dataset) -> dict[str, int]:

@@ -19,6 +19,7 @@ from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown, without_controls
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
+from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import families, family_of
@@ -60,11 +61,19 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_ours = model.startswith("advl_pipeline.")
     # What the common harness calls the public sets that students are scored on.
-    lmms_eval = [facts["lmms_eval"] for name in card_names() if "lmms_eval" in (facts := load_card(name).facts)]
+    known = (load_card(name).facts.get("lmms_eval") for name in card_names())
+    lmms_eval = list(dict.fromkeys(task for task in known if task))
     environment = read_json(run / names.ENVIRONMENT)
     return render(
         "card.md",
-        library="advl" if is_ours else "transformers",
+        metadata=model_metadata(
+            name=student.name,
+            library="advl" if is_ours else "transformers",
+            dataset=str(config["dataset"]),
+            init=config.get("init"),
+            is_generative=isinstance(student, GenerativeStudent),
+            documents=documents,
+        ),
         is_ours=is_ours,
         student=student.name,
         title=family["title"],

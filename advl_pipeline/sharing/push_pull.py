@@ -5,6 +5,7 @@ What a broken upload sent already is not sent again, and what a broken download 
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tqdm import tqdm
@@ -29,6 +32,7 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.layout import render_json
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
@@ -37,12 +41,11 @@ from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageEr
 from advl_pipeline.locations import hub_obstacle
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
+from advl_pipeline.sharing.hub_facts import IDS_FILE, TAG, cache_metadata, licence_of
 
 CARD_FILE = "README.md"
-OF_THE_HUB = (CARD_FILE, ".gitattributes")
+OF_THE_HUB = (CARD_FILE, ".gitattributes", IDS_FILE)
 """Files of a repository that are no part of a cache."""
-TAG = "advl"
-"""In the card of all that is pushed: by it a push knows what it may replace."""
 
 _DOWNLOAD = "advl-download"
 """In the folder that a download is kept in until it is whole and sound."""
@@ -146,13 +149,18 @@ def run_push(config: PushConfig) -> str:
     if without_folders(identity) != identity:
         tqdm.write("the cache is identified by a path of this machine, which is uploaded", file=sys.stderr)
     teacher, dataset = identity["teacher"]["name"], identity["dataset"]
+    name = str(called).partition("@")[0]
+    licence, _ = licence_of(name)
     card = (
-        f"---\ntags:\n- {TAG}\n---\n\n# Features of {teacher} over {called}/{dataset['split']}\n\n"
+        f"---\n{cache_metadata(name)}\n---\n\n# Features of {teacher} over {called}/{dataset['split']}\n\n"
         f"A teacher cache of ADVL: a plain Zarr v3 hierarchy, {report.num_bytes / 1e6:.1f} MB. `identity.json` says\n"
-        f"what the numbers are of.\n\n    advl cache pull {config.repository} --output FOLDER\n"
+        f"what the numbers are of, `{IDS_FILE}` which units it has.\n\n"
+        f"Licence of the data: {licence or 'not stated'}\n\n"
+        f"    advl cache pull {config.repository} --output FOLDER\n"
     )
     repository = open_repository(config.repository, kind="dataset", private=config.private)
-    content = {CARD_FILE: card.encode(), **_records_without_folders(store)}
+    beside = {CARD_FILE: card.encode(), IDS_FILE: unit_ids_parquet(config.cache)}
+    content = {**beside, **_records_without_folders(store)}
     return upload(repository, config.cache, message=f"Cache of {teacher}", content=content)
 
 
@@ -169,6 +177,18 @@ def _records_without_folders(store: Readable) -> dict[str, bytes]:
     content[PLAN_RECORD] = render(replace(plan, provenance=repeated, files=files))
     entries = {name: entry_of(raw) for name, raw in content.items()}
     return {**content, COMPLETE_RECORD: render(replace(complete, files={**complete.files, **entries}))}
+
+
+def unit_ids_parquet(cache: Path) -> bytes:
+    """Return a Parquet file of the units that a cache has features of, in the order in which they are stored."""
+    rows = [
+        {"modality": modality, "unit_id": unit_id}
+        for modality, features in open_cache(cache).stores().items()
+        for unit_id in features.ids
+    ]
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
 
 
 def run_pull(config: PullConfig) -> PulledCache:

@@ -33,7 +33,8 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ["README.md", *sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/**/*.md"))]
+PAGES = ["README.md", "AGENTS.md"]
+PAGES += sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/**/*.md"))
 
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
@@ -79,6 +80,7 @@ NEEDS: Mapping[str, str] = {
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
     "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
+    "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_letters.py asks twins of sets so",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }

@@ -55,6 +55,9 @@ def test_a_disk_that_is_slower_than_the_teacher_never_pays_and_confidences_do_no
     assert found.epochs is None
     assert (found.live, found.once) == (1.0, 1001.0)
     assert when_it_pays(found).startswith("a cache is cheaper than the teacher in every step: never; once 1001.0 s")
+    assert "burst" not in when_it_pays(found)
+    large = payback([of_units("image", 10, 1.0, 2 * 10**9)], {"image": 10}, DiskSpeed(reading=1e9, writing=1e9))
+    assert "the speed is that of a short burst" in when_it_pays(large), "32 MB tell nothing of gigabytes"
 
 
 def test_a_dry_run_says_when_a_cache_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import pyarrow.parquet as pq
 import pytest
 import timm
 from hub_server import TOKEN, Hub, serve_hub
+from huggingface_hub import DatasetCard, ModelCard
 from own_rows import class_row, write_json_lines, write_pictures
 from safetensors.torch import save_file
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.sharing.hub_facts import cache_metadata, model_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")
 """Of the way in which the hub's library uploads."""
@@ -52,8 +57,15 @@ def test_a_cache_goes_to_the_hub_and_comes_back_the_same(
     cache = small_corpus.caches[0]
     assert "uploaded: http" in advl("cache", "push", cache, "lab/minilm")[0]
     files = hub.repositories["datasets/lab/minilm"]
-    assert files.keys() == tree_bytes(cache).keys() | {"README.md", ".gitattributes"}
-    assert b"Features of minilm-l6 over scenes-vcr/train" in files["README.md"]
+    assert files.keys() == tree_bytes(cache).keys() | {"README.md", ".gitattributes", "ids.parquet"}
+    card = DatasetCard(files["README.md"].decode())
+    assert "Features of minilm-l6 over scenes-vcr/train" in card.text
+    assert "Licence of the data: not stated" in card.text
+    assert (card.data.viewer, card.data.tags) == (False, ["advl"])
+    assert card.data.configs == [{"config_name": "ids", "data_files": "ids.parquet"}]
+    ids = pq.read_table(io.BytesIO(files["ids.parquet"])).to_pylist()
+    assert [row["unit_id"] for row in ids] == [*open_cache(cache).stores()["text"].ids]
+    assert {row["modality"] for row in ids} == {"text"}
     # Broken off: what is there already is not asked for again.
     late = f"/datasets/lab/minilm/resolve/{hub.sha('datasets/lab/minilm')}/{COMPLETE_RECORD}"
     hub.refuses[f"GET {late}"] = 403
@@ -226,3 +238,41 @@ def test_a_hub_that_refuses_is_one_message_and_nothing_is_written(
 def test_a_name_that_is_none_is_refused(hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path) -> None:
     assert "is named ORG/NAME" in advl("cache", "push", small_corpus.caches[0], "minilm", code=2)[1]
     assert "no name of a repository" in advl("cache", "pull", "a/b--c", "--output", tmp_path / "x", code=2)[1]
+
+
+def test_a_card_says_what_the_pages_of_the_hub_read() -> None:
+    documents = {
+        "pope/test@letters": {
+            "dataset": "pope",
+            "split": "test",
+            "metrics": {"choice": 81.234},
+            "protocol": "letters",
+        },
+        "test": {"dataset": "/here/mine.jsonl", "split": "test", "metrics": {"choice": 50.0}},
+    }
+    metadata = model_metadata(
+        name="mine",
+        library="transformers",
+        dataset="aokvqa",
+        init="hf:HuggingFaceTB/SmolVLM-256M-Instruct@7e3e67edbbed1bf9888184d9df282b700a323964",
+        is_generative=True,
+        documents=documents,
+    )
+    data = ModelCard(f"---\n{metadata}\n---\n").data
+    assert data.base_model == "HuggingFaceTB/SmolVLM-256M-Instruct"
+    assert data.pipeline_tag == "image-text-to-text"
+    assert data.datasets == ["HuggingFaceM4/A-OKVQA"]
+    assert (data.license, data.license_name) == ("other", "that-of-its-base-model-and-data")
+    assert data.tags == ["vision-language", "knowledge-distillation", "advl"]
+    of_set, of_own = data.eval_results
+    assert (of_set.dataset_type, of_set.dataset_split, of_set.metric_value) == ("lmms-lab/POPE", "test", 81.23)
+    assert of_set.metric_name == "choice, answer written, options behind letters"
+    assert of_own.metric_name == "choice, likeliest candidate"
+    assert of_own.dataset_name == "mine.jsonl", "no folder of this machine is told"
+    bare = model_metadata(
+        name="x", library="torch", dataset="mine.jsonl", init=None, is_generative=False, documents={}
+    )
+    assert "base_model" not in bare
+    assert "model-index" not in bare
+    assert "license: cc-by-sa-4.0" in cache_metadata("scienceqa")
+    assert "license" not in cache_metadata("mine.jsonl")
