@@ -201,7 +201,9 @@ class Index:
     """Rows and problems of a dataset.
 
     `dataset` is the name that the user knows. `sources` are the files of its rows, `digests` their SHA-256 digests.
-    `pictures` is the folder that names of pictures are relative to, and `folder` holds indices.
+    `pictures` is the folder that names of pictures are relative to, and `folder` holds indices. With
+    `is_published` the files are known by their own digests, and are of one split; other rows are known by what they
+    say, and name their splits.
     """
 
     dataset: str
@@ -210,6 +212,7 @@ class Index:
     pictures: Path
     sources: tuple[Path, ...]
     digests: tuple[bytes, ...]
+    is_published: bool
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
@@ -320,6 +323,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         pictures=source.pictures,
         sources=source.files,
         digests=tuple(digests),
+        is_published=is_published,
     )
 
 

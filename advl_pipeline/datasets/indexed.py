@@ -81,10 +81,10 @@ class IndexedDataset:
         self._files = FileDigests(index.pictures, index.folder)
         self._images: dict[int, ImageUnit] = {}
         self._digests = index.digests_of(split)
-        if reading.is_own:
+        if not index.is_published:
             rows = index.rows_of(split)
         self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
-        problems = index.problems_of(split if reading.is_own else None)
+        problems = index.problems_of(None if index.is_published else split)
         if on_error == "fail" and problems:
             raise refuse(self.name, split, problems)
         if on_error == "skip":
@@ -147,7 +147,7 @@ class IndexedDataset:
     def _group(self, row: int) -> str:
         """Return what items are not independent within, where that is not the picture with its boxes."""
         group, image = self._text("group", row), self._number("image", row)
-        if group or not self._reading.is_own or not self._index.picture(image).boxes:
+        if group or self._index.is_published or not self._index.picture(image).boxes:
             return group
         # A picture with other boxes is another unit, but items on it are no less alike.
         return self._facts(image).digest.hex()
@@ -328,7 +328,7 @@ class IndexedDataset:
     @cached_property
     def identity_name(self) -> str:
         """The name, with the revision of a published set; of one's own data the content, wherever they lie."""
-        if not self._reading.is_own:
+        if self._index.is_published:
             return self.name
         return self._reading.called or f"own-{self.content_digest()[:16]}"
 
@@ -373,7 +373,7 @@ class IndexedDataset:
         return QuestionTable(
             question_ids=self._question_ids,
             example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
-            cells=np.maximum(cells, 0) if self._reading.is_own else cells,
+            cells=cells if self._index.is_published else np.maximum(cells, 0),
             strata=[strata[code] for code in codes],
             by_class=self._index.kind != "answers",
         )

@@ -334,8 +334,8 @@ class Reading:
 
     `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has, where the two differ. Data of one's own (`is_own`) name their splits in their rows. Content
-    stands for their name unless they are `called` something, and pictures with boxes are grouped by their bytes.
+    name that the row has, where the two differ. Content stands for the name of rows that are not published files,
+    unless they are `called` something.
     `held` gives the pictures that nobody has fetched. `is_confined` is as `RowSource` has it. `card` is what the user
     or a published set says of the rows.
     """
@@ -346,7 +346,6 @@ class Reading:
     classes: Callable[[], tuple[str, ...]] = tuple
     scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
     locate: Callable[[Path, str], str] | None = None
-    is_own: bool = False
     called: str = ""
     held: HeldPictures | None = None
     is_confined: bool = False

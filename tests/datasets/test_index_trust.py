@@ -18,16 +18,17 @@ import pytest
 from commands import complaint, printed
 from own_rows import class_row, rows_of, write_json_lines, write_pictures
 
-from advl_pipeline.datasets import fingerprint, registry
+from advl_pipeline.datasets import fingerprint
 from advl_pipeline.datasets import index as indices
 from advl_pipeline.datasets.index_files import index_draft
+from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.packages import data_files
 
 
 def opened_anew(data: Path | str, split: str = "train", **options: Any) -> tuple[str, list[Any]]:
     """Return the digest and what the examples say, as another process would open them."""
-    registry._opened.clear()
+    data_of_rows._opened.clear()
     dataset = open_dataset(str(data), split=split, **options)
     said = [(e.example_id, e.label, e.candidates, e.image.unit_id, e.image.width) for e in dataset]
     return dataset.content_digest(), said
@@ -39,7 +40,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
     data = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
     opened_anew(data)
     yield data
-    registry._opened.clear()
+    data_of_rows._opened.clear()
 
 
 def index_files(folder: Path) -> list[Path]:
@@ -126,7 +127,7 @@ def test_data_that_change_while_they_are_read_are_refused(
     assert code == 5
     assert "The data changed while they were read." in message
     monkeypatch.undo()
-    registry._opened.clear()
+    data_of_rows._opened.clear()
     printed(capsys, "datasets", "check", name, "--data-root", tmp_path)
     assert {label for _, label, *_ in opened_anew(name, data_root=tmp_path)[1]} == {0, 1}
 
@@ -179,7 +180,7 @@ def test_pictures_that_were_exchanged_in_the_index_are_found(
     first, second = pictures[0].read_bytes(), pictures[1].read_bytes()
     pictures[0].write_bytes(second)
     pictures[1].write_bytes(first)
-    registry._opened.clear()
+    data_of_rows._opened.clear()
     words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--split", "test", "--data-root", tmp_path)
     code, message = complaint(capsys, *words, "--on-error", "skip", "--output", tmp_path / "cache")
     assert code == 5

@@ -30,12 +30,13 @@ from own_rows import (
     write_pictures,
 )
 
-from advl_pipeline.datasets import registry
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.own.columns import parse_item
+from advl_pipeline.datasets.own.data import answer_scores, open_own
 from advl_pipeline.datasets.records import compose, parse_tagged
-from advl_pipeline.datasets.registry import answer_scores, open_dataset, open_own, open_splits, splits_of, tasks_of
+from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.datasets.rows import DataCard
 from advl_pipeline.errors import ConfigError
@@ -385,7 +386,7 @@ def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         opened.append(dataset)
         return open_index(*arguments, dataset=dataset, **options)
 
-    monkeypatch.setattr(registry, "open_index", counted)
+    monkeypatch.setattr(data_of_rows, "open_index", counted)
     data = write_json_lines(tmp_path / "data.jsonl", rows_of(choice_row))
     words = ["finetune", "--data", str(data), "--method", "plain", "--num-steps", "1", "--batch-size", "2"]
     code = exit_code(*words, "--shots", "2", "--output", str(tmp_path / "run"))

@@ -10,7 +10,8 @@ import pytest
 from commands import printed
 from own_rows import choice_row, write_json_lines
 
-from advl_pipeline.datasets import registry, roots
+from advl_pipeline.datasets import roots
+from advl_pipeline.datasets.own import data as data_of_rows
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_index_of_read_only_data_lies_in_the_users_cache(
     indices: list[list[Path]] = []
     for _ in range(2):
         # As another process would.
-        registry._opened.clear()
+        data_of_rows._opened.clear()
         roots._say_elsewhere.cache_clear()
         out, messages = printed(capsys, "datasets", "check", locked / "mine.jsonl")
         assert "0 problems" in out

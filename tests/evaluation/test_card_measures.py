@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from advl_pipeline.datasets.measures import Facet, Measure
 from advl_pipeline.datasets.own.columns import parse_item, shaped
+from advl_pipeline.datasets.own.data import answer_scores
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import answer_scores
 from advl_pipeline.datasets.rows import DataCard, Row, read_card
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option

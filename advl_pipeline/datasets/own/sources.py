@@ -1,0 +1,162 @@
+"""Where rows lie: a file, a folder, a card, a dataset of the hub, or whatever a reader of another package reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from advl_pipeline.datasets.cards import plugin_entry_points, rows_card
+from advl_pipeline.datasets.own.hub import hub_names, hub_source
+from advl_pipeline.datasets.roots import (
+    CARD_SUFFIX,
+    HUB_PREFIX,
+    KNOWN_NAMES,
+    SPLIT_STEMS,
+    TABLE_SUFFIXES,
+    DatasetMissing,
+    is_safe_name,
+    resolve_data_root,
+)
+from advl_pipeline.datasets.row_files import read_table
+from advl_pipeline.datasets.rows import DataCard, Row, RowSource, by_split, read_card
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
+from advl_pipeline.packages import load_plugin, plugin_error
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+"""How the library of the hub ends the name of a file that is one of several of a split."""
+
+Table = tuple[Path, str | None]
+"""One file, and the split that it is of; None where a column says it."""
+
+
+def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
+    """Find the rows of a dataset.
+
+    Args:
+        name: a file, a folder, a card, `hf:NAME`, or the name of an installed reader.
+        data_root: folder of the pictures, where it is not that of the file; for a reader, the folder of the datasets.
+
+    Returns:
+        The rows, and the folder whose `.index` keeps what is learned of them.
+
+    Raises:
+        ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
+    """
+    plugins, root, path = plugin_entry_points(), resolve_data_root(data_root), Path(name)
+    if name in plugins:
+        reader = load_plugin(plugins[name], "dataset")
+        try:
+            source = reader(root)
+        except AdvlError:
+            raise
+        except Exception as error:
+            raise plugin_error(plugins[name], "dataset", error) from error
+        if not isinstance(source, RowSource):
+            raise ConfigError(
+                f"The reader {name!r} is not one.",
+                where=plugins[name].value,
+                why=f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)",
+            )
+        return source, root
+    if name.startswith(HUB_PREFIX):
+        return hub_source(name, DataCard(), root=root), root
+    if (named := rows_card(name)) is not None:
+        card = read_card(named)
+        revisions = {
+            repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
+        }
+        return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
+    if not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DatasetMissing(
+            "There are no such data.",
+            where=name,
+            why="no file or folder of that name"
+            + (f"; {suggest_names(path.name, beside)}" if 0 < len(beside) <= 200 else ""),
+            next_command=KNOWN_NAMES,
+        )
+    if path.is_dir():
+        return _table_source(_tables_of_folder(path), DataCard(), data_root or path), path
+    home = path.parent
+    if path.suffix != CARD_SUFFIX:
+        return _table_source([(path, None)], DataCard(), data_root or home), home
+    card = read_card(path)
+    if card.is_of_hub:
+        card = replace(card, pictures=home / card.pictures) if card.pictures else card
+        return hub_source(card.files, card, root=root), home
+    tables = []
+    for split, files in by_split(card.files).items():
+        for file in files:
+            if not is_safe_name(file):
+                why = f"got {file!r}; a card names files beside it or below"
+                raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
+            tables.append((home / file, split))
+    return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
+
+
+def _tables_of_folder(folder: Path) -> list[Table]:
+    """A folder's files are the splits that they are called after."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
+    stems = [path.stem for path in files]
+    if not files:
+        why = f"no file in it ends in {', '.join(TABLE_SUFFIXES)}"
+    elif len(set(stems)) < len(stems):
+        why = f"two files are called {max(stems, key=stems.count)}"
+    elif sharded := next(filter(_SHARD.search, stems), ""):
+        why = f"{sharded} is a part of a split"
+    else:
+        return [(path, path.stem) for path in files]
+    raise DatasetError(
+        "The folder does not say which file is which split.",
+        where=str(folder),
+        why=why,
+        next_command=advise(
+            ["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"],
+            note="reads what the library `datasets` wrote; or call the files train.jsonl, val.jsonl, test.jsonl, "
+            "or name them in a card",
+        ),
+    )
+
+
+def _table_source(tables: Sequence[Table], card: DataCard, pictures: Path) -> RowSource:
+    """Return the rows of files; names of pictures are relative to a folder."""
+    # Training comes first: its first row says of which kind all rows are, and rows of a test set may lack labels.
+    ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
+    for path, _ in ordered:
+        if path.suffix not in TABLE_SUFFIXES:
+            raise DatasetError(
+                "The file is of no known format.",
+                where=str(path),
+                why=f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
+                next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
+            )
+        if not path.is_file():
+            if path.exists():
+                why = "it is a folder" if path.is_dir() else "it is no regular file"
+                raise DatasetError("A file of the data cannot be read.", where=str(path), why=why)
+            raise DatasetMissing(
+                "A file of the data is missing.",
+                where=str(path),
+                next_command=again("put it there, or name another one in the card, then give the same command again"),
+            )
+    splits = [split for _, split in ordered]
+
+    def rows() -> Iterator[Row]:
+        for path, split in ordered:
+            # Rows are numbered by file, so that their names are the same in every format.
+            is_alone = len(ordered) == 1 or (split is not None and splits.count(split) == 1)
+            for number, (line, record) in enumerate(read_table(path), start=1):
+                name = str(number) if is_alone else f"{path.stem}:{number}"
+                yield Row(record, name=name, split=split, file=str(path), line=line)
+
+    only = ordered[0][0].stem if len(ordered) == 1 else ""
+    return RowSource(
+        rows=rows,
+        pictures=pictures,
+        files=tuple(path for path, _ in ordered),
+        version=repr(splits),
+        split=only if only in SPLIT_STEMS else "train",
+        card=card,
+    )
