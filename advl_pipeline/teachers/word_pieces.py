@@ -175,12 +175,12 @@ class WordPieces:
 
     def _behind_prompt(self, text: str, ids: Sequence[int], spans_M2: npt.NDArray[np.int32]) -> Pieces:
         """Divide the tokens of prompt and text; spans count characters of the text."""
-        end, own = len(self._prompt), 0
-        while self._prompt and own < len(ids) and spans_M2[own, 1] <= end:
-            own += 1
+        end, first = len(self._prompt), 0
+        while self._prompt and first < len(ids) and spans_M2[first, 1] <= end:
+            first += 1
         ids_M = np.asarray(ids, dtype=np.int64)
-        of_text_M2 = np.maximum(spans_M2[own:] - np.int32(end), 0)
-        return Pieces(ids_M=ids_M[own:], spans_M2=trim_spans(text, of_text_M2), prompt_P=ids_M[:own])
+        of_text_M2 = np.maximum(spans_M2[first:] - np.int32(end), 0)
+        return Pieces(ids_M=ids_M[first:], spans_M2=trim_spans(text, of_text_M2), prompt_P=ids_M[:first])
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids that the tokenizer puts before and after a text, read off a text of one letter."""

@@ -25,7 +25,7 @@ from advl_pipeline.outputs import require_outputs
 
 INPUTS = frozenset(
     "answers annotations cache data_root descriptions ground_truth_regions head_answers ids init known_words "
-    "pictures questions rationales regions results run source student weights".split()
+    "photographs pictures questions rationales regions results run source student weights".split()
 )
 """Options with a path that commands read, and folders of ours that a command completes or mends."""
 
