@@ -171,3 +171,13 @@ def test_settings_inherit_the_plain_keys(tmp_path: Path) -> None:
     assert study.settings[1].teachers == ("minilm-l6",)
     dashed = read_study(write_study_file(tmp_path, extra='[[settings]]\ntest-sets = ["val"]\n'))
     assert dashed.settings[0].test_sets == ("val",)
+
+
+def test_a_setting_that_names_no_student_takes_that_of_its_data(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\nmethods = ["plain"]\ntasks = ["choice"]\nsettings = [{ dataset = "mine.jsonl" }, '
+        '{ dataset = "scenes-vcr", name = "drawn" }, { dataset = "other.csv", student = "scenes-small" }]\n'
+    )
+    students = [setting.student for setting in load_study(str(path)).settings]
+    assert students == ["efficientnet-minilm", "scenes-small", "scenes-small"]

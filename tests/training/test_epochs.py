@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from commands import complaint
+from own_rows import choice_row, write_json_lines
 
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipes import TrainingSettings
-from advl_pipeline.training.resolved import finetune_steps, resolve_run
+from advl_pipeline.training.inputs import open_inputs
+from advl_pipeline.training.recipes import PLAIN, TrainingSettings
+from advl_pipeline.training.resolved import describe_run, finetune_steps, resolve_run
 
 
 def configured(**options: Any) -> FinetuneConfig:
@@ -78,3 +80,19 @@ def test_what_is_forecast_of_a_low_shot_run_is_what_it_takes() -> None:
     for options in ({}, {"epochs": 2}, {"num_steps": 7}):
         config = configured(shots=100, **options)
         assert finetune_steps(config) == settings(100, shots=100, **options).num_steps
+
+
+def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_json_lines(tmp_path / "mine.jsonl", [choice_row(number, split="train") for number in range(16)])
+
+    def length(**options: Any) -> Any:
+        config = configured(dataset=str(data), batch_size=16, **options)
+        inputs = open_inputs(config, [])
+        run = resolve_run(config, kind="vcr", num_labelled=len(inputs.labelled))
+        return describe_run(run, inputs, [], []).get("num_steps")
+
+    assert length() is None
+    monkeypatch.setitem(PLAIN, "epochs", 1000)  # As if there were many.
+    assert (length(), length(num_steps=1000), length(epochs=1000)) == (1000, None, None)
