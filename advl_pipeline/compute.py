@@ -204,23 +204,33 @@ def one_order(wanted: bool) -> Iterator[None]:
 _training, _drawing = threading.RLock(), threading.RLock()
 
 
+def _begin_turns() -> None:
+    global _training, _drawing
+    _training, _drawing = threading.RLock(), threading.RLock()
+
+
+# In a fork no other thread lives on that could end its turn.
+os.register_at_fork(after_in_child=_begin_turns)
+
+
 @contextmanager
 def one_training() -> Iterator[None]:
     """Train alone in this process inside the block; where another thread trains, wait for it and say so on stderr.
 
     How torch adds up, and which processes train together, holds for all threads of a process.
     """
-    if not _training.acquire(blocking=False):
+    turn = _training
+    if not turn.acquire(blocking=False):
         print(
             "another thread of this process trains, and torch's settings hold for all threads: this training waits "
             "for its end. Processes of their own train at the same time.",
             file=sys.stderr,
         )
-        _training.acquire()
+        turn.acquire()
     try:
         yield
     finally:
-        _training.release()
+        turn.release()
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,26 @@ def test_products_are_in_tf32_where_a_gpu_has_it(
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     assert allow_tf32(torch.device(device)) is expected
     assert asked == (["high"] if expected else [])
+
+
+def test_a_fork_takes_its_turn_whatever_another_thread_of_its_parent_does() -> None:
+    script = """
+import os, threading
+from advl_pipeline.compute import drawing, one_training
+taken, ended = threading.Event(), threading.Event()
+
+def hold():
+    with one_training(), drawing():
+        taken.set()
+        ended.wait()
+
+threading.Thread(target=hold).start()
+taken.wait()
+if (child := os.fork()) == 0:
+    with one_training(), drawing(0):
+        os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+ended.set()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout == "0\n"
