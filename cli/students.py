@@ -115,7 +115,7 @@ def export(config: ExportRunConfig) -> Iterator[Any]:
     """Write a run's student as a folder to give away, with its model card.
 
     A student that transformers has a class for becomes a folder for its from_pretrained: vilt, bridgetower,
-    modernvbert, smolvlm, qwen3-vl, visualbert, lxmert. Any other becomes one that ADVL loads, without what only the
+    modernvbert, visualbert, lxmert and all chat models. Any other becomes one that ADVL loads, without what only the
     run needed.
 
     \b

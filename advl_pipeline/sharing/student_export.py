@@ -225,7 +225,7 @@ FAMILIES: Mapping[str, Family] = {
         head={"": "answer_head.logit_fc."},
     ),
     **dict.fromkeys(
-        ("smolvlm", "qwen3-vl"),
+        ("chat", "smolvlm", "qwen3-vl"),
         Family(build=lambda student, task, num_classes: type(student.model)(student.model.config), reads="words"),
     ),
 }
@@ -339,7 +339,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
     has_own_head = not family.head and bool(head.state_dict())
     if has_own_head:
         writes.append(lambda folder: save_tensors(folder / HEAD_FILE, head.state_dict()))
-    words: dict[str, str] = {}
+    words: dict[str, Any] = {}
     answers = ["red", "blue"] if is_choice else []
     if isinstance(student, GenerativeStudent):
         answers = answers or list(labels[:3])
@@ -348,6 +348,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
         summed = normalised == "none" or (normalised == "choices" and not is_choice)
         over = "sum" if summed else "mean"
         words = {"closing": repr(closing), "lead": repr(student.chat.lead), "over_words": over}
+        words |= {"end": repr(student.chat.end), "lays_out": bool(student.facts.template)}
     kind = type(model).__name__
     usage = render(
         "usage.py",

@@ -8,7 +8,7 @@ Shapes: N sequences, S tokens of a sequence, T tokens of the answers behind it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, 
 
 
 def sum_likelihoods(
-    answers: Answers, states_MH: torch.Tensor, words: nn.Module, num_answers: int
+    answers: Answers, states_MH: torch.Tensor, words: Callable[[torch.Tensor], torch.Tensor], num_answers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-likelihoods (N, K), float32, and how many tokens (N, K) each is a sum over.
 

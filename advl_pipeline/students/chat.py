@@ -23,7 +23,9 @@ from transformers import PreTrainedTokenizerFast
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.repositories import fetch
+from advl_pipeline.runs.names import TOKENIZER
 from advl_pipeline.students.answers import Answers, answers_inside, padded
+from advl_pipeline.students.chat_pictures import GRID, Picture, stacked
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
 
@@ -70,6 +72,9 @@ def embedded_chat_tokenizer(marks: Sequence[str], **special: str) -> PreTrainedT
 def load_processor(kind: Any, name: str, *, embedded: Callable[[], Any]) -> Any:
     """Load a processor from a folder, or by its name on the hub.
 
+    Its tokenizer cuts texts as its `tokenizer.json` says: transformers makes some anew from their class, and leaves
+    out what that does not know.
+
     Args:
         kind: transformers' class of the family's processor.
         name: folder or hub name; that of the embedded vocabulary stands for a processor over it.
@@ -84,51 +89,80 @@ def load_processor(kind: Any, name: str, *, embedded: Callable[[], Any]) -> Any:
     if not folder.is_dir():
         folder = fetch(name, what="files of the student's processor", option="--tokenizer", weights=())
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if (folder / TOKENIZER).is_file():
+            published, opened = Tokenizer.from_file(str(folder / TOKENIZER)), processor.tokenizer.backend_tokenizer
+            for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
+                setattr(opened, part, getattr(published, part))
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise WeightsUnavailable(
             "The student's processor is not at hand.",
             where=name,
-            why=str(error).split("\n", maxsplit=1)[0],
+            why=str(error).strip().split("\n", maxsplit=1)[0],
             next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
         ) from None
+    return processor
 
 
 class Chat:
     """Lays out conversations by the chat template and tokenizer of a processor.
 
+    Args:
+        processor: transformers' processor.
+        image_token_id: the token whose places a picture's features take.
+        where: of the processor, for errors.
+
     Raises:
-        ConfigError: the processor has no chat template, or one that does not show both texts or end an answer.
+        ConfigError: there is no chat template, or it does not show a picture and both texts, or end an answer.
     """
 
-    def __init__(self, processor: Any, *, where: str) -> None:
+    def __init__(self, processor: Any, *, image_token_id: int, where: str) -> None:
         self._tokenizer = processor.tokenizer
-        self.image_token_id: int = processor.image_token_id
-        self.end_id: int = self._tokenizer.eos_token_id
-        self.pad_id: int = self._tokenizer.pad_token_id
         self._where = where
+        self.image_token_id = image_token_id
+        self.pad_id: int = self._tokenizer.pad_token_id
         if not processor.chat_template:
             raise self._unfit("it has no chat template")
         try:
-            self._before, self._asked = self._render(processor, answered=False).split(QUESTION)
-            before, rest = self._render(processor, answered=True).split(QUESTION)
+            before, self._asked = self._render(processor, answered=False).split(QUESTION)
+            same, rest = self._render(processor, answered=True).split(QUESTION)
             self._between, self._after = rest.split(ANSWER)
         except ValueError:
             raise self._unfit("its template does not show question and answer once each") from None
-        if before != self._before or not self._between.startswith(self._asked):
+        if before != same or not self._between.startswith(self._asked):
             raise self._unfit("its template does not begin an answer as it asks for one")
+        if before.count(processor.image_token) != 1:
+            raise self._unfit(
+                f"its template does not show a picture as one {processor.image_token} before the question"
+            )
+        self._before, self._behind_picture = before.split(processor.image_token)
         self.lead = self._between[len(self._asked) :]
-        if self.end_id not in self._tokenizer(self._after, add_special_tokens=False)["input_ids"]:
-            raise self._unfit("its template does not end an answer with the tokenizer's end token")
+        self.end_id = self._end()
 
-    def rows(
-        self, candidates: Sequence[Candidate], task: str, instruction: str, picture_ids: Sequence[int]
-    ) -> list[ChatRow]:
+    def _end(self) -> int:
+        """Return the token that ends an answer: the template's first of no word, else the tokenizer's own end.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        known = self._tokenizer.added_tokens_decoder
+        marks = [token for token in self._ids(self._after) if token in known and known[token].special]
+        if marks:
+            return int(marks[0])
+        if self._tokenizer.eos_token is None:
+            raise self._unfit("nothing ends an answer: neither its template nor its tokenizer has a token for that")
+        self._after = str(self._tokenizer.eos_token)
+        return int(self._tokenizer.eos_token_id)
+
+    def _ids(self, text: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
+
+    def rows(self, candidates: Sequence[Candidate], task: str, instruction: str, picture: Picture) -> list[ChatRow]:
         """Return the row of each candidate: its context is asked and it is the answer where there are choices.
 
         Of a caption there is no question; of all other tasks the text is the question, and the row ends where the
-        answer begins. The instruction follows the question on a line of its own, and the picture's tokens take the
-        place of the one that stands for them.
+        answer begins. The instruction follows the question on a line of its own.
 
         Raises:
             DatasetError: a text holds the token that stands for the picture.
@@ -140,8 +174,10 @@ class Chat:
         answers = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
         closing = f"\n{instruction}" if instruction else ""
         between, after = (self._between, self._after) if is_answered else (self._asked, "")
+        before = f"{self._before}{picture.text}{self._behind_picture}"
+        shown = (len(self._before), len(self._before) + len(picture.text))
         texts = [
-            f"{self._before}{question}{closing}{between}{answer}{after}"
+            f"{before}{question}{closing}{between}{answer}{after}"
             for question, answer in zip(asked, answers, strict=True)
         ]
         bos: str | None = self._tokenizer.bos_token
@@ -152,38 +188,49 @@ class Chat:
             return_attention_mask=False,
         )
         chat_rows = []
-        for candidate, question, ids, offsets in zip(
+        for candidate, question, row_ids, offsets in zip(
             candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            if ids.count(self.image_token_id) != 1:
+            ids_S, offsets_S2 = np.array(row_ids), np.array(offsets)
+            is_shown_S = ids_S == self.image_token_id
+            if is_shown_S.sum() != len(picture.runs):
                 raise DatasetError(
                     "A text holds the token that stands for the picture.",
                     where=repr(candidate.text[:80]),
                     next_command="reword the text in the dataset's file",
                 )
-            answer_at = len(self._before) + len(question) + len(closing) + len(between)
+            answer_at = len(before) + len(question) + len(closing) + len(between)
             prompt_end = answer_at - len(self.lead) if is_answered else answer_at
-            prompt_length = sum(start < prompt_end for start, _ in offsets)
-            end = ids.index(self.end_id, prompt_length) + 1 if is_answered else len(ids)
+            is_prompt_S = offsets_S2[:, 0] < prompt_end
+            end = len(ids_S)
+            if is_answered:
+                end = row_ids.index(self.end_id, int(is_prompt_S.sum())) + 1
             # Where the candidate's parts lie in the row, their length, and their first character in the candidate.
-            parts = [(len(self._before), len(question), 0)]
+            parts = [(len(before), len(question), 0)]
             if is_answered:
                 parts.append((answer_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
-            offsets_S2 = np.array(offsets[:end])
             spans_S2 = np.zeros_like(offsets_S2)
             for part_at, length, first in parts:
                 inside_S2 = offsets_S2.clip(part_at, part_at + length)
                 covers_S = inside_S2[:, 0] < inside_S2[:, 1]
                 spans_S2[covers_S] = inside_S2[covers_S] - part_at + first
-            place, size = ids.index(self.image_token_id), len(picture_ids)
-            is_picture_S = np.zeros(end - 1 + size, dtype=np.bool_)
-            is_picture_S[place : place + size] = True
+            times_S = np.ones(len(ids_S), dtype=np.int64)
+            times_S[is_shown_S] = picture.runs
+            is_picture_S = (
+                (offsets_S2[:, 0] >= shown[0])
+                & (offsets_S2[:, 1] <= shown[1])
+                & (offsets_S2[:, 0] < offsets_S2[:, 1])
+            )
+            ids_S, spans_S2, is_picture_S, is_prompt_S = (
+                np.repeat(value[:end], times_S[:end], axis=0)
+                for value in (ids_S, spans_S2, is_picture_S, is_prompt_S)
+            )
             chat_rows.append(
                 ChatRow(
-                    token_ids_S=np.array([*ids[:place], *picture_ids, *ids[place + 1 : end]]),
-                    spans_S2=np.concatenate([spans_S2[:place], np.zeros((size, 2), np.int64), spans_S2[place + 1 :]]),
+                    token_ids_S=ids_S,
+                    spans_S2=spans_S2,
                     is_picture_S=is_picture_S,
-                    prompt_length=prompt_length - 1 + size,
+                    prompt_length=int(is_prompt_S.sum()),
                 )
             )
         return chat_rows
@@ -194,6 +241,11 @@ class Chat:
             [self.lead + answer for answer in answers], add_special_tokens=False
         )["input_ids"]
         return token_ids
+
+    @property
+    def end(self) -> str:
+        """The text of the token that ends an answer."""
+        return str(self._tokenizer.convert_ids_to_tokens(self.end_id))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated tokens, as far as the first one that ends a turn."""
@@ -220,19 +272,6 @@ class Chat:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A picture as a family reads it: its tokens, what its vision encoder takes, and where its states lie (R, 4)."""
-
-    token_ids: tuple[int, ...]
-    pixels: torch.Tensor
-    places_R4: npt.NDArray[np.float32]
-
-    @property
-    def nbytes(self) -> int:
-        return self.pixels.nbytes
-
-
 COMMON, PADDING = -1, -2
 """Whose a token of a row is, where it is no candidate's own."""
 
@@ -241,14 +280,17 @@ COMMON, PADDING = -1, -2
 class Packing:
     """Says how the sequences of each example share a row; all tensors are int64.
 
-    `token_BW` says which token of which sequence lies at each place, n * S + s; `own_BW` which of the example's
-    candidates it belongs to, `COMMON` where to all and `PADDING` where to none. `place_NS` is the way back: where in
-    its example's row each token of a sequence lies. Token `place_M` of row `row_M` shows feature `feature_M` of the
-    pictures, which are counted one after the other.
+    `token_BW` says which token of which sequence lies at each place, n * S + s; `own_BW` which of the row's sequences
+    it belongs to, `COMMON` where to all and `PADDING` where to none; tokens of one `block_BW` see one another in both
+    directions, -1 in none. `row_N` and `place_NS` are the way back: a sequence's row, and where in it each of its
+    tokens lies. Token `place_M` of row `row_M` shows feature `feature_M` of the pictures, which are counted one after
+    the other.
     """
 
     token_BW: torch.Tensor
     own_BW: torch.Tensor
+    block_BW: torch.Tensor
+    row_N: torch.Tensor
     place_NS: torch.Tensor
     row_M: torch.Tensor
     place_M: torch.Tensor
@@ -264,6 +306,8 @@ def packing(
     lengths_N: npt.NDArray[np.int64],
     shows_NS: npt.NDArray[np.bool_],
     *meant_NS: npt.NDArray[np.int64],
+    block_NS: npt.NDArray[np.int64] | None = None,
+    apart: bool = False,
 ) -> Packing:
     """Pack each example's sequences into one row: what all have in common, then what each has by itself.
 
@@ -272,34 +316,54 @@ def packing(
         lengths_N: tokens of each sequence.
         shows_NS: the tokens that stand for a part of the picture.
         meant_NS: everything that tells two tokens of one place apart; their ids at least.
+        block_NS: which tokens see one another in both directions, -1 for those that see what lies before them alone.
+        apart: give each sequence a row of its own.
     """
     num_sequences, size = shows_NS.shape
-    counts_B, place_S = np.array(num_candidates), np.arange(size)
-    example_N, first_B = np.repeat(np.arange(len(counts_B)), counts_B), np.cumsum(counts_B) - counts_B
-    candidate_N = np.arange(num_sequences) - first_B[example_N]
+    block_NS = np.full(shows_NS.shape, -1) if block_NS is None else block_NS
+    counts_E = np.array(num_candidates)
+    first_E, example_N = np.cumsum(counts_E) - counts_E, np.repeat(np.arange(len(counts_E)), counts_E)
+    counts_B = np.ones(num_sequences, dtype=np.int64) if apart else counts_E
+    row_N, first_B, place_S = (
+        np.repeat(np.arange(len(counts_B)), counts_B),
+        np.cumsum(counts_B) - counts_B,
+        np.arange(size),
+    )
+    candidate_N = np.arange(num_sequences) - first_B[row_N]
     is_token_NS = place_S < lengths_N[:, None]
-    # States are causal: they are the same as far as the tokens are.
+    # States are the same as far as the tokens are, and as no later token is seen.
     alike_NS = is_token_NS.copy()
-    for meant in meant_NS:
-        alike_NS &= meant == meant[first_B[example_N]]
+    for meant in (*meant_NS, block_NS):
+        alike_NS &= meant == meant[first_B[row_N]]
     common_B = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, first_B), axis=1).sum(1)
-    is_own_NS = place_S >= common_B[example_N, None]
-    ends_N = np.cumsum(lengths_N - common_B[example_N])
-    before_N = ends_N - lengths_N + common_B[example_N]
-    before_N -= before_N[first_B][example_N]
+    # Tokens that see later ones share their states only where all of what they see is common.
+    for row, common in enumerate(common_B):
+        if 0 < common < size and block_NS[first_B[row], common - 1] >= 0:
+            block = block_NS[first_B[row], common - 1]
+            if (block_NS[row_N == row, common] == block).any():
+                common_B[row] = int((block_NS[first_B[row]] == block).argmax())
+    is_own_NS = place_S >= common_B[row_N, None]
+    ends_N = np.cumsum(lengths_N - common_B[row_N])
+    before_N = ends_N - lengths_N + common_B[row_N]
+    before_N -= before_N[first_B][row_N]
     place_NS = np.where(is_token_NS, place_S + is_own_NS * before_N[:, None], 0)
-    first_feature_B = np.cumsum(shows_NS[first_B].sum(1)) - shows_NS[first_B].sum(1)
-    feature_NS = np.where(shows_NS, first_feature_B[example_N, None] + shows_NS.cumsum(1) - 1, -1)
+    num_features_E = shows_NS[first_E].sum(1)
+    first_feature_E = np.cumsum(num_features_E) - num_features_E
+    feature_NS = np.where(shows_NS, first_feature_E[example_N, None] + shows_NS.cumsum(1) - 1, -1)
     # Of what is common, the first sequence's tokens are laid down.
     laid = np.nonzero(is_token_NS & (is_own_NS | (candidate_N == 0)[:, None]))
-    at = example_N[laid[0]], place_NS[laid]
+    at = row_N[laid[0]], place_NS[laid]
     token_BW = np.zeros((len(counts_B), int(place_NS.max()) + 1), dtype=np.int64)
-    own_BW, feature_BW = np.full_like(token_BW, PADDING), np.full_like(token_BW, -1)
+    own_BW, block_BW, feature_BW = (
+        np.full_like(token_BW, PADDING),
+        np.full_like(token_BW, -1),
+        np.full_like(token_BW, -1),
+    )
     token_BW[at] = laid[0] * size + laid[1]
     own_BW[at] = np.where(is_own_NS[laid], candidate_N[laid[0]], COMMON)
-    feature_BW[at] = feature_NS[laid]
+    block_BW[at], feature_BW[at] = block_NS[laid], feature_NS[laid]
     row_M, place_M = np.nonzero(feature_BW >= 0)
-    arrays = (token_BW, own_BW, place_NS, row_M, place_M, feature_BW[row_M, place_M])
+    arrays = (token_BW, own_BW, block_BW, row_N, place_NS, row_M, place_M, feature_BW[row_M, place_M])
     return Packing(*map(torch.from_numpy, arrays))
 
 
@@ -307,37 +371,46 @@ def packing(
 class ChatBatch(StudentBatch):
     """Conversations, padded on the right.
 
-    `sequence_ids_NS` are all tokens, `length_N` their number, and `picture_NS` (bool) the picture's, its markers
+    `sequence_ids_NS` are all tokens, `length_N` their number, `positions_NS` where they lie to the language model,
+    (3, N, S) for one that counts in time, height and width; and `picture_NS` (bool) the picture's, its markers
     included. `text_place_NL` and `visual_place_NR` say where the text's and the picture's states lie among them, and
     `packing` how an example's conversations lie in one row.
-    `pixels` holds the pictures one after the other, `num_pixels` the rows of each. `answers` are asked about in turn.
-    `said_NL` (bool) and `spoken_of_NR` (float) are what `answers.py` reads, None where it is not asked.
+    `pixels` holds the pictures one after the other, `num_pixels` the rows of each, and `inputs` what else the vision
+    encoder takes; `grids` are frames, rows and columns of each picture's patches, numbers and no tensor.
+    `answers` are asked about in turn. `said_NL` (bool) and `spoken_of_NR` (float) are what `answers.py` reads, None
+    where it is not asked.
     """
 
     picture_field: ClassVar[str] = "pixels"
-    blank_value: ClassVar[int] = 127
 
     sequence_ids_NS: torch.Tensor
     length_N: torch.Tensor
+    positions_NS: torch.Tensor
     picture_NS: torch.Tensor
     text_place_NL: torch.Tensor
     visual_place_NR: torch.Tensor
     packing: Packing
     pixels: torch.Tensor
     num_pixels: tuple[int, ...]
+    inputs: Mapping[str, torch.Tensor]
+    grids: tuple[tuple[int, ...], ...] = ()
     answers: tuple[Answers, ...] = ()
     num_answers: int = 1
     length_normalised: bool = False
     said_NL: torch.Tensor | None = None
     spoken_of_NR: torch.Tensor | None = None
 
+    @property
+    def blank_value(self) -> int:  # type: ignore[override]  # A field of the class there; scaled values are 0 at grey.
+        return 127 if self.pixels.dtype == torch.uint8 else 0
+
     def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, H): of each sequence the states at its places, from those of the examples' rows.
+        """Return (N, L, H): of each sequence the states at its places, from those of the rows.
 
         Args:
             place_NL: int64, places in the sequence.
         """
-        row_N1 = self.example_N[:, None] * states_BWH.shape[1]
+        row_N1 = self.packing.row_N[:, None] * states_BWH.shape[1]
         place_NL = row_N1 + self.packing.place_NS.gather(1, place_NL)
         return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1)
 
@@ -353,14 +426,18 @@ def chat_batch(
     num_candidates: tuple[int, ...],
     image_token_id: int,
     pad_id: int,
+    both_ways: str,
+    apart: bool,
     answers_inside_rows: bool,
     length_normalised: bool,
 ) -> ChatBatch:
-    """Lay out conversations, of which each holds its picture's tokens.
+    """Lay out conversations, of which each holds its picture's tokens; positions are counted from 0.
 
     Args:
         rows: of all candidates of all examples.
         pictures: one for each example.
+        both_ways: as `FamilyFacts` has it.
+        apart: as `packing` takes it.
         answers_inside_rows: each row ends in the answer that is asked about.
     """
     tokens = [row.token_ids_S for row in rows]
@@ -373,9 +450,17 @@ def chat_batch(
     spans = [row.spans_S2[place] for row, place in zip(rows, text, strict=True)]
     sequence_ids, lengths = padded(tokens, pad_id), np.array([len(ids) for ids in tokens])
     picture_NS = padded([row.is_picture_S for row in rows], 0).bool()
-    shows_NS = picture_NS & (sequence_ids == image_token_id)
+    shows_NS = (picture_NS & (sequence_ids == image_token_id)).numpy()
     starts = [row.prompt_length for row in rows]
     places = [torch.from_numpy(picture.places_R4) for picture in pictures]
+    names = [name for name in pictures[0].inputs if name != GRID]
+    place_NS = torch.arange(sequence_ids.shape[1]).expand_as(sequence_ids)
+    block_NS = np.full(shows_NS.shape, -1)
+    if both_ways == "picture":
+        begins_NS = shows_NS & ~np.pad(shows_NS, ((0, 0), (1, 0)))[:, :-1]
+        block_NS = np.where(shows_NS, begins_NS.cumsum(1), -1)
+    elif both_ways == "question":
+        block_NS = np.where(place_NS.numpy() < np.array(starts)[:, None], 0, -1)
     return ChatBatch(
         num_candidates=num_candidates,
         token_ids_NL=torch.where(text_mask, sequence_ids.gather(1, text_place), pad_id),
@@ -386,12 +471,17 @@ def chat_batch(
         places_BR4=pad_sequence(places, batch_first=True, padding_value=torch.nan),
         sequence_ids_NS=sequence_ids,
         length_N=torch.from_numpy(lengths),
+        positions_NS=place_NS,
         picture_NS=picture_NS,
         text_place_NL=text_place,
         visual_place_NR=visual_place,
-        packing=packing(num_candidates, lengths, shows_NS.numpy(), sequence_ids.numpy()),
-        pixels=torch.cat([picture.pixels for picture in pictures]),
+        packing=packing(num_candidates, lengths, shows_NS, sequence_ids.numpy(), block_NS=block_NS, apart=apart),
+        pixels=stacked([picture.pixels for picture in pictures]),
         num_pixels=tuple(len(picture.pixels) for picture in pictures),
+        inputs={name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
+        grids=tuple(
+            tuple(int(size) for size in picture.inputs[GRID][0]) for picture in pictures if GRID in picture.inputs
+        ),
         answers=(answers_inside(tokens, starts),) if answers_inside_rows else (),
         length_normalised=length_normalised,
     )

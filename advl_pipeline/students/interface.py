@@ -20,7 +20,7 @@ from torch import nn
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.checkpoints import KeyRules, rules_below
+from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
 from advl_pipeline.students.registry import family_settings, merged, published_presets
 
 States = TypeVar("States")
@@ -29,11 +29,13 @@ PlaceKind = Literal["patches", "regions"]
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Return a value with all its tensors on a device: those of a tuple, and of the fields of a dataclass."""
+    """Return a value with all its tensors on a device: those of a tuple, a table and a dataclass's fields."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
         return tuple(moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {name: moved(item, device) for name, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{item.name: moved(getattr(value, item.name), device) for item in fields(value)})
     return value
@@ -165,11 +167,15 @@ class StudentOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSettings:
-    """Low-rank updates of a student: their rank, the scale alpha / rank, and the modules that get them, by name."""
+    """Low-rank updates of a student: their rank, the scale alpha / rank, and the modules that get them, by name.
+
+    Modules whose whole name the regular expression `excluded` matches get none.
+    """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    excluded: str = ""
 
 
 @dataclass(kw_only=True)
@@ -318,6 +324,14 @@ class Student(nn.Module, ABC):
     def caveats(self) -> tuple[str, ...]:
         """Return what a reader of the student's numbers must know of its inputs; nothing by default."""
         return ()
+
+    def load_published(self, path: Path) -> LoadReport:
+        """Fill the student from a published checkpoint, file or folder; nothing is raised for keys that do not fit.
+
+        Raises:
+            ConfigError: nothing of it fits. WeightsUnavailable: it is not there or damaged.
+        """
+        return load_file(self, path, getattr(self, "rules", KeyRules()))
 
     def save_inputs(self, folder: Path) -> None:
         """Write beside the saved weights what else it takes to read examples elsewhere; nothing by default."""

@@ -65,6 +65,7 @@ def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | N
         return None
     scale = student_lora.alpha / student_lora.rank if student_lora is not None else 2.0
     return LoraSettings(
+        excluded=student_lora.excluded if student_lora is not None else "",
         rank=rank,
         alpha=options.lora_alpha or scale * rank,
         targets=options.lora_target or (student_lora.targets if student_lora is not None else LORA_TARGETS),
@@ -86,7 +87,15 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
     if not targets:
         raise ConfigError(f"{student.name} has no module by one of these names.", why=", ".join(settings.targets))
     student.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), student)
+    inject_adapter_in_model(
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=targets,
+            exclude_modules=settings.excluded or None,
+        ),
+        student,
+    )
     return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
@@ -121,6 +130,7 @@ def save_adapter_config(folder: Path, settings: LoraSettings, *, base: str) -> N
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets),
+        exclude_modules=settings.excluded or None,
         base_model_name_or_path=base,
         inference_mode=True,
     )
@@ -139,7 +149,8 @@ def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
     except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
         raise WeightsUnavailable("The low-rank updates cannot be read.", where=str(folder), why=str(error)) from None
     targets = tuple(sorted(config["target_modules"]))
-    add_lora(student, LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=targets))
+    excluded = config.get("exclude_modules") or ""
+    add_lora(student, LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=targets, excluded=excluded))
     tensors = adapter_tensors(student)
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in tensors.items()}:
         raise IdentityMismatch("The low-rank updates are of another student.", where=str(folder))

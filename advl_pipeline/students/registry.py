@@ -31,9 +31,9 @@ STUDENTS: dict[str, str] = {
         "bridgetower:BridgeTower": "bridgetower bridgetower-tiny",
         "vilt:Vilt": "vilt vilt-tiny",
         "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
-        "smolvlm:SmolVlm": "smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny",
         "efficientnet_minilm:EfficientNetMiniLm": "efficientnet-minilm efficientnet-minilm-tiny",
-        "qwen_vl:QwenVl": "qwen3-vl-2b qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
+        "generative:GenerativeStudent": "chat smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny qwen3-vl-2b "
+        "qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
     }.items()
     for name in names.split()
 }
@@ -173,11 +173,7 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     Raises:
         ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
     """
-    from advl_pipeline.students.checkpoints import KeyRules, load_file
-
-    student = _random_student(name, tokenizer)
-    rules: KeyRules = getattr(student, "rules", KeyRules())
-    return {"student": name, **load_file(student, checkpoint, rules).to_dict()}
+    return {"student": name, **_random_student(name, tokenizer).load_published(checkpoint).to_dict()}
 
 
 def family_of(name: str) -> str:

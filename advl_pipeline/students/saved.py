@@ -17,7 +17,6 @@ from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.configuration import build_config, json_text
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.runs import names
-from advl_pipeline.students.checkpoints import KeyRules, load_file
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
 from advl_pipeline.students.weight_files import (
@@ -203,7 +202,7 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
 
 def _load_original(student: Student, path: Path) -> None:
     """Fill a student from a checkpoint; keys of heads and of pretraining are set aside, others are named."""
-    report = load_file(student, path, getattr(student, "rules", KeyRules()))
+    report = student.load_published(path)
     absent = [*report.missing, *report.reinitialised]
     if absent:
         raise ConfigError(

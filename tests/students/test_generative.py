@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTo
 
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.runs import names
 from advl_pipeline.students import answers as answers_module
+from advl_pipeline.students.embedded_chat import MAX_SPLITS, TILES_TEMPLATE
 from advl_pipeline.students.generative import GenerativeStudent
-from advl_pipeline.students.qwen_vl import QwenVl
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.smolvlm import CHAT_TEMPLATE, MAX_SPLITS, SmolVlm
 from advl_pipeline.training.targets import TaskTargets, score_task
 
 PUBLISHED_TEMPLATE = (
@@ -95,7 +96,7 @@ def byte_level_processor(
 
 def tiny(folder: Path | None = None, **overrides: Any) -> GenerativeStudent:
     """Return a SmolVLM with weights far enough from zero to tell answers apart."""
-    preset = SmolVlm.presets["smolvlm-tiny"]["architecture"]
+    preset = GenerativeStudent.presets["smolvlm-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
     if folder is not None:
         processor = Idefics3Processor.from_pretrained(folder)
@@ -107,7 +108,7 @@ def tiny(folder: Path | None = None, **overrides: Any) -> GenerativeStudent:
 
 def tiny_qwen() -> GenerativeStudent:
     """Return a Qwen3-VL with weights far enough from zero to tell answers apart."""
-    preset = QwenVl.presets["qwen3-vl-tiny"]["architecture"]
+    preset = GenerativeStudent.presets["qwen3-vl-tiny"]["architecture"]
     table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
     return seeded("qwen3-vl-tiny", architecture=table)
 
@@ -143,7 +144,7 @@ def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent
         assert torch.equal(batch.sequence_ids_NS[row, :length], ids[:length])
         # The template's last line break is no part of what is learned.
         assert student.chat.end_id not in ids[length:].tolist()
-    if isinstance(student, QwenVl):
+    if student.facts.patches:
         # One picture after the other, as often as there are candidates.
         wide, tall = expected["pixel_values"].split([2 * 48 + 48, 2 * 40])
         assert_near((batch.pixels / 255 - 0.5) / 0.5, torch.cat([wide[:48], tall[:40]]))
@@ -159,7 +160,7 @@ def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent
 
 def test_the_built_in_template_renders_as_the_published_one(words: GenerativeStudent, choices: list[Example]) -> None:
     student = words
-    assert student.processor.chat_template == CHAT_TEMPLATE
+    assert student.processor.chat_template == TILES_TEMPLATE
     for pair in pairs_of(choices):
         for prompt in (True, False):
             ours, published = (
@@ -326,7 +327,7 @@ def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
     unit = picture(tmp_path / "a.png")
     batch = student.collate([question(unit, "Is it so?", "vqa")])
     places = batch.places_BR4[0]
-    side = student.grid_side
+    side = 4  # 64 pixels in patches of 8, shuffled two by two.
     assert places.shape == (5 * side**2, 4)
     x1, y1, x2, y2 = places.unbind(1)
     areas = ((x2 - x1) * (y2 - y1)).split([4 * side**2, side**2])
@@ -371,7 +372,7 @@ def test_published_files_fill_the_student(
 
 
 def test_tied_words_are_loaded_and_saved_once(tmp_path: Path) -> None:
-    preset = SmolVlm.presets["smolvlm-tiny"]["architecture"]
+    preset = GenerativeStudent.presets["smolvlm-tiny"]["architecture"]
     text = {**preset["text_config"], "tie_word_embeddings": True}
     table = {**preset, "tie_word_embeddings": True, "text_config": text}
     student = build_student("smolvlm-tiny", overrides={"architecture": table})
@@ -443,3 +444,19 @@ def test_a_picture_of_more_tiles_than_the_model_names_is_refused(tmp_path: Path)
     wide = tiny(image_splitting=True, longest_edge=64 * 8)
     with pytest.raises(ConfigError, match="names 6 x 6"):
         wide.collate([question(picture(tmp_path / "b.png", 200, 200), "Is it?", "vqa")])
+
+
+def test_texts_are_cut_as_the_published_file_says(tmp_path: Path) -> None:
+    """transformers makes the tokenizer of SmolVLM's class anew, and leaves out that digits stand alone."""
+    folder = byte_level_processor(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+    text = "How  many   12 dogs  1984?"
+    published = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    student = tiny(folder)
+    student.save_inputs(tmp_path / "saved")
+    for opened in (student, tiny(tmp_path / "saved" / names.PROCESSOR)):
+        tokenizer = opened.processor.tokenizer
+        assert str(tokenizer.backend_tokenizer.pre_tokenizer) == str(published.pre_tokenizer)
+        expected = published.encode(text, add_special_tokens=False).ids
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected

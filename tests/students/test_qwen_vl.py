@@ -14,12 +14,13 @@ from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwe
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.students.generative import model_config
-from advl_pipeline.students.qwen_vl import QwenVl
+from advl_pipeline.students.chat import ChatBatch
+from advl_pipeline.students.chat_pictures import normalised
+from advl_pipeline.students.generative import GenerativeStudent, model_config
 from advl_pipeline.students.registry import build_student
 
 
-def tiny(**overrides: Any) -> QwenVl:
+def tiny(**overrides: Any) -> GenerativeStudent:
     torch.manual_seed(0)
     return build_student("qwen3-vl-tiny", overrides=overrides).eval()
 
@@ -44,16 +45,23 @@ def test_positions_are_transformers_of_pictures_of_any_proportions(asked: list[E
         image_grid_thw=torch.tensor([[1, 6, 8]] * 2 + [[1, 10, 4]] * 3),
         attention_mask=real_NS.long(),
     )
-    assert torch.equal(student.positions(batch)[:, real_NS], expected[:, real_NS])
+    assert torch.equal(batch.positions_NS[:, real_NS], expected[:, real_NS])
 
 
 @pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("4b", 4437815808), ("8b", 8767123696)])
 def test_sizes_have_the_published_number_of_parameters(name: str, number: int) -> None:
-    preset = QwenVl.presets[f"qwen3-vl-{name}"]
+    preset = GenerativeStudent.presets[f"qwen3-vl-{name}"]
     config = dataclasses.replace(tiny().config, architecture=preset["architecture"])
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(model_config(config))
     assert sum(parameter.numel() for parameter in model.parameters()) == number
+
+
+def patches_of(student: GenerativeStudent, batch: ChatBatch) -> torch.Tensor:
+    """Return (12, 4, H): the embedded patches of each token."""
+    pixels = normalised(batch.pixels, student.processor.image_processor, student.facts, torch.float32)
+    embedded: torch.Tensor = student.model.model.visual.patch_embed(pixels)
+    return embedded.unflatten(0, (12, 4))
 
 
 def test_every_token_lies_where_its_patches_show(tmp_path: Path) -> None:
@@ -63,11 +71,11 @@ def test_every_token_lies_where_its_patches_show(tmp_path: Path) -> None:
     batch = student.collate([question(unit, "Is it so?", "vqa")])
     places = batch.places_BR4[0]
     assert places.shape == (12, 4)
-    before = student.model.model.visual.patch_embed(student._patches(batch.pixels)).unflatten(0, (12, 4))
+    before = patches_of(student, batch)
     for token in (0, 5, 11):
         other = inverted(unit, places[token].numpy(), tmp_path / f"{token}.png")
         again = student.collate([question(other, "Is it so?", "vqa")])
-        after = student.model.model.visual.patch_embed(student._patches(again.pixels)).unflatten(0, (12, 4))
+        after = patches_of(student, again)
         assert int((after - before).norm(dim=(1, 2)).argmax()) == token
 
 
@@ -88,7 +96,7 @@ def test_inner_features_reach_the_picture_and_no_hidden_text(asked: list[Example
 
 def test_pixels_are_bounded_as_asked(tmp_path: Path) -> None:
     unit = picture(tmp_path / "a.png", 320, 240)
-    sizes = {most: len(tiny(max_pixels=most).read_picture(unit).token_ids) for most in (2048, 4096, 16384)}
+    sizes = {most: sum(tiny(max_pixels=most).read_picture(unit).runs) for most in (2048, 4096, 16384)}
     assert sizes == {2048: 6, 4096: 12, 16384: 54}
     with pytest.raises(ConfigError, match="cannot be scaled"):
         tiny(max_pixels=512).require_inputs()

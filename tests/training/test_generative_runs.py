@@ -23,8 +23,8 @@ from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailab
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.smolvlm import SmolVlm
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
     student = build_student("smolvlm-tiny")
-    assert isinstance(student, SmolVlm)
+    assert isinstance(student, GenerativeStudent)
     student.processor.image_processor.do_image_splitting = False
     student.model.save_pretrained(folder)
     student.processor.save_pretrained(folder)
@@ -63,7 +63,7 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
     config = load_json(updated / "adapter_config.json")
     assert (config["r"], config["lora_alpha"]) == (8, 8.0)
     student = load_run(updated).student
-    assert isinstance(student, SmolVlm)
+    assert isinstance(student, GenerativeStudent)
     assert {"processor", "chat"} <= vars(student).keys()  # Loaded before threads collate.
     base = AutoModelForImageTextToText.from_pretrained(published)
     before = {name: value.clone() for name, value in base.state_dict().items()}
@@ -116,7 +116,7 @@ def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: 
     shutil.copytree(published, moved)
     load_run(run)
     other = build_student("smolvlm-tiny")
-    assert isinstance(other, SmolVlm)
+    assert isinstance(other, GenerativeStudent)
     other.model.save_pretrained(moved)
     with pytest.raises(IdentityMismatch, match="not those"):
         load_run(run)
@@ -145,7 +145,7 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
     logged = [entry["raw/task"] for entry in metrics(tmp_path / "run")]
     torch.manual_seed(0)
     student = build_student("smolvlm-tiny")
-    assert isinstance(student, SmolVlm)
+    assert isinstance(student, GenerativeStudent)
     batch = student.collate(examples)
     (answers,) = batch.answers
     first = np.cumsum([0, *batch.num_candidates])[:-1]

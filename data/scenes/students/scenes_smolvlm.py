@@ -25,14 +25,16 @@ from torch.nn import functional
 from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import place_of_tags, shares_of_tags
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.chat import ChatBatch, Picture, packing
+from advl_pipeline.students.chat import ChatBatch, packing
+from advl_pipeline.students.chat_pictures import Picture
+from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent
 from advl_pipeline.students.picture_source import CropRegions, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.saved import builder
-from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER
 
 TEXT = {
+    "model_type": "llama", "rms_norm_eps": 1e-5,
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 4, "vocab_size": 30563, "pad_token_id": 0, "max_position_embeddings": 256,
     "tie_word_embeddings": True,
@@ -50,16 +52,16 @@ class TaggedChatBatch(ChatBatch):
     tag_BW: torch.Tensor
 
 
-class ScenesSmolVlm(SmolVlm):
+class ScenesSmolVlm(GenerativeStudent):
     """Runs a small SmolVLM over the tagged things of scenes."""
 
     places = "regions"
-    lora = None
     # With 500 steps it knows the pictures of its captions by heart.
     pretraining = Pretraining(warmup_steps=250)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-smolvlm": {
             "architecture": {
+                "model_type": "smolvlm",
                 "image_token_id": 30525,
                 "scale_factor": 1,
                 "tie_word_embeddings": True,
@@ -74,15 +76,16 @@ class ScenesSmolVlm(SmolVlm):
         },
     }
 
-    def __init__(self, name: str, config: SmolVlmConfig) -> None:
+    def __init__(self, name: str, config: GenerativeConfig) -> None:
         super().__init__(name, config)
+        self.lora = None
         self.regions = CropRegions(int(self.model.config.vision_config.image_size))
 
     def read_picture(self, unit: ImageUnit) -> Picture:
         crops = torch.from_numpy(self.regions.crops(unit)).permute(0, 3, 1, 2)
         places_R4 = box_positions(unit)[:, :4]
         places_R4[0] = np.nan
-        return Picture(token_ids=(self.chat.image_token_id,) * len(crops), pixels=crops, places_R4=places_R4)
+        return Picture(text=self.processor.image_token, runs=(len(crops),), pixels=crops, places_R4=places_R4)
 
     def collate(self, examples: Sequence[Example]) -> TaggedChatBatch:
         batch = super().collate(examples)

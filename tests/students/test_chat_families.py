@@ -1,0 +1,321 @@
+"""One student for chat models: of each family a tiny model equals transformers' own, in all that a run computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from closeness import assert_near
+from made_examples import inverted, picture, question
+from PIL import Image
+from small_corpus import SmallCorpus
+from tiny_chat_models import BUILDERS, write_tiny
+from transformers import AutoModelForImageTextToText
+
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.sharing.student_export import family_for, transformers_model
+from advl_pipeline.students import generative
+from advl_pipeline.students.chat_pictures import family_facts, normalised
+from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.interface import AnswerHead
+from advl_pipeline.students.memory import add_lora, merge_lora
+from advl_pipeline.students.registry import build_student
+
+# PaliGemma's processor copies tensors in a way that NumPy 2 means to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+class Family:
+    """A tiny repository of a family, the student of it, and transformers' own model and processor."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.processor = write_tiny(name, folder)
+        student = build_student("chat", weights=folder).eval()
+        assert isinstance(student, GenerativeStudent)
+        self.student = student
+        self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+    def text(self, asked: str, answer: str | None) -> str:
+        """Return a conversation as the family's authors lay it out."""
+        if self.name == "paligemma":
+            return f"<image>{asked}"
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
+        ]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        text: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+        # LLaVA's template ends an answer in no token: its authors' data end in the tokenizer's own.
+        return text.rstrip() + "</s>" if self.name == "llava" and answer is not None else text
+
+    def inputs(self, example: Example, candidate: Candidate | None = None, answer: str | None = None) -> Any:
+        """Return what transformers' processor makes of one conversation."""
+        asked = example.candidates[0].text
+        if candidate is not None:
+            asked, answer = candidate.text[: candidate.context_length], candidate.text[candidate.answer_start :]
+        elif line := self.student.instruction(example.task):
+            asked = f"{asked}\n{line}"
+        more = {"suffix": [answer]} if self.name == "paligemma" and answer is not None else {}
+        shown = [[Image.open(example.image.path).convert("RGB")]]
+        inputs = self.processor(text=[self.text(asked, answer)], images=shown, return_tensors="pt", **more)
+        inputs.pop("labels", None)
+        return inputs
+
+    def expected(self, inputs: Any) -> Any:
+        with torch.no_grad():
+            return self.model(**inputs, output_hidden_states=True)
+
+    def likelihood(self, inputs: Any, prompt: int) -> tuple[torch.Tensor, int]:
+        """Return transformers' log-likelihood of what follows a prompt, as far as the token that ends it."""
+        ids = inputs["input_ids"][0]
+        end = ids.tolist().index(self.student.chat.end_id, prompt) + 1
+        log_probabilities = self.expected(inputs).logits[0].float().log_softmax(-1)
+        return log_probabilities[prompt - 1 : end - 1].gather(1, ids[prompt:end, None]).sum(), end - prompt
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    folder = tmp_path_factory.mktemp("pictures")
+    wide, tall = picture(folder / "a.png"), picture(folder / "b.png", 90, 200, seed=2)
+    return [
+        question(
+            wide, "Why is person1 pointing?", "vcr-q2a", ["A dog runs.", "A dog sleeps near them.", "It rains."]
+        ),
+        question(tall, "What is it?", "vcr-q2a", ["A lake.", "They are lost."]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def hypotheses(choices: list[Example]) -> list[Example]:
+    return [
+        question(choices[0].image, "A man walks his dog.", "snli-ve"),
+        question(choices[1].image, "Two children are outside near a lake.", "snli-ve"),
+    ]
+
+
+def test_candidates_have_transformers_tokens_states_and_likelihoods(family: Family, choices: list[Example]) -> None:
+    student = family.student
+    batch = student.collate(choices)
+    pairs = [(example, candidate) for example in choices for candidate in example.candidates]
+    with torch.no_grad():
+        states = {}
+        for layer in range(1, student.decoder.config.num_hidden_layers + 1):
+            student.align_layer = layer
+            states[layer] = student.encode(batch)
+    (answers,) = batch.answers
+    for row, (example, candidate) in enumerate(pairs):
+        inputs = family.inputs(example, candidate)
+        length = int(batch.length_N[row])
+        assert batch.sequence_ids_NS[row, :length].tolist() == inputs["input_ids"][0, :length].tolist()
+        output = family.expected(inputs)
+        for layer, ours in states.items():
+            for place, mask, mine in (
+                (batch.text_place_NL, batch.token_mask_NL, ours.text_states_NLH),
+                (batch.visual_place_NR, batch.visual_mask_NR, ours.visual_states_NRH),
+            ):
+                assert_near(
+                    mine[row, mask[row]], output.hidden_states[layer][0, place[row, mask[row]]], name=str(layer)
+                )
+            wanted, number = family.likelihood(inputs, int(answers.source_NQ[row, 0]) + 1)
+            assert_near(ours.answered.log_likelihood_NK[row, 0], wanted)
+            assert int(ours.answered.num_tokens_NK[row, 0]) == number
+
+
+LABELS = ("contradiction", "entailment", "it is neutral")
+
+
+def test_labels_score_as_if_each_were_alone(family: Family, hypotheses: list[Example]) -> None:
+    student = family.student
+    asked = student.collate(hypotheses)
+    with torch.no_grad():
+        answered = student.encode(student.with_answers(asked, "snli-ve", LABELS)).answered
+    for row, example in enumerate(hypotheses):
+        for number, label in enumerate(LABELS):
+            inputs = family.inputs(example, answer=label)
+            wanted, length = family.likelihood(inputs, int(asked.length_N[row]))
+            assert_near(answered.log_likelihood_NK[row, number], wanted, name=label)
+            assert int(answered.num_tokens_NK[row, number]) == length
+
+
+def test_generated_tokens_are_transformers(family: Family, hypotheses: list[Example]) -> None:
+    student = family.student
+    expected = []
+    for example in hypotheses:
+        inputs = family.inputs(example)
+        generated = family.model.generate(
+            **inputs, max_new_tokens=10, do_sample=False, eos_token_id=student.chat.end_id,
+            pad_token_id=student.chat.pad_id,
+        )  # fmt: skip
+        expected.append(student.chat.decode(generated[0, inputs["input_ids"].shape[1] :].tolist()))
+    assert student.generate(student.collate(hypotheses)) == expected
+    assert any(expected)
+
+
+@pytest.fixture
+def fresh(family: Family) -> Any:
+    """A student of the family to train."""
+    return build_student("chat", weights=family.folder)
+
+
+def test_updates_lower_the_loss_and_are_merged(
+    family: Family, fresh: GenerativeStudent, choices: list[Example]
+) -> None:
+    batch = fresh.collate(choices)
+    lora = fresh.lora
+    assert lora is not None
+    trained = add_lora(fresh, dataclasses.replace(lora, rank=4, alpha=8.0))
+    assert 0 < trained < 0.5 * sum(parameter.numel() for parameter in fresh.parameters())
+    optimizer = torch.optim.AdamW([value for value in fresh.parameters() if value.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        losses.append(-fresh.encode(batch).answered.scores.mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    with torch.no_grad():
+        apart = fresh.encode(batch).answered.scores
+        merge_lora(fresh)
+        assert_near(fresh.encode(batch).answered.scores, apart)
+
+
+def test_an_export_is_opened_by_transformers(family: Family, hypotheses: list[Example], tmp_path: Path) -> None:
+    student = family.student
+    exported = transformers_model(family_for(student), student, AnswerHead(), "snli-ve")
+    exported.save_pretrained(tmp_path)
+    student.processor.save_pretrained(tmp_path)
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    inputs = family.inputs(hypotheses[0])
+    with torch.no_grad():
+        assert torch.equal(opened(**inputs).logits, family.expected(inputs).logits)
+    again = build_student("chat", weights=tmp_path).eval()
+    assert again.chat.end_id == student.chat.end_id
+
+
+def test_picture_tokens_lie_where_they_show(family: Family, choices: list[Example], tmp_path: Path) -> None:
+    """A place that is painted over changes the features of the token there most, where the processor tells a grid."""
+    student, shown = family.student, choices[0].image
+    batch = student.collate([question(shown, "Is it so?", "vqa")])
+    places = batch.places_BR4[0]
+    with torch.no_grad():
+        before = student.shown(batch)[:, 0]
+    tokens = torch.nonzero(~places.isnan().any(1))[:, 0]
+    assert len(before) == len(places)
+    assert len(tokens) >= 4
+    for token in tokens[[0, len(tokens) // 2, -1]].tolist():
+        other = inverted(shown, places[token].numpy(), tmp_path / f"{token}.png")
+        with torch.no_grad():
+            after = student.shown(student.collate([question(other, "Is it so?", "vqa")]))[:, 0]
+        area = (places[:, 2] - places[:, 0]) * (places[:, 3] - places[:, 1])
+        alike = [number for number in tokens.tolist() if torch.isclose(area[number], area[token])]
+        change = (after - before).norm(dim=1)[alike]
+        assert alike[int(change.argmax())] == token
+
+
+def test_no_state_of_the_text_alone_depends_on_the_picture(family: Family, choices: list[Example]) -> None:
+    student = family.student
+    asked, other = (
+        student.collate([question(image, "A dog runs by the lake.", "vqa")])
+        for image in (
+            choices[0].image,
+            dataclasses.replace(choices[0].image, path=choices[1].image.path, unit_id="other"),
+        )
+    )
+    other.pixels = (255 if other.pixels.dtype == torch.uint8 else 0.9) - asked.pixels
+    other = dataclasses.replace(asked, pixels=other.pixels)
+    with torch.no_grad():
+        one, two = student.encode_unimodal(asked), student.encode_unimodal(other)
+        longer = student.collate([question(choices[0].image, "A dog.", "vqa")])
+        less = student.encode_unimodal(longer)
+    assert torch.equal(one.text_states_NLH, two.text_states_NLH)
+    assert not torch.allclose(one.visual_states_NRH, two.visual_states_NRH)
+    assert_near(one.visual_states_NRH, less.visual_states_NRH)
+
+
+def test_processor_bytes_are_normalised_as_the_processor_does(family: Family, choices: list[Example]) -> None:
+    student = family.student
+    batch = student.collate([question(choices[0].image, "Is it so?", "vqa")])
+    pixels = normalised(batch.pixels, student.processor.image_processor, student.facts, torch.float32)
+    expected = family.inputs(question(choices[0].image, "Is it so?", "vqa"))
+    wanted, real = expected["pixel_values"], torch.ones(())
+    if "pixel_attention_mask" in expected and wanted.dim() == 3:
+        real = expected["pixel_attention_mask"][..., None]
+    assert_near(pixels.view_as(wanted) * real, wanted * real)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "lfm2_vl", "paligemma"], indirect=True)
+def test_a_run_is_saved_as_updates_and_opened_again(
+    family: Family, small_corpus: SmallCorpus, tmp_path: Path
+) -> None:
+    """One family of each kind of attention."""
+    run = tmp_path / "run"
+    small_corpus.run(
+        run,
+        student="chat",
+        init=family.folder,
+        method="plain",
+        cache=(),
+        batch_size=2,
+        num_steps=4,
+        learning_rate=1e-2,
+    )
+    assert (run / "adapter_model.safetensors").is_file()
+    loaded = load_run(run).student
+    assert isinstance(loaded, GenerativeStudent)
+    assert loaded.name == "chat"
+    assert loaded.model.config.model_type == family.name
+
+
+def test_a_type_that_nobody_proved_is_tried_and_refused_where_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its row Gemma 3 would read its picture in one direction, and Qwen2.5-VL as ever."""
+    usual = dataclasses.replace(family_facts("no type"), lora={"rank": 4, "alpha": 4.0})
+    monkeypatch.setattr(generative, "family_facts", lambda _: usual)
+    write_tiny("qwen2_5_vl", tmp_path / "fits")
+    fits = build_student("chat", weights=tmp_path / "fits")
+    fits.require_inputs()
+    assert fits.training
+    write_tiny("gemma3", tmp_path / "differs")
+    with pytest.raises(ConfigError, match="The type gemma3 does not compute here") as refused:
+        build_student("chat", weights=tmp_path / "differs").require_inputs()
+    assert "log-likelihood" in refused.value.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "llama"}, "llama is no chat model"),
+        ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code of its own"),
+        ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
+        ({"model_type": "blip-2"}, "the type blip-2 cannot be a student"),
+        ({}, "--init hf:ORG/MODEL"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build_student("chat", overrides={"architecture": settings})
+    assert said in str(refused.value)
+
+
+def test_a_model_without_a_template_or_a_pictures_token_is_refused(tmp_path: Path) -> None:
+    processor = write_tiny("llava", tmp_path)
+    for template, said in ((None, "no chat template"), ("{{ messages[0]['content'][1]['text'] }}", "once each")):
+        processor.chat_template = template
+        for file in tmp_path.glob("chat_template*"):
+            file.unlink()
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match="cannot lay out a conversation") as refused:
+            build_student("chat", weights=tmp_path).require_inputs()
+        assert said in refused.value.why
