@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -100,8 +101,8 @@ def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: Stud
         vision={
             name: replace(
                 part,
-                global_BD=torch.einsum("br,brh->bh", share_BR, own_BRH),
-                regions_BSD=None if part.regions_BSD is None else pool_to_regions(own_BRH, part.shares_BSR)[0],
+                picture=Features(values_MD=torch.einsum("br,brh->bh", share_BR, own_BRH)),
+                regions=part.regions and Features(values_MD=pool_to_regions(own_BRH, part.shares_BSR)[0]),
             )
             for name, part in signal.vision.items()
         },

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from torch.nn import functional
 
+from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.tensors import moved
 
@@ -71,7 +74,7 @@ class WordNodes:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSignal:
-    """One vision teacher on the pictures of a batch; float32, standardised where so configured.
+    """One vision teacher on the pictures of a batch: features as they are stored, and targets that are made of them.
 
     Regions are boxes, or what the student's visual tokens stand for where the teacher gives a grid. `region_mask_BS`
     says which have a target. `shares_BSR` gives the share of each of the student's visual tokens in its state of a
@@ -79,17 +82,28 @@ class VisionSignal:
     `seen` are the regions that have a target and that the student sees; None: they are found when they are needed.
     """
 
-    global_BD: torch.Tensor
-    regions_BSD: torch.Tensor | None = None
+    picture: Features
+    regions: Features | None = None
     region_mask_BS: torch.Tensor | None = None
     shares_BSR: torch.Tensor | None = None
     seen: Nodes | None = None
 
+    @cached_property
+    def global_BD(self) -> torch.Tensor:
+        """Targets of the pictures, (B, D) float32."""
+        return self.picture.targets()
+
+    @cached_property
+    def regions_BSD(self) -> torch.Tensor | None:
+        """Targets of the regions, (B, S, D) float32; None without regions."""
+        return None if self.regions is None else self.regions.targets()
+
     def of_sequences(self, example_N: torch.Tensor) -> VisionSignal:
         """Return the rows of each sequence's example."""
+        regions_BSD = self.regions_BSD
         return VisionSignal(
-            global_BD=self.global_BD[example_N],
-            regions_BSD=None if self.regions_BSD is None else self.regions_BSD[example_N],
+            picture=Features(values_MD=self.global_BD[example_N]),
+            regions=None if regions_BSD is None else Features(values_MD=regions_BSD[example_N]),
             region_mask_BS=None if self.region_mask_BS is None else self.region_mask_BS[example_N],
             shares_BSR=None if self.shares_BSR is None else self.shares_BSR[example_N],
         )
@@ -97,17 +111,46 @@ class VisionSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSignal:
-    """One text teacher on the sequences of a batch, pooled to words; float32, standardised where so configured.
+    """One text teacher on the sequences of a batch: features as they are stored, and targets that are made of them.
 
-    `relevance_NW` is the cosine of each word and the picture in an aligned pair of towers, None otherwise.
-    `nodes` are the words that are compared; None: they are found when they are needed.
+    `fillings` are features of words without rows. `picture` (N rows) is what words are compared with, of an aligned
+    pair of towers. `nodes` are the words that are compared; None: they are found when they are needed.
     """
 
-    global_ND: torch.Tensor
-    words_NWD: torch.Tensor | None = None
+    text: Features
+    words: Features | None = None
+    fillings: Fillings | None = None
     word_mask_NW: torch.Tensor | None = None
-    relevance_NW: torch.Tensor | None = None
     nodes: WordNodes | None = None
+    picture: Features | None = None
+
+    @cached_property
+    def global_ND(self) -> torch.Tensor:
+        """Targets of the texts, (N, D) float32."""
+        return self.text.targets()
+
+    @cached_property
+    def _of_words(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.words is None:
+            return None, None
+        raw_NWD = self.words.averaged()
+        if self.fillings is not None and len(self.fillings.place_F):
+            raw_NWD.flatten(0, 1).index_copy_(0, self.fillings.place_F, self.fillings.mean_FD)
+        words_NWD, relevance_NW = self.words.standardised(raw_NWD), None
+        if self.picture is not None:
+            picture_N1D = self.picture.averaged()[:, None, :]
+            relevance_NW = functional.cosine_similarity(raw_NWD, picture_N1D, dim=-1)
+        return words_NWD, relevance_NW
+
+    @property
+    def words_NWD(self) -> torch.Tensor | None:
+        """Targets of the words, (N, W, D) float32; None without features of words."""
+        return self._of_words[0]
+
+    @property
+    def relevance_NW(self) -> torch.Tensor | None:
+        """The cosine of each word and the picture in an aligned pair of towers; None otherwise."""
+        return self._of_words[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +180,13 @@ class TeacherSignal:
     confidence: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> TeacherSignal:
-        """Return the signal with every tensor on a device."""
-        return moved(self, device)
-
-
-def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
-    """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
-
-    Dimensions that never vary carry nothing and become 0.
-    """
-    deviation = variance_D.clamp(min=0).sqrt()
-    scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
-    return (values_D.float() - mean_D).mul_(scale)
+        """Return the signal on a device, where targets are made of the features at once."""
+        there = moved(self, device)
+        for vision in there.vision.values():
+            _ = vision.global_BD, vision.regions_BSD
+        for text in there.text.values():
+            _ = text.global_ND, text.words_NWD
+        return there
 
 
 def shared_words(words: WordAlignment, part: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,6 @@ from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.tensors import moved, with_tensors
 from advl_pipeline.training.batch_order import BatchOrder
 from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.stored_signals import StoredSignal
 from advl_pipeline.training.targets import TaskTargets, collate_targets
 
 CPU = torch.device("cpu")
@@ -33,8 +32,7 @@ ANNOUNCE_AHEAD = 8
 
 @dataclass(kw_only=True)
 class TrainingBatch:
-    """One micro-batch: in memory with its teachers' features as they are `stored`, then on the device that computes
-    it, with the `signal` that is made of these there.
+    """One micro-batch, in memory or on the device that computes it, where targets are made of the `signal`.
 
     `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
     of another split than the one that is trained on: pretraining may never have seen their like.
@@ -45,7 +43,6 @@ class TrainingBatch:
     task: str
     student: StudentBatch
     targets: TaskTargets
-    stored: StoredSignal | None = None
     signal: TeacherSignal | None = None
     image_ids_B: torch.Tensor
     anchored_B: torch.Tensor
@@ -57,8 +54,7 @@ class TrainingBatch:
             self,
             student=self.student.to(device),
             targets=moved(self.targets, device),
-            stored=None,
-            signal=None if self.stored is None else moved(self.stored, device).targets(),
+            signal=None if self.signal is None else self.signal.to(device),
             image_ids_B=self.image_ids_B.to(device, non_blocking=True),
             anchored_B=self.anchored_B.to(device, non_blocking=True),
         )
@@ -157,9 +153,9 @@ def collate_batch(
     task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)
     targets = collate_targets(examples, len(names), labelled_ids=labelled_ids)
-    stored = None
+    signal = None
     if source is not None:
-        stored = source.stored(examples, batch, with_confidence=labelled, places=student.places)
+        signal = source.signal(examples, batch, with_confidence=labelled, places=student.places)
     if labelled_ids is None:
         wanted_BK = None if targets.scores_BK is None else targets.scores_BK > 0
         batch = student.with_answers(batch, task, names, wanted_BK)
@@ -168,7 +164,7 @@ def collate_batch(
         task=task,
         student=batch,
         targets=targets,
-        stored=stored,
+        signal=signal,
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
     )

@@ -19,6 +19,7 @@ from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example
 from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.relational import Landmarks, mean_of_words, students_names, teachers_likeness
 from advl_pipeline.distillation.signal import TextSignal, shared_words
@@ -210,7 +211,9 @@ def _score(
     assert words is not None
     states = start.states(batch.student)
     words_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-    student_text = TextSignal(global_ND=states.pooled_NP, words_NWD=words_NWH, word_mask_NW=seen_NW)
+    student_text = TextSignal(
+        text=Features(values_MD=states.pooled_NP), words=Features(values_MD=words_NWH), word_mask_NW=seen_NW
+    )
     signal = student_text if teacher == THE_STUDENT else batch.signal.text[teacher]
     assert signal.words_NWD is not None
     # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.

@@ -18,19 +18,11 @@ import torch
 from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
+from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.relational import compared_words, seen_regions
-from advl_pipeline.distillation.signal import TeacherWidths, WordAlignment
+from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
-from advl_pipeline.training.stored_signals import (
-    Fillings,
-    StoredFeatures,
-    StoredSignal,
-    StoredText,
-    StoredVision,
-    box_targets,
-    grid_targets,
-    word_averages,
-)
+from advl_pipeline.training.averages import box_targets, grid_targets, word_averages
 from advl_pipeline.training.teacher_features import TeacherFeatures, UnitFeatures, form_of
 
 _TEXTS_REMEMBERED = 65536
@@ -89,15 +81,15 @@ class SignalSource:
         """Whether the student's pretraining left a record of the words that it taught."""
         return self.known.counts is not None
 
-    def stored(
+    def signal(
         self,
         examples: Sequence[Example],
         batch: StudentBatch,
         *,
         with_confidence: bool,
         places: PlaceKind | None = None,
-    ) -> StoredSignal:
-        """Return the teachers' features on a batch as they are stored, and what makes targets of them.
+    ) -> TeacherSignal:
+        """Return the teachers' signal on a batch: features as they are stored, and what makes targets of them.
 
         Args:
             examples: of the batch, in order.
@@ -113,7 +105,7 @@ class SignalSource:
             modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
             for modality, values in (self.confidence.items() if with_confidence else ())
         }
-        return StoredSignal(vision=vision, text=text, words=words, confidence=confidence)
+        return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
 
     @cached_property
     def _word_numbers(self) -> Callable[[str], WordNumbers]:
@@ -146,11 +138,11 @@ class SignalSource:
 
     def _vision(
         self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
-    ) -> StoredVision:
+    ) -> VisionSignal:
         store = teacher.image
         assert store is not None
         ids = [example.image.unit_id for example in examples]
-        whole = StoredVision(picture=self._whole_units(store, ids))
+        whole = VisionSignal(picture=self._whole_units(store, ids))
         lie_at = teacher.image_places
         if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
             return whole
@@ -170,11 +162,11 @@ class SignalSource:
 
     def _text(
         self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment
-    ) -> StoredText:
+    ) -> TextSignal:
         store = teacher.text
         assert store is not None
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
-        whole = StoredText(text=self._whole_units(store, ids))
+        whole = TextSignal(text=self._whole_units(store, ids))
         if not store.has_tokens:
             return whole
         tokens, lengths = self._token_rows(store, ids)
@@ -202,10 +194,10 @@ class SignalSource:
             picture=picture,
         )
 
-    def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> StoredFeatures:
+    def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> Features:
         return self._stored(store.global_features(ids), None, store.global_mean, store.global_variance)
 
-    def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[StoredFeatures, npt.NDArray[np.int32]]:
+    def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
         """Return the rows of the units one after another, and how many each has."""
         scales = None
         if isinstance(store, FeatureStore):
@@ -220,9 +212,9 @@ class SignalSource:
         scales: npt.NDArray[Any] | None,
         mean_D: npt.NDArray[np.float32],
         variance_D: npt.NDArray[np.float32],
-    ) -> StoredFeatures:
+    ) -> Features:
         is_scaled = self.target_norm == "standardise"
-        return StoredFeatures(
+        return Features(
             values_MD=_tensor(values),
             scale_M=None if scales is None else _tensor(scales),
             mean_D=torch.from_numpy(np.array(mean_D)) if is_scaled else None,

@@ -20,8 +20,8 @@ import torch
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.averages import TeacherGrid, word_averages
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.stored_signals import TeacherGrid, word_averages
 
 Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int32]

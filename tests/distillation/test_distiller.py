@@ -14,6 +14,7 @@ from torch import nn
 
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller
+from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.relational import (
     Landmarks,
     RegionLandmarks,
@@ -155,8 +156,8 @@ def lay_out(items: list[Item]) -> LaidOut:
     signal = TeacherSignal(
         vision={
             name: VisionSignal(
-                global_BD=torch.tensor(np.stack([item.image[name] for item in items])).float(),
-                regions_BSD=stack([item.boxes[name] for item in items], fill=20.0).float(),
+                picture=Features(values_MD=torch.tensor(np.stack([item.image[name] for item in items])).float()),
+                regions=Features(values_MD=stack([item.boxes[name] for item in items], fill=20.0).float()),
                 region_mask_BS=stack([np.ones(len(i.boxes[name]), bool) for i in items], fill=False),
                 shares_BSR=(
                     box_index[firsts][:, None]
@@ -167,8 +168,8 @@ def lay_out(items: list[Item]) -> LaidOut:
         },
         text={
             name: TextSignal(
-                global_ND=torch.tensor(np.stack([c.text[name] for c in flat])).float(),
-                words_NWD=stack([c.words[name] for c in flat], fill=30.0).float(),
+                text=Features(values_MD=torch.tensor(np.stack([c.text[name] for c in flat])).float()),
+                words=Features(values_MD=stack([c.words[name] for c in flat], fill=30.0).float()),
                 word_mask_NW=stack([c.known_words[name] for c in flat], fill=True),
             )
             for name in READERS

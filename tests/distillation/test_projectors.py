@@ -12,6 +12,7 @@ from first_step import first_terms
 from safetensors.torch import load_file
 from torch import nn
 
+from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import VisionSignal
@@ -37,7 +38,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 def targets() -> VisionSignal:
     mask_NR = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]) > 0
     return VisionSignal(
-        global_BD=draw(N, D, seed=1), regions_BSD=draw(N, R, D, seed=2), region_mask_BS=mask_NR, shares_BSR=None
+        picture=Features(values_MD=draw(N, D, seed=1)),
+        regions=Features(values_MD=draw(N, R, D, seed=2)),
+        region_mask_BS=mask_NR,
     )
 
 

@@ -18,7 +18,7 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.training.stored_signals import TeacherGrid
+from advl_pipeline.training.averages import TeacherGrid
 from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
 

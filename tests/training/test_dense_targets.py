@@ -21,8 +21,8 @@ from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
+from advl_pipeline.training.averages import TeacherGrid
 from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.stored_signals import TeacherGrid
 from advl_pipeline.training.teacher_features import TeacherFeatures
 
 CELL = 8
@@ -87,7 +87,7 @@ def seen(
     student = build_student(student_name)
     batch = student.collate(examples)
     source = SignalSource([teacher], prior=fit_word_prior(["What is it?"]), target_norm="none")
-    signal = source.stored(examples, batch, with_confidence=False, places=student.places).targets()
+    signal = source.signal(examples, batch, with_confidence=False, places=student.places)
     return signal.vision["colours"], batch, settings
 
 

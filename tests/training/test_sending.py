@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,12 +13,14 @@ from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.tensors import moved, with_tensors
+from advl_pipeline.tensors import with_tensors
 from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, pinned, send_ahead
 from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.stored_signals import StoredSignal
 from advl_pipeline.training.teacher_features import cached_teacher
+
+PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "relevance_NW")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,20 @@ def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_rows_travel_as_they_are_stored(collated: TrainingBatch) -> None:
-    (text,), (picture,) = collated.stored.text.values(), collated.stored.vision.values()
+    (text,), (picture,) = collated.signal.text.values(), collated.signal.vision.values()
     assert text.words.values_MD.dtype == torch.int8
     assert text.words.scale_M is not None
     assert picture.regions.values_MD.dtype == picture.picture.values_MD.dtype == torch.float16
-    targets = collated.stored.targets()
-    sent, made = num_bytes(collated.stored), num_bytes(targets)
+    sent = num_bytes(collated.signal)
+    made = sum(value.numel() * 4 for _, value in targets_of(collated.signal))
     assert sent < made / 1.5, (sent, made)
+
+
+def targets_of(signal: TeacherSignal) -> list[tuple[str, torch.Tensor]]:
+    """Return what the loss follows, by name."""
+    targets = [(f"{name} {kind}", getattr(part, kind)) for name, part in signal.vision.items() for kind in PICTURES]
+    targets += [(f"{name} {kind}", getattr(part, kind)) for name, part in signal.text.items() for kind in TEXTS]
+    return [(name, value) for name, value in targets if value is not None]
 
 
 def num_bytes(record: Any) -> int:
@@ -61,18 +70,11 @@ class PosingTensor(torch.Tensor):
 
 
 def test_a_device_makes_the_same_targets(collated: TrainingBatch) -> None:
-    here = collated.stored.targets()
-    there = with_tensors(collated.stored, lambda value: value.as_subclass(PosingTensor)).targets()
-    for kind in ("vision", "text"):
-        for name, target in getattr(here, kind).items():
-            other = getattr(there, kind)[name]
-            for item in fields(target):
-                value, other_value = getattr(target, item.name), getattr(other, item.name)
-                if isinstance(value, torch.Tensor):
-                    other_value = other_value.as_subclass(torch.Tensor)
-                    torch.testing.assert_close(
-                        other_value, value, rtol=1e-5, atol=1e-5, msg=f"{kind} {name} {item.name}"
-                    )
+    posing = with_tensors(collated.signal, lambda value: value.as_subclass(PosingTensor))
+    here, there = targets_of(collated.signal), targets_of(posing)
+    assert len(here) == 4
+    for (name, value), (_, other) in zip(here, there, strict=True):
+        torch.testing.assert_close(other.as_subclass(torch.Tensor), value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @dataclass
@@ -125,13 +127,10 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> None:
-    here, device = collated.stored.targets(), torch.device("cuda")
+    here, device = collated.signal, torch.device("cuda")
+    assert here is not None
     (sent,) = send_ahead([[pinned(collated)]], device)
     (batch,) = sent.received(device)
     assert batch.signal is not None
-    there = moved(batch.signal, torch.device("cpu"))
-    (text,), (also_text,) = here.text.values(), there.text.values()
-    torch.testing.assert_close(also_text.words_NWD, text.words_NWD, rtol=1e-4, atol=1e-4)
-    (picture,), (also_picture,) = here.vision.values(), there.vision.values()
-    torch.testing.assert_close(also_picture.regions_BSD, picture.regions_BSD, rtol=1e-4, atol=1e-4)
-    assert isinstance(collated.stored, StoredSignal)
+    for (name, value), (_, other) in zip(targets_of(here), targets_of(batch.signal), strict=True):
+        torch.testing.assert_close(other.cpu(), value, rtol=1e-4, atol=1e-4, msg=name)

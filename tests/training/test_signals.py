@@ -17,8 +17,8 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_u
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.students.interface import StudentBatch
+from advl_pipeline.training.averages import word_averages
 from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.stored_signals import word_averages
 from advl_pipeline.training.teacher_features import TeacherFeatures
 
 TEXT = "a playful dog"
@@ -63,7 +63,7 @@ def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
         box_index_NR=torch.full((2, 1), -1),
     )
     source = SignalSource([teacher], prior=fit_word_prior([TEXT]))
-    return source.stored(examples(), batch, with_confidence=False).targets()
+    return source.signal(examples(), batch, with_confidence=False)
 
 
 def test_words_are_compared_with_the_picture_in_the_towers_own_space() -> None:

@@ -15,11 +15,13 @@ from run_logs import losses
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
+from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.averages import word_averages
 from advl_pipeline.training.inputs import check_selection
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.stored_signals import Fillings, StoredFeatures, StoredText, word_averages
 from advl_pipeline.training.teacher_features import WordMeans, form_of, word_means
 
 
@@ -58,12 +60,13 @@ def test_missing_words_take_their_means_and_others_stay() -> None:
     assert found_NW.tolist() == [[False, True, False, True]]
     # The first word alone has a row, of which it is the mean.
     averages, _ = word_averages(np.array([0]), np.array([1], np.int32), (1, 4))
-    stored = StoredText(
-        text=StoredFeatures(values_MD=torch.zeros(1, 2)),
-        words=StoredFeatures(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16), averages=averages),
+    signal = TextSignal(
+        text=Features(values_MD=torch.zeros(1, 2)),
+        words=Features(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16), averages=averages),
         fillings=Fillings(place_F=torch.nonzero(found_NW.flatten())[:, 0], mean_FD=mean_FD),
     )
-    words_NWD = stored.targets().words_NWD
+    words_NWD = signal.words_NWD
+    assert words_NWD is not None
     assert words_NWD[0].tolist() == [[9.0, 9.0], [3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
 
 

@@ -16,6 +16,7 @@ from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
+from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.errors import ConfigError
@@ -120,8 +121,8 @@ class TwoPictures:
 def test_own_tokens_are_pooled_as_the_teachers_places_are_and_take_no_gradient() -> None:
     states_NRH = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     teacher_signal = VisionSignal(
-        global_BD=torch.zeros(2, 9),
-        regions_BSD=torch.zeros(2, 2, 9),
+        picture=Features(values_MD=torch.zeros(2, 9)),
+        regions=Features(values_MD=torch.zeros(2, 2, 9)),
         region_mask_BS=torch.ones(2, 2) > 0,
         shares_BSR=torch.tensor([[[0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]),
     )
