@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -102,17 +101,7 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     settings, student = run.method.settings, start.student
     if run.method.uses_teachers and settings.projector == "shared" and settings.distance != "relational":
         student.give_layers()
-    widths = teaching.source.widths() if teaching.source else {}
-    if start.teaches_itself:
-        width = student.hidden_size
-        widths = {
-            name: replace(
-                teacher_widths,
-                image_global=teacher_widths.image_global and width,
-                image_region=teacher_widths.image_region and width,
-            )
-            for name, teacher_widths in widths.items()
-        }
+    widths = start.control.widths(teaching.source.widths(), student) if teaching.source else {}
     with drawing(run.config.seed + 2):
         distiller = Distiller(
             settings,

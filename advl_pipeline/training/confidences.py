@@ -96,9 +96,7 @@ def find_confidences(
             folds=config.confidence_folds,
             seed=config.seed,
         )
-    if config.teacher_control == "own-tokens":
-        # What a vision teacher is sure of is nothing that the student's own tokens say.
-        estimates = {name: estimate for name, estimate in estimates.items() if name == "text"}
+    estimates = start.control.estimates(estimates)
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     separations = {modality: separation(estimate.outranked_N, pictures) for modality, estimate in estimates.items()}
     checked = tuple(
@@ -115,10 +113,8 @@ def find_confidences(
         if check.is_used
     }
     # Probes read the teachers as they are; the bridge reads them as the control makes them.
-    if config.teacher_control == "shuffle" and config.confidence != "bridge":
-        for name, values in followed.items():
-            order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed)).tolist()
-            followed[name] = {unit_id: values[ids[index]] for unit_id, index in zip(ids, order, strict=True)}
+    if config.confidence != "bridge":
+        followed = {name: start.control.confidences(values) for name, values in followed.items()}
     return checked, followed
 
 

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
-from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
@@ -112,7 +111,7 @@ class FinetuneModel(nn.Module):
         remembered: what the student's confidence was, where weights do not follow the current one.
         """
         super().__init__()
-        self.hide_picture, self.teaches_itself = start.hide_picture, start.teaches_itself
+        self.hide_picture, self.control = start.hide_picture, start.control
         self.student = start.student
         self.heads = nn.ModuleDict(dict(start.heads))
         self.distiller = distiller
@@ -249,10 +248,8 @@ class FinetuneModel(nn.Module):
                 fused = self.encode(student, need_relevance=needs_relevance)
         states = apart if distils_apart else fused
         assert states is not None
-        if self.teaches_itself:
-            # After the passes that take gradients, whose layers below the fusion may be shared.
-            with torch.no_grad():
-                signal = with_own_tokens(signal, self.student.visual_tokens(student), student)
+        # After the passes that take gradients, whose layers below the fusion may be shared.
+        signal = self.control.signal(signal, self.student, student)
         return self.distiller.terms(
             states,
             student,

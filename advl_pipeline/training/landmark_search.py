@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words, with_own_tokens
+from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
 from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.tensors import moved
 from advl_pipeline.training.batches import TrainingBatch, looked_at
+from advl_pipeline.training.controls import NO_CONTROL, Control
 from advl_pipeline.training.signals import SignalSource
 
 MAX_TEXTS = 8192
@@ -42,8 +43,8 @@ class StudentAtStart:
     heads: Mapping[str, nn.Module]
     settings: DistillationSettings
     hide_picture: bool = False
-    teaches_itself: bool = False
-    """Its own visual tokens stand in a vision teacher's place."""
+    control: Control = NO_CONTROL
+    """Of what it follows of its teachers."""
     source: SignalSource | None = None
     """Of the signals of teachers that it is looked at beside."""
 
@@ -73,9 +74,7 @@ class StudentAtStart:
 
     def signal(self, batch: TrainingBatch) -> TeacherSignal | None:
         """Return a batch's signal as the run hears it."""
-        if batch.signal is None or not self.teaches_itself:
-            return batch.signal
-        return with_own_tokens(batch.signal, self.student.visual_tokens(batch.student), batch.student)
+        return batch.signal and self.control.signal(batch.signal, self.student, batch.student)
 
     def states(self, batch: StudentBatch) -> StudentOutput:
         """Return the states that the run distils."""

@@ -44,6 +44,7 @@ from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
@@ -162,7 +163,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         heads={name: head.to(accelerator.device) for name, head in heads.items()},
         settings=run.method.settings,
         hide_picture=config.hide_picture,
-        teaches_itself=config.teacher_control == "own-tokens" and run.method.uses_teachers,
+        control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
     teaching = open_teaching(run, start, caches, inputs, accelerator)
     model = build_finetune_model(run, start, teaching, inputs)

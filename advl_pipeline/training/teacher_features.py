@@ -1,8 +1,5 @@
 """A teacher's features by unit: as its caches hold them, joined over several splits, or as a control changes them.
 
-A control keeps the statistics of features and takes away what a gain should come from. Shuffled, features are
-permuted over the units, and mean nothing of them. Moved, the cells of a grid lie in the wrong places of their own
-picture: what it shows stays, and where it shows it is lost.
 Shapes: Q units, M token rows, N texts, W words, K words by spelling, F words without rows, D teacher width.
 """
 
@@ -19,15 +16,13 @@ import torch
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.averages import TeacherGrid, word_averages
-from advl_pipeline.training.config import FinetuneConfig
 
 Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int32]
 
 Tower = Literal["image", "text"]
-_TOWERS: tuple[Tower, ...] = get_args(Tower)
+TOWERS: tuple[Tower, ...] = get_args(Tower)
 
 TEXTS_AT_ONCE = 1024
 
@@ -223,148 +218,7 @@ def joined_teacher(cached: Sequence[TeacherFeatures], features: Sequence[Teacher
     if len(features) == 1:
         return first
     towers: dict[str, UnitFeatures | None] = {}
-    for tower in _TOWERS:
+    for tower in TOWERS:
         stores = [store for teacher in cached if isinstance(store := getattr(teacher, tower), FeatureStore)]
         towers[tower] = JoinedFeatures(stores, [getattr(teacher, tower) for teacher in features]) if stores else None
     return replace(first, image=towers["image"], text=towers["text"])
-
-
-class Rearranged(StandIn):
-    """What a control makes of features: each unit has those of another one, or its own rows in another order."""
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        whole_of: Callable[[str], str],
-        rows_of: Callable[[str], str],
-        order_of: Callable[[str, int, int], npt.NDArray[np.int64]],
-    ) -> None:
-        """Args:
-        whole_of: the unit whose global features a unit gets.
-        rows_of: the unit whose token rows it gets.
-        order_of: which of these, (M,), of a unit with M rows of its own; given it, M and how many there are.
-        """
-        super().__init__(store)
-        self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
-
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return (Q, D)."""
-        return self._store.global_features([self._whole_of(unit) for unit in ids])
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return as many rows per unit as it has."""
-        lengths = self._store.token_lengths(ids)
-        rows, lent = self._store.token_features([self._rows_of(unit) for unit in ids])
-        starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
-        of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
-        take = [start + self._order_of(unit, num_rows, others) for unit, start, num_rows, others in of_units]
-        return rows[np.concatenate(take).astype(np.int64)], lengths
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the units whose features these get."""
-        self._store.announce([self._whole_of(unit) for unit in ids])
-
-
-def shuffled_features(store: FeatureStore, *, seed: int, tower: Tower) -> Rearranged:
-    """Give every unit the features of another one, by one random cycle through the store's units.
-
-    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
-    of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
-    as many pictures as texts would leave the pairs matched.
-    """
-    entropy = np.random.SeedSequence([seed, 0x5EED, _TOWERS.index(tower)])
-    ids = list(store.ids)
-    cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
-    with_rows: dict[str, str] = {}
-    if store.has_tokens:
-        has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
-        donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
-        for unit in reversed(cycle):
-            with_rows[unit] = donor
-            donor = unit if has_rows[unit] else donor
-    return Rearranged(
-        store,
-        whole_of=dict(zip(cycle, cycle[1:] + cycle[:1], strict=True)).__getitem__,
-        rows_of=with_rows.__getitem__,
-        order_of=lambda _, num_rows, others: np.arange(num_rows) % max(1, others),
-    )
-
-
-def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
-    """Return a cached teacher with its features permuted over units, each tower by itself."""
-    image, text = teacher.image, teacher.text
-    return replace(
-        teacher,
-        image=shuffled_features(image, seed=seed, tower="image") if isinstance(image, FeatureStore) else None,
-        text=shuffled_features(text, seed=seed, tower="text") if isinstance(text, FeatureStore) else None,
-    )
-
-
-def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
-    """Return a cached teacher as the control makes it: with its units shuffled, or the cells of each picture moved.
-
-    Cells are permuted in an order of each picture's own, or shifted by half the grid around the picture's edges.
-
-    Raises:
-        ConfigError: cells are to be moved, of a teacher that sees pictures and has no grid.
-    """
-    if config.teacher_control in ("none", "own-tokens"):
-        return teacher
-    if config.teacher_control == "shuffle":
-        return shuffled_teacher(teacher, seed=config.seed)
-    if teacher.image is None:
-        return teacher
-    grid = teacher.image_places
-    if not isinstance(grid, TeacherGrid):
-        raise ConfigError(
-            "This teacher's cache has no grid whose cells could be moved.",
-            where=teacher.name,
-            next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
-        )
-    assert isinstance(teacher.image, FeatureStore)
-    cells = np.arange(grid.rows * grid.columns)
-    shifted = np.roll(cells.reshape(grid.rows, grid.columns), (grid.rows // 2, grid.columns // 2), axis=(0, 1))
-
-    def order_of(unit: str, *_: int) -> npt.NDArray[np.int64]:
-        if config.teacher_control == "shift-grid":
-            return shifted.reshape(-1)
-        entropy = np.random.SeedSequence([config.seed, 0xCE11, zlib.crc32(unit.encode())])
-        return np.random.default_rng(entropy).permutation(len(cells))
-
-    return replace(teacher, image=Rearranged(teacher.image, whole_of=str, rows_of=str, order_of=order_of))
-
-
-def require_control(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
-    """Refuse a control that no loss would read, or that would be the method itself.
-
-    Args:
-        teachers: as the caches hold them.
-
-    Raises:
-        ConfigError: as said.
-    """
-    where = f"--teacher-control {config.teacher_control}"
-    if config.teacher_control in ("shuffle-cells", "shift-grid"):
-        if config.distill.vision_target == "image" or config.distill.pathway == "text":
-            raise ConfigError(
-                "The cells of a grid that no loss reads cannot be a control.",
-                where=where,
-                next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
-            )
-        grids = [teacher.image_places for teacher in teachers if isinstance(teacher.image_places, TeacherGrid)]
-        if not any(grid.rows * grid.columns > 1 for grid in grids):
-            raise ConfigError(
-                "No teacher has a grid of several cells, so the control would be the method itself.",
-                where=where,
-                why=f"the teachers are {', '.join(teacher.name for teacher in teachers)}",
-                next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
-            )
-    is_text = config.distill.pathway == "text"
-    if config.teacher_control == "own-tokens" and (is_text or not any(teacher.image for teacher in teachers)):
-        raise ConfigError(
-            "The student's own tokens stand in for a vision teacher, and none is distilled.",
-            where=where,
-            why="--pathway text" if is_text else "no cache is of a vision teacher",
-            next_command="add the --cache of a vision teacher, or leave out --teacher-control",
-        )

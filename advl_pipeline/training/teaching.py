@@ -25,6 +25,7 @@ from advl_pipeline.students.weight_files import known_words, read_known_words
 from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences
+from advl_pipeline.training.controls import control_of
 from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
 from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
 from advl_pipeline.training.process_group import computed_by_first
@@ -33,9 +34,7 @@ from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import (
     TeacherFeatures,
     cached_teacher,
-    controlled_teacher,
     joined_teacher,
-    require_control,
     word_means,
 )
 
@@ -171,18 +170,19 @@ def _open_sources(
         for candidate in inputs.adapt_dataset[index].candidates
     ]
     texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
+    control = control_of(config)
     teachers: list[TeacherFeatures] = []
     judges: list[TeacherFeatures] = []
     for of_teacher in zip(*by_split, strict=True):
         cached = [cached_teacher(cache) for cache in of_teacher]
-        read = [controlled_teacher(teacher, config) for teacher in cached]
+        read = [control.features(teacher) for teacher in cached]
         for collected, features in ((teachers, read), (judges, cached)):
             joined = joined_teacher(cached, features)
             if any(cache.keeps_some_texts for cache in of_teacher) and joined.text is not None:
                 # Only some texts have rows; words of the others have their means.
                 joined = replace(joined, word_means=word_means(joined.text, texts))
             collected.append(joined)
-    require_control(judges, config)
+    control.require(judges, config)
     source = SignalSource(
         teachers,
         prior=fit_word_prior(candidate.text for candidate in candidates),

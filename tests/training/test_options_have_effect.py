@@ -50,7 +50,7 @@ READ_AT = {
     **dict.fromkeys(("known_words", "target_norm"), "training/teaching.py"),
     **dict.fromkeys(("confidence", "confidence_folds", "confidence_check", "seed"), "training/confidences.py"),
     "student_confidence": "training/build_model.py",
-    "teacher_control": "training/teacher_features.py",
+    "teacher_control": "training/controls.py",
     "adapt_on": "training/inputs.py",
     "adapt_texts": "training/batch_order.py",
     **dict.fromkeys(("distill_weight", "distill_decay"), "training/optimiser.py"),

@@ -24,9 +24,10 @@ from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
+from advl_pipeline.training.controls import Shuffled
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import cached_teacher, shuffled_teacher
+from advl_pipeline.training.teacher_features import cached_teacher
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -34,7 +35,7 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     dataset = small_corpus.dataset()
     teachers = [cached_teacher(open_cache(path)) for path in small_corpus.caches]
     if shuffled:
-        teachers = [shuffled_teacher(teacher, seed=0) for teacher in teachers]
+        teachers = [Shuffled(seed=0).features(teacher) for teacher in teachers]
     prior = fit_word_prior(candidate.text for example in (dataset[0], dataset[1]) for candidate in example.candidates)
     source = SignalSource(teachers, prior=prior, target_norm="standardise")
     begun: list[int] = []

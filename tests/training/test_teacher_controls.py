@@ -23,10 +23,10 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
 from advl_pipeline.training.checks import without_effect
+from advl_pipeline.training.controls import shuffled_features
 from advl_pipeline.training.teacher_features import (
     Tower,
     cached_teacher,
-    shuffled_features,
 )
 
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
