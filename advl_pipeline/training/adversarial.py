@@ -21,7 +21,7 @@ import torch
 
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
 from advl_pipeline.training.config import AdversarialConfig
-from advl_pipeline.training.finetune_model import LossTerms
+from advl_pipeline.training.step import LossTerms
 
 SMALLEST_NORM = 1e-8
 

@@ -27,11 +27,11 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import SentBatches, TrainingBatch
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
-from advl_pipeline.training.finetune_model import FinetuneModel, Phase, StepConditions
 from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
 from advl_pipeline.training.recipes import TrainingSettings
 from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.step import FinetuneModel, Phase, StepConditions
 from advl_pipeline.training.step_log import (
     StepNumbers,
     StepPlace,

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.settings import DistillationOptions
-from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.recipes import FinetuningNumbers, TrainingSettings
+from advl_pipeline.training.step import FinetuneModel
 
 
 def linear_warmup_decay(step: int, *, num_steps: int, warmup_fraction: float) -> float:

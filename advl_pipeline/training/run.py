@@ -45,7 +45,6 @@ from advl_pipeline.training.checks import open_caches, open_region_caches, requi
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.controls import NO_CONTROL, control_of
-from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
@@ -53,6 +52,7 @@ from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
+from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
 from advl_pipeline.training.teaching import Teaching, open_teaching

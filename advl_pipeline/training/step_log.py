@@ -21,7 +21,7 @@ from advl_pipeline.errors import (
     advise,
 )
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.finetune_model import LossTerms, Phase
+from advl_pipeline.training.step import LossTerms, Phase
 
 HISTOGRAM_BINS = 20
 

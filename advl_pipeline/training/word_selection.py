@@ -13,8 +13,8 @@ import torch
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.training.batches import looked_at
-from advl_pipeline.training.finetune_model import FinetuneModel, StepConditions
 from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.step import FinetuneModel, StepConditions
 
 MAX_EXAMPLES = 24
 AT_ONCE = 8

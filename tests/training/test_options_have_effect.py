@@ -44,7 +44,7 @@ READ_AT = {
     **dict.fromkeys(("device", "mixed_precision", "method", "cache"), "training/run.py"),
     **dict.fromkeys(("split", "task", "shots", "ids", "pool"), "training/inputs.py"),
     **dict.fromkeys(("init", "compile", "gradient_checkpointing"), "training/build_model.py"),
-    "hide_picture": "training/finetune_model.py",
+    "hide_picture": "training/step.py",
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
     **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/heads.py"),
     **dict.fromkeys(("known_words", "target_norm"), "training/teaching.py"),

@@ -20,7 +20,6 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
 from advl_pipeline.training.config import FinetuneConfig, Optimiser
-from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.optimiser import (
     BertAdam,
@@ -41,6 +40,7 @@ from advl_pipeline.training.recipes import (
 )
 from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.step import FinetuneModel
 
 
 def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:

@@ -24,7 +24,7 @@ from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import loop
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.step import FinetuneModel
 
 
 def tensorboard_of(folder: Path) -> EventAccumulator:

@@ -1,8 +1,20 @@
-"""One module that holds what is trained together: the student, its task heads and the projections of the method.
+"""The loss of a step: all of its terms, in the order in which they are added up.
 
-`forward` returns the loss terms of one batch in one of the two steps, so that data parallelism and mixed precision
-wrap the whole computation.
-Shapes: B examples, N sequences, K classes.
+The adapt step learns from no label. Its loss is
+
+    contrast + sum_p mean_B(w_p d_p) + anchor_weight * drift + answer_weight * mean_B(w_text a)
+
+and that of the finetune step, with lambda for `--distill-weight` as it decays and k for VILLA's perturbed passes,
+
+    task + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
+
+over the pathways p, vision and text. Here d_p is how far the student's states are from what the teachers of the
+pathway relate (`distillation/distiller.py`), and w_p the weight of an example by confidence, 1 in the adapt step
+(`distillation/weighting.py`). docs/method.md has the formulas of the distances.
+
+`FinetuneModel` holds what is trained together, the student, its task heads and the projections of the method, so that
+data parallelism and mixed precision wrap the whole computation.
+Shapes: B examples, N sequences, C candidates, K classes.
 """
 
 from __future__ import annotations
@@ -69,8 +81,14 @@ class LossTerms:
         self.weighted[name] = value if weight == 1.0 else weight * value
         self.raw[name] = value.detach()
 
-    def note(self, pathway: str, term: PathwayTerm) -> None:
-        """Keep what the log tells of a pathway."""
+    def add_pathway(
+        self, pathway: str, term: PathwayTerm, weights_B: torch.Tensor | None, *, strength: float | None = None
+    ) -> None:
+        """Add the mean over the examples, weighted where weights are given, and keep each teacher's for the log."""
+        value_B = term.value_B
+        if weights_B is not None:
+            self.weights[pathway], value_B = weights_B, weights_B * value_B
+        self.weighted[pathway] = value_B.mean() if strength is None else strength * value_B.mean()
         self.raw[pathway] = term.raw_B.mean()
         if len(term.by_teacher) > 1:
             self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
@@ -142,6 +160,7 @@ class FinetuneModel(nn.Module):
         contrasts = settings.adapt_objective == "contrastive"
         needs_apart = contrasts or self._reference or self._distils_apart(signal)
         apart = self.student.encode_unimodal(batch.student) if needs_apart else None
+        # contrast = (InfoNCE(picture -> its texts) + InfoNCE(texts -> their picture)) / 2
         if contrasts:
             assert apart is not None
             contrast = self.distiller.contrast(
@@ -159,16 +178,15 @@ class FinetuneModel(nn.Module):
             with torch.no_grad():
                 reference = self._reference[0].encode_unimodal(batch.student)
             known = self.distiller.known_regions(reference, batch.student, signal)
+        # vision, text = mean_B(d_p); of an oracle's weights mean_B(w_p d_p)
         if signal is not None:
             for name, term in self.distillation_terms(batch, signal, step, apart=apart, known=known).pathways.items():
-                value_B = term.value_B
+                weights_B = None
                 if settings.weighting == "oracle":
-                    weights_B = pathway_weights(
-                        settings, signal, name, torch.ones_like(value_B), generator=step.generator
-                    )
-                    terms.weights[name], value_B = weights_B, weights_B * value_B
-                terms.weighted[name] = value_B.mean()
-                terms.note(name, term)
+                    confidence_B = torch.ones_like(term.value_B)
+                    weights_B = pathway_weights(settings, signal, name, confidence_B, generator=step.generator)
+                terms.add_pathway(name, term, weights_B)
+        # drift = mean |h - h_0|^2 / var(h_0), of the states h_0 that pretraining left and nothing is to move
         if reference is not None:
             assert apart is not None
             assert signal is not None
@@ -176,9 +194,9 @@ class FinetuneModel(nn.Module):
             anchored_B = torch.zeros_like(batch.anchored_B) if self.hide_picture else batch.anchored_B
             drift = anchor_loss(apart, reference, batch.student, signal, known, anchored_B, gather=step.gather)
             terms.add("drift", drift, settings.anchor_weight)
+        # answers = mean_B(w_text a), a = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the
+        # student compares candidates by: a head's logits or, of answers in words, their likelihood per token
         if self.answers:
-            # docs/method.md: L = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the student
-            # compares candidates by: a head's logits or, of answers in words, their likelihood per token.
             scored = self._score(batch, self.encode(batch.student, need_relevance=False))
             share_BC = pad_sequence([self.answers[name] for name in batch.example_ids], batch_first=True)
             log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
@@ -198,11 +216,13 @@ class FinetuneModel(nn.Module):
             output = self.student.encode_pooled(
                 batch.student, perturbation=perturbation, mask_visual=self.hide_picture
             )
+        # task: `--task-loss` of the logits and the labels; `adversarial.py` asks for it again under perturbations
         scored = self._score(batch, output)
         terms = LossTerms(compared=scored.compared)
         terms.add("task", scored.loss)
         if batch.targets.label_B is not None:
             terms.num_correct = (scored.logits.detach().argmax(1) == batch.targets.label_B).sum()
+        # vision, text = lambda * mean_B(w_p d_p)
         if signal is None or not distils:
             return terms
         if self.remembered is None:
@@ -212,9 +232,7 @@ class FinetuneModel(nn.Module):
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distillation_terms(batch, signal, step, fused=output).pathways.items():
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=step.generator)
-            terms.weighted[name] = step.strength * (weights_B * term.value_B).mean()
-            terms.note(name, term)
-            terms.weights[name] = weights_B
+            terms.add_pathway(name, term, weights_B, strength=step.strength)
         return terms
 
     def _score(self, batch: TrainingBatch, output: StudentOutput) -> TaskScores:
