@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, get_args
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.compute import (
     allow_tf32,
     device_name,
@@ -45,7 +46,7 @@ from advl_pipeline.training.checks import open_caches, open_region_caches, requi
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.controls import NO_CONTROL, control_of
-from advl_pipeline.training.heads import save_heads
+from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import run_phase
@@ -92,29 +93,88 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """These are all parts of a run, opened and checked."""
+class _Asked:
+    """A run that is decided, with its inputs and caches opened; no student is built yet.
 
+    `began` is when this sitting began, by `time.perf_counter`.
+    """
+
+    given: FinetuneConfig
+    began: float
     run: Run
     accelerator: Accelerator
     folder: RunFolder
     inputs: Inputs
+    caches: Sequence[TeacherCache]
+    region_caches: Sequence[TeacherCache]
+    identity: Mapping[str, Any]
+    multiplies_in_tf32: bool
+
+    def finished(self) -> FinetuneResult | None:
+        """Return the result of a finished run that lies there, and that this one may be."""
+        summary = self.folder.read_result() if self.run.config.resume else None
+        return None if summary is None else self.result(summary)
+
+    def result(self, summary: dict[str, Any]) -> FinetuneResult:
+        return FinetuneResult(output=self.folder.path, summary=summary, is_main=self.accelerator.is_main_process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A run with all of its parts, opened and checked; `notes` are what people are told of them."""
+
+    asked: _Asked
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
     validation: Validation | None
     labelled: tuple[Sequence[int], BatchOrder]
     """Positions in the split that the finetune step trains on, and the order of the places in them."""
+    reads: StudentInputs
+    origins: Mapping[str, HeadOrigin]
+    notes: Sequence[str]
 
 
 def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
+    asked = _resolve(config, held)
+    folder, accelerator = asked.folder, asked.accelerator
+    resumes, is_main = asked.run.config.resume, accelerator.is_main_process
+    if resumes:
+        folder.require_same_run(asked.identity)
+        if (finished := asked.finished()) is not None:
+            return finished
+    lock = process_lock(folder.path / LOCK, "this run")
+    if (is_begun := folder.path.is_dir()) and is_main:
+        held.enter_context(lock)
+    opened = _open(asked)
+    if is_main:
+        if not is_begun:
+            held.enter_context(lock)
+            # Another process may have made the folder in the meantime.
+            if resumes:
+                folder.require_same_run(asked.identity)
+        _begin(opened)
+    accelerator.wait_for_everyone()
+    if (finished := asked.finished()) is not None:
+        return finished
+    first_step = _train(opened)
+    if is_main:
+        _end_run(opened, first_step=first_step)
+    accelerator.wait_for_everyone()
+    summary = folder.read_result()
+    assert summary is not None
+    return asked.result(summary)
+
+
+def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
+    """Decide device, precision and every number of a run, and open its inputs and caches."""
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
     if config.init is not None:
         # By its commit, so that what the hub moves meanwhile is not read in its place.
         config = replace(config, init=pinned_init(folder.commit_begun(config.init) if config.resume else config.init))
-    config_as_given = config
+    given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)
     held.enter_context(one_training())
@@ -135,17 +195,26 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     caches = given_caches if run.method.uses_teachers else []
-    identity = describe_run(run, inputs, caches, region_caches)
-    as_result = partial(FinetuneResult, output=config.output, is_main=accelerator.is_main_process)
-    if config.resume:
-        folder.require_same_run(identity)
-        if (finished := folder.read_result()) is not None:
-            return as_result(summary=finished)
-    lock = process_lock(config.output / LOCK, "this run")
-    if (is_begun := config.output.is_dir()) and accelerator.is_main_process:
-        held.enter_context(lock)
+    return _Asked(
+        given=given,
+        began=began,
+        run=run,
+        accelerator=accelerator,
+        folder=folder,
+        inputs=inputs,
+        caches=caches,
+        region_caches=region_caches,
+        identity=describe_run(run, inputs, caches, region_caches),
+        multiplies_in_tf32=multiplies_in_tf32,
+    )
+
+
+def _open(asked: _Asked) -> _Opened:
+    """Build the student, its heads and what it learns from beside labels."""
+    run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
+    config = run.config
     student = build_finetune_student(run)
-    teachers = [cache.teacher_name for cache in caches]
+    teachers = [cache.teacher_name for cache in asked.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
     stored = use_stored_pictures(
         student,
@@ -154,7 +223,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
-    stored += use_region_caches(student, region_caches, hash_all=config.verify_caches)
+    stored += use_region_caches(student, asked.region_caches, hash_all=config.verify_caches)
     # Without a teacher, but with the regions that the tokens of a batch count among theirs.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
     heads, origins = build_finetune_heads(run, student, inputs)
@@ -165,67 +234,57 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
         hide_picture=config.hide_picture,
         control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
-    teaching = open_teaching(run, start, caches, inputs, accelerator)
-    model = build_finetune_model(run, start, teaching, inputs)
+    teaching = open_teaching(run, start, asked.caches, inputs, accelerator)
     validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
-    opened = _Opened(
-        run=run,
-        validation=validation if isinstance(validation, Validation) else None,
-        accelerator=accelerator,
-        folder=folder,
-        inputs=inputs,
+    unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
+    return _Opened(
+        asked=asked,
         start=start,
         teaching=teaching,
-        model=model,
+        model=build_finetune_model(run, start, teaching, inputs),
+        validation=validation if isinstance(validation, Validation) else None,
         labelled=labelled,
+        reads=reads,
+        origins=origins,
+        notes=[*unseen, *reads.lines(), *stored, *teaching.lines()],
     )
-    step_line = run.settings.step_line(accelerator.num_processes)
-    if accelerator.is_main_process:
-        described = {
-            "heads": {name: dataclasses.asdict(origin) for name, origin in origins.items()},
-            "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
-            "confidence": {confidence.modality: confidence.to_dict() for confidence in teaching.confidences},
-            "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
-            "reads": dataclasses.asdict(reads),
-            "global_batch": step_line,
-        }
-        if not is_begun:
-            held.enter_context(lock)
-            # Another process may have made the folder in the meantime.
-            if config.resume:
-                folder.require_same_run(identity)
-        folder.begin(
-            identity,
-            config=config_to_dict(config_as_given),
-            settings=run.settings.to_dict() | described,
-            caches=[(str(cache.path), cache.identity) for cache in caches],
-            computed_on={
-                "device": device_name(config.device),
-                "mixed_precision": config.mixed_precision,
-                "tf32": multiplies_in_tf32,
-            },
-            resume=config.resume,
-        )
-        lines = [run.settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in origins.items())]
-        precision = ["products of fp32 matrices are computed in TF32"] if multiplies_in_tf32 else []
-        unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
-        for line in (*lines, step_line, *unseen, *precision, *reads.lines(), *stored, *teaching.lines()):
-            tqdm.write(line, file=sys.stderr)
-    accelerator.wait_for_everyone()
-    if config.resume and (finished := folder.read_result()) is not None:
-        return as_result(summary=finished)
-    first_step = _train(opened)
-    if accelerator.is_main_process:
-        _end_run(opened, config_as_given, reads, began=began, first_step=first_step)
-    accelerator.wait_for_everyone()
-    result = folder.read_result()
-    assert result is not None
-    return as_result(summary=result)
+
+
+def _begin(opened: _Opened) -> None:
+    """Write what the run is into its folder, and say it."""
+    asked, teaching = opened.asked, opened.teaching
+    run, config = asked.run, asked.run.config
+    step_line = run.settings.step_line(asked.accelerator.num_processes)
+    described = {
+        "heads": {name: dataclasses.asdict(origin) for name, origin in opened.origins.items()},
+        "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
+        "confidence": {confidence.modality: confidence.to_dict() for confidence in teaching.confidences},
+        "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
+        "reads": dataclasses.asdict(opened.reads),
+        "global_batch": step_line,
+    }
+    asked.folder.begin(
+        asked.identity,
+        config=config_to_dict(asked.given),
+        settings=run.settings.to_dict() | described,
+        caches=[(str(cache.path), cache.identity) for cache in asked.caches],
+        computed_on={
+            "device": device_name(config.device),
+            "mixed_precision": config.mixed_precision,
+            "tf32": asked.multiplies_in_tf32,
+        },
+        resume=config.resume,
+    )
+    heads = [f"head {name}: {head.origin}, {head.why}" for name, head in opened.origins.items()]
+    precision = ["products of fp32 matrices are computed in TF32"] if asked.multiplies_in_tf32 else []
+    for line in (run.settings.line(), *heads, step_line, *precision, *opened.notes):
+        tqdm.write(line, file=sys.stderr)
 
 
 def _train(opened: _Opened) -> int:
     """Take the steps that are left; return the number of the first of them."""
-    run, accelerator, folder, model = opened.run, opened.accelerator, opened.folder, opened.model
+    asked, model = opened.asked, opened.model
+    run, accelerator, folder = asked.run, asked.accelerator, asked.folder
     config, method = run.config, run.method
     model.to(accelerator.device)
     checkpoint = read_checkpoint(folder.checkpoint)
@@ -242,7 +301,7 @@ def _train(opened: _Opened) -> int:
         judge = opened.teaching.judge
         if judge is None or not judge.teachers or not method.num_adapt_steps:
             return None
-        return find_placement(model.student, opened.inputs.dataset, opened.inputs.seen, judge)
+        return find_placement(model.student, asked.inputs.dataset, asked.inputs.seen, judge)
 
     # Before a checkpoint is restored, the student is still as it was pretrained.
     before = placement()
@@ -267,7 +326,7 @@ def _train(opened: _Opened) -> int:
                     with accelerator.autocast():
                         remembered.begin(
                             measure_student_confidence(
-                                opened.start, model.task_loss, opened.inputs.dataset, opened.inputs.labelled
+                                opened.start, model.task_loss, asked.inputs.dataset, asked.inputs.labelled
                             )
                         )
                 run_phase(
@@ -313,7 +372,7 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
         return None
 
     def validate(step: int) -> dict[str, float]:
-        with opened.accelerator.autocast():
+        with opened.asked.accelerator.autocast():
             scores = validation_scores(opened.start, opened.model.task_loss, validation)
         right = f", {100 * scores['val/correct']:.1f} % right" if "val/correct" in scores else ""
         line = f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {len(validation.positions)} examples of val"
@@ -324,9 +383,10 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
 
 
 def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:
-    run, inputs, student = opened.run, opened.inputs, opened.start.student
+    asked, student = opened.asked, opened.start.student
+    run, inputs = asked.run, asked.inputs
     config, ids = run.config, inputs.dataset.example_ids
-    arguments: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": opened.accelerator.device}
+    arguments: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": asked.accelerator.device}
     dataset: Dataset = inputs.dataset
     if phase == "finetune":
         indices, order = opened.labelled
@@ -334,7 +394,7 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
     else:
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         arguments |= {
-            "order": order_inputs(run, inputs, rank=opened.accelerator.process_index),
+            "order": order_inputs(run, inputs, rank=asked.accelerator.process_index),
             "labelled": run.method.settings.weighting == "oracle",
             # The adapt step may see more inputs than there are labels for.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
@@ -343,22 +403,20 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
     return partial(training_batches, dataset, indices, student, opened.teaching.source, **arguments)
 
 
-def _end_run(
-    opened: _Opened, config_as_given: FinetuneConfig, reads: StudentInputs, *, began: float, first_step: int
-) -> None:
+def _end_run(opened: _Opened, *, first_step: int) -> None:
     """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
 
     Args:
-        config_as_given: for the base that an adapter is of, by the name that the user gave it.
-        began: when this sitting began, by `time.perf_counter`.
-        first_step: step that it began with; those before were taken in others.
+        first_step: step that this sitting began with; those before were taken in others.
     """
-    run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
+    asked, model, reads = opened.asked, opened.model, opened.reads
+    run, folder, inputs = asked.run, asked.folder, asked.inputs
     config, source = run.config, opened.teaching.source
     updates = lora_settings(model.student, config)
     adapter = None
-    if updates is not None and model.student.lora is not None and config_as_given.init is not None:
-        adapter = Adapter(updates=updates, base=config_as_given.init)
+    if updates is not None and model.student.lora is not None and asked.given.init is not None:
+        # Of its base by the name that the user gave it.
+        adapter = Adapter(updates=updates, base=asked.given.init)
     elif updates is not None:
         merge_lora(model.student)
     origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
@@ -389,7 +447,7 @@ def _end_run(
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),
-        "seconds": time.perf_counter() - began + sum(of_phase["seconds"] for of_phase in earlier.values()),
+        "seconds": time.perf_counter() - asked.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
         "seconds_per_step": computed / num_steps,
         "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
         "num_texts": totals["num_texts"],

@@ -36,12 +36,12 @@ def open_run(config: FinetuneConfig) -> Any:
 def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each step of the method."""
     opened = open_run(config)
-    model, means = opened.model, dict[str, float]()
-    for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):
+    asked, model, means = opened.asked, opened.model, dict[str, float]()
+    for phase, num_steps in (("adapt", asked.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
         if phase == "finetune" and model.remembered is not None:
-            known = opened.inputs.dataset, opened.inputs.labelled
+            known = asked.inputs.dataset, asked.inputs.labelled
             model.remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
         sent = next(run._batch_maker(opened, phase)(range(1)))
         generator = torch.Generator().manual_seed(1)
