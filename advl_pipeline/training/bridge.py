@@ -17,17 +17,16 @@ import torch
 
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.features import Features
-from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.relational import Landmarks, mean_of_words, students_names, teachers_likeness
-from advl_pipeline.distillation.signal import TextSignal, shared_words
+from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.census import Census, StudentAtStart, take_census
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart
+from advl_pipeline.training.landmark_search import FoundLandmarks
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
 
@@ -191,9 +190,9 @@ def bridge_answers(
         positions: of the items, of multiple choice.
     """
     answers: dict[str, torch.Tensor] = {}
-    for _, examples, batch in start.looked_at(dataset, positions, at_once=EXAMPLES_AT_ONCE):
-        with start.evaluating():
-            of_teachers = [_score(start, examples, batch, of_teacher, name) for name, of_teacher in landmarks.items()]
+    for census in take_census(start, dataset, positions, at_once=EXAMPLES_AT_ONCE):
+        examples = census.examples
+        of_teachers = [_score(start, census, of_teacher, name) for name, of_teacher in landmarks.items()]
         scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
         for example, score_C in zip(examples, scores, strict=True):
             is_silent = bool((score_C == 0).any())
@@ -202,19 +201,16 @@ def bridge_answers(
     return answers
 
 
-def _score(
-    start: StudentAtStart, examples: Sequence[Example], batch: TrainingBatch, landmarks: Landmarks, teacher: str
-) -> torch.Tensor:
+def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher: str) -> torch.Tensor:
     """Return (N,) scores of the candidates, 0 for those that say nothing."""
-    assert batch.signal is not None
-    words, settings = batch.signal.words, start.settings
-    assert words is not None
-    states = start.states(batch.student)
-    words_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    words, states, settings = census.words, census.states, start.settings
+    examples, batch = census.examples, census.batch
     student_text = TextSignal(
-        text=Features(values_MD=states.pooled_NP), words=Features(values_MD=words_NWH), word_mask_NW=seen_NW
+        text=Features(values_MD=states.pooled_NP),
+        words=Features(values_MD=census.states_NWH),
+        word_mask_NW=census.seen_NW,
     )
-    signal = student_text if teacher == THE_STUDENT else batch.signal.text[teacher]
+    signal = student_text if teacher == THE_STUDENT else census.signal.text[teacher]
     assert signal.words_NWD is not None
     # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.
     own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
@@ -227,7 +223,7 @@ def _score(
         if boxes := sorted({tag.box for tag in candidate.tags}):
             place_NR[row] = place_SR[boxes].mean(0)
     own_NW, place_NR = own_NW.to(start.device), place_NR.to(start.device)
-    said_NW = shared_words(words, signal, seen_NW) & (words.prior_NW > 0) & ~words.frequent_NW & own_NW
+    said_NW = census.meant(signal) & ~words.frequent_NW & own_NW
     speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
     region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
     score_N = torch.zeros(len(said_NW), device=said_NW.device)

@@ -26,11 +26,11 @@ from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.toml import parse_toml
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.recipes import ChosenRecipe
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.step import FinetuneModel

@@ -24,9 +24,9 @@ from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.bridge import bridge_confidence, oracle
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
-from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.targets import score_task, student_confidence
 

@@ -8,23 +8,19 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
+from advl_pipeline.datasets.records import Dataset
+from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
-from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words, teachers_by_pathway
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.distillation.signal import VisionSignal, teachers_by_pathway
+from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.tensors import moved
-from advl_pipeline.training.batches import TrainingBatch, looked_at
-from advl_pipeline.training.controls import NO_CONTROL, Control
-from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.census import StudentAtStart, take_census
 
 MAX_TEXTS = 8192
 """Texts that are looked at: enough to meet each known word many times."""
@@ -33,65 +29,6 @@ MAX_REGIONS = 8192
 """Regions that are looked at."""
 
 _TEXTS_AT_ONCE = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentAtStart:
-    """A student as a step of the method begins, on its device, and which of its states a run distils."""
-
-    student: Student
-    heads: Mapping[str, nn.Module]
-    settings: DistillationSettings
-    hide_picture: bool = False
-    control: Control = NO_CONTROL
-    """Of what it follows of its teachers."""
-    source: SignalSource | None = None
-    """Of the signals of teachers that it is looked at beside."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the student is."""
-        return next(self.student.parameters()).device
-
-    def looked_at(
-        self,
-        dataset: Dataset,
-        positions: Sequence[int],
-        *,
-        at_once: int,
-        labelled_ids: frozenset[str] | None = frozenset(),
-    ) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
-        """Yield examples as `batches.looked_at` does, on the device of the student."""
-        return looked_at(
-            dataset,
-            positions,
-            self.student,
-            self.source,
-            at_once=at_once,
-            device=self.device,
-            labelled_ids=labelled_ids,
-        )
-
-    def signal(self, batch: TrainingBatch) -> TeacherSignal | None:
-        """Return a batch's signal as the run hears it."""
-        return batch.signal and self.control.signal(batch.signal, self.student, batch.student)
-
-    def states(self, batch: StudentBatch) -> StudentOutput:
-        """Return the states that the run distils."""
-        if self.settings.distill_layer == "unimodal":
-            return self.student.encode_unimodal(batch)
-        return self.student.encode(batch, mask_visual=self.hide_picture)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Take dropout out of the student and its heads inside the block."""
-        modules = (self.student, *self.heads.values())
-        were_training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        yield
-        for module, was_training in zip(modules, were_training, strict=True):
-            module.train(was_training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,25 +72,16 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
-    for _, _, batch in start.looked_at(dataset, chosen, at_once=at_once):
-        assert batch.signal is not None
-        words = batch.signal.words
-        assert words is not None
-        with start.evaluating():
-            states, signal = start.states(batch.student), start.signal(batch)
-        assert signal is not None
-        states_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    for census in take_census(start, dataset, chosen, at_once=at_once):
+        states_NWH, words = census.states_NWH, census.words
         if regions or asks_itself:
-            meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-            words_seen.add(states_NWH, states_NWH, meant_NW, words)
+            words_seen.add(states_NWH, states_NWH, census.meant(), words)
         for name in teachers["text"]:
-            part = batch.signal.text[name]
-            if part.words_NWD is None:
-                continue
-            node_NW = shared_words(words, part, seen_NW) & (words.prior_NW > 0)
-            sums[name].add(states_NWH, part.words_NWD, node_NW, words)
+            part = census.signal.text[name]
+            if part.words_NWD is not None:
+                sums[name].add(states_NWH, part.words_NWD, census.meant(part), words)
         for name, rows in regions.items():
-            rows.add(states, batch, signal.vision[name])
+            rows.add(census.states, census.batch, census.signal.vision[name])
     of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
     names = words_seen.landmarks()
     of_regions = (

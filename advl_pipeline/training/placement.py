@@ -9,6 +9,7 @@ choices.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,12 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.distillation.pooling import pool_to_regions, pool_to_words
+from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
-from advl_pipeline.distillation.signal import shared_words
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.geometry import pooling
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.training.batches import looked_at
+from advl_pipeline.training.census import Census, StudentAtStart, take_census
 from advl_pipeline.training.signals import SignalSource
 
 NUM_CHOICES = 4
@@ -163,62 +164,83 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
-    device, was_training = next(student.parameters()).device, student.training
-    student.eval()
-    collected: dict[str, dict[str, list[tuple[torch.Tensor, ...]]]] = {"words": {}, "texts": {}, "regions": {}}
-    seen_pictures: set[int] = set()
-    generator = torch.Generator().manual_seed(0)
+    start = StudentAtStart(
+        student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
+    )
+    collected = _Collected()
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
     num_before = 0
-    for places, _, batch in looked_at(dataset, chosen, student, source, at_once=EXAMPLES_AT_ONCE, device=device):
+    for census in take_census(start, dataset, chosen, at_once=EXAMPLES_AT_ONCE):
         # What is read at once comes in a batch for each task, which share the regions by their examples.
         first_at_once = num_before - num_before % EXAMPLES_AT_ONCE
         num_at_once = min(EXAMPLES_AT_ONCE, len(chosen) - first_at_once)
-        most = max(1, most_at_once * len(places) // num_at_once)
-        num_before += len(places)
-        assert batch.signal is not None
-        assert batch.signal.words is not None
-        output, alignment = student.encode_unimodal(batch.student), batch.signal.words
-        states_NWH, seen_NW = pool_to_words(
-            output.text_states_NLH, alignment.word_of_token_NL, alignment.prior_NW.shape[1]
-        )
-        for name, text in batch.signal.text.items():
+        num_before += len(census.examples)
+        collected.add_words(census)
+        collected.add_regions(census, most=max(1, most_at_once * len(census.examples) // num_at_once))
+    return Placement(
+        teachers=tuple(teacher.name for teacher in source.teachers),
+        words=_joined(collected.words),
+        texts=_joined(collected.texts),
+        regions=_joined(collected.regions),
+    )
+
+
+Rows = dict[str, list[tuple[torch.Tensor, ...]]]
+"""By teacher, the columns of what each batch gave."""
+
+
+def _joined(rows: Rows) -> dict[str, Any]:
+    return {
+        name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True)) for name, parts in rows.items()
+    }
+
+
+class _Collected:
+    """The words, texts and regions of the batches so far."""
+
+    def __init__(self) -> None:
+        self.words: Rows = defaultdict(list)
+        self.texts: Rows = defaultdict(list)
+        self.regions: Rows = defaultdict(list)
+        self._pictures: set[int] = set()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add_words(self, census: Census) -> None:
+        """Add the words that each teacher has features of, and the means of those that it places of a text."""
+        words, states_NWH = census.words, census.states_NWH
+        for name, text in census.signal.text.items():
             if text.words_NWD is None:
                 continue
-            node_NW = shared_words(alignment, text, seen_NW) & (alignment.prior_NW > 0)
-            is_known_X = alignment.known_NW[node_NW] >= KNOWN
-            collected["words"].setdefault(name, []).append(
-                (states_NWH[node_NW], text.words_NWD[node_NW], alignment.form_NW[node_NW], is_known_X)
+            node_NW = census.meant(text)
+            is_known_X = words.known_NW[node_NW] >= KNOWN
+            self.words[name].append(
+                (states_NWH[node_NW], text.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)
             )
-            unplaced_NW = unplaced_words(node_NW, alignment)
+            unplaced_NW = unplaced_words(node_NW, words)
             means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
-            collected["texts"].setdefault(name, []).append(means)
-        is_new_B = torch.tensor([int(picture) not in seen_pictures for picture in batch.image_ids_B], device=device)
-        seen_pictures.update(map(int, batch.image_ids_B))
-        states_BRH = output.visual_states_NRH.index_select(0, batch.student.first_B)
-        for name, vision in batch.signal.vision.items():
+            self.texts[name].append(means)
+
+    def add_regions(self, census: Census, *, most: int) -> None:
+        """Add some of the regions of pictures that were not met yet, at most so many."""
+        batch = census.batch
+        is_new_B = torch.tensor(
+            [int(picture) not in self._pictures for picture in batch.image_ids_B], device=batch.image_ids_B.device
+        )
+        self._pictures.update(map(int, batch.image_ids_B))
+        states_BRH = census.states.visual_states_NRH.index_select(0, batch.student.first_B)
+        for name, vision in census.signal.vision.items():
             if vision.regions_BSD is None or vision.region_mask_BS is None:
                 continue
             states_BSH, seen_BS = pool_to_regions(states_BRH, vision.shares_BSR)
             place_X = torch.nonzero((seen_BS & vision.region_mask_BS & is_new_B[:, None]).flatten())[:, 0]
-            place_X = some_of(place_X, most, generator)
+            place_X = some_of(place_X, most, self._generator)
             picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
             states_XH, features_XD, picture_X = (
                 values.flatten(0, 1).index_select(0, place_X)
                 for values in (states_BSH, vision.regions_BSD, picture_BS)
             )
             every_X = torch.ones_like(picture_X, dtype=torch.bool)
-            collected["regions"].setdefault(name, []).append((states_XH, features_XD, picture_X, every_X))
-    student.train(was_training)
-
-    joined: dict[str, Any] = {
-        kind: {
-            name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
-            for name, parts in of_kind.items()
-        }
-        for kind, of_kind in collected.items()
-    }
-    return Placement(teachers=tuple(teacher.name for teacher in source.teachers), **joined)
+            self.regions[name].append((states_XH, features_XD, picture_X, every_X))
 
 
 def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:

@@ -41,6 +41,7 @@ from advl_pipeline.students.weight_files import located, pinned_init, run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.confidences import measure_student_confidence
@@ -48,7 +49,6 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
-from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.placement import Placement, find_placement
 from advl_pipeline.training.process_group import start_processes, together

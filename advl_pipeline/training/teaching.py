@@ -24,10 +24,11 @@ from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.students.weight_files import known_words, read_known_words
 from advl_pipeline.training.batches import looked_at
 from advl_pipeline.training.bridge import TeacherAnswers, find_answers
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.confidences import CheckedConfidence, find_confidences
 from advl_pipeline.training.controls import control_of
 from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
-from advl_pipeline.training.landmark_search import FoundLandmarks, StudentAtStart, find_landmarks
+from advl_pipeline.training.landmark_search import FoundLandmarks, find_landmarks
 from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource

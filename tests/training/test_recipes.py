@@ -19,8 +19,8 @@ from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import FinetuneConfig, Optimiser
-from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.optimiser import (
     BertAdam,
     BertAdamW,

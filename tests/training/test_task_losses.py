@@ -19,8 +19,8 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.uniter import TwoWayChoiceHead
 from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import TaskLoss
-from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.step import FinetuneModel, Phase, StepConditions
 from advl_pipeline.training.targets import TaskTargets, require_fitting_loss, score_task, student_confidence
