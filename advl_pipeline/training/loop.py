@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from advl_pipeline.compute import drawing
-from advl_pipeline.distillation.relational import Gather, gather_alone
+from advl_pipeline.distillation.relational import gather_alone
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.interruption import Stop, finishing
 from advl_pipeline.prefetch import Prefetcher
@@ -27,6 +28,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import SentBatches, TrainingBatch
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
 from advl_pipeline.training.recipes import TrainingSettings
@@ -80,18 +82,13 @@ def run_phase(
     # Not as accelerate shares a model among processes: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     optimizer: Any = accelerator.prepare_optimizer(built)
-    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
-    shares_batches = phase == "adapt" or settings.batch_unit == "examples"
-    gather: Gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     peak = [group["lr"] for group in optimizer.param_groups]
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(phase == "finetune")
-    pending: list[dict[str, Any]] = []
-    taken: tuple[StepNumbers, dict[str, Any], StepPlace] | None = None
     # What lies ready takes the device's memory, where it is not the model's own.
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
-    num_saved = logged_steps.start + start_step
-    seconds_waited = seconds_saving = 0.0
+    records = _StepRecords(run, model, accelerator, folder)
+    num_saved, seconds_waited, seconds_saving = logged_steps.start + start_step, 0.0, 0.0
     with (
         finishing() as is_asked_to_stop,
         CheckpointWriter(folder.checkpoint) as checkpoints,
@@ -100,22 +97,14 @@ def run_phase(
     ):
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
             micro_batches = sent.received(accelerator.device)
-            step_began = time.perf_counter()
+            began = time.perf_counter()
             factor = rate_factor(settings, step, num_steps=num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
-            strength = distillation_strength(config.distill, step, num_steps=num_steps)
-            mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
-            seed = (mixed * 1009 + accelerator.process_index) % (1 << 63)
-            logged_step = logged_steps[step]
-            conditions = StepConditions(
-                phase=phase,
-                strength=strength,
-                generator=torch.Generator().manual_seed(seed),
-                gather=gather,
-            )
-            place = StepPlace(config=config, step=logged_step, phase=phase, num_saved=num_saved)
-            try:
+            seed = _seed(config, phase, step, accelerator)
+            conditions = _step_conditions(run, phase, step, accelerator, seed=seed)
+            place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
+            with records.kept_where_one_is_not_finite():
                 with drawing(seed):
                     numbers, record, stops = _optimiser_step(
                         wrapped,
@@ -128,38 +117,31 @@ def run_phase(
                         is_asked_to_stop,
                     )
                 # The device is at work on this step while the numbers of the one before are read.
-                if taken is not None:
-                    pending.append(_finished(*taken, settings, model, accelerator))
-                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
+                records.read()
                 record |= {
-                    "step": logged_step,
+                    "step": logged_steps[step],
                     "phase": phase,
                     "learning_rate": settings.learning_rate * factor,
-                    "lambda": strength,
-                    "seconds": time.perf_counter() - step_began,
+                    "lambda": conditions.strength,
+                    "seconds": time.perf_counter() - began,
                     "seconds_waited": batches.seconds_waited - seconds_waited,
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
                     "seconds_saving": seconds_saving,
                 }
                 if validate is not None and accelerator.is_main_process and is_due(step, num_steps):
-                    record |= validate(logged_step)
-                taken = numbers, record, place
+                    record |= validate(logged_steps[step])
+                records.take(numbers, record, place)
+                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
                 if saves:
-                    pending.append(_finished(*taken, settings, model, accelerator))
-                    taken = None
+                    records.read()
                     require_finite_weights(model, place)
-            except NotFinite:
-                if accelerator.is_main_process:
-                    folder.log(pending)
-                raise
             seconds_waited, seconds_saving = batches.seconds_waited, 0.0
             progress(1)
             if saves:
-                num_saved = logged_step + 1
+                num_saved = logged_steps[step] + 1
             if saves and accelerator.is_main_process:
                 saving_began = time.perf_counter()
-                folder.log(pending)
-                pending.clear()
+                records.write()
                 checkpoints.save(model, optimizer.optimizer, step=step + 1, phase=phase, scaler=accelerator.scaler)
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
@@ -168,30 +150,72 @@ def run_phase(
     accelerator.free_memory()
 
 
-def _finished(
-    numbers: StepNumbers,
-    record: dict[str, Any],
-    place: StepPlace,
-    settings: TrainingSettings,
-    model: FinetuneModel,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Wait for the numbers of a step that the device may still be at, and return its whole record.
+def _seed(config: FinetuneConfig, phase: Phase, step: int, accelerator: Accelerator) -> int:
+    """Return the seed of a step, another one in each process."""
+    mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
+    return (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
 
-    Raises:
-        NotFinite: a term or the gradient, with the step that it was of.
-    """
-    terms, norm = numbers.read()
-    # All processes see the terms of all, so that all of them stop where one must.
-    collected = gather_object(terms)
-    require_finite_terms(collected, place)
-    whole = summarise(collected, record["num_examples"]) | record
-    if any(logged.is_learned for logged in collected):
-        loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
-        require_finite_gradient(norm, model.named_parameters(), place, loss_scale=loss_scale)
-        if settings.clip_norm > 0:
-            whole["grad_norm"] = norm
-    return whole
+
+def _step_conditions(run: Run, phase: Phase, step: int, accelerator: Accelerator, *, seed: int) -> StepConditions:
+    """Return what a step says to its micro-batches."""
+    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+    shares_batches = phase == "adapt" or run.settings.batch_unit == "examples"
+    return StepConditions(
+        phase=phase,
+        strength=distillation_strength(run.config.distill, step, num_steps=len(run.steps_of(phase))),
+        generator=torch.Generator().manual_seed(seed),
+        gather=gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone,
+    )
+
+
+class _StepRecords:
+    """The records of steps: of the one that the device may still be at, and of those that are not written yet."""
+
+    def __init__(self, run: Run, model: FinetuneModel, accelerator: Accelerator, folder: RunFolder) -> None:
+        self._settings, self._model, self._accelerator, self._folder = run.settings, model, accelerator, folder
+        self._taken: tuple[StepNumbers, dict[str, Any], StepPlace] | None = None
+        self._pending: list[dict[str, Any]] = []
+
+    def take(self, numbers: StepNumbers, record: dict[str, Any], place: StepPlace) -> None:
+        """Keep the record of a step until its numbers are read."""
+        self._taken = numbers, record, place
+
+    def read(self) -> None:
+        """Wait for the numbers of the step that was taken last, if any.
+
+        Raises:
+            NotFinite: a term or the gradient, with the step that it was of.
+        """
+        if self._taken is None:
+            return
+        (numbers, record, place), self._taken = self._taken, None
+        terms, norm = numbers.read()
+        # All processes see the terms of all, so that all of them stop where one must.
+        collected = gather_object(terms)
+        require_finite_terms(collected, place)
+        whole = summarise(collected, record["num_examples"]) | record
+        if any(logged.is_learned for logged in collected):
+            scaler = self._accelerator.scaler
+            loss_scale = None if scaler is None else scaler.get_scale
+            require_finite_gradient(norm, self._model.named_parameters(), place, loss_scale=loss_scale)
+            if self._settings.clip_norm > 0:
+                whole["grad_norm"] = norm
+        self._pending.append(whole)
+
+    def write(self) -> None:
+        """Log what was read."""
+        self._folder.log(self._pending)
+        self._pending.clear()
+
+    @contextmanager
+    def kept_where_one_is_not_finite(self) -> Iterator[None]:
+        """Log what was read before a number inside the block is not finite."""
+        try:
+            yield
+        except NotFinite:
+            if self._accelerator.is_main_process:
+                self.write()
+            raise
 
 
 def _optimiser_step(

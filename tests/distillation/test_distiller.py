@@ -455,8 +455,10 @@ def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does
     distiller = distiller_of(selection="adaptive", selection_alpha=0.0, selection_rho=0.3)
     output, batch, signal, *rest = lay_out(ITEMS)
     by_attention = terms_of(distiller, (output, batch, signal, *rest)).selected_NW
-    relevance_NW = torch.rand(signal.words.prior_NW.shape, generator=torch.Generator().manual_seed(0))
-    text = {"scribe": replace(signal.text["scribe"], relevance_NW=relevance_NW), "clerk": signal.text["clerk"]}
+    scribe = signal.text["scribe"]
+    num_sequences, _, width = scribe.words_NWD.shape
+    picture = Features(values_MD=torch.randn(num_sequences, width, generator=torch.Generator().manual_seed(0)))
+    text = {"scribe": replace(scribe, picture=picture), "clerk": signal.text["clerk"]}
     by_towers = terms_of(distiller, (output, batch, replace(signal, text=text), *rest)).selected_NW
     without = replace(output, relevance_NL=None)
     assert by_attention is not None
@@ -511,7 +513,7 @@ def test_a_grid_over_tokens_is_distilled_as_boxes_of_one_token_each(distance: st
         vision = {
             name: replace(
                 one,
-                regions_BSD=torch.randn(count, num_visual, EYES[name][1], generator=generator),
+                regions=Features(values_MD=torch.randn(count, num_visual, EYES[name][1], generator=generator)),
                 region_mask_BS=torch.rand(count, num_visual, generator=generator) < 0.7,
                 shares_BSR=shares_BSR,
             )
