@@ -31,7 +31,7 @@ class LoggedTerms:
     """They are the terms of one micro-batch as plain numbers, which processes can hand one another.
 
     `share` is that of its examples in the optimiser step. `values` are by "kind/name", of the kinds that
-    `finetune_model.LossTerms` has, and `correct` is how many were right.
+    `step.LossTerms` has, and `correct` is how many were right.
     """
 
     share: float
