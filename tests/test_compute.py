@@ -16,7 +16,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.compute import ComputeConfig, allow_tf32, open_device, resolved
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.planning import as_begun
+from advl_pipeline.extraction.planning import resumed_config
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.training.config import FinetuneConfig
@@ -75,9 +75,9 @@ def test_what_was_begun_in_one_precision_goes_on_in_it(
     assert environment["mixed_precision"] == "no"
     Gpu(monkeypatch, bf16=True)
     extraction = ExtractConfig(teacher="minilm-l6", dataset="scenes-vcr", output=small_corpus.caches[0])
-    assert resolved(as_begun(extraction)).mixed_precision == "no"
+    assert resolved(resumed_config(extraction)).mixed_precision == "no"
     training = FinetuneConfig(dataset="scenes-vcr", output=run)
-    assert resolved(RunFolder(run).as_begun(training)).mixed_precision == "no"
+    assert resolved(RunFolder(run).resumed_config(training)).mixed_precision == "no"
     assert resolved(training).mixed_precision == "bf16"
 
 

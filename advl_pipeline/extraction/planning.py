@@ -62,7 +62,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     return whole | ({"selection": dataset.selection} if isinstance(dataset, SelectedExamples) else {})
 
 
-def as_begun(config: ExtractConfig) -> ExtractConfig:
+def resumed_config(config: ExtractConfig) -> ExtractConfig:
     """Return the configuration with the precision, the batches and the teacher's commit of what was begun in its
     place, where it leaves these open.
 
@@ -95,7 +95,7 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
     if COMPLETE_RECORD not in open_store(location).list("records"):
         return False
     cache = open_cache(location)
-    made, asked = cache.provenance["config"], config_to_dict(as_begun(config))
+    made, asked = cache.provenance["config"], config_to_dict(resumed_config(config))
     compared = options_without(ExtractConfig, asked, "content", "beside", "none")
     if any(made.get(key) != value for key, value in compared.items()):
         return False

@@ -61,7 +61,7 @@ from advl_pipeline.extraction.estimate import (
     uses_per_epoch,
 )
 from advl_pipeline.extraction.imported import open_tower
-from advl_pipeline.extraction.planning import as_begun, build_identity, is_planned, settle_plan
+from advl_pipeline.extraction.planning import build_identity, is_planned, resumed_config, settle_plan
 from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
     Selection,
@@ -141,7 +141,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         opener = open_inputs if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
             return extract_on_ray(config, opener)
-        return _extract_opened(resolved(as_begun(config)), opener)
+        return _extract_opened(resolved(resumed_config(config)), opener)
 
 
 def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
@@ -220,7 +220,7 @@ def extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> Extra
     """As `run_extract`, in a task that is given a part."""
     # A task sees the one GPU that it was given, whatever its number on the machine.
     device = "cuda" if config.device.startswith("cuda") else config.device
-    return _extract_opened(resolved(as_begun(replace(config, part=str(part), device=device))), opener)
+    return _extract_opened(resolved(resumed_config(replace(config, part=str(part), device=device))), opener)
 
 
 def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
@@ -231,7 +231,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     Raises:
         ConfigError, DatasetError, WeightsUnavailable: as `run_extract`.
     """
-    config = resolved(as_begun(config))
+    config = resolved(resumed_config(config))
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
     config = with_batch_size(config, sources)

@@ -57,7 +57,7 @@ class RunFolder:
         self.result = path / names.RESULT
         self.trackers: list[Any] = []
 
-    def as_begun(self, config: ComputeT) -> ComputeT:
+    def resumed_config(self, config: ComputeT) -> ComputeT:
         """Return a configuration with the precision of the run that lies here, where it leaves that open."""
         if config.mixed_precision != AUTO or not self.identity.is_file():
             return config

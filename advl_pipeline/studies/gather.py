@@ -35,7 +35,7 @@ from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
-from advl_pipeline.training.checks import without_effect
+from advl_pipeline.training.checks import unused_options
 from advl_pipeline.training.config import FinetuneConfig
 
 _GROUP = ("setting", "method", "shots")
@@ -200,7 +200,7 @@ def _of_like_runs(result: StudyResult) -> pd.DataFrame:
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    idle = without_effect(config)
+    idle = unused_options(config)
     options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 

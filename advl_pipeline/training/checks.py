@@ -81,7 +81,7 @@ def require_data(config: FinetuneConfig) -> None:
             another run.
     """
     folder = RunFolder(config.output)
-    config = folder.as_begun(config) if config.resume else config
+    config = folder.resumed_config(config) if config.resume else config
     here = tuple(location for location in config.cache if isinstance(location, Path))
     caches = open_caches(dataclasses.replace(config, cache=here))
     inputs = open_inputs(config, caches)
@@ -114,7 +114,7 @@ def require_effect(config: FinetuneConfig) -> None:
     if (config.output / names.CONFIG).is_file():
         return
     tasks = config.task or tasks_of(config.dataset, config.data_root)
-    refuse_ineffective(without_effect(config, tasks))
+    refuse_ineffective(unused_options(config, tasks))
 
 
 def region_places(
@@ -222,7 +222,7 @@ _OF_TASKS = (
 """Options, the tasks that heed them, and what is said of data without one."""
 
 
-def without_effect(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
+def unused_options(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
     """Return the options that are not at their default and would change nothing: name -> why.
 
     Args:

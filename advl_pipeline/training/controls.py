@@ -24,7 +24,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.training.averages import TeacherGrid
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.teacher_features import TOWERS, Array, Lengths, StandIn, TeacherFeatures, Tower
+from advl_pipeline.training.teacher_features import TOWERS, Array, FeatureView, Lengths, TeacherFeatures, Tower
 
 
 class Control:
@@ -62,7 +62,7 @@ class Control:
         return dict(value_by_id)
 
 
-class PermutedFeatures(StandIn):
+class PermutedFeatures(FeatureView):
     """What a control makes of features: each unit has those of another one, or its own rows in another order."""
 
     def __init__(

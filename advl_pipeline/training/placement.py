@@ -48,14 +48,14 @@ def agreement(
     *,
     asked_X: torch.Tensor,
     offered_X: torch.Tensor,
-    kin_X: torch.Tensor,
+    group_X: torch.Tensor,
 ) -> Agreement:
     """Ask of each node which of several others is most like it, the teacher and then the student.
 
     Args:
         asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
         offered_X: bool, nodes that may be chosen, such as words that it did.
-        kin_X: int64; nodes of one kin, such as the regions of one picture, are never offered for one another.
+        group_X: int64; nodes of one group, such as the regions of one picture, are never offered for one another.
     """
     generator = torch.Generator().manual_seed(0)
     centred = (
@@ -64,11 +64,11 @@ def agreement(
     student_XX, teacher_XX = (states @ states.T for states in centred)
     hits: list[bool] = []
     for node in torch.nonzero(asked_X).flatten().tolist():
-        allowed_Y = torch.nonzero(offered_X & (kin_X != kin_X[node])).flatten()
+        allowed_Y = torch.nonzero(offered_X & (group_X != group_X[node])).flatten()
         if len(allowed_Y) < NUM_CHOICES:
             continue
         best = allowed_Y[teacher_XX[node, allowed_Y].argmax()]
-        others_Y = allowed_Y[(allowed_Y != best) & (kin_X[allowed_Y] != kin_X[best])]
+        others_Y = allowed_Y[(allowed_Y != best) & (group_X[allowed_Y] != group_X[best])]
         if len(others_Y) < NUM_CHOICES - 1:
             continue
         drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: NUM_CHOICES - 1]]
@@ -114,7 +114,7 @@ class Placement:
                 offered_G = known_G if has_both else torch.ones_like(known_G)
                 asked_G = ~known_G if has_both else offered_G
                 of_teacher["words"] = agreement(
-                    states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, kin_X=form_G
+                    states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, group_X=form_G
                 )
                 states_TH, features_TD = self.texts[name]
                 known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
@@ -125,12 +125,12 @@ class Placement:
                     torch.cat([features_TD, known_KD]),
                     asked_X=is_text_Y,
                     offered_X=~is_text_Y,
-                    kin_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
+                    group_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
                 )
             if name in self.regions:
                 states_XH, features_XD, picture_X, every_X = self.regions[name]
                 of_teacher["regions"] = agreement(
-                    states_XH, features_XD, asked_X=every_X, offered_X=every_X, kin_X=picture_X
+                    states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
                 )
         return by_teacher
 

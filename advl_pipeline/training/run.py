@@ -176,7 +176,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
         config = replace(config, init=pinned_init(folder.commit_begun(config.init) if config.resume else config.init))
     given = config
     config = replace(config, init=None if config.init is None else located(config.init))
-    config = resolved(folder.as_begun(config) if config.resume else config)
+    config = resolved(folder.resumed_config(config) if config.resume else config)
     held.enter_context(one_training())
     held.enter_context(one_order(config.deterministic))
     accelerator = start_processes(config.device, config.mixed_precision)

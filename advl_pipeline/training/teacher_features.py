@@ -34,7 +34,7 @@ _KEPT = frozenset(
 """What signals ask a store for. Nothing else of it is to be reached past a control."""
 
 
-class StandIn:
+class FeatureView:
     """What takes the place of a cache's features; what it does not change of them is the cache's.
 
     Global features are (Q, D), token features (M, D) rows one unit after another with the (Q,) rows of each, and
@@ -50,7 +50,7 @@ class StandIn:
         return getattr(self._store, name)
 
 
-UnitFeatures = FeatureStore | StandIn
+UnitFeatures = FeatureStore | FeatureView
 """Features of units by id: a cache's, or what stands in for them."""
 
 
@@ -146,7 +146,7 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
     )
 
 
-class JoinedFeatures(StandIn):
+class JoinedFeatures(FeatureView):
     """Features of several stores: each unit's are those of the one that holds it. Moments are the first store's."""
 
     def __init__(self, stores: Sequence[FeatureStore], features: Sequence[UnitFeatures]) -> None:

@@ -19,10 +19,10 @@ from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.training.averages import TeacherGrid
-from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
 
 
-class LiveFeatures(StandIn):
+class LiveFeatures(FeatureView):
     """Encodes a unit when it is first asked for; dimensions and moments are the cache's."""
 
     def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:

@@ -22,7 +22,7 @@ from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import read_checkpoint
 from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
-from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
 
 
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(
@@ -49,7 +49,7 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
         assert not (run / "model.safetensors").exists()
 
 
-class Failing(StandIn):
+class Failing(FeatureView):
     """A cache's features that are not numbers from the fourth reading on; the first looks for targets."""
 
     def __init__(self, store: FeatureStore) -> None:

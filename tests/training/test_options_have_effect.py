@@ -19,7 +19,7 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
-from advl_pipeline.training.checks import without_effect
+from advl_pipeline.training.checks import unused_options
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import SCHEMA, resolve_method, resolve_run, run_identity
 
@@ -116,7 +116,7 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
         )
         try:
             config = with_options(base, **{name: value})
-            if name in without_effect(config, KINDS[kind]):
+            if name in unused_options(config, KINDS[kind]):
                 outcomes.add("refused")
                 continue
             usual = resolve_method(base)

@@ -31,7 +31,7 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
     settings = {
         "asked_X": torch.ones(count, dtype=torch.bool),
         "offered_X": torch.ones(count, dtype=torch.bool),
-        "kin_X": torch.arange(count),
+        "group_X": torch.arange(count),
         **changes,
     }
     agreed = agreement(student, teacher, **settings)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
         teacher,
         asked_X=~offered,
         offered_X=offered,
-        kin_X=torch.arange(8),
+        group_X=torch.arange(8),
     )
     assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
     # Two kin, so that all that may be chosen beside the best are of its own kin.
@@ -62,7 +62,7 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
         teacher,
         asked_X=torch.ones(8, dtype=torch.bool),
         offered_X=torch.ones(8, dtype=torch.bool),
-        kin_X=torch.arange(8) % 4 // 2,
+        group_X=torch.arange(8) % 4 // 2,
     )
     assert few is None
 

@@ -22,7 +22,7 @@ from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
-from advl_pipeline.training.checks import without_effect
+from advl_pipeline.training.checks import unused_options
 from advl_pipeline.training.controls import shuffled_features
 from advl_pipeline.training.teacher_features import (
     Tower,
@@ -109,7 +109,7 @@ def test_own_answers_that_nobody_learns_change_nothing(
     changes: dict[str, Any], small_corpus: Any, tmp_path: Path
 ) -> None:
     config = small_corpus.config(tmp_path / "run", answers_of="student", **changes)
-    assert "answers_of" in without_effect(config)
+    assert "answers_of" in unused_options(config)
 
 
 @dataclass(frozen=True)
