@@ -457,7 +457,7 @@ def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does
     by_attention = terms_of(distiller, (output, batch, signal, *rest)).selected_NW
     scribe = signal.text["scribe"]
     num_sequences, _, width = scribe.words_NWD.shape
-    picture = Features(values_MD=torch.randn(num_sequences, width, generator=torch.Generator().manual_seed(0)))
+    picture = Features(values_MD=torch.randn(num_sequences, width, generator=torch.Generator().manual_seed(3)))
     text = {"scribe": replace(scribe, picture=picture), "clerk": signal.text["clerk"]}
     by_towers = terms_of(distiller, (output, batch, replace(signal, text=text), *rest)).selected_NW
     without = replace(output, relevance_NL=None)
