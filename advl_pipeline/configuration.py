@@ -295,11 +295,6 @@ def refuse_ineffective(reasons: Mapping[str, str]) -> None:
         raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
 
 
-def name_of(flag: str) -> str:
-    """Return the field that a flag is of, by its form alone."""
-    return flag.removeprefix("--").replace("-", "_")
-
-
 def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, tuple):
         for item in value:
@@ -323,7 +318,9 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
     """
     options = declared(cls)
     also = {
-        name_of(declaration.option.also): name for name, declaration in options.items() if declaration.option.also
+        declaration.option.also.removeprefix("--").replace("-", "_"): name
+        for name, declaration in options.items()
+        if declaration.option.also
     }
     entries: dict[str, tuple[str, Any]] = {}
     for key, value in layer.items():

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
-from advl_pipeline import repositories
 from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import AdvlError, ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
+from advl_pipeline.repositories import is_at_hand as repository_is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def is_at_hand(card: TeacherCard) -> bool:
             return plugin.is_at_hand()
         except Exception as error:
             raise plugin_error(plugin_entry_points()[card.name], "teacher", error) from error
-    return repositories.is_at_hand(card.repository)
+    return repository_is_at_hand(card.repository)
 
 
 def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
