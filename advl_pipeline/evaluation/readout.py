@@ -22,7 +22,7 @@ from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.inputs import check_caches, holds
-from advl_pipeline.training.placement import find_placement
+from advl_pipeline.training.placement import take_readout
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 from advl_pipeline.training.teacher_features import cached_teacher
@@ -30,7 +30,7 @@ from advl_pipeline.training.teacher_features import cached_teacher
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """It holds the agreement by teacher (see `Placement.agreements`)."""
+    """It holds the agreement by teacher (see `Readout.agreements`)."""
 
     placement: dict[str, dict[str, Any]]
 
@@ -72,4 +72,4 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         prior=prior,
         known=KnownWords(counts=known_words(config.student)),
     )
-    return ReadoutResult(placement=find_placement(student, dataset, positions, source).agreements())
+    return ReadoutResult(placement=take_readout(student, dataset, positions, source).agreements())

@@ -99,7 +99,7 @@ def training_batches(
         # On a CPU, targets are made by the threads, too.
         batch = batch.to(device) if device.type == "cpu" else batch
         batch.seconds_preparing = time.thread_time() - began
-        return pinned(batch) if device.type == "cuda" else batch
+        return in_pinned_memory(batch) if device.type == "cuda" else batch
 
     readers: list[Student | SignalSource] = [student] if source is None else [student, source]
     read = _read_ahead(dataset, indices, readers, steps, order)
@@ -221,7 +221,7 @@ class SentBatches:
         return self.batches
 
 
-def pinned(batch: TrainingBatch) -> TrainingBatch:
+def in_pinned_memory(batch: TrainingBatch) -> TrainingBatch:
     """Return a batch in memory that is never paged out."""
     return with_tensors(batch, lambda value: value.pin_memory())
 

@@ -85,7 +85,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase:
     save_tensors(path, tensors, metadata={**metadata, "digest": _digest(metadata, tensors)})
 
 
-def read_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
+def load_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
     """Return (step, phase, tensors) of a checkpoint, or None when there is none.
 
     Raises:

@@ -40,7 +40,7 @@ from advl_pipeline.training.step_log import (
     require_finite_gradient,
     require_finite_terms,
     require_finite_weights,
-    summarise,
+    step_record,
 )
 from advl_pipeline.training.validation import is_due
 
@@ -193,7 +193,7 @@ class _StepRecords:
         # All processes see the terms of all, so that all of them stop where one must.
         collected = gather_object(terms)
         require_finite_terms(collected, place)
-        whole = summarise(collected, record["num_examples"]) | record
+        whole = step_record(collected, record["num_examples"]) | record
         if any(logged.is_learned for logged in collected):
             scaler = self._accelerator.scaler
             loss_scale = None if scaler is None else scaler.get_scale

@@ -42,7 +42,7 @@ def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch
     return sums_GH / counts_G[:, None], groups_G
 
 
-def agreement(
+def share_of_agreement(
     student_XH: torch.Tensor,
     teacher_XD: torch.Tensor,
     *,
@@ -92,8 +92,8 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """A placement holds states of a sample's words, texts and regions, beside each teacher's features, on the CPU."""
+class Readout:
+    """States of a sample's words, texts and regions and each teacher's features of them, on the CPU."""
 
     words: Mapping[str, Nodes]
     texts: Mapping[str, tuple[torch.Tensor, ...]]
@@ -113,14 +113,14 @@ class Placement:
                 has_both = bool(known_G.any()) and not bool(known_G.all())
                 offered_G = known_G if has_both else torch.ones_like(known_G)
                 asked_G = ~known_G if has_both else offered_G
-                of_teacher["words"] = agreement(
+                of_teacher["words"] = share_of_agreement(
                     states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, group_X=form_G
                 )
                 states_TH, features_TD = self.texts[name]
                 known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
                 known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
                 is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
-                of_teacher["texts"] = agreement(
+                of_teacher["texts"] = share_of_agreement(
                     torch.cat([states_TH, known_KH]),
                     torch.cat([features_TD, known_KD]),
                     asked_X=is_text_Y,
@@ -129,7 +129,7 @@ class Placement:
                 )
             if name in self.regions:
                 states_XH, features_XD, picture_X, every_X = self.regions[name]
-                of_teacher["regions"] = agreement(
+                of_teacher["regions"] = share_of_agreement(
                     states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
                 )
         return by_teacher
@@ -149,7 +149,7 @@ class Placement:
 
 
 @torch.inference_mode()
-def find_placement(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Placement:
+def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Readout:
     """Return how a student places words, texts and regions.
 
     Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
@@ -177,7 +177,7 @@ def find_placement(student: Student, dataset: Dataset, positions: Sequence[int],
         num_before += len(census.examples)
         collected.add_words(census)
         collected.add_regions(census, most=max(1, most_at_once * len(census.examples) // num_at_once))
-    return Placement(
+    return Readout(
         teachers=tuple(teacher.name for teacher in source.teachers),
         words=_joined(collected.words),
         texts=_joined(collected.texts),

@@ -42,7 +42,7 @@ from advl_pipeline.training.batch_order import BatchOrder, order_examples, order
 from advl_pipeline.training.batches import SentBatches, training_batches
 from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
 from advl_pipeline.training.census import StudentAtStart
-from advl_pipeline.training.checkpoint import read_checkpoint, restore
+from advl_pipeline.training.checkpoint import load_checkpoint, restore
 from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
@@ -50,7 +50,7 @@ from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.loop import run_phase
-from advl_pipeline.training.placement import Placement, find_placement
+from advl_pipeline.training.placement import Readout, take_readout
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.step import FinetuneModel, Phase
@@ -287,7 +287,7 @@ def _train(opened: _Opened) -> int:
     run, accelerator, folder = asked.run, asked.accelerator, asked.folder
     config, method = run.config, run.method
     model.to(accelerator.device)
-    checkpoint = read_checkpoint(folder.checkpoint)
+    checkpoint = load_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
     resumed_phase = checkpoint[1] if checkpoint else "adapt"
     first_step = run.steps_of(resumed_phase).start + done
@@ -297,14 +297,14 @@ def _train(opened: _Opened) -> int:
         if checkpoint:
             tqdm.write(f"resumes at step {first_step + 1} of {run.num_steps}: {first_step} are done", file=sys.stderr)
 
-    def placement() -> Placement | None:
+    def readout() -> Readout | None:
         judge = opened.teaching.judge
         if judge is None or not judge.teachers or not method.num_adapt_steps:
             return None
-        return find_placement(model.student, asked.inputs.dataset, asked.inputs.seen, judge)
+        return take_readout(model.student, asked.inputs.dataset, asked.inputs.seen, judge)
 
     # Before a checkpoint is restored, the student is still as it was pretrained.
-    before = placement()
+    before = readout()
     if checkpoint:
         restore(checkpoint[2], model, scaler=accelerator.scaler)
     with tqdm(
@@ -343,14 +343,14 @@ def _train(opened: _Opened) -> int:
                 )
             # Also where the run was stopped between its last step of a phase and this.
             if before is not None and accelerator.is_main_process:
-                now = placement()
+                now = readout()
                 assert now is not None
                 _write_readout(folder, phase, before, now)
     folder.close()
     return first_step
 
 
-def _write_readout(folder: RunFolder, phase: Phase, before: Placement, now: Placement) -> None:
+def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readout) -> None:
     """Write how the student places things as it starts, after the adapt step and at the end.
 
     `names_kept` is the share of the regions that still have the known word as their nearest that they began with.

@@ -115,7 +115,7 @@ class StepNumbers:
         return terms, next(numbers)
 
 
-def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
+def step_record(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
     """Return the record of an optimiser step from all of its micro-batches."""
     record: dict[str, Any] = {"num_examples": num_examples}
     drawn: dict[str, list[float]] = {}

@@ -54,7 +54,7 @@ from advl_pipeline.students.saved import (
 )
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
-from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore
+from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.optimiser import linear_warmup_decay
 
@@ -202,7 +202,7 @@ def _train(
     num_steps = options.warmup_steps + options.joint_steps
     losses: dict[str, float] = {}
     trained = nn.ModuleList([student, heads])
-    checkpoint = read_checkpoint(output / names.CHECKPOINT)
+    checkpoint = load_checkpoint(output / names.CHECKPOINT)
     done = 0
     if checkpoint is not None:
         done = checkpoint[0]

@@ -12,7 +12,7 @@ from run_logs import metrics
 
 from advl_pipeline.errors import StorageError
 from advl_pipeline.training import checkpoint, loop
-from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint
+from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint
 
 
 class Gate:
@@ -53,7 +53,7 @@ def test_what_is_written_is_the_state_as_it_was_after_the_one_before(
         assert gate.steps[:1] == [1]
     assert gate.steps == [1, 2]
     assert torch.equal(gate.written[0]["model/weight"], before)
-    kept = read_checkpoint(tmp_path / "checkpoint")
+    kept = load_checkpoint(tmp_path / "checkpoint")
     assert kept[0] == 2
     assert torch.equal(kept[2]["model/weight"], before + 1.0)
 

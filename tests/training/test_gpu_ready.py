@@ -94,7 +94,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         mock.patch.object(StepNumbers, "send", watched_send),
         mock.patch.object(run_module, "start_processes", lambda _, precision: start_processes("cpu", precision)),
         # Batches wait on the host for the thread whose device is posed.
-        mock.patch.object(batches, "pinned", lambda batch: batch),
+        mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
         mock.patch.object(batches, "send_ahead", _waiting),
         mock.patch.object(SentBatches, "received", lambda sent, device: [batch.to(device) for batch in sent.batches]),
     ):

@@ -20,7 +20,7 @@ from torch import nn
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import teaching
-from advl_pipeline.training.checkpoint import read_checkpoint
+from advl_pipeline.training.checkpoint import load_checkpoint
 from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
 
@@ -40,7 +40,7 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
         stopped = re.search(r"stopped at step (\d+) of the finetune step: .+ is not finite", stderr)
         assert stopped is not None, stderr
         step = int(stopped[1])
-        kept = read_checkpoint(run / "checkpoint.safetensors")
+        kept = load_checkpoint(run / "checkpoint.safetensors")
         assert kept[0] == step
         assert f"the checkpoint after {step} steps is kept" in stderr
         assert all(bool(tensor.isfinite().all()) for tensor in kept[2].values())
@@ -74,7 +74,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
         small_corpus.run(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1)
     assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why
     assert f"advl cache verify {small_corpus.caches[0]}" in stopped.value.next_command
-    assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors") is not None
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors") is not None
 
 
 def test_gradients_without_clipping_and_under_a_loss_scale(small_corpus: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import placement
-from advl_pipeline.training.placement import agreement, find_placement, mean_by_group
+from advl_pipeline.training.placement import mean_by_group, share_of_agreement, take_readout
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import cached_teacher
 
@@ -34,7 +34,7 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
         "group_X": torch.arange(count),
         **changes,
     }
-    agreed = agreement(student, teacher, **settings)  # type: ignore[arg-type]
+    agreed = share_of_agreement(student, teacher, **settings)  # type: ignore[arg-type]
     return agreed["share"]
 
 
@@ -48,7 +48,7 @@ def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_ch
 def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
     student, teacher = nodes(8)
     offered = torch.arange(8) < 5
-    agreed = agreement(
+    agreed = share_of_agreement(
         student,
         teacher,
         asked_X=~offered,
@@ -57,7 +57,7 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
     )
     assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
     # Two kin, so that all that may be chosen beside the best are of its own kin.
-    few = agreement(
+    few = share_of_agreement(
         student,
         teacher,
         asked_X=torch.ones(8, dtype=torch.bool),
@@ -88,14 +88,14 @@ def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
     monkeypatch.setattr(placement, "MAX_REGIONS", 32)
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=tasks)
     source = SignalSource([cached_teacher(open_cache(small_corpus.caches[1]))], prior=fit_word_prior(["a dog"]))
-    find_placement(build_student("scenes-small"), dataset, range(len(dataset)), source)
+    take_readout(build_student("scenes-small"), dataset, range(len(dataset)), source)
     assert 24 <= sum(bounds) <= 32
 
 
 def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
     student, teacher = nodes(4)
     ones_X, none_X = torch.ones(4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    placed = placement.Placement(
+    placed = placement.Readout(
         words={"t": (student, teacher, torch.arange(4), ones_X)},
         texts={},
         regions={"t": (student[:0], teacher[:0], none_X, none_X.bool())},

@@ -29,7 +29,7 @@ from advl_pipeline.students.tokenizer import embedded_tokenizer_file
 from advl_pipeline.students.weight_files import write_known_words
 from advl_pipeline.training import loop
 from advl_pipeline.training import run as run_module
-from advl_pipeline.training.checkpoint import CheckpointWriter, read_checkpoint, restore
+from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore
 
 
 def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path | None = None) -> list[object]:
@@ -334,7 +334,7 @@ def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> Non
     stopped.load_state_dict(stopped.state_dict() | {"scale": 1024.0, "_growth_tracker": 7})
     with CheckpointWriter(tmp_path / "checkpoint") as writer:
         writer.save(model, optimizer, step=3, phase="adapt", scaler=stopped)
-    kept = read_checkpoint(tmp_path / "checkpoint")
+    kept = load_checkpoint(tmp_path / "checkpoint")
     restore(kept[2], model, optimizer, resumed)
     assert resumed.state_dict() == stopped.state_dict()
     resumed.scale(torch.ones(()))

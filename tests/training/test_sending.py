@@ -16,7 +16,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.tensors import with_tensors
-from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, pinned, send_ahead
+from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, in_pinned_memory, send_ahead
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import cached_teacher
 
@@ -129,7 +129,7 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
 def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> None:
     here, device = collated.signal, torch.device("cuda")
     assert here is not None
-    (sent,) = send_ahead([[pinned(collated)]], device)
+    (sent,) = send_ahead([[in_pinned_memory(collated)]], device)
     (batch,) = sent.received(device)
     assert batch.signal is not None
     for (name, value), (_, other) in zip(targets_of(here), targets_of(batch.signal), strict=True):
