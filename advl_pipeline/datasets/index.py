@@ -231,6 +231,8 @@ class Index:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks of data of one's own, named by their kind."""
+        if self.kind == "pictures":
+            return ()
         if self.kind != "choice":
             return (self.kind,)
         return ("choice", "rationale") if self.facts["rationales"] else ("choice",)
@@ -462,7 +464,7 @@ class _Builder:
 
     def _row_content(self, name: str, image: int, item: Item) -> bytes:
         """Return what the digest of a split holds of a row."""
-        content: dict[str, Any] = {"question": item.texts[0]}
+        content: dict[str, Any] = {"question": item.texts[0]} if item.texts else {}
         if self._kind == "choice":
             content["choices"] = item.choices
             if item.rationales:

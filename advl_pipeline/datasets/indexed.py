@@ -372,7 +372,7 @@ class IndexedDataset:
         cells = self._table.numbers("cell")[self._rows].astype(np.int64)
         return QuestionTable(
             question_ids=self._question_ids,
-            example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
+            example_ids=[tuple(ids[row * per_row : (row + 1) * per_row]) for row in range(len(self._rows))],
             cells=cells if self._index.is_published else np.maximum(cells, 0),
             strata=[strata[code] for code in codes],
             by_class=self._index.kind != "answers",

@@ -17,6 +17,7 @@ from advl_pipeline.errors import DatasetError
 from advl_pipeline.locations import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What is decoded, of an animation its first frame. No other decoder of Pillow runs, some of which start programs."""
 
 MAX_SIDE = 1 << 15

@@ -27,7 +27,9 @@ from advl_pipeline.toml import read_toml
 if TYPE_CHECKING:
     from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 
-Kind = Literal["choice", "classes", "answers"]
+Kind = Literal["choice", "classes", "answers", "pictures"]
+"""Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""
+
 LabelForm = Literal["index", "text", "letter"]
 
 COLUMNS = (

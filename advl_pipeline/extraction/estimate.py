@@ -194,7 +194,7 @@ def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], datas
     Args:
         modalities: those to extract, each of which gets heads of its own.
     """
-    if not config.confidence:
+    if not config.confidence or not len(dataset):
         return ()
     first = dataset[0]
     if first.label is None and not first.soft_label:
@@ -251,6 +251,8 @@ def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], disk: DiskSp
 
 def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
     """Return modality -> how many of its units all examples have, repeated ones counted; of texts about."""
+    if not len(dataset):
+        return {"image": len(dataset.image_units()), "text": 0}
     places = np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLED_EXAMPLES)).astype(int)
     texts = np.mean([len(dataset[place].candidates) for place in places.tolist()])
     return {"image": len(dataset), "text": round(len(dataset) * float(texts))}

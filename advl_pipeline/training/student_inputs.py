@@ -348,7 +348,8 @@ def picture_size(student: str | None, options: Sequence[str], *, dataset: str, d
             "Nothing says how large the stored pictures are to be.",
             next_command="add --student NAME, such as vilt, or --size PIXELS",
         )
-    chosen = choose_recipe(student, head_name(tasks_of(dataset, data_root)[0]), "auto")
+    tasks = tasks_of(dataset, data_root)
+    chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})
     overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}
     with torch.device("meta"):

@@ -29,6 +29,7 @@ MADE_OF: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("image", "question", "choices", "label"),
     "classes": ("image", "text", "label"),
     "answers": ("image", "question", "answers", "answer"),
+    "pictures": ("image",),
 }
 """Columns that a task is made of, a row of which has the first two; the others that are known add to it."""
 
@@ -38,6 +39,9 @@ _MARKERS: Mapping[Kind, tuple[str, ...]] = {
     "answers": ("answers", "answer"),
 }
 """Columns that only one kind has."""
+
+_OF_PICTURES = frozenset({"id", "image", "boxes", "box_labels", "split", "group", "stratum"})
+"""Columns that are about a picture alone."""
 
 _LIKELY: Mapping[str, str] = {
     **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
@@ -61,6 +65,8 @@ def columns_of(kind: Kind) -> str:
 
 
 def _kinds_of(columns: Collection[str]) -> list[Kind]:
+    if "image" in columns and _OF_PICTURES.issuperset(columns):
+        return ["pictures"]
     return [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
 
 
@@ -341,7 +347,7 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
     boxes = () if record.get("boxes") is None else checked_boxes(record["boxes"])
     label: int | str | None
     rationale_label, answers = None, {}
-    texts = [_text(record, "text" if kind == "classes" else "question", len(boxes))]
+    texts = [] if kind == "pictures" else [_text(record, "text" if kind == "classes" else "question", len(boxes))]
     choices: list[str] = []
     if kind == "choice":
         choices = _texts(record, "choices", len(boxes))
@@ -357,6 +363,8 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
             texts += rationales
     elif kind == "classes":
         label = _class(record, card)
+    elif kind == "pictures":
+        label = None
     else:
         answers = _answers(record)
         label = max(answers, key=answers.__getitem__, default=None)

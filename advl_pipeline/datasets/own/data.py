@@ -24,6 +24,10 @@ NUM_AGREEING = 3
 """Answers that agree make an answer fully right, or all of them where there are fewer."""
 
 
+_CALLED = {"pictures": "pictures alone"}
+"""What data are called that have no task."""
+
+
 @dataclass(frozen=True)
 class OwnData:
     """A dataset of rows before one of its splits is opened."""
@@ -47,7 +51,7 @@ class OwnData:
         index, columns = self.index, self.index.facts["columns"]
         made_of = [column for column in MADE_OF[index.kind] if column in columns]
         sections = {
-            f"{self.name}: task {index.kind}, from the columns ": made_of,
+            f"{self.name}: {_CALLED.get(index.kind, f'task {index.kind}')}, from the columns ": made_of,
             "also ": [column for column in COLUMNS if column in columns and column not in made_of],
             "left alone: ": sorted(set(columns) - set(COLUMNS)),
             "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
@@ -109,7 +113,7 @@ def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[st
     Where no split is called train, they are those of the opened splits, all counted at once: a class number means
     the same in each of them. Choices have none.
     """
-    if index.kind == "choice":
+    if index.kind in ("choice", "pictures"):
         return ()
     if index.kind == "classes" and card.labels:
         return card.labels

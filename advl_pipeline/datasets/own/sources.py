@@ -9,6 +9,7 @@ from pathlib import Path
 
 from advl_pipeline.datasets.cards import plugin_entry_points, rows_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
+from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
     HUB_PREFIX,
@@ -78,6 +79,8 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
             next_command=KNOWN_NAMES,
         )
     if path.is_dir():
+        if pictures := _pictures_of_folder(path):
+            return _picture_source(pictures, path), path
         return _table_source(_tables_of_folder(path), DataCard(), data_root or path), path
     home = path.parent
     if path.suffix != CARD_SUFFIX:
@@ -94,6 +97,24 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
                 raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
             tables.append((home / file, split))
     return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
+
+
+def _pictures_of_folder(folder: Path) -> list[str]:
+    """Return the pictures below a folder that holds no table, by their names in it."""
+    if any(path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) for path in folder.iterdir()):
+        return []
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def _picture_source(names: Sequence[str], folder: Path) -> RowSource:
+    """Return a row for each of the pictures of a folder, which is called after its file."""
+
+    def rows() -> Iterator[Row]:
+        for number, name in enumerate(names, start=1):
+            yield Row({"image": name, "id": name}, name=name, split="train", file=str(folder / name), line=number)
+
+    return RowSource(rows=rows, pictures=folder, files=(), version=repr(names), split="train", card=DataCard())
 
 
 def _tables_of_folder(folder: Path) -> list[Table]:
