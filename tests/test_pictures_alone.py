@@ -37,15 +37,12 @@ def test_a_folder_and_rows_of_pictures_have_one_cache_each_with_the_same_feature
     left, right = (cache.image for cache in caches)
     assert left is not None
     assert right is not None
-    assert list(left.unit_ids) == list(right.unit_ids)
-    assert (left.global_features(left.unit_ids) == right.global_features(left.unit_ids)).all()
+    units = list(left.ids)
+    assert units == list(right.ids)
+    assert (left.global_features(units) == right.global_features(units)).all()
     printed(capsys, "cache", "verify", caches[0].path, "--recompute", 2)
     out, _ = printed(capsys, "prepare", "--data", "photos", "--student", "vilt-tiny")
     assert "image: 5 units" in out
-    # A cell more in the folder is another dataset.
-    (here / "photos" / "notes.txt").write_text("no picture")
-    write_pictures(here / "photos")
-    assert "image: 5 units" in printed(capsys, *extract[:4], "photos", *extract[5:], "--output", "more")[0]
 
 
 def test_pictures_alone_teach_no_task_and_have_no_texts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

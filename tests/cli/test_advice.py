@@ -183,6 +183,8 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
         ("eval runs/a --on test", "evaluate runs/a --on test"),
         ("finetune --dataset scenes-vcr --lr 1e-4", "--learning-rate 1e-4"),
         ("finetune --dataset scenes-vcr --learning_rate 1e-4", "--learning-rate 1e-4"),
+        ("finetune --dataset scenes-vcr --num-epochs 3", "--epochs 3"),
+        ("finetune --dataset scenes-vcr --epoch 3", "--epochs 3"),
         ("finetune --dataset scenes-vcr --max-steps 9", "--num-steps 9"),
         ("finetune --dataset scenes-vcr --num-stpes 9", "--num-steps 9"),
         # A word that is wrong by itself stays right at the end of a path.
