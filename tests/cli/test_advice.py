@@ -174,7 +174,7 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
         ("finetune --dataset scenes-vcr --method avdl --seed 7", "--method advl --seed 7"),
         ("finetun --dataset scenes-vcr --seed 7", "finetune --dataset scenes-vcr --seed 7"),
         ("cache inf caches/a", "cache info caches/a"),
-        ("datasets card vrc", "datasets card vcr"),
+        ("datasets card vccr", "datasets card vcr"),
         ("extract --teacher minilm-l6 --dataset scenes-vrc", "--dataset scenes-vcr"),
         ("students show uniter-tny", "students show uniter-tiny"),
         ("study dmo", "study demo"),
