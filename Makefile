@@ -21,7 +21,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics wheel walk light figure site bench bench-gpu chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -123,6 +123,14 @@ numerics: $(STAMP) ## The numeric tests, once with each of torch's kernels for x
 	@for kernels in default avx2 avx512; do echo "ATEN_CPU_CAPABILITY=$$kernels"; \
 		ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet \
 		--numprocesses $(TEST_WORKERS) --dist loadfile $(NUMERIC_TESTS) || exit 1; done
+
+# With what the least huggingface-hub needs, and no package of the environment.
+oldest: $(STAMP) ## Read models with the least transformers, tokenizers, huggingface-hub and timm of pyproject.toml (before a release)
+	rm -rf build/oldest
+	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest httpx httpcore h11 anyio sniffio typer-slim shellingham \
+		$$(grep -oE '(huggingface-hub|timm|tokenizers|transformers)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest --quiet tests/test_repositories.py tests/teachers/test_teachers_of_the_hub.py \
+		tests/teachers/test_text_families.py tests/teachers/test_pairs.py tests/students/test_qwen_vl.py
 
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster

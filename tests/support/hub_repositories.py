@@ -496,6 +496,10 @@ def modernbert(name: str) -> Files:
 
 NARROW: dict[str, dict[str, Any]] = {
     "vit_base_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_small_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_large_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_huge_plus_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_base_patch16_dinov3_qkvb": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "vit_large_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "swin_large_patch4_window7_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "convnext_base": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
@@ -538,6 +542,7 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
     "openai/clip-vit-large-patch14": clip,
     "openai/clip-vit-large-patch14-336": clip,
     "google/siglip2-base-patch16-224": siglip2,
+    "google/siglip2-so400m-patch14-384": siglip2,
     "facebook/dinov2-base": dinov2,
     "facebook/dinov2-large": dinov2,
     "FacebookAI/roberta-base": roberta,
@@ -553,6 +558,11 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
             "vit_large_patch16_224.augreg_in21k_ft_in1k",
             "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
             "convnext_base.fb_in22k_ft_in1k",
+            "vit_small_patch16_dinov3.lvd1689m",
+            "vit_large_patch16_dinov3.lvd1689m",
+            "vit_huge_plus_patch16_dinov3.lvd1689m",
+            "convnext_base.dinov3_lvd1689m",
+            "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m",
         )
     },
 }

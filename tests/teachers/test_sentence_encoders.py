@@ -11,24 +11,30 @@ import pytest
 import torch
 import transformers as hf
 from closeness import assert_near
+from commands import printed
 from hub_repositories import (
+    PUBLISHED,
     SMALL,
     Files,
     as_json,
     bert,
     gemma_tokenizer,
+    modernbert,
     modernbert_tokenizer,
     saved,
     vocabulary_size,
     weights,
 )
 from hub_server import Hub, served_models
+from own_rows import choice_row, rows_of, write_json_lines
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import text_unit
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.interface import TextTower
-from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.registry import CATALOGUE, open_teacher
 
 library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
@@ -76,7 +82,8 @@ def encoder(folder: Path, base: Files, stages: str, **settings: Any) -> tuple[An
 
     (folder / "base").mkdir(parents=True)
     for name, content in base.items():
-        (folder / "base" / name).write_bytes(content)
+        if "/" not in name:
+            (folder / "base" / name).write_bytes(content)
     torch.manual_seed(0)
     modules: list[Any] = [Transformer(str(folder / "base"), max_seq_length=128)]
     width = 32
@@ -121,6 +128,7 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
         as_before_5_4,
     ),
     "layers and prompts of EmbeddingGemma": (gemma3, "mean dense dense normalize", {"prompts": PROMPTS}, dict),
+    "first token of ModernBERT": (lambda: modernbert("x"), "cls", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
     "a prompt of all": (
         lambda: bert("x"),
@@ -162,6 +170,40 @@ def test_embeddings_are_those_of_the_library(kind: str, hub: Hub, tmp_path: Path
     control = opened("random:hf:lab/net")
     assert control.describe()["parameters"] != tower.describe()["parameters"]
     assert control.global_dim == tower.global_dim
+
+
+NAMED = {
+    "qwen3-embedding": "last token of Qwen 3",
+    "embeddinggemma": "layers and prompts of EmbeddingGemma",
+    "bge-l": "first token, older",
+    "gte-modernbert": "first token of ModernBERT",
+}
+"""Sentence encoders by name -> the kind that they are published as."""
+
+
+def test_every_teacher_by_name_is_opened_from_its_published_layout() -> None:
+    assert {name for name, card in CATALOGUE.items() if card.repository not in PUBLISHED} == set(NAMED)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", NAMED)
+def test_sentence_encoders_by_name_are_extracted(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    base, stages, settings, written = KINDS[NAMED[name]]
+    made, files = encoder(tmp_path, base(), stages, **settings)
+    hub.repositories[f"models/{CATALOGUE[name].source_id}"] = written(files)
+    data = write_json_lines(tmp_path / "mine.jsonl", rows_of(choice_row))
+    words = ("extract", "--teacher", name, "--data", data, "--dtype", "float32", "--no-confidence", "--output")
+    printed(capsys, *words, tmp_path / "first")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    printed(capsys, *words, tmp_path / "again")
+    assert tree_bytes(tmp_path / "again") == tree_bytes(tmp_path / "first")
+    units = open_dataset(str(data), split="train").text_units()
+    stored = open_cache(tmp_path / "first").stores()["text"].global_features([unit.unit_id for unit in units])
+    prompt = "document" if "document" in settings.get("prompts", {}) else None
+    expected = made.encode([unit.text for unit in units], prompt_name=prompt, convert_to_tensor=True)
+    assert_near(stored.copy(), expected, dtype=torch.bfloat16 if "qwen" in name else None)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -19,6 +19,7 @@ import transformers as hf
 from closeness import assert_near
 from commands import printed
 from hub_repositories import (
+    PUBLISHED,
     Files,
     State,
     bert,
@@ -42,6 +43,8 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Dataset, TextUnit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.teachers.registry import CATALOGUE, TeacherCard, open_teacher
+from advl_pipeline.teachers.timm_family import TimmBackbone, timm_pixel_settings
+from advl_pipeline.teachers.transformers_family import TransformersVisionBackbone
 
 
 @pytest.fixture
@@ -147,7 +150,7 @@ def snapshot(hub: Hub, cache: Path, repository: str) -> Path:
     return cache / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [name for name, card in CATALOGUE.items() if card.repository in PUBLISHED])
 def test_from_an_empty_cache_and_without_a_network(
     name: str, hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -258,3 +261,42 @@ def test_a_gated_repository_says_where_access_is_granted(hub: Hub, data: Path, t
     assert f"once {hub.endpoint}/lab/net has granted it" in said
     assert "hf auth login" in said
     assert f"advl extract --teacher hf:lab/net --data {data}" in said
+
+
+def test_dinov3_is_one_feature_by_either_library() -> None:
+    """The same weights, whose biases of queries and values are 0 as timm has them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    theirs = hf.DINOv3ViTModel(
+        hf.DINOv3ViTConfig(**sizes, num_register_tokens=4, patch_size=16, image_size=256)
+    ).eval()
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if name.endswith(("q_proj.bias", "v_proj.bias")):
+                value.zero_()
+            elif value.ndim < 2:
+                value += 0.1 * torch.randn_like(value)
+    renamed = {"embeddings.cls_token": "cls_token", "embeddings.register_tokens": "reg_token"}
+    renamed |= {"embeddings.patch_embeddings": "patch_embed.proj", "model.layer.": "blocks."}
+    renamed |= {"attention.o_proj": "attn.proj", "layer_scale1.lambda1": "gamma_1", "layer_scale2.lambda1": "gamma_2"}
+    renamed |= {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+    state = {}
+    for name, value in theirs.state_dict().items():
+        for theirs_name, ours in renamed.items():
+            name = name.replace(theirs_name, ours)
+        state[name] = value
+    for block in ("blocks.0.attention", "blocks.1.attention"):
+        parts = [state.pop(f"{block}.{part}_proj.weight") for part in "qkv"]
+        state[f"{block.replace('attention', 'attn')}.qkv.weight"] = torch.cat(parts)
+    architecture = "vit_base_patch16_dinov3"
+    ours = narrow_models(timm.create_model)(architecture, pretrained=False)
+    ours.load_state_dict({name: value for name, value in state.items() if name in ours.state_dict()}, strict=True)
+    place = {"device": torch.device("cpu"), "dtype": torch.float32}
+    settings = timm_pixel_settings(ours)
+    by_timm = TimmBackbone(ours, architecture=architecture, **place)
+    by_transformers = TransformersVisionBackbone(theirs, "class token", settings=settings, **place)
+    pixels = torch.randn(2, 3, 256, 256)
+    first, second = by_timm(pixels), by_transformers(pixels)
+    assert_near(first.global_ND, second.global_ND)
+    assert_near(first.grid_NhwD, second.grid_NhwD)
+    assert by_timm.describe()["global"] == by_transformers.describe()["global"] == "class token"
