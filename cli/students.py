@@ -96,6 +96,7 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     \b
     advl students load-check uniter-base uniter-base.pt
     advl students load-check vilt vilt-b32-mlm/ --json
+    advl students load-check vilt hf:dandelin/vilt-b32-mlm
     """
     from advl_pipeline.students.registry import check_checkpoint
 

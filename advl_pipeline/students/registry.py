@@ -75,16 +75,19 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     """
     require_student(name)
     if name in STUDENTS:
-        module, _, family = STUDENTS[name].partition(":")
-        family_module, saved = (
-            importlib.import_module(f"advl_pipeline.students.{module_name}") for module_name in (module, "saved")
-        )
-        build: Builder = saved.builder(getattr(family_module, family))
+        saved = importlib.import_module("advl_pipeline.students.saved")
+        build: Builder = saved.builder(family_class(name))
     else:
         point = next(point for point in entry_points(group="advl.students") if point.name == name)
         build = load_plugin(point, "student")
     with drawing():
         return build(name, weights, overrides or {})
+
+
+def family_class(name: str) -> Any:
+    """Return the class of a student of `STUDENTS`."""
+    module, _, family = STUDENTS[name].partition(":")
+    return getattr(importlib.import_module(f"advl_pipeline.students.{module}"), family)
 
 
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
@@ -167,13 +170,20 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     """Return what became of every key of a checkpoint; the student is built with random weights first.
 
     Args:
-        checkpoint: file or folder.
+        checkpoint: file, folder, or `hf:ORG/MODEL`.
         tokenizer: as for `show_student`.
 
     Raises:
         ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
     """
-    return {"student": name, **_random_student(name, tokenizer).load_published(checkpoint).to_dict()}
+    from advl_pipeline.students.weight_files import located
+
+    source = located(checkpoint)
+    settings: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
+    if name in STUDENTS:
+        # A chat model's architecture lies with its weights, and so does many a tokenizer.
+        settings = family_class(name).settings_beside(source) | settings
+    return {"student": name, **build_student(name, overrides=settings).load_published(source).to_dict()}
 
 
 def family_of(name: str) -> str:

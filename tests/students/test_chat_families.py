@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from closeness import assert_near
+from hub_server import served_models
 from made_examples import inverted, picture, question
 from PIL import Image
 from small_corpus import SmallCorpus
 from tiny_chat_models import BUILDERS, write_tiny
+from tiny_extraction import tree_bytes
+from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.datasets.records import Candidate, Example
@@ -319,3 +322,30 @@ def test_a_model_without_a_template_or_a_pictures_token_is_refused(tmp_path: Pat
         with pytest.raises(ConfigError, match="cannot lay out a conversation") as refused:
             build_student("chat", weights=tmp_path).require_inputs()
         assert said in refused.value.why
+
+
+def test_shards_in_bfloat16_run_from_a_hub_and_then_without_a_network(
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As newer repositories are: an index of shards, words that are tied, a template in a file of its own."""
+    files = tmp_path / "files"
+    write_tiny("qwen2_5_vl", files)
+    model = AutoModelForImageTextToText.from_pretrained(files, dtype=torch.bfloat16)
+    (files / "model.safetensors").unlink()
+    model.save_pretrained(files, max_shard_size="100KB")
+    assert (files / "model.safetensors.index.json").is_file()
+    assert (files / "chat_template.jinja").is_file()
+    plain = {"student": "chat", "init": Path("hf:lab/chat"), "method": "plain", "cache": (), "batch_size": 2}
+    with served_models(tmp_path / "hub", monkeypatch) as hub:
+        hub.repositories["models/lab/chat"] = tree_bytes(files)
+        small_corpus.run(tmp_path / "near", num_steps=2, **plain)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    small_corpus.run(tmp_path / "far", num_steps=2, **plain)
+    near, far = (load_run(tmp_path / name).student for name in ("near", "far"))
+    assert isinstance(near, GenerativeStudent)
+    assert all(torch.equal(value, far.state_dict()[name]) for name, value in near.state_dict().items())
+    text = "How  many   12 dogs\n\n34 are there?"
+    published = Tokenizer.from_file(str(files / "tokenizer.json"))
+    ids = near.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == published.encode(text, add_special_tokens=False).ids
