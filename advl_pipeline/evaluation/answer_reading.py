@@ -10,20 +10,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 
+from advl_pipeline.datasets.listed_options import YES_NO, is_yes_no
 from advl_pipeline.datasets.measures import Rule
-
-YES_NO = ("yes", "no")
 
 BEYOND = -1
 """What is returned of a letter that stands for no option."""
 
 Reader = Callable[[str, Sequence[str]], int | None]
 """Reads an answer to a question with these options: the position of one, `BEYOND`, or None for no option at all."""
-
-
-def is_yes_no(options: Sequence[str]) -> bool:
-    """Tell whether a question is answered by yes or no, so that no options are listed."""
-    return tuple(option.lower() for option in options) in (YES_NO, YES_NO[::-1])
 
 
 def read_option(answer: str, options: Sequence[str], rule: Rule) -> int | None:

@@ -5,22 +5,13 @@ What a student writes is read by the rule of the set's card (`answer_reading.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from string import ascii_uppercase
 
+from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
 from advl_pipeline.datasets.measures import Rule
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, TextUnit
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.evaluation.answer_reading import is_yes_no, read_ranked
-
-SHORT = "Answer the question using a single word or phrase."
-CLOSINGS: Mapping[str, str] = {
-    "letters": "Answer with the option's letter from the given choices directly.",
-    "yes_no": SHORT,
-    "answers": SHORT,
-}
-"""What follows a question where the set's card says nothing else: lmms-eval's lines."""
+from advl_pipeline.evaluation.answer_reading import read_ranked
 
 LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers"}
 """Tasks whose questions can be asked so."""
@@ -37,13 +28,6 @@ def question_of(example: Example) -> str:
     return first.text[: first.context_length] if example.task in MULTIPLE_CHOICE_TASKS else first.text
 
 
-def with_letters(question: str, options: Iterable[str]) -> str:
-    """Return a question with its options, each on a line behind its letter."""
-    return "\n".join(
-        [question, *(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))]
-    )
-
-
 def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
     """Return the example as a question whose answer is to be generated.
 
@@ -56,10 +40,6 @@ def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
     question, form = question_of(example), "answers"
     if example.task in MULTIPLE_CHOICE_TASKS:
         options = options_of(example)
-        if len(options) > len(ascii_uppercase):
-            raise DatasetError(
-                f"An item has {len(options)} options, and letters go from A to Z.", where=example.example_id
-            )
         form = "yes_no" if is_yes_no(options) else "letters"
         question = question if form == "yes_no" else with_letters(question, options)
     closing = closings.get(form, CLOSINGS[form])

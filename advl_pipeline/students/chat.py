@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.repositories import fetch
@@ -158,26 +160,45 @@ class Chat:
         token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return token_ids
 
-    def rows(self, candidates: Sequence[Candidate], task: str, instruction: str, picture: Picture) -> list[ChatRow]:
+    def rows(
+        self,
+        candidates: Sequence[Candidate],
+        task: str,
+        instruction: str,
+        picture: Picture,
+        *,
+        lists_options: bool = False,
+    ) -> list[ChatRow]:
         """Return the row of each candidate: its context is asked and it is the answer where there are choices.
 
         Of a caption there is no question; of all other tasks the text is the question, and the row ends where the
         answer begins. The instruction follows the question on a line of its own.
 
+        Args:
+            candidates: of one example.
+            lists_options: choices are listed behind letters, and a candidate's answer is its letter; the words of the
+                candidate are those of its line. Where yes and no are the choices, they are not listed.
+
         Raises:
-            DatasetError: a text holds the token that stands for the picture.
+            DatasetError: a text holds the token that stands for the picture, or there are more choices than letters.
         """
         is_answered = task in MULTIPLE_CHOICE_TASKS or task == "captions"
         asked = [
             candidate.text[: candidate.context_length] if is_answered else candidate.text for candidate in candidates
         ]
         answers = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
+        options = [*answers]
+        is_listed = lists_options and task in MULTIPLE_CHOICE_TASKS and not is_yes_no(options)
+        if is_listed:
+            instruction = instruction or CLOSINGS["letters"]
+            answers = [*ascii_uppercase[: len(options)]]
         closing = f"\n{instruction}" if instruction else ""
+        listed = with_letters("", options) if is_listed else ""
         between, after = (self._between, self._after) if is_answered else (self._asked, "")
         before = f"{self._before}{picture.text}{self._behind_picture}"
         shown = (len(self._before), len(self._before) + len(picture.text))
         texts = [
-            f"{before}{question}{closing}{between}{answer}{after}"
+            f"{before}{question}{listed}{closing}{between}{answer}{after}"
             for question, answer in zip(asked, answers, strict=True)
         ]
         bos: str | None = self._tokenizer.bos_token
@@ -188,8 +209,8 @@ class Chat:
             return_attention_mask=False,
         )
         chat_rows = []
-        for candidate, question, row_ids, offsets in zip(
-            candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        for number, (candidate, question, row_ids, offsets) in enumerate(
+            zip(candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
             ids_S, offsets_S2 = np.array(row_ids), np.array(offsets)
             is_shown_S = ids_S == self.image_token_id
@@ -199,7 +220,7 @@ class Chat:
                     where=repr(candidate.text[:80]),
                     next_command="reword the text in the dataset's file",
                 )
-            answer_at = len(before) + len(question) + len(closing) + len(between)
+            answer_at = len(before) + len(question) + len(listed) + len(closing) + len(between)
             prompt_end = answer_at - len(self.lead) if is_answered else answer_at
             is_prompt_S = offsets_S2[:, 0] < prompt_end
             end = len(ids_S)
@@ -208,7 +229,11 @@ class Chat:
             # Where the candidate's parts lie in the row, their length, and their first character in the candidate.
             parts = [(len(before), len(question), 0)]
             if is_answered:
-                parts.append((answer_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
+                words_at = answer_at
+                if is_listed:
+                    # Behind the lines before it, and its own letter.
+                    words_at = len(before) + len(question) + len(with_letters("", [*options[:number], ""]))
+                parts.append((words_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
             spans_S2 = np.zeros_like(offsets_S2)
             for part_at, length, first in parts:
                 inside_S2 = offsets_S2.clip(part_at, part_at + length)

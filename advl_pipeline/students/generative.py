@@ -101,6 +101,9 @@ class GenerativeConfig(Configuration):
         "choices", help="Whose likelihoods are divided by the answer's number of tokens: candidates', all, or none."
     )
     instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
+    options: Literal["hidden", "letters"] = option(
+        "hidden", help="Whether choices are listed behind letters, so that a candidate's answer is its letter."
+    )
     max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
     agreement: float = option(
@@ -414,7 +417,13 @@ class GenerativeStudent(Student):
         rows = [
             row
             for example, picture in zip(examples, pictures, strict=True)
-            for row in self.chat.rows(example.candidates, example.task, self.instruction(example.task), picture)
+            for row in self.chat.rows(
+                example.candidates,
+                example.task,
+                self.instruction(example.task),
+                picture,
+                lists_options=self.config.options == "letters",
+            )
         ]
         self._require_room(max(len(row.token_ids_S) for row in rows))
         choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
