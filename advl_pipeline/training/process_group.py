@@ -38,6 +38,10 @@ Computed = TypeVar("Computed")
 _NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
+_SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""What accelerate's launcher sets where a model is to be cut into parts."""
+
+
 def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator:
     """Return the accelerator of this process, in step with the others that a launcher started.
 
@@ -46,8 +50,16 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
         mixed_precision: of a resolved configuration.
 
     Raises:
-        ConfigError: the launcher announces other processes, and they are not in step.
+        ConfigError: the launcher announces other processes, and they are not in step; or it shards models.
     """
+    for name, kind in _SHARDED.items():
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"A student is not sharded over processes by {kind}.",
+                where=name,
+                why="what is distilled and saved is read from a whole student in each process",
+                next_command="accelerate config without it; --lora-rank and --gradient-checkpointing save memory",
+            )
     if "LOCAL_RANK" not in os.environ and torch.device(device).index is not None:
         torch.accelerator.set_device_index(torch.device(device).index)
     accelerator = Accelerator(

@@ -134,3 +134,14 @@ def test_a_process_that_a_launcher_left_alone_is_refused(small_corpus: Any, tmp_
     assert "torchrun --nproc-per-node 2" in messages
     assert "Traceback" not in messages
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
+def test_a_launcher_that_shards_models_is_refused_in_words(kind: str, small_corpus: Any, tmp_path: Path) -> None:
+    words = command(small_corpus, tmp_path / "run", method="plain", cache=())
+    sharded = start_advl(*words, **{f"ACCELERATE_USE_{kind.upper()}": "true"})
+    code, messages = sharded.wait(), sharded.messages()
+    assert code == 2, messages[-3000:]
+    assert f"not sharded over processes by {kind}" in messages
+    assert "Traceback" not in messages
+    assert not (tmp_path / "run").exists()
