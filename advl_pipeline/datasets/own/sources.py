@@ -100,11 +100,11 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
 
 
 def _pictures_of_folder(folder: Path) -> list[str]:
-    """Return the pictures below a folder that holds no table, by their names in it."""
-    if any(path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) for path in folder.iterdir()):
+    """Return the names of the pictures in a folder that holds no table, and no folder, which might name classes."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if any(path.is_dir() or path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) for path in entries):
         return []
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    return sorted(path.name for path in entries if path.suffix.lower() in PICTURE_SUFFIXES)
 
 
 def _picture_source(names: Sequence[str], folder: Path) -> RowSource:
