@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 
 Pooling = Literal["mean over all tokens", "first token", "last token"]
@@ -90,8 +91,7 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
     if prompt and not pooling_settings.get("include_prompt", True):
         raise _unsupported(folder, "its pooling leaves out the prompt")
     layers = [place for place, kind in zip(places, kinds, strict=True) if kind == "Dense"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed or 0)
+    with drawing(random_seed or 0):
         dense = [_dense(layer, is_random=random_seed is not None) for layer in layers]
     return SentenceRecipe(
         pooling=_POOLINGS[modes[0]],
