@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from advl_pipeline.datasets.rows import ROWS
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files, entry_points, missing_data, read_data_file
 
@@ -85,10 +86,6 @@ def readable_cards() -> Iterator[Card]:
     for name in card_names():
         with suppress(ConfigError):
             yield load_card(name)
-
-
-ROWS = "rows"
-"""Format of a card that says what the columns of its rows mean (`rows.DataCard`), as a card of one's own does."""
 
 
 @cache

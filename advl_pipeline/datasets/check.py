@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.datasets.cards import ROWS, Card, card_names, load_card, rows_card
+from advl_pipeline.datasets.cards import Card, card_names, load_card, rows_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
@@ -20,6 +20,7 @@ from advl_pipeline.datasets.registry import (
     tasks_of,
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
+from advl_pipeline.datasets.rows import ROWS
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, suggest_names
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.packages import missing_data

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from advl_pipeline.datasets.cards import (
     JOIN,
-    ROWS,
     Benchmark,
     ReadOptions,
     card_names,
@@ -27,6 +26,7 @@ from advl_pipeline.datasets.roots import (
     is_own_data,
     resolve_data_root,
 )
+from advl_pipeline.datasets.rows import ROWS
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError, ineffective, suggest_names

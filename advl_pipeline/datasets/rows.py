@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from advl_pipeline.configuration import Configuration, build_config, option
-from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, compose
@@ -23,9 +22,6 @@ from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.datasets.row_files import checked, read_table
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.toml import read_toml
-
-if TYPE_CHECKING:
-    from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 
 Kind = Literal["choice", "classes", "answers", "pictures"]
 """Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""
@@ -37,6 +33,10 @@ COLUMNS = (
     *("boxes", "box_labels", "split", "group", "stratum"),
 )
 """Columns that mean something; others are left alone."""
+
+
+ROWS = "rows"
+"""Format of a card that says what the columns of its rows mean (`DataCard`), as a card of one's own does."""
 
 
 ABOUT = frozenset(
@@ -330,6 +330,14 @@ def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequ
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 
+class PictureFetcher(Protocol):
+    """Pictures that are held in files of the hub (`Held`), fetched when they are asked for by their names."""
+
+    def file_of(self, name: str) -> Path: ...
+
+    def require_room(self, names: Iterable[str]) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How the rows of one dataset are read.
@@ -349,6 +357,6 @@ class Reading:
     scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
     locate: Callable[[Path, str], str] | None = None
     called: str = ""
-    held: HeldPictures | None = None
+    held: PictureFetcher | None = None
     is_confined: bool = False
     card: DataCard = field(default_factory=DataCard)
