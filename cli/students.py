@@ -99,8 +99,9 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     advl students load-check vilt hf:dandelin/vilt-b32-mlm
     """
     from advl_pipeline.students.registry import check_checkpoint
+    from advl_pipeline.students.weight_files import located
 
-    report = check_checkpoint(name, checkpoint, tokenizer=tokenizer)
+    report = check_checkpoint(name, located(checkpoint), tokenizer=tokenizer)
     fills = not (report["missing"] or report["reinitialised"])
     exit_with(0 if fills else 2)
     yield report

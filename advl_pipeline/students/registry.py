@@ -170,20 +170,17 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     """Return what became of every key of a checkpoint; the student is built with random weights first.
 
     Args:
-        checkpoint: file, folder, or `hf:ORG/MODEL`.
+        checkpoint: file or folder; of a repository on the hub, where `weight_files.located` put it.
         tokenizer: as for `show_student`.
 
     Raises:
         ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
     """
-    from advl_pipeline.students.weight_files import located
-
-    source = located(checkpoint)
     settings: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
     if name in STUDENTS:
         # A chat model's architecture lies with its weights, and so does many a tokenizer.
-        settings = family_class(name).settings_beside(source) | settings
-    return {"student": name, **build_student(name, overrides=settings).load_published(source).to_dict()}
+        settings = family_class(name).settings_beside(checkpoint) | settings
+    return {"student": name, **build_student(name, overrides=settings).load_published(checkpoint).to_dict()}
 
 
 def family_of(name: str) -> str:
