@@ -327,7 +327,7 @@ def test_a_model_without_a_template_or_a_pictures_token_is_refused(tmp_path: Pat
 def test_shards_in_bfloat16_run_from_a_hub_and_then_without_a_network(
     small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As newer repositories are: an index of shards, words that are tied, a template in a file of its own."""
+    """As newer repositories are: an index of shards, a template in a file of its own."""
     files = tmp_path / "files"
     write_tiny("qwen2_5_vl", files)
     model = AutoModelForImageTextToText.from_pretrained(files, dtype=torch.bfloat16)

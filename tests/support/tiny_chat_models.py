@@ -34,6 +34,13 @@ VICUNA = (
 )
 """As LLaVA 1.5 has it: no token of its own ends a turn."""
 
+IDEFICS = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
 WIDTHS = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -391,14 +398,8 @@ def idefics(family: str) -> tuple[Any, Any]:
         "<end_of_utterance>",
         bos_token="<|im_start|>",
     )
-    template = (
-        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-        "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
-        "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
-        "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
-    )
     pictures = hf.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = hf.Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=template)
+    processor = hf.Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=IDEFICS)
     kind = "idefics3_vision" if family == "idefics3" else "smolvlm_vision"
     return {
         "text_config": {**_words(tokenizer), "model_type": "llama"},
