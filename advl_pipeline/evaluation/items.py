@@ -36,6 +36,24 @@ GENERATED = "vqa_generated"
 """Metric of answers that a student words itself."""
 JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
 """Metrics of two tasks of a question -> that of both being right."""
+METRIC_NAMES = {
+    "q2a": "Q→A accuracy",
+    "qa2r": "QA→R accuracy",
+    "q2ar": "Q→AR accuracy",
+    "vqa": "VQA accuracy",
+    "vqa_generated": "VQA accuracy of generated answers",
+    "snli_ve": "SNLI-VE accuracy",
+    "choice": "choice accuracy",
+    "rationale": "rationale accuracy",
+    "joint": "choice and rationale accuracy",
+    "classes": "class accuracy",
+    "answers": "answer accuracy",
+}
+
+
+def metric_name(metric: str) -> str:
+    """Return what a reader calls a metric; one of a plug-in has no other name."""
+    return METRIC_NAMES.get(metric, metric)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

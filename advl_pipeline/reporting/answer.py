@@ -9,6 +9,7 @@ from typing import Any
 from advl_pipeline.evaluation.items import JOINT_METRICS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
+from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import Place
 
@@ -79,11 +80,11 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
             sentence += (
                 f", no more than the training answers to the same {things} do without a picture ({prior:.0f}),"
             )
-        sentence += f" and {_with_number(result, baseline)}" if baseline else ""
-        sentence += f". Controls: {'; '.join(_with_number(result, row) for row in controls)}" if controls else ""
+        sentence += f" and {wording.method_label(study, baseline.method)} {baseline.mean:.0f}" if baseline else ""
+        beside = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
+        sentence = ". ".join([sentence.removesuffix(","), *beside])
         if baseline and (unlike := result.unlike(place, study.focus, study.baseline)):
             sentence += f". The two are not compared, for they differ in {' and in '.join(unlike)}"
-        sentence = sentence.removesuffix(",")
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))
@@ -103,12 +104,12 @@ def nothing_yet(result: StudyResult) -> str:
     return f"There is no answer yet: no seed of {focus} and of {baseline} has finished the same size."
 
 
-def _with_number(result: StudyResult, row: Any) -> str:
-    """Name a method as a sentence does, with its number."""
-    if not is_teacher_control(result.study, row.method):
-        return f"{wording.method_label(result.study, row.method)} {row.mean:.0f}"
-    kind = "random" if result.study.variant(row.method).teacher_prefix else "shuffled"
-    return f"with {kind} teachers {row.mean:.0f}"
+def _control(study: StudyConfig, method: str) -> str:
+    """Name a control at the start of a sentence."""
+    if not is_teacher_control(study, method):
+        return f"The control “{wording.method_label(study, method)}”"
+    kind = "random" if study.variant(method).teacher_prefix else "shuffled"
+    return f"The same student with {kind} teachers"
 
 
 def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:

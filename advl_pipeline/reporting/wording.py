@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from advl_pipeline.evaluation.items import metric_name as metric_name
 from advl_pipeline.evaluation.shift import Questions
 from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.studies.claims import MINUS as MINUS
 from advl_pipeline.studies.claims import signed as signed
 from advl_pipeline.studies.config import FULL, StudyConfig
-
-METRIC_NAMES = {
-    "q2a": "Q→A accuracy",
-    "qa2r": "QA→R accuracy",
-    "q2ar": "Q→AR accuracy",
-    "vqa": "VQA accuracy",
-    "vqa_generated": "VQA accuracy of generated answers",
-    "snli_ve": "SNLI-VE accuracy",
-    "choice": "choice accuracy",
-    "rationale": "rationale accuracy",
-    "joint": "choice and rationale accuracy",
-    "classes": "class accuracy",
-    "answers": "answer accuracy",
-}
 
 WRITTEN = ", answer written, options behind letters"
 """What follows a metric of answers that the student wrote; the others are of the likeliest candidate."""
@@ -43,10 +30,6 @@ READOUT_EXPLAINED = (
     "left no record of its words, all words count as both. Regions are asked about in the same way, among those of "
     "other pictures. No label is used. What learned from a shuffled teacher is read beside the true one."
 )
-
-
-def metric_name(metric: str) -> str:
-    return METRIC_NAMES.get(metric, metric)
 
 
 def method_label(study: StudyConfig, method: str) -> str:

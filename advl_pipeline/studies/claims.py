@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from advl_pipeline.evaluation.items import metric_name
 from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
 from advl_pipeline.studies.result import StudyResult
@@ -56,10 +57,12 @@ _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (othe
 class ClaimTest:
     """One mean difference in points that has to be positive. It is undecided before `decide` has looked at it.
 
-    `interval` is over seeds, `joint_interval` over seeds and items.
+    `name` is of methods and metrics as their options name them, `sentence` says the same to a reader. `interval` is
+    over seeds, `joint_interval` over seeds and items.
     """
 
     name: str
+    sentence: str
     per_seed: tuple[float, ...]
     mean: float
     interval: Interval | None
@@ -96,13 +99,14 @@ class _Draft:
     lacks: list[str] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
 
-    def add(self, name: str, row: Any, *, factor: float = 1.0) -> None:
+    def add(self, name: str, sentence: str, row: Any, *, factor: float = 1.0) -> None:
         """Add the test that a number of the study, times a factor, is above 0; of the table, its p is taken too."""
         low, high = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
         joint = Interval(low=low, high=high, level=row.joint_interval.level)
-        self.tests.append(claim_test(name, [factor * value for value in row.per_seed], joint, row.p_seed_holm))
+        per_seed = [factor * value for value in row.per_seed]
+        self.tests.append(claim_test(name, per_seed, joint, row.p_seed_holm, sentence=sentence))
 
-    def add_mean(self, quantity: str, other: str, like: Any, name: str) -> None:
+    def add_mean(self, quantity: str, other: str, like: Any, name: str, sentence: str) -> None:
         """Add that of a mean over shots against another method, on the test set of `like`."""
         where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
         row = self.result.row(f"mean {quantity}", against=other, **where)
@@ -111,7 +115,7 @@ class _Draft:
             return
         if missing := [shots for shots in like.over if shots not in row.over]:
             self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
-        self.add(name, row, factor=-1.0 if quantity == "drop" else 1.0)
+        self.add(name, sentence, row, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
         """Add those of the focus method against the baseline and the controls at a place."""
@@ -120,7 +124,18 @@ class _Draft:
             if (gain := self.result.row("gain", place, method=focus, against=other)) is None:
                 self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
             else:
-                self.add(f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}", gain)
+                size = "full data" if place.shots == FULL else f"{place.shots} labels"
+                self.add(
+                    f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}",
+                    f"{self.label(focus)} against {self.label(other)} at {size}, {metric_name(place.metric)}",
+                    gain,
+                )
+
+    def label(self, method: str) -> str:
+        """Return what a sentence calls a method: a variant of the focus method by what is other in it."""
+        study = self.result.study
+        label, focus = (study.variant(name).label or name for name in (method, study.focus))
+        return f"the {label.removeprefix(f'{focus}, ')}" if label.startswith(f"{focus}, ") else label
 
     def rivals(self) -> list[str]:
         """Return the baseline and the teacher controls; without one of those the claim cannot be supported."""
@@ -201,7 +216,9 @@ def _low_shot(draft: _Draft) -> None:
         else:
             fewest, most = along[0].size, along[-1].size
             name = f"{metric}: gain at {fewest} minus gain at {most} shots"
-            draft.add(name, slope, factor=-math.log2(most / fewest))
+            focus, baseline = draft.label(result.study.focus), draft.label(result.study.baseline)
+            gains = f"How much more {focus} gains over {baseline} at {fewest} labels than at {most}"
+            draft.add(name, f"{gains}, {metric_name(metric)}", slope, factor=-math.log2(most / fewest))
     smallest = min((place.size for place in places), default=0)
     for place in (place for place in places if place.size == smallest):
         draft.add_gains(place)
@@ -213,9 +230,13 @@ def _shift(draft: _Draft) -> None:
         draft.lacks.append(f"there is no shifted test set with scores of {study.focus} and {study.baseline}")
     for drop in drops:
         where, questions = f"{drop.metric} on {drop.test_set}", _QUESTIONS[drop.questions or "same"]
+        focus, there = draft.label(study.focus), f"on {drop.test_set}, {metric_name(drop.metric)}"
         for other in draft.rivals():
-            draft.add_mean("drop", other, drop, f"{where}: drop of {other} minus drop of {study.focus}{questions}")
-        draft.add_mean("accuracy", study.baseline, drop, f"{where}: {study.focus} minus {study.baseline}")
+            name = f"{where}: drop of {other} minus drop of {study.focus}{questions}"
+            sentence = f"How much less {focus} loses than {draft.label(other)} {there}{questions}"
+            draft.add_mean("drop", other, drop, name, sentence)
+        name, baseline = f"{where}: {study.focus} minus {study.baseline}", draft.label(study.baseline)
+        draft.add_mean("accuracy", study.baseline, drop, name, f"{focus} against {baseline} {there}")
 
 
 def _vision(draft: _Draft) -> None:
@@ -224,7 +245,11 @@ def _vision(draft: _Draft) -> None:
         draft.lacks.append(f"{study.focus} and {study.baseline} were not both scored with swapped pictures")
     for use, other in itertools.product(uses, draft.rivals() if uses else ()):
         name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
-        draft.add_mean("use", other, use, name)
+        sentence = (
+            f"How much more {draft.label(study.focus)} than {draft.label(other)} loses with swapped pictures on "
+            f"{use.test_set}, {metric_name(use.metric)}"
+        )
+        draft.add_mean("use", other, use, name, sentence)
 
 
 def _parts(draft: _Draft) -> None:
@@ -234,7 +259,9 @@ def _parts(draft: _Draft) -> None:
     baseline = [row for row in draft.means("accuracy") if row.test_set == draft.setting.reference]
     for other, like in itertools.product(("naive-kd", *parts), baseline):
         name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
-        draft.add_mean("accuracy", other, like, f"{like.metric}: {name}")
+        rival = f"itself without the {parts[other]}" if other in parts else draft.label(other)
+        sentence = f"{draft.label(draft.result.study.focus)} against {rival}, {metric_name(like.metric)}"
+        draft.add_mean("accuracy", other, like, f"{like.metric}: {name}", sentence)
 
 
 def _left_out(study: StudyConfig) -> dict[str, str]:
@@ -290,7 +317,7 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
         return UNDECIDED, f"Not tested: {why}."
     outcome: Outcome
     if failed:
-        outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].name}."
+        outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].sentence}."
     elif undecided:
         outcome, reason = UNDECIDED, why_open(undecided[0], min_seeds=study.min_seeds)
     elif draft.lacks:
@@ -304,12 +331,18 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
 
 
 def claim_test(
-    name: str, per_seed: Sequence[float], joint_interval: Interval, p_adjusted: float | None = None
+    name: str,
+    per_seed: Sequence[float],
+    joint_interval: Interval,
+    p_adjusted: float | None = None,
+    *,
+    sentence: str,
 ) -> ClaimTest:
     """Return the test of differences in points, one per seed, and their interval over seeds and items."""
     spread = summarise(per_seed)
     return ClaimTest(
         name=name,
+        sentence=sentence,
         per_seed=tuple(per_seed),
         mean=spread.mean,
         interval=spread.interval,
@@ -360,10 +393,10 @@ def why_open(test: ClaimTest, *, min_seeds: int) -> str:
     if count < needed:
         return f"{count} seed{'s' if count != 1 else ''}; a verdict rests on at least {needed}."
     if test.p_adjusted is None:
-        return f"{test.name}: {signed(test.mean)} with no spread between seeds, so there is no test."
+        return f"{test.sentence}: {signed(test.mean)} points with no spread between seeds, so there is no test."
     if test.p_adjusted >= SIGNIFICANT:
-        return f"{test.name}: {signed(test.mean)}, p {test.p_adjusted:.3f} after correction."
-    return f"{test.name}: {signed(test.mean)}, but the interval over seeds and items includes 0."
+        return f"{test.sentence}: {signed(test.mean)} points, p = {test.p_adjusted:.3f} after correction."
+    return f"{test.sentence}: {signed(test.mean)} points, but the interval over seeds and items includes 0."
 
 
 def signed(value: float) -> str:

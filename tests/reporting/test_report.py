@@ -118,7 +118,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     percent = {name: result.row("accuracy", place, method=name).mean for name in result.study.methods}
     assert section.find("p", class_="lead")[0].text == (
         f"ADVL answers {percent['advl']:.0f} of 100 questions correctly and plain {percent['plain']:.0f}. "
-        f"Controls: with shuffled teachers {percent['advl-shuffled']:.0f}."
+        f"The same student with shuffled teachers: {percent['advl-shuffled']:.0f}."
     )
     best = result.best_control(place)
     assert best is not None
@@ -182,10 +182,25 @@ def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[
     for article, verdict in zip(shown, verdicts, strict=True):
         assert article.find("p", class_="badge")[0].text == verdict.outcome
         assert article.find("span", class_="claim")[0].text == verdict.claim
-        assert [p.text for p in article.find("p", class_="test-name")] == [test.name for test in verdict.tests]
+        assert [p.text for p in article.find("p", class_="test-name")] == [test.sentence for test in verdict.tests]
         for numbers, test in zip(article.find("p", class_="numbers"), verdict.tests, strict=True):
             assert wording.signed(test.mean) in numbers.text
             assert wording.interval(test.interval) in numbers.text
+
+
+def test_claims_are_told_in_words(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    (section,) = page.find("section", id="claims")
+    told = [p.text for p in section.find("p", class_="test-name")]
+    assert told == [
+        "How much more ADVL gains over plain at 100 labels than at 400, Q→A accuracy",
+        "ADVL against plain at 100 labels, Q→A accuracy",
+        "ADVL against the shuffled teacher at 100 labels, Q→A accuracy",
+        "How much less ADVL loses than plain on test-shift, Q→A accuracy (other questions)",
+        "How much less ADVL loses than the shuffled teacher on test-shift, Q→A accuracy (other questions)",
+        "ADVL against plain on test-shift, Q→A accuracy",
+        "How much more ADVL than plain loses with swapped pictures on val, Q→A accuracy",
+        "How much more ADVL than the shuffled teacher loses with swapped pictures on val, Q→A accuracy",
+    ]
 
 
 def test_the_readout_stands_behind_the_table_with_its_controls(page: Element, vcr: tuple[StudyResult, Path]) -> None:

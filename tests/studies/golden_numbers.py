@@ -51,7 +51,7 @@ NAMES = {
 }
 """What a row of each kind is called by."""
 
-LEFT_OUT = {"cell", "run", "runs", "level", "unit", "p_adjusted", "outcome"}
+LEFT_OUT = {"cell", "run", "runs", "level", "unit", "p_adjusted", "outcome", "sentence"}
 LEFT_OUT |= {"seeds", "size", "family_size", "num_items"}
 """What is no number, hangs on ids, or is counted by hand elsewhere."""
 

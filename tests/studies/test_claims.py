@@ -65,7 +65,7 @@ def test_without_a_control_nothing_is_supported(raw: Mapping[str, Any], claims: 
 def test_a_lost_gain_is_lost_with_and_without_a_control(methods: list[str]) -> None:
     verdict = judged({**FULL, "methods": methods, "seeds": list(range(12))}, {"advl": -12.0})["C1"]
     assert verdict.outcome == NOT_SUPPORTED
-    assert "A gain of 1 is ruled out" in verdict.reason
+    assert verdict.reason == "A gain of 1 is ruled out: ADVL against plain at full data, Q→A accuracy."
 
 
 def test_a_study_claims_nothing_of_what_it_does_not_run() -> None:
@@ -190,7 +190,7 @@ def test_the_margin_decides_what_is_ruled_out() -> None:
 
 
 def a_test(per_seed: list[float], *, low: float = -50.0, high: float = 50.0) -> ClaimTest:
-    return claim_test("x", per_seed, Interval(low=low, high=high))
+    return claim_test("x", per_seed, Interval(low=low, high=high), sentence="X")
 
 
 def decided(test: ClaimTest) -> ClaimTest:
