@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from advl_pipeline.configuration import Configuration, option
@@ -33,7 +32,7 @@ class Facet(Configuration):
 
     column: str = option(help="Their column; of a list its first entry, of a table a field behind a dot.")
     pattern: str = option("", help="Regular expression: the facet is what its groups hold where it is first found.")
-    names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    names: Mapping[str, str] = field(default_factory=dict)
     """What the column says -> what the facet is called; others keep what they say."""
     per: int | None = option(
         None, help="The column counts from 1, and this many that follow one another share a name."

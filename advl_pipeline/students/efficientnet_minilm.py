@@ -28,7 +28,15 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
 from advl_pipeline.batch_norms import fold_batch_norms
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, norm_first_head, run_layers
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.bert_parts import (
+    TokenGrid,
+    bert_config,
+    initialise_bert,
+    kinds_of,
+    norm_first_head,
+    run_layers,
+)
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import RecentlyUsed
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
@@ -100,6 +108,11 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
             self.text.eval()
         return self
 
+    def collate(self, examples: Sequence[Example]) -> PixelBatch:
+        batch = super().collate(examples)
+        batch.grid = TokenGrid.of_kinds(kinds_of(batch.token_mask_NL, batch.visual_mask_NR))
+        return batch
+
     @property
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.encoder.layer)
@@ -112,7 +125,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
         self, x_NSH: torch.Tensor, batch: PixelBatch, **how: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        return run_layers(self.fusion_layers, x_NSH, kinds_NS, **how)
+        return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.pooler(text_NLH)

@@ -588,10 +588,11 @@ class GenerativeStudent(Student):
             "token_type_ids": is_image_NS * 0 if self.facts.both_ways == "question" else is_image_NS,
         }
         taken = inspect.signature(self.model.forward).parameters
+        seen = self._vision_inputs(batch, batch.example_N.tolist())
         return {
             "input_ids": ids_NS,
             "attention_mask": shown_NS.long(),
-            **self._vision_inputs(batch, batch.example_N.tolist()),
+            **{name: value.to(ids_NS.device) for name, value in seen.items()},
             **{name: value for name, value in kinds.items() if name in taken},
         }
 
@@ -644,7 +645,10 @@ class GenerativeStudent(Student):
             patches = encoder.encoder(inputs_embeds=embedded, attention_mask=None).last_hidden_state
             features: torch.Tensor = parts.connector(encoder.post_layernorm(patches))
             return features.flatten(0, 1)[:, None]
-        output = parts.get_image_features(**inputs, return_dict=True)
+        laid_out = (
+            _laid_out(self.model.base_model.visual, inputs[GRID], batch.pixels.device) if GRID in inputs else {}
+        )
+        output = parts.get_image_features(**inputs, **laid_out, return_dict=True)
         depths = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
         return torch.stack([_flat(features) for features in depths], dim=1)
 
@@ -954,3 +958,26 @@ def model_config(config: GenerativeConfig) -> Any:
         ) from None
     transformers_config.text_config.attention_dropout = config.dropout
     return transformers_config
+
+
+def _laid_out(encoder: Any, grid_B3: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return where an encoder's patches lie, on its device: transformers would leave it with the grid, on the host.
+
+    Args:
+        encoder: of a model whose pictures have grids of their own.
+        grid_B3: frames, rows and columns of each picture's patches.
+        device: of the encoder.
+    """
+    from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+
+    merge = int(encoder.config.spatial_merge_size)
+    made = {"position_ids": get_vision_position_ids(grid_B3, merge)}
+    if hasattr(encoder, "interpolation_mode"):
+        made["interp_indices"], made["interp_weights"] = get_vision_interpolation_indices_and_weights(
+            grid_B3,
+            num_grid_per_side=encoder.num_grid_per_side,
+            mode=encoder.interpolation_mode,
+            align_corners=encoder.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+    return {name: value.to(device, non_blocking=True) for name, value in made.items()}

@@ -190,7 +190,12 @@ def require_teacher(name: str) -> None:
 
 
 def is_of_hub(name: str) -> bool:
-    """Tell whether a teacher comes from a repository of the hub, at a revision that its name leaves open."""
+    """Tell whether a teacher comes from a repository of the hub, at a revision that its name leaves open.
+
+    A teacher that Python hands over comes from none, and may have any name.
+    """
+    if ":" not in name and name not in known_names():
+        return False
     door, inner, _ = _resolved(name)
     return door == "timm" or (door == "hf" and "@" not in inner) or (not door and inner in CATALOGUE)
 

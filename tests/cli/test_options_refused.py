@@ -25,7 +25,7 @@ NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cac
 OBEYED = {
     ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
     "weights dry_run engine device mixed_precision part",
-    EvaluateConfig: "on num_questions probe pictures device mixed_precision batch_size regions",
+    EvaluateConfig: "on protocol num_questions probe pictures device mixed_precision batch_size regions",
     PredictConfig: "on pictures device mixed_precision batch_size regions",
 }
 """Options that act on any data, or are refused by the student that has no use of them."""

@@ -148,7 +148,7 @@ def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify_cache(cache).is_sound
     assert not (cache / ".work").exists()
     journal = cache.with_name(f"{cache.name}.extraction.jsonl")
-    journal.write_text("{}\n")
+    journal.write_text('{"seconds": 1.0, "num_units": 8, "device": "cpu"}\n')
     advl(capsys, "cache", "prune", cache, "--all")
     assert not cache.exists()
     assert not journal.exists()

@@ -27,7 +27,9 @@ MOST_HEADS = 16
 
 MASKS = {
     "modernvbert-tiny": 2,
-    **dict.fromkeys(("uniter-tiny", "visualbert-tiny", "vl-bert-tiny", "clip-vil-tiny"), 4),
+    **dict.fromkeys(
+        ("uniter-tiny", "visualbert-tiny", "vl-bert-tiny", "clip-vil-tiny", "efficientnet-minilm-tiny"), 4
+    ),
 }
 """Masks of a pass, where they are more: of its two parts, or of the few sequences that a CPU attends to at once."""
 

@@ -26,6 +26,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
+from advl_pipeline.students import efficientnet_minilm
 from advl_pipeline.students.registry import student_names
 from advl_pipeline.training import batches, loop
 from advl_pipeline.training import run as run_module
@@ -95,6 +96,8 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         mock.patch.object(run_module, "start_processes", lambda _, precision: start_processes("cpu", precision)),
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
+        # On a CPU alone, which the device still is.
+        mock.patch.object(efficientnet_minilm, "_keeps", return_value=False),
         mock.patch.object(batches, "send_ahead", _waiting),
         mock.patch.object(SentBatches, "received", lambda sent, device: [batch.to(device) for batch in sent.batches]),
     ):

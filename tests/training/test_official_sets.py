@@ -104,7 +104,7 @@ def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.
     assert finetune("runs/task", *one_task) == 0
     assert json.loads(Path("runs/task/result.json").read_text())["num_labelled"] == 4
     assert call("cache", "verify", cache, "--recompute", 2) == 2
-    assert f"advl cache verify {cache} --recompute 2 --ids mine.json" in capsys.readouterr().err
+    assert f"advl cache verify {cache} --recompute 2 --dataset vcr --ids mine.json" in capsys.readouterr().err
     assert call("cache", "verify", cache, "--recompute", 2, "--ids", "mine.json") == 0
 
     # A run resumes with the same examples, not with whatever the file names by then.

@@ -160,7 +160,7 @@ def single(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "where", "why"),
     [
-        (broken, "cat_folder/0.jpg", "cannot identify"),
+        (broken, "cat_folder/0.jpg", "is not a readable picture"),
         (tiny, "cat_folder/0.jpg", "200 x 40 pixels"),
         (few, "cat_folder", "5 photographs"),
         (twice, "dog_folder/0.jpg", "the same photograph as"),
