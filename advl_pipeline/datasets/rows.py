@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from advl_pipeline.configuration import Configuration, build_config, option
@@ -73,18 +72,18 @@ class DataCard(Configuration):
     pictures: Path | None = option(
         None, help="Folder that picture names are relative to, itself relative to the card [default: the card's]."
     )
-    columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    columns: Mapping[str, Any] = field(default_factory=dict)
     """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
-    constants: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    constants: Mapping[str, Any] = field(default_factory=dict)
     """Our column -> what every row has in it."""
     items: tuple[Mapping[str, str], ...] = option((), help="Items of a row, our column -> theirs; they are a group.")
     join: Join | None = option(None, help="Columns that other rows have.")
-    split_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    split_names: Mapping[str, str] = field(default_factory=dict)
     """Their split -> ours."""
     num_rows: int | None = option(
         None, help="Rows of each split, from its beginning; others are not fetched.", minimum=1
     )
-    only: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    only: Mapping[str, Any] = field(default_factory=dict)
     """Their column -> the values of rows that are read; others are left out and counted."""
     needs: tuple[str, ...] = option((), help="Our columns without which a row is left out and counted.")
     labels: tuple[str, ...] = option((), help="The classes, in order [default: those of train, sorted].")
@@ -100,12 +99,12 @@ class DataCard(Configuration):
     min_answer_count: int = option(
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )
-    facets: Mapping[str, Facet] = field(default_factory=lambda: MappingProxyType({}))
+    facets: Mapping[str, Facet] = field(default_factory=dict)
     """What rows say of themselves that measures are taken over."""
     measures: tuple[Measure, ...] = option((), help="Numbers that the set is known by, beside its plain accuracy.")
     ties: Ties = option("first", help="What an item is worth whose right choice shares the highest score.")
     reads: Rule = option("letter", help="How a generated answer is read.")
-    asks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    asks: Mapping[str, str] = field(default_factory=dict)
     """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
 
     @property

@@ -51,7 +51,7 @@ def test_the_commonest_training_answer_to_the_same_words_stands_next_to_a_score(
     result = gather_runs(run)
     (answer,) = answers(result)
     score = result.row("accuracy", answer.place).mean
-    told = "no more than the training answers to the same questions without a picture (75)"
+    told = "no more than the training answers to the same questions do without a picture (75)"
     assert (told in answer.sentence) == (score <= 75.0)
     for form, wanted in (
         ("html", "prior of the question"),
