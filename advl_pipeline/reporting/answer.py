@@ -61,11 +61,7 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
             for place in sorted(result.places(), key=lambda place: place.rank)
             if place[:3] == (setting.name, metric, setting.reference)
             and result.row("accuracy", place, method=study.focus)
-            and (
-                len(study.methods) == 1
-                or result.row("gain", place, method=study.focus, against=study.baseline)
-                or result.unlike(place, study.focus, study.baseline)
-            )
+            and (len(study.methods) == 1 or result.row("gain", place, method=study.focus, against=study.baseline))
         ]
         if not places:
             continue
@@ -83,8 +79,6 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
         sentence += f" and {wording.method_label(study, baseline.method)} {baseline.mean:.0f}" if baseline else ""
         beside = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
         sentence = ". ".join([sentence.removesuffix(","), *beside])
-        if baseline and (unlike := result.unlike(place, study.focus, study.baseline)):
-            sentence += f". The two are not compared, for they differ in {' and in '.join(unlike)}"
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))
@@ -93,14 +87,10 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
 
 def nothing_yet(result: StudyResult) -> str:
     """Say what a report without an answer waits for."""
-    focus, baseline = (
-        wording.method_label(result.study, name) for name in (result.study.focus, result.study.baseline)
-    )
+    study = result.study
     if result.of_runs:
-        return (
-            f"{focus} and {baseline} were not run with the same seed and number of labels, so they are not compared; "
-            "the table has their scores."
-        )
+        return study.question or "The table has the scores."
+    focus, baseline = (wording.method_label(study, name) for name in (study.focus, study.baseline))
     return f"There is no answer yet: no seed of {focus} and of {baseline} has finished the same size."
 
 

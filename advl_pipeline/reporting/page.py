@@ -81,7 +81,8 @@ def _over_shots(result: StudyResult, look: Looks) -> list[Figure]:
     figures = []
     for setting in result.study.settings:
         several = f": {setting.name}" if len(result.study.settings) > 1 else ""
-        for metric, draw in itertools.product(setting.metrics, (accuracy_figure, gain_figure)):
+        drawn = [accuracy_figure] if result.of_runs else [accuracy_figure, gain_figure]
+        for metric, draw in itertools.product(setting.metrics, drawn):
             if (figure := draw(result, look, setting=setting.name, metric=metric)) is not None:
                 figures.append(dataclasses.replace(figure, title=figure.title + several))
     return figures

@@ -28,7 +28,7 @@ _BEGINS = b"|".join(
         rb"cell,run,setting,method,shots,size,seed,",
         rb'\{\n  "(answers|verdicts)": \[',
         rb"# .*\n\n(.* answers \d+ of 100 |Nothing is told yet|There is no answer yet|.* so they are not compared; "
-        rb"|\| claim \| setting \| verdict \| why \|\n)",
+        rb"|\d+ runs stand in one table |The table has the scores|\| claim \| setting \| verdict \| why \|\n)",
     )
 )
 """How reports of each format begin."""

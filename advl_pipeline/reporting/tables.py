@@ -296,7 +296,7 @@ def as_json(result: StudyResult) -> str:
         **{
             name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
             for name, value in gathered.items()
-            if name not in ("items", "trivial", "makings")
+            if name not in ("items", "trivial")
         },
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **shares}

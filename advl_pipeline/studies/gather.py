@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
-from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
 from advl_pipeline.training.checks import unused_options
 from advl_pipeline.training.config import FinetuneConfig
@@ -61,7 +60,7 @@ def gather_study(folder: Path) -> StudyResult:
 
 
 def gather_runs(*folders: Path) -> StudyResult:
-    """Read run folders, or folders of runs, as if a study had asked for them.
+    """Read run folders, or folders of runs, as one table by what differs among them.
 
     Raises:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
@@ -89,7 +88,6 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
     contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     trivial: dict[tuple[str, ...], Mapping[str, Any]] = {}
     caveats: dict[str, dict[str, None]] = {}
-    makings: dict[tuple[str, str, str], Mapping[str, str]] = {}
     environments: dict[str, Mapping[str, Any]] = {}
     for cell in plan.cells:
         about: Row = {
@@ -148,13 +146,11 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
             # Each once; the command line of each run is left out.
             environment = {key: value for key, value in read_json(path).items() if key != "command"}
             environments[json.dumps(environment, sort_keys=True)] = environment
-        if plan.of_runs:
-            makings[cell.setting, shots_label(cell.shots), cell.method] = _making(cell, result)
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
     measured = pd.DataFrame(costs, columns=[*_GROUP, *_COSTS]).astype({"milliseconds_per_item": float})
     measured = measured.groupby(list(_GROUP), sort=False, as_index=False).agg(_COSTS).astype(object)
-    gathered = StudyResult(
+    return StudyResult(
         study=plan.study,
         folder=folder,
         runs=runs,
@@ -170,32 +166,8 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         environments=tuple(environments.values()),
         caveats={setting: tuple(lines) for setting, lines in caveats.items() if lines},
         trivial=trivial,
-        makings=makings,
         of_runs=plan.of_runs,
     )
-    return replace(gathered, numbers=_of_like_runs(gathered))
-
-
-def _making(cell: Cell, result: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return what two runs must have alike to tell what their methods are worth, in words."""
-    config = cell.finetune
-    finetuned = result.get("phases", {}).get("finetune", result)
-    student = [config.student, *config.student_option, *([f"from {config.init}"] if config.init else [])]
-    return {
-        "steps": f"{finetuned['num_steps']:,}",
-        "labels": f"{result['num_labelled']:,} of {config.split}",
-        "student": " ".join(student),
-    }
-
-
-def _of_like_runs(result: StudyResult) -> pd.DataFrame:
-    """Return the numbers without the contrasts of runs that were not made alike."""
-    rows: list[Any] = list(result.numbers.itertuples())
-    is_unlike = [
-        row.against in result.study.methods and bool(result.unlike(place_of(row), row.method, row.against))
-        for row in rows
-    ]
-    return result.numbers[~np.array(is_unlike, dtype=bool)] if result.makings else result.numbers
 
 
 def finetune_command(config: FinetuneConfig) -> str:

@@ -1,8 +1,6 @@
-"""Runs that no study asked for: a run folder, or a folder of them, laid out as a study that a report can show.
+"""Runs that no study asked for: a run folder, or a folder of them, as one table by what differs among the runs.
 
-Runs of one dataset, student and size are rows beside each other, and runs of several seeds are one row. A row goes by
-its method, and by what differs too where runs of one method have other options or teachers. It goes by its folder's
-name where even that says nothing.
+Runs that differ by their seed alone are one row. Nothing is compared or claimed: a study makes runs alike for that.
 """
 
 from __future__ import annotations
@@ -12,11 +10,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import config_to_dict, option_values, options_without
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -28,41 +26,33 @@ from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant,
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
-_OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", "cache"})
-"""Options that say where a run stands, which method and seed it is of, or where the features of its teachers lie."""
+_OF_PLACE = frozenset({"dataset", "method", "task", "shots", "seed", "cache", "num_steps", "epochs"})
+"""Options that the table says by itself, and those that the steps and the teachers of a run say better."""
 
-_SPOILT = ("hide_picture", "teacher_control")
-"""Options that make a control of a run. A row is named for them even where all runs agree, as for random teachers."""
+_ALWAYS_SAID = frozenset({"hide_picture", "teacher_control"})
+"""Options that keep something from a student: said even where all runs agree."""
 
-_RANDOM = "random:"
-_USUAL = {name: str(value) for name, value in config_to_dict(FinetuneConfig(dataset="", output=Path())).items()}
+_USUAL = {
+    **{name: str(value) for name, value in config_to_dict(FinetuneConfig(dataset="", output=Path())).items()},
+    "teachers": "none",
+    "features": "none",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A finished run that was evaluated.
-
-    `evaluations` maps a test set to its document. `choices` is what tells it, in words, from runs of the same method
-    at its place: options that change its numbers, its teachers, and a digest of what their features are.
-    """
+    """A finished run that was evaluated: its documents by test set, and what may differ from others, in words."""
 
     folder: Path
     config: FinetuneConfig
-    evaluations: Mapping[str, Mapping[str, Any]]
+    documents: Mapping[str, Mapping[str, Any]]
     teachers: tuple[str, ...]
     choices: Mapping[str, str]
 
     @property
-    def setting(self) -> tuple[str, str, tuple[str, ...]]:
-        """Dataset, student and tasks that it was scored on."""
-        metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
-        tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
-        return (self.config.dataset, self.config.student, tasks)
-
-    @property
     def test_sets(self) -> list[str]:
-        """The set that its pictures were spoilt on comes first: it is the reference of the others."""
-        return sorted(self.evaluations, key=lambda name: (not self.evaluations[name].get("use_of_vision"), name))
+        """The set that its pictures were replaced on comes first: it is the reference of the others."""
+        return sorted(self.documents, key=lambda name: (not self.documents[name].get("use_of_vision"), name))
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
@@ -94,7 +84,7 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
 
 
 def lay_out_runs(*named: Path) -> Plan:
-    """Lay out runs, and all finished and evaluated runs that lie in folders.
+    """Lay out runs, and all finished and evaluated runs that lie in folders, as the rows of one table.
 
     Args:
         named: run folders and folders of runs.
@@ -111,34 +101,44 @@ def lay_out_runs(*named: Path) -> Plan:
             why=f"of {len(folders)} none is both finished and scored on a test set",
             next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
         )
-    folder = common_folder(named)
-    rows, settings = _rows(runs), _settings(runs)
-    variants = dict(rows.values())
-    baseline, focus = _judged(variants)
+    folder, told = common_folder(named), _differing(runs)
+    rows, settings = {run.folder: _row(run, told) for run in runs}, _settings(runs)
+    same = Counter((run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]) for run in runs)
+    for run in runs:
+        if same[run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]] > 1:
+            rows[run.folder] += f" ({run.folder.absolute().name})"
+    variants = {
+        rows[run.folder]: Variant(
+            method=run.config.method, role=SHIPPED[run.config.method].role, label=rows[run.folder]
+        )
+        for run in runs
+    }
+    is_one = len(variants) == 1
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
         methods=tuple(variants),
         shots=tuple(dict.fromkeys(run.config.shots for run in runs)),
         seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
-        baseline=baseline,
-        focus=focus,
+        baseline="",
+        focus=next(iter(variants)) if is_one else "",
         settings=tuple(settings.values()),
         variants=variants,
+        question="" if is_one else _what_differs(runs, told),
         source=str(folder),
     )
     cells = []
     for run in runs:
-        setting, run_name = settings[run.setting], str(run.folder.absolute().relative_to(folder.absolute()))
+        setting, run_name = settings[run.config.dataset], str(run.folder.absolute().relative_to(folder.absolute()))
         cells.append(
             Cell(
                 cell_id=run.folder.absolute().name if run_name == "." else run_name,
                 setting=setting.name,
-                method=rows[run.folder][0],
+                method=rows[run.folder],
                 shots=run.config.shots,
                 seed=run.config.seed,
                 teachers=run.teachers,
-                test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
+                test_sets=tuple(name for name in setting.test_sets if name in run.documents),
                 finetune=run.config,
                 evaluate=EvaluateConfig(run=run.folder, on=tuple(run.test_sets)),
                 run_name=run_name,
@@ -152,106 +152,75 @@ def _read(folder: Path) -> _Run | None:
     if not documents:
         return None
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
+    result = read_json(folder / names.RESULT)
     caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
-    made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
+    features = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
     options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
     choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
+    choices["steps"] = f"{result.get('phases', {}).get('finetune', result)['num_steps']:,}"
+    choices["labels"] = f"{result['num_labelled']:,}"
     choices["teachers"] = " and ".join(teachers) or "none"
-    choices["features"] = hashlib.sha256(made.encode()).hexdigest()[:8]
-    return _Run(folder=folder, config=config, evaluations=documents, teachers=teachers, choices=choices)
+    choices["features"] = hashlib.sha256(features.encode()).hexdigest()[:8] if caches else "none"
+    return _Run(folder=folder, config=config, documents=documents, teachers=teachers, choices=choices)
 
 
-def _settings(runs: Sequence[_Run]) -> dict[tuple[str, str, tuple[str, ...]], Setting]:
-    """Return the setting of each dataset, student and tasks; those of one dataset have a student and a number too."""
-    settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
+def _differing(runs: Sequence[_Run]) -> set[str]:
+    """Return the choices that runs on the same labels of a dataset do not share."""
+    alike: dict[tuple[object, ...], list[_Run]] = {}
     for run in runs:
-        before = settings[run.setting].test_sets if run.setting in settings else ()
-        *_, tasks = run.setting
-        settings[run.setting] = Setting(
-            dataset=run.config.dataset,
-            name=dataset_label(run.config.dataset),
+        alike.setdefault((run.config.dataset, run.config.shots), []).append(run)
+    differing: set[str] = set()
+    for group in alike.values():
+        values = {name: {run.choices[name] for run in group} for name in group[0].choices}
+        differing |= {name for name, found in values.items() if len(found) > 1}
+    # Where the teachers' names tell the features, these say nothing more.
+    if len({(run.teachers, run.choices["features"]) for run in runs}) == len({run.teachers for run in runs}):
+        differing.discard("features")
+    return differing
+
+
+def _row(run: _Run, differing: set[str]) -> str:
+    """Name the row of a run: its method, the unusual choices that differ, and what was kept from the student."""
+    said = differing | _ALWAYS_SAID | {name for name in ("teachers",) if "random:" in run.choices[name]}
+    choices = [f"{name} {run.choices[name]}" for name in sorted(said) if run.choices[name] != _USUAL.get(name)]
+    return ", ".join([SHIPPED[run.config.method].label, *choices])
+
+
+def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
+    """Say in one sentence what the runs of a table differ in, which is why they are not compared."""
+    choices = [
+        {"method": run.config.method, "labels asked for": str(run.config.shots or "all")}
+        | {name: run.choices[name] for name in sorted(differing)}
+        for run in runs
+    ]
+    values = {name: list(dict.fromkeys(choice[name] for choice in choices)) for name in choices[0]}
+    told = [f"{name} ({' and '.join(found)})" for name, found in values.items() if len(found) > 1]
+    differ = "; ".join(told) or "their data"
+    return (
+        f"{len(runs)} runs stand in one table and differ in {differ}. A study (advl study) compares runs made alike."
+    )
+
+
+def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
+    """Return the setting of each dataset, with all that its runs were scored on; those of one name have a number."""
+    by_dataset: dict[str, list[_Run]] = {}
+    for run in runs:
+        by_dataset.setdefault(run.config.dataset, []).append(run)
+    counts = Counter(map(dataset_label, by_dataset))
+    settings = {}
+    for number, (dataset, group) in enumerate(by_dataset.items(), start=1):
+        metrics = {metric for run in group for of_set in run.documents.values() for metric in of_set["metrics"]}
+        tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
+        label = dataset_label(dataset)
+        settings[dataset] = Setting(
+            dataset=dataset,
+            name=f"{label} ({number})" if counts[label] > 1 else label,
             tasks=tasks,
             metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in tasks)),
-            student=run.config.student,
-            init=run.config.init,
-            teachers=run.teachers,
-            test_sets=tuple(dict.fromkeys([*before, *run.test_sets])),
+            student=", ".join(dict.fromkeys(run.config.student for run in group)),
+            init=group[0].config.init,
+            teachers=tuple(dict.fromkeys(teacher for run in group for teacher in run.teachers)),
+            test_sets=tuple(dict.fromkeys(name for run in group for name in run.test_sets)),
         )
-    counts = Counter(setting.name for setting in settings.values())
-    for number, (key, setting) in enumerate(settings.items(), start=1):
-        if counts[setting.name] > 1:
-            settings[key] = replace(setting, name=f"{setting.name}, {setting.student} ({number})")
     return settings
-
-
-def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
-    """Return the row that others are compared with, and the one that is judged: of ADVL, if any, and no control."""
-    ranks = {"method": 1, "ablation": 1, "control": 2, "baseline": 3}
-
-    def worth_judging(name: str) -> tuple[int, bool]:
-        return ranks[variants[name].role], variants[name].method != "advl"
-
-    def fit_to_compare(name: str) -> tuple[bool, ...]:
-        variant = variants[name]
-        return name != "plain", variant.role != "baseline", variant.method != "plain-two-step"
-
-    others = [name for name in reversed([*variants]) if name != "plain"]
-    focus = min(others, key=worth_judging, default="plain")
-    return min((name for name in variants if name != focus), key=fit_to_compare, default="plain"), focus
-
-
-def _rows(runs: Sequence[_Run]) -> dict[Path, tuple[str, Variant]]:
-    """Name each run's row: by its method and what else tells it, unless two runs of one seed have the same name."""
-    differing: dict[str, set[str]] = {}
-    alike: dict[tuple[Any, ...], list[_Run]] = {}
-    for run in runs:
-        alike.setdefault((run.setting, run.config.shots, run.config.method), []).append(run)
-    for (*_, method), group in alike.items():
-        changing = {name for run in group for name, value in run.choices.items() if value != group[0].choices[name]}
-        if len({(run.teachers, run.choices["features"]) for run in group}) == len({run.teachers for run in group}):
-            # The teachers' names tell the features.
-            changing.discard("features")
-        differing.setdefault(method, set()).update(changing)
-    rows = {run.folder: _row(run, differing[run.config.method]) for run in runs}
-    counts = Counter((run.setting, run.config.shots, run.config.seed, rows[run.folder][0]) for run in runs)
-    twice = {key[-1] for key, count in counts.items() if count > 1}
-    for path, (name, variant) in rows.items():
-        if name in twice:
-            rows[path] = (path.absolute().name, replace(variant, label=path.absolute().name))
-    return rows
-
-
-def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
-    """Name a run by the choices that differ and are unusual, and by what makes it a control."""
-    method, values = run.config.method, option_values(run.config)
-    is_random = any(teacher.startswith(_RANDOM) for teacher in run.teachers)
-    always = {*_SPOILT, *(["teachers"] if is_random else [])}
-    choices = {
-        name: value
-        for name, value in sorted(run.choices.items())
-        if name in always | differing and value != _USUAL.get(name)
-    }
-    words = {name: f"{name} {value}" for name, value in choices.items()}
-    spoilt = {name: values[name] for name in choices if name in _SPOILT}
-    usual = SHIPPED[method]
-    # A control that ships has its words, of which the options that make it one say nothing more.
-    control = next(
-        (
-            variant
-            for variant in SHIPPED.values()
-            if spoilt
-            and (variant.method, bool(variant.teacher_prefix)) == (method, is_random)
-            and {name: value for name, value in variant.training.items() if name in _SPOILT} == spoilt
-        ),
-        None,
-    )
-    shown = [word for name, word in words.items() if control is None or name not in spoilt]
-    variant = Variant(
-        method=method,
-        role="control" if is_random or spoilt else usual.role,
-        label=", ".join([(control or usual).label, *shown]),
-        teacher_prefix=_RANDOM if is_random else "",
-        training={name: values[name] for name in choices if name in values},
-    )
-    return ", ".join([method, *words.values()]), variant

@@ -7,7 +7,7 @@ them lie in; `shots` is "full" or a number in words.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,8 @@ class StudyResult:
     """Setting -> what a reader of its numbers must know of what the students saw; none for most."""
     trivial: Mapping[tuple[str, ...], Mapping[str, Any]]
     """(setting, metric, test set) -> chance and majority answer, as `AnswerTally.summary` gives them."""
-    makings: Mapping[tuple[str, str, str], Mapping[str, str]] = field(default_factory=dict)
-    """(setting, shots, method) -> steps, labels and student of runs that no study asked for, in words."""
     of_runs: bool = False
-    """Gathered from runs that no study asked for, which claim nothing."""
+    """Gathered from runs that no study asked for: one table by what differs, which compares and claims nothing."""
 
     @property
     def num_finished(self) -> int:
@@ -92,15 +90,6 @@ class StudyResult:
     def trivial_of(self, place: Place) -> Mapping[str, Any]:
         """Return what is right at a place without a student; nothing where its evaluations did not tell."""
         return self.trivial.get(place[:3], {})
-
-    def unlike(self, place: Place, method: str, other: str) -> list[str]:
-        """Return in what two methods differ, where runs that no study asked for were not made alike, in words."""
-        mine, theirs = (self.makings.get((place.setting, place.shots, name), {}) for name in (method, other))
-        return [
-            f"{what} ({value} and {theirs[what]})"
-            for what, value in mine.items()
-            if what in theirs and value != theirs[what]
-        ]
 
     def best_control(self, place: Place) -> Any:
         """Return the accuracy of the best of the baseline and the controls, over the seeds of the focus method.
