@@ -101,8 +101,8 @@ def lay_out_runs(*named: Path) -> Plan:
             why=f"of {len(folders)} none is both finished and scored on a test set",
             next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
         )
-    folder, told = common_folder(named), _differing(runs)
-    rows, settings = {run.folder: _row(run, told) for run in runs}, _settings(runs)
+    folder, differing = common_folder(named), _differing(runs)
+    rows, settings = {run.folder: _row(run, differing) for run in runs}, _settings(runs)
     same = Counter((run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]) for run in runs)
     for run in runs:
         if same[run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]] > 1:
@@ -124,7 +124,7 @@ def lay_out_runs(*named: Path) -> Plan:
         focus=next(iter(variants)) if is_one else "",
         settings=tuple(settings.values()),
         variants=variants,
-        question="" if is_one else _what_differs(runs, told),
+        question="" if is_one else _what_differs(runs, differing),
         source=str(folder),
     )
     cells = []
@@ -173,7 +173,7 @@ def _differing(runs: Sequence[_Run]) -> set[str]:
     differing: set[str] = set()
     for group in alike.values():
         values = {name: {run.choices[name] for run in group} for name in group[0].choices}
-        differing |= {name for name, found in values.items() if len(found) > 1}
+        differing |= {name for name, distinct in values.items() if len(distinct) > 1}
     # Where the teachers' names tell the features, these say nothing more.
     if len({(run.teachers, run.choices["features"]) for run in runs}) == len({run.teachers for run in runs}):
         differing.discard("features")
@@ -195,10 +195,10 @@ def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
         for run in runs
     ]
     values = {name: list(dict.fromkeys(choice[name] for choice in choices)) for name in choices[0]}
-    told = [f"{name} ({' and '.join(found)})" for name, found in values.items() if len(found) > 1]
-    differ = "; ".join(told) or "their data"
+    differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
+    where = "; ".join(differences) or "their data"
     return (
-        f"{len(runs)} runs stand in one table and differ in {differ}. A study (advl study) compares runs made alike."
+        f"{len(runs)} runs stand in one table and differ in {where}. A study (advl study) compares runs made alike."
     )
 
 
