@@ -430,14 +430,14 @@ class ChatBatch(StudentBatch):
         return 127 if self.pixels.dtype == torch.uint8 else 0
 
     def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, H): of each sequence the states at its places, from those of the rows.
+        """Return (N, L, H), float32: of each sequence the states at its places, from those of the rows.
 
         Args:
             place_NL: int64, places in the sequence.
         """
         row_N1 = self.packing.row_N[:, None] * states_BWH.shape[1]
         place_NL = row_N1 + self.packing.place_NS.gather(1, place_NL)
-        return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1)
+        return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1).float()
 
     def last_states(self, states_BWH: torch.Tensor) -> torch.Tensor:
         """Return (N, H): the state of each sequence's last token."""

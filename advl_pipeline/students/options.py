@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option, rare_option
 from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import read_tables
+
+BaseDtype = Literal["fp32", "bf16"]
 
 PIXELS = Path("pixels")
 """Stands where a cache of regions would: small crops, asked for by name."""
@@ -124,6 +126,11 @@ class StudentOptions(Configuration):
         help="Modules that get low-rank updates, by the end of their name; repeatable [default: the student's own, "
         "else its attention projections].",
         metavar="NAME",
+    )
+    base_dtype: BaseDtype | None = rare_option(
+        None,
+        help="Type of the frozen weights under low-rank updates, which are fp32 themselves [default: bf16 on a GPU "
+        "that computes in it, else fp32].",
     )
     compile: bool = rare_option(
         False,

@@ -20,7 +20,7 @@ from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import OutputHead, Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
-from advl_pipeline.students.options import PIXELS
+from advl_pipeline.students.options import PIXELS, BaseDtype
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import weight_files
@@ -57,9 +57,42 @@ def build_finetune_student(run: Run) -> Student:
             enable_gradient_checkpointing(student)
         if (updates := lora_settings(student, config)) is not None:
             add_lora(student, updates)
+        if base_dtype(student, config) == "bf16":
+            hold_frozen_in_bf16(student)
         if config.compile:
             compile_student(student)
         return student
+
+
+def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
+    """Return the type that a run holds its student's frozen weights in.
+
+    A student that answers in words computes in the type of its weights, as transformers' own model does. The layers
+    of other students expect fp32.
+
+    Raises:
+        ConfigError: bf16 is asked for where nothing is frozen, or of a student that has no pass in bf16.
+    """
+    is_frozen = lora_settings(student, config) is not None
+    can_hold_bf16 = is_frozen and student.lora is not None
+    if config.base_dtype == "bf16" and not can_hold_bf16:
+        raise ConfigError(
+            "There are no frozen weights to hold in bf16.",
+            where="--base-dtype bf16",
+            why=f"{student.name} does not answer in words" if is_frozen else "the run trains all weights",
+            next_command="leave out --base-dtype; --mixed-precision bf16 computes in it",
+        )
+    if config.base_dtype is not None:
+        return config.base_dtype
+    computes_bf16 = config.mixed_precision == "bf16" and torch.device(config.device).type != "cpu"
+    return "bf16" if can_hold_bf16 and computes_bf16 else "fp32"
+
+
+def hold_frozen_in_bf16(student: Student) -> None:
+    """Round the frozen weights of a student to bf16, in place; what is trained, and buffers, stay as they are."""
+    for parameter in student.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _network_of(teacher: str) -> nn.Module:

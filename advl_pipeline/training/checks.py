@@ -269,9 +269,9 @@ def unused_options(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[
         (
             config.init is None,
             "there are no pretrained weights (--init)",
-            "head_answers fresh_heads lora_rank lora_alpha lora_target",
+            "head_answers fresh_heads lora_rank lora_alpha lora_target base_dtype",
         ),
-        (config.lora_rank == 0, "--lora-rank 0 makes no low-rank updates", "lora_alpha lora_target"),
+        (config.lora_rank == 0, "--lora-rank 0 makes no low-rank updates", "lora_alpha lora_target base_dtype"),
         *((bool(tasks) and not heeding & set(tasks), f"the data {lack}", name) for name, heeding, lack in _OF_TASKS),
     )
     reasons: dict[str, str] = {}

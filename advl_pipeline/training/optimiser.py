@@ -227,3 +227,22 @@ def build_optimizer(
         )
     kind = BertAdamW if settings.optimiser == "bert-adamw" else BertAdam
     return kind(groups, settings.learning_rate, betas=settings.betas, eps=settings.eps)
+
+
+def bytes_by_part(settings: TrainingSettings, model: FinetuneModel) -> dict[str, int]:
+    """Return the bytes that training keeps on its device, by part; states inside the layers come on top.
+
+    `frozen_weights` counts the student that an adapt step is held to, too. All weights that are trained are counted
+    as if a step reached them.
+    """
+    weights = [*model.parameters(), *(value for student in model.references for value in student.parameters())]
+    frozen, trained = (
+        sum(value.nbytes for value in weights if value.requires_grad is is_trained) for is_trained in (False, True)
+    )
+    num_moments = 2 if settings.optimiser != "sgd" else int(settings.momentum > 0)
+    return {
+        "frozen_weights": frozen,
+        "trained_weights": trained,
+        "gradients": trained,
+        "optimiser": num_moments * trained,
+    }

@@ -40,7 +40,12 @@ from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.students.weight_files import located, pinned_init, run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import SentBatches, training_batches
-from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
+from advl_pipeline.training.build_model import (
+    base_dtype,
+    build_finetune_heads,
+    build_finetune_model,
+    build_finetune_student,
+)
 from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
 from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
@@ -50,6 +55,7 @@ from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.loop import run_phase
+from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.placement import Readout, take_readout
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
@@ -255,6 +261,7 @@ def _begin(opened: _Opened) -> None:
     asked, teaching = opened.asked, opened.teaching
     run, config = asked.run, asked.run.config
     step_line = run.settings.step_line(asked.accelerator.num_processes)
+    held_in, parts = base_dtype(opened.start.student, config), bytes_by_part(run.settings, opened.model)
     described = {
         "heads": {name: dataclasses.asdict(origin) for name, origin in opened.origins.items()},
         "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
@@ -272,13 +279,25 @@ def _begin(opened: _Opened) -> None:
             "device": device_name(config.device),
             "mixed_precision": config.mixed_precision,
             "tf32": asked.multiplies_in_tf32,
+            "base_dtype": held_in,
+            "bytes_by_part": parts,
         },
         resume=config.resume,
     )
     heads = [f"head {name}: {head.origin}, {head.why}" for name, head in opened.origins.items()]
     precision = ["products of fp32 matrices are computed in TF32"] if asked.multiplies_in_tf32 else []
-    for line in (run.settings.line(), *heads, step_line, *precision, *opened.notes):
+    for line in (run.settings.line(), *heads, step_line, _memory_line(held_in, parts), *precision, *opened.notes):
         tqdm.write(line, file=sys.stderr)
+
+
+def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
+    """Return one line for people: the bytes that are held on the device by part, the frozen ones in their type."""
+    sizes = {name: f"{num_bytes / 1e6:,.1f} MB" for name, num_bytes in parts.items()}
+    frozen = f"frozen weights {sizes['frozen_weights']} in {held_in}, " if parts["frozen_weights"] else ""
+    return (
+        f"memory before a step: {frozen}trained weights {sizes['trained_weights']}, gradients {sizes['gradients']}, "
+        f"optimiser {sizes['optimiser']}; what layers keep for the backward pass comes on top"
+    )
 
 
 def _train(opened: _Opened) -> int:

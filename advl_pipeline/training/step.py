@@ -135,7 +135,7 @@ class FinetuneModel(nn.Module):
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
         # In a tuple it is no part of the module: neither trained nor saved.
-        self._reference = () if reference is None else (reference,)
+        self.references = () if reference is None else (reference,)
         self.answers = answers or {}
         self.remembered = remembered
 
@@ -158,7 +158,7 @@ class FinetuneModel(nn.Module):
     def _adapt(self, batch: TrainingBatch, step: StepConditions) -> LossTerms:
         terms, signal, settings = LossTerms(), batch.signal, self.distiller.settings
         contrasts = settings.adapt_objective == "contrastive"
-        needs_apart = contrasts or self._reference or self._distils_apart(signal)
+        needs_apart = contrasts or self.references or self._distils_apart(signal)
         apart = self.student.encode_unimodal(batch.student) if needs_apart else None
         # contrast = (InfoNCE(picture -> its texts) + InfoNCE(texts -> their picture)) / 2
         if contrasts:
@@ -173,10 +173,10 @@ class FinetuneModel(nn.Module):
             )
             terms.add("contrast", contrast)
         reference = known = None
-        if self._reference:
+        if self.references:
             assert signal is not None
             with torch.no_grad():
-                reference = self._reference[0].encode_unimodal(batch.student)
+                reference = self.references[0].encode_unimodal(batch.student)
             known = self.distiller.known_regions(reference, batch.student, signal)
         # vision, text = mean_B(d_p); of an oracle's weights mean_B(w_p d_p)
         if signal is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import AnswerHead
 from advl_pipeline.students.memory import add_lora, merge_lora
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.build_model import hold_frozen_in_bf16
 
 # PaliGemma's processor copies tensors in a way that NumPy 2 means to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -133,6 +135,35 @@ def test_candidates_have_transformers_tokens_states_and_likelihoods(family: Fami
             wanted, number = family.likelihood(inputs, int(answers.source_NQ[row, 0]) + 1)
             assert_near(ours.answered.log_likelihood_NK[row, 0], wanted)
             assert int(ours.answered.num_tokens_NK[row, 0]) == number
+
+
+def test_weights_in_bf16_give_what_transformers_computes_in_it(family: Family, choices: list[Example]) -> None:
+    """With low-rank updates, which start at nothing, and under autocast as a run computes."""
+    student = build_student("chat", weights=family.folder).eval()
+    assert isinstance(student, GenerativeStudent)
+    assert student.lora is not None
+    add_lora(student, student.lora)
+    hold_frozen_in_bf16(student)
+    assert {value.dtype for value in student.parameters() if value.requires_grad} == {torch.float32}
+    model = copy.deepcopy(family.model).to(torch.bfloat16)
+    batch = student.collate(choices[:1])
+    (answers,) = batch.answers
+    for is_mixed in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            ours = student.encode(batch)
+            for row, candidate in enumerate(choices[0].candidates):
+                inputs = family.inputs(choices[0], candidate)
+                output = model(**inputs, output_hidden_states=True)
+                prompt, ids = int(answers.source_NQ[row, 0]) + 1, inputs["input_ids"][0]
+                end = ids.tolist().index(student.chat.end_id, prompt) + 1
+                wanted = (
+                    output.logits[0].float().log_softmax(-1)[prompt - 1 : end - 1].gather(1, ids[prompt:end, None])
+                )
+                assert_near(ours.answered.log_likelihood_NK[row, 0], wanted.sum(), roundings=1, dtype=torch.bfloat16)
+                mask = batch.token_mask_NL[row]
+                states = output.hidden_states[student.align_layer][0, batch.text_place_NL[row, mask]]
+                assert ours.text_states_NLH.dtype == torch.float32
+                assert_near(ours.text_states_NLH[row, mask], states, roundings=4, dtype=torch.bfloat16)
 
 
 LABELS = ("contradiction", "entailment", "it is neutral")
@@ -296,13 +327,22 @@ def test_a_type_that_nobody_proved_is_tried_and_refused_where_it_differs(
     assert "log-likelihood" in refused.value.why
 
 
+NARROW = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BLIP_2 = {
+    "model_type": "blip-2",
+    "vision_config": {**NARROW, "intermediate_size": 32},
+    "qformer_config": {**NARROW, "intermediate_size": 32},
+    "text_config": {**NARROW, "model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 32},
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"model_type": "llama"}, "llama is no chat model"),
         ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code of its own"),
         ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
-        ({"model_type": "blip-2"}, "the type blip-2 cannot be a student"),
+        (BLIP_2, "the type blip-2 cannot be a student"),
         ({}, "--init hf:ORG/MODEL"),
     ],
 )

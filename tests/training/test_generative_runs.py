@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from closeness import assert_near
+from commands import complaint
 from hub_server import served_models
+from interrupting import interrupted_at
 from peft import PeftModel
 from run_logs import forget_digests, load_json, metrics
 from safetensors.torch import load_file, save
@@ -19,12 +23,15 @@ from tiny_extraction import tree_bytes
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
+from advl_pipeline.studies.gather import finetune_command
+from advl_pipeline.training.build_model import base_dtype
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,73 @@ def test_asked_for_updates_are_of_the_modules_that_are_named(
         small_corpus.run(tmp_path / "none", **options, lora_target=("query",))
     small_corpus.run(tmp_path / "whole", **{**options, "lora_rank": 0, "lora_alpha": None})
     assert (tmp_path / "whole" / "model.safetensors").exists()
+
+
+def test_frozen_weights_are_held_in_bf16_and_resumed_to_the_bit(
+    small_corpus: SmallCorpus, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**PLAIN, "init": published, "num_steps": 3, "checkpoint_every": 1, "base_dtype": "bf16"}
+    small_corpus.run(tmp_path / "whole", **options)
+    parts = load_json(tmp_path / "whole" / "environment.json")["bytes_by_part"]
+    trained = sum(value.nbytes for value in load_file(tmp_path / "whole" / "adapter_model.safetensors").values())
+    trained += 4 * load_json(tmp_path / "whole" / "result.json")["training_only_parameters"]
+    frozen = sum(value.nbytes for value in load_file(published / "model.safetensors").values())
+    assert parts == {
+        "frozen_weights": frozen // 2, "trained_weights": trained, "gradients": trained, "optimiser": 2 * trained
+    }  # fmt: skip
+    assert f"frozen weights {frozen / 2e6:,.1f} MB in bf16" in capsys.readouterr().err
+    with interrupted_at(2), pytest.raises(Interrupted):
+        small_corpus.run(tmp_path / "stopped", **options)
+    for name, value in load_file(tmp_path / "stopped" / "checkpoint.safetensors").items():
+        is_frozen = name.startswith("model/student.") and ".lora_" not in name and value.is_floating_point()
+        assert value.dtype == (torch.bfloat16 if is_frozen else torch.float32), name
+    small_corpus.run(tmp_path / "stopped", **options)
+    written = [(tmp_path / run / "adapter_model.safetensors").read_bytes() for run in ("whole", "stopped")]
+    assert written[0] == written[1]
+
+
+def test_weights_in_bf16_are_the_default_where_a_gpu_trains_updates_in_it(
+    small_corpus: SmallCorpus, published: Path, tmp_path: Path
+) -> None:
+    student = build_student("smolvlm-tiny")
+    usual = {**PLAIN, "init": published, "device": "cuda:0", "mixed_precision": "bf16"}
+    cases: list[dict[str, Any]] = [
+        {"base_dtype": "fp32"},
+        {"device": "cpu"},
+        {"mixed_precision": "no"},
+        {"lora_rank": 0},
+    ]
+    for changes, dtype in [({}, "bf16"), *((changes, "fp32") for changes in cases)]:
+        assert base_dtype(student, small_corpus.config(tmp_path / "run", **{**usual, **changes})) == dtype
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_rank": 0}, "--lora-rank 0 makes no low-rank updates"),
+        ({"init": None}, "no pretrained weights"),
+        ({"student": "vilt-tiny", "lora_rank": 2}, "does not answer in words"),
+    ],
+)
+def test_weights_in_bf16_are_refused_where_nothing_is_frozen(
+    changes: dict[str, Any],
+    said: str,
+    small_corpus: SmallCorpus,
+    published: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    init = published
+    if "student" in changes:
+        init = tmp_path / "vilt"
+        save_student(init, build_student("vilt-tiny"), origin={})
+    options = {**PLAIN, "init": init, **changes}
+    words = shlex.split(finetune_command(small_corpus.config(tmp_path / "run", **options)))[1:]
+    words += ["--lora-rank", "0"] if changes.get("lora_rank") == 0 else []
+    code, stderr = complaint(capsys, *words, "--base-dtype", "bf16")
+    assert code == 2, stderr
+    assert said in stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Path) -> None:

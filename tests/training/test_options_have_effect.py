@@ -43,7 +43,7 @@ BY_DESIGN = {
 READ_AT = {
     **dict.fromkeys(("device", "mixed_precision", "method", "cache"), "training/run.py"),
     **dict.fromkeys(("split", "task", "shots", "ids", "pool"), "training/inputs.py"),
-    **dict.fromkeys(("init", "compile", "gradient_checkpointing"), "training/build_model.py"),
+    **dict.fromkeys(("init", "compile", "gradient_checkpointing", "base_dtype"), "training/build_model.py"),
     "hide_picture": "training/step.py",
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
     **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/heads.py"),
