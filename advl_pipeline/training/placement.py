@@ -79,6 +79,16 @@ def share_of_agreement(
     return {"share": sum(hits) / len(hits), "num_asked": len(hits), "chance": 1 / NUM_CHOICES}
 
 
+def effective_rank(states_XH: torch.Tensor) -> float:
+    """Return along how many directions states spread, from 1 to the rank of the matrix.
+
+    The exponential of the entropy of its singular values over their sum (Roy and Vetterli, The effective rank,
+    EUSIPCO 2007). It falls as representations collapse (Garrido et al., RankMe, ICML 2023). Scale does not matter.
+    """
+    values = torch.linalg.svdvals(states_XH.double())
+    return float(torch.special.entr(values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)).sum().exp())
+
+
 MAX_TEXTS = 1024
 """Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
 
@@ -133,6 +143,13 @@ class Readout:
                     states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
                 )
         return by_teacher
+
+    def effective_ranks(self) -> dict[str, float]:
+        """Return the effective rank of the states of `words` and of `regions`, of which a teacher has features."""
+        first = {"words": next(iter(self.words.values()), None), "regions": next(iter(self.regions.values()), None)}
+        return {
+            kind: effective_rank(nodes[0]) for kind, nodes in first.items() if nodes is not None and len(nodes[0])
+        }
 
     def names(self) -> torch.Tensor | None:
         """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""

@@ -373,12 +373,18 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
     """Write how the student places things as it starts, after the adapt step and at the end.
 
     `names_kept` is the share of the regions that still have the known word as their nearest that they began with.
+    `effective_rank` says along how many directions the states of words and of regions spread.
     """
     began, has = before.names(), now.names()
     kept = None if began is None or has is None or not len(began) else float((began == has).float().mean())
     when = "after" if phase == "adapt" else "finetuned"
-    readout = {"before": before.agreements()} if phase == "adapt" else read_json(folder.path / names.READOUT)
+    readout: dict[str, Any] = {}
+    if phase == "adapt":
+        readout = {"before": before.agreements(), "effective_rank": {"before": before.effective_ranks()}}
+    else:
+        readout = read_json(folder.path / names.READOUT)
     readout[when] = now.agreements()
+    readout["effective_rank"] = readout.get("effective_rank", {}) | {when: now.effective_ranks()}
     readout["names_kept"] = readout.get("names_kept", {}) | {when: kept}
     folder.write_json(names.READOUT, readout)
     if kept is not None:

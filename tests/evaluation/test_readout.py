@@ -86,6 +86,10 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     for time in ("before", "after"):
         assert words[time] == 100 * true[time]["minilm-l6"]["words"]["share"]
     assert words["chance"] == 25.0
+    ranks = true["effective_rank"]
+    assert ranks["before"] == shuffled["effective_rank"]["before"] != ranks["after"]
+    assert all(1 <= rank <= 128 for of_time in ranks.values() for rank in of_time.values())
+    assert [set(of_time) for of_time in ranks.values()] == [{"words", "regions"}] * 3
     small_corpus.run(tmp_path / "plain", method="plain", cache=())
     assert not (tmp_path / "plain" / "readout.json").exists()
     assert read_readout(tmp_path / "plain") == []

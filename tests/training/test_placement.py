@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import open_cache
@@ -13,7 +15,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import placement
-from advl_pipeline.training.placement import mean_by_group, share_of_agreement, take_readout
+from advl_pipeline.training.placement import effective_rank, mean_by_group, share_of_agreement, take_readout
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.teacher_features import cached_teacher
 
@@ -102,3 +104,19 @@ def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
         teachers=("t",),
     )
     assert placed.names() is None
+
+
+@given(rank=st.integers(1, 6), more=st.integers(0, 5), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_effective_rank_counts_equal_directions_and_no_others(rank: int, more: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(12, 12, generator=generator).double())[0] for _ in range(2))
+    equal = scale * left[:, :rank] @ right[:rank]
+    assert effective_rank(equal) == pytest.approx(rank, rel=1e-6)
+    fading = (
+        scale * left[:, : rank + more] @ torch.diag(0.5 ** torch.arange(rank + more).double()) @ right[: rank + more]
+    )
+    assert 1 - 1e-9 <= effective_rank(fading) <= rank + more + 1e-9
+    assert effective_rank(fading) == pytest.approx(effective_rank(fading @ right.T), rel=1e-6)
+    assert effective_rank(torch.cat([fading, fading])) == pytest.approx(effective_rank(fading), rel=1e-6)
+    assert effective_rank(0 * equal) == 1
