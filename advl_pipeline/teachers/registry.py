@@ -53,7 +53,7 @@ class TeacherCard:
     Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
     `token_dim` of a word piece. They are those of the published weights, and `advl teachers check` holds them against
     these. `max_length` counts word pieces with special tokens. `megabytes` is the size of the download in fp32 or as
-    published.
+    published. `prompt` is what its page has before each text, where its files do not say.
     """
 
     name: str
@@ -72,6 +72,7 @@ class TeacherCard:
     model_type: str = ""
     global_feature: str = ""
     architecture: str = ""
+    prompt: str = ""
 
     @property
     def states_sizes(self) -> bool:
@@ -136,8 +137,9 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
         if door == "hf" or card is not None:
             from advl_pipeline.teachers.transformers_family import open_transformers
 
-            repository, model_type = (card.source_id, card.model_type) if card else (inner, "")
-            return open_transformers(repository, options, model_type=model_type)
+            if card is None:
+                return open_transformers(inner, options)
+            return open_transformers(card.source_id, options, model_type=card.model_type, prompt=card.prompt)
         return _open_plugin(plugin_entry_points()[inner], options)
 
 

@@ -34,6 +34,9 @@ _WEIGHTS = (("model.safetensors",), ("pytorch_model.bin",))
 _CLASS_TOKEN = re.compile(r"vit_\w+_dinov3")
 """Architectures without a classifier, whose patches timm would average."""
 
+_PROJECTS = re.compile(r"vit_pe_core")
+"""Architectures whose last layer projects to the space of texts, and tells no classes."""
+
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
 """From the tensors of a file and the network to the same tensors by the network's names."""
 
@@ -155,6 +158,7 @@ class TimmBackbone(VisionBackbone):
 
     def __init__(self, model: nn.Module, *, architecture: str, **place: Any) -> None:
         self._takes_class_token = bool(_CLASS_TOKEN.match(architecture))
+        self._classifies = getattr(model, "num_classes", 0) > 1 and not _PROJECTS.match(architecture)
         pooled = "class token" if self._takes_class_token else "input of the classifier"
         features = {"global": pooled, "grid": "last feature map"}
         description = {"library": "timm", "architecture": architecture, **features}
@@ -164,11 +168,10 @@ class TimmBackbone(VisionBackbone):
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
         """Run the network on pixels of its dtype."""
         states = self.network.forward_features(pixels_NCHW)
-        has_classifier = getattr(self.network, "num_classes", 0) > 1
         return ImageFeatures(
             global_ND=states[:, 0] if self._takes_class_token else self.network.forward_head(states, pre_logits=True),
             grid_NhwD=self._cells(states),
-            logits_NK=self.network.forward_head(states) if has_classifier else None,
+            logits_NK=self.network.forward_head(states) if self._classifies else None,
         )
 
     def _cells(self, states: torch.Tensor) -> torch.Tensor:

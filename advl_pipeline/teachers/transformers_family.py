@@ -2,6 +2,7 @@
 
 Both global features of a pair, CLIP or SigLIP, lie in the joint space, and so do the text tokens: a word's state goes
 through the same final projection as the text's summary, so that the cosine of a word and a picture means something.
+MetaCLIP 2 is made as CLIP is.
 
 Features of a text encoder are its last hidden states, pooled by the mean or the first token. Sentence encoders say
 for themselves (`sentence_encoder.py`); other models follow the tables by model type. A type that is in none is pooled
@@ -40,15 +41,16 @@ from advl_pipeline.teachers.vision_backbone import (
 )
 from advl_pipeline.teachers.word_pieces import WordPieces
 
-PAIR_TYPES = frozenset({"clip", "siglip"})
+PAIR_TYPES = frozenset({"clip", "metaclip_2", "siglip"})
 
 VisionKind = Literal["class token", "mean of cells", "pooled map"]
-"""Where the global feature comes from: the class token after the last norm; the mean of the cells after the last
-norm; the network's own pooling of its last map."""
+"""Where the global feature comes from: the class token after the last norm, or the mean that stands in its place; the
+mean of the cells after the last norm; the network's own pooling of its last map."""
 
 VISION_TYPES: dict[str, VisionKind] = {
     "dinov2": "class token",
     "dinov2_with_registers": "class token",
+    "dinov3_convnext": "class token",
     "dinov3_vit": "class token",
     "vit": "class token",
     "swin": "mean of cells",
@@ -70,12 +72,13 @@ POSITION_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet
 """Types that keep the first positions for padding, so that inputs are that much shorter than the table."""
 
 
-def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "") -> Teacher:
+def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "", prompt: str = "") -> Teacher:
     """Open ORG/MODEL[@REVISION], or the folder of `options.weights`.
 
     Args:
         repository: as said.
         model_type: the family that a named teacher is of, such as "roberta"; "" takes any.
+        prompt: before each text, where the files name none.
 
     Raises:
         WeightsUnavailable: files are missing or incomplete, or those of another family than the name says.
@@ -131,7 +134,8 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     encoder = load_model(model_class, config, folder, options)
     max_length = min(max_length, said.max_length or max_length)
     states = TransformersTextBackbone(encoder, said.pooling, dense=said.dense, max_length=max_length, **place)
-    text = WordPieceTextTower(states, WordPieces(tokenizer, prompt=said.prompt), unit_length=said.unit_length)
+    pieces = WordPieces(tokenizer, prompt=said.prompt or prompt)
+    text = WordPieceTextTower(states, pieces, unit_length=said.unit_length)
     return Teacher(name=options.name, text=text, commit=commit)
 
 
@@ -143,7 +147,7 @@ class PairVisionBackbone(VisionBackbone):
     """
 
     def __init__(self, pair: Any, model_type: str, **settings: Any) -> None:
-        self._is_clip = model_type == "clip"
+        self._is_clip = model_type != "siglip"
         parts = {"tower": pair.vision_model}
         if self._is_clip:
             parts["projection"] = pair.visual_projection
@@ -169,7 +173,7 @@ class PairTextBackbone(TextBackbone):
     """Runs the text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
 
     def __init__(self, pair: Any, model_type: str, **place: Any) -> None:
-        self._is_clip = model_type == "clip"
+        self._is_clip = model_type != "siglip"
         tower: Any = pair.text_model
         projection: Any = pair.text_projection if self._is_clip else tower.head
         description = {

@@ -336,6 +336,27 @@ def t5_tokenizer() -> Files:
 
 
 @functools.cache
+def xlm_roberta_tokenizer() -> Files:
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = unigram(special, "<unk>")
+    core = Tokenizer(models.Unigram([*pieces, ("<mask>", 0.0)], unk_id=3))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    core.decoder = decoders.Metaspace()
+    core.add_special_tokens([*special, AddedToken("<mask>", lstrip=True, special=True)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    roles = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}
+    roles |= {"unk_token": "<unk>", "mask_token": "<mask>"}
+    settings = {**roles, "model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"}
+    return fast(core) | {
+        "sentencepiece.bpe.model": sentencepiece_model(pieces[1:], unknown="<unk>", control=("<pad>", "</s>")),
+        "tokenizer_config.json": as_json(settings),
+        "special_tokens_map.json": as_json(roles),
+    }
+
+
+@functools.cache
 def deberta_tokenizer() -> Files:
     pieces = unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[UNK]")
     return {
@@ -407,6 +428,29 @@ def clip(name: str) -> Files:
     pictures |= {"feature_extractor_type": "CLIPFeatureExtractor", "resample": 3, **colours}
     files = described(files, old) | {"preprocessor_config.json": as_json(pictures)}
     return files | tokenizer | weights(state) | pickled(state) | page(name, "tf_model.h5", "flax_model.msgpack")
+
+
+def metaclip2(name: str) -> Files:
+    tokenizer = xlm_roberta_tokenizer()
+    words = {**SMALL, "vocab_size": vocabulary_size(tokenizer), "max_position_embeddings": 77, "projection_dim": 24}
+    words |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    eyes = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 24}
+    files, state = saved(
+        hf.MetaClip2Model, hf.MetaClip2Config(text_config=words, vision_config=eyes, projection_dim=24)
+    )
+    colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    pictures = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}, "resample": 3, **colours}
+    pictures |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
+    files |= tokenizer | weights(state) | page(name)
+    return files | {"preprocessor_config.json": as_json({"do_center_crop": True, "do_resize": True, **pictures})}
+
+
+def multilingual_e5() -> Files:
+    tokenizer = xlm_roberta_tokenizer()
+    size = vocabulary_size(tokenizer)
+    config = hf.XLMRobertaConfig(vocab_size=size, max_position_embeddings=514, type_vocab_size=1, **SMALL)
+    files, state = saved(hf.XLMRobertaModel, config)
+    return files | tokenizer | weights(state)
 
 
 def siglip2(name: str) -> Files:
@@ -503,6 +547,11 @@ NARROW: dict[str, dict[str, Any]] = {
     "vit_large_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "swin_large_patch4_window7_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "convnext_base": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+    "vit_large_patch16_radio_v3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_so400m_patch16_radio_v4": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_pe_core_large_patch14_336": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_pe_spatial_large_patch14_448": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "vit_large_patch14_reg1_tipsv2": {"embed_dim": 32, "depth": 2, "num_heads": 2},
 }
 """Settings that make an architecture of timm narrow; everything else is as its name says."""
 
@@ -541,6 +590,7 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
     "openai/clip-vit-base-patch16": clip,
     "openai/clip-vit-large-patch14": clip,
     "openai/clip-vit-large-patch14-336": clip,
+    "facebook/metaclip-2-worldwide-l14": metaclip2,
     "google/siglip2-base-patch16-224": siglip2,
     "google/siglip2-so400m-patch14-384": siglip2,
     "facebook/dinov2-base": dinov2,
@@ -563,6 +613,11 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
             "vit_huge_plus_patch16_dinov3.lvd1689m",
             "convnext_base.dinov3_lvd1689m",
             "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m",
+            "vit_large_patch16_radio_v3.c_radio",
+            "vit_so400m_patch16_radio_v4.c_radio",
+            "vit_pe_core_large_patch14_336.fb",
+            "vit_pe_spatial_large_patch14_448.fb",
+            "vit_large_patch14_reg1_tipsv2.webli",
         )
     },
 }

@@ -21,6 +21,7 @@ from hub_repositories import (
     gemma_tokenizer,
     modernbert,
     modernbert_tokenizer,
+    multilingual_e5,
     saved,
     vocabulary_size,
     weights,
@@ -128,6 +129,7 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
         as_before_5_4,
     ),
     "layers and prompts of EmbeddingGemma": (gemma3, "mean dense dense normalize", {"prompts": PROMPTS}, dict),
+    "mean of XLM-R": (multilingual_e5, "mean normalize", {}, as_before_5_4),
     "first token of ModernBERT": (lambda: modernbert("x"), "cls", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
     "a prompt of all": (
@@ -177,6 +179,7 @@ NAMED = {
     "embeddinggemma": "layers and prompts of EmbeddingGemma",
     "bge-l": "first token, older",
     "gte-modernbert": "first token of ModernBERT",
+    "multilingual-e5-l": "mean of XLM-R",
 }
 """Sentence encoders by name -> the kind that they are published as."""
 
@@ -202,7 +205,8 @@ def test_sentence_encoders_by_name_are_extracted(
     units = open_dataset(str(data), split="train").text_units()
     stored = open_cache(tmp_path / "first").stores()["text"].global_features([unit.unit_id for unit in units])
     prompt = "document" if "document" in settings.get("prompts", {}) else None
-    expected = made.encode([unit.text for unit in units], prompt_name=prompt, convert_to_tensor=True)
+    texts = [CATALOGUE[name].prompt + unit.text for unit in units]
+    expected = made.encode(texts, prompt_name=prompt, convert_to_tensor=True)
     assert_near(stored.copy(), expected, dtype=torch.bfloat16 if "qwen" in name else None)
 
 

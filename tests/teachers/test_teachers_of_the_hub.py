@@ -74,9 +74,9 @@ def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, 
         if kind == "siglip":
             words.pop("attention_mask")
         with torch.no_grad():
-            if kind in ("clip", "siglip"):
+            if kind in ("clip", "metaclip_2", "siglip"):
                 states = model.get_text_features(**words)
-                project = model.text_projection if kind == "clip" else model.text_model.head
+                project = model.text_model.head if kind == "siglip" else model.text_projection
                 global_D, states_MD = states.pooler_output[0], project(states.last_hidden_state[0])
             else:
                 states_MD = model(**words).last_hidden_state[0]

@@ -40,6 +40,12 @@ FAMILIES: dict[str, tuple[Any, Any, str, int]] = {
         5,
     ),
     "dinov3": (hf.DINOv3ViTModel, hf.DINOv3ViTConfig(**VIT, num_register_tokens=2), "squash", 3),
+    "dinov3-convnext": (
+        hf.DINOv3ConvNextModel,
+        hf.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64),
+        "squash",
+        1,
+    ),
     "vit": (hf.ViTModel, hf.ViTConfig(**VIT), "squash", 1),
     "swin": (
         hf.SwinModel,
