@@ -8,17 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from commands import printed
 from dataset_mirrors import write_snli_ve, write_vqa
 from first_step import first_terms
 from live_teacher import teachers_run
+from own_rows import choice_row, write_json_lines
+from PIL import Image
 from run_logs import load_json
 from small_corpus import SmallCorpus
+from tiny_chat_models import write_tiny
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.students import generative
+from advl_pipeline.students.chat_pictures import family_facts
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.signals import SignalSource
@@ -122,6 +130,57 @@ def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: Sm
     assert choice.target == "image"
     assert choice.num_targets == 0 < choice.num_places
     assert "the whole picture; 0 of" in choice.line()
+
+
+@pytest.fixture(scope="module")
+def strips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Questions on long strips of a picture, and the grid of a teacher that is shown the middle of them alone."""
+    folder = tmp_path_factory.mktemp("strips")
+    rows = write_json_lines(folder / "mine.jsonl", map(choice_row, range(20)))
+    for picture in (folder / "pictures").iterdir():
+        Image.open(picture).resize((640, 32)).save(picture)
+    run_extract(
+        ExtractConfig(
+            teacher="efficientnet-lite0",
+            dataset=str(rows),
+            output=folder / "cache",
+            image_tokens="grid",
+            confidence=False,
+        )
+    )
+    return rows, folder / "cache"
+
+
+def test_a_grid_that_covers_no_place_of_the_student_is_refused_or_the_picture_is_taken(
+    strips: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, cache = strips
+    words = ("finetune", "--data", rows, "--student", "vilt-tiny", "--cache", cache, "--method", "naive-kd")
+    words = (*words, "--num-steps", 1, "--output", tmp_path / "run")
+    _, said = printed(capsys, *words, "--vision-target", "patches", code=2)
+    assert "None of the student's patches has a target" in said
+    assert "the student sees none that the teacher has features of" in said
+    assert not (tmp_path / "run").exists()
+    _, said = printed(capsys, *words)
+    assert "vision target of efficientnet-lite0: the whole picture; 0 of " in said
+
+
+def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
+    strips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of InternVL's tiles shows the whole picture is a fact that a type without a row lacks."""
+    usual = replace(family_facts("no type"), lora={"rank": 4, "alpha": 4.0})
+    monkeypatch.setattr(generative, "family_facts", lambda _: usual)
+    write_tiny("internvl", tmp_path)
+    student = build_student("chat", weights=tmp_path)
+    dataset = open_dataset(str(strips[0]), split="train")
+    source = SignalSource([cached_teacher(open_cache(strips[1]))], prior=fit_word_prior(["a picture"]))
+    (choice,), read = choose_vision_targets(DistillationSettings(), student, dataset, range(len(dataset)), source)
+    assert read.teachers[0].image_places is None
+    assert "the whole picture; 0 of 0 patches" in choice.line()
+    with pytest.raises(ConfigError) as refused:
+        choose_vision_targets(DistillationSettings(vision_target="patches"), student, dataset, [0], source)
+    assert "the student sees 0 patches in them" in refused.value.why
 
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
