@@ -127,6 +127,7 @@ def scienceqa(samples: Samples) -> Iterable[Part]:
             "answer": sample.right if number % 3 else 1,
             "hint": "The figure shows a colour." if number % 2 else "",
             "subject": "natural science" if number % 2 else "language science",
+            "topic": "physics" if number % 2 else "punctuation",
             "grade": f"grade{1 + number % 12}",
         }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.commands import launch as launcher
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -160,6 +162,13 @@ def launch(words: Sequence[str]) -> None:
         monitor_interval=0.05,
     )
     elastic_launch(config, _launched)(list(words))
+
+
+def accelerate(words: Sequence[str]) -> None:
+    """Run `advl` in two processes that accelerate starts, as `accelerate launch ... -m advl_cli` does."""
+    sys.argv = ["accelerate launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    sys.argv += ["-m", "advl_cli", *words]
+    launcher.main()
 
 
 def _launched(words: list[str]) -> None:

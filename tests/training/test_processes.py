@@ -71,9 +71,9 @@ def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> 
     single_run, joint_run = tmp_path / "one", tmp_path / "two"
     small_corpus.run(single_run, **changes)
     words = command(small_corpus, joint_run, **changes)
-    messages = (
-        messages_of(start(one_of_two.launch, words)) if name == "advl" else messages_of(*side_by_side(main, words))
-    )
+    launchers = {"advl": one_of_two.launch, "tokens": one_of_two.accelerate}
+    started = [start(launchers[name], words)] if name in launchers else side_by_side(main, words)
+    messages = messages_of(*started)
     assert " on 2 processes" in messages
     assert messages.count("run folder:") == 1
     require_equal_runs(single_run, joint_run)
