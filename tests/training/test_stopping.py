@@ -84,12 +84,14 @@ def test_a_signal_ends_an_evaluation_with_the_code_that_the_docs_name(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_corpus.run(tmp_path / "run", method="plain", cache=(), log_with="")
-    command = ["evaluate", tmp_path / "run", "--on", "val", "--data-root", small_corpus.data_root]
+    sets = [word for name in ("val", "test", "test-unseen", "test-shift") for word in ("--on", name)]
+    command = ["evaluate", tmp_path / "run", *sets, "--data-root", small_corpus.data_root]
     stopped = start_advl(*command)
-    time.sleep(0.3)
+    require_there(stopped, tmp_path / "run" / "evaluation" / "val.json")
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 130, stopped.messages()
     assert shlex.join(["advl", *map(str, command)]) in stopped.messages()
+    assert not (tmp_path / "run" / "evaluation" / "test-shift.json").exists()
     printed(capsys, *command)
 
 
