@@ -67,7 +67,6 @@ class Option:
         such_as: an example of its value, told where an option that is required is missing.
         rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
-        paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
         output: what the command makes of the path, where the option names an output; every other path is an input.
     """
@@ -83,7 +82,6 @@ class Option:
     such_as: str | None = None
     rare: bool = False
     identity: Identity = "value"
-    paces: bool = True
     otherwise: Any = None
     output: Output | None = None
 
@@ -263,12 +261,6 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
         for name, value in values.items()
         if name not in options or value != to_plain(options[name].field.default)
     }
-
-
-def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of options that a step of the work may take another time for; other names stay."""
-    options = declared(cls)
-    return {name: value for name, value in values.items() if name not in options or options[name].option.paces}
 
 
 def fallbacks(cls: type[Any]) -> dict[str, Any]:

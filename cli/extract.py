@@ -15,7 +15,7 @@ from .advice import running, what_follows
 from .flags import config_command, print_own_data
 
 if TYPE_CHECKING:
-    from advl_pipeline.extraction.estimate import Payback
+    from advl_pipeline.extraction.forecast import Payback
     from advl_pipeline.extraction.run import ExtractResult
 
 
@@ -104,11 +104,10 @@ def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
 def when_it_pays(payback: Payback) -> str:
     """Return in words after how much training a cache is cheaper than its teacher in every step."""
     pays = "never" if payback.epochs is None else f"from epoch {payback.epochs} on, over all student runs"
-    burst = "; the speed is that of a short burst: a drive that is written to for longer may be slower"
     return (
         f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "
         f"{payback.cached:.2f} s an epoch at {payback.bytes_per_second / 1e6:,.0f} MB/s, "
-        f"in place of {payback.live:.1f} s{burst if payback.is_burst else ''}"
+        f"in place of {payback.live:.1f} s"
     )
 
 

@@ -49,7 +49,7 @@ class DataOptions(DataRootOptions):
         "fail", help="What to do about malformed items: as it was when the caches were extracted."
     )
     shots: int | None = option(
-        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1, paces=False
+        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
     )
     ids: Path | None = rare_option(
         None,
@@ -62,7 +62,6 @@ class DataOptions(DataRootOptions):
         "order, so that the labelled ones are among them [default: all; the labelled ones where a cache holds a "
         "part].",
         minimum=1,
-        paces=False,
     )
 
     @property

@@ -30,10 +30,9 @@ class DistillationOptions(Configuration):
         help="lambda: strength of the distillation terms beside the task loss; in the adapt step it is 1. For scale: "
         "the loss of a choice of four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
         minimum=0,
-        paces=False,
     )
     distill_decay: Literal["none", "linear", "cosine"] = rare_option(
-        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False
+        "none", help="Schedule of lambda over the finetune step, down to 0 at its end."
     )
     pathway: Pathway = rare_option("both", help="Pathways in use.")
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = rare_option(
@@ -74,16 +73,14 @@ class DistillationOptions(Configuration):
         help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
     )
     selection: Selection | None = rare_option(None, help="Adaptive Text Token Selection: how words are scored.")
-    selection_alpha: float = rare_option(
-        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
-    )
-    selection_rho: float = rare_option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
+    selection_alpha: float = rare_option(0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1)
+    selection_rho: float = rare_option(0.3, help="Share of the words that is kept.", above=0, maximum=1)
     weighting: Weighting | None = rare_option(
         None,
         help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control of studies, which "
         "reads labels: 1 where the bridge is right, else 0, in both steps.",
     )
-    weight_max: float = rare_option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
+    weight_max: float = rare_option(2.0, help="Upper bound of an instance's weight.", above=0)
     weight_shuffle: bool = rare_option(False, help="Control: permute the weights inside the batch.")
 
 

@@ -7,7 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD
+from tqdm import tqdm
+
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
@@ -18,14 +20,21 @@ from advl_pipeline.cache.identity import (
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_json
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import begin_cache
+from advl_pipeline.cache.writer import CachePlan, ModalityPlan, begin_cache, plan_cache
 from advl_pipeline.compute import AUTO
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of
-from advl_pipeline.extraction.estimate import Estimate, estimates_of, plan_sources, require_room
-from advl_pipeline.extraction.sources import Source, averaged_grid, image_tokens_of, open_part
+from advl_pipeline.extraction.forecast import Estimate, estimates_of, require_room
+from advl_pipeline.extraction.sources import (
+    SizedUnits,
+    Source,
+    TokenCounts,
+    averaged_grid,
+    image_tokens_of,
+    open_part,
+)
 from advl_pipeline.teachers.interface import Teacher
 
 
@@ -142,6 +151,51 @@ def settle_plan(
         why = "another process removed the cache"
         raise Overtaken("The plan that was just written is not there.", where=str(store.location), why=why)
     return estimates
+
+
+def plan_sources(
+    config: ExtractConfig,
+    sources: Sequence[Source | SizedUnits],
+    *,
+    identity: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    max_file_bytes: int | None = None,
+    at_most: int | None = None,
+) -> tuple[dict[str, TokenCounts], CachePlan]:
+    """Count the tokens of all units, or of a sample of `at_most` texts, and place the units.
+
+    Args:
+        identity, provenance: of a plan that is to be written.
+        max_file_bytes: the largest file that the store takes.
+
+    Raises:
+        ConfigError: shards that are too large.
+    """
+    counts, modalities, is_selected = {}, {}, config.select_texts is not None
+    for source in sources:
+        unit_ids_N16, is_text = source.unit_ids(), source.modality == "text"
+        with tqdm(total=len(unit_ids_N16), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
+            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
+        shape = ModalityRecord(
+            num_units=len(unit_ids_N16),
+            global_dim=source.global_dim,
+            token_dim=source.token_dim,
+            spans=is_text,
+            kept=is_text and is_selected,
+            regions=source.has_regions,
+        )
+        modalities[source.modality] = ModalityPlan(
+            shape=shape, unit_ids_N16=unit_ids_N16, lengths_N=counts[source.modality].lengths_N
+        )
+    plan = plan_cache(
+        identity=identity or {},
+        provenance=provenance or {},
+        stored_dtype=config.stored_dtype,
+        shard_rows=config.shard_rows,
+        modalities=modalities,
+        max_file_bytes=max_file_bytes,
+    )
+    return counts, plan
 
 
 def make_plan(

@@ -48,30 +48,37 @@ from advl_pipeline.extraction.config import (
     without_network,
 )
 from advl_pipeline.extraction.encode import encode_shards, with_batch_size
-from advl_pipeline.extraction.estimate import (
+from advl_pipeline.extraction.forecast import (
     Estimate,
     Payback,
-    card_with_sizes,
+    disk_speed,
     estimate_confidences,
-    estimates_by_card,
-    forecast,
-    measure_disk,
+    estimates_of,
+    measured_seconds,
     payback,
     require_room,
     uses_per_epoch,
 )
 from advl_pipeline.extraction.imported import open_tower
-from advl_pipeline.extraction.planning import build_identity, is_planned, resumed_config, settle_plan
+from advl_pipeline.extraction.planning import (
+    build_identity,
+    is_planned,
+    plan_sources,
+    resumed_config,
+    settle_plan,
+)
 from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
     Selection,
     Source,
     averaged_grid,
+    card_with_sizes,
     image_tokens_of,
     open_part,
     open_sources,
     require_class_names,
     row_that_shows,
+    sized_by_card,
     subsets_of,
 )
 from advl_pipeline.interruption import interruptible
@@ -79,6 +86,9 @@ from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
+
+FORECAST_TEXTS = 20_000
+"""Texts that a forecast tokenises; of more it knows rows and bytes within an interval."""
 
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 
@@ -175,7 +185,8 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
             raise
         # What can be told without the weights. Whether a cache that is there is this one is not known.
         dataset = open_part(config)
-        result = forecast_result(config, estimates_by_card(config, card, dataset), dataset, untimed=error)
+        estimates = estimates_of(*plan_sources(config, sized_by_card(config, card, dataset)), {})
+        result = forecast_result(config, estimates, dataset, untimed=error)
     else:
         result = extract(config, teacher, dataset)
     return replace(result, skipped=len(dataset.skipped))
@@ -223,22 +234,6 @@ def extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> Extra
     return _extract_opened(resolved(resumed_config(replace(config, part=str(part), device=device))), opener)
 
 
-def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
-    """Return what an extraction would cost, whatever is in its place already; nothing is written.
-
-    The teacher encodes two batches of each modality. Of many texts a sample is tokenised.
-
-    Raises:
-        ConfigError, DatasetError, WeightsUnavailable: as `run_extract`.
-    """
-    config = resolved(resumed_config(config))
-    teacher, dataset = open_inputs(config)
-    sources = open_sources(config, teacher, dataset)
-    config = with_batch_size(config, sources)
-    estimates = forecast(config, sources)
-    return (*estimates, *estimate_confidences(config, [source.modality for source in sources], dataset))
-
-
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     sources = open_sources(config, teacher, dataset)
@@ -251,7 +246,9 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             return extract_held(config, store, sources, identity, dataset)
     # Another cache in its place is refused, as it would be by the extraction.
     is_planned(config, store, identity)
-    result = forecast_result(config, forecast(config, sources, max_file_bytes=store.max_file_bytes), dataset)
+    counts, plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
+    estimates = estimates_of(counts, plan, measured_seconds(config, sources, plan))
+    result = forecast_result(config, estimates, dataset)
     return replace(result, averaged_grid=averaged_grid(sources))
 
 
@@ -275,13 +272,13 @@ def forecast_result(
     free_bytes = None if folder is None else require_room(folder, sum(item.num_bytes for item in estimates))
     # Pictures that are only stored, and features that exist, have no teacher that could be in a step.
     is_taught = untimed is None and not config.teacher.startswith((PICTURES, IMPORTED))
-    disk = measure_disk(folder) if folder is not None and is_taught else None
+    speed = disk_speed(folder) if folder is not None and is_taught else None
     return ExtractResult(
         path=location,
         dry_run=True,
         estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
         free_bytes=free_bytes,
-        payback=None if disk is None else payback(estimates, uses_per_epoch(dataset), disk),
+        payback=None if speed is None else payback(estimates, uses_per_epoch(dataset), speed),
         untimed=untimed,
     )
 

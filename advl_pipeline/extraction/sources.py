@@ -20,18 +20,26 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imported import ImportedTower
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
+from advl_pipeline.teachers.registry import TeacherCard, card_of
 from advl_pipeline.teachers.text_units import (
     CoveringTexts,
     SelectingTextTower,
 )
 
 _TOKENISE_UNITS = 1024
+
+_PIECES_PER_WORD = 1.15
+"""Word pieces of a word or mark of plain English, about."""
+
+_WORDED_TEXTS = 2_000
+"""Texts whose words tell the rows of all, where the teacher's tokenizer is not at hand."""
 
 Selection = IndexedDataset | UnionOfSplits | SelectedExamples
 
@@ -245,6 +253,46 @@ def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:
     if 1 < size < total and counted_n.any():
         margin = 1.96 * float(counted_n.std(ddof=1) / counted_n.mean()) * math.sqrt((1 - size / total) / size)
     return TokenCounts(lengths_N=np.resize(counted_n, total), num_counted=size, margin=margin)
+
+
+def card_with_sizes(teacher: str) -> TeacherCard | None:
+    """Return the card that states the sizes of a teacher's features; None where there is none.
+
+    Args:
+        teacher: any name that opens one; a control with random weights has the sizes of what it is a control of.
+    """
+    card = card_of(teacher.removeprefix("random:").partition("@")[0])
+    return card if card is not None and card.states_sizes else None
+
+
+def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) -> list[SizedUnits]:
+    """Return the sizes of each modality as a teacher's card states them; rows of texts are told by their words.
+
+    Args:
+        card: as `card_with_sizes` returns it.
+        dataset: what is to be extracted.
+
+    Raises:
+        ConfigError, DatasetError: as `units_to_encode`.
+    """
+    pictures, texts = units_to_encode(config, dataset, teacher=config.teacher, towers=card.modalities)
+    sources = []
+    if pictures:
+        kind = image_tokens_of(config, dataset)
+        cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
+        rows = {"grid": cells, "none": 0}
+        lengths_N = np.array([rows.get(kind, len(unit.boxes_R4)) for unit in pictures], np.int32)
+        counts = TokenCounts(lengths_N=lengths_N, num_counted=len(pictures))
+        token_dim = None if kind == "none" else card.grid_dim
+        sources.append(SizedUnits(modality="image", global_dim=card.image_dim, token_dim=token_dim, counts=counts))
+    if texts:
+        drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
+        words_N = np.array([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
+        pieces_N = np.minimum(words_N * _PIECES_PER_WORD, card.max_length or np.inf) * (config.select_texts or 1.0)
+        lengths_N = repeated(np.maximum(1, np.rint(pieces_N)).astype(np.int32), len(texts)).lengths_N
+        counts = TokenCounts(lengths_N=lengths_N, num_counted=0, margin=None)
+        sources.append(SizedUnits(modality="text", global_dim=card.text_dim, token_dim=card.token_dim, counts=counts))
+    return sources
 
 
 def row_that_shows(dataset: Dataset, path: Path) -> str:

@@ -77,18 +77,14 @@ class StudentOptions(Configuration):
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
         identity="content",
-        paces=False,
     )
     known_words: Path | None = rare_option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
         "count [default: what its pretraining recorded, else every word counts as known].",
         identity="content",
-        paces=False,
     )
-    fresh_heads: bool = rare_option(
-        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False
-    )
+    fresh_heads: bool = rare_option(False, help="Start the task's head anew even where the checkpoint holds one.")
     tokenizer: str | None = rare_option(
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "

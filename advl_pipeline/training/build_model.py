@@ -23,12 +23,10 @@ from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointin
 from advl_pipeline.students.options import PIXELS, BaseDtype
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
-from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.toml import parse_toml
 from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.confidences import StudentConfidence
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.recipes import ChosenRecipe
@@ -171,20 +169,6 @@ def compile_student(student: Student) -> None:
     student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
     if type(student).encode_pooled is not Student.encode_pooled:
         student.encode_pooled = torch.compile(student.encode_pooled, dynamic=True)  # type: ignore[method-assign]
-
-
-def student_bytes(config: FinetuneConfig) -> int:
-    """Return the size of the pretrained student, else of the parameters of one that is built without values.
-
-    Raises:
-        ConfigError: the student cannot be built with these options. WeightsUnavailable: its tokenizer is not at hand.
-    """
-    if config.init is not None and (files := weight_files(config.init)):
-        return sum(file.stat().st_size for file in files)
-    options = student_options(config_to_dict(config))
-    with torch.device("meta"):
-        student = build_student(config.student, overrides=options)
-    return sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
 
 
 def student_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,6 @@ class Hyperparameters(Configuration, Generic[Undecided]):
         help="Optimiser steps of the finetune step, in place of --epochs [default: the recipe's at full data, else "
         "those of --epochs, and at least {otherwise}].",
         minimum=1,
-        paces=False,
         otherwise=300,
     )
     batch_size: int | Undecided = option(
@@ -91,7 +90,6 @@ class Hyperparameters(Configuration, Generic[Undecided]):
         help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
         f"else {PRETRAINED_LEARNING_RATE:g} with --init and {{otherwise}} without].",
         above=0,
-        paces=False,
         otherwise=5e-4,
     )
     head_lr_scale: float | Undecided = rare_option(
@@ -99,27 +97,23 @@ class Hyperparameters(Configuration, Generic[Undecided]):
         help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
         "{otherwise}].",
         minimum=0,
-        paces=False,
         otherwise=1.0,
     )
     weight_decay: float | Undecided = rare_option(
         None,
         help="Weight decay [default: the recipe's, else {otherwise}].",
         minimum=0,
-        paces=False,
         otherwise=0.01,
     )
     schedule: LearningRateSchedule | Undecided = rare_option(
         None,
         help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
-        paces=False,
         otherwise="linear-nonzero",
     )
     clip_norm: float | Undecided = rare_option(
         None,
         help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else {otherwise}].",
         minimum=0,
-        paces=False,
         otherwise=2.0,
     )
 
@@ -141,7 +135,6 @@ class OptimiserOptions(Hyperparameters[None]):
         help="Passes of the finetune step over the labelled examples, in place of --num-steps [default: the recipe's "
         "at full data, else {otherwise}].",
         above=0,
-        paces=False,
         otherwise=3,
     )
     batch_tokens: int | None = rare_option(
@@ -155,7 +148,6 @@ class OptimiserOptions(Hyperparameters[None]):
         "{otherwise}].",
         minimum=0,
         below=1,
-        paces=False,
         otherwise=0.1,
     )
     task_loss: TaskLoss | None = rare_option(
@@ -192,7 +184,6 @@ class TeacherOptions(DiskCacheOptions):
         (),
         help="Teacher cache of the training split, folder or URL; repeat for several teachers.",
         identity="content",
-        paces=False,
     )
     verify_caches: bool = rare_option(
         False,
@@ -212,9 +203,8 @@ class TeacherOptions(DiskCacheOptions):
         "probe",
         help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
         "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
-        paces=False,
     )
-    confidence_folds: int = rare_option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
+    confidence_folds: int = rare_option(5, help="Folds of the cross-fitted probe.", minimum=2)
     student_confidence: Literal["start", "current"] = rare_option(
         "start",
         help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
@@ -254,7 +244,6 @@ class AdaptOptions(AdaptTerms):
         help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
         "which start anew, learn at their own [default: the recipe's, else {otherwise}].",
         minimum=0,
-        paces=False,
         otherwise=1.0,
     )
     adapt_on: tuple[str, ...] = rare_option(
@@ -263,7 +252,6 @@ class AdaptOptions(AdaptTerms):
         "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
         "Repeatable.",
         metavar="INPUTS",
-        paces=False,
     )
 
 
@@ -285,9 +273,7 @@ class RunOptions(Configuration):
         help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
         "options that would teach it from pictures are refused.",
     )
-    seed: int = option(
-        0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0, paces=False
-    )
+    seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
     val_examples: int = rare_option(
         200,
         help="Examples of the split val, where there is one, that are scored ten times on the way; 0 for none.",

@@ -15,7 +15,7 @@ from small_corpus import SmallCorpus
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import StorageError
-from advl_pipeline.extraction.estimate import require_room
+from advl_pipeline.extraction.forecast import require_room
 from advl_pipeline.tensors import save_tensors
 
 FORBIDDEN = Path("/proc/self/none")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract
 
-from advl_pipeline.extraction import estimate
+from advl_pipeline.extraction import run
 from advl_pipeline.extraction.sources import image_tokens_of, repeated
 
 
@@ -41,7 +41,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 def test_a_forecast_counts_a_sample_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True).estimates
-    monkeypatch.setattr(estimate, "FORECAST_TEXTS", 7)
+    monkeypatch.setattr(run, "FORECAST_TEXTS", 7)
     sampled = tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True).estimates
     written = tiny_extract(tmp_path / "data", tmp_path / "cache").estimates
     for all_of_it, some, real in itertools.zip_longest(exact, sampled, written):

@@ -91,7 +91,7 @@ def test_the_shipped_study_says_what_it_would_take(
     assert "fits: 40 cells" in out
     for teacher in ("dinov2-b", "roberta-b", "random:dinov2-b", "random:roberta-b"):
         assert f"'{teacher}'" in out or f" {teacher}" in out
-    assert "32 questions of seed 4, all tokens, float16" in out
+    assert "train-shots32-seed4, " in out
     code, out, err = advl(capsys, "study", "aokvqa-lowshot", *words)
     assert code == 0, err
     assert "aokvqa-lowshot: 80 cells" in out
