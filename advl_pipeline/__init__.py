@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from advl_pipeline.errors import AdvlError
 
 if TYPE_CHECKING:
-    from advl_pipeline.cache.reader import TeacherCache
+    from advl_pipeline.cache.reader import open_cache as open_cache
     from advl_pipeline.cache.torch_dataset import CachedFeatures as CachedFeatures
     from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _NAMES_OF = {
+    "cache.reader": ("open_cache",),
     "cache.torch_dataset": ("CachedFeatures", "FeatureCollator"),
     "datasets.records": ("picture_unit_id", "text_unit_id"),
     "distillation.projected": ("distance",),
@@ -50,7 +51,7 @@ _NAMES_OF = {
 """Modules -> what they have for loops and teachers of one's own, imported when it is first asked for."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
-__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "open_cache", "predict", *_MODULE_OF]
+__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "predict", *_MODULE_OF]
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
@@ -172,20 +173,6 @@ def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> Answering
     from advl_pipeline.evaluation.predict import open_run
 
     return open_run(Path(path), device=device)
-
-
-def open_cache(path: str | os.PathLike[str]) -> TeacherCache:
-    """Open a complete cache: features by the id of a picture or of a text, as memory-mapped arrays.
-
-    Args:
-        path: its folder, or its URL.
-
-    Raises:
-        AdvlError: it is not complete, or damaged.
-    """
-    from advl_pipeline.cache.reader import open_cache
-
-    return open_cache(path)
 
 
 def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | None = None) -> ConfigT:

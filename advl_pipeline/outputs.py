@@ -159,3 +159,12 @@ def _paths(value: Any) -> Iterator[Path]:
             # A text too long for a name is none.
             if Path(value).exists():
                 yield Path(value)
+
+
+def inert_cell(cell: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula: it begins with an apostrophe. Numbers stay as they are."""
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return cell

@@ -91,7 +91,7 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
 
 
 @config_command(RepairConfig, "repair", group=cache, arguments=("cache",))
-def repair(config: RepairConfig) -> Iterator[Any]:
+def repair_cache(config: RepairConfig) -> Iterator[Any]:
     """Redo what is damaged or unfinished, and nothing else.
 
     \b
@@ -122,15 +122,15 @@ def repair(config: RepairConfig) -> Iterator[Any]:
 
 
 @config_command(ExportConfig, "export", group=cache, arguments=("cache",))
-def export(config: ExportConfig) -> Iterator[Any]:
+def export_cache(config: ExportConfig) -> Iterator[Any]:
     """Write a cache's features as HDF5 or safetensors.
 
     \b
     advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
     """
-    from advl_pipeline.cache.commands import run_export
+    from advl_pipeline.cache.commands import run_cache_export
 
-    result = run_export(config)
+    result = run_cache_export(config)
     yield result
     units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")

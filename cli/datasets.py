@@ -34,7 +34,7 @@ def datasets() -> None:
 @datasets.command("list")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
 @json_option
-def list_command(data_root: Path | None) -> Iterator[Any]:
+def list_datasets(data_root: Path | None) -> Iterator[Any]:
     """List datasets: tasks, splits, and whether they are there.
 
     \b
@@ -58,9 +58,9 @@ def card(name: str) -> Iterator[Any]:
     \b
     advl datasets card vcr
     """
-    from advl_pipeline.datasets.check import card_of
+    from advl_pipeline.datasets.check import dataset_card
 
-    dataset_card = card_of(name)
+    dataset_card = dataset_card(name)
     yield {"name": dataset_card.name, **dataset_card.facts}
     if file := data_files("cards").get(dataset_card.name):
         click.echo(file.read_text(encoding="utf-8"), nl=False)

@@ -28,7 +28,7 @@ from advl_pipeline.cache.store import (
     IDENTITY_FILE,
     WORK_FOLDER,
     journal_path,
-    read_json,
+    read_metadata,
     require_cache,
     vouched_path,
 )
@@ -54,7 +54,7 @@ class ExportResult:
     num_bytes: int
 
 
-def run_export(config: ExportConfig) -> ExportResult:
+def run_cache_export(config: ExportConfig) -> ExportResult:
     """Write a cache's features in another format.
 
     Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
@@ -231,8 +231,8 @@ def run_info(config: InfoConfig) -> CacheInfo:
         shard_rows=writer.plan.shard_rows,
         modalities=modalities,
         confidences=tuple(list_confidence(config.cache)),
-        identity=read_json(store, IDENTITY_FILE),
-        provenance=read_json(store, PROVENANCE_FILE),
+        identity=read_metadata(store, IDENTITY_FILE),
+        provenance=read_metadata(store, PROVENANCE_FILE),
     )
 
 

@@ -123,7 +123,7 @@ def tables_record_path(modality: str) -> str:
     return f"records/{modality}-tables.json"
 
 
-def seal(content: Mapping[str, Any]) -> bytes:
+def seal_record(content: Mapping[str, Any]) -> bytes:
     """Render a record with the digest of its own content."""
     return render_json({**content, _SEAL: digest(content)})
 
@@ -138,7 +138,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(raw)
         stored = content.pop(_SEAL)
-        sound = stored == digest(content) and seal(content) == raw
+        sound = stored == digest(content) and seal_record(content) == raw
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -146,7 +146,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
     return dict(content)
 
 
-def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
+def render_record(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
     """Render a record in its stored form."""
     content = {item.name: getattr(record, item.name) for item in fields(record)}
     content["files"] = dict(record.files)
@@ -159,11 +159,11 @@ def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
             name: {key: value for key, value in asdict(shape).items() if key not in ("kept", "regions") or value}
             for name, shape in record.modalities.items()
         }
-    return seal(content)
+    return seal_record(content)
 
 
 def render_tables(modality: str, files: Files) -> bytes:
-    return seal({"modality": modality, "files": dict(files)})
+    return seal_record({"modality": modality, "files": dict(files)})
 
 
 def load_plan(store: Readable) -> PlanRecord:

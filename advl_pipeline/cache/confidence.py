@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.commit_records import files_from_json, seal, unseal
+from advl_pipeline.cache.commit_records import files_from_json, seal_record, unseal
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
-from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, require_recorded
+from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, get_recorded
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Location
@@ -121,7 +121,7 @@ def _write(
         "files": files,
     }
     with suppress(Overtaken):
-        store.commit(confidence_record_path(key), seal(record))
+        store.commit(confidence_record_path(key), seal_record(record))
 
 
 def read_confidence(location: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:
@@ -158,8 +158,8 @@ def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, 
 
     def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:
         spec = single_shard(f"{_FOLDER}/{key}/{name}", (count,), dtype)
-        require_recorded(store, spec.metadata_path, files)
-        raw = require_recorded(store, spec.shard_path(0), files)
+        get_recorded(store, spec.metadata_path, files)
+        raw = get_recorded(store, spec.shard_path(0), files)
         return np.frombuffer(raw, DTYPES[dtype], count=count).copy()
 
     count = record["num_examples"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from advl_pipeline.cache.store import Readable, read_json
+from advl_pipeline.cache.store import Readable, read_metadata
 from advl_pipeline.errors import Advice, IdentityMismatch, advise
 from advl_pipeline.locations import Location
 from advl_pipeline.packages import installed_versions
@@ -153,7 +153,7 @@ def _short(text: str, width: int) -> str:
     return text[:half] + "..." + text[-half:]
 
 
-def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
+def describe_extraction(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     """Return library versions, device and the configuration of the run; no times, so that equal runs are equal."""
     return {
         "config": dict(config),
@@ -167,7 +167,7 @@ def extract_command(store: Readable, *, renew: bool = False) -> Advice:
     """Return the command that makes, resumes or (`renew`: after removing what is there) replaces a cache."""
     name = str(store.location)
     try:
-        words = _command_words(read_json(store, PROVENANCE_FILE)["config"])
+        words = _command_words(read_metadata(store, PROVENANCE_FILE)["config"])
     except (KeyError, TypeError, AttributeError):
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
     command = [*words, "--output", name]

@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ExtractionPart:
     """Part `number` of `count`, from 1."""
 
     number: int = 1
@@ -39,13 +39,13 @@ class Part:
         return shard % self.count == self.number - 1
 
 
-WHOLE = Part()
+WHOLE = ExtractionPart()
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> ExtractionPart:
     """Read "I/N"; raises `ConfigError`."""
     numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    part = Part(int(numbers[1]), int(numbers[2])) if numbers else Part(0, 0)
+    part = ExtractionPart(int(numbers[1]), int(numbers[2])) if numbers else ExtractionPart(0, 0)
     if not 1 <= part.number <= part.count:
         raise ConfigError(
             f"{text!r} is no part of a cache.",
@@ -57,7 +57,7 @@ def parse_part(text: str) -> Part:
 
 
 @contextmanager
-def holding(store: Store, part: Part = WHOLE) -> Iterator[None]:
+def holding(store: Store, part: ExtractionPart = WHOLE) -> Iterator[None]:
     """Hold a part of a cache for this process until the block ends.
 
     Raises:

@@ -30,7 +30,7 @@ from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, extract_command, require_identity
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.quantise import from_int8
-from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, read_json, require_cache, require_recorded
+from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, get_recorded, read_metadata, require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, advise
 from advl_pipeline.locations import Location, parse_location
@@ -138,8 +138,8 @@ def open_cache(
     complete = load_complete(store)
     files = store.reading(record, complete.files)
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
-        require_recorded(files, name, complete.files)
-    identity = read_json(files, IDENTITY_FILE)
+        get_recorded(files, name, complete.files)
+    identity = read_metadata(files, IDENTITY_FILE)
     plan = load_plan(files)
     if digest(identity) != plan.identity_sha256:
         raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(files.location))
@@ -156,7 +156,7 @@ def open_cache(
         path=files.location,
         disk_cache=disk_cache,
         identity=identity,
-        provenance=read_json(files, PROVENANCE_FILE),
+        provenance=read_metadata(files, PROVENANCE_FILE),
         image=stores.get("image"),
         text=stores.get("text"),
     )
@@ -212,7 +212,7 @@ class FeatureStore:
         """Hash tables that are cheap to hash: a wrong bit would scale a target, or give another unit's rows."""
         for name in (name for spec in specs for name in spec.shard_paths()):
             if not self._files.reads_whole and self._entries[name].num_bytes <= _HASHED_AT_OPENING:
-                require_recorded(self._files, name, self._entries)
+                get_recorded(self._files, name, self._entries)
 
     def __len__(self) -> int:
         return len(self._unit_U)
@@ -434,7 +434,7 @@ class FeatureStore:
 
     def _table(self, spec: ArraySpec) -> MappedArray:
         # Opened only if its metadata is, to the byte, what the plan implies.
-        raw = require_recorded(self._files, spec.metadata_path, self._entries)
+        raw = get_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
             raise self._files.damaged("An array is not what the plan of the cache says.", spec.metadata_path)
         return MappedArray(self._files, spec)

@@ -179,7 +179,7 @@ class Store(Readable):
         """
 
 
-def read_json(store: Readable, name: str) -> Any:
+def read_metadata(store: Readable, name: str) -> Any:
     """Read a JSON file; raises `CorruptCache` when it does not parse."""
     try:
         return json.loads(store.get(name))
@@ -261,7 +261,7 @@ def require_cache(store: Store) -> dict[str, int]:
     return sizes
 
 
-def require_recorded(store: Readable, name: str, files: Files) -> bytes:
+def get_recorded(store: Readable, name: str, files: Files) -> bytes:
     """Read a small file whose content must be what the commit record says; raises `CorruptCache`."""
     raw = store.get(name)
     if entry_of(raw) != files.get(name):

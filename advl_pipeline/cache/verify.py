@@ -52,7 +52,7 @@ from advl_pipeline.cache.store import (
     Store,
     content_problem,
     hash_file,
-    read_json,
+    read_metadata,
     repair_command,
     require_cache,
     size_problem,
@@ -283,7 +283,7 @@ class StoredNumbers:
 
         store, writer, complete = self._store, self._writer, self._complete
         try:
-            is_planned = digest(read_json(store, IDENTITY_FILE)) == writer.plan.identity_sha256
+            is_planned = digest(read_metadata(store, IDENTITY_FILE)) == writer.plan.identity_sha256
             expect(is_planned, IDENTITY_FILE, "it is not what the cache was planned for")
             for modality, shape in writer.plan.modalities.items():
                 placement = writer.placement(modality)

@@ -33,7 +33,7 @@ from advl_pipeline.cache.commit_records import (
     committed_shards,
     load_plan,
     load_shard,
-    render,
+    render_record,
     render_tables,
     shard_name,
     shard_record_path,
@@ -53,7 +53,7 @@ from advl_pipeline.cache.store import (
     Readable,
     Store,
     entry_of,
-    read_json,
+    read_metadata,
 )
 from advl_pipeline.errors import ConfigError, CorruptCache, again
 
@@ -163,7 +163,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
             store.put(name, [render_json(content)])
     store.commit(IDENTITY_FILE, render_json(identity))
     store.settle(PROVENANCE_FILE, [render_json(provenance)])
-    provenance = read_json(store, PROVENANCE_FILE)
+    provenance = read_metadata(store, PROVENANCE_FILE)
     if (begun := provenance.get("config", {}).get("shard_rows", shard_rows)) != shard_rows:
         raise ConfigError(
             "This cache was begun with shards of another size.",
@@ -180,7 +180,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
         }
         for array, spec in layout.plan_specs(name, placement.num_units).items():
             files |= publish_array(store, spec, arrays[array])
-    store.commit(PLAN_RECORD, render(replace(plan.record, provenance=provenance, files=files)))
+    store.commit(PLAN_RECORD, render_record(replace(plan.record, provenance=provenance, files=files)))
 
 
 class CacheWriter:
@@ -253,7 +253,7 @@ class CacheWriter:
                     for name, spec in self.token_specs(modality).items()
                 },
             )
-            self.store.commit(shard_record_path(modality, buffer.shard), render(record))
+            self.store.commit(shard_record_path(modality, buffer.shard), render_record(record))
         except Overtaken:
             return
 
@@ -294,7 +294,7 @@ class CacheWriter:
             ]
             for record in records:
                 files |= record.files
-                files[shard_record_path(modality, record.shard)] = entry_of(render(record))
+                files[shard_record_path(modality, record.shard)] = entry_of(render_record(record))
             tables = self._publish_tables(modality, records)
             files |= tables
             files |= self._put({tables_record_path(modality): render_tables(modality, tables)})
@@ -307,7 +307,7 @@ class CacheWriter:
             clipped[modality] = sum(record.clipped for record in records)
         files |= self._put(self._groups())
         complete = CompleteRecord(files=files, quarantined=quarantined, clipped=clipped)
-        self.store.commit(COMPLETE_RECORD, render(complete))
+        self.store.commit(COMPLETE_RECORD, render_record(complete))
 
     def _publish_tables(self, modality: str, records: Sequence[ShardRecord]) -> dict[str, FileEntry]:
         shape, placement = self.plan.modalities[modality], self.placement(modality)
@@ -367,7 +367,7 @@ class CacheWriter:
 
     def _groups(self) -> dict[str, bytes]:
         # They come after all arrays, so that no Zarr reader opens an unfinished cache and sees zeros.
-        identity, provenance = (read_json(self.store, name) for name in (IDENTITY_FILE, PROVENANCE_FILE))
+        identity, provenance = (read_metadata(self.store, name) for name in (IDENTITY_FILE, PROVENANCE_FILE))
         folders = [
             f"{modality}{below}" for modality in self.plan.modalities for below in ("", "/tokens", "/stats", "/index")
         ]

@@ -170,6 +170,6 @@ class Benchmark:
     common_name: Callable[[str, str], str] = lambda split, question: question
 
 
-def plugin_entry_points() -> dict[str, EntryPoint]:
+def dataset_plugins() -> dict[str, EntryPoint]:
     """Return the datasets of other packages by name; none of them is loaded."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

@@ -171,7 +171,7 @@ def _is_here(card: Card, root: Path) -> bool:
     return all(name.copy for name in names) or any(index_folder(root, root / card.name).glob("*.arrow"))
 
 
-def card_of(name: str) -> Card:
+def dataset_card(name: str) -> Card:
     """Return the card of a name, or of the dataset of that name.
 
     Raises:

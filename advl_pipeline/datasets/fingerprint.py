@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advl_pipeline.datasets.index_files import index_draft, seal, sealed_size
-from advl_pipeline.datasets.pictures import decode_picture, picture_size
+from advl_pipeline.datasets.index_files import index_draft, seal_index, sealed_size
+from advl_pipeline.datasets.pictures import decode_picture, read_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.locations import regular_file
 
@@ -136,7 +136,7 @@ class FileDigests:
         with index_draft(self._path) as draft:
             with draft.open("wb") as file:
                 np.save(file, np.array(rows, dtype=FACTS), allow_pickle=False)
-            seal(draft, self._path.name)
+            seal_index(draft, self._path.name)
         self._unsaved = {}
 
     def _known(self, name: str, depth: Depth) -> FileFacts | None:
@@ -179,7 +179,7 @@ class FileDigests:
                 digest = hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             raise Malformed(f"{name} cannot be read: {error.strerror}") from None
-        width, height = picture_size(path, name) if depth >= Depth.HEADER else (0, 0)
+        width, height = read_size(path, name) if depth >= Depth.HEADER else (0, 0)
         if depth >= Depth.PIXELS:
             decode_picture(path, name)
         facts = FileFacts(digest, width, height, depth >= Depth.PIXELS)

@@ -33,7 +33,7 @@ from advl_pipeline.datasets.index_files import (
     keep,
     make_index_folder,
     remove_drafts,
-    seal,
+    seal_index,
     sealed_size,
     stamp_of,
 )
@@ -161,7 +161,7 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
     with index_draft(path) as draft:
         with pa.OSFile(str(draft), "wb") as written, pa.ipc.new_file(written, batch.schema) as writer:
             writer.write_batch(batch)
-        seal(draft, path.name)
+        seal_index(draft, path.name)
     return ArrowFile(path)
 
 

@@ -97,7 +97,7 @@ def keep(path: Path, content: bytes) -> None:
             draft.write_bytes(content)
 
 
-def seal(draft: Path, name: str) -> None:
+def seal_index(draft: Path, name: str) -> None:
     """Put the digest of a file's content at its end.
 
     Args:

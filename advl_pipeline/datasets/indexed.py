@@ -36,7 +36,7 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.rows import HELD, DataCard, Reading, Variant
+from advl_pipeline.datasets.rows import HELD, DataCard, Reading, RowVariant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 from advl_pipeline.errors import DatasetError, advise
 
@@ -107,7 +107,7 @@ class IndexedDataset:
         """Return file and line of a row."""
         return f"{self._text('file', row)}:{self._number('line', row)}"
 
-    def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
+    def _candidates(self, row: int, variant: RowVariant) -> tuple[Candidate, ...]:
         """Return the candidates of an example."""
         texts, picture = self._table.lists("texts", row), self._index.picture(self._number("image", row))
         if variant.role not in ("choice", "rationale"):
@@ -119,7 +119,7 @@ class IndexedDataset:
             context, choices = [texts[0], choices[answer]], texts[rationales_start:]
         return self._reading.word(picture, context, choices)
 
-    def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
+    def _label(self, row: int, variant: RowVariant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         """Return label and soft label of an example."""
         label = self._number("label", row)
         if label < 0:
@@ -321,7 +321,7 @@ class IndexedDataset:
             label, soft_label = self._label(row, variant)
             yield self._table.lists("texts", row)[0], dict(soft_label) or ({} if label is None else {label: 1.0})
 
-    def _place(self, index: int) -> tuple[int, Variant]:
+    def _place(self, index: int) -> tuple[int, RowVariant]:
         row, variant = divmod(index, len(self._variants))
         return int(self._rows[row]), self._variants[variant]
 

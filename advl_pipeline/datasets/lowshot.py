@@ -17,7 +17,7 @@ from typing import Any
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.records import QuestionTable, StratifiedDataset
-from advl_pipeline.datasets.row_files import read_json
+from advl_pipeline.datasets.row_files import parse_json_file
 from advl_pipeline.errors import ConfigError
 
 
@@ -131,4 +131,4 @@ def read_id_list(path: Path) -> IdList:
             example_ids=tuple(map(str, value["example_ids"])),
         )
 
-    return read_json(path, "The list of ids", subset)
+    return parse_json_file(path, "The list of ids", subset)

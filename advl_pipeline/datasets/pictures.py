@@ -49,7 +49,7 @@ def require_content(path: Path, name: str) -> None:
         raise Malformed(f"{name} is empty")
 
 
-def picture_size(path: Path, name: str) -> tuple[int, int]:
+def read_size(path: Path, name: str) -> tuple[int, int]:
     """Return width and height from a picture's header; nothing is decoded.
 
     Raises:
@@ -63,7 +63,7 @@ def decode_picture(path: Path, name: str) -> bool:
     """Decode a picture completely; return whether it is an animation, of which only the first frame is decoded.
 
     Raises:
-        Malformed: as `picture_size`, or the file is cut off or damaged.
+        Malformed: as `read_size`, or the file is cut off or damaged.
     """
     with _opened(path, name) as image:
         image.load()

@@ -12,8 +12,8 @@ from advl_pipeline.datasets.cards import (
     Benchmark,
     ReadOptions,
     card_names,
+    dataset_plugins,
     load_card,
-    plugin_entry_points,
     readable_cards,
     rows_card,
 )
@@ -38,7 +38,7 @@ def benchmark_of(name: str) -> Benchmark | None:
     if name in card_names() and (card := load_card(name)).format in FORMATS:
         tasks, opener = FORMATS[card.format]
         return Benchmark(name=name, card=card, tasks=tasks, splits=tuple(card.splits), open=partial(opener, card))
-    plugins = plugin_entry_points()
+    plugins = dataset_plugins()
     plugin = load_plugin(plugins[name], "dataset") if name in plugins else None
     return plugin if isinstance(plugin, Benchmark) else None
 
@@ -46,7 +46,7 @@ def benchmark_of(name: str) -> Benchmark | None:
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
     with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
-    return tuple(sorted({*with_cards, *plugin_entry_points()}))
+    return tuple(sorted({*with_cards, *dataset_plugins()}))
 
 
 def _offered(name: str, data_root: Path | None) -> tuple[tuple[Task, ...], tuple[str, ...]]:
@@ -176,7 +176,7 @@ def own_data(name: str, data_root: Path | None) -> OwnData | None:
 
 def _is_rows(name: str) -> bool:
     """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
-    return is_own_data(name) or rows_card(name) is not None or name in plugin_entry_points()
+    return is_own_data(name) or rows_card(name) is not None or name in dataset_plugins()
 
 
 def _required(name: str) -> Benchmark | None:

@@ -155,7 +155,7 @@ def require_sound(
         yield outcome
 
 
-def read_json(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
+def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
     """Return what a function makes of a small JSON document.
 
     Args:

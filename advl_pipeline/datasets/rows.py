@@ -311,7 +311,7 @@ Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class RowVariant:
     """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
 
     task: Task
@@ -349,7 +349,7 @@ class Reading:
     or a published set says of the rows.
     """
 
-    variants: tuple[Variant, ...]
+    variants: tuple[RowVariant, ...]
     text_style: str = "plain"
     word: Wording = word_as_written
     classes: Callable[[], tuple[str, ...]] = tuple

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
-from advl_pipeline.datasets.rows import Item, Reading, RowSource, Variant, checked_rows
+from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
 
 LabelOrder = Literal["uniter", "meter"]
 
@@ -62,7 +62,7 @@ def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
 
 def snli_ve_reading(order: LabelOrder) -> Reading:
     """Return how pairs become examples; `order` is that of the classes."""
-    return Reading(variants=(Variant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
+    return Reading(variants=(RowVariant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
 
 
 def gold_label(record: Mapping[str, Any]) -> str:

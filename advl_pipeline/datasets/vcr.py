@@ -16,7 +16,7 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, PictureFacts, Reading, RowSource, Variant, checked_rows
+from advl_pipeline.datasets.rows import Item, PictureFacts, Reading, RowSource, RowVariant, checked_rows
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, word_candidates
 
 NUM_CHOICES = 4
@@ -54,9 +54,9 @@ def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) 
     variants = []
     for task in tasks:
         if task == "vcr-qa2r" and every_answer:
-            variants += [Variant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
+            variants += [RowVariant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
         else:
-            variants.append(Variant(task, f":{task}"))
+            variants.append(RowVariant(task, f":{task}"))
     return Reading(variants=tuple(variants), text_style=style, word=partial(_word, style))
 
 
@@ -147,6 +147,6 @@ def _question_type(record: Mapping[str, Any]) -> str:
     return "yes/no" if first in _AUXILIARIES else "other"
 
 
-def question_of(example_id: str) -> str:
+def annotation_of(example_id: str) -> str:
     """Return the `annot_id` of a VCR example id."""
     return example_id.rsplit(":", 1)[0]

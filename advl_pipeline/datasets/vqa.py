@@ -18,8 +18,8 @@ import numpy.typing as npt
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import require_there
-from advl_pipeline.datasets.row_files import json_items, read_json
-from advl_pipeline.datasets.rows import Item, Reading, Row, RowSource, Variant
+from advl_pipeline.datasets.row_files import json_items, parse_json_file
+from advl_pipeline.datasets.rows import Item, Reading, Row, RowSource, RowVariant
 from advl_pipeline.datasets.vqa_answers import (
     ANSWER_TYPES,
     GroundTruth,
@@ -64,7 +64,7 @@ def vqa_reading(answers: tuple[str, ...] | None, built: Callable[[], tuple[str, 
         answers: the vocabulary; None for the one that is built, once answers are needed.
     """
     classes = built if answers is None else lambda: answers
-    return Reading(variants=(Variant("vqa"),), classes=classes, scores=answer_scores, locate=_locate)
+    return Reading(variants=(RowVariant("vqa"),), classes=classes, scores=answer_scores, locate=_locate)
 
 
 def _locate(pictures: Path, name: str) -> str:
@@ -98,7 +98,7 @@ def kept_rows(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]
     if lists is None:
         return None
     files = [require_there(folder / name, dataset=dataset) for name in lists]
-    listed = [name for file in files for name in read_json(file, "The list of question ids", _question_ids)]
+    listed = [name for file in files for name in parse_json_file(file, "The list of question ids", _question_ids)]
     return np.flatnonzero(index.file.is_in("id", listed) == ("ids" in facts))
 
 

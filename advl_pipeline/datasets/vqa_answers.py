@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.row_files import read_json
+from advl_pipeline.datasets.row_files import parse_json_file
 from advl_pipeline.packages import read_data
 
 NUM_ANNOTATORS = 10
@@ -153,7 +153,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
             )
         return texts
 
-    return read_json(path, "The answer vocabulary", answers)
+    return parse_json_file(path, "The answer vocabulary", answers)
 
 
 _MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')

@@ -22,7 +22,7 @@ def options_of(example: Example) -> tuple[str, ...]:
     return tuple(candidate.text[candidate.answer_start :] for candidate in example.candidates)
 
 
-def question_of(example: Example) -> str:
+def question_words(example: Example) -> str:
     """Return the words of the question."""
     first = example.candidates[0]
     return first.text[: first.context_length] if example.task in MULTIPLE_CHOICE_TASKS else first.text
@@ -37,7 +37,7 @@ def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
     Raises:
         DatasetError: there are more options than letters.
     """
-    question, form = question_of(example), "answers"
+    question, form = question_words(example), "answers"
     if example.task in MULTIPLE_CHOICE_TASKS:
         options = options_of(example)
         form = "yes_no" if is_yes_no(options) else "letters"

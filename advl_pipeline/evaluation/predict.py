@@ -35,7 +35,7 @@ from advl_pipeline.compute import (
     precision,
     resolved,
 )
-from advl_pipeline.datasets.pictures import picture_size
+from advl_pipeline.datasets.pictures import read_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import (
     MULTIPLE_CHOICE_TASKS,
@@ -156,7 +156,7 @@ class FinishedRun:
         return self.student.with_answers(self.student.collate(examples), task, self.label_names[head_name(task)])
 
 
-def load_run(
+def load_finished(
     folder: Path,
     compute: ComputeConfig = ON_ONE_THREAD,
     *,
@@ -249,7 +249,7 @@ Picture = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class RunAnswer:
     """It holds what a run answers: the text, and the logit of every answer that it could choose from."""
 
     text: str
@@ -268,7 +268,7 @@ class AnsweringRun:
     answers: tuple[str, ...]
     finished: FinishedRun
 
-    def answer(self, picture: Picture, question: str, choices: Sequence[str] = ()) -> Answer:
+    def answer(self, picture: Picture, question: str, choices: Sequence[str] = ()) -> RunAnswer:
         """Answer one question about one picture.
 
         Args:
@@ -307,7 +307,7 @@ class AnsweringRun:
             ((logits,),) = self.finished.scores([example], batch_size=1)
         texts = tuple(choices) or self.answers
         chosen = int(first_maximum(logits[None], [question])[0])
-        return Answer(text=texts[chosen], logits=dict(zip(texts, logits.tolist(), strict=True)))
+        return RunAnswer(text=texts[chosen], logits=dict(zip(texts, logits.tolist(), strict=True)))
 
 
 def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
@@ -321,7 +321,7 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
         ConfigError: the folder holds no run, or one that learned tasks of several heads.
         WeightsUnavailable: the run is not finished.
     """
-    finished = load_run(path, resolved(ComputeConfig(device=device, num_workers=1)))
+    finished = load_finished(path, resolved(ComputeConfig(device=device, num_workers=1)))
     trained_on = read_config(path)
     splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
     use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
@@ -352,7 +352,7 @@ def _unit(picture: Picture, folder: Path) -> ImageUnit:
     else:
         path = Path(picture)
     try:
-        width, height = picture_size(path, str(path))
+        width, height = read_size(path, str(path))
     except Malformed as error:
         raise DatasetError(
             "The picture cannot be read.", where=str(path), why=str(error), next_command="give another picture"

@@ -26,14 +26,14 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
+from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.checks import require_given
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
-from advl_pipeline.evaluation.predict import FinishedRun, load_run
+from advl_pipeline.evaluation.predict import FinishedRun, load_finished
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices
-from advl_pipeline.outputs import require_outputs
+from advl_pipeline.outputs import inert_cell, require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
 
@@ -86,15 +86,6 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]])
     write_text(path, buffer.getvalue())
 
 
-def as_text(cell: str) -> str:
-    """Return a cell that no spreadsheet runs as a formula: it begins with an apostrophe. Numbers stay as they are."""
-    try:
-        float(cell)
-    except ValueError:
-        return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-    return cell
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictResult:
     """The file, the questions in it, and how many of all texts are longer than the student takes."""
@@ -132,7 +123,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
-    finished = load_run(config.run, config)
+    finished = load_finished(config.run, config)
     finished.student.cut_texts()
     # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
     is_benchmark = benchmark_of(name) is not None
@@ -153,7 +144,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         num_items = len(rows)
         if not is_benchmark:
             # The official forms take ids and labels as they are; a text of one's own may come from anyone.
-            cells = ((as_text(name), str(place), as_text(text)) for name, (place, text) in rows.items())
+            cells = ((inert_cell(name), str(place), inert_cell(text)) for name, (place, text) in rows.items())
             write_csv(path, ("id", "index", "prediction"), cells)
         elif dataset.tasks == ("vqa",):
             answers = [{"question_id": int(name), "answer": text} for name, (_, text) in rows.items()]
@@ -167,7 +158,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
 def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
     """Score the 20 sequences of each question; examples lie as answer, then rationales given answer 0 to 3."""
     per_question = 1 + NUM_CHOICES
-    annot_ids = [question_of(name) for name in dataset.example_ids[::per_question]]
+    annot_ids = [annotation_of(name) for name in dataset.example_ids[::per_question]]
     answers, rationales = [], []
     for part in example_parts(dataset, multiple_of=per_question):
         answers.append(score_matrices(finished, part[::per_question], config.batch_size)[0])

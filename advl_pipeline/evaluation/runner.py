@@ -47,14 +47,14 @@ from advl_pipeline.evaluation.items import (
     score_texts,
     score_ties,
 )
-from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_of
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_words
 from advl_pipeline.evaluation.measures import Judged, measured
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
     NO_OTHERS,
     FinishedRun,
     View,
-    load_run,
+    load_finished,
     swapped_pictures,
 )
 from advl_pipeline.evaluation.prior import QuestionPrior
@@ -97,7 +97,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         config = resolved(config)
         trained_on = read_config(config.run)
         config = replace(config, data_root=moved_to(config.data_root, trained_on))
-        finished = load_run(config.run, config)
+        finished = load_finished(config.run, config)
         if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
             raise ConfigError(
                 f"{finished.student.name} generates no text, so no letter can be read.",
@@ -406,7 +406,7 @@ def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measur
         **dict(zip(dataset.card.facets, dataset.facets_of(example.example_id), strict=True)),
         "group": example.group,
         "picture": example.image.unit_id,
-        "question": question_of(example),
+        "question": question_words(example),
         "type": example.stratum,
     }
     for measure in measures:

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from advl_pipeline.cache.parts import Part
+from advl_pipeline.cache.parts import ExtractionPart
 from advl_pipeline.errors import AdvlError, ClusterError, again
 from advl_pipeline.packages import needs_extra
 
@@ -31,7 +31,11 @@ Result = TypeVar("Result")
 
 
 def run_on_ray(
-    work: Callable[[Part], Result], *, resource: str | None, num_tasks: int | None, watch: Callable[[], object]
+    work: Callable[[ExtractionPart], Result],
+    *,
+    resource: str | None,
+    num_tasks: int | None,
+    watch: Callable[[], object],
 ) -> list[Result]:
     """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
 
@@ -77,7 +81,7 @@ def run_on_ray(
         if held.get(kind, 0) < 1:
             raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
         remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
-        waiting, results = [remote.remote(Part(number, count)) for number in range(1, count + 1)], []
+        waiting, results = [remote.remote(ExtractionPart(number, count)) for number in range(1, count + 1)], []
         try:
             while waiting and not stop.is_set():
                 done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
@@ -116,7 +120,7 @@ def run_on_ray(
 
 
 def run_task(
-    work: Callable[[Part], Result], folder: str, environment: dict[str, str], part: Part
+    work: Callable[[ExtractionPart], Result], folder: str, environment: dict[str, str], part: ExtractionPart
 ) -> Result | AdvlError:
     """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
     os.environ.update(environment, TQDM_DISABLE="1")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
-from advl_pipeline.cache.parts import WHOLE, Part, parse_part
+from advl_pipeline.cache.parts import WHOLE, ExtractionPart, parse_part
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
 from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.datasets.config import DataRootOptions
@@ -137,7 +137,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     )
 
     @property
-    def own_part(self) -> Part:
+    def own_part(self) -> ExtractionPart:
         """The part of the shards that this process encodes; raises `ConfigError` where `part` says none."""
         return WHOLE if self.part is None else parse_part(self.part)
 

@@ -13,12 +13,12 @@ from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, Mod
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
-    describe_run,
+    describe_extraction,
     renew_command,
     require_identity,
 )
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_json
+from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_metadata
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CachePlan, ModalityPlan, begin_cache, plan_cache
 from advl_pipeline.compute import AUTO
@@ -85,7 +85,7 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
     store = open_store(location_of(config), config.disk_cache_config)
     if PROVENANCE_FILE not in store.list("records"):
         return config
-    begun = read_json(store, PROVENANCE_FILE).get("config", {})
+    begun = read_metadata(store, PROVENANCE_FILE).get("config", {})
     if begun.get("teacher") != config.teacher:
         left_open = [name for name in left_open if name != "revision"]
     return replace(config, **{name: begun.get(name, getattr(config, name)) for name in left_open})
@@ -121,7 +121,7 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
     """
     records = store.list("records")
     try:
-        begun = read_json(store, IDENTITY_FILE) if records else identity
+        begun = read_metadata(store, IDENTITY_FILE) if records else identity
     except MissingFile:
         begun = {}
     # What a repair that was cut short left has shards of the old identity and no plan.
@@ -233,7 +233,9 @@ def make_plan(
 
 def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, Any]:
     grid = averaged_grid(sources)
-    return describe_run(recorded_options(config), device=config.device) | ({"averaged_grid": grid} if grid else {})
+    return describe_extraction(recorded_options(config), device=config.device) | (
+        {"averaged_grid": grid} if grid else {}
+    )
 
 
 def recorded_options(config: ExtractConfig) -> dict[str, Any]:

@@ -110,10 +110,10 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
     Args:
         stack: closes the files.
     """
-    from advl_pipeline.extraction.run import open_inputs
+    from advl_pipeline.extraction.run import open_teacher_and_data
 
     if not isinstance(config, ImportedExtraction):
-        return open_inputs(config)
+        return open_teacher_and_data(config)
     from advl_pipeline.extraction.imported import open_tower
     from advl_pipeline.extraction.sources import open_part
     from advl_pipeline.teachers.interface import Teacher

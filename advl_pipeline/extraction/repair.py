@@ -26,7 +26,7 @@ from advl_pipeline.cache.confidence import clear_away
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, renew_command, require_identity
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.store import IDENTITY_FILE, WORK_FOLDER, Readable, entry_of, read_json, require_cache
+from advl_pipeline.cache.store import IDENTITY_FILE, WORK_FOLDER, Readable, entry_of, read_metadata, require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
@@ -174,7 +174,7 @@ def require_own_records(store: Readable) -> None:
         if len(identities) == 2 and identities[0] == identities[1] and planned != digest(identities[0]):
             advice, command = "copy back the folder records/ that belongs here", ""
             with suppress(CorruptCache, KeyError, TypeError):
-                config = read_json(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
+                config = read_metadata(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
                 command = renew_command(config, store.location, note=f"or {advice}")
             raise IdentityMismatch(
                 "The records of this cache are those of another one.",
@@ -229,7 +229,7 @@ def _copies(store: Readable, name: str, key: str) -> list[dict[str, Any]]:
     """Return what can be read of a metadata file and of its copy in the root group."""
     copies = []
     with suppress(CorruptCache):
-        copies.append(read_json(store, name))
+        copies.append(read_metadata(store, name))
     with suppress(CorruptCache, KeyError, TypeError):
-        copies.append(read_json(store, ROOT_METADATA)["attributes"]["advl"][key])
+        copies.append(read_metadata(store, ROOT_METADATA)["attributes"]["advl"][key])
     return [copy for copy in copies if isinstance(copy, dict)]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.identity import IMPORTED
-from advl_pipeline.cache.parts import Part, holding, parse_part
+from advl_pipeline.cache.parts import ExtractionPart, holding, parse_part
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
@@ -148,13 +148,13 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         # Before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
         config = without_network(config)
-        opener = open_inputs if teacher is None else lambda config: (teacher, open_part(config))
+        opener = open_teacher_and_data if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
             return extract_on_ray(config, opener)
         return _extract_opened(resolved(resumed_config(config)), opener)
 
 
-def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
+def open_teacher_and_data(config: ExtractConfig) -> tuple[Teacher, Selection]:
     """Open the teacher and what of the dataset is to be extracted, by their names.
 
     Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
@@ -227,7 +227,7 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     )
 
 
-def extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> ExtractResult:
+def extract_part(config: ExtractConfig, opener: OpenInputs, part: ExtractionPart) -> ExtractResult:
     """As `run_extract`, in a task that is given a part."""
     # A task sees the one GPU that it was given, whatever its number on the machine.
     device = "cuda" if config.device.startswith("cuda") else config.device

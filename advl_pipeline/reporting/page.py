@@ -28,7 +28,7 @@ from advl_pipeline.reporting.figures import (
     looks,
 )
 from advl_pipeline.reporting.run_view import view_run
-from advl_pipeline.reporting.tables import loss_tables, render
+from advl_pipeline.reporting.tables import loss_tables, render_report
 from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 from advl_pipeline.studies.result import StudyResult
 
@@ -52,7 +52,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     # Nothing is loaded, and only this style sheet and this script are in force.
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
-    return render(
+    return render_report(
         "run.html" if is_run else "study.html",
         result,
         outcome_class=_OUTCOME_CLASS,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from advl_pipeline.configuration import json_text
 from advl_pipeline.evaluation.statistics import summarise
+from advl_pipeline.outputs import inert_cell
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims
@@ -223,7 +224,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
     return rows
 
 
-def render(template: str, result: StudyResult, **more: Any) -> str:
+def render_report(template: str, result: StudyResult, **more: Any) -> str:
     """Fill a template with what every report says: the answer, the tables and the verdicts."""
     return without_controls(
         templates()
@@ -244,12 +245,12 @@ def render(template: str, result: StudyResult, **more: Any) -> str:
 
 def as_text(result: StudyResult) -> str:
     """Render the answer, the tables and the verdicts for a terminal."""
-    return render("text.jinja", result).removesuffix("\n")
+    return render_report("text.jinja", result).removesuffix("\n")
 
 
 def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
     """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
-    return render("markdown.jinja", result, title=title)
+    return render_report("markdown.jinja", result, title=title)
 
 
 def as_csv(result: StudyResult) -> str:
@@ -264,20 +265,18 @@ def as_items(result: StudyResult) -> str:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    """Render a frame with texts that no spreadsheet takes for a formula: such a one begins with an apostrophe."""
+    """Render a frame with texts that no spreadsheet takes for a formula."""
+
+    def inert(cell: Any) -> Any:
+        return inert_cell(cell) if isinstance(cell, str) else cell
+
     columns = {
-        name: column if pd.api.types.is_numeric_dtype(column) else column.map(_inert)
-        for name, column in frame.items()
+        name: column if pd.api.types.is_numeric_dtype(column) else column.map(inert) for name, column in frame.items()
     }
     text: str = pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
     return text
 
 
-def _inert(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-_FORMULA = re.compile(r"(?![+-][\d.]+\Z)[=+\-@\t\r]")
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -32,7 +32,7 @@ from advl_pipeline.training.config import config_of_run
 CARD_FILE = "README.md"
 
 
-def render(template: str, **values: Any) -> str:
+def render_card(template: str, **values: Any) -> str:
     """Return the text of a template of this folder, in which every value is given."""
     page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     source = (resources.files(__package__) / f"{template}.jinja").read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     known = (load_card(name).facts.get("lmms_eval") for name in card_names())
     lmms_eval = list(dict.fromkeys(task for task in known if task))
     environment = read_json(run / names.ENVIRONMENT)
-    return render(
+    return render_card(
         "card.md",
         metadata=model_metadata(
             name=student.name,

@@ -28,12 +28,12 @@ from advl_pipeline.cache.commit_records import (
     ROOT_METADATA,
     load_complete,
     load_plan,
-    render,
+    render_record,
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_json
+from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_metadata
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records, without_folders
@@ -144,8 +144,8 @@ def run_push(config: PushConfig) -> str:
     if not report.is_sound:
         raise describe_findings(report)
     store = open_store(config.cache)
-    identity = read_json(store, IDENTITY_FILE)
-    called = name_in_records(identity, read_json(store, PROVENANCE_FILE))
+    identity = read_metadata(store, IDENTITY_FILE)
+    called = name_in_records(identity, read_metadata(store, PROVENANCE_FILE))
     if without_folders(identity) != identity:
         tqdm.write("the cache is identified by a path of this machine, which is uploaded", file=sys.stderr)
     teacher, dataset = identity["teacher"]["name"], identity["dataset"]
@@ -166,17 +166,17 @@ def run_push(config: PushConfig) -> str:
 
 def _records_without_folders(store: Readable) -> dict[str, bytes]:
     """Return the files of a sound cache that name paths of this machine, with their last parts alone."""
-    provenance = without_folders(read_json(store, PROVENANCE_FILE))
-    root = read_json(store, ROOT_METADATA)
+    provenance = without_folders(read_metadata(store, PROVENANCE_FILE))
+    root = read_metadata(store, ROOT_METADATA)
     root["attributes"]["advl"]["provenance"] = provenance
     content = {PROVENANCE_FILE: render_json(provenance), ROOT_METADATA: render_json(root)}
     plan, complete = load_plan(store), load_complete(store)
     files = {**plan.files, PROVENANCE_FILE: entry_of(content[PROVENANCE_FILE])}
     # Caches of before it did have a plan that does not repeat it.
     repeated = None if plan.provenance is None else provenance
-    content[PLAN_RECORD] = render(replace(plan, provenance=repeated, files=files))
+    content[PLAN_RECORD] = render_record(replace(plan, provenance=repeated, files=files))
     entries = {name: entry_of(raw) for name, raw in content.items()}
-    return {**content, COMPLETE_RECORD: render(replace(complete, files={**complete.files, **entries}))}
+    return {**content, COMPLETE_RECORD: render_record(replace(complete, files={**complete.files, **entries}))}
 
 
 def unit_ids_parquet(cache: Path) -> bytes:

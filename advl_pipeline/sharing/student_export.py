@@ -33,11 +33,11 @@ from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import json_text
 from advl_pipeline.datasets.roots import without_folders
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.predict import FinishedRun, load_run
+from advl_pipeline.evaluation.predict import FinishedRun, load_finished
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.sharing.card import CARD_FILE, model_card, render
+from advl_pipeline.sharing.card import CARD_FILE, model_card, render_card
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.push_pull import open_repository, upload
 from advl_pipeline.students.bridgetower import bridgetower_config
@@ -266,7 +266,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     require_outputs(config)
     run = config.run
     # Regions of a detector come from a cache; whoever loads the folder brings their own.
-    finished = load_run(run, overrides={"regions": None} if read_config(run).get("regions") else None)
+    finished = load_finished(run, overrides={"regions": None} if read_config(run).get("regions") else None)
     if finished.hides_picture:
         raise ConfigError(
             "The run trained a student that was never shown a picture.",
@@ -350,7 +350,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
         words = {"closing": repr(closing), "lead": repr(student.chat.lead), "over_words": over}
         words |= {"end": repr(student.chat.end), "lays_out": bool(student.facts.template)}
     kind = type(model).__name__
-    usage = render(
+    usage = render_card(
         "usage.py",
         reads=family.reads,
         model=kind,
@@ -385,5 +385,5 @@ def _for_this_package(run: Path, finished: FinishedRun) -> _Prepared:
         (folder / names.RESULT).write_text(json_text(finished_with, sort_keys=True) + "\n", encoding="utf-8")
 
     ((name, _),) = finished.heads.items()
-    usage = render("usage.py", model=OURS, choices=["red", "blue"] if name == "vcr" else None)
+    usage = render_card("usage.py", model=OURS, choices=["red", "blue"] if name == "vcr" else None)
     return _Prepared(model=OURS, usage=usage, writes=(write,))

@@ -101,7 +101,7 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def is_finished(cell: Cell) -> bool:
+def is_cell_finished(cell: Cell) -> bool:
     """Whether the cell needs nothing more; a student that another study did not keep is trained again."""
     gone = (cell.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(cell.run))
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)

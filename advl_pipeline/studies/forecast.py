@@ -20,7 +20,7 @@ from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_documents, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, shots_label
-from advl_pipeline.studies.execute import is_finished
+from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.plan import (
     Cell,
     build_plan,
@@ -112,7 +112,7 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
         # A grid can be looked at before its data are there.
         missing_dataset = error.what + (f" ({error.where})" if error.where else "")
     plan = place(init_digests={} if absent else input_digests(draft), dataset_digests=content)
-    left = [cell for cell in plan.cells if not is_finished(cell)]
+    left = [cell for cell in plan.cells if not is_cell_finished(cell)]
     done = [cell for cell in plan.cells if cell not in left]
     steps = {cell.cell_id: 0 if names.is_finished(cell.run) else planned_steps(cell.finetune) for cell in left}
     rows = []

@@ -29,7 +29,7 @@ from advl_pipeline.runs.results import (
     read_readout,
 )
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.execute import is_finished
+from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult
@@ -99,7 +99,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
             "seed": cell.seed,
         }
         is_trained = names.is_finished(cell.run)
-        state = "finished" if is_finished(cell) else "partial" if is_trained else "pending"
+        state = "finished" if is_cell_finished(cell) else "partial" if is_trained else "pending"
         cells.append(about | {"state": state, "command": finetune_command(cell.finetune)})
         if not is_trained:
             continue

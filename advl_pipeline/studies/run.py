@@ -32,7 +32,7 @@ from advl_pipeline.processes import worker_processes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_config, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_finished
+from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_cell_finished
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
     STUDY_FILE,
@@ -128,7 +128,7 @@ def run_study(
             seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
             first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)
             plan = replace(plan, cells=first)
-        needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
+        needed = {path for cell in plan.cells if not is_cell_finished(cell) for path in cell.finetune.cache}
         for path in (path for path in plan.caches if path in needed):
             prepare(plan.caches[path])
         _run_cells(plan, config, execute, report_failure)
@@ -177,7 +177,7 @@ def _run_cells(
     execute: CellExecutor,
     report_failure: Callable[[Cell, AdvlError], None],
 ) -> None:
-    finished = [cell for cell in plan.cells if is_finished(cell)]
+    finished = [cell for cell in plan.cells if is_cell_finished(cell)]
     left = [cell for cell in plan.cells if cell not in finished]
     if not left:
         return
@@ -187,7 +187,7 @@ def _run_cells(
         for waits in (False, True):
             others: list[Cell] = []
             for cell, error in run_all(left, partial(_run_cell, execute, waits=waits)):
-                if error is None and not is_finished(cell) and not waits:
+                if error is None and not is_cell_finished(cell) and not waits:
                     others.append(cell)
                     continue
                 progress.set_postfix_str(cell.title)
@@ -211,7 +211,7 @@ def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
         except InUse:
             return
         # Another process may have finished the cell between our look at it and the lock.
-        if not is_finished(cell):
+        if not is_cell_finished(cell):
             execute(cell)
 
 

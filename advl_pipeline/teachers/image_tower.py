@@ -26,7 +26,7 @@ from advl_pipeline.teachers.vision_backbone import (
     crop_picture,
     fit_picture,
     normalise,
-    read_picture,
+    read_checked,
 )
 
 CONTEXT_MARGIN = 1 / 16
@@ -116,7 +116,7 @@ class PixelImageTower:
             DatasetError: the picture cannot be read or has another size than its dataset states.
         """
         settings = self.backbone.settings
-        picture = read_picture(unit.path, width=unit.width, height=unit.height)
+        picture = read_checked(unit.path, width=unit.width, height=unit.height)
         pixels = [fit_picture(picture, settings)]
         if self.image_tokens == "boxes":
             for box_4 in unit.boxes_R4:

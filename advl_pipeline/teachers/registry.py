@@ -19,7 +19,7 @@ from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import AdvlError, ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
-from advl_pipeline.repositories import is_at_hand as repository_is_at_hand
+from advl_pipeline.repositories import is_teacher_at_hand as repository_is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ class TeacherCard:
 class DescribedTeacher:
     """What the entry point of a teacher may hold in place of a bare opener: one that says what it is before it opens.
 
-    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
+    `is_teacher_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
     """
 
     card: TeacherCard
     open: Callable[[OpenOptions], Teacher]
-    is_at_hand: Callable[[], bool]
+    is_teacher_at_hand: Callable[[], bool]
     how_to_get: str
 
     def __call__(self, options: OpenOptions) -> Teacher:
@@ -140,7 +140,7 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
             if card is None:
                 return open_transformers(inner, options)
             return open_transformers(card.source_id, options, model_type=card.model_type, prompt=card.prompt)
-        return _open_plugin(plugin_entry_points()[inner], options)
+        return _open_plugin(teacher_plugins()[inner], options)
 
 
 def _resolved(name: str) -> tuple[str, str, int | None]:
@@ -172,14 +172,14 @@ def _unknown(name: str) -> ConfigError:
     )
 
 
-def plugin_entry_points() -> dict[str, EntryPoint]:
+def teacher_plugins() -> dict[str, EntryPoint]:
     """Return the installed plug-ins by name."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def known_names() -> list[str]:
     """Return every name of the catalogue and of installed plug-ins, in the order of listing."""
-    return [*CATALOGUE, *sorted(plugin_entry_points())]
+    return [*CATALOGUE, *sorted(teacher_plugins())]
 
 
 def require_teacher(name: str) -> None:
@@ -245,7 +245,7 @@ def described(name: str) -> DescribedTeacher | None:
     Raises:
         ConfigError: as `load_plugin`.
     """
-    plugins = plugin_entry_points()
+    plugins = teacher_plugins()
     plugin = load_plugin(plugins[name], "teacher") if name in plugins else None
     return plugin if isinstance(plugin, DescribedTeacher) else None
 
@@ -301,7 +301,7 @@ def show_teacher(name: str) -> dict[str, Any]:
         summary["about"] = f"random weights (control): {summary['about']}"
     if card is None:
         placeholders = dict.fromkeys(("global_feature", "long_texts"), "as the plug-in has it")
-        source = f"plug-in {plugin_entry_points()[inner].value}"
+        source = f"plug-in {teacher_plugins()[inner].value}"
         return {"summary": summary, "source": source, **placeholders, "features": [], "how_to_get": ""}
     plugin = described(card.name)
     windows = f"{card.max_length} word pieces" if card.max_length else "the model's longest input"
@@ -321,16 +321,16 @@ def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
     if card is None:
         return {"name": name, "modalities": (), "at_hand": None, "megabytes": 0, "licence": "", "about": "plug-in"}
     facts = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
-    return {"name": name, "at_hand": is_at_hand(card), **facts}
+    return {"name": name, "at_hand": is_teacher_at_hand(card), **facts}
 
 
-def is_at_hand(card: TeacherCard) -> bool:
+def is_teacher_at_hand(card: TeacherCard) -> bool:
     """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
     if plugin := described(card.name):
         try:
             return plugin.is_at_hand()
         except Exception as error:
-            raise plugin_error(plugin_entry_points()[card.name], "teacher", error) from error
+            raise plugin_error(teacher_plugins()[card.name], "teacher", error) from error
     return repository_is_at_hand(card.repository)
 
 

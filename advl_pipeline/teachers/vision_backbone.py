@@ -151,7 +151,7 @@ class PixelSettings:
         return red, green, blue
 
 
-def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
+def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
     """Decode a picture as `read_rgb` does, and check its size.
 
     Args:

@@ -37,7 +37,7 @@ from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import tokenizer_folder
 from advl_pipeline.teachers.image_tower import SquarePictures
 from advl_pipeline.teachers.open_options import PICTURES
-from advl_pipeline.teachers.registry import plugin_entry_points
+from advl_pipeline.teachers.registry import teacher_plugins
 from advl_pipeline.training.build_model import recipe_options, student_options
 from advl_pipeline.training.recipes import choose_recipe
 
@@ -140,7 +140,7 @@ def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
     same = [name for name in teachers if name in student.towers]
     if not same:
         return []
-    others = [name for name in plugin_entry_points() if name not in student.towers]
+    others = [name for name in teacher_plugins() if name not in student.towers]
     return [
         f"{' and '.join(same)}: the student starts from the same weights, so that it learns nothing new of them; "
         f"teachers of other weights: {', '.join((*others, 'and those of advl teachers list'))}"

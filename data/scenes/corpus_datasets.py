@@ -23,7 +23,7 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ObjectTag, parse_tagged
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_there
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, Reading, RowSource, Variant, checked_rows
+from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
 from advl_pipeline.errors import advise
 
 
@@ -94,7 +94,7 @@ def _open_captions(card: Card, split: str, root: Path, options: ReadOptions) -> 
     )
     index = open_index(rows, dataset=card.name, folder=index_folder(root, home), is_published=True)
     # Captions carry no labels, and are worded as they are written.
-    return IndexedDataset(index, Reading(variants=(Variant("captions"),)), split=split, on_error=options.on_error)
+    return IndexedDataset(index, Reading(variants=(RowVariant("captions"),)), split=split, on_error=options.on_error)
 
 
 def _common_name(split: str, question: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_extraction import tiny_extract
 
-from advl_pipeline.cache.commit_records import seal
+from advl_pipeline.cache.commit_records import seal_record
 from advl_pipeline.cache.layout import render_json, single_shard
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import safe_path
@@ -45,7 +45,7 @@ def reseal(cache: Path, changes: dict[str, bytes], record_changes: Callable[[dic
     for name, content in changes.items():
         complete["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
     record_changes(complete)
-    (cache / "records/complete.json").write_bytes(seal(complete))
+    (cache / "records/complete.json").write_bytes(seal_record(complete))
 
 
 def forge_array(cache: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
@@ -104,7 +104,7 @@ def test_huge_or_senseless_counts_are_refused(cache_path: Path, num_units: Any) 
     plan = json.loads((cache_path / "records/plan.json").read_text())
     del plan["record_sha256"]
     plan["modalities"]["text"]["num_units"] = num_units
-    reseal(cache_path, {"records/plan.json": seal(plan)}, lambda record: None)
+    reseal(cache_path, {"records/plan.json": seal_record(plan)}, lambda record: None)
     with pytest.raises(CorruptCache):
         open_cache(cache_path)
 

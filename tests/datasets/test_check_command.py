@@ -13,7 +13,7 @@ from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
 
 from advl_pipeline.datasets import cards
 from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.check import card_of, run_check
+from advl_pipeline.datasets.check import dataset_card, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, open_dataset
@@ -101,8 +101,8 @@ def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[st
     assert rows["vqa-cp-v2"]["present"]
     assert not rows["vcr"]["present"]
     for name in dataset_names():
-        assert card_of(name).title == rows[name]["title"]
-        assert card_of(name).facts["licence"]
+        assert dataset_card(name).title == rows[name]["title"]
+        assert dataset_card(name).facts["licence"]
     code, out, _ = advl(capsys, "datasets", "card", "vcr")
     assert (code, rows["vcr"]["title"] in out) == (0, True)
     code, out, _ = advl(capsys, "datasets", "card", "scenes-vqa", "--json")

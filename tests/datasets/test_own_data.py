@@ -34,7 +34,7 @@ from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.own.columns import parse_item
-from advl_pipeline.datasets.own.data import answer_scores, open_own
+from advl_pipeline.datasets.own.data import agreement_scores, open_own
 from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
@@ -147,7 +147,7 @@ def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:
 @settings(max_examples=40)
 @given(counts=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10), min_size=1, max_size=6))
 def test_scores_of_answers(counts: dict[str, int]) -> None:
-    scores = answer_scores(counts)
+    scores = agreement_scores(counts)
     assert all(0 < score <= 1 for score in scores.values())
     for answer, count in counts.items():
         assert (scores[answer] == 1) == (count >= min(3, sum(counts.values())))

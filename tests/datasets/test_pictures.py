@@ -16,11 +16,11 @@ from own_rows import choice_row, write_json_lines
 from PIL import EpsImagePlugin, Image
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.pictures import picture_size, read_rgb, read_square
+from advl_pipeline.datasets.pictures import read_rgb, read_size, read_square
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.teachers.vision_backbone import read_picture
+from advl_pipeline.teachers.vision_backbone import read_checked
 
 SIDE = 8
 ROOT = Path(__file__).parents[2]
@@ -48,14 +48,14 @@ def test_what_is_transparent_is_white_to_students_and_teachers_alike(mode: str, 
     expected[:, : SIDE // 2] = 0
     assert np.array_equal(np.asarray(read_rgb(path)), expected)
     assert np.array_equal(read_square(path, SIDE), expected)
-    assert np.array_equal(np.asarray(read_picture(path, width=SIDE, height=SIDE)), expected)
+    assert np.array_equal(np.asarray(read_checked(path, width=SIDE, height=SIDE)), expected)
 
 
 def test_grey_of_sixteen_bits_is_refused_where_pictures_are_checked_and_where_they_are_read(tmp_path: Path) -> None:
     """Pillow would clip it: all that is not nearly black would be white."""
     path = tmp_path / "deep.png"
     Image.fromarray(np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)).save(path)
-    for read in (lambda: picture_size(path, "deep.png"), lambda: read_rgb(path), lambda: read_picture(path)):
+    for read in (lambda: read_size(path, "deep.png"), lambda: read_rgb(path), lambda: read_checked(path)):
         with pytest.raises((Malformed, DatasetError), match="more than 8 bits"):
             read()
 
@@ -159,7 +159,7 @@ def test_a_picture_whose_sides_are_out_of_bounds_takes_no_memory(
     code, message = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
     assert code == 5
     assert f"{size[0]} x {size[1]} pixels; at most 32,768 a side and 200 to 1 are read" in message
-    for read in (read_rgb, read_picture):
+    for read in (read_rgb, read_checked):
         with pytest.raises(DatasetError, match="32,768 a side"):
             read(tmp_path / "pictures/red.png")
 

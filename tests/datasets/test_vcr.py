@@ -13,7 +13,7 @@ from dataset_mirrors import vcr_record, write_picture, write_vcr
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vcr import question_of
+from advl_pipeline.datasets.vcr import annotation_of
 from advl_pipeline.errors import DatasetError
 
 
@@ -34,7 +34,7 @@ def test_both_tasks_with_labels_boxes_and_context(tmp_path: Path) -> None:
     answer, rationale = dataset[10], dataset[11]
     assert (answer.label, rationale.label) == (1, 1)
     assert answer.stratum == "yes/no"
-    assert question_of(rationale.example_id) == "val-5"
+    assert annotation_of(rationale.example_id) == "val-5"
     assert rationale.candidates[0].text == (
         "Is is Riley Jessie near wineglass ? Jessie likes thing5 1 . Everyone sees dog 5 0 ."
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from advl_pipeline.datasets.measures import Facet, Measure
 from advl_pipeline.datasets.own.columns import parse_item, shaped
-from advl_pipeline.datasets.own.data import answer_scores
+from advl_pipeline.datasets.own.data import agreement_scores
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.rows import DataCard, Row, read_card
 from advl_pipeline.errors import ConfigError
@@ -325,7 +325,7 @@ def test_aokvqa_is_as_its_authors_have_it() -> None:
         if (name := item["question_id"]) in kept:
             parsed = parse_item(kept[name], "answers", of)
             people = dict(zip(parsed.answers, parsed.counts, strict=True))
-            worth[name] = 100 * answer_worth(item["direct_answer"] or "", answer_scores(people), of.reads)
+            worth[name] = 100 * answer_worth(item["direct_answer"] or "", agreement_scores(people), of.reads)
     assert worth == {name: rate(value) for name, value in expected.items()}
     assert np.mean([*worth.values()]) == rate(content["expected"]["direct_answer_percent"])
     exact = [

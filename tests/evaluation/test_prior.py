@@ -9,7 +9,7 @@ import pytest
 from commands import advl, printed
 from own_rows import COLOURS, write_json_lines
 
-from advl_pipeline.evaluation.predict import ON_ONE_THREAD, load_run
+from advl_pipeline.evaluation.predict import ON_ONE_THREAD, load_finished
 from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.sharing.card import model_card
@@ -60,7 +60,7 @@ def test_the_commonest_training_answer_to_the_same_words_stands_next_to_a_score(
     ):
         printed(capsys, "report", run, "--to", form, "--output", tmp_path / f"report.{form}")
         assert wanted in (tmp_path / f"report.{form}").read_text()
-    card = model_card(run, load_run(run, ON_ONE_THREAD).student, usage="", model="")
+    card = model_card(run, load_finished(run, ON_ONE_THREAD).student, usage="", model="")
     (scores,) = [line for line in card.splitlines() if line.startswith("| test |")]
     assert "| prior of the question | majority answer |" in card
     assert scores.split(" | ")[5] == "75.0"

@@ -19,7 +19,7 @@ from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.evaluation.predict_files import (
-    as_text,
+    inert_cell,
     write_vcr_submission,
 )
 from advl_pipeline.evaluation.runner import open_as_trained
@@ -54,7 +54,7 @@ def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
 
 def test_no_text_of_ones_own_data_is_a_formula() -> None:
     answers = ["=cmd|' /C calc'!A0", '=HYPERLINK("http://x")', "@SUM(1)", "+a", "-b", "-3", "red"]
-    assert list(map(as_text, answers)) == ["'" + text for text in answers[:5]] + answers[5:]
+    assert list(map(inert_cell, answers)) == ["'" + text for text in answers[:5]] + answers[5:]
 
 
 def untrained() -> FinishedRun:

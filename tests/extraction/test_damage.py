@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from objects import flipped
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD, seal, shard_record_path
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, seal_record, shard_record_path
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
@@ -210,8 +210,8 @@ def tamper(cache: Path) -> None:
         sealed = json.loads((cache / record).read_bytes())
         del sealed["record_sha256"]
         sealed["files"] |= {path: [len(raw), hashlib.sha256(raw).hexdigest()] for path, raw in changed.items()}
-        (cache / record).write_bytes(seal(sealed))
-        changed[record] = seal(sealed)
+        (cache / record).write_bytes(seal_record(sealed))
+        changed[record] = seal_record(sealed)
 
 
 def test_tampered_values_with_digests_of_their_own_are_encoded_again(pristine: Path, cache: Path) -> None:

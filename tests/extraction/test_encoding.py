@@ -15,7 +15,7 @@ from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_con
 
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.quantise import to_float16
-from advl_pipeline.cache.store import read_json
+from advl_pipeline.cache.store import read_metadata
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction import run as extraction_run
@@ -81,7 +81,7 @@ class LimitedTower(TinyTextTower):
 
 
 def recorded_batch(config: ExtractConfig) -> Any:
-    return read_json(store_of(config), PROVENANCE_FILE)["config"]["batch_size"]
+    return read_metadata(store_of(config), PROVENANCE_FILE)["config"]["batch_size"]
 
 
 def test_a_batch_size_is_tried_recorded_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

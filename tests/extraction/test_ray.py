@@ -16,7 +16,7 @@ import pytest
 import real_processes  # noqa: F401
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
-from advl_pipeline.cache.parts import Part
+from advl_pipeline.cache.parts import ExtractionPart
 from advl_pipeline.errors import ClusterError, StorageError
 from advl_pipeline.extraction.cluster import run_task
 from advl_pipeline.extraction.run import extract, extract_part
@@ -86,8 +86,8 @@ def test_error_of_a_task_comes_back_in_words(tmp_path: Path, monkeypatch: pytest
     # The server of `real_processes` has imported torch.
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as worker:
-        outcome = worker.submit(run_task, work, str(tmp_path), {}, Part(1, 2)).result()
-        elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}, Part(1, 2)).result()
+        outcome = worker.submit(run_task, work, str(tmp_path), {}, ExtractionPart(1, 2)).result()
+        elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}, ExtractionPart(1, 2)).result()
     assert isinstance(outcome, StorageError)
     assert isinstance(elsewhere, ClusterError)
     assert "absent" in elsewhere.where

@@ -11,7 +11,7 @@ import pytest
 from commands import complaint
 from tiny_extraction import TinyDataset, tiny_teacher, tree_bytes
 
-from advl_pipeline.cache.commit_records import seal
+from advl_pipeline.cache.commit_records import seal_record
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
@@ -27,11 +27,11 @@ def compressed_in_0_2(source: Path, target: Path) -> Path:
     plan = json.loads((target / "records/plan.json").read_text(encoding="utf-8"))
     del plan["record_sha256"]
     plan["compression"] = plan["provenance"]["config"]["compression"] = "zstd"
-    (target / "records/plan.json").write_bytes(seal(plan))
+    (target / "records/plan.json").write_bytes(seal_record(plan))
     complete = json.loads((target / "records/complete.json").read_text(encoding="utf-8"))
     del complete["record_sha256"]
-    complete["files"]["records/plan.json"] = [len(seal(plan)), hashlib.sha256(seal(plan)).hexdigest()]
-    (target / "records/complete.json").write_bytes(seal(complete))
+    complete["files"]["records/plan.json"] = [len(seal_record(plan)), hashlib.sha256(seal_record(plan)).hexdigest()]
+    (target / "records/complete.json").write_bytes(seal_record(complete))
     return target
 
 

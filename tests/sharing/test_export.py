@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.predict import load_run, open_run
+from advl_pipeline.evaluation.predict import load_finished, open_run
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.student_export import run_export
@@ -109,7 +109,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         assert result.model in card
         picture = folder / "picture.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
-        finished = load_run(run)
+        finished = load_finished(run)
         tasks = "cv_bench,gqa,mmstar,mmvp,naturalbench,pope,realworldqa,scienceqa_img"
         scored = f"--model_args pretrained=FOLDER --tasks {tasks}" in card
         assert scored == isinstance(finished.student, GenerativeStudent), "lmms-eval scores what answers in words"

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.sharing.student_export import family_for, transformers_model
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_pictures import family_facts, normalised
@@ -305,7 +305,7 @@ def test_a_run_is_saved_as_updates_and_opened_again(
         learning_rate=1e-2,
     )
     assert (run / "adapter_model.safetensors").is_file()
-    loaded = load_run(run).student
+    loaded = load_finished(run).student
     assert isinstance(loaded, GenerativeStudent)
     assert loaded.name == "chat"
     assert loaded.model.config.model_type == family.name
@@ -382,7 +382,7 @@ def test_shards_in_bfloat16_run_from_a_hub_and_then_without_a_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     small_corpus.run(tmp_path / "far", num_steps=2, **plain)
-    near, far = (load_run(tmp_path / name).student for name in ("near", "far"))
+    near, far = (load_finished(tmp_path / name).student for name in ("near", "far"))
     assert isinstance(near, GenerativeStudent)
     assert all(torch.equal(value, far.state_dict()[name]) for name, value in near.state_dict().items())
     text = "How  many   12 dogs\n\n34 are there?"

@@ -14,7 +14,7 @@ import torch
 from small_corpus import SmallCorpus
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training.recipes import choose_recipe
@@ -68,7 +68,7 @@ def test_the_method_runs_on(name: str, small_corpus: SmallCorpus, tmp_path: Path
     assert {entry["phase"] for entry in logged} == {"adapt", "finetune"}
     assert all(key in logged[-1] for key in ("raw/task", "raw/vision", "raw/text"))
     (tmp_path / "run" / "caches.json").unlink()  # Where the teachers' features are is not asked after training.
-    trained, plain = load_run(tmp_path / "run").student, build_student(name).eval()
+    trained, plain = load_finished(tmp_path / "run").student, build_student(name).eval()
     plain.load_state_dict(trained.state_dict())
     batch = plain.collate(small_corpus.examples("test", number=2))
     expected, work = pass_with_operations(plain, batch)

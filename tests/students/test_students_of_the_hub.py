@@ -19,7 +19,7 @@ from small_corpus import SmallCorpus
 from tokenizers import Tokenizer
 
 from advl_pipeline.datasets.records import Candidate, text_unit
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.checkpoints import read_checkpoint
 from advl_pipeline.students.generative import GenerativeStudent
@@ -70,7 +70,7 @@ def finetune(corpus: SmallCorpus, repository: str, files: Files, output: Path, *
         *("--batch-size", 2, "--output", output, *more),
     )
     assert process.returncode == 0, process.stderr
-    return load_run(output).student
+    return load_finished(output).student
 
 
 def pieces(student: Any, text: str) -> list[int]:
@@ -131,5 +131,5 @@ def test_a_low_rank_run_is_evaluated_without_a_network(
     assert far.returncode == 0, far.stderr
     metrics = [json.loads(done.stdout)["sets"]["test"]["metrics"] for done in (near, far)]
     assert metrics[0] == metrics[1]
-    same = load_run(run).student.state_dict()
+    same = load_finished(run).student.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in trained.state_dict().items())

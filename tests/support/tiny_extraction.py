@@ -240,7 +240,7 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
 
 
 def open_tiny(config: ExtractConfig) -> tuple[Teacher, TinyDataset]:
-    """Open the teacher and the dataset in `config.data_root`, as `extraction.run.open_inputs` does by name."""
+    """Open the teacher and the dataset in `config.data_root`, as `open_teacher_and_data` does by name."""
     return tiny_teacher(delay=0.05), TinyDataset(config.data_root)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.predict import View, load_run, swapped_pictures, with_picture
+from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrices
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
@@ -83,7 +83,7 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
     save_file({f"snli-ve.{key}": value for key, value in former.items()}, run / "heads.safetensors")
     forget_digests(run)
     with pytest.raises(IdentityMismatch, match="another shape") as refused:
-        load_run(run)
+        load_finished(run)
     assert refused.value.next_command is not None
     assert "--no-resume" in refused.value.next_command
     afresh = small_corpus.run(tmp_path / "afresh", init=run, **options).output
@@ -102,7 +102,7 @@ def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: A
 
 def test_spoilt_pictures_are_what_they_say(small_corpus: Any, trained: Path) -> None:
     """Two pictures give the same scores once blanked only where their boxes agree, and always once removed."""
-    finished, dataset = load_run(trained), small_corpus.dataset("test")
+    finished, dataset = load_finished(trained), small_corpus.dataset("test")
     example = dataset[0]
     boxes_R4 = example.image.boxes_R4
     other = next(unit for unit in dataset.image_units() if unit.unit_id != example.image.unit_id)
@@ -119,7 +119,7 @@ def test_spoilt_pictures_are_what_they_say(small_corpus: Any, trained: Path) -> 
 
 
 def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, trained: Path) -> None:
-    finished, examples = load_run(trained), small_corpus.examples("test")
+    finished, examples = load_finished(trained), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     read = Counter[str]()
     collate = finished.student.collate
@@ -168,7 +168,7 @@ def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: P
     """Trained and evaluated on other pictures it is the same student with the same answers."""
     small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True)
     assert "use_of_vision" not in small_corpus.evaluate(tmp_path / "run")["test"]
-    finished, examples = load_run(tmp_path / "run"), small_corpus.examples("test")
+    finished, examples = load_finished(tmp_path / "run"), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
     as_shown, as_swapped = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
@@ -69,7 +69,7 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
     ).stat().st_size
     config = load_json(updated / "adapter_config.json")
     assert (config["r"], config["lora_alpha"]) == (8, 8.0)
-    student = load_run(updated).student
+    student = load_finished(updated).student
     assert isinstance(student, GenerativeStudent)
     assert {"processor", "chat"} <= vars(student).keys()  # Loaded before threads collate.
     base = AutoModelForImageTextToText.from_pretrained(published)
@@ -105,7 +105,7 @@ def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
         assert now == f"hf:lab/smol@{hub.sha('models/lab/smol')}"
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         asked = len(hub.asked)
-        state = load_run(tmp_path / "run").student.model.state_dict()
+        state = load_finished(tmp_path / "run").student.model.state_dict()
         name = next(name for name in state if name.endswith("embed_tokens.weight"))
         assert torch.equal(state[name], weights[name])
         assert len(hub.asked) == asked
@@ -119,14 +119,14 @@ def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: 
     (run / "student.json").write_text(json.dumps(described), encoding="utf-8")
     forget_digests(run)
     with pytest.raises(WeightsUnavailable, match="updates belong to are not there"):
-        load_run(run)
+        load_finished(run)
     shutil.copytree(published, moved)
-    load_run(run)
+    load_finished(run)
     other = build_student("smolvlm-tiny")
     assert isinstance(other, GenerativeStudent)
     other.model.save_pretrained(moved)
     with pytest.raises(IdentityMismatch, match="not those"):
-        load_run(run)
+        load_finished(run)
 
 
 def test_asked_for_updates_are_of_the_modules_that_are_named(

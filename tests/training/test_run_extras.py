@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
@@ -141,7 +141,7 @@ def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, 
     for method in ("plain", "advl"):
         cache = small_corpus.caches if method == "advl" else ()
         small_corpus.run(tmp_path / method, method=method, cache=cache, num_steps=1, adapt_steps=1)
-    plain, taught = (load_run(tmp_path / method) for method in ("plain", "advl"))
+    plain, taught = (load_finished(tmp_path / method) for method in ("plain", "advl"))
     shapes = [
         {name: value.shape for module in (run.student, run.heads) for name, value in module.state_dict().items()}
         for run in (plain, taught)

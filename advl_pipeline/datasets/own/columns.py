@@ -18,7 +18,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
-from advl_pipeline.datasets.own.conversations import questions_of
+from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
@@ -175,7 +175,7 @@ def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
         yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
         return
     try:
-        asked = questions_of(record) or [dict(record)]
+        asked = turns_as_questions(record) or [dict(record)]
     except Malformed as error:
         yield row._replace(record=error)
         return

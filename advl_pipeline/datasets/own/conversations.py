@@ -22,7 +22,7 @@ _PLACEHOLDER = "<image>"
 _PICTURE_KEYS = ("image", "image_path", "path")
 
 
-def questions_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the questions of a conversation as records of their own; None for a row that is none.
 
     Each has `question`, `answer` where it is answered, `image` where the row has a picture, and other columns.

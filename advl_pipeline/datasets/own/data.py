@@ -17,7 +17,7 @@ from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_own_data
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, RowSource, Variant
+from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, RowSource, RowVariant
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
 
 NUM_AGREEING = 3
@@ -83,12 +83,12 @@ class OwnData:
             # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
             # Ids carry the task whenever there are several, whichever of them are opened.
             variants=tuple(
-                Variant(task, f":{task}" if len(self.tasks) > 1 else "")
+                RowVariant(task, f":{task}" if len(self.tasks) > 1 else "")
                 for task in options.tasks
                 if task != "rationale" or is_labelled
             ),
             classes=classes,
-            scores=answer_scores,
+            scores=agreement_scores,
             called=self.rows.called,
             is_confined=self.rows.is_confined,
             # Rows of files on this machine have their pictures here, too.
@@ -101,7 +101,7 @@ class OwnData:
         return dataset
 
 
-def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
+def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
     """Return answer -> its score: min(1, k / min(3, n)) for one that k of n gave; a single answer is right or not."""
     needed = min(NUM_AGREEING, sum(counts.values()))
     return {answer: min(1.0, count / needed) for answer, count in counts.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from advl_pipeline.datasets.cards import plugin_entry_points, rows_card
+from advl_pipeline.datasets.cards import dataset_plugins, rows_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.roots import (
@@ -45,7 +45,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     Raises:
         ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
     """
-    plugins, root, path = plugin_entry_points(), resolve_data_root(data_root), Path(name)
+    plugins, root, path = dataset_plugins(), resolve_data_root(data_root), Path(name)
     if name in plugins:
         reader = load_plugin(plugins[name], "dataset")
         try:
