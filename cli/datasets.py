@@ -34,7 +34,7 @@ def datasets() -> None:
 @datasets.command("list")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
 @json_option
-def list_datasets(data_root: Path | None) -> Iterator[Any]:
+def print_datasets(data_root: Path | None) -> Iterator[Any]:
     """List datasets: tasks, splits, and whether they are there.
 
     \b

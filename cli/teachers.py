@@ -27,7 +27,7 @@ def teachers() -> None:
 
 @teachers.command("list")
 @json_option
-def list_teachers() -> Iterator[Any]:
+def print_teachers() -> Iterator[Any]:
     """List the teachers known by name, and the forms of names that open any other.
 
     \b
