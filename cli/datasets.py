@@ -60,12 +60,12 @@ def card(name: str) -> Iterator[Any]:
     """
     from advl_pipeline.datasets.check import dataset_card
 
-    dataset_card = dataset_card(name)
-    yield {"name": dataset_card.name, **dataset_card.facts}
-    if file := data_files("cards").get(dataset_card.name):
+    shown = dataset_card(name)
+    yield {"name": shown.name, **shown.facts}
+    if file := data_files("cards").get(shown.name):
         click.echo(file.read_text(encoding="utf-8"), nl=False)
     else:
-        print_json(dataset_card.facts)  # Of a plug-in that wrote its card in Python.
+        print_json(shown.facts)  # Of a plug-in that wrote its card in Python.
 
 
 @config_command(CheckConfig, "check", group=datasets, arguments=("name",))

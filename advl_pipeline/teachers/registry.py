@@ -19,7 +19,7 @@ from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import AdvlError, ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
-from advl_pipeline.repositories import is_teacher_at_hand as repository_is_at_hand
+from advl_pipeline.repositories import is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ class TeacherCard:
 class DescribedTeacher:
     """What the entry point of a teacher may hold in place of a bare opener: one that says what it is before it opens.
 
-    `is_teacher_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
+    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
     """
 
     card: TeacherCard
     open: Callable[[OpenOptions], Teacher]
-    is_teacher_at_hand: Callable[[], bool]
+    is_at_hand: Callable[[], bool]
     how_to_get: str
 
     def __call__(self, options: OpenOptions) -> Teacher:
@@ -331,7 +331,7 @@ def is_teacher_at_hand(card: TeacherCard) -> bool:
             return plugin.is_at_hand()
         except Exception as error:
             raise plugin_error(teacher_plugins()[card.name], "teacher", error) from error
-    return repository_is_at_hand(card.repository)
+    return is_at_hand(card.repository)
 
 
 def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
