@@ -19,11 +19,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from advl_pipeline.atomic import writing
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.store import (
+    Buffer,
     FileEntry,
     Files,
     MissingFile,
@@ -33,9 +33,7 @@ from advl_pipeline.cache.store import (
     safe_path,
 )
 from advl_pipeline.errors import AdvlError, StorageError
-
-if TYPE_CHECKING:
-    from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.locations import Location
 
 _DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"
@@ -46,22 +44,27 @@ _SECONDS_BETWEEN_TRIES = 0.01
 _CONNECTIONS = 4
 """An object store gives one connection a part of what the line gives."""
 
+Stream = Callable[[str], Iterator[Buffer]]
+
 
 class DiskCache(Readable):
     """The files of one remote cache in the folder.
 
     Args:
+        stream: yields the content of a file in blocks; raises `MissingFile`.
         files: what the cache's commit record says of each file; no other file is given out.
         key: names the content of the cache, such as the digest of its complete record.
     """
 
     reads_whole = True
 
-    def __init__(self, store: ObjectStore, config: DiskCacheConfig, files: Files, *, key: str) -> None:
-        self.location = store.location
+    def __init__(
+        self, location: Location, stream: Stream, config: DiskCacheConfig, files: Files, *, key: str
+    ) -> None:
+        self.location = location
         self.root = config.folder / "reading" / key
         self._files = files
-        self._store = store
+        self._stream = stream
         self._config = config
         self._verified: set[tuple[int, int, int]] = set()
         self._releases: OrderedDict[str, Callable[[], None]] = OrderedDict()
@@ -156,7 +159,7 @@ class DiskCache(Readable):
         state = hashlib.sha256()
         with open(descriptor, "wb", closefd=False) as file:
             try:
-                for block in self._store.stream(name):
+                for block in self._stream(name):
                     state.update(block)
                     file.write(block)
                     if file.tell() > entry.num_bytes:

@@ -11,22 +11,19 @@ Shapes: N units, S shards.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.cache.commit_records import PlanRecord
 from advl_pipeline.cache.quantise import wide_dtype
-from advl_pipeline.cache.store import Buffer
+from advl_pipeline.cache.store import Buffer, render_json
 from advl_pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from advl_pipeline.cache.commit_records import PlanRecord
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
@@ -176,11 +173,6 @@ def single_shard(path: str, shape: tuple[int, ...], dtype: str, *, inner_rows: i
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
     """The `zarr.json` of a group."""
     return render_json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
-
-
-def render_json(value: Any) -> bytes:
-    """JSON for people, in one deterministic form."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:

@@ -222,7 +222,7 @@ class ObjectStore(Store):
                 num_bytes / 1e9,
                 config.max_bytes / 1e9,
             )
-        cached = DiskCache(self, config, files, key=_key_of(record))
+        cached = DiskCache(self.location, self.stream, config, files, key=_key_of(record))
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
         return cached

@@ -179,6 +179,11 @@ class Store(Readable):
         """
 
 
+def render_json(value: Any) -> bytes:
+    """JSON for people, in one deterministic form."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def read_metadata(store: Readable, name: str) -> Any:
     """Read a JSON file; raises `CorruptCache` when it does not parse."""
     try:

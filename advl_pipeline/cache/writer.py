@@ -40,7 +40,7 @@ from advl_pipeline.cache.commit_records import (
     tables_record_path,
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION, digest
-from advl_pipeline.cache.layout import ArraySpec, Placement, group_metadata, place, render_json
+from advl_pipeline.cache.layout import ArraySpec, Placement, group_metadata, place
 from advl_pipeline.cache.moments import mean_and_variance
 from advl_pipeline.cache.parts import remove_dead_locks
 from advl_pipeline.cache.quantise import StoredDtype
@@ -54,6 +54,7 @@ from advl_pipeline.cache.store import (
     Store,
     entry_of,
     read_metadata,
+    render_json,
 )
 from advl_pipeline.errors import ConfigError, CorruptCache, again
 

@@ -49,7 +49,7 @@ from advl_pipeline.evaluation.items import (
 )
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_words
 from advl_pipeline.evaluation.measures import Judged, measured
-from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
+from advl_pipeline.evaluation.official_metrics import VqaMode, snli_ve_accuracy
 from advl_pipeline.evaluation.predict import (
     NO_OTHERS,
     FinishedRun,
@@ -195,6 +195,82 @@ def _evaluate_set(
     )
     named = question_namer(dataset.name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
+    scored = _score_parts(config, finished, dataset, sampled, views=views, mode=mode, measures=measures)
+    items_by_view = _items_by_view(scored)
+    true_items = items_by_view[_TRUE_PICTURE]
+    arrays = _score_arrays(scored, items_by_view, is_lettered=is_lettered)
+    percents = {
+        view: {metric: 100.0 * float(items.score_n.mean()) for metric, items in by_metric.items()}
+        for view, by_metric in items_by_view.items()
+    }
+    metrics = percents.pop(_TRUE_PICTURE)
+    seconds = sum(kept.seconds for kept in scored.values())
+    num_examples = sum(len(kept.example_ids) for kept in scored.values())
+    asked = config.num_questions
+    document: dict[str, Any] = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "content_digest": dataset.content_digest(),
+        "protocol": config.protocol,
+        "caveats": [*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)],
+        "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},
+        "metrics": metrics,
+        "intervals": _intervals(true_items),
+        "trivial": _trivial(scored, metrics, is_lettered=is_lettered),
+        "sample": None if asked is None else {"asked": asked, "of_examples": len(dataset)},
+        "seconds": seconds,
+        "num_examples": num_examples,
+        # Every view costs one pass over the same batches.
+        "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
+        "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
+    }
+    if prior is not None:
+        for task in scored:
+            document["trivial"][METRIC_OF_TASK[task]] |= prior.summary(dataset, sampled)
+    document |= _breakdowns(dataset, scored, true_items, arrays, measures=measures, is_whole=asked is None)
+    if "vqa" in metrics:
+        document["vqa_mode"] = mode
+    if percents:
+        document["use_of_vision"] = _use_of_vision(metrics, percents)
+    filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
+    filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
+    _write_scores(evaluation_file(config.run, filed, ".npz"), document, arrays)
+    return document
+
+
+def _write_scores(target: Path, document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write item scores, and then the document, whose file says that both are whole."""
+    make_folder(target.parent)
+    with replacing(target) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_text(target.with_suffix(".json"), json_text(document, sort_keys=True) + "\n")
+
+
+def _use_of_vision(
+    metrics: Mapping[str, float], percents: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the accuracy with each other view of the pictures, and what is lost, by metric."""
+    return {
+        metric: {
+            view: {"accuracy": other[metric], "drop": accuracy - other[metric]} for view, other in percents.items()
+        }
+        for metric, accuracy in metrics.items()
+        if metric != GENERATED
+    }
+
+
+def _score_parts(
+    config: EvaluateConfig,
+    finished: FinishedRun,
+    dataset: IndexedDataset,
+    sampled: Sequence[int],
+    *,
+    views: Sequence[View],
+    mode: VqaMode,
+    measures: Sequence[Measure],
+) -> dict[Task, _Scored]:
+    """Score the sampled examples of each task part by part, an example read once for all of its views."""
+    is_lettered = config.protocol == LETTERS
     others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
     scored = {
         task: _Scored(tally=AnswerTally(label_names=finished.label_names.get(head_name(task), ())))
@@ -228,7 +304,7 @@ def _evaluate_set(
                 texts = [finished.label_names["vqa"][choice] for choice in chosen]
                 values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
             elif task in MULTIPLE_CHOICE_TASKS:
-                values = score_ties(examples, chosen, matrix, card.ties)
+                values = score_ties(examples, chosen, matrix, dataset.card.ties)
             else:
                 values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
             kept.items[view, METRIC_OF_TASK[task]].append(item_scores(examples, values))
@@ -239,121 +315,116 @@ def _evaluate_set(
             texts = list(finished.generated(examples, batch_size=config.batch_size))
             values = score_texts(examples, texts, dataset=_answered(dataset), mode=mode)
             kept.items[_TRUE_PICTURE, GENERATED].append(item_scores(examples, values))
+    return scored
+
+
+def _items_by_view(scored: Mapping[Task, _Scored]) -> dict[str, dict[str, ItemScores]]:
+    """Return the items of each view of the pictures and metric, those of two tasks together included."""
+    items_by_view: dict[str, dict[str, ItemScores]] = defaultdict(dict)
+    for kept in scored.values():
+        for (view, metric), of_parts in kept.items.items():
+            items_by_view[view][metric] = concatenated(of_parts)
+    for by_metric in items_by_view.values():
+        for (first, second), joint in JOINT_METRICS.items():
+            if {first, second} <= by_metric.keys():
+                both = joint_items(by_metric[first], by_metric[second])
+                by_metric |= {joint: both} if both.question_ids else {}
+    return items_by_view
+
+
+def _score_arrays(
+    scored: Mapping[Task, _Scored], items_by_view: Mapping[str, Mapping[str, ItemScores]], *, is_lettered: bool
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what the file of item scores holds: scores by task, and items by view and metric."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for task, kept in scored.items():
+        arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
         if is_lettered:
             arrays[f"written/{task}"] = np.array(kept.written)
-            arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
             continue
         # -inf fills the places of candidates that a part does not have.
         width = max(part.shape[1] for part in kept.shown)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
         arrays[f"scores/{task}"] = np.concatenate(wide)
-        arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
         if head_name(task) != "vqa":
             arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
-    items_by_view: dict[str, dict[str, ItemScores]] = defaultdict(dict)
-    for kept in scored.values():
-        for (view, metric), of_parts in kept.items.items():
-            items_by_view[view][metric] = concatenated(of_parts)
-    percents: dict[str, dict[str, float]] = {}
     for view, by_metric in items_by_view.items():
-        for (first, second), joint in JOINT_METRICS.items():
-            if {first, second} <= by_metric.keys():
-                both = joint_items(by_metric[first], by_metric[second])
-                by_metric |= {joint: both} if both.question_ids else {}
         prefix = f"item_{view}" if view else "item"
         for metric, items in by_metric.items():
             arrays[f"{prefix}/{metric}"] = items.score_n
             arrays[f"{prefix}_ids/{metric}"] = np.array(items.question_ids)
-            percents.setdefault(view, {})[metric] = 100.0 * float(items.score_n.mean())
-    true_items = items_by_view[_TRUE_PICTURE]
-    intervals = {}
-    for metric, items in true_items.items():
+    for metric, items in items_by_view[_TRUE_PICTURE].items():
         arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(items.pictures), np.array(items.types)
-        interval = accuracy_interval(items.score_n, items.pictures, items.types)
-        intervals[metric] = {"low": interval.low, "high": interval.high}
-    metrics = percents.pop(_TRUE_PICTURE)
+    return arrays
+
+
+def _breakdowns(
+    dataset: IndexedDataset,
+    scored: Mapping[Task, _Scored],
+    true_items: Mapping[str, ItemScores],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    *,
+    measures: Sequence[Measure],
+    is_whole: bool,
+) -> dict[str, Any]:
+    """Return the numbers that a card defines, and accuracies by group, by answer type and by class."""
+    parts: dict[str, Any] = {}
+    if measures:
+        parts["measures"] = {
+            METRIC_OF_TASK[task]: _measured(measures, kept, true_items[METRIC_OF_TASK[task]])
+            for task, kept in scored.items()
+        }
+    if dataset.is_grouped and is_whole:
+        parts["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
+    if "vqa" in true_items:
+        parts["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))
+    for task in scored:
+        if head_name(task) == "snli-ve" and f"labels/{task}" in arrays:
+            scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
+            whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
+            parts["confusion"] = {"label_names": list(whole.label_names), "counts": whole.counts}
+    return parts
+
+
+def _intervals(true_items: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
+    intervals = {
+        metric: accuracy_interval(items.score_n, items.pictures, items.types) for metric, items in true_items.items()
+    }
+    return {metric: {"low": interval.low, "high": interval.high} for metric, interval in intervals.items()}
+
+
+def _trivial(
+    scored: Mapping[Task, _Scored], metrics: Mapping[str, float], *, is_lettered: bool
+) -> dict[str, dict[str, Any]]:
+    """Return what is right without a student, by metric."""
     # Of answers in a student's own words none is drawn at random.
     tallies = {
         METRIC_OF_TASK[task]: kept.tally
         for task, kept in scored.items()
         if not is_lettered or task in MULTIPLE_CHOICE_TASKS
     }
-    caveats = [
-        *caveats,
-        *finished.student.caveats(),
-        *([f"the run was trained on {dataset.split}"] if is_seen else []),
-    ]
+    joints = {
+        joint: tallies[first].joint_summary(tallies[second])
+        for (first, second), joint in JOINT_METRICS.items()
+        if joint in metrics
+    }
+    return {metric: tally.summary() for metric, tally in tallies.items()} | joints
+
+
+def _caveats(
+    finished: FinishedRun, dataset: IndexedDataset, scored: Mapping[Task, _Scored], *, is_seen: bool
+) -> list[str]:
+    """Return what a reader of the scores must know of what the student saw and said."""
+    caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
     if num_cut := sum(kept.num_cut for kept in scored.values()):
         num_texts = sum(kept.num_texts for kept in scored.values())
         caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")
-    caveats += [
+    return caveats + [
         f"of {len(kept.example_ids)} answers to {dataset.split}, {kept.num_unread} name no option and "
         f"{kept.num_beyond} a letter beyond the options; they count as wrong"
         for kept in scored.values()
         if kept.num_unread or kept.num_beyond
     ]
-    seconds = sum(kept.seconds for kept in scored.values())
-    num_examples = sum(len(kept.example_ids) for kept in scored.values())
-    asked = config.num_questions
-    document: dict[str, Any] = {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "content_digest": dataset.content_digest(),
-        "protocol": config.protocol,
-        "caveats": caveats,
-        "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},
-        "metrics": metrics,
-        "intervals": intervals,
-        "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
-        | {
-            joint: tallies[first].joint_summary(tallies[second])
-            for (first, second), joint in JOINT_METRICS.items()
-            if joint in metrics
-        },
-        "sample": None if asked is None else {"asked": asked, "of_examples": len(dataset)},
-        "seconds": seconds,
-        "num_examples": num_examples,
-        # Every view costs one pass over the same batches.
-        "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
-        "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
-    }
-    if prior is not None:
-        for task in scored:
-            document["trivial"][METRIC_OF_TASK[task]] |= prior.summary(dataset, sampled)
-    if measures:
-        document["measures"] = {
-            METRIC_OF_TASK[task]: _measured(measures, kept, true_items[METRIC_OF_TASK[task]])
-            for task, kept in scored.items()
-        }
-    if dataset.is_grouped and asked is None:
-        document["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
-    if "vqa" in metrics:
-        document["vqa_mode"] = mode
-        document["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], _answered(dataset))
-    for task in scored:
-        if head_name(task) == "snli-ve" and not is_lettered:
-            scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
-            whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
-            document["confusion"] = {"label_names": list(whole.label_names), "counts": whole.counts}
-    if percents:
-        document["use_of_vision"] = {
-            metric: {
-                view: {"accuracy": spoilt[metric], "drop": metrics[metric] - spoilt[metric]}
-                for view, spoilt in percents.items()
-            }
-            for metric in metrics
-            if metric != GENERATED
-        }
-    filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
-    filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
-    target = evaluation_file(config.run, filed, ".npz")
-    make_folder(target.parent)
-    with replacing(target) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_text(target.with_suffix(".json"), json_text(document, sort_keys=True) + "\n")
-    return document
 
 
 def _score_written(

@@ -24,9 +24,16 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.confidence import clear_away
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, renew_command, require_identity
-from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.store import IDENTITY_FILE, WORK_FOLDER, Readable, entry_of, read_metadata, require_cache
+from advl_pipeline.cache.store import (
+    IDENTITY_FILE,
+    WORK_FOLDER,
+    Readable,
+    entry_of,
+    read_metadata,
+    render_json,
+    require_cache,
+)
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage

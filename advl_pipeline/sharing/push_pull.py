@@ -31,9 +31,8 @@ from advl_pipeline.cache.commit_records import (
     render_record,
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE
-from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_metadata
+from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_metadata, render_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records, without_folders

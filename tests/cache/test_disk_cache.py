@@ -10,15 +10,15 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
-from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import FileEntry
 from advl_pipeline.errors import StorageError
+from advl_pipeline.locations import parse_location
 
 NAME, OTHER = "text/tokens/values/c/0/0", "image/tokens/values/c/0/0"
 CONTENT = os.urandom(5000)
@@ -26,8 +26,6 @@ CONTENT = os.urandom(5000)
 
 class OneObject:
     """The part of an object store that reading a shard needs."""
-
-    location = "s3://bucket/cache"
 
     def __init__(self) -> None:
         self.num_requests = 0
@@ -43,7 +41,7 @@ class OneObject:
 def reader(folder: Path, store: OneObject, *, num_files: int = 3) -> DiskCache:
     config = DiskCacheConfig(folder=folder, max_bytes=num_files * len(CONTENT))
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-    return DiskCache(cast(ObjectStore, store), config, {NAME: entry, OTHER: entry}, key="a-cache")
+    return DiskCache(parse_location("s3://bucket/cache"), store.stream, config, {NAME: entry, OTHER: entry}, key="a-cache")
 
 
 def content_of(descriptor: int) -> bytes:

@@ -12,8 +12,8 @@ from commands import complaint
 from tiny_extraction import TinyDataset, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.commit_records import seal_record
-from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.store import render_json
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.extraction import run
