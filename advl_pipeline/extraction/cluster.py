@@ -55,68 +55,76 @@ def run_on_ray(
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     task = partial(run_task, work, str(Path.cwd()), environment)
     stop = threading.Event()
-
-    def connect() -> None:
-        address = os.environ.get("RAY_ADDRESS", "")
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            if host and port.isdigit():
-                # Tells in seconds what Ray itself takes a minute for.
-                socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-            # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                "The Ray cluster cannot be reached.",
-                where=address or "this machine",
-                why=str(error).partition("\n")[0],
-                next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine "
-                "alone",
-            ) from None
-
-    def drive() -> list[Result]:
-        held = ray.cluster_resources()
-        kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
-        count = num_tasks or int(held.get(kind, 0))
-        if held.get(kind, 0) < 1:
-            raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
-        remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
-        waiting, results = [remote.remote(ExtractionPart(number, count)) for number in range(1, count + 1)], []
-        try:
-            while waiting and not stop.is_set():
-                done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
-                for outcome in ray.get(done):
-                    if isinstance(outcome, AdvlError):
-                        raise outcome
-                    results.append(outcome)
-                watch()
-        except ray.exceptions.RayError as error:
-            raise ClusterError(
-                "A task of the Ray cluster failed, or its workers keep dying.",
-                why=str(error).strip().splitlines()[-1],
-                next_command=again(
-                    "give the same command again: it resumes; with fewer --ray-tasks if memory ran out"
-                ),
-            ) from error
-        finally:
-            # A task that is cut off leaves what it committed, like any process that was killed.
-            for reference in waiting:
-                with suppress(Exception):
-                    ray.cancel(reference, force=True)
-        return results
-
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # Ray gets a thread of its own: an exception from a signal inside one of its calls would come out as another.
     with ThreadPoolExecutor(1) as pool:
         try:
-            pool.submit(connect).result()
+            pool.submit(_connect, ray).result()
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():
                     signal.signal(number, handler)  # Ray puts its own in their place.
+            drive = partial(_drive, ray, task, stop, resource=resource, num_tasks=num_tasks, watch=watch)
             return pool.submit(drive).result()
         finally:
             stop.set()
             pool.submit(ray.shutdown)
+
+
+def _connect(ray: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():
+            # Tells in seconds what Ray itself takes a minute for.
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            "The Ray cluster cannot be reached.",
+            where=address or "this machine",
+            why=str(error).partition("\n")[0],
+            next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine alone",
+        ) from None
+
+
+def _drive(
+    ray: Any,
+    task: Callable[[ExtractionPart], Result | AdvlError],
+    stop: threading.Event,
+    *,
+    resource: str | None,
+    num_tasks: int | None,
+    watch: Callable[[], object],
+) -> list[Result]:
+    """Run the tasks until all are done, one fails, or `stop` is set; cancel those that are left."""
+    held = ray.cluster_resources()
+    kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
+    count = num_tasks or int(held.get(kind, 0))
+    if held.get(kind, 0) < 1:
+        raise ClusterError(f"The Ray cluster has no {kind}.", next_command="give another --device")
+    remote = ray.remote(**{f"num_{kind.lower()}s": 1})(lambda part: task(part))
+    waiting, results = [remote.remote(ExtractionPart(number, count)) for number in range(1, count + 1)], []
+    try:
+        while waiting and not stop.is_set():
+            done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
+            for outcome in ray.get(done):
+                if isinstance(outcome, AdvlError):
+                    raise outcome
+                results.append(outcome)
+            watch()
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            "A task of the Ray cluster failed, or its workers keep dying.",
+            why=str(error).strip().splitlines()[-1],
+            next_command=again("give the same command again: it resumes; with fewer --ray-tasks if memory ran out"),
+        ) from error
+    finally:
+        # A task that is cut off leaves what it committed, like any process that was killed.
+        for reference in waiting:
+            with suppress(Exception):
+                ray.cancel(reference, force=True)
+    return results
 
 
 def run_task(

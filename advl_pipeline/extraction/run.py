@@ -325,17 +325,9 @@ def extract_held(
     if not writer.is_complete():
         shards_left = sum(len(writer.pending(modality)) for modality in writer.plan.modalities)
     confidences, complete = 0, None
-    encoded_by = time.perf_counter()
     if not shards_left:
-        try:
-            if not writer.is_complete():
-                writer.finalise()
-                store.vouch(store.changed(load_complete(store).files))
-        except (CorruptCache, StorageError):
-            # The process of another part has completed the cache at the same time, and removed the work in progress.
-            if not writer.is_complete():
-                raise
-        cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
+        encoded_by = time.perf_counter()
+        cache = _complete_cache(config, store, writer, identity)
         committed_by = time.perf_counter()
         stage_seconds["write"] += committed_by - encoded_by
         confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
@@ -357,6 +349,21 @@ def extract_held(
         shards_left=shards_left,
         averaged_grid=averaged_grid(sources),
     )
+
+
+def _complete_cache(
+    config: ExtractConfig, store: Store, writer: CacheWriter, identity: Mapping[str, Any]
+) -> TeacherCache:
+    """Write what follows from all shards, and open the complete cache."""
+    try:
+        if not writer.is_complete():
+            writer.finalise()
+            store.vouch(store.changed(load_complete(store).files))
+    except (CorruptCache, StorageError):
+        # The process of another part has completed the cache at the same time, and removed the work in progress.
+        if not writer.is_complete():
+            raise
+    return open_cache(store.location, identity, disk_cache=config.disk_cache_config)
 
 
 def store_of(config: ExtractConfig) -> Store:

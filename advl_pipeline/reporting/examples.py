@@ -24,7 +24,7 @@ from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import filed_as, moved_to, read_evaluation, read_json
+from advl_pipeline.runs.results import Evaluation, filed_as, moved_to, read_evaluation, read_json
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
 
@@ -85,15 +85,7 @@ def collect_examples(
     )
     if not cells or limit == 0 or len(evaluations) < len(cells) or task is None:
         return None
-    answers: list[pd.DataFrame] = []
-    for evaluation in evaluations:
-        shown = evaluation.items[
-            (evaluation.items["metric"] == METRIC_OF_TASK[task]) & (evaluation.items["view"] == "")
-        ]
-        frame = pd.DataFrame(
-            {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}, index=shown["item"]
-        )
-        answers.append(frame)
+    answers = [_answers(evaluation, task) for evaluation in evaluations]
     focus_right, focus_said = answers[-1]["right"], answers[-1]["said"]
     compares = len(cells) > 1
     # Without another student, one that is right half of the time is met by nobody better.
@@ -132,6 +124,14 @@ def collect_examples(
         "num_tied": int(tied.sum()),
         **_if_at_hand(rendered),
     }
+
+
+def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
+    """Return a row for each item: how right the answer is, and which it is."""
+    items = evaluation.items
+    shown = items[(items["metric"] == METRIC_OF_TASK[task]) & (items["view"] == "")]
+    columns = {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}
+    return pd.DataFrame(columns, index=shown["item"])
 
 
 def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,72 +80,28 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
     Raises:
         ConfigError: a file of a run is damaged, or two runs were scored on other items.
     """
-    cells: list[Row] = []
-    costs: list[Row] = []
-    readouts: list[Row] = []
-    parts: list[pd.DataFrame] = []
-    sizes: dict[tuple[str, int | None], int] = {}
-    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
+    trained = [cell for cell in plan.cells if names.is_finished(cell.run)]
+    results = {cell.cell_id: read_json(cell.run / names.RESULT) for cell in trained}
+    parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
     trivial: dict[tuple[str, ...], Mapping[str, Any]] = {}
     caveats: dict[str, dict[str, None]] = {}
-    environments: dict[str, Mapping[str, Any]] = {}
-    for cell in plan.cells:
-        about: Row = {
-            "cell": cell.cell_id,
-            "run": cell.run_name,
-            "setting": cell.setting,
-            "method": cell.method,
-            "shots": shots_label(cell.shots),
-            "seed": cell.seed,
-        }
-        is_trained = names.is_finished(cell.run)
-        state = "finished" if is_cell_finished(cell) else "partial" if is_trained else "pending"
-        cells.append(about | {"state": state, "command": finetune_command(cell.finetune)})
-        if not is_trained:
-            continue
-        result, times = read_json(cell.run / names.RESULT), []
-        # A run of all tasks of its dataset names none.
-        benchmark = benchmark_of(cell.finetune.dataset)
-        tasks = cell.finetune.task or (benchmark.tasks if benchmark else plan.study.setting(cell.setting).tasks)
-        of_run = int(result["num_labelled"]) // max(1, len(tasks))
-        # Of "full" a run tells how many training questions they are, the same for all.
-        size = sizes.setdefault((cell.setting, cell.shots), cell.shots or of_run)
-        for test_set in cell.test_sets:
-            evaluation = read_evaluation(
-                cell.run, filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
-            )
-            if evaluation is None:
-                continue
-            stored = evaluation.summary
-            content = stored.get("content_digest")
-            first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
-            if content != first:
-                raise ConfigError(
-                    f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
-                    where=f"{first_run} and {cell.run}",
-                    why="the files of the set were changed between their evaluations",
-                    next_command="delete evaluation/ of the runs with the old files and give the study command again",
-                )
+    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
+    sizes = _sizes(plan, trained, results)
+    for cell in trained:
+        about, result, summaries = _about(cell), results[cell.cell_id], list[Mapping[str, Any]]()
+        size = sizes[cell.setting, cell.shots]
+        # One at a time: the scores of a test set may be large.
+        for test_set, evaluation in _evaluations(cell):
+            summaries.append(evaluation.summary)
+            content = evaluation.summary.get("content_digest"), cell.run
+            _require_same_content(test_set, contents.setdefault((cell.setting, test_set), content), content)
             parts.append(_items(plan, cell, test_set, evaluation).assign(**about, size=size, test_set=test_set))
             # What is of the set is the same for every run.
-            for metric, summary in stored.get("trivial", {}).items():
+            for metric, summary in evaluation.summary.get("trivial", {}).items():
                 trivial.setdefault((cell.setting, metric, test_set), summary)
-            times += [float(stored["milliseconds_per_item"])] if "milliseconds_per_item" in stored else []
-        cost = {"wait_share": 0.0} | result | about | {"milliseconds_per_item": np.mean(times) if times else None}
-        if lacking := [name for name in _COSTS if name not in cost]:
-            raise ConfigError(
-                "The result of a run lacks a number.",
-                where=str(cell.run / names.RESULT),
-                why=f"it has no {', '.join(lacking)}",
-                next_command="delete the run's folder and give its command again",
-            )
-        costs.append(cost)
+        costs.append(about | _cost(cell, result, summaries))
         readouts += [about | row for row in read_readout(cell.run)]
         caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
-        if (path := cell.run / names.ENVIRONMENT).exists():
-            # Each once; the command line of each run is left out.
-            environment = {key: value for key, value in read_json(path).items() if key != "command"}
-            environments[json.dumps(environment, sort_keys=True)] = environment
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
     measured = pd.DataFrame(costs, columns=[*_GROUP, *_COSTS]).astype({"milliseconds_per_item": float})
@@ -155,19 +111,101 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         folder=folder,
         runs=runs,
         command=command,
-        cells=pd.DataFrame(cells),
+        cells=pd.DataFrame(
+            [
+                _about(cell) | {"state": _state(cell), "command": finetune_command(cell.finetune)}
+                for cell in plan.cells
+            ]
+        ),
         items=items,
         numbers=numbers_of(build_table(plan.study, items)),
         readouts=pd.DataFrame(
             readouts, columns=[*_GROUP, "seed", "run", "teacher", "nodes", "before", "after", "chance"]
         ),
         costs=measured.where(measured.notna(), None),
-        caches=_caches([cell for cell in plan.cells if names.is_finished(cell.run)]),
-        environments=tuple(environments.values()),
+        caches=_caches(trained),
+        environments=_environments(trained),
         caveats={setting: tuple(lines) for setting, lines in caveats.items() if lines},
         trivial=trivial,
         of_runs=plan.of_runs,
     )
+
+
+def _about(cell: Cell) -> Row:
+    return {
+        "cell": cell.cell_id,
+        "run": cell.run_name,
+        "setting": cell.setting,
+        "method": cell.method,
+        "shots": shots_label(cell.shots),
+        "seed": cell.seed,
+    }
+
+
+def _state(cell: Cell) -> str:
+    return "finished" if is_cell_finished(cell) else "partial" if names.is_finished(cell.run) else "pending"
+
+
+def _evaluations(cell: Cell) -> Iterator[tuple[str, Evaluation]]:
+    """Yield what the test sets of a cell were scored at, as far as they were, by the study's evaluator."""
+    asked = cell.evaluate
+    for name in cell.test_sets:
+        evaluation = read_evaluation(cell.run, filed_as(cell.run, name, asked.vqa_mode, asked.protocol))
+        if evaluation is not None:
+            yield name, evaluation
+
+
+def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple[Any, Path]) -> None:
+    """Refuse two runs that were scored on other contents of a test set; raises `ConfigError`."""
+    if content[0] != first[0]:
+        raise ConfigError(
+            f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
+            where=f"{first[1]} and {content[1]}",
+            why="the files of the set were changed between their evaluations",
+            next_command="delete evaluation/ of the runs with the old files and give the study command again",
+        )
+
+
+def _sizes(
+    plan: Plan, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, int | None], int]:
+    """Return the training questions by setting and shots: of "full" the first run tells how many they are."""
+    sizes: dict[tuple[str, int | None], int] = {}
+    for cell in cells:
+        # A run of all tasks of its dataset names none.
+        benchmark = benchmark_of(cell.finetune.dataset)
+        tasks = cell.finetune.task or (benchmark.tasks if benchmark else plan.study.setting(cell.setting).tasks)
+        of_run = int(results[cell.cell_id]["num_labelled"]) // max(1, len(tasks))
+        sizes.setdefault((cell.setting, cell.shots), cell.shots or of_run)
+    return sizes
+
+
+def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> Row:
+    """Return the costs of a run, and its milliseconds of inference for an item.
+
+    Raises:
+        ConfigError: its result lacks one.
+    """
+    times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
+    cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": np.mean(times) if times else None}
+    if lacking := [name for name in _COSTS if name not in cost]:
+        raise ConfigError(
+            "The result of a run lacks a number.",
+            where=str(cell.run / names.RESULT),
+            why=f"it has no {', '.join(lacking)}",
+            next_command="delete the run's folder and give its command again",
+        )
+    return {name: cost[name] for name in _COSTS}
+
+
+def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
+    """Return the environments that the runs were made in, each once, without the command line of each run."""
+    environments: dict[str, Mapping[str, Any]] = {}
+    for path in (cell.run / names.ENVIRONMENT for cell in cells):
+        if path.exists():
+            environment = {key: value for key, value in read_json(path).items() if key != "command"}
+            environments[json.dumps(environment, sort_keys=True)] = environment
+    return tuple(environments.values())
 
 
 def finetune_command(config: FinetuneConfig) -> str:

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,53 +139,12 @@ def build_plan(
     grid: list[Cell] = []
     needs: dict[Path, ExtractConfig] = {}
     for seed, setting, shots, method in itertools.product(study.seeds, study.settings, study.shots, study.methods):
-        variant = study.variant(method)
-        named = setting.teachers if variant.teachers is None else variant.teachers
-        teachers = tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
-        teachers = teachers if variant.uses_teachers else ()
-        if variant.uses_teachers and not teachers:
-            raise ConfigError(
-                f"{method} needs a teacher and the setting {setting.name} names none.",
-                where=study.source,
-                next_command='add teachers = ["minilm-l6"] to the study file',
-            )
-        decided = {
-            "dataset": setting.dataset,
-            "task": setting.tasks,
-            "student": setting.student,
-            "init": setting.init,
-            "shots": shots,
-            "seed": seed,
-            "data_root": data_root,
-            "output": cells,
-        }
-        # The last layer to name an option wins: what is special about a variant must survive every general override.
-        # Cells are scored once they are trained.
-        layers = (
-            {"val_examples": 0},
-            study.training,
-            setting.training,
-            study.at_shots.get(shots_label(shots), {}),
-            variant.training,
-        )
-        config = build_config(FinetuneConfig, *layers, {"method": variant.method}, decided, where=study.source)
-        # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
-        seen = None if config.pool is None or shots is None else max(config.pool, shots)
-        paths = []
-        for split, teacher in itertools.product(distilled_splits(config), teachers):
-            num_seen = seen if split == (config.dataset, config.split) else None
-            part = part_name(num_seen, [seed]) if split == (config.dataset, config.split) else ""
-            usual = default_output(teacher, *split, part=part)
-            path = caches / usual.relative_to(usual.parts[0])
-            paths.append(path)
-            if path not in needs:
-                decided_here = {"teacher": teacher, "dataset": split[0], "split": split[1], "output": path}
-                subset = {} if num_seen is None else {"shots": num_seen, "seed": [seed]}
-                if subset and "seed" in study.extraction:
-                    where = f"{study.source} [extraction]"
-                    raise ConfigError("'seed' is set by the grid and cannot be overridden here.", where=where)
-                needs[path] = extraction_config(study, decided_here | {"data_root": data_root} | subset)
-        config = with_options(config, cache=tuple(paths))
+        variant, teachers = study.variant(method), _teachers(study, setting, method)
+        decided = {"shots": shots, "seed": seed, "data_root": data_root, "output": cells}
+        config = _cell_config(study, setting, method, decided)
+        extractions = _extractions(study, config, teachers, caches)
+        needs |= extractions
+        config = with_options(config, cache=tuple(extractions))
         if config.distill.weighting == "oracle" and variant.role != "control":
             raise ConfigError(
                 f"{method} weighs by labels and is not marked as a control.",
@@ -223,6 +182,68 @@ def build_plan(
             )
         )
     return Plan(study=study, cells=tuple(grid), caches=needs)
+
+
+def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, ...]:
+    """Return the teachers of a cell; raises `ConfigError` where it needs one and none is named."""
+    variant = study.variant(method)
+    if not variant.uses_teachers:
+        return ()
+    named = setting.teachers if variant.teachers is None else variant.teachers
+    if not named:
+        raise ConfigError(
+            f"{method} needs a teacher and the setting {setting.name} names none.",
+            where=study.source,
+            next_command='add teachers = ["minilm-l6"] to the study file',
+        )
+    return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
+
+
+def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Mapping[str, Any]) -> FinetuneConfig:
+    """Return the options of a cell, without its caches.
+
+    Args:
+        decided: what the grid decides beside the setting: shots, seed and folders.
+    """
+    variant = study.variant(method)
+    # The last layer to name an option wins: what is special about a variant must survive every general override.
+    # Cells are scored once they are trained.
+    layers = (
+        {"val_examples": 0},
+        study.training,
+        setting.training,
+        study.at_shots.get(shots_label(decided["shots"]), {}),
+        variant.training,
+    )
+    of_setting = {
+        "dataset": setting.dataset,
+        "task": setting.tasks,
+        "student": setting.student,
+        "init": setting.init,
+    }
+    return build_config(
+        FinetuneConfig, *layers, {"method": variant.method}, of_setting | dict(decided), where=study.source
+    )
+
+
+def _extractions(
+    study: StudyConfig, config: FinetuneConfig, teachers: Sequence[str], caches: Path
+) -> dict[Path, ExtractConfig]:
+    """Return the caches that a cell reads, in order, and how each is extracted."""
+    # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
+    seen = None if config.pool is None or config.shots is None else max(config.pool, config.shots)
+    extractions: dict[Path, ExtractConfig] = {}
+    for split, teacher in itertools.product(distilled_splits(config), teachers):
+        num_seen = seen if split == (config.dataset, config.split) else None
+        subset = {} if num_seen is None else {"shots": num_seen, "seed": [config.seed]}
+        if subset and "seed" in study.extraction:
+            where = f"{study.source} [extraction]"
+            raise ConfigError("'seed' is set by the grid and cannot be overridden here.", where=where)
+        usual = default_output(teacher, *split, part=part_name(num_seen, [config.seed]))
+        path = caches / usual.relative_to(usual.parts[0])
+        decided = {"teacher": teacher, "dataset": split[0], "split": split[1], "output": path}
+        extractions[path] = extraction_config(study, decided | {"data_root": config.data_root} | subset)
+    return extractions
 
 
 def extraction_config(study: StudyConfig, decided: Mapping[str, Any]) -> ExtractConfig:
