@@ -43,12 +43,12 @@ def collect_words(
     Returns:
         setting, where and runs; examples, as `_shown` has them, and why they are missing if so.
     """
-    done = [cell for cell in result.finished(setting.name) if cell.method == result.study.focus]
-    cell = next((cell for cell in done if (result.runs / cell.run / names.SELECTED_WORDS).exists()), None)
+    done = [cell for cell in result.finished(setting.name) if cell["method"] == result.study.focus]
+    cell = next((cell for cell in done if (result.runs / cell["run"] / names.SELECTED_WORDS).exists()), None)
     if cell is None or limit == 0:
         return None
-    selected = read_json(result.runs / cell.run / names.SELECTED_WORDS)
-    config = read_json(result.runs / cell.run / names.CONFIG)
+    selected = read_json(result.runs / cell["run"] / names.SELECTED_WORDS)
+    config = read_json(result.runs / cell["run"] / names.CONFIG)
 
     def rendered() -> Iterator[dict[str, Any]]:
         dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
@@ -56,8 +56,8 @@ def collect_words(
             example = _find(dataset, name, "")
             yield _shown(example, dataset, spans=selected[example.example_id])
 
-    where = f"{config['split']}, {wording.shots_text(cell.shots)}, seed {cell.seed}"
-    return {"setting": setting.name, "where": where, "runs": [cell.run], **_if_at_hand(rendered)}
+    where = f"{config['split']}, {wording.shots_text(cell['shots'])}, seed {cell['seed']}"
+    return {"setting": setting.name, "where": where, "runs": [cell["run"]], **_if_at_hand(rendered)}
 
 
 def collect_examples(
@@ -71,11 +71,13 @@ def collect_examples(
     """
     # Baseline and focus run of the first seed that finished both, or the only run.
     study, done, test_set = result.study, result.finished(setting.name), setting.reference
-    of_baseline = {(cell.shots, cell.seed): cell for cell in done if cell.method == study.baseline}
-    of_focus = (cell for cell in done if cell.method == study.focus)
-    pairs = ([of_baseline[place], cell] for cell in of_focus if (place := (cell.shots, cell.seed)) in of_baseline)
+    of_baseline = {(cell["shots"], cell["seed"]): cell for cell in done if cell["method"] == study.baseline}
+    of_focus = (cell for cell in done if cell["method"] == study.focus)
+    pairs = (
+        [of_baseline[place], cell] for cell in of_focus if (place := (cell["shots"], cell["seed"])) in of_baseline
+    )
     cells = done[:1] if len(study.methods) == 1 else next(pairs, [])
-    runs = [result.runs / cell.run for cell in cells]
+    runs = [result.runs / cell["run"] for cell in cells]
     ways = study.evaluation.get("vqa_mode"), study.evaluation.get("protocol", "likelihood")
     evaluations = [
         evaluation for run in runs if (evaluation := read_evaluation(run, filed_as(run, test_set, *ways))) is not None
@@ -116,9 +118,9 @@ def collect_examples(
 
     return {
         "setting": setting.name,
-        "where": f"{test_set}, {wording.shots_text(cells[-1].shots)}, seed {cells[-1].seed}",
+        "where": f"{test_set}, {wording.shots_text(cells[-1]['shots'])}, seed {cells[-1]['seed']}",
         "compares": compares,
-        "runs": [cell.run for cell in cells],
+        "runs": [cell["run"] for cell in cells],
         "num_won": len(won),
         "num_lost": len(lost),
         "num_tied": int(tied.sum()),

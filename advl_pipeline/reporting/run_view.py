@@ -54,8 +54,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; a figure of the
         losses; tables of the kinds of questions; confusions: test set -> class names and counts, true class by row.
     """
-    (cell,) = result.cells.itertuples()
-    run = result.runs / str(cell.run)
+    (cell,) = result.cells
+    run = result.runs / str(cell["run"])
     setting = result.study.settings[0]
     config, done = read_config(run), read_json(run / names.RESULT)
     documents = {name: read_json(names.evaluation_file(run, name, ".json")) for name in setting.test_sets}
@@ -75,7 +75,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "scores": scores,
         "measures": measures_of(documents),
         "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
-        "losses": loss_figure(read_log(run), run=str(cell.run)),
+        "losses": loss_figure(read_log(run), run=str(cell["run"])),
         "kinds": _kinds(documents),
         "confusions": {
             test_set: document["confusion"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -24,7 +26,7 @@ from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import FULL
 from advl_pipeline.studies.forecast import Forecast
-from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.result import StudyResult, place_of, rows_of
 from advl_pipeline.studies.table import Place
 
 _RANDOM = "random:"
@@ -171,31 +173,37 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """
     tables = []
     for setting in result.study.settings:
-        readouts = result.readouts[result.readouts["setting"] == setting.name]
-        taught = readouts["teacher"].str.replace(r"^random:([^@]*).*", r"\1", regex=True)
-        readouts = readouts.assign(column=readouts["nodes"] + ", " + taught)
-        columns = list(readouts["column"].unique())
+        readouts = [
+            row | {"column": row["nodes"] + ", " + re.sub(rf"^{_RANDOM}([^@]*).*", r"\1", row["teacher"])}
+            for row in rows_of(result.readouts, setting=setting.name)
+        ]
+        columns = list(dict.fromkeys(row["column"] for row in readouts))
         rows = []
-        for shots in sorted(readouts["shots"].unique(), key=lambda shots: (shots == FULL, len(shots), shots)):
-            for method in result.study.methods:
-                alike = readouts[(readouts["shots"] == shots) & (readouts["method"] == method)]
-                if len(alike):
-                    label = wording.method_label(result.study, method)
-                    if alike["teacher"].str.startswith(_RANDOM).any():
-                        label += " (beside that random teacher)"
-                    cells: list[dict[str, str] | None] = []
-                    for runs in (alike[alike["column"] == column] for column in columns):
-                        if runs.empty:
-                            cells.append(None)
-                            continue
-                        before = wording.percent(runs["before"].mean())
-                        after = wording.spread(summarise(list(runs["after"])))
-                        cells.append({"text": f"{before} → {after}", "before": before, "after": after})
-                    number = {"text": str(alike.groupby("column").size().max())}
-                    rows.append(_row(result, shots, method, label, (*cells, number)))
+        sizes = sorted({row["shots"] for row in readouts}, key=lambda shots: (shots == FULL, len(shots), shots))
+        for shots, method in itertools.product(sizes, result.study.methods):
+            alike = rows_of(readouts, shots=shots, method=method)
+            if not alike:
+                continue
+            label = wording.method_label(result.study, method)
+            if any(row["teacher"].startswith(_RANDOM) for row in alike):
+                label += " (beside that random teacher)"
+            by_column = {column: rows_of(alike, column=column) for column in columns}
+            cells: list[dict[str, str] | None] = []
+            for runs in by_column.values():
+                if not runs:
+                    cells.append(None)
+                    continue
+                before = wording.percent(fmean(row["before"] for row in runs))
+                after = wording.spread(summarise([row["after"] for row in runs]))
+                cells.append({"text": f"{before} → {after}", "before": before, "after": after})
+            number = {"text": str(max(map(len, by_column.values())))}
+            rows.append(_row(result, shots, method, label, (*cells, number)))
         if rows:
             title = f"{setting.name}, choices that agree with the teacher's, in percent"
-            chance = [wording.percent(readouts[readouts["column"] == column]["chance"].mean()) for column in columns]
+            chance = [
+                wording.percent(fmean(row["chance"] for row in rows_of(readouts, column=column)))
+                for column in columns
+            ]
             head, caveats = {"chance": (*chance, "")}, result.caveats.get(setting.name, ())
             tables.append(ShownTable(title=title, columns=(*columns, "runs"), rows=rows, head=head, caveats=caveats))
     return tuple(tables)
@@ -286,17 +294,13 @@ def without_controls(text: str) -> str:
 
 
 def as_json(result: StudyResult) -> str:
-    """Render everything that was gathered, but the items, as JSON; a frame is a list of records."""
+    """Render everything that was gathered, but the items, as JSON."""
     gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     document = {
         "answers": answers(result),
         "verdicts": judge_claims(result),
         "table": long_rows(result),
-        **{
-            name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
-            for name, value in gathered.items()
-            if name not in ("items", "trivial")
-        },
+        **{name: value for name, value in gathered.items() if name not in ("items", "trivial")},
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **shares}
             for (setting, metric, test_set), shares in result.trivial.items()

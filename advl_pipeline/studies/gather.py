@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from advl_pipeline.cache.identity import PROVENANCE_FILE
@@ -40,10 +41,10 @@ from advl_pipeline.training.config import FinetuneConfig
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""
 
-_COSTS = {
-    "num_steps": "first", "seconds_per_step": "mean", "seconds": "mean", "wait_share": "mean",
-    "peak_memory_bytes": "max", "student_parameters": "first", "training_only_parameters": "first",
-    "milliseconds_per_item": "mean",
+_COSTS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "num_steps": itemgetter(0), "seconds_per_step": fmean, "seconds": fmean, "wait_share": fmean,
+    "peak_memory_bytes": max, "student_parameters": itemgetter(0), "training_only_parameters": itemgetter(0),
+    "milliseconds_per_item": fmean,
 }  # fmt: skip
 """Costs of a run, and how they are put together over seeds."""
 
@@ -104,25 +105,18 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
-    measured = pd.DataFrame(costs, columns=[*_GROUP, *_COSTS]).astype({"milliseconds_per_item": float})
-    measured = measured.groupby(list(_GROUP), sort=False, as_index=False).agg(_COSTS).astype(object)
     return StudyResult(
         study=plan.study,
         folder=folder,
         runs=runs,
         command=command,
-        cells=pd.DataFrame(
-            [
-                _about(cell) | {"state": _state(cell), "command": finetune_command(cell.finetune)}
-                for cell in plan.cells
-            ]
+        cells=tuple(
+            _about(cell) | {"state": _state(cell), "command": finetune_command(cell.finetune)} for cell in plan.cells
         ),
         items=items,
         numbers=numbers_of(build_table(plan.study, items)),
-        readouts=pd.DataFrame(
-            readouts, columns=[*_GROUP, "seed", "run", "teacher", "nodes", "before", "after", "chance"]
-        ),
-        costs=measured.where(measured.notna(), None),
+        readouts=tuple(readouts),
+        costs=_costs_over_seeds(costs),
         caches=_caches(trained),
         environments=_environments(trained),
         caveats={setting: tuple(lines) for setting, lines in caveats.items() if lines},
@@ -187,7 +181,7 @@ def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str
         ConfigError: its result lacks one.
     """
     times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
-    cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": np.mean(times) if times else None}
+    cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
     if lacking := [name for name in _COSTS if name not in cost]:
         raise ConfigError(
             "The result of a run lacks a number.",
@@ -196,6 +190,19 @@ def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str
             next_command="delete the run's folder and give its command again",
         )
     return {name: cost[name] for name in _COSTS}
+
+
+def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:
+    """Return one row of costs for the runs that differ by their seed alone; None where no run knows one."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for cost in costs:
+        groups.setdefault(tuple(cost[name] for name in _GROUP), []).append(cost)
+    rows = []
+    for group in groups.values():
+        known = {name: [cost[name] for cost in group if cost[name] is not None] for name in _COSTS}
+        together = {name: put(known[name]) if known[name] else None for name, put in _COSTS.items()}
+        rows.append({name: group[0][name] for name in _GROUP} | together)
+    return tuple(rows)
 
 
 def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:

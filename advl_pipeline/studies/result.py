@@ -1,4 +1,4 @@
-"""What was gathered of a study or of runs: frames, and how they are asked.
+"""What was gathered of a study or of runs: plain records, one frame of items, and how they are asked.
 
 Accuracies are in percent and differences in points. Runs are named by their folder relative to the folder that all of
 them lie in; `shots` is "full" or a number in words.
@@ -6,7 +6,7 @@ them lie in; `shots` is "full" or a number in words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,25 +15,21 @@ from typing import Any
 import pandas as pd
 
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.table import Place
+from advl_pipeline.studies.table import Number, Place, Row
 
 
-def rows_of(frame: pd.DataFrame, **wanted: object) -> list[Any]:
-    """Return the rows of a frame whose columns are as wanted, with the columns as attributes."""
-    for name, value in wanted.items():
-        frame = frame[frame[name] == value]
-    return list(frame.itertuples(index=False))
+def rows_of(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    """Return the rows that are as wanted in these columns."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudyResult:
     """Everything that was gathered.
 
-    Frames, with their columns beside setting, method, shots and seed:
+    Rows, with their columns beside setting, method, shots and seed:
       - cells: cell, run, state (finished, partial where a test set is missing, or pending) and the command that
         repeats its finetuning;
-      - items: the tidy table (`table.ITEM_COLUMNS`);
-      - numbers: what follows from it (`table.COLUMNS`);
       - readouts, of every run: percent of nodes (words, regions) that the student places as the teacher does, before
         and after the adapt step, and by chance;
       - costs, means over seeds: seconds, bytes, parameters, and milliseconds of inference for an item.
@@ -44,11 +40,13 @@ class StudyResult:
     runs: Path
     """What the names of runs are relative to."""
     command: str
-    cells: pd.DataFrame
+    cells: tuple[Row, ...]
     items: pd.DataFrame
-    numbers: pd.DataFrame
-    readouts: pd.DataFrame
-    costs: pd.DataFrame
+    """The tidy table (`table.ITEM_COLUMNS`)."""
+    numbers: tuple[Number, ...]
+    """What follows from it."""
+    readouts: tuple[Row, ...]
+    costs: tuple[Row, ...]
     caches: tuple[Mapping[str, Any], ...]
     """Caches that the runs read: path, identity, provenance, and bytes and seconds; None where nobody noted them."""
     environments: tuple[Mapping[str, Any], ...]
@@ -61,26 +59,31 @@ class StudyResult:
 
     @property
     def num_finished(self) -> int:
-        return int((self.cells["state"] == "finished").sum())
+        return len(rows_of(self.cells, state="finished"))
 
-    def finished(self, setting: str) -> list[Any]:
+    def finished(self, setting: str) -> list[Row]:
         """Return the finished cells of a setting, the smallest size and the first seed first."""
         done = rows_of(self.cells, setting=setting, state="finished")
-        return sorted(done, key=lambda cell: (not cell.shots.isdecimal(), len(cell.shots), cell.shots, cell.seed))
+        return sorted(
+            done, key=lambda cell: (not cell["shots"].isdecimal(), len(cell["shots"]), cell["shots"], cell["seed"])
+        )
 
-    def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Any]:
-        """Return the rows of a quantity, at a place and with columns as wanted."""
+    def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Number]:
+        """Return the numbers of a quantity, at a place and with fields as wanted."""
         wanted |= place._asdict() if place else {}
-        rows = self._by_quantity.get(quantity, ())
-        return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
+        numbers = self._by_quantity.get(quantity, ())
+        return [number for number in numbers if all(getattr(number, name) == value for name, value in wanted.items())]
 
     @cached_property
-    def _by_quantity(self) -> dict[str, list[Any]]:
+    def _by_quantity(self) -> dict[str, list[Number]]:
         """A page asks for hundreds of numbers."""
-        return {str(name): rows_of(part) for name, part in self.numbers.groupby("quantity", sort=False)}
+        by_quantity: dict[str, list[Number]] = {}
+        for number in self.numbers:
+            by_quantity.setdefault(number.quantity, []).append(number)
+        return by_quantity
 
     def row(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
-        """Return the first such row, None where there is none."""
+        """Return the first such number, None where there is none."""
         return next(iter(self.find(quantity, place, **wanted)), None)
 
     def places(self) -> list[Place]:

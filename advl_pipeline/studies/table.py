@@ -5,7 +5,7 @@ place (setting, metric, test set, shots), they are matrices of seeds and items (
 computed from matrices as a matrix is: the use of pictures, the drop under shift, a difference between methods, a mean
 over shots. So all get their interval over seeds and items in one way.
 
-All numbers are rows of one frame with `COLUMNS`. What a row is of, `quantity` says:
+What a `Number` is of, its `quantity` says:
   - `accuracy` of a method at a place, in percent; all others are in points;
   - `gain` over `against`, with its tests. Holm's p are over a `family`: all methods against their baselines ("grid"),
     or the focus method against every other ("focus");
@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -248,59 +248,88 @@ def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.
     )
 
 
-COLUMNS = (
-    "quantity", *Place._fields, "method", "against", "seeds", "per_seed", "mean", "deviation", "interval",
-    "joint_interval", "item_interval", "relative_percent", "p_seed", "p_seed_holm", "p_sign_flip", "p_item",
-    "p_item_holm", "family", "family_size", "questions", "over", "num_items", "runs",
-)  # fmt: skip
-"""`mean`, `deviation` and `interval` (Student's t) are over seeds; `joint_interval` is over seeds and items."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Number:
+    """One number of a study, in the words of this module.
+
+    `mean`, `deviation` and `interval` (Student's t) are over seeds; `joint_interval` is over seeds and items.
+    """
+
+    quantity: str
+    setting: str
+    metric: str
+    test_set: str
+    size: int
+    shots: str
+    method: str
+    against: str | None = None
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    interval: Interval | None
+    joint_interval: Interval | None = None
+    item_interval: Interval | None = None
+    relative_percent: float | None = None
+    p_seed: float | None = None
+    p_seed_holm: float | None = None
+    p_sign_flip: float | None = None
+    p_item: float | None = None
+    p_item_holm: float | None = None
+    family: str | None = None
+    family_size: int | None = None
+    questions: Questions | None = None
+    over: tuple[str, ...] | None = None
+    num_items: int | None = None
+    runs: tuple[str, ...] | None = None
+
 
 Row = dict[str, Any]
 
 Losses = dict[tuple[str, Place, str], dict[str, Sides]]
 
 
-def numbers_of(table: Table) -> pd.DataFrame:
-    """Return every number of a study, a row each."""
+def numbers_of(table: Table) -> tuple[Number, ...]:
+    """Return every number of a study."""
     losses = _losses(table)
-    rows = [*_accuracies(table), *_gains(table), *_trends(table), *_loss_rows(table, losses), *_means(table, losses)]
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    return (
+        *_accuracies(table), *_gains(table), *_trends(table), *_loss_rows(table, losses), *_means(table, losses)
+    )  # fmt: skip
 
 
-def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, float], **more: object) -> Row:
+def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, float], **more: Any) -> Number:
     spread = summarise(list(by_seed.values()))
-    summary = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
-    row = {"quantity": quantity, "method": method, "seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
-    return dict.fromkeys(COLUMNS) | place._asdict() | row | summary | more
+    summary: Row = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
+    by: Row = {"seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
+    return Number(quantity=quantity, method=method, **(place._asdict() | by | summary | more))
 
 
-def _accuracies(table: Table) -> Iterator[Row]:
+def _accuracies(table: Table) -> Iterator[Number]:
     for (place, method, view), scores in table.scores.items():
         if view == WITH_PICTURE:
             num_items = scores.matrix.shape[1]
             yield _number("accuracy", place, method, scores.by_seed, num_items=num_items, runs=scores.runs)
 
 
-def _gains(table: Table) -> Iterator[Row]:
+def _gains(table: Table) -> Iterator[Number]:
     study = table.study
     grid = [(method, study.baseline_of(method)) for method in study.methods if study.baseline_of(method) != method]
     focus = [(study.focus, other) for other in study.methods if study.focus in study.methods and other != study.focus]
     for family, pairs in (("grid", grid), ("focus", [pair for pair in focus if pair not in grid])):
-        rows = []
+        numbers = []
         for place, (treated, baseline) in itertools.product(table.places, pairs):
             if both := paired(table.accuracy(place, treated), table.accuracy(place, baseline)):
                 left, other = both
                 compared = compare(left.matrix, other.matrix, groups=left.groups)
                 by_seed = dict(zip(left.seeds, compared.per_seed, strict=True))
-                row = _number("gain", place, treated, by_seed, against=baseline, family=family)
-                rows.append(row | {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)})
-        for name in ("p_seed", "p_item"):
-            for row, adjusted in zip(rows, holm([row[name] for row in rows]), strict=True):
-                row[f"{name}_holm"], row["family_size"] = adjusted, len(rows)
-        yield from rows
+                more = {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)}
+                numbers.append(_number("gain", place, treated, by_seed, against=baseline, family=family, **more))
+        of_seeds, of_items = (holm([getattr(number, name) for number in numbers]) for name in ("p_seed", "p_item"))
+        for number, p_seed, p_item in zip(numbers, of_seeds, of_items, strict=True):
+            yield replace(number, p_seed_holm=p_seed, p_item_holm=p_item, family_size=len(numbers))
 
 
-def _trends(table: Table) -> Iterator[Row]:
+def _trends(table: Table) -> Iterator[Number]:
     study = table.study
     # Claims and figures are about the study's baseline, whatever else a method is compared with.
     methods = [method for method in study.methods if method != study.baseline]
@@ -347,7 +376,7 @@ def _losses(table: Table) -> Losses:
     return losses
 
 
-def _loss_rows(table: Table, losses: Losses) -> Iterator[Row]:
+def _loss_rows(table: Table, losses: Losses) -> Iterator[Number]:
     for (quantity, place, against), by_method in losses.items():
         lost = {method: sides.lost.by_seed for method, sides in by_method.items()}
         for method, sides in by_method.items():
@@ -361,7 +390,7 @@ def _loss_rows(table: Table, losses: Losses) -> Iterator[Row]:
                 yield _number(f"{quantity} change", place, method, change, **about)
 
 
-def _means(table: Table, losses: Losses) -> Iterator[Row]:
+def _means(table: Table, losses: Losses) -> Iterator[Number]:
     """Average the focus method's differences over shot sizes, in every quantity that a claim may ask for.
 
     Every difference is taken seed by seed and item by item, and so is the mean over sizes: what is left is one number

@@ -27,6 +27,7 @@ from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.toml import parse_toml
 from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.confidences import StudentConfidence
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.recipes import ChosenRecipe

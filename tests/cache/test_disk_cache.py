@@ -41,7 +41,9 @@ class OneObject:
 def reader(folder: Path, store: OneObject, *, num_files: int = 3) -> DiskCache:
     config = DiskCacheConfig(folder=folder, max_bytes=num_files * len(CONTENT))
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-    return DiskCache(parse_location("s3://bucket/cache"), store.stream, config, {NAME: entry, OTHER: entry}, key="a-cache")
+    return DiskCache(
+        parse_location("s3://bucket/cache"), store.stream, config, {NAME: entry, OTHER: entry}, key="a-cache"
+    )
 
 
 def content_of(descriptor: int) -> bytes:

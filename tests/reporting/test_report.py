@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -145,7 +146,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
 def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result, data_root = vcr
     (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
-    shutil.copytree(result.runs / cell.run, tmp_path / "mine")
+    shutil.copytree(result.runs / cell["run"], tmp_path / "mine")
     report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(report.output.read_text(encoding="utf-8"))
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
@@ -282,7 +283,8 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be() -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
     result = made_up_result({"seeds": [0, 1]})
-    result.numbers.at[0, "interval"] = Interval(low=-80.0, high=190.0)
+    first, *others = result.numbers
+    result = replace(result, numbers=(replace(first, interval=Interval(low=-80.0, high=190.0)), *others))
     figure = accuracy_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
     (drawn, *_) = [read_page(svg) for _, svg, _ in figure.panels]
@@ -357,7 +359,7 @@ def test_texts_of_users_never_become_markup() -> None:
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = run_trial(tmp_path, num_seeds=2)
-    for run in result.cells["run"][3:]:
+    for run in [cell["run"] for cell in result.cells][3:]:
         shutil.rmtree(result.runs / run)
     partial = gather_study(result.folder)
     page = read_page(page_of(partial, data_root=tmp_path / "nowhere", num_examples=6))
@@ -366,7 +368,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     written = as_markdown(partial)
     assert "13 of 16 cells are not finished" in written
     assert ", 1 seed" in written
-    for run in result.cells["run"][:3]:
+    for run in [cell["run"] for cell in result.cells][:3]:
         shutil.rmtree(result.runs / run)
     page = read_page(page_of(gather_study(result.folder), data_root=None, num_examples=6))
     assert not page.find("table", class_="main")

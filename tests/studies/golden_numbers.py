@@ -68,7 +68,7 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
         for verdict in judge_claims(result)
         for test in verdict.tests
     )
-    frames = {kind: getattr(result, kind).to_dict("records") for kind in ("numbers", "readouts", "costs")}
+    frames = {kind: to_plain(getattr(result, kind)) for kind in ("numbers", "readouts", "costs")}
     rows = {**frames, "table": json.loads(as_json(result))["table"], "claims": tests}
     return {name: told for kind, found in rows.items() for name, told in _named(kind, found)}
 

@@ -169,10 +169,9 @@ def made_up_result(
                     parts.append(pd.DataFrame({**about, **told, **items}))
     scored = pd.concat(parts, ignore_index=True)
     return StudyResult(
-        study=study, folder=Path(), runs=Path(), command="advl study", cells=pd.DataFrame(cells), items=scored,
+        study=study, folder=Path(), runs=Path(), command="advl study", cells=tuple(cells), items=scored,
         numbers=numbers_of(build_table(study, scored)),
-        readouts=pd.DataFrame(columns=["setting", "method", "shots", "teacher", "nodes"], dtype=str),
-        costs=pd.DataFrame(), caches=(), environments=(), caveats={}, trivial={},
+        readouts=(), costs=(), caches=(), environments=(), caveats={}, trivial={},
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from advl_pipeline.evaluation.statistics import Contribution, item_groups
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.result import rows_of
 from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Table, numbers_of
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -64,7 +63,7 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
     scores = table(config, names)
     numbers = numbers_of(scores)
     drops, befores, afters = (
-        {row.method: row for row in rows_of(numbers, quantity=name)} for name in ("drop", "drop before", "drop after")
+        {row.method: row for row in numbers if row.quantity == name} for name in ("drop", "drop before", "drop after")
     )
     before, after = (scores.scores[place(config, name), "advl", WITH_PICTURE].matrix for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
@@ -73,7 +72,7 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
     assert befores["advl"].mean == pytest.approx(100 * base.mean())
     assert afters["advl"].mean == pytest.approx(100 * after.mean())
     assert drops["advl"].per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
-    contrast = rows_of(numbers, quantity="mean drop")[0]
+    contrast = next(row for row in numbers if row.quantity == "mean drop")
     assert contrast.questions == questions
     expected = np.subtract(drops["advl"].per_seed, drops["plain"].per_seed)
     assert contrast.per_seed == pytest.approx(expected)

@@ -52,7 +52,9 @@ def test_runs_are_rows_by_what_differs_and_those_of_other_seeds_are_one(cells: C
     loose_run(runs / "clip", cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
     loose_run(runs / "other", cells["advl", 1], learning_rate=0.5)
     result = gather_runs(runs)
-    seeds = result.cells.groupby("method")["seed"].apply(list).to_dict()
+    seeds: dict[str, list[int]] = {}
+    for row in result.cells:
+        seeds.setdefault(row["method"], []).append(row["seed"])
     known = "teachers efficientnet-lite0 and minilm-l6"
     assert seeds == {
         "plain": [0, 1],
@@ -72,9 +74,9 @@ def test_runs_of_several_folders_are_compared(cells: Cells, tmp_path: Path) -> N
     loose_run(tmp_path / "yours" / "run", cells["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
     assert result.folder == tmp_path
-    assert list(result.cells["cell"]) == ["mine/run", "yours/run"]
+    assert [cell["cell"] for cell in result.cells] == ["mine/run", "yours/run"]
     assert result.num_finished == 2
-    assert list(gather_runs(tmp_path / "mine" / "run").cells["cell"]) == ["run"]
+    assert [cell["cell"] for cell in gather_runs(tmp_path / "mine" / "run").cells] == ["run"]
 
 
 def test_what_was_kept_from_the_only_student_is_said(cells: Cells, tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
     gone |= {"live": False, "live_weights": []}
     (run / "config.json").write_text(json.dumps(stored | gone))
-    assert set(gather_runs(tmp_path / "runs").cells["method"]) == {"ADVL"}
+    assert {cell["method"] for cell in gather_runs(tmp_path / "runs").cells} == {"ADVL"}
     for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):
         (run / "config.json").write_text(json.dumps(stored | gone | changes))
         with pytest.raises(ConfigError, match="option that is gone") as refused:
@@ -135,11 +137,11 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells
 def test_runs_that_followed_other_features_are_no_seeds_of_one_row(cells: Cells, tmp_path: Path) -> None:
     for seed in (0, 1):
         run = loose_run(tmp_path / "runs" / f"advl-{seed}", cells["advl", seed])
-    assert len(set(gather_runs(tmp_path / "runs").cells["method"])) == 1
+    assert len({cell["method"] for cell in gather_runs(tmp_path / "runs").cells}) == 1
     caches = json.loads((run / "caches.json").read_text())
     caches[0]["identity"]["teacher"]["image"] = {"parameters": "others"}
     (run / "caches.json").write_text(json.dumps(caches))
-    names = set(gather_runs(tmp_path / "runs").cells["method"])
+    names = {cell["method"] for cell in gather_runs(tmp_path / "runs").cells}
     assert len(names) == 2
     assert all("features" in name for name in names)
 

@@ -97,7 +97,7 @@ def place(result: StudyResult, test_set: str, shots: int) -> Place:
 def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
     rows = []
     for cell in rows_of(result.cells, method=method, shots=str(shots)):
-        with np.load(result.runs / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
+        with np.load(result.runs / cell["run"] / "evaluation" / f"{test_set}.npz") as arrays:
             rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
 
@@ -151,8 +151,8 @@ def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: 
     """Then the same command without the option runs what is left, and a third time nothing."""
     lines = {**TINY, "shots": "[100, 400]"}
     first = run_trial(tmp_path, options={"first_seeds": 1}, **lines)
-    assert {(cell.seed, cell.shots) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
-    assert set(first.cells["seed"]) == {0, 1}
+    assert {(cell["seed"], cell["shots"]) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
+    assert {cell["seed"] for cell in first.cells} == {0, 1}
     whole = run_trial(tmp_path, **lines)
     assert first.num_finished * 2 * 2 == whole.num_finished == len(whole.cells)
     stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
@@ -184,8 +184,8 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     second = run_trial(tmp_path, output="other", executor=record, **lines)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
     assert second.num_finished == len(run_folders) == 4
-    assert second.numbers.equals(first.numbers)
-    assert gather_study(first.folder).numbers.equals(first.numbers)
+    assert second.numbers == first.numbers
+    assert gather_study(first.folder).numbers == first.numbers
     assert not list((tmp_path / "other").rglob("result.json"))
     # Another seed and another test set add what is missing.
     ran.clear()
@@ -306,12 +306,12 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
     subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
     subprocess.run(["cp", "-r", str(result.runs / "cells"), str(tmp_path / "cells")], check=True)
     moved = gather_study(target)
-    assert moved.numbers.equals(result.numbers)
+    assert moved.numbers == result.numbers
 
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    path = result.runs / result.cells["run"][1] / "evaluation" / "test.npz"
+    path = result.runs / result.cells[1]["run"] / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
@@ -341,15 +341,15 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
         ("evaluation/test.npz", "PK"),
     ]
     for name, content in (*damages, *(("readout.json", content) for content in readouts)):
-        path = result.runs / cell.run / name
+        path = result.runs / cell["run"] / name
         before = path.read_bytes()
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
             gather_study(result.folder)
         assert str(path) in str(caught.value)
         path.write_bytes(before)
-    (result.runs / cell.run / "readout.json").unlink()
-    assert {item.seed for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
+    (result.runs / cell["run"] / "readout.json").unlink()
+    assert {item["seed"] for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
 
 
 def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_until_it_is_run_again(
@@ -360,14 +360,14 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     first = run_trial(tmp_path, num_seeds=1, **TINY)
     file = first.folder / "study.json"
     record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"cells": dict.fromkeys(first.cells["cell"], "a title")}))
+    file.write_text(json.dumps(record | {"cells": {cell["cell"]: "a title" for cell in first.cells}}))
     with pytest.raises(ConfigError, match="of an earlier version") as refusal:
         gather_study(first.folder)
     assert refusal.value.where == str(file)
     # The folder still tells the content of data that are not at hand.
     asked = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=first.folder, caches=tmp_path / "caches")
     assert forecast_study(asked).num_left == 0
-    assert run_study(asked, execute=refuse, prepare=refuse).numbers.equals(first.numbers)
+    assert run_study(asked, execute=refuse, prepare=refuse).numbers == first.numbers
     assert gather_study(first.folder).num_finished == 2
 
 
@@ -386,14 +386,14 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    for number, name in enumerate(result.cells["run"]):
-        path = result.runs / name / "evaluation" / "test.json"
+    for number, cell in enumerate(result.cells):
+        path = result.runs / cell["run"] / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         document["content_digest"] = "new" if number == 3 else "old"
         path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ConfigError, match="different contents of test") as refusal:
         gather_study(result.folder)
-    assert result.cells["run"][3] in refusal.value.where
+    assert result.cells[3]["run"] in refusal.value.where
 
 
 def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
@@ -408,9 +408,9 @@ def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
         return run_trial(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]', extra=extra)
 
     first, other = with_rate("3e-4"), with_rate("4e-4")
-    assert not set(other.cells["cell"]) & set(first.cells["cell"])
+    assert not {cell["cell"] for cell in other.cells} & {cell["cell"] for cell in first.cells}
     recipe.unlink()
-    assert gather_study(other.folder).cells.equals(other.cells)
+    assert gather_study(other.folder).cells == other.cells
     cell = replace(read_study_folder(other.folder).cells[0], test_sets=())
     (cell.run / "result.json").unlink()
     with pytest.raises(ConfigError, match="recipe has changed"):

@@ -102,7 +102,7 @@ def test_a_smaller_sample_is_read_from_a_larger_one_and_never_takes_its_place(ma
     whole = machine.study("whole", "")
     again = machine.study("few", few)
     assert [count for _, count, _ in machine.scored] == [40, None]
-    assert first.numbers.equals(again.numbers)
+    assert first.numbers == again.numbers
     (of_few,), (of_whole,) = (one.find("accuracy") for one in (again, whole))
     assert (of_few.num_items, of_whole.num_items) == (40, NUM_ITEMS)
     items = whole.items[whole.items["view"] == ""].set_index("item")["score"]
@@ -124,7 +124,7 @@ def test_scores_by_another_evaluator_of_vqa_take_no_place(machine: Machine) -> N
     older = machine.study("older", "[evaluation]\nvqa-mode = '2017'\n", **lines)
     again = machine.study("usual", "", **lines)
     assert (machine.trained, machine.modes) == (1, [None, "2017"])
-    assert usual.numbers.equals(again.numbers)
-    assert usual.numbers.equals(named.numbers)
+    assert usual.numbers == again.numbers
+    assert usual.numbers == named.numbers
     (of_older,), (of_usual,) = (one.find("accuracy") for one in (older, usual))
     assert of_older.mean != of_usual.mean
