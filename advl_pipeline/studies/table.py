@@ -281,7 +281,7 @@ class Number:
     questions: Questions | None = None
     over: tuple[str, ...] | None = None
     num_items: int | None = None
-    runs: tuple[str, ...] | None = None
+    runs: tuple[str, ...] = ()
 
 
 Row = dict[str, Any]
