@@ -155,8 +155,7 @@ def build_plan(
         options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
         if (content := dataset_digests.get(trained_on(config))) is not None:
             options["dataset_digest"] = content
-        text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
-        cell_id = hashlib.blake2b(text.encode(), digest_size=_ID_LENGTH // 2).hexdigest()
+        cell_id = _cell_id(options)
         config = replace(config, output=cells / cell_id)
         grid.append(
             Cell(
@@ -182,6 +181,11 @@ def build_plan(
             )
         )
     return Plan(study=study, cells=tuple(grid), caches=needs)
+
+
+def _cell_id(options: Mapping[str, Any]) -> str:
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.blake2b(text.encode(), digest_size=_ID_LENGTH // 2).hexdigest()
 
 
 def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, ...]:
