@@ -154,8 +154,7 @@ folds = 2
     assert call("study", "trial.toml", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "caches/minilm-l6/vcr/train-shots6-seed0" in printed
-    assert "(6 questions of seed 0, all tokens, float16)" in printed
-    assert "one student at a time, since none is kept" in printed
+    assert "run folders unknown until the first cell is done" in printed
     assert call("study", "trial.toml") == 0
     cache = Path("caches/minilm-l6/vcr/train-shots6-seed0")
     assert num_texts(str(cache)) == 6 * 8
