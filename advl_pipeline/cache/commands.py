@@ -30,7 +30,7 @@ from advl_pipeline.cache.store import (
     journal_path,
     read_metadata,
     require_cache,
-    vouched_path,
+    verified_path,
 )
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
@@ -266,7 +266,7 @@ def run_prune(config: PruneConfig) -> PruneResult:
                 store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
                 store.delete_under()
                 if store.folder is not None:
-                    for note in (journal_path(store.folder), vouched_path(store.folder)):
+                    for note in (journal_path(store.folder), verified_path(store.folder)):
                         if may_note(note):
                             note.unlink(missing_ok=True)
                 if left := store.list():

@@ -110,7 +110,7 @@ def _write(
         spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
         files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
         # The numbers of whoever wrote them first stand: those of another processor may differ in their last bits.
-        files[spec.shard_path(0)] = store.settle(spec.shard_path(0), spec.content(0, values))
+        files[spec.shard_path(0)] = store.put_if_absent(spec.shard_path(0), spec.content(0, values))
     files[_GROUP] = store.put(_GROUP, [group_metadata()])
     own_group = f"{_FOLDER}/{key}/zarr.json"
     files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})])

@@ -259,7 +259,7 @@ def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class ShardPlan:
     """Where each unit's rows lie.
 
     Unit u is rows starts_N[u] to starts_N[u] + lengths_N[u] of the flat values. Shard k holds units
@@ -291,7 +291,7 @@ class Placement:
         return range(int(self.first_unit_S1[shard]), int(self.first_unit_S1[shard + 1]))
 
 
-def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> Placement:
+def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> ShardPlan:
     """Fill shards with whole units, in order.
 
     Raises:
@@ -319,7 +319,7 @@ def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> Placement:
         starts_N[first:after] = len(rows_used) * shard_rows + (ends[first:after] - ends[first])
         rows_used.append(int(ends[after] - ends[first]))
         first_unit.append(after)
-    return Placement(
+    return ShardPlan(
         shard_rows=shard_rows,
         starts_N=starts_N,
         lengths_N=lengths_N,

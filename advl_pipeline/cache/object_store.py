@@ -165,7 +165,7 @@ class ObjectStore(Store):
             self._put(name, body, "overwrite")
         return entry_of(body)
 
-    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+    def put_if_absent(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         body = b"".join(parts)
         return entry_of(body if self.create(name, body) else self.get(name))
 
@@ -208,7 +208,7 @@ class ObjectStore(Store):
     def changed(self, files: Files) -> dict[str, Stamp]:
         return {}
 
-    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+    def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
         return
 
     def reading(self, record: bytes, files: Files) -> Readable:

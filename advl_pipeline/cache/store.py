@@ -126,12 +126,12 @@ class Store(Readable):
         """
 
     @abstractmethod
-    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+    def put_if_absent(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         """Write a file where there is none; returns what stands there then, written by this process or another."""
 
     def commit(self, name: str, content: bytes) -> FileEntry:
         """Write a record; raises `Overtaken` where another one stands."""
-        entry = self.settle(name, [content])
+        entry = self.put_if_absent(name, [content])
         if entry != entry_of(content):
             raise Overtaken("Another process has written what this one was writing.", where=self.where(name))
         return entry
@@ -164,7 +164,7 @@ class Store(Readable):
         """
 
     @abstractmethod
-    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+    def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
         """Note that files have their recorded content for as long as they are as `changed` found them."""
 
     @abstractmethod
@@ -202,7 +202,7 @@ def journal_path(cache: Path) -> Path:
     return cache_note(cache, "extraction.jsonl")
 
 
-def vouched_path(cache: Path) -> Path:
+def verified_path(cache: Path) -> Path:
     """Return the file next to a cache that notes how its files were when they were last seen to be sound."""
     return cache_note(cache, "vouched.json")
 

@@ -35,7 +35,7 @@ from advl_pipeline.cache.store import (
     is_inside,
     require_sizes,
     safe_path,
-    vouched_path,
+    verified_path,
 )
 from advl_pipeline.errors import CorruptCache, StorageError, again
 from advl_pipeline.folders import may_note, require_folder
@@ -125,7 +125,7 @@ class FolderStore(Store):
                 self._publish(name, parts, replace=True)
         return entry
 
-    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+    def put_if_absent(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         target = self._root / name
         with writing(name):
             self._clear_the_way(target)
@@ -207,26 +207,29 @@ class FolderStore(Store):
         require_folder(self._root, "cache")
 
     def changed(self, files: Files) -> dict[str, Stamp]:
-        vouched = self._vouched()
+        verified = self._verified_stamps()
         status_of = {name: (self._root / name).lstat() for name in files}
         stamps = {
             name: (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
             for name, status in status_of.items()
         }
-        return {name: stamp for name, stamp in stamps.items() if vouched.get(name) != stamp}
+        return {name: stamp for name, stamp in stamps.items() if verified.get(name) != stamp}
 
-    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
-        path = vouched_path(self._root)
-        note = {"record": hash_file(self._root / COMPLETE_RECORD).sha256, "files": self._vouched() | dict(stamps)}
+    def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
+        path = verified_path(self._root)
+        note = {
+            "record": hash_file(self._root / COMPLETE_RECORD).sha256,
+            "files": self._verified_stamps() | dict(stamps),
+        }
         # Where nothing can be written next to the cache, the next run hashes what changed once more.
         with suppress(StorageError, OSError):
             if may_note(path):
                 write_text(path, json.dumps(note))
 
-    def _vouched(self) -> dict[str, Stamp]:
+    def _verified_stamps(self) -> dict[str, Stamp]:
         """Return the stamps that were noted under the complete record that stands."""
         try:
-            note = json.loads(vouched_path(self._root).read_bytes())
+            note = json.loads(verified_path(self._root).read_bytes())
             is_of_this_record = note["record"] == hash_file(self._root / COMPLETE_RECORD).sha256
             return {name: tuple(stamp) for name, stamp in note["files"].items()} if is_of_this_record else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -391,4 +391,4 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
         if findings:
             raise describe_findings(VerifyReport(path=store.location, files=to_hash, findings=findings))
     if changed:
-        store.vouch(changed)
+        store.mark_verified(changed)

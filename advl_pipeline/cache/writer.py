@@ -40,7 +40,7 @@ from advl_pipeline.cache.commit_records import (
     tables_record_path,
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION, digest
-from advl_pipeline.cache.layout import ArraySpec, Placement, group_metadata, place
+from advl_pipeline.cache.layout import ArraySpec, ShardPlan, group_metadata, place
 from advl_pipeline.cache.moments import mean_and_variance
 from advl_pipeline.cache.parts import remove_dead_locks
 from advl_pipeline.cache.quantise import StoredDtype
@@ -84,7 +84,7 @@ class CachePlan:
 
     record: PlanRecord
     modalities: Mapping[str, ModalityPlan]
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, ShardPlan]
 
     def num_bytes(self, modality: str) -> int:
         """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
@@ -163,7 +163,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
         for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
             store.put(name, [render_json(content)])
     store.commit(IDENTITY_FILE, render_json(identity))
-    store.settle(PROVENANCE_FILE, [render_json(provenance)])
+    store.put_if_absent(PROVENANCE_FILE, [render_json(provenance)])
     provenance = read_metadata(store, PROVENANCE_FILE)
     if (begun := provenance.get("config", {}).get("shard_rows", shard_rows)) != shard_rows:
         raise ConfigError(
@@ -191,10 +191,10 @@ class CacheWriter:
         self.store = store
         self.plan = load_plan(store)
         self.stored: StoredDtype = self.plan.stored_dtype
-        self._placements: dict[str, Placement] = {}
+        self._placements: dict[str, ShardPlan] = {}
         self._tables: dict[str, MappedArray] = {}
 
-    def placement(self, modality: str) -> Placement:
+    def placement(self, modality: str) -> ShardPlan:
         """Return where the units of a modality lie."""
         if modality not in self._placements:
             specs = layout.plan_specs(modality, self.plan.modalities[modality].num_units)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """A card says what a dataset is and where its splits lie.
+    """The facts of a dataset, and where its splits lie.
 
     `facts` is the parsed file; the attributes are what every card has. `splits` maps a split to its files and
     counts, in the fields of the card's `format`.

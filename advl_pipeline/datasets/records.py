@@ -105,7 +105,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """An example is one item of a task: a picture, the candidates and the label.
+    """One item of a task: a picture, the candidates and the label.
 
     `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None where the
     split has no labels. `soft_label` holds (class index, score) pairs for VQA. `stratum` is what low-shot

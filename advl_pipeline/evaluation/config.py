@@ -21,7 +21,7 @@ Protocol = Literal["likelihood", "letters"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
-    """The options say which student answers, and what it is shown."""
+    """Options of which student answers, and what it is shown."""
 
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
 

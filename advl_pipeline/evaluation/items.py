@@ -71,7 +71,7 @@ class ItemScores:
 
 
 class AnsweredDataset(Protocol):
-    """It is a VQA split that knows its annotators' answers."""
+    """A VQA split that knows its annotators' answers."""
 
     def ground_truth(self, example_id: str) -> GroundTruth: ...
 

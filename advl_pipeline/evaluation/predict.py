@@ -72,7 +72,7 @@ ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """It holds the student of a run with its heads, and the class names of each head."""
+    """The student of a run with its heads, and the class names of each head."""
 
     student: Student
     heads: nn.ModuleDict
@@ -250,7 +250,7 @@ Picture = str | os.PathLike[str] | bytes | Image.Image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunAnswer:
-    """It holds what a run answers: the text, and the logit of every answer that it could choose from."""
+    """The answer of a run: its text, and the logit of every answer that it could choose from."""
 
     text: str
     logits: Mapping[str, float]
@@ -258,7 +258,7 @@ class RunAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringRun:
-    """It answers questions by a finished run.
+    """A finished run that answers questions.
 
     `answers` are the classes or open answers that it knows; none where it chooses. `finished` is its student.
     """

@@ -30,7 +30,7 @@ from advl_pipeline.training.teacher_features import cached_teacher
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """It holds the agreement by teacher (see `Readout.agreements`)."""
+    """The agreement by teacher (see `Readout.agreements`)."""
 
     placement: dict[str, dict[str, Any]]
 

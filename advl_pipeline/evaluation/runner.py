@@ -76,7 +76,7 @@ EXAMPLES_AT_ONCE = 8192
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateResult:
-    """The result holds one document per test set, as written to evaluation/<set>.json."""
+    """One document per test set, as written to evaluation/<set>.json."""
 
     run: Path
     sets: dict[str, dict[str, Any]]

@@ -63,7 +63,7 @@ class ShiftDrop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftResult:
-    """It holds one drop per metric that both sets were scored by."""
+    """One drop per metric that both sets were scored by."""
 
     original_set: str
     shifted_set: str
@@ -137,7 +137,7 @@ Questions = Literal["same", "part", "other"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionMatch:
-    """It says how two sets go together.
+    """How the questions of two sets go together.
 
     Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other.
     """

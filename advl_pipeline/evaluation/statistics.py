@@ -41,7 +41,7 @@ _GRAIN = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """It is a confidence interval in points."""
+    """A confidence interval in points."""
 
     low: float
     high: float

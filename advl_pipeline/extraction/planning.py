@@ -134,7 +134,7 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
     return PLAN_RECORD in records
 
 
-def settle_plan(
+def take_or_make_plan(
     config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]
 ) -> tuple[Estimate, ...]:
     """Take the plan that is there, or make one; returns what the cache will take, nothing where it was made before.

@@ -65,7 +65,7 @@ from advl_pipeline.extraction.planning import (
     is_planned,
     plan_sources,
     resumed_config,
-    settle_plan,
+    take_or_make_plan,
 )
 from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
@@ -288,7 +288,7 @@ def extract_held(
 ) -> ExtractResult:
     """As `extract`, of a part that this process holds."""
     begun = time.perf_counter()
-    estimates = settle_plan(config, store, sources, identity)
+    estimates = take_or_make_plan(config, store, sources, identity)
     writer = CacheWriter(store)
     encoded = num_before = 0
     stage_seconds = {"plan": time.perf_counter() - begun, "read": 0.0, "encode": 0.0, "write": 0.0, "confidence": 0.0}
@@ -358,7 +358,7 @@ def _complete_cache(
     try:
         if not writer.is_complete():
             writer.finalise()
-            store.vouch(store.changed(load_complete(store).files))
+            store.mark_verified(store.changed(load_complete(store).files))
     except (CorruptCache, StorageError):
         # The process of another part has completed the cache at the same time, and removed the work in progress.
         if not writer.is_complete():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """An evaluation holds the scores of one run on one test set.
+    """The scores of one run on one test set.
 
     `columns` has, for each metric and view, the columns of `items`; metric and view are the same for all of them.
     """

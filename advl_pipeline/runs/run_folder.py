@@ -47,7 +47,7 @@ LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", 
 
 
 class RunFolder:
-    """A run folder knows the paths of one run, and reads and writes its small files."""
+    """The paths of one run; reads and writes its small files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

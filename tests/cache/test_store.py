@@ -63,8 +63,8 @@ def test_what_holds_the_content_already_is_left_alone(store: Store, tmp_path: Pa
 
 
 def test_a_record_is_written_where_there_is_none(store: Store) -> None:
-    assert store.settle("a", [b"fi", b"rst"]) == entry_of(b"first")
-    assert store.settle("a", [b"second"]) == entry_of(b"first")
+    assert store.put_if_absent("a", [b"fi", b"rst"]) == entry_of(b"first")
+    assert store.put_if_absent("a", [b"second"]) == entry_of(b"first")
     store.commit("records/b.json", b"first")
     store.commit("records/b.json", b"first")
     with pytest.raises(Overtaken):
@@ -75,7 +75,7 @@ def test_a_record_is_written_where_there_is_none(store: Store) -> None:
 
 def test_of_many_who_write_at_once_one_is_first_and_all_are_told_who(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda number: store.settle("records/a.json", [b"%d" % number]), range(8)))
+        found = set(pool.map(lambda number: store.put_if_absent("records/a.json", [b"%d" % number]), range(8)))
     assert found == {entry_of(store.get("records/a.json"))}
 
 
@@ -112,7 +112,7 @@ def test_a_file_is_written_though_the_work_folder_goes_when_it_was_just_found(
 
     monkeypatch.setattr(os, "mkdir", clear_once)
     store = open_store(tmp_path / "cache")
-    assert store.settle("a", [b"x"]) == entry_of(b"x")
+    assert store.put_if_absent("a", [b"x"]) == entry_of(b"x")
     assert next(cleared, None) is None
 
 

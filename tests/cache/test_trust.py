@@ -14,7 +14,7 @@ from tiny_extraction import tree_bytes
 from advl_pipeline.cache import stores, verify
 from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.store import vouched_path
+from advl_pipeline.cache.store import verified_path
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.errors import CorruptCache, StorageError
@@ -65,10 +65,10 @@ def test_a_damaged_note_vouches_for_nothing(cache_path: Path, monkeypatch: pytes
     everything = hashed(cache_path, monkeypatch)
     assert set(everything) == set(load_complete(FolderStore(cache_path)).files)
     for content in (b"", b"{torn", b"[]", b'{"record": 1}', b"[" * 100_000):
-        vouched_path(cache_path).write_bytes(content)
+        verified_path(cache_path).write_bytes(content)
         assert hashed(cache_path, monkeypatch) == everything
-    vouched_path(cache_path).unlink()
-    vouched_path(cache_path).mkdir()
+    verified_path(cache_path).unlink()
+    verified_path(cache_path).mkdir()
     assert [hashed(cache_path, monkeypatch) for _ in range(2)] == [everything] * 2
 
 

@@ -64,7 +64,7 @@ def test_verifying_finds_what_nothing_about_a_file_tells_of(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     store = FolderStore(cache)
-    store.vouch(store.changed({VALUES: load_complete(store).files[VALUES]}))  # As if a disk had lost a bit.
+    store.mark_verified(store.changed({VALUES: load_complete(store).files[VALUES]}))  # As if a disk had lost a bit.
     require_trustworthy(open_cache(cache))
     caches = (cache, small_corpus.caches[1])
     config = small_corpus.config(tmp_path / "run", cache=caches, num_steps=2, verify_caches=True)
