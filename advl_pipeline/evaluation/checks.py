@@ -112,7 +112,7 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
     if config.generate and "vqa" not in tasks:
         reasons["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
     if isinstance(config, EvaluateConfig) and config.protocol == "letters":
-        whole = "--as letters asks whole questions, and spoils no picture"
+        whole = "--as letters asks whole questions, and replaces no picture"
         reasons |= {name: whole for name in ("probe", "probe_on") if getattr(config, name)}
         by_card = "--as letters reads answers by the set's card"
         reasons |= {name: by_card for name in ("generate", "vqa_mode") if getattr(config, name)}
@@ -124,5 +124,5 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
         if beside := sorted(set(config.probe_on) - set(sets)):
             reasons["probe_on"] = f"{beside[0]} is not evaluated (--on)"
         elif config.probe_on and set(config.probes) <= {"none"}:
-            reasons["probe_on"] = "--probe none spoils no picture"
+            reasons["probe_on"] = "--probe none replaces no picture"
     refuse_ineffective(reasons)

@@ -14,7 +14,7 @@ from advl_pipeline.outputs import ReplaceOptions
 from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
-"""How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
+"""How a picture is replaced: by another one of the set, by nothing but its boxes, hidden; `none` replaces none."""
 
 Protocol = Literal["likelihood", "letters"]
 
@@ -39,7 +39,7 @@ class EvaluateConfig(AnswerOptions):
         also="--as",
         help="How questions are asked: `likelihood` takes the likeliest candidate; `letters` lists options by letter,"
         " reads what the student writes by the rule of the set's card, and compares answers as texts. Scores then "
-        "lie in SET@letters, and no picture is spoilt.",
+        "lie in SET@letters, and no picture is replaced.",
     )
     generate: bool = option(
         False,
@@ -65,7 +65,7 @@ class EvaluateConfig(AnswerOptions):
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """How pictures are spoilt, as it was asked for or by default."""
+        """How pictures are replaced, as it was asked for or by default."""
         return self.probe or (() if self.protocol == "letters" else ("swapped", "blanked", "removed"))
 
 

@@ -100,7 +100,7 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         for metric, accuracy in document["metrics"].items():
             trivial = document.get("trivial", {}).get(metric)
             interval = document.get("intervals", {}).get(metric)
-            spoilt = document.get("use_of_vision", {}).get(metric, {})
+            replaced = document.get("use_of_vision", {}).get(metric, {})
             ends = f"[{wording.percent(interval['low'])}, {wording.percent(interval['high'])}]" if interval else ""
             scores.append(
                 {
@@ -113,7 +113,7 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
                     "majority": f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
                     "chance": wording.percent(trivial["chance"]) if trivial else "",
                     "changes": {
-                        kind: wording.signed(-view["drop"]) for kind, view in spoilt.items() if "drop" in view
+                        kind: wording.signed(-view["drop"]) for kind, view in replaced.items() if "drop" in view
                     },
                 }
             )

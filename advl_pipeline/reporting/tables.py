@@ -142,7 +142,7 @@ def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
 
 
 def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
-    """Arrange what is lost on each shifted test set ("drop"), or with each kind of spoilt picture ("use")."""
+    """Arrange what is lost on each shifted test set ("drop"), or with each kind of replaced picture ("use")."""
     by_title: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(result.find(quantity), key=lambda row: place_of(row).rank):
         wanted = {"method": row.method, "against": row.against}

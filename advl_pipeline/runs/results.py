@@ -42,8 +42,8 @@ class Evaluation:
     def items(self) -> pd.DataFrame:
         """A tidy table, a row for each score.
 
-        Its columns are `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and
-        question `type` ("" where the evaluation did not write them), and `score`, which lies in [0, 1].
+        Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture`
+        and question `type` ("" where the evaluation did not write them), and `score`, which lies in [0, 1].
         """
         import pandas as pd
 

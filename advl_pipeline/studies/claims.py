@@ -298,12 +298,12 @@ def _shots(shots: str) -> str:
 def is_teacher_control(study: StudyConfig, name: str) -> bool:
     """Whether the variant is the focus method, option by option, with a teacher that knows nothing of the units."""
     variant, focus = study.variant(name), study.variant(study.focus)
-    spoilt = variant.training.get("teacher_control") == "shuffle" or variant.teacher_prefix == "random:"
+    knows_nothing = variant.training.get("teacher_control") == "shuffle" or variant.teacher_prefix == "random:"
     recipes = [
         (each.method, each.teachers, {key: value for key, value in each.training.items() if key != "teacher_control"})
         for each in (variant, focus)
     ]
-    return spoilt and recipes[0] == recipes[1]
+    return knows_nothing and recipes[0] == recipes[1]
 
 
 def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:

@@ -69,7 +69,7 @@ def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
 
 
 def _probed(document: Mapping[str, Any]) -> list[Any]:
-    """Return how pictures were spoilt in an evaluation."""
+    """Return how pictures were replaced in an evaluation."""
     return list(dict.fromkeys(kind for kinds in document.get("use_of_vision", {}).values() for kind in kinds))
 
 

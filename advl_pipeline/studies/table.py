@@ -12,7 +12,7 @@ What a `Number` is of, its `quantity` says:
   - `gain along shots` over the study's baseline, over the seeds that finished all sizes, and its `slope` for each
     doubling of the shots;
   - `drop` from the in-domain test set, which `against` names, to the shifted one of the place, and `use`, what is
-    lost with a picture that is spoilt as `against` says. Beside each stand `... before` and `... after`, and
+    lost with a picture that is replaced as `against` says. Beside each stand `... before` and `... after`, and
     `... change`, which is what is lost more than the baseline loses. Where the shifted set asks the same questions
     otherwise (`questions` is "same"), all are over the questions that both hold; else each accuracy is over its whole
     set;
@@ -53,10 +53,10 @@ from advl_pipeline.evaluation.statistics import (
 from advl_pipeline.studies.config import FULL, StudyConfig
 
 WITH_PICTURE = ""
-"""View of the true picture; other views name how it was spoilt."""
+"""View of the true picture; other views name how it was replaced."""
 
 USE_VIEW = "swapped"
-"""How pictures are spoilt where the use of vision is judged."""
+"""How pictures are replaced where the use of vision is judged."""
 
 ITEM_COLUMNS = (
     "cell", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
@@ -175,7 +175,7 @@ class Table:
         return self.scores.get((place, method, view))
 
     def sides(self, place: Place, method: str, view: str = WITH_PICTURE) -> Sides | None:
-        """Compare a method with the true picture and with a spoilt one, on the same items.
+        """Compare a method with the true picture and with another one or none, on the same items.
 
         Without a view it is compared on the shifted set of a place and on the in-domain set. Both are over the common
         questions where those are asked otherwise, else each is over its whole set.

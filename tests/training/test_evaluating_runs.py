@@ -1,4 +1,4 @@
-"""Evaluation of finished runs: items, spoilt pictures, a student without pictures, scores that are no numbers."""
+"""Evaluation of finished runs: items, replaced pictures, a student without pictures, scores that are no numbers."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
         assert items.shape == (8,)
         assert 100 * items.mean() == pytest.approx(percent)
         for kind in ("swapped", "blanked", "removed"):
-            spoilt = 100 * arrays[f"item_{kind}/{metric}"].mean()
-            expected = {"accuracy": spoilt, "drop": percent - spoilt}
+            replaced = 100 * arrays[f"item_{kind}/{metric}"].mean()
+            expected = {"accuracy": replaced, "drop": percent - replaced}
             assert document["use_of_vision"][metric][kind] == pytest.approx(expected)
         by_type = document["by_question_type"][metric]
         assert (
