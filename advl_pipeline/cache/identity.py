@@ -112,7 +112,7 @@ def require_identity(
     """Refuse an identity that differs from the expected one.
 
     Raises:
-        IdentityMismatch: with a two-column difference and the command that makes the cache anew.
+        IdentityMismatch: with a two-column difference and the command that makes the cache again.
     """
     rows = differences(expected, actual, partial=partial)
     if rows:

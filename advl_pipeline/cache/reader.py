@@ -335,7 +335,7 @@ class FeatureStore:
         return self._table(layout.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
 
     def begin_epoch(self) -> None:
-        """Look anew at how the store relates to memory, and forget what was announced."""
+        """Look again at how the store relates to memory, and forget what was announced."""
         sample_Q = np.linspace(0, self._num_units - 1, _SAMPLED_UNITS).astype(np.int64)
         if self.has_tokens:
             values = self._tokens["values"]

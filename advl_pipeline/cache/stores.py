@@ -134,7 +134,7 @@ class FolderStore(Store):
             return hash_file(target)
 
     def _publish(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
-        """Write a file and show it, anew where another process cleared the work folder away meanwhile."""
+        """Write a file and show it, again where another process cleared the work folder away meanwhile."""
         for attempt in range(_ATTEMPTS):
             try:
                 self._write_and_show(name, parts, replace=replace)

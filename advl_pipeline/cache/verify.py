@@ -4,7 +4,7 @@ Before a run trains on a cache, `require_trustworthy` looks at what changed sinc
 completes a cache notes size, inode and times of every file that its record lists, in a file beside the cache. A file
 that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing. Of a
 copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a clock
-that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it anew, which
+that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it, which
 costs about as much as reading it once, and alone finds bits that a disk lost by itself. Objects in a store are hashed
 whenever they are fetched; there is nothing to add to that.
 

@@ -168,7 +168,7 @@ class FileDigests:
         return facts
 
     def _read(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
-        """Return the facts of a file, read anew, and the row to record where the file lies still."""
+        """Return the facts of a file, read again, and the row to record where the file lies still."""
         path = self.folder / name
         try:
             times = _times(path.stat())
@@ -188,7 +188,7 @@ class FileDigests:
 
 
 def _open_table(path: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Read the table; one that is absent or damaged counts as empty and is written anew."""
+    """Read the table; one that is absent or damaged counts as empty and is rewritten."""
     try:
         size = sealed_size(path)
         table = np.load(io.BytesIO(path.read_bytes()[:size]), allow_pickle=False)

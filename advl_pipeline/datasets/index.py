@@ -92,7 +92,7 @@ class ArrowFile:
 
     @cached_property
     def _columns(self) -> dict[str, Any]:
-        # Arrow makes a column anew each time it is asked for, a tenth of the time that an example may take.
+        # Arrow makes a column again each time it is asked for, a tenth of the time that an example may take.
         return dict(zip(self.batch.schema.names, self.batch.columns, strict=True))
 
     def numbers(self, name: str) -> npt.NDArray[Any]:

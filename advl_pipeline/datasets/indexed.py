@@ -500,7 +500,7 @@ class IndexedDataset:
         """Refuse a split with a label that is none of the classes.
 
         Raises:
-            DatasetError: as said; the row is named.
+            DatasetError: a label is unknown; the row is named.
         """
         names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():

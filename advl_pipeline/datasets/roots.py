@@ -149,7 +149,7 @@ def refused_paths(cache: Location, paths: Mapping[str, Any], command: Sequence[s
 
 
 def recorded_paths(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a record that name a path of this machine, by the option that gives it anew."""
+    """Return the options of a record that name a path of this machine, by the option that gives it."""
     named = ("weights", "data_root", "ids", "source", "ground_truth_regions")
     options = {name: recorded[name] for name in named if recorded.get(name)}
     dataset, teacher = str(recorded.get("dataset", "")), str(recorded.get("teacher", ""))

@@ -5,9 +5,9 @@ an object that a shortcut set has masked. Styles:
 
 indexed    class name and number from 1, as VCR's own untokenised fields count: "person 2", "person 1 and person 3".
 r2c        gender-neutral names by position among the objects that question and choices mention; others by class.
-visualbert the same names by first mention, counted anew in each choice; what the context named keeps its name.
+visualbert the same names by first mention, counted again in each choice; what the context named keeps its name.
 vl-bert    a shorter list of names by position among the persons; "and" between the tags of one list. The original's
-           counter runs on over items and so depends on worker and order; here it starts anew with each item.
+           counter runs on over items and so depends on worker and order; here it starts again with each item.
 uniter     "person_<index>", one special token each (index from 0, at most 80); other objects by class name.
 """
 

@@ -174,7 +174,7 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
     """Refuse a subset that is both drawn and listed.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: both are asked for.
     """
     if shots is not None and ids:
         raise ConfigError(

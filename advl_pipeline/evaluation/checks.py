@@ -100,7 +100,7 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
     """Refuse options that would change nothing on these test sets.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: an option has no effect.
     """
     trained_on = read_config(config.run)
     sets = config.on if isinstance(config, EvaluateConfig) else (config.on,)

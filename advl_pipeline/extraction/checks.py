@@ -21,7 +21,7 @@ def require_cache_there(location: Location) -> None:
     """Refuse a folder that holds neither a cache nor a started one; a place in an object store is asked later.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: there is no cache.
     """
     if isinstance(location, Path):
         require_cache(open_store(location))
@@ -31,7 +31,7 @@ def require_effect(config: ExtractConfig) -> None:
     """Refuse options that would change nothing in this extraction.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: an option has no effect.
     """
     tasks = set(tasks_of(config.dataset, config.data_root))
     needs = {
@@ -79,7 +79,7 @@ def require_import(config: ImportConfig) -> None:
     """Refuse an import of nothing, or for a dataset that is not there, in well under a second.
 
     Raises:
-        ConfigError, DatasetError: as said.
+        ConfigError, DatasetError: the source or the dataset is not there.
     """
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     if "{split}" not in str(config.source):
@@ -90,7 +90,7 @@ def require_source(config: ImportedFiles) -> None:
     """Refuse features that are not where they are said to be; a path that holds {split} names several.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: there is nothing at the path.
     """
     if not config.source.exists():
         raise ConfigError("There is nothing to import.", where=str(config.source))

@@ -186,7 +186,7 @@ def require_teacher(name: str) -> None:
     """Refuse a name that opens no teacher, before anything is loaded; what stands behind `hf:` is not looked up.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: no teacher has that name.
     """
     _resolved(name)
 

@@ -107,7 +107,7 @@ def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[in
         words = words_of_texts[text]
         return sum(2.0 ** -times[word] for word in words) / len(words)
 
-    # Gains only fall, so that one which is still the largest when it is looked up anew is the largest of all.
+    # Gains only fall, so that one which is still the largest when it is looked up again is the largest of all.
     waiting = [(-1.0, text) for text, words in enumerate(words_of_texts) if words]
     heapq.heapify(waiting)
     while num_words < wanted:

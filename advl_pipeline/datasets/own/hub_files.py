@@ -132,7 +132,7 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
         files: that it is about to read.
 
     Raises:
-        DatasetError: as said.
+        DatasetError: there is such a file.
     """
     kinds = {cls.__name__.lower() for cls in type(builder).__mro__}
     if not kinds & {*_KINDS}:

@@ -106,7 +106,7 @@ class HeldPictures:
         """Refuse pictures that are not here and for which the disk has no room.
 
         Raises:
-            DatasetError: as said.
+            DatasetError: there is no room.
         """
         held = [Held.named(name) for name in names]
         groups = {(picture.file, picture.column, picture.group): picture for picture in held}
@@ -162,7 +162,7 @@ def require_space(needed: float, where: str, folder: Path) -> None:
     """Refuse what is larger than the disk of a folder has room for.
 
     Raises:
-        DatasetError: as said.
+        DatasetError: there is no room.
     """
     home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
     free = shutil.disk_usage(home).free
