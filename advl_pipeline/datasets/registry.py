@@ -84,7 +84,8 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
         split: of the dataset, or several that are joined by +.
 
     Raises:
-        ConfigError: there is none of that name. DatasetError: data of one's own that cannot be read, or a known dataset is not there.
+        ConfigError: there is none of that name. DatasetError: data of one's own that cannot be read, or a known
+            dataset is not there.
     """
     known_tasks, known_splits = _offered(name, data_root)
     parts = split.split(JOIN)

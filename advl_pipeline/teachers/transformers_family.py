@@ -76,7 +76,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     """Open ORG/MODEL[@REVISION], or the folder of `options.weights`.
 
     Args:
-        repository: as its form above says.
+        repository: its name on the hub, with a revision or without.
         model_type: the family that a named teacher is of, such as "roberta"; "" takes any.
         prompt: before each text, where the files name none.
 
