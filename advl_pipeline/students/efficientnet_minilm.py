@@ -4,19 +4,14 @@ EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. Each was tra
 relates words to pictures; the layers above start at random and learn that from the labels alone. Maps of four depths
 of the vision tower reach them, because the last one no longer tells colours well, and every cell keeps its place.
 
-A frozen tower gives the same states in every epoch. On a CPU they are computed once and kept in memory, each picture
-and each text by itself, so that they are the same to the bit whatever else is in a batch.
-
 Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the text tower,
 F channels of the maps, S side in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from hashlib import blake2b
 from typing import Any, ClassVar, Self, cast
 
 import timm
@@ -37,15 +32,13 @@ from advl_pipeline.students.bert_parts import (
     norm_first_head,
     run_layers,
 )
+from advl_pipeline.students.frozen_states import FrozenStates, keeps_states, states_of
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.picture_source import RecentlyUsed
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import SingleStream
 
 DEPTHS = (1, 2, 3, 4)
 """Maps of the vision tower that are read, at 1/4, 1/8, 1/16 and 1/32 of the picture's side."""
-KEPT_BYTES = 1 << 30
-"""How much of a frozen tower's states stays in memory."""
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
@@ -67,8 +60,8 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
     reads_first = True
     vision: Any
     text: Any
-    _texts: RecentlyUsed[torch.Tensor]
-    _pictures: RecentlyUsed[torch.Tensor]
+    _texts: FrozenStates | None
+    _pictures: FrozenStates | None
 
     def __init__(self, name: str, config: EfficientNetMiniLmConfig) -> None:
         super().__init__(name, config)
@@ -138,17 +131,17 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
         """Return (N, L, D): the text tower's states; of padding they mean nothing."""
         ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
 
-        def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None) -> torch.Tensor:
+        def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None = None) -> torch.Tensor:
             states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
             return cast(torch.Tensor, states.last_hidden_state)
 
-        if not _keeps(self.text, ids_NL):
+        if not keeps_states(self.text, ids_NL):
             return read(ids_NL, types_NL, mask_NL.long())
+        self._texts = self._texts or states_of(self.text)
         text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
         for row, length in enumerate(mask_NL.sum(1).tolist()):
             ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
-            name = _name_of(torch.cat([ids_1L, types_1L]))
-            text_NLD[row, :length] = self._texts.get(name, partial(_alone, read, ids_1L, types_1L, None))
+            text_NLD[row, :length] = self._texts.of(read, ids_1L, types_1L)[0]
         return text_NLD
 
     def _cells(self, batch: PixelBatch) -> torch.Tensor:
@@ -162,33 +155,14 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
             return torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
 
         def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
-            return _alone(read, self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
+            return read(self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
 
-        if not _keeps(self.vision, batch.pixels_B3SS):
+        if not keeps_states(self.vision, batch.pixels_B3SS):
             return cast(torch.Tensor, self.per_picture(batch, read))
-        return torch.stack(
-            [self._pictures.get(_name_of(pixels), partial(read_one, pixels)) for pixels in batch.pixels_B3SS]
-        )
+        self._pictures = self._pictures or states_of(self.vision)
+        return torch.cat([self._pictures.of(read_one, pixels) for pixels in batch.pixels_B3SS])
 
 
 def _forget(student: EfficientNetMiniLm, *_: object) -> None:
     """Drop the kept states, which are those of other weights."""
-    student._texts, student._pictures = RecentlyUsed(KEPT_BYTES), RecentlyUsed(KEPT_BYTES)
-
-
-def _keeps(tower: nn.Module, inputs: torch.Tensor) -> bool:
-    """Say whether a tower's states are kept: on a CPU, where nothing of it is trained."""
-    if inputs.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False
-    return not any(parameter.requires_grad for parameter in tower.parameters())
-
-
-def _name_of(inputs: torch.Tensor) -> str:
-    return blake2b(inputs.numpy().tobytes(), digest_size=16).hexdigest()
-
-
-@torch.no_grad()
-def _alone(read: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
-    """Return the states of one picture or text, in the precision of the tower's weights."""
-    with torch.autocast("cpu", enabled=False):
-        return read(*inputs)[0]
+    student._texts, student._pictures = None, None

@@ -67,7 +67,7 @@ class RecentlyUsed(Generic[Item]):
 
     def __reduce__(self) -> tuple[object, ...]:
         # A lock does not travel between processes, nor need what can be made again.
-        return RecentlyUsed, (self._max_bytes,)
+        return type(self), (self._max_bytes,)
 
 
 class DecodedPictures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def build_finetune_student(run: Run) -> Student:
         overrides = {**recipe_options(run.chosen, config.init), **options}
         student = build_student(config.student, weights=config.init, overrides=overrides)
         if config.init is None:
-            student.take_towers([_network_of(name) for name in student.towers])
+            fill_towers(student)
         if run.settings.adversarial is not None:
             student.require_perturbable()
         if config.gradient_checkpointing:
@@ -94,10 +94,16 @@ def hold_frozen_in_bf16(student: Student) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _network_of(teacher: str) -> nn.Module:
-    opened = open_teacher(teacher)
-    tower: Any = opened.image or opened.text
-    return cast(nn.Module, tower.backbone.network)
+def fill_towers(student: Student) -> dict[str, Any]:
+    """Let a student take over the weights of the teachers that it starts from; return what identifies these, by name.
+
+    Raises:
+        WeightsUnavailable: they are not at hand.
+    """
+    opened: list[Any] = [open_teacher(name) for name in student.towers]
+    backbones = [(teacher.image or teacher.text).backbone for teacher in opened]
+    student.take_towers([backbone.network for backbone in backbones])
+    return {name: backbone.describe() for name, backbone in zip(student.towers, backbones, strict=True)}
 
 
 def build_finetune_heads(

@@ -90,7 +90,8 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
     split: str = option("train", help="Split to train on.")
     student: str = option(
         "scenes-small",
-        help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter, scenes-vilt or scenes-smolvlm.",
+        help="Student to pretrain: scenes-small, scenes-small-lm, scenes-efficientnet, scenes-uniter, "
+        "scenes-vilt or scenes-smolvlm.",
     )
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
     warmup_steps: int | None = option(

@@ -16,10 +16,11 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ from advl_pipeline.students.saved import (
 )
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
+from advl_pipeline.training.build_model import fill_towers
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.optimiser import linear_warmup_decay
@@ -102,12 +104,13 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
                 why="it does not give its word pieces and mask token (`word_table`)",
                 next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
             )
+        towers = fill_towers(student)
         heads = PretrainHeads(student)
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
     # Where nothing is asked for, it is what suits the student.
     usual = getattr(student, "pretraining", Pretraining())
     options = replace(usual, **{name: value for name, value in asked.items() if value is not None})
-    origin = {"pretraining": pretrain_identity(config, options, dataset)}
+    origin = {"pretraining": pretrain_identity(config, options, dataset, towers)}
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
         if rows:
@@ -178,12 +181,20 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
-def pretrain_identity(config: PretrainConfig, options: Pretraining, dataset: Dataset) -> dict[str, Any]:
-    """Return what changes the result of the pretraining, and nothing else."""
+def pretrain_identity(
+    config: PretrainConfig, options: Pretraining, dataset: Dataset, towers: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return what changes the result of the pretraining, and nothing else.
+
+    Args:
+        towers: what identifies the teachers that the student starts from, by name.
+    """
     settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none") | asdict(options)
     if not options.move_pictures:
         # Students of release 0.2.0 were made without the option, as one is that does without it.
         del settings["move_pictures"]
+    if towers:
+        settings["towers"] = dict(towers)
     return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
 
 
@@ -197,7 +208,7 @@ def _train(
     output: Path,
     keep: Callable[[int, nn.Module, torch.optim.Optimizer], None],
 ) -> dict[str, float]:
-    parameters = [*student.parameters(), *heads.parameters()]
+    parameters = [value for module in (student, heads) for value in module.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = options.warmup_steps + options.joint_steps
     losses: dict[str, float] = {}

@@ -40,6 +40,7 @@ COMPILED = ["uniter-tiny", "vilt-tiny"]
 UNUSED = {
     "uniter": r"mask_embedding",
     "scenes-uniter": r"mask_embedding",
+    "scenes-efficientnet": r"^vision\.",
     "bridgetower": r"text_model\.pooler",
     "efficientnet-minilm": r"^(vision|text)\.",
 }

@@ -97,7 +97,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
         # On a CPU alone, which the device still is.
-        mock.patch.object(efficientnet_minilm, "_keeps", return_value=False),
+        mock.patch.object(efficientnet_minilm, "keeps_states", return_value=False),
         mock.patch.object(batches, "send_ahead", _waiting),
         mock.patch.object(SentBatches, "received", lambda sent, device: [batch.to(device) for batch in sent.batches]),
     ):

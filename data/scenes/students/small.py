@@ -311,11 +311,14 @@ class ScenesSmall(AgreementStream):
         return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
 
     def _picture_states(self, batch: CropBatch) -> torch.Tensor:
-        pixels_BRF = batch.features_BRF.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
-        patch_BRH = self.patch_norm(self.patch_encoder(pixels_BRF))
+        patch_BRH = self.patch_norm(self.patch_encoder(self.seen(batch)))
         box_BRH = self.box_norm(self.box_encoder(batch.positions_BR7))
         embedded_BRH = self.visual_norm(patch_BRH + box_BRH + self.type_embedding.weight[VISUAL_TYPE])
         return self._lower_layers(embedded_BRH, batch.visible_BR)
+
+    def seen(self, batch: CropBatch) -> torch.Tensor:
+        """Return (B, R, F): what the patch encoder sees of the crops."""
+        return batch.features_BRF.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.tokenizer.mask_id

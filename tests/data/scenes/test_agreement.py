@@ -51,7 +51,7 @@ def test_descent_on_likeness_alone_tells_the_named_region() -> None:
     assert [int(scores.argmax()) for scores in unseen] == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["scenes-small", "scenes-uniter", "scenes-vilt"])
+@pytest.mark.parametrize("name", ["scenes-small", "scenes-efficientnet", "scenes-uniter", "scenes-vilt"])
 def test_what_is_said_is_a_candidates_own_part(name: str, tmp_path: Path) -> None:
     """The reason, and not the given answer before it, which all candidates share."""
     shown = picture(tmp_path / "a.png", 64, 48, boxes=[[4, 4, 30, 40]], labels=("thing",))

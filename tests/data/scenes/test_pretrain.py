@@ -25,7 +25,7 @@ from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, r
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.teaching import _known_words
 
-STUDENTS = ("scenes-small", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
+STUDENTS = ("scenes-small", "scenes-efficientnet", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 
 
 def settings(small_corpus: Any, output: Path, **changes: Any) -> PretrainConfig:
