@@ -386,7 +386,15 @@ def test_hidden_from_one_another_text_and_picture_have_not_seen_the_other_side(
     assert (hidden.text_states_NLH[0] - hidden.text_states_NLH[1]).abs().max() > 1e-4
 
 
-LOWER = ["bridgetower-tiny", "lxmert-tiny", "meter-tiny", "scenes-small", "scenes-uniter", "scenes-vilt"]
+LOWER = [
+    "bridgetower-tiny",
+    "lxmert-tiny",
+    "meter-tiny",
+    "scenes-efficientnet",
+    "scenes-small",
+    "scenes-uniter",
+    "scenes-vilt",
+]
 """Students with layers below their fusion."""
 
 

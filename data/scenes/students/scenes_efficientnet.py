@@ -41,6 +41,7 @@ class ScenesEfficientNet(ScenesSmall):
     """Runs the small student over a frozen tower's features of the crops."""
 
     towers = ("efficientnet-lite0",)
+    vision: Any
     _features: FrozenStates | None
 
     def __init__(self, name: str, config: ScenesEfficientNetConfig) -> None:
