@@ -143,7 +143,7 @@ class GenerativeStudent(Student):
         architecture = model_config(config)
         self.facts = family_facts(architecture.model_type)
         self.lora = LoraSettings(targets=PROJECTIONS, **self.facts.lora)
-        self.model = AutoModelForImageTextToText.from_config(architecture, dtype=torch.float32)
+        self._take(AutoModelForImageTextToText.from_config(architecture, dtype=torch.float32))
         self._require_parts()
         self.hidden_size = self.pooled_size = self.decoder.config.hidden_size
         num_layers: int = self.decoder.config.num_hidden_layers
@@ -158,6 +158,9 @@ class GenerativeStudent(Student):
         self.deep_layers: tuple[int, ...] = ()
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed()
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def _take(self, model: Any) -> None:
+        self.model = model
         if hasattr(self.decoder, "_deepstack_process"):
             self.decoder._deepstack_process = add_inner_features
 
@@ -216,10 +219,13 @@ class GenerativeStudent(Student):
         if not path.is_dir():
             return super().load_published(path)
         required_weights(path)
+        config, generation_config = self.model.config, self.model.generation_config
+        # Random weights and those of the files need not be held at once.
+        self.model = None
         try:
             model, loaded = AutoModelForImageTextToText.from_pretrained(
                 path,
-                config=self.model.config,
+                config=config,
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -233,7 +239,8 @@ class GenerativeStudent(Student):
                 why=str(error).strip().split("\n", maxsplit=1)[0],
                 next_command="download it again",
             ) from None
-        self.model.load_state_dict(model.state_dict())
+        model.generation_config = generation_config
+        self._take(model.train(self.training))
         return LoadReport(
             source=path.name,
             num_loaded=len(model.state_dict()) - len(loaded["missing_keys"]),

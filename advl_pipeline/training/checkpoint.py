@@ -66,7 +66,8 @@ class CheckpointWriter:
             StorageError: the disk is full or failed when the state before this one was written.
         """
         self._wait()
-        state = {f"model/{key}": value for key, value in model.state_dict().items()}
+        base = _base_weights(model)
+        state = {f"model/{key}": value for key, value in model.state_dict().items() if key not in base}
         for index, of_parameter in optimizer.state_dict()["state"].items():
             state |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in of_parameter.items()}
         if scaler is not None:
@@ -78,6 +79,13 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+
+def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the frozen weights under low-rank updates by name: a run that goes on has them from where it began."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    is_updated = any(".lora_" in name for name in named)
+    return {name: value for name, value in named.items() if is_updated and not value.requires_grad}
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase: str) -> None:
@@ -130,7 +138,7 @@ def restore(
     Args:
         scaler: of fp16's losses, whose scale goes on with how long it has held.
     """
-    model.load_state_dict(_under("model/", tensors))
+    model.load_state_dict(_base_weights(model) | _under("model/", tensors))
     if scaler is not None and (kept := _under("scaler/", tensors)):
         scaler.load_state_dict({key: value.item() for key, value in kept.items()})
     if optimizer is None:
