@@ -84,7 +84,8 @@ def test_a_row_alone_is_learned_from_however_large_the_batch(advl: Callable[...,
     for teacher in ("minilm-l6", "efficientnet-lite0"):
         advl("extract", "--teacher", teacher, "--data", "alike.jsonl", "--no-confidence")
         caches += ["--cache", f"caches/{teacher}/alike/train"]
-    _, message = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, "--batch-size", 4096)
+    small = ("--student", "scenes-small", "--batch-size", 4096)
+    _, message = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, *small)
     assert "--batch-size 4096, cut to the 1 examples there are" in message
     assert json.loads(Path("run/result.json").read_text())["status"] == "done"
 
@@ -174,7 +175,7 @@ def test_a_study_and_its_low_shot_lists_survive_a_move_of_the_file_and_no_change
     advl("study", "mine.toml", "--output", "again")
     assert sorted(path.name for path in Path("cells").iterdir()) == cells
     listed = ("--ids", "four.json", "--method", "plain", "--output", "run", "--num-steps", 2)
-    advl("finetune", "--data", "chosen.csv", *listed)
+    advl("finetune", "--data", "chosen.csv", "--student", "scenes-small", *listed)
     (scores,) = Path("cells").glob("*/evaluation/test.json")
     then = json.loads(scores.read_text())["content_digest"]
     write_csv(

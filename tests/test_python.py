@@ -56,7 +56,7 @@ def test_the_code_of_the_pages_runs(here: Path) -> None:
 def test_an_answer_is_what_evaluation_scores(here: Path) -> None:
     """One question of the file, asked by hand, has the same answer as in the file of predictions."""
     data = write_json_lines(here / "mine.jsonl", [class_row(number) for number in range(20)])
-    run = advl.finetune(data=data, method="plain", output="run", num_steps=2, batch_size=4)
+    run = advl.finetune(data=data, method="plain", student="scenes-small", output="run", num_steps=2, batch_size=4)
     lines = advl.predict(run.output, on="test").path.read_text(encoding="utf-8").splitlines()[1:]
     loaded = advl.load_run(run.output)
     assert set(loaded.answers) == {"yes", "no"}
@@ -92,7 +92,7 @@ def test_a_dataset_of_the_library_is_read_with_its_classes(here: Path, datasets_
         return datasets.Dataset.from_list(rows, features=features)
 
     data = datasets.DatasetDict({"test": part("test"), "train": part("train")})
-    run = advl.finetune(data=data, method="plain", output="run", num_steps=1, batch_size=4)
+    run = advl.finetune(data=data, method="plain", student="scenes-small", output="run", num_steps=1, batch_size=4)
     # In the library's order, not in that of the alphabet.
     assert advl.load_run(run.output).answers == ("yes", "no")
     assert advl.evaluate(run.output, on="test", probe="none").sets["test"]["num_items"] == {"classes": 5}

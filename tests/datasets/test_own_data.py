@@ -389,7 +389,7 @@ def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(data_of_rows, "open_index", counted)
     data = write_json_lines(tmp_path / "data.jsonl", rows_of(choice_row))
     words = ["finetune", "--data", str(data), "--method", "plain", "--num-steps", "1", "--batch-size", "2"]
-    code = exit_code(*words, "--shots", "2", "--output", str(tmp_path / "run"))
+    code = exit_code(*words, "--student", "scenes-small", "--shots", "2", "--output", str(tmp_path / "run"))
     assert (code, opened) == (0, [str(data)])
     # A file that changed is read anew.
     write_json_lines(data, rows_of(choice_row)[:-1])

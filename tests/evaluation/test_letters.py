@@ -159,7 +159,7 @@ def test_what_letters_cannot_be_asked_of(chat_run: Path, capsys: pytest.CaptureF
         return messages
 
     other = chat_run.parent / "small"
-    printed(capsys, "finetune", "--data", "mine.jsonl", *SHORT, "--output", other)
+    printed(capsys, "finetune", "--data", "mine.jsonl", "--student", "scenes-small", *SHORT, "--output", other)
     assert "generates no text, so no letter can be read." in refused(other)
     assert "replaces no picture" in refused(chat_run, "--probe", "blanked")
     assert "by the set's card" in refused(chat_run, "--generate")

@@ -15,7 +15,7 @@ from advl_pipeline.reporting.answer import answers
 from advl_pipeline.sharing.card import model_card
 from advl_pipeline.studies.gather import gather_runs
 
-SHORT_RUN = ("--num-steps", 1, "--batch-size", 4)
+SHORT_RUN = ("--student", "scenes-small", "--num-steps", 1, "--batch-size", 4)
 
 ROWS = [("Is it red?", "no", 3), ("Is it red?", "yes", 1), ("Is it blue?", "yes", 2), ("Is it blue?", "no", 1)]
 """Words, answer, and how many rows of train say so; of test each pair once."""
