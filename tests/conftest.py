@@ -57,6 +57,16 @@ _LONGEST_FILES = (
     "test_remote.py",
     "test_build.py",
     "test_vision_families.py",
+    "test_public_sets_end_to_end.py",
+    "test_threads.py",
+    "test_imports.py",
+    "test_python.py",
+    "test_aokvqa_lowshot.py",
+    "test_golden_report.py",
+    "test_end_to_end.py",
+    "test_students_of_the_hub.py",
+    "test_chat_families.py",
+    "test_ctrl_c.py",
 )
 """A quarter of a minute or more each: they begin first, so that no process is left with one of them at the end."""
 
