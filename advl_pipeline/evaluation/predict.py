@@ -56,6 +56,7 @@ from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.build_model import hold_frozen_in_bf16
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
@@ -173,6 +174,9 @@ def load_finished(
     """
     config = require_finished(folder)
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
+    if compute.mixed_precision == "bf16" and read_json(folder / names.ENVIRONMENT).get("base_dtype") == "bf16":
+        # As it was trained, so that it fits where it did.
+        hold_frozen_in_bf16(student.requires_grad_(False))
     student.require_inputs()  # Loads what threads that collate would each load at first.
     with drawing():
         heads, label_names = load_heads(folder, student)

@@ -22,6 +22,7 @@ from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 from transformers import AutoModelForImageTextToText
 
+from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
 from advl_pipeline.evaluation.config import PredictConfig
@@ -166,6 +167,12 @@ def test_frozen_weights_are_held_in_bf16_and_resumed_to_the_bit(
     small_corpus.run(tmp_path / "stopped", **options)
     written = [(tmp_path / run / "adapter_model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert written[0] == written[1]
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        compute = ComputeConfig(device="cpu", mixed_precision=precision, num_workers=1)  # type: ignore[arg-type]
+        finished = load_finished(tmp_path / "whole", compute)
+        assert {value.dtype for value in finished.student.parameters()} == {dtype}
+        (scores,) = next(finished.scores(small_corpus.examples(number=1), batch_size=1))
+        assert np.isfinite(scores).all()
 
 
 def test_weights_in_bf16_are_the_default_where_a_gpu_trains_updates_in_it(
