@@ -1,6 +1,6 @@
 """Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
 
-Units are looked up by id: sorted 64-bit prefixes lie beside unit positions, and are searched in place.
+Units are looked up by id: sorted 64-bit prefixes lie next to unit positions, and are searched in place.
 
 Shapes: N units, U of them readable, Q units or ids asked for, M token rows.
 """

@@ -246,7 +246,7 @@ class PruneResult:
 
 
 def run_prune(config: PruneConfig) -> PruneResult:
-    """Remove sets of confidences, leftovers of stopped runs beside a complete cache, or the cache itself.
+    """Remove sets of confidences, leftovers of stopped runs in a complete cache, or the cache itself.
 
     Raises:
         ConfigError: there is no cache, or no set of that key.

@@ -50,7 +50,7 @@ REGION_COLUMNS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "box_index": ((), "int32"),
     "confidence": ((), "float32"),
 }
-"""What stands beside the features of a region: array -> columns, dtype.
+"""What goes with the features of a region: array -> columns, dtype.
 
 `boxes` are x1, y1, x2, y2, width and height as shares of the picture. `box_index` is the row of the dataset's own
 boxes that a region stands for, -1 for a detected one. `confidence` is the detector's, -1 where it gave none.

@@ -23,7 +23,7 @@ _BLOCK_VALUES = 1 << 18
 
 
 def wide_dtype(stored: StoredDtype) -> Literal["float16", "float32"]:
-    """Return how the one feature vector of each unit is stored beside token rows of a dtype."""
+    """Return how the one feature vector of each unit is stored with token rows of a dtype."""
     return "float32" if stored == "float32" else "float16"
 
 

@@ -303,7 +303,7 @@ class FeatureStore:
         return self._joined("kept", self.positions(ids))
 
     def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """Return the rows of `token_features(ids)`, "values", and what stands beside them where they are regions.
+        """Return the rows of `token_features(ids)`, "values", and what goes with them where they are regions.
 
         `boxes` (M, 6) float32, `box_index` (M,) int32 and `confidence` (M,) float32 are as `layout.REGION_COLUMNS`
         says. Of one unit all are views.

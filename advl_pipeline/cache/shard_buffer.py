@@ -21,7 +21,7 @@ from advl_pipeline.errors import AdvlError
 class ShardBuffer:
     """Rows of one shard; units arrive in any order, each exactly once.
 
-    `tokens` holds the rows of the token arrays: "values", "scales" and what stands beside them.
+    `tokens` holds the rows of the token arrays: "values", "scales" and what goes with them.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ShardBuffer:
         stats: Mapping[str, float],
         beside: Mapping[str, npt.NDArray[Any]],
     ) -> None:
-        """Store one unit's features, and what stands beside each token row: array -> (M, ...), as the plan has them.
+        """Store one unit's features, and what goes with each token row: array -> (M, ...), as the plan has them.
 
         Raises:
             AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.

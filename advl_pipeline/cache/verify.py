@@ -1,7 +1,7 @@
 """Verification: every byte against the commit records, every record against the others, the numbers against sense.
 
 Before a run trains on a cache, `require_trustworthy` looks at what changed since it was last vouched for. Who
-completes a cache notes size, inode and times of every file that its record lists, in a file beside the cache. A file
+completes a cache notes size, inode and times of every file that its record lists, in a file next to the cache. A file
 that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing. Of a
 copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a clock
 that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it, which

@@ -33,7 +33,7 @@ def stamp_of(path: Path) -> Stamp:
 
 @contextmanager
 def index_draft(path: Path) -> Iterator[Path]:
-    """Yield a name to write to beside a file of an index: readers see all of the file or none.
+    """Yield a name to write to, next to a file of an index: readers see all of the file or none.
 
     Raises:
         DatasetError: the folder cannot be written.

@@ -1,6 +1,6 @@
 """What a card says of the numbers that a set is known by: facets of items, and measures over them.
 
-A facet is a text that a row has beside what is asked, such as its source. A measure makes one number of what items
+A facet is a text that a row has besides what is asked, such as its source. A measure makes one number of what items
 are worth, or one for each value of a facet (`evaluation/measures.py` computes it).
 """
 

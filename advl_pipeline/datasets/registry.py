@@ -44,7 +44,7 @@ def benchmark_of(name: str) -> Benchmark | None:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes, beside those that say where data of one's own lies (`roots.py`)."""
+    """Names that `open_dataset` takes, besides those that say where data of one's own lies (`roots.py`)."""
     with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
     return tuple(sorted({*with_cards, *dataset_plugins()}))
 

@@ -101,7 +101,7 @@ class DataCard(Configuration):
     )
     facets: Mapping[str, Facet] = field(default_factory=dict)
     """What rows say of themselves that measures are taken over."""
-    measures: tuple[Measure, ...] = option((), help="Numbers that the set is known by, beside its plain accuracy.")
+    measures: tuple[Measure, ...] = option((), help="Numbers that the set is known by, besides its plain accuracy.")
     ties: Ties = option("first", help="What an item is worth whose right choice shares the highest score.")
     reads: Rule = option("letter", help="How a generated answer is read.")
     asks: Mapping[str, str] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class Item:
     """A row, checked.
 
     `image` is the name of a picture, its bytes, or where it is held. `boxes` are in pixels, of a picture of `size`
-    where the data say it. Where they lie in a file beside the picture, `boxes_file` names it and `box_labels` are
+    where the data say it. Where they lie in a file next to the picture, `boxes_file` names it and `box_labels` are
     what it must hold.
     `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
     `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where

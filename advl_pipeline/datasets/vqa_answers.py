@@ -176,7 +176,7 @@ def clean_answer(answer: str) -> str:
 def strip_punctuation(answer: str) -> str:
     """Delete or blank the evaluator's 21 marks, then up to 32 full stops that no digit follows.
 
-    A mark is deleted when a space stands beside it anywhere in the input, or when the input holds a number like
+    A mark is deleted when a space stands next to it anywhere in the input, or when the input holds a number like
     "1,000"; otherwise it becomes a space. Apostrophe, colon and % & $ # * ^ ~ | are no marks.
     """
     glue = _DIGIT_COMMA_DIGIT.search(answer) is not None

@@ -36,7 +36,7 @@ class ReadoutResult:
 
 
 def run_readout(config: ReadoutConfig) -> ReadoutResult:
-    """Read a student's placement of words and regions beside the teachers of the caches.
+    """Compare how a student and the teachers of the caches place words and regions.
 
     Raises:
         ConfigError: no cache, or caches of different splits.

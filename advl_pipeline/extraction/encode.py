@@ -43,7 +43,7 @@ from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.teachers.interface import EncodedBatch
 
 BATCHES_READY = 2
-"""Batches that lie ready beside those that are being made ready."""
+"""Batches that lie ready besides those that are being made ready."""
 
 _TASKS_BEHIND = 4
 

@@ -27,7 +27,7 @@ _CONFIDENCE_BYTES = 32
 """Of an example in a set: its id and two numbers."""
 
 _SPARE_BYTES = 64_000_000
-"""Left free beside a cache: its metadata, and work of the system that a full disk would stop."""
+"""Left free besides a cache: its metadata, and work of the system that a full disk would stop."""
 
 _SAMPLED_EXAMPLES = 100
 """Whose texts are counted, to learn how many an epoch reads."""

@@ -339,7 +339,7 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     if folders:
         return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
     for suffix in (".npz", ".json"):
-        # Counts beside UNITER's LMDB are no features.
+        # Counts next to UNITER's LMDB are no features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
             return RegionFeatures(path, per_picture_entries(path, suffix))
     raise DatasetError(

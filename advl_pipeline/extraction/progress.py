@@ -1,6 +1,6 @@
 """Progress of an extraction: a bar on stderr, the same numbers as JSON lines, and where the time goes.
 
-How long a cache took stands in a file beside it, a line per command that encoded something. Beside and not inside:
+How long a cache took stands in a file next to it, a line per command that encoded something. Not inside:
 equal caches stay equal byte for byte, however long they took and however often they were interrupted.
 """
 

@@ -17,7 +17,7 @@ VL-BERT's `.json` has `num_boxes`, `boxes` and `features` in base64 of float32, 
 UNITER's LMDB: key "<name>.npz", value msgpack of arrays, or compressed `.npz` bytes. The folder's name says how many
 regions a picture has: `feat_th0.2_max100_min10[_compressed]` keeps the regions above a confidence, clamped;
 `feat_numbb36` keeps 36; `all` keeps all. Rows are sorted by falling confidence, so the first n are meant. The sidecar
-`nbb_<...>.json` beside the folder gives n; without it n is computed.
+`nbb_<...>.json` next to the folder gives n; without it n is computed.
 
 Boxes have four columns; `.npz` files and LMDB may have more, of which the first four count (`norm_bb`: six).
 

@@ -26,7 +26,7 @@ _ASKED = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
-    """One number beside the sentence: what it is, the number, and what else must be known of it."""
+    """One number that backs the sentence: what it is, the number, and what else must be known of it."""
 
     label: str
     value: str

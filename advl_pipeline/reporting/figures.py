@@ -44,7 +44,7 @@ WIDTHS: Mapping[Share, float] = {"whole": 720.0, "half": 535.0, "third": 350.0}
 _FREE_COLOURS, _FREE_SHAPES = (2, 3, 4, 5, 6, 7), ("square", "diamond", "triangle")
 
 _VALUES, _ROW, _LONGEST_NAME = 46.0, 25.0, 23
-"""Room for a number beside a row, and for a row; and how many letters of a method's name are shown."""
+"""Room for a number next to a row, and for a row; and how many letters of a method's name are shown."""
 
 _UNITS_PER_INCH = 72
 
@@ -315,8 +315,8 @@ def accuracy_figure(result: StudyResult, look: Looks, *, setting: str, metric: s
 def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
     """Gain over the study's baseline, paired by seed; None where there are not several sizes.
 
-    A student that never sees a picture is left out: what it lacks would set the scale of the figure, and beside it
-    no gain of a method could be seen.
+    A student that never sees a picture is left out: what it lacks would set the scale of the figure, and no gain of a
+    method could be seen.
     """
     study = result.study
     blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}

@@ -48,7 +48,7 @@ _TERMS = {
 
 
 def view_run(result: StudyResult) -> dict[str, Any]:
-    """Read what the page of the only run of a result shows beside its tables.
+    """Read what the page of the only run of a result shows besides its tables.
 
     Returns:
         name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; a figure of the

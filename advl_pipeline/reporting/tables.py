@@ -167,7 +167,7 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
 def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """Arrange the readouts: one table per setting, rows by shots and method, columns by nodes and teacher.
 
-    A random teacher has no column of its own. Its runs were read beside it, as the only teacher that they know: that
+    A random teacher has no column of its own. Its runs were compared with it, the only teacher that they know: that
     the student comes to agree with it shows that the adapt step works, not that anything true was learned. Its row
     says so.
     """
@@ -186,7 +186,7 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                 continue
             label = wording.method_label(result.study, method)
             if any(row["teacher"].startswith(_RANDOM) for row in alike):
-                label += " (beside that random teacher)"
+                label += " (compared with that random teacher)"
             by_column = {column: rows_of(alike, column=column) for column in columns}
             cells: list[dict[str, str] | None] = []
             for runs in by_column.values():

@@ -28,7 +28,7 @@ READOUT_EXPLAINED = (
     "Of four known words, one is the most like a word that pretraining never taught: so the teacher finds. Listed is "
     "how often the student picks the same one, before → after the adapt step, mean over the runs. Where pretraining "
     "left no record of its words, all words count as both. Regions are asked about in the same way, among those of "
-    "other pictures. No label is used. What learned from a shuffled teacher is read beside the true one."
+    "other pictures. No label is used. A student of a shuffled teacher is compared with the true one."
 )
 
 

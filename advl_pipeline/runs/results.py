@@ -139,7 +139,7 @@ LETTERS = "letters"
 def filed_as(run: Path, test_set: str, vqa_mode: str | None, protocol: str = "likelihood") -> str:
     """Return the name that the scores of a test set by an evaluator of VQA are filed under.
 
-    It is the set's own where they are by the set's usual evaluator; those by another one stand beside them.
+    It is the set's own where they are by the set's usual evaluator; those by another one stand next to them.
 
     Args:
         vqa_mode: the evaluator that is asked for; None for the usual one.

@@ -1,4 +1,4 @@
-"""Trackers beside the JSON lines that are always written: accelerate's, of the packages that are installed."""
+"""Trackers besides the JSON lines that are always written: accelerate's, of the packages that are installed."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Family:
 
     `build(student, task, num_classes)` gives the empty model. `body` replaces "model." in the student's names;
     `head` maps starts of the head's names to theirs, and is empty where transformers has no such head: it is kept in
-    a file beside the model. What a user types is in `usage.py.jinja`, by the family and by what it `reads`.
+    a file next to the model. What a user types is in `usage.py.jinja`, by the family and by what it `reads`.
     """
 
     build: Callable[[Any, str, int], PreTrainedModel]
@@ -367,7 +367,7 @@ _OF_A_STUDENT = (
     *(names.STUDENT, names.STUDENT_WEIGHTS, names.TOKENIZER, names.ADAPTER, names.ADAPTER_WEIGHTS),
     *(names.HEADS, names.HEADS_WEIGHTS, names.IDENTITY),
 )
-"""Files of a run that answers follow from, beside its options and its processor."""
+"""Files of a run that answers follow from, besides its options and its processor."""
 
 
 def _for_this_package(run: Path, finished: FinishedRun) -> _Prepared:

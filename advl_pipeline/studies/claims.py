@@ -50,7 +50,7 @@ RULED_OUT = 0.025
 MINUS = "\N{MINUS SIGN}"
 
 _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (other questions)"}
-"""Said beside a drop that is not over the same questions."""
+"""Said of a drop that is not over the same questions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ training split and of the pretrained student, but not where these lie, no time, 
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
 same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
 
-The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs lie beside studies:
+The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs lie next to studies:
 runs/cells/ID for runs/studies/NAME, each once. So studies that ask for one cell share it, and studies that are copied
 to another machine with the folder of cells gather there.
 """
@@ -207,7 +207,7 @@ def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Map
     """Return the options of a cell, without its caches.
 
     Args:
-        decided: what the grid decides beside the setting: shots, seed and folders.
+        decided: what the grid decides besides the setting: shots, seed and folders.
     """
     variant = study.variant(method)
     # The last layer to name an option wins: what is special about a variant must survive every general override.
@@ -327,13 +327,13 @@ def default_folder(study: StudyConfig) -> Path:
 
 
 def cells_folder(folder: Path) -> Path:
-    """Return where the runs of a study lie: in `cells`, beside the study or beside the folder `studies` of it."""
+    """Return where the runs of a study lie: in `cells`, next to the study or to its folder `studies`."""
     beside = folder.parent
     return (beside.parent if beside.name == _STUDIES_FOLDER else beside) / "cells"
 
 
 def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the studies beside a run's folder that list its cell, by name, and whether they keep its student."""
+    """Yield the studies next to a run's folder that list its cell, by name, and whether they keep its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -382,7 +382,7 @@ def missing_inits(study: StudyConfig) -> dict[Path, str]:
 
 
 def input_digests(draft: Plan) -> dict[str, str]:
-    """Digest what cells start from or see beside their dataset, so that another content makes other cells.
+    """Digest what cells start from or see besides their dataset, so that another content makes other cells.
 
     These are pretrained students, files of students that options name, and caches of regions.
 

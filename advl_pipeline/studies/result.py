@@ -27,7 +27,7 @@ def rows_of(rows: Iterable[Row], **wanted: object) -> list[Row]:
 class StudyResult:
     """Everything that was gathered.
 
-    Rows, with their columns beside setting, method, shots and seed:
+    Rows, with these columns besides setting, method, shots and seed:
       - cells: cell, run, state (finished, partial where a test set is missing, or pending) and the command that
         repeats its finetuning;
       - readouts, of every run: percent of nodes (words, regions) that the student places as the teacher does, before

@@ -166,7 +166,7 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
             raise ConfigError(
                 f"The test set {test_set} has changed since runs were scored on it.",
                 where=str(path),
-                why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand beside new ones",
+                why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand next to new ones",
                 next_command=again(f"rm {old}   (the old scores), then give the same command again"),
             )
 

@@ -52,7 +52,7 @@ class SentenceRecipe:
 
 
 def read_beside(folder: Path, name: str) -> Any:
-    """Return what a JSON file beside the model's config holds, or None when there is none."""
+    """Return what a JSON file next to the model's config holds, or None when there is none."""
     path = folder / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

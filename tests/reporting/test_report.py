@@ -234,7 +234,7 @@ def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Pa
         ["shots", "method", "regions, efficientnet-lite0", "words, minilm-l6", "runs"],
         ["", "chance", "25.0", "25.0", ""],
         ["100", "ADVL", "30.0 → 70.0", "30.0 → 70.0", "1"],
-        ["100", "ADVL, random teacher 1 (beside that random teacher)", "30.0 → 70.0", "30.0 → 70.0", "1"],
+        ["100", "ADVL, random teacher 1 (compared with that random teacher)", "30.0 → 70.0", "30.0 → 70.0", "1"],
     ]
 
 

@@ -314,7 +314,7 @@ def _draw(card: DataCard, row: Row, *parts: str) -> bytes:
 
 
 def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]:
-    """Put others' rationales beside the first one of each row; rows near it in the file give them.
+    """Add others' rationales to the first one of each row; rows near it in the file give them.
 
     Rows without a label have none to choose from.
     """
@@ -476,7 +476,7 @@ def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     value = record.get("label")
     if value is not None and not isinstance(value, (str, int)):
         raise _unlike("label", value, "the name or the number of a class")
-    # As texts are read: "ja " is no class beside "ja", nor is an accent written in another way.
+    # As texts are read: "ja " is no other class than "ja", nor is an accent written in another way.
     name = "" if value is None else _plain(value)
     if not card.labels:
         return name or None

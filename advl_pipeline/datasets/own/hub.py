@@ -35,7 +35,7 @@ _REVISION = re.compile(r"[0-9a-f]{7,40}")
 """A commit, which stays as it is; a branch or a tag may be moved."""
 
 _SAVED = "state.json"
-"""What `save_to_disk` leaves beside the rows of a lone dataset."""
+"""What `save_to_disk` leaves next to the rows of a lone dataset."""
 
 Parts = Mapping[str | None, Any]
 """Split -> opened dataset of the library; None for one whose rows say their split."""
@@ -60,7 +60,7 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
 
     Args:
         files: hf:NAME, or split -> hf:NAME.
-        card: what the user said beside the columns.
+        card: what the user said besides the columns.
         root: folder of the datasets.
 
     Raises:
@@ -139,7 +139,7 @@ def _load(name: HubName, card: DataCard, root: Path) -> _Loaded:
 
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
-        # A folder of that name beside the user, where downloads lie by default, passes for an empty package.
+        # A folder of that name in the working folder, where downloads lie by default, passes for an empty package.
         raise DatasetMissing(
             "Datasets of the hub need the library `datasets`.",
             where=str(name),
@@ -152,7 +152,7 @@ def _load(name: HubName, card: DataCard, root: Path) -> _Loaded:
         if obstacle:
             builder = _prepared_before(name)
         elif is_saved:
-            # `load_from_disk` would open whatever file the folder's record names, beside the folder too.
+            # `load_from_disk` would open whatever file the folder's record names, outside the folder too.
             builder = load_builder("arrow", data_dir=path, data_files="data-*.arrow")
         else:
             hub_files.require_own_names(name)
@@ -259,7 +259,7 @@ def library_source(
 
     Args:
         splits: opened datasets.
-        card: what the user said beside the columns; classes of a label column are added to it.
+        card: what the user said besides the columns; classes of a label column are added to it.
         name: of the whole, for messages.
         pictures: folder that names of pictures are relative to.
         joined: datasets of the card's `join`.

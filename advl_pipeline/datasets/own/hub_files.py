@@ -62,7 +62,7 @@ def hub_name(text: str, root: Path) -> HubName:
 def lies_inside(path: Path, folder: Path) -> bool:
     """Say whether a file, its links followed, lies in a copy of a repository."""
     home = folder.resolve()
-    # The cache of the hub's library holds a snapshot as links to files beside it.
+    # The cache of the hub's library holds a snapshot as links to files next to it.
     home = home.parents[1] if home.parent.name == "snapshots" else home
     return path.resolve().is_relative_to(home)
 

@@ -43,7 +43,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         pictures: folder that names of pictures are relative to; None for the current one. A path is read as it is.
 
     Raises:
-        DatasetError: no rows, a value that no file can hold, or names of pictures beside pictures in memory.
+        DatasetError: no rows, a value that no file can hold, or both names of pictures and pictures in memory.
         StorageError: the folder of the datasets cannot be written.
     """
     home = resolve_data_root(None) / FOLDER

@@ -1,6 +1,6 @@
 """Pictures inside Parquet files of the hub, of a revision that is named: rows are read without them.
 
-A picture is fetched when it is first asked for, with those of its row group, which lie beside it in the file. So a
+A picture is fetched when it is first asked for, with those of its row group, its neighbours in the file. So a
 subset of a few questions costs the texts of all rows and the row groups of its own pictures.
 """
 

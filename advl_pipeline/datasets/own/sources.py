@@ -93,7 +93,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     for split, files in by_split(card.files).items():
         for file in files:
             if not is_safe_name(file):
-                why = f"got {file!r}; a card names files beside it or below"
+                why = f"got {file!r}; a card names files next to it or below"
                 raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
             tables.append((home / file, split))
     return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
