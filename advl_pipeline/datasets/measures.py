@@ -30,13 +30,14 @@ Rule = Literal["letter", "mmstar", "cv-bench", "scienceqa", "ranked", "pope", "n
 class Facet(Configuration):
     """A facet of the items: what a column says, or a part of it."""
 
-    column: str = option(help="Their column; of a list its first entry, of a table a field behind a dot.")
-    pattern: str = option("", help="Regular expression: the facet is what its groups hold where it is first found.")
+    column: str
+    """Their column; of a list its first entry, of a table a field behind a dot."""
+    pattern: str = ""
+    """Regular expression: the facet is what its groups hold where it is first found."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What the column says -> what the facet is called; others keep what they say."""
-    per: int | None = option(
-        None, help="The column counts from 1, and this many that follow one another share a name."
-    )
+    per: int | None = None
+    """The column counts from 1, and this many that follow one another share a name."""
 
     def of(self, record: Mapping[str, Any]) -> str:
         """Return the facet of a row; "" where the row says nothing of it."""
@@ -57,22 +58,26 @@ class Facet(Configuration):
 class Measure(Configuration):
     """A number in percent: `accuracy`, the share of `groups` that are all right, or one of a task of yes and no."""
 
-    name: str = option(help="What it is called.")
-    of: Quantity = option("accuracy", help="What is measured.")
-    positive: str | None = option(None, help="The answer that precision, recall, F1 and the share of positives mean.")
-    by: str | None = option(None, help="Facet of whose values each gives a number.")
-    mean_of: tuple[Any, ...] = option(
-        (),
-        help='Values of the facet `by` whose mean is the number; a list in it is a mean of its own; "each" for all.',
-    )
-    keys: tuple[str, ...] = option((), help="Facets that the items of a group share.")
+    name: str
+    """What it is called."""
+    of: Quantity = "accuracy"
+    """What is measured."""
+    positive: str | None = None
+    """The answer that precision, recall, F1 and the share of positives mean."""
+    by: str | None = None
+    """Facet of whose values each gives a number."""
+    mean_of: tuple[Any, ...] = ()
+    """Values of the facet `by` whose mean is the number; a list in it is a mean of its own; "each" for all."""
+    keys: tuple[str, ...] = ()
+    """Facets that the items of a group share."""
     size: int | None = option(
         None,
         help="Items of a whole group: others are wrong, and there are as many groups as whole ones fit.",
         minimum=1,
     )
     denominator: int | None = option(None, help="Items that there are, whatever is scored.", minimum=1)
-    splits: tuple[str, ...] = option((), help="Splits that it is a number of [default: all].")
+    splits: tuple[str, ...] = ()
+    """Splits that it is a number of [default: all]."""
 
     @property
     def facets(self) -> tuple[str, ...]:

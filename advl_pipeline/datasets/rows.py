@@ -49,10 +49,14 @@ ABOUT = frozenset(
 class Join(Configuration):
     """Columns of other rows: those whose column `on` is what a row has in its column `key`."""
 
-    files: Any = option(help="hf:NAME, or a table split -> hf:NAME.")
-    key: str = option(help="Column of the rows.")
-    on: str = option(help="Column of the joined rows.")
-    columns: tuple[str, ...] = option(help="Columns that are taken over.")
+    files: Any
+    """hf:NAME, or a table split -> hf:NAME."""
+    key: str
+    """Column of the rows."""
+    on: str
+    """Column of the joined rows."""
+    columns: tuple[str, ...]
+    """Columns that are taken over."""
 
 
 def by_split(files: Any) -> dict[str | None, list[Any]]:
@@ -65,19 +69,20 @@ def by_split(files: Any) -> dict[str | None, list[Any]]:
 class DataCard(Configuration):
     """What a card may say; every key may be left out."""
 
-    task: Kind | None = option(None, help="Kind of task, where the columns allow several.")
-    files: Any = option(
-        None, help="A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."
-    )
-    pictures: Path | None = option(
-        None, help="Folder that picture names are relative to, itself relative to the card [default: the card's]."
-    )
+    task: Kind | None = None
+    """Kind of task, where the columns allow several."""
+    files: Any = None
+    """A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."""
+    pictures: Path | None = None
+    """Folder that picture names are relative to, itself relative to the card [default: the card's]."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Our column -> what every row has in it."""
-    items: tuple[Mapping[str, str], ...] = option((), help="Items of a row, our column -> theirs; they are a group.")
-    join: Join | None = option(None, help="Columns that other rows have.")
+    items: tuple[Mapping[str, str], ...] = ()
+    """Items of a row, our column -> theirs; they are a group."""
+    join: Join | None = None
+    """Columns that other rows have."""
     split_names: Mapping[str, str] = field(default_factory=dict)
     """Their split -> ours."""
     num_rows: int | None = option(
@@ -85,11 +90,16 @@ class DataCard(Configuration):
     )
     only: Mapping[str, Any] = field(default_factory=dict)
     """Their column -> the values of rows that are read; others are left out and counted."""
-    needs: tuple[str, ...] = option((), help="Our columns without which a row is left out and counted.")
-    labels: tuple[str, ...] = option((), help="The classes, in order [default: those of train, sorted].")
-    label_is: LabelForm | None = option(None, help="How a label reads that could be read in several ways.")
-    options_in_question: bool = option(False, help="The choices stand in the question, behind A, B and so on.")
-    right_choice_first: bool = option(False, help="The first choice is the right one; their order is drawn.")
+    needs: tuple[str, ...] = ()
+    """Our columns without which a row is left out and counted."""
+    labels: tuple[str, ...] = ()
+    """The classes, in order [default: those of train, sorted]."""
+    label_is: LabelForm | None = None
+    """How a label reads that could be read in several ways."""
+    options_in_question: bool = False
+    """The choices stand in the question, behind A, B and so on."""
+    right_choice_first: bool = False
+    """The first choice is the right one; their order is drawn."""
     rationale_choices: int | None = option(
         None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
     )
@@ -101,9 +111,12 @@ class DataCard(Configuration):
     )
     facets: Mapping[str, Facet] = field(default_factory=dict)
     """What rows say of themselves that measures are taken over."""
-    measures: tuple[Measure, ...] = option((), help="Numbers that the set is known by, besides its plain accuracy.")
-    ties: Ties = option("first", help="What an item is worth whose right choice shares the highest score.")
-    reads: Rule = option("letter", help="How a generated answer is read.")
+    measures: tuple[Measure, ...] = ()
+    """Numbers that the set is known by, besides its plain accuracy."""
+    ties: Ties = "first"
+    """What an item is worth whose right choice shares the highest score."""
+    reads: Rule = "letter"
+    """How a generated answer is read."""
     asks: Mapping[str, str] = field(default_factory=dict)
     """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
 

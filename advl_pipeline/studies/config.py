@@ -91,15 +91,24 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
 class Variant:
     """A row of a study: a base method and what is changed about it."""
 
-    method: str = option(help="Base method of `advl finetune`.")
-    role: Literal["baseline", "method", "control", "ablation"] = option("method", help="How the report treats it.")
-    label: str = option("", help="Name in tables and figures.")
-    note: str = option("", help="What the variant is there to show.")
-    baseline: str | None = option(None, help="Variant it is compared with, in place of the study's baseline.")
-    part: str = option("", help="Of an ablation: the part of the method that is left out.")
-    teachers: tuple[str, ...] | None = option(None, help="Teachers in place of the setting's.")
-    teacher_prefix: str = option("", help="Put before every teacher's name, such as 'random:'.")
-    teacher_suffix: str = option("", help="Put after every teacher's name, such as '@1'.")
+    method: str
+    """Base method of `advl finetune`."""
+    role: Literal["baseline", "method", "control", "ablation"] = "method"
+    """How the report treats it."""
+    label: str = ""
+    """Name in tables and figures."""
+    note: str = ""
+    """What the variant is there to show."""
+    baseline: str | None = None
+    """Variant it is compared with, in place of the study's baseline."""
+    part: str = ""
+    """Of an ablation: the part of the method that is left out."""
+    teachers: tuple[str, ...] | None = None
+    """Teachers in place of the setting's."""
+    teacher_prefix: str = ""
+    """Put before every teacher's name, such as 'random:'."""
+    teacher_suffix: str = ""
+    """Put after every teacher's name, such as '@1'."""
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     """Fields of `FinetuneConfig` that this variant sets."""
 
@@ -112,14 +121,22 @@ class Variant:
 class Setting:
     """One combination of dataset, student and teachers that the grid is run in."""
 
-    dataset: str = option(help="Dataset to finetune on: a name, or data of your own.")
-    name: str = option("", help="Name in tables [default: the dataset's].")
-    tasks: tuple[str, ...] = option((), help="Tasks to train on.")
-    metrics: tuple[str, ...] = option((), help="Metrics that are compared [default: those of the tasks].")
-    student: str = option("", help="Student to finetune [default: as of `advl finetune`].")
-    init: Path | None = option(None, help="Pretrained student.")
-    teachers: tuple[str, ...] = option((), help="Teachers, by name.")
-    test_sets: tuple[str, ...] = option(("test",), help="The in-domain test set first, then shifted ones.")
+    dataset: str
+    """Dataset to finetune on: a name, or data of your own."""
+    name: str = ""
+    """Name in tables [default: the dataset's]."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to train on."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that are compared [default: those of the tasks]."""
+    student: str = ""
+    """Student to finetune [default: as of `advl finetune`]."""
+    init: Path | None = None
+    """Pretrained student."""
+    teachers: tuple[str, ...] = ()
+    """Teachers, by name."""
+    test_sets: tuple[str, ...] = ("test",)
+    """The in-domain test set first, then shifted ones."""
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
 
     @property
@@ -132,22 +149,27 @@ class Setting:
 class StudyConfig(Configuration):
     """A grid of settings, methods, shots and seeds."""
 
-    name: str = option(help="Name of the study and of its folder.")
-    title: str = option("", help="Heading of the report.")
-    question: str = option("", help="What the study asks, in one sentence.")
-    methods: tuple[str, ...] = option(help="Variants to run, by name.")
+    name: str
+    """Name of the study and of its folder."""
+    title: str = ""
+    """Heading of the report."""
+    question: str = ""
+    """What the study asks, in one sentence."""
+    methods: tuple[str, ...]
+    """Variants to run, by name."""
     shots: tuple[int | None, ...] = option((None,), help="Training questions; 'full' for all.", minimum=1)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), help="Seeds, the same for every method.", minimum=0)
-    baseline: str = option("plain", help="Variant that the others are compared with.")
-    focus: str = option("advl", help="Variant that the claims are about.")
+    baseline: str = "plain"
+    """Variant that the others are compared with."""
+    focus: str = "advl"
+    """Variant that the claims are about."""
     margin: float = option(1.0, help="Smallest gain in points that would matter.", minimum=0)
-    keep_weights: bool = option(
-        True,
-        help="Keep the student of every cell. Without, it goes once all test sets are scored, unless another study "
-        "keeps it; a test set that is added later trains the cell again.",
-    )
+    keep_weights: bool = True
+    """Keep the student of every cell. Without, it goes once all test sets are scored, unless another study keeps it;
+    a test set that is added later trains the cell again."""
     min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.", minimum=1)
-    settings: tuple[Setting, ...] = option(help="Where the grid is run.")
+    settings: tuple[Setting, ...]
+    """Where the grid is run."""
     variants: Mapping[str, Variant] = field(default_factory=lambda: MappingProxyType({}))
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     at_shots: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
@@ -155,7 +177,8 @@ class StudyConfig(Configuration):
     evaluation: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     with_regions: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     """Keys of a setting that take effect where regions are given, such as a student that sees regions."""
-    source: str = option("", help="File that the study was read from.")
+    source: str = ""
+    """File that the study was read from."""
 
     def variant(self, name: str) -> Variant:
         """Return a variant by name, the study's own before the shipped ones.
