@@ -79,9 +79,9 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
 def report(config: ReportConfig) -> Iterator[Any]:
     """Turn a study, or runs, into one self-contained HTML page or a table.
 
-    RUN is the folder of an evaluated run, or a folder that holds several; more may follow, which are compared.
-    A study folder stands there by itself. The page needs no network and reads well on a phone, in print, light
-    and dark.
+    RUN is the folder of an evaluated run, or a folder that holds several; more may follow: one table by what
+    differs among them. A study folder stands there by itself. The page needs no network and reads well on a
+    phone, in print, light and dark.
 
     \b
     advl report runs/studies/demo
@@ -92,7 +92,9 @@ def report(config: ReportConfig) -> Iterator[Any]:
 
     result = run_report(config)
     yield to_plain({"output": result.output, "answers": result.answers, "verdicts": result.verdicts})
-    for answer in result.answers:
+    from advl_pipeline.reporting.answer import nothing_yet
+
+    for answer in result.answers or [nothing_yet(result.study)]:
         click.echo(str(answer))
     for verdict in result.verdicts:
         click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")

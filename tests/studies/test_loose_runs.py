@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import synthetic_runs
+from commands import printed
 from synthetic_runs import GAINS, write_study_file
 
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.page import page_of
-from advl_pipeline.reporting.report import ReportConfig, run_report
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.gather import gather_runs
@@ -105,11 +105,13 @@ def test_a_report_of_one_scored_run_says_what_it_answers(cells: Cells, tmp_path:
     ],
 )
 def test_what_several_runs_differ_in_is_said_and_they_are_not_compared(
-    changes: dict[str, Any], told: str, cells: Cells, tmp_path: Path
+    changes: dict[str, Any], told: str, cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loose_run(tmp_path / "runs" / "a", cells["advl", 0], num_steps=300)
     loose_run(tmp_path / "runs" / "b", cells["plain", 0], **{"num_steps": 300} | changes)
-    report = run_report(ReportConfig(run=(tmp_path / "runs",), to="md")).output.read_text(encoding="utf-8")
+    shown, _ = printed(capsys, "report", tmp_path / "runs", "--to", "md")
+    assert told in shown
+    report = (tmp_path / "runs" / "report.md").read_text(encoding="utf-8")
     sentence = next(line for line in report.splitlines() if line.startswith("2 runs stand in one table"))
     assert "method (advl and plain)" in sentence
     assert told in sentence
