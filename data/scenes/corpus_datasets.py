@@ -132,7 +132,7 @@ def _benchmark(
 VCR = _benchmark(
     FORMATS["vcr"],
     paths.VCR_FOLDER,
-    {split: {"annotations": paths.vcr_annotations(split).name, "labelled": True} for split in paths.TASK_SPLITS},
+    {split: {"annotations": paths.vcr_annotations(split).name, "labelled": True} for split in paths.SPLIT_CODES},
     pictures=paths.VCR_IMAGES,
     text_style="indexed",
 )
@@ -146,7 +146,7 @@ VQA = _benchmark(
             "subtype": paths.vqa_subtype(split),
             "boxes": paths.boxes(paths.VQA_FOLDER, split).name,
         }
-        for split in paths.TASK_SPLITS
+        for split in paths.SPLIT_CODES
     },
     answer_lists={"train": ["train"]},
     # Answers of the corpus carry no annotation noise: every one that training knows is a class.
@@ -160,7 +160,7 @@ SNLI_VE = _benchmark(
             "annotations": paths.snli_ve_annotations(split).name,
             "boxes": paths.boxes(paths.SNLI_VE_FOLDER, split).name,
         }
-        for split in paths.TASK_SPLITS
+        for split in paths.SPLIT_CODES
     },
 )
 CAPTIONS = _benchmark(

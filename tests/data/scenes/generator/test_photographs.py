@@ -17,6 +17,7 @@ from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, run_build_scenes
 from advl_data.scenes.generator.photograph_kinds import OURS, load_photograph_vocabulary
 from advl_data.scenes.generator.photographs import LEAST_PHOTOGRAPHS, SHARES, read_photographs
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.packages import read_data
 
@@ -95,6 +96,15 @@ def test_a_folder_of_photographs_becomes_a_corpus(folder: Path) -> None:
     grey = corpus / paths.VCR_FOLDER / paths.VCR_IMAGES / paths.vcr_image(paths.GREY, 0)
     red, green, blue = np.moveaxis(np.asarray(Image.open(grey), dtype=int), 2, 0)
     assert max(abs(red - green).max(), abs(red - blue).max()) <= 4
+    for name in ("scenes-vcr", "scenes-vqa", "scenes-snli-ve"):
+        in_colour, in_grey = (
+            open_dataset(name, split=split, data_root=corpus.parent) for split in ("test", paths.GREY)
+        )
+        texts, texts_in_grey = (
+            [[candidate.text for candidate in example.candidates] for example in dataset]
+            for dataset in (in_colour, in_grey)
+        )
+        assert texts == texts_in_grey
 
 
 def test_pools_share_no_photograph_and_leave_none_out(folder: Path) -> None:
