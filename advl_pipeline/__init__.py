@@ -80,13 +80,13 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.extraction.checks import require_effect
+    from advl_pipeline.extraction.checks import check_extraction_options
     from advl_pipeline.extraction.config import ExtractConfig
     from advl_pipeline.extraction.run import run_extract
 
     name = teacher if isinstance(teacher, str) else teacher.name
     config = _configured(ExtractConfig, options | {"teacher": name}, data)
-    require_effect(config)
+    check_extraction_options(config)
     return run_extract(config, None if isinstance(teacher, str) else teacher)
 
 
@@ -104,13 +104,13 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.training.checks import require_effect, require_given
+    from advl_pipeline.training.checks import check_run, check_run_options
     from advl_pipeline.training.config import FinetuneConfig
     from advl_pipeline.training.run import run_finetune
 
     config = _configured(FinetuneConfig, options | {"output": output}, data)
-    require_given(config)
-    require_effect(config)
+    check_run(config)
+    check_run_options(config)
     return run_finetune(config)
 
 
@@ -127,12 +127,12 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.evaluation.checks import require_effect
+    from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import EvaluateConfig
     from advl_pipeline.evaluation.runner import run_evaluate
 
     config = _configured(EvaluateConfig, options | {"run": run})
-    require_effect(config)
+    check_scoring_options(config)
     return run_evaluate(config)
 
 
@@ -149,12 +149,12 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.evaluation.checks import require_effect
+    from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import PredictConfig
     from advl_pipeline.evaluation.predict_files import run_predict
 
     config = _configured(PredictConfig, options | {"run": run})
-    require_effect(config)
+    check_scoring_options(config)
     return run_predict(config)
 
 

@@ -13,7 +13,6 @@ import functools
 import inspect
 import json
 import math
-import operator
 import stat
 import types
 import typing
@@ -67,8 +66,8 @@ class Option:
         such_as: an example of its value, told where an option that is required is missing.
         rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
-        otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
         output: what the command makes of the path, where the option names an output; every other path is an input.
+        needs: names of facts without which it changes nothing, the first that fails is told; see `unused_options`.
     """
 
     help: str
@@ -82,8 +81,8 @@ class Option:
     such_as: str | None = None
     rare: bool = False
     identity: Identity = "value"
-    otherwise: Any = None
     output: Output | None = None
+    needs: tuple[str, ...] = ()
 
     def allows(self, value: float) -> bool:
         """Say whether a number is finite and within the bounds."""
@@ -104,21 +103,24 @@ class Option:
         return ", ".join([*limits, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, otherwise: Any = None, **declared: Any) -> Any:  # noqa: A002
+def option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
     """Declare a field of a command's configuration, of which `Option` says what may be declared.
 
     Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
     `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
     dataclasses. Without a default the option is required.
     """
-    if otherwise is not None:
-        help = help.replace("{otherwise}", otherwise if isinstance(otherwise, str) else f"{otherwise:g}")  # noqa: A001
-    return dataclasses.field(default=default, metadata={"option": Option(help=help, otherwise=otherwise, **declared)})
+    return dataclasses.field(default=default, metadata={"option": Option(**declared)})
 
 
 def rare_option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
     """Declare an option that few users set, as `option` does: `--help-all` shows it, `--help` does not."""
     return option(default, rare=True, **declared)
+
+
+def bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
+    """Declare a number of a file that no flag gives, with its range as `Option` declares it."""
+    return option(default, help="", **bounds)
 
 
 def component(kind: type[Any]) -> Any:
@@ -157,11 +159,6 @@ def _declared(cls: type[Any]) -> dict[str, Declared]:
         for name, field in fields.items():
             if declaring[name] is not part or "component" in field.metadata:
                 continue
-            arguments = typing.get_args(hints[name])
-            if any(isinstance(argument, TypeVar) for argument in arguments):
-                # A number that a class of another kind decides (`X | Undecided`) may be None.
-                arguments = tuple(None if isinstance(argument, TypeVar) else argument for argument in arguments)
-                hints[name] = functools.reduce(operator.or_, arguments)
             stated = field.metadata.get("option", Option(help=""))
             options[name] = Declared(field, hints[name], stated, part.__dict__.get("title", ""))
     for field in fields.values():
@@ -229,12 +226,13 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     """
     for name, declaration in declared(cls).items():
         option = declaration.option
+        shown = flag_of(name) if option.help else name
         for value in _numbers(values.get(name)):
             if isinstance(value, int) and value.bit_length() > _MOST_BITS:
                 why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
-                raise ConfigError(f"{flag_of(name)} is too large a number.", where=where, why=why)
+                raise ConfigError(f"{shown} is too large a number.", where=where, why=why)
             if not option.allows(value):
-                what = f"{flag_of(name)} must be {option.bounds or 'a finite number'}."
+                what = f"{shown} must be {option.bounds or 'a finite number'}."
                 raise ConfigError(what, where=where, why=f"got {value!r}")
 
 
@@ -263,27 +261,36 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def fallbacks(cls: type[Any]) -> dict[str, Any]:
-    """Return what stands for options that nobody gives: field name -> `otherwise` of its declaration."""
-    unstated = {name: declaration.option.otherwise for name, declaration in declared(cls).items()}
-    return {name: value for name, value in unstated.items() if value is not None}
-
-
 def flag_of(name: str) -> str:
     """Return the flag of a field."""
     return "--" + name.replace("_", "-")
 
 
-def refuse_ineffective(reasons: Mapping[str, str]) -> None:
+def unused_options(config: Any, facts: Mapping[str, str]) -> dict[str, str]:
+    """Return the options that are not at their default and would change nothing: name -> why.
+
+    Args:
+        facts: each that an option may need -> "" where it holds, else why not. One that is missing is left aside.
+    """
+    reasons: dict[str, str] = {}
+    values = option_values(config)
+    for name, (field, _, option, _) in declared(type(config)).items():
+        why = next(filter(None, (facts.get(need) for need in option.needs)), "")
+        if why and values[name] != field.default:
+            reasons[name] = why
+    return reasons
+
+
+def require_effect(config: Any, facts: Mapping[str, str]) -> None:
     """Refuse options that would change nothing in what the command is asked for.
 
     Args:
-        reasons: field -> why; nothing where all is well.
+        facts: as `unused_options` takes them.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: there are such options; all of them are named.
     """
-    if reasons:
+    if reasons := unused_options(config, facts):
         raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
 
 

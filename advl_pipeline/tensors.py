@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -64,26 +64,25 @@ def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
     return state_hash.hexdigest()
 
 
-Record = TypeVar("Record")
+Value = TypeVar("Value")
 
 
-def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Return a record with what `change` makes of each of its tensors; everything else stays."""
+def with_tensors(value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -> Value:
+    """Return a value with what `change` makes of all its tensors: those of a tuple, a table, a dataclass's fields."""
+    made: Any = value
+    if isinstance(value, torch.Tensor):
+        made = change(value)
+    elif isinstance(value, Mapping):
+        made = {key: with_tensors(entry, change) for key, entry in value.items()}
+    elif isinstance(value, tuple):
+        made = tuple(with_tensors(entry, change) for entry in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        values = {item.name: with_tensors(getattr(value, item.name), change) for item in fields(value) if item.init}
+        made = replace(value, **values)
+    return cast(Value, made)
 
-    def changed(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return change(value)
-        if isinstance(value, Mapping):
-            return {key: changed(entry) for key, entry in value.items()}
-        if isinstance(value, tuple):
-            return tuple(map(changed, value))
-        return with_tensors(value, change) if is_dataclass(value) and not isinstance(value, type) else value
 
-    values = {item.name: changed(getattr(record, item.name)) for item in fields(record) if item.init}  # type: ignore[arg-type]
-    return replace(record, **values)  # type: ignore[type-var]
-
-
-def moved(record: Record, device: torch.device) -> Record:
-    """Return a record with every tensor on a device."""
+def moved(value: Value, device: torch.device) -> Value:
+    """Return a value with all its tensors, as `with_tensors` finds them, on a device."""
     # A copy to the host that nobody waits for would be read before it is there.
-    return with_tensors(record, lambda value: value.to(device, non_blocking=device.type != "cpu"))
+    return with_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

@@ -15,9 +15,7 @@ import click
 from advl_pipeline.configuration import flag_of
 from advl_pipeline.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
 
-SAME_EVERYWHERE = frozenset(
-    {"data_root", "text_style", "label_order", "on_error", "device", "disk_cache", "disk_cache_gb"}
-)
+SAME_EVERYWHERE = frozenset({"data_root", "text_style", "on_error", "device", "disk_cache_gb"})
 """Options that mean the same in every command: a command that is advised keeps what the user gave for them."""
 
 ELSEWHERE = {
@@ -30,7 +28,6 @@ ELSEWHERE = {
     **dict.fromkeys(("--lr", "--rate"), "--learning-rate"),
     **dict.fromkeys(("--gradient-accumulation-steps", "--grad-accum"), "--accumulate"),
     **dict.fromkeys(("--model", "--model-name"), "--student"),
-    **dict.fromkeys(("--lr-schedule", "--lr-scheduler", "--scheduler"), "--schedule"),
     **dict.fromkeys(("--out", "--output-dir", "--out-dir"), "--output"),
     "--split": "--on",
     "--evaluate-on": "--num-questions",

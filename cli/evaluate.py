@@ -31,10 +31,10 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     \b
     advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
-    from advl_pipeline.evaluation.checks import require_effect, require_given
+    from advl_pipeline.evaluation.checks import check_scoring, check_scoring_options
 
-    require_given(config.run, config.on, config.data_root)
-    require_effect(config)
+    check_scoring(config.run, config.on, config.data_root)
+    check_scoring_options(config)
     from advl_pipeline.evaluation.runner import run_evaluate
 
     result = run_evaluate(config)
@@ -108,10 +108,10 @@ def predict(config: PredictConfig) -> Iterator[Any]:
     advl predict runs/vcr-advl --on test
     advl predict runs/vqa-advl --on test --output vqa_test2015.json
     """
-    from advl_pipeline.evaluation.checks import require_effect, require_given
+    from advl_pipeline.evaluation.checks import check_scoring, check_scoring_options
 
-    require_given(config.run, (config.on,), config.data_root)
-    require_effect(config)
+    check_scoring(config.run, (config.on,), config.data_root)
+    check_scoring_options(config)
     from advl_pipeline.evaluation.predict_files import run_predict
 
     result = run_predict(config)

@@ -29,11 +29,11 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     advl extract --teacher minilm-l6 --dataset vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
     """
-    from advl_pipeline.extraction.checks import require_effect, require_given
+    from advl_pipeline.extraction.checks import check_extraction, check_extraction_options
 
     print_own_data([config.dataset], config.data_root)
-    require_given(config)
-    require_effect(config)
+    check_extraction(config)
+    check_extraction_options(config)
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)
@@ -130,9 +130,9 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     if config.student is not None:
         require_student(config.student)
     from advl_pipeline.extraction.run import run_extract
-    from advl_pipeline.training.student_inputs import picture_size
+    from advl_pipeline.training.student_inputs import picture_side
 
-    size = config.size or picture_size(
+    size = config.size or picture_side(
         config.student,
         config.student_option,
         dataset=config.dataset,

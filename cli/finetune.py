@@ -24,11 +24,11 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
         --cache caches/efficientnet-lite0/vcr/train \\
         --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.training.checks import require_data, require_effect, require_given
+    from advl_pipeline.training.checks import check_run, check_run_options, require_data
 
     print_own_data([config.dataset], config.data_root)
-    require_given(config)
-    require_effect(config)
+    check_run(config)
+    check_run_options(config)
     require_data(config)
     from advl_pipeline.training.run import run_finetune
 

@@ -36,20 +36,17 @@ class DiskCacheOptions(Configuration):
 
     title: ClassVar[str] = "Remote caches"
 
-    disk_cache: Path | None = rare_option(
-        None,
-        help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].",
+    disk_cache_gb: float = rare_option(
+        DEFAULT_GB,
+        help=f"How much the disk cache of remote caches, ${ENVIRONMENT_VARIABLE}, may hold.",
+        above=0,
         identity="none",
-        output=Output(makes="folders"),
     )
-    disk_cache_gb: float = rare_option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
 
     @property
     def disk_cache_config(self) -> DiskCacheConfig:
-        """What the two options describe."""
-        return DiskCacheConfig(
-            folder=self.disk_cache or default_disk_cache(), max_bytes=int(self.disk_cache_gb * 1e9)
-        )
+        """Where this machine keeps them, and how much of them."""
+        return DiskCacheConfig(folder=default_disk_cache(), max_bytes=int(self.disk_cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

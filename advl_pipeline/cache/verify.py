@@ -4,7 +4,7 @@ Before a run trains on a cache, `require_trustworthy` looks at what changed sinc
 completes a cache notes size, inode and times of every file that its record lists, in a file next to the cache. A file
 that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing. Of a
 copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a clock
-that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it, which
+that goes wrong nor a record that was touched vouches for anything. `advl cache verify` hashes all of it, which
 costs about as much as reading it once, and alone finds bits that a disk lost by itself. Objects in a store are hashed
 whenever they are fetched; there is nothing to add to that.
 
@@ -360,12 +360,11 @@ def has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) 
     return any(np.allclose(stored_Q, wanted_Q, rtol=_NORM_TOLERANCE, atol=1e-4) for wanted_Q in (norm_Q, unit_Q))
 
 
-def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
+def require_trustworthy(cache: TeacherCache) -> None:
     """Refuse a cache that is not what its commit record says, as far as can be seen at little cost.
 
     Args:
         cache: opened, so that every file is there and of its recorded size.
-        hash_all: hash every file, and look at every number, with a progress bar.
 
     Raises:
         CorruptCache: a file changed.
@@ -374,21 +373,16 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
     store = open_store(cache.path)
     files = load_complete(store).files
     changed = store.changed(files)
-    if hash_all or changed:
-        to_hash = recorded_files(store, store.list(), {}) if hash_all else {name: files[name] for name in changed}
-        num_bytes = sum(entry.num_bytes for entry in to_hash.values())
-        with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
-            if hash_all:
-                result = verify_cache(cache.path, progress=bar.update)
-                # Other runs may be adding confidences at this moment; whoever reads those checks them.
-                findings = {name: problem for name, problem in result.findings.items() if name in result.files}
-            else:
-                findings = {}
-                for name, entry in to_hash.items():
-                    if problem := file_problem(store, name, entry):
-                        findings[name] = problem
-                    bar.update(entry.num_bytes)
-        if findings:
-            raise describe_findings(VerifyReport(path=store.location, files=to_hash, findings=findings))
-    if changed:
-        store.mark_verified(changed)
+    if not changed:
+        return
+    to_hash = {name: files[name] for name in changed}
+    findings = {}
+    num_bytes = sum(entry.num_bytes for entry in to_hash.values())
+    with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
+        for name, entry in to_hash.items():
+            if problem := file_problem(store, name, entry):
+                findings[name] = problem
+            bar.update(entry.num_bytes)
+    if findings:
+        raise describe_findings(VerifyReport(path=store.location, files=to_hash, findings=findings))
+    store.mark_verified(changed)

@@ -84,41 +84,60 @@ def load_or_estimate_confidence(
         )
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
-            place = {name: row for row, name in enumerate(stored.example_ids)}
-            order = [place[name] for name in example_ids]
-            confidences[view] = TruthConfidence(
-                probability_N=stored.probability_N[order], outranked_N=stored.outranked_N[order]
-            )
+            confidences[view] = _in_order(stored.probability_N, stored.outranked_N, stored.example_ids, example_ids)
             continue
-        names = sorted(example_ids)
-        examples = examples_of(dataset, names)
-        fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
-        tasks = np.array([example.task for example in examples])
-        probability_N, outranked_N = (np.zeros(len(names), dtype=np.float32) for _ in range(2))
-        for task in sorted(set(tasks.tolist())):
-            rows = np.flatnonzero(tasks == task)
-            chosen = [examples[row] for row in rows]
-            if estimator == "zero-shot":
-                of_task = _zero_shot(_aligned_cache(caches), chosen)
-            else:
-                data = probe_data(used, dataset, chosen, view)
-                # Folds that hold no example of this task close ranks, so that every head is checked on something.
-                _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
-                with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
-                    of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
-            probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
-        place = {name: row for row, name in enumerate(names)}
-        order = [place[name] for name in example_ids]
-        confidences[view] = TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
+        estimated = _estimate(used, dataset, example_ids, estimator, view, folds=folds, seed=seed)
+        confidences[view] = estimated
         try:
-            write_confidence(
-                used[0].path, identity, example_ids, confidences[view].probability_N, confidences[view].outranked_N
-            )
+            write_confidence(used[0].path, identity, example_ids, estimated.probability_N, estimated.outranked_N)
         except StorageError as error:
             if must_store:
                 raise
             _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
     return confidences
+
+
+def _in_order(
+    probability_N: npt.NDArray[np.float32],
+    outranked_N: npt.NDArray[np.float32],
+    names: Sequence[str],
+    example_ids: Sequence[str],
+) -> TruthConfidence:
+    """Return the confidence of named examples in another order of them."""
+    place = {name: row for row, name in enumerate(names)}
+    order = [place[name] for name in example_ids]
+    return TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
+
+
+def _estimate(
+    used: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    estimator: str,
+    view: View,
+    *,
+    folds: int,
+    seed: int,
+) -> TruthConfidence:
+    """Return the confidence of one modality; the heads of each task are fitted by themselves."""
+    names = sorted(example_ids)
+    examples = examples_of(dataset, names)
+    fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
+    tasks = np.array([example.task for example in examples])
+    probability_N, outranked_N = (np.zeros(len(names), dtype=np.float32) for _ in range(2))
+    for task in sorted(set(tasks.tolist())):
+        rows = np.flatnonzero(tasks == task)
+        chosen = [examples[row] for row in rows]
+        if estimator == "zero-shot":
+            of_task = _zero_shot(_aligned_cache(used), chosen)
+        else:
+            data = probe_data(used, dataset, chosen, view)
+            # Folds that hold no example of this task close ranks, so that every head is checked on something.
+            _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
+            with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
+                of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
+        probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
+    return _in_order(probability_N, outranked_N, names, example_ids)
 
 
 def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[View, ...]:

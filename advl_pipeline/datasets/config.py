@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.outputs import ReplaceOptions
+
+_HEEDED_BY = {
+    "data of VCR": ({"vcr-q2a", "vcr-qa2r"}, "are not in the format of VCR"),
+    "answers or classes": ({"vqa", "answers", "classes"}, "have neither open answers nor classes"),
+    "open answers": ({"vqa", "answers"}, "have no open answers"),
+}
+"""Facts about data that options need: the tasks of which one must be there, and what is said of data without."""
+
+
+def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
+    """Return the facts about data that options need, as `unused_options` takes them.
+
+    Args:
+        tasks: of the dataset; none where they are not known, so that nothing is held against the data.
+    """
+    return {
+        name: f"the data {lack}" if tasks and not heeding & set(tasks) else ""
+        for name, (heeding, lack) in _HEEDED_BY.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +53,12 @@ class DataOptions(DataRootOptions):
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = rare_option(
-        None, help="How VCR's object tags become words [default: the dataset's]."
+        None, help="How VCR's object tags become words [default: the dataset's].", needs=("data of VCR",)
     )
-    label_order: Literal["uniter", "meter"] = rare_option("uniter", help="Whose order SNLI-VE's classes have.")
     answers: Path | None = rare_option(
         None,
         help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list].",
+        needs=("answers or classes",),
     )
     answer_list: Literal["train", "published"] = rare_option(
         "train",
@@ -63,12 +83,6 @@ class DataOptions(DataRootOptions):
         "part].",
         minimum=1,
     )
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How the splits of a run are read, as `open_dataset` takes it."""
-        names = ("data_root", "text_style", "label_order", "answers", "answer_list", "on_error")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ width, D teacher width, E common space.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from advl_pipeline.distillation.relational import (
     gather_alone,
     unplaced_words,
 )
-from advl_pipeline.distillation.settings import DistillationSettings, Pathway, TeacherBalance, VisionTarget
+from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import (
     Nodes,
     TeacherSignal,
@@ -44,57 +44,6 @@ from advl_pipeline.distillation.weighting import select_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
-
-def weighted_teachers(losses_KB: torch.Tensor, weights_K: torch.Tensor) -> torch.Tensor:
-    """Return (B,): the mean of the teachers' losses under weights >= 0 of any sum; 0 where all weights are 0."""
-    share_K = weights_K / weights_K.sum().clamp(min=torch.finfo(weights_K.dtype).tiny)
-    return (losses_KB * share_K[:, None]).sum(0)
-
-
-def check_balance(
-    balance: TeacherBalance,
-    weights: Mapping[str, float],
-    teachers: Mapping[str, Collection[str]],
-    *,
-    pathway: Pathway,
-) -> None:
-    """Refuse a balance that has nothing to do, and weights that do not fit the teachers.
-
-    Args:
-        weights: by teacher, of `fixed` alone.
-        teachers: names of the teachers that have features for `vision` and for `text`.
-        pathway: in use; an ablation of the other one keeps its balance.
-
-    Raises:
-        ConfigError: as said.
-    """
-    if balance != "fixed" and weights:
-        raise ConfigError("Weights of teachers are given, but not used.", next_command="add --teacher-balance fixed")
-    if balance == "equal":
-        return
-    if all(len(names) < 2 for names in teachers.values()):
-        counts = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in teachers.items())
-        raise ConfigError(
-            f"--teacher-balance {balance} has nothing to balance.",
-            why=f"no pathway has two teachers ({counts})",
-            next_command="give a second --cache whose teacher has the same modality, or leave the option out",
-        )
-    known = {name for names in teachers.values() for name in names}
-    if known != set(weights):
-        missing, strange = sorted(known - set(weights)), sorted(set(weights) - known)
-        raise ConfigError(
-            "The weights do not fit the teachers.",
-            why=f"without a weight: {', '.join(missing) or 'none'}; without a cache: {', '.join(strange) or 'none'}",
-            next_command="give --teacher-weight NAME=NUMBER once for each teacher",
-        )
-    for kind, names in teachers.items():
-        if pathway in ("both", kind) and names and not sum(weights[name] for name in names):
-            raise ConfigError(
-                f"The weights of the {kind} pathway's teachers add up to 0.",
-                next_command="leave the pathway out: --pathway " + ("text" if kind == "vision" else "vision"),
-            )
-
-
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
 
@@ -103,12 +52,10 @@ INITIAL_TEMPERATURE = 0.07
 class PathwayTerm:
     """The loss of one pathway: means over candidates, without weight of the instance or lambda.
 
-    `value_B` is balanced over the teachers. `raw_B` is their plain mean, detached; `by_teacher` holds each teacher's
-    (B,), detached.
+    `value_B` is the mean over the teachers; `by_teacher` holds each teacher's (B,), detached.
     """
 
     value_B: torch.Tensor
-    raw_B: torch.Tensor
     by_teacher: Mapping[str, torch.Tensor]
 
 
@@ -153,14 +100,11 @@ class Distiller(nn.Module):
         contrast_size: width of the common space.
 
         Raises:
-            ConfigError: a balance that does not fit the teachers, or relations between words that one did not store.
+            ConfigError: relations between words that a teacher did not store.
         """
         super().__init__()
         self.settings = settings
         self.vision_targets = dict(vision_targets or {})
-        if teachers:
-            everyone = teachers_by_pathway(replace(settings, pathway="both"), teachers)
-            check_balance(settings.teacher_balance, settings.teacher_weights, everyone, pathway=settings.pathway)
         self.teachers = teachers_by_pathway(settings, teachers)
         for name in self.teachers["text"]:
             if settings.distance == "relational" and not teachers[name].text_token:
@@ -235,12 +179,8 @@ class Distiller(nn.Module):
                 name: mean_by_example(value_N, example_N, len(batch.num_candidates))
                 for name, value_N in losses_N.items()
             }
-            losses_KB = torch.stack(list(losses_B.values()))
-            given = self.settings.teacher_weights
-            factor_K = torch.stack([losses_KB.new_full((), given.get(name, 1.0)) for name in losses_B])
             pathways[pathway] = PathwayTerm(
-                value_B=weighted_teachers(losses_KB, factor_K),
-                raw_B=losses_KB.detach().mean(0),
+                value_B=torch.stack(list(losses_B.values())).mean(0),
                 by_teacher={name: value.detach() for name, value in losses_B.items()},
             )
         return DistillationTerms(pathways=pathways, selected_NW=selected_NW)
@@ -368,8 +308,6 @@ class Distiller(nn.Module):
                 mask_NW=mask_NW,
                 prior_NW=words.prior_NW,
                 relevance_NW=relevance_NW,
-                alpha=self.settings.selection_alpha,
-                rho=self.settings.selection_rho,
                 generator=relations.generator,
             )
             if self.settings.distance == "relational":

@@ -48,6 +48,9 @@ def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return values
 
 
+TEMPERATURE = 0.1
+"""Of the distributions of likenesses, the student's and the teacher's."""
+
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
 
@@ -187,8 +190,8 @@ def landmark_divergence(
     features_XD: torch.Tensor,
     landmarks: Landmarks,
     *,
-    student_temperature: float,
-    teacher_temperature: float,
+    student_temperature: float = TEMPERATURE,
+    teacher_temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
     """Return (X,): how far the student's likenesses of each node to the landmarks are from the teacher's, in nats.
 
@@ -307,8 +310,8 @@ def relational_divergence(
     teacher_XD: torch.Tensor,
     group_X: torch.Tensor,
     *,
-    student_temperature: float,
-    teacher_temperature: float,
+    student_temperature: float = TEMPERATURE,
+    teacher_temperature: float = TEMPERATURE,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return, of each node, how far the student's likenesses to the others are from the teacher's, in nats.
@@ -347,10 +350,8 @@ class Relations:
     ) -> torch.Tensor:
         """Return (X,): the divergence of each node; those of one group are not compared with one another."""
         if landmarks is not None:
-            return landmark_divergence(states_XH, features_XD, landmarks, **self.settings.temperatures)
-        return relational_divergence(
-            states_XH, features_XD, group_X, gather=self.gather, **self.settings.temperatures
-        )
+            return landmark_divergence(states_XH, features_XD, landmarks)
+        return relational_divergence(states_XH, features_XD, group_X, gather=self.gather)
 
     def of_pictures(
         self,

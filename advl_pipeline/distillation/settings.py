@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option, rare_option
 
 Pathway = Literal["both", "vision", "text"]
-TeacherBalance = Literal["equal", "fixed"]
 AdaptObjective = Literal["contrastive", "distil-only"]
 Selection = Literal["adaptive", "prior", "random", "all"]
 Projector = Literal["linear", "mlp", "frozen", "batch-norm", "shared"]
@@ -30,58 +27,59 @@ class DistillationOptions(Configuration):
         help="lambda: strength of the distillation terms beside the task loss; in the adapt step it is 1. For scale: "
         "the loss of a choice of four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
         minimum=0,
+        needs=("teachers",),
     )
-    distill_decay: Literal["none", "linear", "cosine"] = rare_option(
-        "none", help="Schedule of lambda over the finetune step, down to 0 at its end."
+    pathway: Pathway = rare_option(
+        "both",
+        help="Pathways in use.",
+        needs=("teachers",),
     )
-    pathway: Pathway = rare_option("both", help="Pathways in use.")
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = rare_option(
         "relational",
         help="What of a teacher is followed. relational: its likenesses among the words (regions) of a batch. mse, "
         "l1, cosine, smooth-l1: the coordinates of its features, through a projection.",
-    )
-    landmarks: Literal["all", "known"] = rare_option(
-        "known",
-        help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
-        "where it left them, and places the others. all takes the words of the batch, as does a student without "
-        "a record of its pretraining.",
-    )
-    student_temperature: float = rare_option(
-        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
-    )
-    teacher_temperature: float = rare_option(
-        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
+        needs=("teachers",),
     )
     distill_layer: Literal["unimodal", "fused"] = rare_option(
         "unimodal",
         help="Which states are distilled. unimodal: those that have seen one modality, from below the fusion where "
         "the student has such layers, else from a pass that hides the other. fused: those after the fusion.",
+        needs=("teachers",),
     )
     vision_target: Literal["auto", "patches", "regions", "image", "both"] = rare_option(
         "auto",
         help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
         "both places and picture. auto takes the places where student and cache have them, else the picture.",
+        needs=("teachers", "the vision pathway"),
     )
     projector: Projector = rare_option(
         "linear",
         help="Of the other distances: the map from visual states of the student to features of the teacher. linear; "
         "mlp, of three layers; frozen, such a one that stays random; batch-norm, two layers behind a normalisation; "
         "shared, one mlp for the layers of a chat model from half to three quarters of its depth.",
+        needs=("teachers", "coordinates", "the vision pathway", "distillation"),
     )
-    teacher_balance: TeacherBalance = rare_option(
-        "equal",
-        help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
+    selection: Selection | None = rare_option(
+        None,
+        help="Adaptive Text Token Selection: how words are scored.",
+        needs=("teachers", "the text pathway"),
     )
-    selection: Selection | None = rare_option(None, help="Adaptive Text Token Selection: how words are scored.")
-    selection_alpha: float = rare_option(0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1)
-    selection_rho: float = rare_option(0.3, help="Share of the words that is kept.", above=0, maximum=1)
     weighting: Weighting | None = rare_option(
         None,
         help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control of studies, which "
         "reads labels: 1 where the bridge is right, else 0, in both steps.",
+        needs=("teachers",),
     )
-    weight_max: float = rare_option(2.0, help="Upper bound of an instance's weight.", above=0)
-    weight_shuffle: bool = rare_option(False, help="Control: permute the weights inside the batch.")
+    weight_shuffle: bool = rare_option(
+        False,
+        help="Control: permute the weights inside the batch.",
+        needs=("teachers", "weights", "confidence"),
+    )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether weights are those of the oracle: a control, for labels decide them."""
+        return self.weighting == "oracle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +92,14 @@ class AdaptTerms(Configuration):
         None,
         help="What the adapt step learns: distillation alone, or the contrast of pictures and texts with it "
         "[default: contrastive for plain-two-step, else distil-only].",
+        needs=("an adapt step",),
     )
     anchor_weight: float = rare_option(
         20.0,
         help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
         "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
+        needs=("an adapt step",),
     )
     answer_weight: float | None = rare_option(
         None,
@@ -112,7 +112,13 @@ class AdaptTerms(Configuration):
         "teacher",
         help="Whose likenesses of words say how a candidate is answered. student is a control, which needs no "
         "teacher: the student's own likenesses, as it starts.",
+        needs=("an adapt step", "answers"),
     )
+
+    @property
+    def asks_itself(self) -> bool:
+        """Whether answers are the student's own: a control, for no teacher says them."""
+        return self.answers_of == "student"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +129,3 @@ class DistillationSettings(DistillationOptions, AdaptTerms):
     weighting: Weighting = "ratio"
     adapt_objective: AdaptObjective = "contrastive"
     answer_weight: float = 0.0
-    teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def temperatures(self) -> dict[str, float]:
-        """Return those of the student's and the teacher's likenesses, by the names that divergences take them by."""
-        return {
-            "student_temperature": self.student_temperature,
-            "teacher_temperature": self.teacher_temperature,
-        }

@@ -20,6 +20,15 @@ from advl_pipeline.distillation.signal import TeacherSignal
 
 EPSILON = 1e-3
 
+WEIGHT_MAX = 2.0
+"""Upper bound of an instance's weight."""
+
+PRIOR_SHARE = 0.5
+"""Share of the prior in a word's score (alpha)."""
+
+KEPT_SHARE = 0.3
+"""Share of the words that is kept (rho)."""
+
 
 def pathway_weights(
     settings: DistillationSettings,
@@ -32,14 +41,13 @@ def pathway_weights(
     """Return (B,) instance weights of a pathway from the teacher's and the student's confidence.
 
     A joint confidence serves both pathways; without any confidence the weights are uniform. None exceeds
-    `weight_max`.
+    `WEIGHT_MAX`.
     """
     teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
     weights_B = instance_weights(
         "uniform" if teacher_B is None else settings.weighting,
         teacher_B=student_B if teacher_B is None else teacher_B,
         student_B=student_B,
-        weight_max=settings.weight_max,
     )
     if settings.weight_shuffle:
         # A cycle: no instance keeps its own.
@@ -49,7 +57,7 @@ def pathway_weights(
 
 
 def instance_weights(
-    kind: Weighting, *, teacher_B: torch.Tensor, student_B: torch.Tensor, weight_max: float
+    kind: Weighting, *, teacher_B: torch.Tensor, student_B: torch.Tensor, weight_max: float = WEIGHT_MAX
 ) -> torch.Tensor:
     """Return (B,) weights in [0, weight_max], without gradient.
 
@@ -94,8 +102,8 @@ def select_words(
     mask_NW: torch.Tensor,
     prior_NW: torch.Tensor,
     relevance_NW: torch.Tensor | None,
-    alpha: float,
-    rho: float,
+    alpha: float = PRIOR_SHARE,
+    rho: float = KEPT_SHARE,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Return (N, W) bool: the words that are distilled.

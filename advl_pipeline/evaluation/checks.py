@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.configuration import command_words, config_to_dict, refuse_ineffective
+from advl_pipeline.configuration import command_words, config_to_dict, require_effect
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
@@ -80,7 +80,7 @@ def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | 
     return config.dataset or str(recorded["dataset"]), moved_to(config.data_root, recorded)
 
 
-def require_given(run: Path, test_sets: Sequence[str], data_root: Path | None) -> None:
+def check_scoring(run: Path, test_sets: Sequence[str], data_root: Path | None) -> None:
     """Refuse a run that cannot answer, and test sets that do not exist, in well under a second.
 
     Args:
@@ -96,7 +96,7 @@ def require_given(run: Path, test_sets: Sequence[str], data_root: Path | None) -
         require_names(name, split=split, data_root=moved_to(data_root, trained_on))
 
 
-def require_effect(config: EvaluateConfig | PredictConfig) -> None:
+def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
     """Refuse options that would change nothing on these test sets.
 
     Raises:
@@ -108,21 +108,18 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
     for test_set in sets:
         name, _ = set_name(test_set, trained_on["dataset"])
         tasks.update(tasks_of(name, moved_to(config.data_root, trained_on)))
-    reasons: dict[str, str] = {}
-    if config.generate and "vqa" not in tasks:
-        reasons["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
-    if isinstance(config, EvaluateConfig) and config.protocol == "letters":
-        whole = "--as letters asks whole questions, and replaces no picture"
-        reasons |= {name: whole for name in ("probe", "probe_on") if getattr(config, name)}
-        by_card = "--as letters reads answers by the set's card"
-        reasons |= {name: by_card for name in ("generate", "vqa_mode") if getattr(config, name)}
-        if not tasks & LETTERED_TASKS:
-            reasons["protocol"] = f"it asks choices and answers, and the task is {', '.join(sorted(tasks))}"
-    elif isinstance(config, EvaluateConfig):
-        if config.vqa_mode is not None and not tasks & {"vqa", "answers"}:
-            reasons["vqa_mode"] = f"the task is {', '.join(sorted(tasks))}"
-        if beside := sorted(set(config.probe_on) - set(sets)):
-            reasons["probe_on"] = f"{beside[0]} is not evaluated (--on)"
-        elif config.probe_on and set(config.probes) <= {"none"}:
-            reasons["probe_on"] = "--probe none replaces no picture"
-    refuse_ineffective(reasons)
+    of_task = f"the task is {', '.join(sorted(tasks))}"
+    by_letters = isinstance(config, EvaluateConfig) and config.protocol == "letters"
+    probed = config.probe_on if isinstance(config, EvaluateConfig) else ()
+    replaces = isinstance(config, EvaluateConfig) and not set(config.probes) <= {"none"}
+    beside = sorted(set(probed) - set(sets))
+    facts = (
+        ("likelihoods", not by_letters, "--as letters reads answers by the set's card"),
+        ("VQA", "vqa" in tasks, f"answers to VQA are generated, and {of_task}"),
+        ("open answers", bool(tasks & {"vqa", "answers"}), of_task),
+        ("questions for letters", bool(tasks & LETTERED_TASKS), f"it asks choices and answers, and {of_task}"),
+        ("pictures to replace", not by_letters, "--as letters asks whole questions, and replaces no picture"),
+        ("an evaluated set", not beside, f"{', '.join(beside[:1])} is not evaluated (--on)"),
+        ("a probe", replaces, "--probe none replaces no picture"),
+    )
+    require_effect(config, {name: "" if holds else why for name, holds, why in facts})

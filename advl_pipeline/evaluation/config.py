@@ -40,10 +40,12 @@ class EvaluateConfig(AnswerOptions):
         help="How questions are asked: `likelihood` takes the likeliest candidate; `letters` lists options by letter,"
         " reads what the student writes by the rule of the set's card, and compares answers as texts. Scores then "
         "lie in SET@letters, and no picture is replaced.",
+        needs=("questions for letters",),
     )
     generate: bool = option(
         False,
         help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
+        needs=("likelihoods", "VQA"),
     )
     num_questions: int | None = option(
         None,
@@ -52,15 +54,20 @@ class EvaluateConfig(AnswerOptions):
         minimum=1,
     )
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
-        None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
+        None,
+        help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most].",
+        needs=("likelihoods", "open answers"),
     )
     probe: tuple[Probe, ...] = option(
         (),
         help="Use of vision: also score with every picture swapped for another one, blanked, or removed; repeatable "
         "[default: all three; none with --as letters].",
+        needs=("pictures to replace",),
     )
     probe_on: tuple[str, ...] = option(
-        (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
+        (),
+        help="Test sets that are probed so; repeatable [default: the first one of --on].",
+        needs=("pictures to replace", "an evaluated set", "a probe"),
     )
 
     @property
@@ -146,5 +153,7 @@ class PredictConfig(AnswerOptions, ReplaceOptions):
         ),
     )
     generate: bool = option(
-        False, help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list."
+        False,
+        help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list.",
+        needs=("likelihoods", "VQA"),
     )

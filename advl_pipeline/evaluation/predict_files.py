@@ -28,7 +28,7 @@ from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.checks import require_given
+from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
@@ -106,7 +106,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
     require_outputs(config)
-    require_given(config.run, (config.on,), config.data_root)
+    check_scoring(config.run, (config.on,), config.data_root)
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))

@@ -25,7 +25,7 @@ from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.errors import ConfigError, DatasetError, advise, leave_out
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
-from advl_pipeline.evaluation.checks import require_given
+from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig
 from advl_pipeline.evaluation.items import (
     GENERATED,
@@ -64,6 +64,7 @@ from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import LETTERS, filed_as, moved_to, read_config
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
@@ -92,7 +93,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
         DatasetError: a test set that is missing or has no labels. Interrupted: stopped by a signal.
     """
-    require_given(config.run, config.on, config.data_root)
+    check_scoring(config.run, config.on, config.data_root)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
         config = resolved(config)
         trained_on = read_config(config.run)
@@ -583,7 +584,7 @@ def open_with_classes(
         split=split,
         data_root=config.data_root,
         text_style=trained_on.get("text_style"),
-        label_order=trained_on.get("label_order", "uniter"),
+        label_order=trained_on.get("label_order") or label_order_of(trained_on.get("student", "")),
         answers=finished.classes,
         **options,
     )

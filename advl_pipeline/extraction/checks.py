@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.configuration import refuse_ineffective
+from advl_pipeline.configuration import require_effect
+from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.lowshot import require_shots
 from advl_pipeline.datasets.registry import open_splits, require_names, tasks_of
 from advl_pipeline.errors import ConfigError
@@ -27,35 +27,27 @@ def require_cache_there(location: Location) -> None:
         require_cache(open_store(location))
 
 
-def require_effect(config: ExtractConfig) -> None:
+def check_extraction_options(config: ExtractConfig) -> None:
     """Refuse options that would change nothing in this extraction.
 
     Raises:
         ConfigError: an option has no effect.
     """
-    tasks = set(tasks_of(config.dataset, config.data_root))
-    needs = {
-        "text_style": (bool(tasks & {"vcr-q2a", "vcr-qa2r"}), "the data are not in the format of vcr"),
-        "select_texts": (config.modality != "image", "no text is read"),
-        "image_tokens": (config.modality != "text", "no picture is read"),
-        "grid_side": (
-            config.modality != "text" and config.image_tokens not in ("boxes", "none"),
-            "no grid is stored",
-        ),
-        "revision": (
-            config.weights is None and is_of_hub(config.teacher),
-            "the teacher is of no repository of the hub, or its name says the revision",
-        ),
-        "folds": (config.confidence, "no confidence is estimated"),
-        "ray_tasks": (config.engine == "ray", "--engine is not ray"),
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    refuse_ineffective(
-        {name: why for name, (is_met, why) in needs.items() if not is_met and getattr(config, name) != defaults[name]}
+    reads_pictures, names_commit = config.modality != "text", config.weights is None and is_of_hub(config.teacher)
+    unversioned = "the teacher is of no repository of the hub, or its name says the revision"
+    facts = (
+        ("texts", config.modality != "image", "no text is read"),
+        ("pictures", reads_pictures, "no picture is read"),
+        ("a grid", config.image_tokens not in ("boxes", "none"), "no grid is stored"),
+        ("a repository of the hub", names_commit, unversioned),
+        ("confidences", config.confidence, "no confidence is estimated"),
+        ("ray", config.engine == "ray", "--engine is not ray"),
     )
+    of_data = facts_of_data(tasks_of(config.dataset, config.data_root))
+    require_effect(config, of_data | {name: "" if holds else why for name, holds, why in facts})
 
 
-def require_given(config: ExtractConfig, *, by_name: bool = True) -> None:
+def check_extraction(config: ExtractConfig, *, by_name: bool = True) -> None:
     """Refuse what can be refused without a teacher, in well under a second.
 
     Args:

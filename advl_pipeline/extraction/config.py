@@ -56,17 +56,23 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         identity="none",
         output=Output(makes="cache"),
     )
-    text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
+    text_style: TextStyle | None = option(
+        None,
+        help="How VCR's object tags become words [default: the dataset's].",
+        needs=("data of VCR",),
+    )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "grid", "none"] = option(
         "auto",
         help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
         "gives any, else the grid.",
+        needs=("pictures",),
     )
     grid_side: int = option(
         12,
         help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
         minimum=1,
+        needs=("pictures", "a grid"),
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
     select_texts: float | None = rare_option(
@@ -75,6 +81,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         "words; of these texts those with a meaning. Elsewhere a word then has the mean of its stored features.",
         above=0,
         maximum=1,
+        needs=("texts",),
     )
     batch_size: int | Literal["auto"] = option(
         _USUAL_BATCH,
@@ -89,7 +96,13 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="beside")
-    folds: int = rare_option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside")
+    folds: int = rare_option(
+        5,
+        help="Folds of the cross-fitted confidence.",
+        minimum=2,
+        identity="beside",
+        needs=("confidences",),
+    )
     seed: tuple[int, ...] = option(
         (0,),
         help="Seed of the subset and of the folds; repeatable, for runs of several seeds.",
@@ -104,6 +117,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Commit, branch or tag of the teacher's repository on the hub [default: the one that the cache "
         "was begun with, else main]. The cache records the commit.",
         identity="beside",
+        needs=("a repository of the hub",),
     )
     progress_file: Path | None = rare_option(
         None,
@@ -134,6 +148,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
         minimum=1,
         identity="none",
+        needs=("ray",),
     )
 
     @property
@@ -238,15 +253,20 @@ class ImportedFiles(Configuration):
         "the split that the pictures are filed under, such as val, or val2014 for pictures of COCO."
     )
     ground_truth_regions: Path | None = option(
-        None, help="Region features of the dataset's own boxes, put first, likewise."
+        None,
+        help="Region features of the dataset's own boxes, put first, likewise.",
+        needs=("files of a detector",),
     )
     region_naming: Literal["stem", "number", "uniter"] | None = option(
-        None, help="How files of regions name pictures [default: the first way by which the first picture is found]."
+        None,
+        help="How files of regions name pictures [default: the first way by which the first picture is found].",
+        needs=("files of a detector",),
     )
     region_split: str | None = option(
         None,
         help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
         "what the pictures of the split are filed under].",
+        needs=("files of a detector",),
     )
 
 

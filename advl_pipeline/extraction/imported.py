@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from advl_pipeline.configuration import refuse_ineffective
+from advl_pipeline.configuration import require_effect
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -37,8 +37,6 @@ from advl_pipeline.extraction.region_formats import (
     uniter_entries,
 )
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
-
-_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 
 SPLIT = "{split}"
 """Stands in a path for the split that the pictures are filed under."""
@@ -77,7 +75,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
         ground_truth = None if folder is None else files(folder, prefix="vcr_gt_", ground_truth=True)
         return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
     why = "the source holds arrays that are filed under pictures, and no regions of a detector"
-    refuse_ineffective({name: why for name in _OF_REGIONS if getattr(config, name) is not None})
+    require_effect(config, {"files of a detector": why})
     require_source(config)
     places = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
     return ImportedTower(FiledArrays(config.source, places, units).features, units, where=where)

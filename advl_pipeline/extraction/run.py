@@ -36,7 +36,7 @@ from advl_pipeline.errors import (
     StorageError,
     WeightsUnavailable,
 )
-from advl_pipeline.extraction.checks import require_given
+from advl_pipeline.extraction.checks import check_extraction
 from advl_pipeline.extraction.cluster import run_on_ray
 from advl_pipeline.extraction.config import (
     ExtractConfig,
@@ -144,7 +144,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
     with interruptible("The extraction", kept="every committed shard is kept"):
         if config.part is not None:
             parse_part(config.part)
-        require_given(config, by_name=teacher is None)
+        check_extraction(config, by_name=teacher is None)
         # Before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
         config = without_network(config)

@@ -25,6 +25,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import Evaluation, filed_as, moved_to, read_evaluation, read_json
+from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
 
@@ -155,7 +156,7 @@ def _open(
         data_root=moved_to(data_root, config),
         tasks=tasks,
         text_style=config.get("text_style"),
-        label_order=config.get("label_order", "uniter"),
+        label_order=config.get("label_order") or label_order_of(config.get("student", "")),
         answers=Path(answers) if answers else None,
         answer_list=config.get("answer_list", "train"),
         on_error=config.get("on_error", "fail"),

@@ -47,7 +47,7 @@ from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import family_of
-from advl_pipeline.students.tokenizer import Part
+from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config
 from advl_pipeline.students.weight_files import run_files
@@ -73,7 +73,7 @@ def shared_tokenizer(
     tokenizer = student.tokenizer
     core = tokenizer.copy()
     rows = [
-        student.lay_out([Part(token_ids=[mark], spans=[(0, 0)]) for mark in marks], task)
+        student.lay_out([TokenPart(token_ids=[mark], spans=[(0, 0)]) for mark in marks], task)
         for marks in ((_FIRST,), (_FIRST, _SECOND))
     ]
     templates = []

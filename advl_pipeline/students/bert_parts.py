@@ -56,7 +56,7 @@ def initialise_bert(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def kinds_of(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+def token_kinds(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
     """Return (N, L + R) int64: the kind of each position of text followed by picture."""
     text = torch.where(text_mask_NL.bool(), TEXT, PADDING)
     visual = torch.where(visual_mask_NR.bool(), VISUAL, PADDING)
@@ -329,7 +329,7 @@ def run_layers(
     Args:
         layers: transformers' `BertLayer`s, made with `attn_implementation=ATTENTION`.
         x_NSH: embeddings, text first.
-        kinds_NS: as `kinds_of` returns them.
+        kinds_NS: as `token_kinds` returns them.
         num_text: L.
         grid: of the tokens that are no padding [default: it is made of `kinds_NS`].
         separate: hide text and picture from one another.

@@ -28,9 +28,9 @@ from advl_pipeline.students.bert_parts import (
     TokenGrid,
     bert_config,
     initialise_bert,
-    kinds_of,
     norm_first_head,
     run_layers,
+    token_kinds,
 )
 from advl_pipeline.students.frozen_states import FrozenStates, keeps_states, states_of
 from advl_pipeline.students.interface import Perturbation
@@ -103,7 +103,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         batch = super().collate(examples)
-        batch.grid = TokenGrid.of_kinds(kinds_of(batch.token_mask_NL, batch.visual_mask_NR))
+        batch.grid = TokenGrid.of_kinds(token_kinds(batch.token_mask_NL, batch.visual_mask_NR))
         return batch
 
     @property
@@ -117,7 +117,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
     def run_layers(
         self, x_NSH: torch.Tensor, batch: PixelBatch, **how: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        kinds_NS = token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
         return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:

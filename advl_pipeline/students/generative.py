@@ -153,7 +153,7 @@ class GenerativeStudent(Student):
             raise ConfigError(
                 f"{name} has no layer {self.align_layer}.",
                 why=f"its language model has {num_layers}",
-                next_command=f"--align-layer {middle} is the middle one",
+                next_command=f"--student-option align_layer={middle} is the middle one",
             )
         self.deep_layers: tuple[int, ...] = ()
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
@@ -22,23 +22,11 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
 from advl_pipeline.students.registry import family_settings, merged, published_presets
+from advl_pipeline.tensors import moved
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
 """What visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and size."""
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Return a value with all its tensors on a device: those of a tuple, a table and a dataclass's fields."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, tuple):
-        return tuple(moved(item, device) for item in value)
-    if isinstance(value, dict):
-        return {name: moved(item, device) for name, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{item.name: moved(getattr(value, item.name), device) for item in fields(value)})
-    return value
 
 
 @dataclass(kw_only=True)
@@ -234,8 +222,6 @@ class Student(nn.Module, ABC):
     """What the names of a task's head begin with in its published checkpoints, a regular expression."""
     is_perturbable: ClassVar[bool] = False
     """Whether something can be added to its inputs (`Perturbation`), of the shapes that `zero_perturbation` gives."""
-    compile_refusal: str = "nobody has tested that it computes the same when compiled"
-    """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
     towers: ClassVar[tuple[str, ...]] = ()
     """Teachers, by name, whose weights parts of it take over before it is trained (`take_towers`)."""

@@ -67,8 +67,8 @@ def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | N
     return LoraSettings(
         excluded=student_lora.excluded if student_lora is not None else "",
         rank=rank,
-        alpha=options.lora_alpha or scale * rank,
-        targets=options.lora_target or (student_lora.targets if student_lora is not None else LORA_TARGETS),
+        alpha=scale * rank,
+        targets=student_lora.targets if student_lora is not None else LORA_TARGETS,
     )
 
 

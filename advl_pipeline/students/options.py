@@ -77,14 +77,15 @@ class StudentOptions(Configuration):
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
         identity="content",
+        needs=("pretrained weights", "open answers"),
     )
     known_words: Path | None = rare_option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
         "count [default: what its pretraining recorded, else every word counts as known].",
         identity="content",
+        needs=("known words",),
     )
-    fresh_heads: bool = rare_option(False, help="Start the task's head anew even where the checkpoint holds one.")
     tokenizer: str | None = rare_option(
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
@@ -100,35 +101,16 @@ class StudentOptions(Configuration):
         False,
         help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
     )
-    align_layer: int | None = rare_option(
-        None,
-        help="Layer of a student that answers in words whose states are distilled, from 1 [default: the middle one].",
-        minimum=1,
-    )
     lora_rank: int | None = option(
         None,
         help="Train only low-rank updates of this rank; 0 trains the student [default: the student's own where it "
         "starts from --init and answers in words, else 0].",
         minimum=0,
-    )
-    lora_alpha: float | None = rare_option(
-        None,
-        help="Scale of low-rank updates, divided by their rank [default: twice the rank; the rank for a student that "
-        "answers in words].",
-        above=0,
-    )
-    lora_target: tuple[str, ...] = rare_option(
-        (),
-        help="Modules that get low-rank updates, by the end of their name; repeatable [default: the student's own, "
-        "else its attention projections].",
-        metavar="NAME",
+        needs=("pretrained weights",),
     )
     base_dtype: BaseDtype | None = rare_option(
         None,
         help="Type of the frozen weights under low-rank updates, which are fp32 themselves [default: bf16 on a GPU "
         "that computes in it, else fp32].",
-    )
-    compile: bool = rare_option(
-        False,
-        help="Run the student through torch.compile; refused for students that are not tested under it.",
+        needs=("pretrained weights", "low-rank updates"),
     )

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.students.bert_parts import TokenGrid, kinds_of, run_layers
+from advl_pipeline.students.bert_parts import TokenGrid, run_layers, token_kinds
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.picture_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import SingleStream, TextBatch, TextStudent, TextStudentConfig
@@ -159,11 +159,9 @@ def collate_regions(
 class RegionStream(SingleStream, RegionStudent):
     """A single stream over BERT's layers, whose configuration is made with `attention=ATTENTION`."""
 
-    compile_refusal = ""
-
     def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-        """Return (N, S): what each position is that the layers read, as `kinds_of` does."""
-        return kinds_of(text_mask_NL, visual_mask_NR)
+        """Return (N, S): what each position is that the layers read, as `token_kinds` does."""
+        return token_kinds(text_mask_NL, visual_mask_NR)
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
         batch = super().collate(examples)

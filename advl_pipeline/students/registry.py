@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from inspect import get_annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, advise, suggest_names
@@ -181,6 +181,15 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
         # A chat model's architecture lies with its weights, and so does many a tokenizer.
         settings = family_class(name).settings_beside(checkpoint) | settings
     return {"student": name, **build_student(name, overrides=settings).load_published(checkpoint).to_dict()}
+
+
+_IN_METERS_ORDER = frozenset({"meter", "bridgetower"})
+"""Families whose published heads have SNLI-VE's classes in METER's order, all others in UNITER's."""
+
+
+def label_order_of(student: str) -> Literal["uniter", "meter"]:
+    """Return whose order the classes of SNLI-VE have for a student: that of its published heads."""
+    return "meter" if family_of(student) in _IN_METERS_ORDER else "uniter"
 
 
 def family_of(name: str) -> str:

@@ -23,7 +23,7 @@ from advl_pipeline.students.weight_files import (
     is_on_hub,
     located,
     making_command,
-    require_recorded,
+    require_run_files,
     weight_files,
     weights_digest,
 )
@@ -139,7 +139,7 @@ def load_weights(student: Student, path: Path) -> None:
     if not (path / DESCRIPTION_FILE).is_file():
         _load_original(student, path)
         return
-    require_recorded(path)
+    require_run_files(path)
     description = _described(path, student.name)
     if BASE in description:
         _load_updates(student, path, description)

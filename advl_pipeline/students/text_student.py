@@ -24,9 +24,9 @@ from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.tokenizer import (
     EMBEDDED_TOKENIZER,
-    Part,
     ReplacedSpan,
     TextTokenizer,
+    TokenPart,
     load_text_tokenizer,
 )
 from advl_pipeline.students.weight_files import tokenizer_folder
@@ -44,7 +44,7 @@ class RowLength(Configuration):
 
 
 @dataclass(kw_only=True, slots=True)
-class TextRow(Part):
+class TextRow(TokenPart):
     """One laid-out row: ids, spans ((0, 0) for special tokens), types, and the token that tasks read."""
 
     types: list[int] = field(default_factory=list)
@@ -52,16 +52,16 @@ class TextRow(Part):
 
     def add_special(self, token_id: int, type_id: int = 0) -> None:
         """Append a special token."""
-        self.add_part(Part(token_ids=[token_id], spans=[(0, 0)]), type_id)
+        self.add_part(TokenPart(token_ids=[token_id], spans=[(0, 0)]), type_id)
 
-    def add_part(self, part: Part, type_id: int = 0) -> None:
+    def add_part(self, part: TokenPart, type_id: int = 0) -> None:
         """Append the tokens of a part."""
         self.token_ids += part.token_ids
         self.spans += part.spans
         self.types += [type_id] * len(part.token_ids)
 
 
-def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Candidate) -> int:
+def fit_parts(parts: list[TokenPart], num_special: int, row: RowLength, candidate: Candidate) -> int:
     """Cut parts in place until the row fits, always at the end of the longest part; return the tokens cut.
 
     Raises:
@@ -85,7 +85,9 @@ def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Ca
     return excess
 
 
-def pair_row(parts: list[Part], tokenizer: TextTokenizer, *, separators: int = 1, masked: bool = False) -> TextRow:
+def pair_row(
+    parts: list[TokenPart], tokenizer: TextTokenizer, *, separators: int = 1, masked: bool = False
+) -> TextRow:
     """Lay out `[CLS] q [SEP] a [SEP]` with type 1 from the answer on, or a single text.
 
     Args:
@@ -206,7 +208,7 @@ class TextStudent(Student):
                 else f"--tokenizer FOLDER that holds tokenizer.json or vocab.txt of {usual_tokenizer}",
             )
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """Put the parts of one candidate between the student's special tokens; `task` is its head (`head_name`)."""
         return pair_row(parts, self.tokenizer, separators=self.num_separators)
 

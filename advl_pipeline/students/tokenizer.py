@@ -59,7 +59,7 @@ class ReplacedSpan:
 
 
 @dataclass(kw_only=True, slots=True)
-class Part:
+class TokenPart:
     """Tokens of one part of a candidate, with spans into `Candidate.text`."""
 
     token_ids: list[int] = field(default_factory=list)
@@ -89,7 +89,7 @@ class TextTokenizer:
 
     def encode(
         self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
-    ) -> list[list[Part]]:
+    ) -> list[list[TokenPart]]:
         """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
 
         What several candidates have in common, such as their question, is tokenised once.
@@ -111,8 +111,8 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         tokens = {text: (encoding.ids, encoding.offsets) for text, encoding in zip(texts, encoded, strict=True)}
 
-        def joined(text: str, pieces: Sequence[_Piece]) -> Part:
-            part = Part()
+        def joined(text: str, pieces: Sequence[_Piece]) -> TokenPart:
+            part = TokenPart()
             for start, end, token_id in pieces:
                 ids, offsets = tokens[text[start:end]] if token_id is None else ([token_id], [(0, end - start)])
                 part.token_ids += ids

@@ -27,7 +27,7 @@ from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_fr
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
 from advl_pipeline.students.text_student import TextRow
-from advl_pipeline.students.tokenizer import Part, ReplacedSpan
+from advl_pipeline.students.tokenizer import ReplacedSpan, TokenPart
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -182,7 +182,7 @@ class Uniter(RegionStream):
         super().__init__(name, config)
         self.model = UniterModel(config, num_words=config.vocab_size + NUM_PERSON_TOKENS)
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""
         row = TextRow()
         row.add_special(self.tokenizer.cls_id, QUESTION_TYPE)

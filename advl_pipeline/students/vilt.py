@@ -14,7 +14,13 @@ import torch
 from torch import nn
 from transformers import ViltConfig, ViltModel
 
-from advl_pipeline.students.bert_parts import attention_bias, attention_mass, compute_dtype, kinds_of, norm_first_head
+from advl_pipeline.students.bert_parts import (
+    attention_bias,
+    attention_mass,
+    compute_dtype,
+    norm_first_head,
+    token_kinds,
+)
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
@@ -27,7 +33,6 @@ class Vilt(SingleStream, PixelStudent):
     """Runs ViLT as a student. State names are transformers' behind `model.`."""
 
     config: PixelStudentConfig
-    compile_refusal = ""
     head_key = "classifier"
     config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
     rules: ClassVar[KeyRules] = published_keys(
@@ -50,7 +55,7 @@ class Vilt(SingleStream, PixelStudent):
     def run_layers(
         self, x_NSH: torch.Tensor, batch: PixelBatch, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        kinds = token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds, separate=separate, dtype=compute_dtype(x_NSH))
         *first, last = self.fusion_layers
         for layer in first:

@@ -31,7 +31,7 @@ from advl_pipeline.students.region_student import (
     tags_in,
 )
 from advl_pipeline.students.text_student import TextRow, pair_row
-from advl_pipeline.students.tokenizer import Part
+from advl_pipeline.students.tokenizer import TokenPart
 
 HEAD_DROPOUT = 0.1
 
@@ -86,7 +86,7 @@ class VisualBert(RegionStream):
         super().__init__(name, config)
         self.model = VisualBertModel(config)
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
         return pair_row(parts, self.tokenizer, masked=task == "vqa")
 

@@ -22,13 +22,13 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, Bert
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of, named_or_pooled
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
 from advl_pipeline.students.text_student import TextRow
-from advl_pipeline.students.tokenizer import Part
+from advl_pipeline.students.tokenizer import TokenPart
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -151,7 +151,7 @@ class VlBert(RegionStream):
         initialise_bert(self.image_feature_extractor)
         initialise_bert(self.object_linguistic_embeddings)
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; question and answer of QA->R are one part; VQA is `[CLS] q [SEP] [MASK] [SEP]`."""
         row = super().lay_out(parts, task)
         if len(parts) == 1 and task == "vqa":
@@ -165,7 +165,7 @@ class VlBert(RegionStream):
 
     def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
         # [END] belongs to the picture's side: it closes the list of objects.
-        return kinds_of(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
+        return token_kinds(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
 
     @property
     def fusion_layers(self) -> Sequence[Any]:

@@ -128,7 +128,7 @@ def _say_that_nothing_is_recorded() -> None:
     )
 
 
-def require_recorded(folder: Path) -> None:
+def require_run_files(folder: Path) -> None:
     """Refuse a finished run with other files than it ended with; what an earlier version recorded none of is said.
 
     Raises:

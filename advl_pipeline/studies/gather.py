@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from advl_pipeline.cache.identity import PROVENANCE_FILE
-from advl_pipeline.configuration import command_words, config_to_dict
+from advl_pipeline.configuration import command_words, config_to_dict, unused_options
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError, CorruptCache, advise
 from advl_pipeline.evaluation.items import question_rank
@@ -35,7 +35,7 @@ from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
-from advl_pipeline.training.checks import unused_options
+from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.config import FinetuneConfig
 
 _GROUP = ("setting", "method", "shots")
@@ -217,7 +217,7 @@ def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    idle = unused_options(config)
+    idle = unused_options(config, facts_of_run(config))
     options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 

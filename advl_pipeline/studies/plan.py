@@ -145,7 +145,7 @@ def build_plan(
         extractions = _extractions(study, config, teachers, caches)
         needs |= extractions
         config = with_options(config, cache=tuple(extractions))
-        if config.distill.weighting == "oracle" and variant.role != "control":
+        if config.distill.reads_labels and variant.role != "control":
             raise ConfigError(
                 f"{method} weighs by labels and is not marked as a control.",
                 where=study.source,

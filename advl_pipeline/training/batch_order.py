@@ -95,7 +95,7 @@ class TokenOrder:
             raise ConfigError(
                 "There are fewer micro-batches than processes.",
                 why=f"{len(self.sizes)} examples make {num_batches} of {self.max_tokens} tokens",
-                next_command="lower --batch-tokens",
+                next_command="--recipe FILE.toml with a smaller batch_size, or --batch-size, which counts examples",
             )
 
     def micro_batches(self, step: int) -> list[Positions]:

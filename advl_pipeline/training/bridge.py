@@ -20,7 +20,13 @@ from advl_pipeline.confidence.separation import Separation, outranked_candidates
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.features import Features
-from advl_pipeline.distillation.relational import Landmarks, mean_of_words, students_names, teachers_likeness
+from advl_pipeline.distillation.relational import (
+    TEMPERATURE,
+    Landmarks,
+    mean_of_words,
+    students_names,
+    teachers_likeness,
+)
 from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.batch_order import inputs_visited
@@ -37,7 +43,12 @@ THE_STUDENT = "the student"
 
 
 def bridge_scores(
-    region_NH: torch.Tensor, words_ND: torch.Tensor, landmarks: Landmarks, *, student: float, teacher: float
+    region_NH: torch.Tensor,
+    words_ND: torch.Tensor,
+    landmarks: Landmarks,
+    *,
+    student: float = TEMPERATURE,
+    teacher: float = TEMPERATURE,
 ) -> torch.Tensor:
     """Return (N,) in [0, 1]: the probability that region and words draw the same known word.
 
@@ -89,7 +100,7 @@ def find_answers(
         return None
     is_asked = run.config.adapt.answer_weight is not None
     landmarks, whose = found_landmarks.words, "the text teacher"
-    if is_own := run.method.settings.answers_of == "student":
+    if is_own := run.method.settings.asks_itself:
         landmarks = {} if found_landmarks.of_student is None else {THE_STUDENT: found_landmarks.of_student}
         whose = "the student by its own likenesses"
     if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
@@ -203,7 +214,7 @@ def bridge_answers(
 
 def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher: str) -> torch.Tensor:
     """Return (N,) scores of the candidates, 0 for those that say nothing."""
-    words, states, settings = census.words, census.states, start.settings
+    words, states = census.words, census.states
     examples, batch = census.examples, census.batch
     student_text = TextSignal(
         text=Features(values_MD=states.pooled_NP),
@@ -231,7 +242,5 @@ def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher:
         region_NH[speaks_N],
         mean_of_words(signal.words_NWD, said_NW & speaks_N[:, None]),
         landmarks,
-        student=settings.student_temperature,
-        teacher=settings.teacher_temperature,
     )
     return score_N

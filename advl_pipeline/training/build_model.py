@@ -58,8 +58,6 @@ def build_finetune_student(run: Run) -> Student:
             add_lora(student, updates)
         if base_dtype(student, config) == "bf16":
             hold_frozen_in_bf16(student)
-        if config.compile:
-            compile_student(student)
         return student
 
 
@@ -159,23 +157,8 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
         task_loss=run.settings.task_loss,
         reference=copy.deepcopy(student).eval().requires_grad_(False) if anchors else None,
         answers=teaching.answers.shares if teaching.answers else None,
-        remembered=StudentConfidence(labelled_ids) if weighs and run.config.student_confidence != "current" else None,
+        remembered=StudentConfidence(labelled_ids) if weighs else None,
     )
-
-
-def compile_student(student: Student) -> None:
-    """Compile the student's pass, in place; its parameters and their names stay.
-
-    Raises:
-        ConfigError: the student is not tested under torch.compile.
-    """
-    if student.compile_refusal:
-        raise ConfigError(
-            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
-        )
-    student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
-    if type(student).encode_pooled is not Student.encode_pooled:
-        student.encode_pooled = torch.compile(student.encode_pooled, dynamic=True)  # type: ignore[method-assign]
 
 
 def student_options(config: Mapping[str, Any]) -> dict[str, Any]:

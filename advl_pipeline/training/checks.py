@@ -15,8 +15,9 @@ from pathlib import Path
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.configuration import declared, option_values, refuse_ineffective
+from advl_pipeline.configuration import require_effect
 from advl_pipeline.datasets.cards import picture_splits
+from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
@@ -33,12 +34,12 @@ from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
-from advl_pipeline.training.inputs import cache_of_split, check_caches, open_inputs, other_splits
+from advl_pipeline.training.inputs import cache_of_split, check_caches, open_run_inputs, other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.resolved import describe_run, resolve_method, resolve_run
+from advl_pipeline.training.resolved import resolve_method, resolve_run, run_record
 
 
-def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
+def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
     """Refuse what can be refused without a model, in well under a second.
 
     Args:
@@ -49,7 +50,7 @@ def require_given(config: FinetuneConfig, *, is_control: bool = False) -> None:
             that is not there, weights by labels outside of a control. DatasetError, CorruptCache, WeightsUnavailable:
             as they say.
     """
-    if config.distill.weighting == "oracle" and not is_control:
+    if config.distill.reads_labels and not is_control:
         raise ConfigError(
             "Weights by labels are a control of studies, and no method.",
             where="--weighting oracle",
@@ -77,14 +78,14 @@ def require_data(config: FinetuneConfig) -> None:
     What lies in an object store or on the hub is asked later.
 
     Raises:
-        ConfigError, DatasetError: as `open_inputs` says. IdentityMismatch: a cache of another dataset, or a folder of
-            another run.
+        ConfigError, DatasetError: as `open_run_inputs` says. IdentityMismatch: a cache of another dataset, or a
+            folder of another run.
     """
     folder = RunFolder(config.output)
     config = folder.resumed_config(config) if config.resume else config
     here = tuple(location for location in config.cache if isinstance(location, Path))
     caches = open_caches(dataclasses.replace(config, cache=here))
-    inputs = open_inputs(config, caches)
+    inputs = open_run_inputs(config, caches)
     run = resolve_run(config, kind=head_name(inputs.dataset.tasks[0]), num_labelled=len(inputs.labelled))
     if len(here) < len(config.cache):
         return
@@ -97,7 +98,7 @@ def require_data(config: FinetuneConfig) -> None:
         region_caches = open_region_caches(regions, splits_read(config), data_root=config.data_root)
         if len(regions) == len(config.regions):
             read = caches if run.method.uses_teachers else []
-            folder.require_same_run(describe_run(run, inputs, read, region_caches))
+            folder.require_same_run(run_record(run, inputs, read, region_caches))
 
 
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
@@ -105,16 +106,14 @@ def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
     return [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)]
 
 
-def require_effect(config: FinetuneConfig) -> None:
+def check_run_options(config: FinetuneConfig) -> None:
     """Refuse options of a new run that would change nothing; what was begun goes on as it was.
 
     Raises:
-        ConfigError: as said. DatasetError: data of one's own that cannot be read.
+        ConfigError: there are such options. DatasetError: data of one's own that cannot be read.
     """
-    if (config.output / names.CONFIG).is_file():
-        return
-    tasks = config.task or tasks_of(config.dataset, config.data_root)
-    refuse_ineffective(unused_options(config, tasks))
+    if not (config.output / names.CONFIG).is_file():
+        require_effect(config, facts_of_run(config, config.task or tasks_of(config.dataset, config.data_root)))
 
 
 def region_places(
@@ -213,17 +212,8 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     return caches
 
 
-_OF_TASKS = (
-    ("text_style", {"vcr-q2a", "vcr-qa2r"}, "are not in the format of VCR"),
-    ("label_order", {"snli-ve"}, "are not in the format of SNLI-VE"),
-    ("answers", {"vqa", "answers", "classes"}, "have neither open answers nor classes"),
-    ("head_answers", {"vqa", "answers"}, "have no open answers"),
-)
-"""Options, the tasks that heed them, and what is said of data without one."""
-
-
-def unused_options(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
-    """Return the options that are not at their default and would change nothing: name -> why.
+def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
+    """Return the facts that options of a run need, as `unused_options` takes them.
 
     Args:
         config: as a user gives it.
@@ -231,53 +221,27 @@ def unused_options(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[
     """
     method = resolve_method(config)
     distill, adapt, settings = config.distill, config.adapt, method.settings
-    hears, two_steps = method.uses_teachers, method.steps == "two"
-    holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.answers_of == "student")
-    relates_words = hears and distill.distance == "relational" and distill.landmarks == "known"
-    of_texts = "selection selection_rho selection_alpha"
-    of_weights = "confidence_folds confidence_check student_confidence weight_max"
-    idle = (
+    two_steps = method.steps == "two"
+    is_relational = distill.distance == "relational"
+    holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.asks_itself)
+    facts = (
+        ("teachers", method.uses_teachers, "this method hears no teacher"),
+        ("an adapt step", two_steps, "this run has no adapt step"),
+        ("coordinates", not is_relational, "--distance relational projects nothing"),
+        ("the text pathway", distill.pathway != "vision", "--pathway vision distils no text"),
+        ("the vision pathway", distill.pathway != "text", "--pathway text distils no picture"),
+        ("distillation", distill.distill_weight > 0 or two_steps, "--distill-weight 0 distils nothing"),
+        ("weights", settings.weighting != "uniform", "all weights are 1"),
+        ("ratio", settings.weighting == "ratio", "--weighting is not ratio"),
+        ("confidence", config.confidence != "none", "--confidence none weighs nothing"),
+        ("a probe", config.confidence == "probe", "--confidence fits no probe"),
+        ("answers", settings.answer_weight > 0, "no answers are learned"),
         (
-            not hears,
-            "this method hears no teacher",
-            "target_norm teacher_weight teacher_balance teacher_control distill_weight distill_decay pathway "
-            "distance distill_layer weighting landmarks student_temperature teacher_temperature vision_target "
-            f"projector confidence weight_shuffle {of_texts} {of_weights}",
+            "known words",
+            holds_words or (method.uses_teachers and is_relational),
+            "nothing here asks which words are known",
         ),
-        (
-            not two_steps,
-            "this run has no adapt step",
-            "answers_of adapt_objective anchor_weight adapt_steps adapt_texts adapt_lr_scale adapt_on",
-        ),
-        (
-            distill.distance != "relational",
-            "--distance is not relational",
-            "landmarks student_temperature teacher_temperature",
-        ),
-        (distill.distance == "relational", "--distance relational projects nothing", "projector"),
-        (distill.pathway == "vision", "--pathway vision distils no text", of_texts),
-        (distill.pathway == "text", "--pathway text distils no picture", "vision_target projector"),
-        (distill.distill_weight == 0 and not two_steps, "--distill-weight 0 distils nothing", "projector"),
-        (settings.selection == "all", "all words are kept", "selection_rho"),
-        (settings.selection != "adaptive", "--selection is not adaptive", "selection_alpha"),
-        (settings.weighting == "uniform", "all weights are 1", "weight_shuffle"),
-        (settings.weighting != "ratio", "--weighting is not ratio", f"confidence {of_weights}"),
-        (config.confidence == "none", "--confidence none weighs nothing", f"weight_shuffle {of_weights}"),
-        (config.confidence != "probe", "--confidence fits no probe", "confidence_folds"),
-        (settings.answer_weight == 0, "no answers are learned", "answers_of"),
-        (not holds_words and not relates_words, "nothing here asks which words are known", "known_words"),
-        (
-            config.init is None,
-            "there are no pretrained weights (--init)",
-            "head_answers fresh_heads lora_rank lora_alpha lora_target base_dtype",
-        ),
-        (config.lora_rank == 0, "--lora-rank 0 makes no low-rank updates", "lora_alpha lora_target base_dtype"),
-        *((bool(tasks) and not heeding & set(tasks), f"the data {lack}", name) for name, heeding, lack in _OF_TASKS),
+        ("pretrained weights", config.init is not None, "there are no pretrained weights (--init)"),
+        ("low-rank updates", config.lora_rank != 0, "--lora-rank 0 makes no low-rank updates"),
     )
-    reasons: dict[str, str] = {}
-    for applies, why, ineffective in idle:
-        for name in ineffective.split() if applies else ():
-            reasons.setdefault(name, why)
-    options = declared(FinetuneConfig)
-    changed = [name for name, value in option_values(config).items() if value != options[name].field.default]
-    return {name: reasons[name] for name in changed if name in reasons}
+    return facts_of_data(tasks) | {name: "" if holds else why for name, holds, why in facts}

@@ -77,7 +77,7 @@ def find_confidences(
         ConfigError: an estimator that these teachers or tasks do not allow.
     """
     config = run.config
-    if run.method.settings.weighting == "oracle":
+    if run.method.settings.reads_labels:
         visited = inputs_visited(run, inputs)
         known = sorted({*inputs.labelled, *visited})
         return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}

@@ -10,16 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, build_config, component, option, rare_option
+from advl_pipeline.configuration import (
+    Configuration,
+    Output,
+    bounded,
+    build_config,
+    component,
+    config_to_dict,
+    option,
+    rare_option,
+)
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
+from advl_pipeline.students.registry import label_order_of
 
 TaskLoss = Literal[
     "softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl", "answer-lm"
@@ -38,126 +48,200 @@ PRETRAINED_LEARNING_RATE = 5e-5
 finetuned at. The rate without weights is meant for small students that start at random; it undoes a pretraining."""
 
 
+DEFAULT_EPOCHS = 3.0
+"""Passes over the labelled examples where nobody says how long a run is; few labels are seen more often."""
+
+
+class ScaleRule(NamedTuple):
+    """Parameters whose name matches `pattern` learn at `scale` times the base learning rate."""
+
+    pattern: str
+    scale: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialConfig(Configuration):
-    """VILLA's numbers are the table `adversarial` of a recipe.
+    """VILLA's numbers, the table `adversarial` of a recipe.
 
     A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection.
     """
 
     text_learning_rate: float = 0.0
     visual_learning_rate: float = 0.0
-    num_steps: int = option(3, help="Adversarial passes per micro-batch.", minimum=1)
+    num_steps: int = bounded(3, minimum=1)
     kl_weight: float = 1.5
     norm: Literal["l2", "linf"] = "l2"
     max_norm: float = 0.0
 
 
-Undecided = TypeVar("Undecided")
-"""What a number is that nobody has decided: None among options and in recipes. In a run there is no such number."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe(Configuration):
+    """What the files of one recipe state; a default is what the loop of its authors does where they say nothing.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters(Configuration, Generic[Undecided]):
-    """Options, recipes and runs all have these numbers: those of finetuning a student that users give.
-
-    How batches are counted, a recipe and a run say themselves.
+    `batch_size` counts on one device, before accumulation. Exactly one of `num_steps` and `num_epochs` is positive.
+    `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
+    gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
+    names; None spares biases and norms by kind of module. `accumulation` says whether the gradients of a device's
+    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `adversarial` holds VILLA's
+    numbers, empty elsewhere. `sources` maps each key to its origin.
     """
 
-    title: ClassVar[str] = "Optimiser"
+    student: str
+    task: str
+    size: str
+    loss: TaskLoss
+    optimiser: Optimiser
+    learning_rate: float = bounded(above=0)
+    weight_decay: float = bounded(minimum=0)
+    num_steps: int | None = bounded(None, minimum=1)
+    num_epochs: int = 0
+    batch_size: int | None = bounded(None, minimum=1)
+    batch_unit: Literal["tokens", "examples"] = "examples"
+    accumulate: int = bounded(1, minimum=1)
+    accumulation: Literal["mean", "sum"] = "mean"
+    num_devices: int = 1
+    head_lr_scale: float = bounded(1.0, minimum=0)
+    adapt_lr_scale: float = bounded(1.0, minimum=0)
+    lr_scales: tuple[ScaleRule, ...] = ()
+    no_decay: str | None = ""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    schedule: LearningRateSchedule = "linear"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = ()
+    lr_floor: float = 0.0
+    clip_norm: float = bounded(0.0, minimum=0)
+    clip_each: float = 0.0
+    dropout: float = 0.1
+    max_text_length: int = 0
+    image_size: int = 0
+    seed: int = 0
+    adversarial: Mapping[str, Any]
+    sources: Mapping[str, str]
 
-    num_steps: int | Undecided = option(
-        None,
-        help="Optimiser steps of the finetune step, in place of --epochs [default: the recipe's at full data, else "
-        "those of --epochs, and at least {otherwise}].",
-        minimum=1,
-        otherwise=300,
-    )
-    batch_size: int | Undecided = option(
-        None, help="Examples per optimiser step [default: the recipe's, else {otherwise}].", minimum=1, otherwise=16
-    )
-    accumulate: int | Undecided = rare_option(
-        None,
-        help="Micro-batches that one optimiser step is split into [default: the recipe's, else {otherwise}].",
-        minimum=1,
-        otherwise=1,
-    )
-    optimiser: Optimiser | Undecided = rare_option(
-        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw"
-    )
-    learning_rate: float | Undecided = option(
-        None,
-        help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
-        f"else {PRETRAINED_LEARNING_RATE:g} with --init and {{otherwise}} without].",
-        above=0,
-        otherwise=5e-4,
-    )
-    head_lr_scale: float | Undecided = rare_option(
-        None,
-        help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
-        "{otherwise}].",
-        minimum=0,
-        otherwise=1.0,
-    )
-    weight_decay: float | Undecided = rare_option(
-        None,
-        help="Weight decay [default: the recipe's, else {otherwise}].",
-        minimum=0,
-        otherwise=0.01,
-    )
-    schedule: LearningRateSchedule | Undecided = rare_option(
-        None,
-        help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
-        otherwise="linear-nonzero",
-    )
-    clip_norm: float | Undecided = rare_option(
-        None,
-        help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else {otherwise}].",
-        minimum=0,
-        otherwise=2.0,
-    )
+    def source_of(self, setting: str) -> str:
+        """Return where a setting of a run comes from that follows this recipe."""
+        stated = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}
+        if not self.num_steps:
+            stated["num_steps"] = "num_epochs"
+        unstated = f"not stated by the recipe of {self.student}: its optimiser's or loop's default"
+        return self.sources.get(stated.get(setting, setting), unstated)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserOptions(Hyperparameters[None]):
-    """The options say how a student is finetuned; one not given is the recipe's, else what its declaration says."""
+class TrainingSettings:
+    """The numbers of one run, all decided; a default is ADVL's own, where neither a recipe nor an option says any.
+
+    `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
+    `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
+    `epochs` are the passes over the labelled examples that the steps make, None where a batch counts tokens.
+    `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
+    (recipes that add up micro-batches instead of averaging). The others are those of a `Recipe`. `sources` says where
+    each number came from, and `note` which recipe was chosen.
+    """
+
+    num_steps: int = 300
+    epochs: float | None = None
+    batch_size: int = 16
+    batch_unit: Literal["tokens", "examples"] = "examples"
+    max_text_tokens: int = 0
+    accumulate: int = 1
+    loss_scale: float = 1.0
+    optimiser: Optimiser = "adamw"
+    learning_rate: float = 5e-4
+    head_lr_scale: float = 1.0
+    adapt_lr_scale: float = 1.0
+    lr_scales: tuple[ScaleRule, ...] = ()
+    weight_decay: float = 0.01
+    no_decay: str | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    momentum: float = 0.0
+    schedule: LearningRateSchedule = "linear-nonzero"
+    warmup: float = 0.1
+    milestones: tuple[float, ...] = ()
+    lr_floor: float = 0.0
+    clip_norm: float = 2.0
+    clip_each: float = 0.0
+    adversarial: AdversarialConfig | None = None
+    task_loss: TaskLoss
+    note: str
+    sources: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each setting with its value and source, and the note on the recipe, as plain JSON types."""
+        plain = config_to_dict(self)
+        described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
+        return {"recipe": self.note, "settings": described}
+
+    def step_line(self, num_processes: int) -> str:
+        """Return one line for people: how large the batch of an optimiser step is, and who computes it."""
+        on = "" if num_processes == 1 else f" on {num_processes} processes"
+        if self.batch_unit == "tokens":
+            return f"global batch: {self.accumulate} micro-batches of at most {self.batch_size} tokens{on}"
+        cut = "" if self.accumulate == 1 else f", in {self.accumulate} micro-batches"
+        return f"global batch: {self.batch_size} examples{on}{cut}"
+
+    def line(self) -> str:
+        """Return one line for people: which recipe, and what the options changed of it."""
+        flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
+        # A number that was cut says so itself.
+        options = [flag if " " in flag else f"{flag} {getattr(self, key)}" for flag, key in flags.items()]
+        adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
+        return (
+            f"{self.note}; given: {', '.join(sorted(options)) or 'nothing'}; "
+            f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
+            + ("" if self.epochs is None else f", {self.epochs:.3g} epochs")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserOptions(Configuration):
+    """The options say how a student is finetuned; one not given is the recipe's, else that of `TrainingSettings`."""
 
     title: ClassVar[str] = "Optimiser"
 
     recipe: str = option(
         "auto",
         help="How the student's authors finetuned it: auto (the published recipe where there is one), none, or a "
-        "TOML file of its keys. An option given here wins over it.",
+        "TOML file of its keys, such as optimiser, schedule and loss. An option given here wins over it.",
         identity="content",
+    )
+    num_steps: int | None = option(
+        None,
+        help="Optimiser steps of the finetune step, in place of --epochs [default: the recipe's at full data, else "
+        f"those of --epochs, and at least {TrainingSettings.num_steps}].",
+        minimum=1,
     )
     epochs: float | None = option(
         None,
         help="Passes of the finetune step over the labelled examples, in place of --num-steps [default: the recipe's "
-        "at full data, else {otherwise}].",
+        f"at full data, else {DEFAULT_EPOCHS:g}].",
         above=0,
-        otherwise=3,
     )
-    batch_tokens: int | None = rare_option(
+    batch_size: int | None = option(
         None,
-        help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
+        help=f"Examples per optimiser step [default: the recipe's, else {TrainingSettings.batch_size}].",
         minimum=1,
     )
-    warmup_fraction: float | None = rare_option(
+    accumulate: int | None = rare_option(
         None,
-        help="Share of each step's budget spent warming up the learning rate [default: the recipe's, else "
-        "{otherwise}].",
+        help="Micro-batches that one optimiser step is split into [default: the recipe's, else "
+        f"{TrainingSettings.accumulate}].",
+        minimum=1,
+    )
+    learning_rate: float | None = option(
+        None,
+        help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
+        f"else {PRETRAINED_LEARNING_RATE:g} with --init and {TrainingSettings.learning_rate:g} without].",
+        above=0,
+    )
+    head_lr_scale: float | None = rare_option(
+        None,
+        help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
+        f"{TrainingSettings.head_lr_scale:g}].",
         minimum=0,
-        below=1,
-        otherwise=0.1,
-    )
-    task_loss: TaskLoss | None = rare_option(
-        None,
-        help="Loss of the task [default: the recipe's, else softmax-choice, and soft-target-bce for VQA].",
-    )
-    adversarial: Literal["none", "text", "image", "both"] | None = rare_option(
-        None,
-        help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's]. Its numbers are the "
-        "recipe's, else VILLA's; --recipe FILE.toml changes them.",
     )
 
     def __post_init__(self) -> None:
@@ -185,35 +269,23 @@ class TeacherOptions(DiskCacheOptions):
         help="Teacher cache of the training split, folder or URL; repeat for several teachers.",
         identity="content",
     )
-    verify_caches: bool = rare_option(
-        False,
-        help="Hash every file of the caches before the first step; without, those that changed since they were "
-        "written or last checked.",
-        identity="none",
-    )
-    teacher_weight: tuple[str, ...] = rare_option(
-        (),
-        help="Weight of a teacher in its pathways, for --teacher-balance fixed; once for each.",
-        metavar="NAME=NUMBER",
-    )
-    target_norm: Literal["standardise", "none"] = rare_option(
-        "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
-    )
     confidence: Literal["probe", "zero-shot", "bridge", "none"] = rare_option(
         "probe",
         help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
         "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
+        needs=("teachers", "ratio"),
     )
-    confidence_folds: int = rare_option(5, help="Folds of the cross-fitted probe.", minimum=2)
-    student_confidence: Literal["start", "current"] = rare_option(
-        "start",
-        help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
-        "a label (one pass over the labelled items). current: that of the present step.",
+    confidence_folds: int = rare_option(
+        5,
+        help="Folds of the cross-fitted probe.",
+        minimum=2,
+        needs=("teachers", "ratio", "confidence", "a probe"),
     )
     confidence_check: Literal["auc", "none"] = rare_option(
         "auc",
         help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong. Its AUC on "
         "the labelled items then has a 95 % interval that is not above 0.5. none follows it whatever it knows.",
+        needs=("teachers", "ratio", "confidence"),
     )
     teacher_control: TeacherControl = rare_option(
         "none",
@@ -221,6 +293,7 @@ class TeacherOptions(DiskCacheOptions):
         "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid). Or take the student's own "
         "visual tokens, before they meet the text, for a vision teacher's (own-tokens). A cache of `random:NAME` is "
         "another one.",
+        needs=("teachers",),
     )
 
 
@@ -232,19 +305,24 @@ class AdaptOptions(AdaptTerms):
 
     steps: Literal["one", "two"] | None = rare_option(None, help="Two-step finetuning, or the finetune step alone.")
     adapt_steps: int = option(
-        400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
+        400,
+        help="Optimiser steps of the adapt step, beside those of the finetune step.",
+        minimum=1,
+        needs=("an adapt step",),
     )
     adapt_texts: int = rare_option(
         64,
         help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
         minimum=2,
+        needs=("an adapt step",),
     )
     adapt_lr_scale: float | None = rare_option(
         None,
         help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
-        "which start anew, learn at their own [default: the recipe's, else {otherwise}].",
+        "which start anew, learn at their own [default: the recipe's, else "
+        f"{TrainingSettings.adapt_lr_scale:g}].",
         minimum=0,
-        otherwise=1.0,
+        needs=("an adapt step",),
     )
     adapt_on: tuple[str, ...] = rare_option(
         ("inputs",),
@@ -252,6 +330,7 @@ class AdaptOptions(AdaptTerms):
         "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
         "Repeatable.",
         metavar="INPUTS",
+        needs=("an adapt step",),
     )
 
 
@@ -310,21 +389,43 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
             # Which student is the default hangs on the data; a run always names the one that it took.
             object.__setattr__(self, "student", default_student(self.dataset))
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the splits of a run are read, as `open_dataset` takes it."""
+        names = ("data_root", "text_style", "answers", "answer_list", "on_error")
+        return {name: getattr(self, name) for name in names} | {"label_order": label_order_of(self.student)}
+
+
+_ANY = object()
 
 _GONE: Mapping[str, Any] = {
     "relational_nodes": "both",
     "weight_normalise": "none",
     "candidates": "all",
     "live": False,
-    "dry_run": False,
-    "step_ms": None,
-    "disk_mb_s": None,
     "live_weights": [],
     **{f"adversarial_{name}": None for name in ("norm", "max_norm", "learning_rate", "steps", "kl_weight")},
     **dict.fromkeys(("ground_truth_regions", "region_naming", "region_split", "projection_start", "target_check")),
+    "distill_decay": "none",
+    "landmarks": "known",
+    "student_temperature": 0.1,
+    "teacher_temperature": 0.1,
+    "selection_alpha": 0.5,
+    "selection_rho": 0.3,
+    "weight_max": 2.0,
+    "target_norm": "standardise",
+    "student_confidence": "start",
+    "teacher_balance": "equal",
+    "teacher_weight": [],
+    **dict.fromkeys(("fresh_heads", "compile"), False),
+    **dict.fromkeys(("align_layer", "lora_alpha")),
+    "lora_target": [],
+    **dict.fromkeys(("batch_tokens", "optimiser", "weight_decay", "schedule", "clip_norm", "warmup_fraction")),
+    **dict.fromkeys(("adversarial", "task_loss")),
+    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache"), _ANY),
 }
-"""Options of earlier versions: the values that every run now computes as. The last two are read by coordinate
-distances alone."""
+"""Options of earlier versions: the values that every run now computes as, `_ANY` where they changed no number.
+`projection_start` and `target_check` are read by coordinate distances alone."""
 
 
 def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:
@@ -338,11 +439,12 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
     Raises:
         ConfigError: the run was made with an option that is gone, at a value that no run now computes as.
     """
+    gone = {**_GONE, "label_order": label_order_of(stored["student"])}
     # None says that nobody gave the option.
-    known = {name: value for name, value in stored.items() if name not in _GONE and value is not None}
+    known = {name: value for name, value in stored.items() if name not in gone and value is not None}
     unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
-    for name in stored.keys() & _GONE.keys() - unread:
-        if stored[name] != _GONE[name]:
+    for name in stored.keys() & gone.keys() - unread:
+        if gone[name] is not _ANY and stored[name] != gone[name]:
             raise ConfigError(
                 "This run was made with an option that is gone, so it cannot stand beside others.",
                 where=where,

@@ -28,7 +28,6 @@ from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.checkpoints import load_file as load_checkpoint
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.registry import family_of
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.tensors import save_tensors
 from advl_pipeline.training.config import FinetuneConfig
@@ -69,10 +68,6 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}
 
 
-METER_ORDER = frozenset({"meter", "bridgetower"})
-"""Families whose SNLI-VE classes are contradiction, neutral, entailment; the others have UNITER's order."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadOrigin:
     """The origin says where a head's values come from, and why."""
@@ -91,15 +86,13 @@ def fill_heads(
     """Fill fresh heads from the checkpoint that a run starts from, in place; say of each what became of it.
 
     Raises:
-        ConfigError: the checkpoint's SNLI-VE head has its classes in another order than the run.
+        ConfigError: the checkpoint's VQA head has other answers than the list of `--head-answers`.
     """
     if not any(True for head in heads.values() for _ in head.parameters()):
         why = f"{student.name} scores answers by their likelihood"
         return {name: HeadOrigin(origin="none", why=why) for name in heads}
     if config.init is None:
         return {name: _fresh("no checkpoint is given") for name in heads}
-    if config.fresh_heads:
-        return {name: _fresh("--fresh-heads") for name in heads}
     tasks = {head_name(task): task for task in dataset.tasks}
     saved = (config.init / DESCRIPTION_FILE).is_file()
     return {
@@ -152,14 +145,6 @@ def _from_original(
     if is_answers and config.answers is None:
         head.load_state_dict(before)
         return _fresh("the file has as many answers, but does not name them: give its list by --answers")
-    expected = "meter" if family_of(student.name) in METER_ORDER else "uniter"
-    if task == "snli-ve" and config.label_order != expected:
-        raise ConfigError(
-            "The checkpoint's head has SNLI-VE's classes in another order.",
-            where=str(path),
-            why=f"{student.name} is trained in the order of {expected}, the run has that of {config.label_order}",
-            next_command=f"--label-order {expected}, or --fresh-heads to start the head anew",
-        )
     return HeadOrigin(origin="checkpoint", why="of as many classes")
 
 

@@ -111,7 +111,7 @@ class Inputs:
         return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
 
 
-def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
+def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
     """Open what a run trains on: its split, the labelled subset of it, and what the adapt step sees.
 
     Args:

@@ -60,10 +60,9 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     settings, source = start.settings, start.source
     assert source is not None
     teachers = teachers_by_pathway(settings, source.widths())
-    if settings.distance != "relational" or settings.landmarks != "known" or not source.knows_words:
+    if settings.distance != "relational" or not source.knows_words:
         return FoundLandmarks()
-    asks_itself = settings.answers_of == "student"
-    if not any(teachers.values()) and not asks_itself:
+    if not any(teachers.values()) and not settings.asks_itself:
         return FoundLandmarks()
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
@@ -74,7 +73,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
     for census in take_census(start, dataset, chosen, at_once=at_once):
         states_NWH, words = census.states_NWH, census.words
-        if regions or asks_itself:
+        if regions or settings.asks_itself:
             words_seen.add(states_NWH, states_NWH, census.meant(), words)
         for name in teachers["text"]:
             part = census.signal.text[name]
@@ -90,7 +89,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     return FoundLandmarks(
         words={name: marks for name, marks in of_words.items() if marks is not None},
         regions={name: marks for name, marks in of_regions.items() if marks is not None},
-        of_student=names if asks_itself else None,
+        of_student=names if settings.asks_itself else None,
     )
 
 

@@ -29,11 +29,10 @@ from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import SentBatches, TrainingBatch
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.optimiser import build_optimizer, clip_each, distillation_strength, rate_factor
+from advl_pipeline.training.optimiser import build_optimizer, clip_each, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
-from advl_pipeline.training.recipes import TrainingSettings
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.step import FinetuneModel, Phase, StepConditions
+from advl_pipeline.training.step import FinetuneModel, LossTerms, Phase, StepConditions
 from advl_pipeline.training.step_log import (
     StepNumbers,
     StepPlace,
@@ -45,7 +44,8 @@ from advl_pipeline.training.step_log import (
 from advl_pipeline.training.validation import is_due
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
-"""Steps whose batches may lie ready; one more may wait for room."""
+"""Steps whose batches may lie ready, in memory that is not the model's own or in the device's; one more may wait for
+room."""
 
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
 
@@ -73,19 +73,8 @@ def run_phase(
         progress: called with 1 after each step.
         validate: called with the number of a step after which `val` is scored; returns what its record holds more.
     """
-    config, settings, logged_steps = run.config, run.settings, run.steps_of(phase)
-    num_steps = len(logged_steps)
-    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
-    if checkpoint is not None:
-        restore(checkpoint, model, built)
-    align_parameters(model, accelerator)
-    # Not as accelerate shares a model among processes: see `process_group.py`.
-    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    optimizer: Any = accelerator.prepare_optimizer(built)
-    peak = [group["lr"] for group in optimizer.param_groups]
-    # Likenesses are compared with those of teachers, which have no dropout either.
-    wrapped.train(phase == "finetune")
-    # What lies ready takes the device's memory, where it is not the model's own.
+    config, logged_steps, num_steps = run.config, run.steps_of(phase), len(run.steps_of(phase))
+    wrapped, optimizer = _prepare(run, phase, model, accelerator, checkpoint)
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     records = _StepRecords(run, model, accelerator, folder)
     num_saved, seconds_waited, seconds_saving = logged_steps.start + start_step, 0.0, 0.0
@@ -95,34 +84,17 @@ def run_phase(
         GradientSum(wrapped.parameters(), accelerator) as gradients,
         Prefetcher(lambda: make_batches(range(start_step, num_steps)), limit=limit) as batches,
     ):
+        steps = OptimiserSteps(run, phase, wrapped, optimizer, accelerator, gradients, is_asked_to_stop)
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
             micro_batches = sent.received(accelerator.device)
             began = time.perf_counter()
-            factor = rate_factor(settings, step, num_steps=num_steps)
-            for group, rate in zip(optimizer.param_groups, peak, strict=True):
-                group["lr"] = rate * factor
-            seed = _seed(config, phase, step, accelerator)
-            conditions = _step_conditions(run, phase, step, accelerator, seed=seed)
             place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
             with records.kept_where_one_is_not_finite():
-                with drawing(seed):
-                    numbers, record, stops = _optimiser_step(
-                        wrapped,
-                        optimizer,
-                        accelerator,
-                        micro_batches,
-                        settings,
-                        conditions,
-                        gradients,
-                        is_asked_to_stop,
-                    )
+                numbers, record, stops = steps.take(step, micro_batches)
                 # The device is at work on this step while the numbers of the one before are read.
                 records.read()
                 record |= {
                     "step": logged_steps[step],
-                    "phase": phase,
-                    "learning_rate": settings.learning_rate * factor,
-                    "lambda": conditions.strength,
                     "seconds": time.perf_counter() - began,
                     "seconds_waited": batches.seconds_waited - seconds_waited,
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
@@ -150,22 +122,30 @@ def run_phase(
     accelerator.free_memory()
 
 
+def _prepare(
+    run: Run,
+    phase: Phase,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+    checkpoint: dict[str, torch.Tensor] | None,
+) -> tuple[nn.Module, Any]:
+    """Return the model and the optimiser of a phase as accelerate prepares them, restored where it goes on."""
+    settings = run.settings
+    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
+    if checkpoint is not None:
+        restore(checkpoint, model, built)
+    align_parameters(model, accelerator)
+    # Not as accelerate shares a model among processes: see `process_group.py`.
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    # Likenesses are compared with those of teachers, which have no dropout either.
+    wrapped.train(phase == "finetune")
+    return wrapped, accelerator.prepare_optimizer(built)
+
+
 def _seed(config: FinetuneConfig, phase: Phase, step: int, accelerator: Accelerator) -> int:
     """Return the seed of a step, another one in each process."""
     mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
     return (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
-
-
-def _step_conditions(run: Run, phase: Phase, step: int, accelerator: Accelerator, *, seed: int) -> StepConditions:
-    """Return what a step says to its micro-batches."""
-    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
-    shares_batches = phase == "adapt" or run.settings.batch_unit == "examples"
-    return StepConditions(
-        phase=phase,
-        strength=distillation_strength(run.config.distill, step, num_steps=len(run.steps_of(phase))),
-        generator=torch.Generator().manual_seed(seed),
-        gather=gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone,
-    )
 
 
 class _StepRecords:
@@ -218,68 +198,104 @@ class _StepRecords:
             raise
 
 
-def _optimiser_step(
-    wrapped: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    micro_batches: list[TrainingBatch],
-    settings: TrainingSettings,
-    conditions: StepConditions,
-    gradients: GradientSum,
-    is_asked_to_stop: Callable[[], bool],
-) -> tuple[StepNumbers, dict[str, Any], bool]:
-    """Take one step; return its numbers, what all processes took it over, and whether all are to stop after it."""
-    optimizer.zero_grad(set_to_none=True)
-    counts = [
-        sum(len(batch.example_ids) for batch in micro_batches),
-        sum(batch.student.num_sequences for batch in micro_batches),
-        sum(batch.student.num_cut for batch in micro_batches),
-    ]
-    if accelerator.num_processes > 1:
-        counts = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
-    num_examples, num_texts, num_cut = counts
-    numbers = StepNumbers()
-    for number, batch in enumerate(micro_batches, 1):
-        share = len(batch.example_ids) / num_examples
-        run_model = partial(wrapped, batch, conditions)
+class OptimiserSteps:
+    """What an optimiser step of a phase moves, and by what: the model, its optimiser, and the sum of gradients."""
 
-        def backward(
-            loss: torch.Tensor,
-            retain_graph: bool = False,
-            *,
-            scale: float = share * settings.loss_scale,
-            is_last: bool = number == len(micro_batches),
-        ) -> None:
+    def __init__(
+        self,
+        run: Run,
+        phase: Phase,
+        wrapped: nn.Module,
+        optimizer: Any,
+        accelerator: Accelerator,
+        gradients: GradientSum,
+        is_asked_to_stop: Callable[[], bool],
+    ) -> None:
+        self._run, self.phase, self._wrapped, self._optimizer = run, phase, wrapped, optimizer
+        self._accelerator, self._gradients, self._is_asked_to_stop = accelerator, gradients, is_asked_to_stop
+        self._peak = [group["lr"] for group in optimizer.param_groups]
+
+    def take(self, step: int, micro_batches: list[TrainingBatch]) -> tuple[StepNumbers, dict[str, Any], bool]:
+        """Take a step; return its numbers, what is recorded of it, and whether all processes are to stop after it."""
+        settings, accelerator = self._run.settings, self._accelerator
+        factor = rate_factor(settings, step, num_steps=len(self._run.steps_of(self.phase)))
+        for group, rate in zip(self._optimizer.param_groups, self._peak, strict=True):
+            group["lr"] = rate * factor
+        seed = _seed(self._run.config, self.phase, step, accelerator)
+        # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+        shares_batches = self.phase == "adapt" or settings.batch_unit == "examples"
+        conditions = StepConditions(
+            phase=self.phase,
+            generator=torch.Generator().manual_seed(seed),
+            gather=gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone,
+        )
+        with drawing(seed):
+            self._optimizer.zero_grad(set_to_none=True)
+            num_examples, num_texts, num_cut = self._counts(micro_batches)
+            numbers = StepNumbers()
+            for number, batch in enumerate(micro_batches, 1):
+                share, is_last = len(batch.example_ids) / num_examples, number == len(micro_batches)
+                terms, is_learned = self._add_gradients(batch, conditions, share=share, is_last=is_last)
+                numbers.add(share, terms, is_learned=is_learned)
+            stops = self._gradients.finish(self._is_asked_to_stop())
+            numbers.send(self._move())
+        record = {"num_examples": num_examples, "num_texts": num_texts, "num_texts_cut": num_cut}
+        rates = {"learning_rate": settings.learning_rate * factor, "lambda": self._run.config.distill.distill_weight}
+        return numbers, record | {"phase": self.phase, **rates}, stops
+
+    def _counts(self, micro_batches: list[TrainingBatch]) -> list[int]:
+        """Return the examples, the texts and the texts cut of a step, over all processes."""
+        counts = [
+            sum(len(batch.example_ids) for batch in micro_batches),
+            sum(batch.student.num_sequences for batch in micro_batches),
+            sum(batch.student.num_cut for batch in micro_batches),
+        ]
+        if self._accelerator.num_processes > 1:
+            counts = self._accelerator.reduce(torch.tensor(counts, device=self._accelerator.device)).tolist()
+        return counts
+
+    def _add_gradients(
+        self, batch: TrainingBatch, conditions: StepConditions, *, share: float, is_last: bool
+    ) -> tuple[LossTerms, bool]:
+        """Add a micro-batch's gradients to those of the step; return its terms, and whether it had any.
+
+        Args:
+            share: of its examples in the step.
+            is_last: no micro-batch of the step follows.
+        """
+        settings = self._run.settings
+        run_model = partial(self._wrapped, batch, conditions)
+
+        def backward(loss: torch.Tensor, retain_graph: bool = False) -> None:
             if is_last and not retain_graph:
-                gradients.begin_last_pass()
-            accelerator.backward(loss * scale, retain_graph=retain_graph)
+                self._gradients.begin_last_pass()
+            self._accelerator.backward(loss * (share * settings.loss_scale), retain_graph=retain_graph)
 
         if settings.adversarial is not None and conditions.phase == "finetune":
-            student: Student = accelerator.unwrap_model(wrapped).student
+            student: Student = self._accelerator.unwrap_model(self._wrapped).student
             two_way = settings.task_loss == "two-way-choice"
             terms = adversarial_terms(
                 run_model, student, batch.student, settings.adversarial, is_two_way=two_way, backward=backward
             )
-            is_learned = True
-        else:
-            terms = run_model()
-            is_learned = terms.has_gradient
-            if is_learned:
-                backward(terms.total)
-        numbers.add(share, terms, is_learned=is_learned)
-    stops = gradients.finish(is_asked_to_stop())
-    parameter_gradients = [value.grad for value in wrapped.parameters() if value.grad is not None]
-    norm = None
-    # Without any gradient, in no process, there is nothing to step along.
-    if parameter_gradients:
+            return terms, True
+        terms = run_model()
+        if terms.has_gradient:
+            backward(terms.total)
+        return terms, terms.has_gradient
+
+    def _move(self) -> torch.Tensor | None:
+        """Clip the gradients and step along them; return their norm, None where no process has any."""
+        settings, accelerator = self._run.settings, self._accelerator
+        gradients = [value.grad for value in self._wrapped.parameters() if value.grad is not None]
+        if not gradients:
+            return None
         if settings.clip_norm > 0:
-            norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
+            norm = torch.as_tensor(accelerator.clip_grad_norm_(self._wrapped.parameters(), settings.clip_norm))
         else:
-            norm = nn.utils.get_total_norm(parameter_gradients)
+            norm = nn.utils.get_total_norm(gradients)
         if settings.clip_each > 0:
             if settings.clip_norm <= 0:
                 accelerator.unscale_gradients()
-            clip_each(parameter_gradients, settings.clip_each)
-        optimizer.step()
-    numbers.send(norm)
-    return numbers, {"num_examples": num_examples, "num_texts": num_texts, "num_texts_cut": num_cut}, stops
+            clip_each(gradients, settings.clip_each)
+        self._optimizer.step()
+        return norm

@@ -1,4 +1,4 @@
-"""Optimiser, parameter groups, learning rate and strength of the distillation over a run, from its settings."""
+"""Optimiser, parameter groups and learning rate over a run, from its settings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.settings import DistillationOptions
-from advl_pipeline.training.recipes import FinetuningNumbers, TrainingSettings
+from advl_pipeline.training.config import TrainingSettings
 from advl_pipeline.training.step import FinetuneModel
 
 
@@ -31,7 +30,7 @@ LONGEST_WARMUP = 0.1
 """Share of a budget that a warm-up counted in steps may take where its recipe counts epochs: our choice."""
 
 
-def rate_factor(settings: FinetuningNumbers[Any], step: int, *, num_steps: int) -> float:
+def rate_factor(settings: TrainingSettings, step: int, *, num_steps: int) -> float:
     """Return the factor of the peak learning rate at a step (from 0) of a budget.
 
     Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
@@ -53,16 +52,6 @@ def rate_factor(settings: FinetuningNumbers[Any], step: int, *, num_steps: int) 
         factor = 1.0
     rate = settings.learning_rate * factor
     return float((rate if rate > 0 else settings.lr_floor) / settings.learning_rate)
-
-
-def distillation_strength(options: DistillationOptions, step: int, *, num_steps: int) -> float:
-    """Return lambda at a step (from 0) of the finetune step: constant, or down to 0 at its end."""
-    progress = step / max(1, num_steps - 1)
-    if options.distill_decay == "linear":
-        return options.distill_weight * (1.0 - progress)
-    if options.distill_decay == "cosine":
-        return options.distill_weight * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return options.distill_weight
 
 
 Tensors = list[torch.Tensor]
@@ -155,7 +144,7 @@ def clip_each(gradients: Tensors, most: float) -> None:
 def parameter_groups(
     encoder: Mapping[str, nn.Parameter],
     head: Mapping[str, nn.Parameter],
-    settings: FinetuningNumbers[Any],
+    settings: TrainingSettings,
     *,
     spared: Collection[str] | None = None,
     encoder_scale: float = 1.0,

@@ -15,95 +15,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Never
+from typing import Any
 
-from advl_pipeline.configuration import (
-    build_config,
-    by_field,
-    check_ranges,
-    config_to_dict,
-    fallbacks,
-    flag_of,
-    option_values,
-)
+from advl_pipeline.configuration import build_config, by_field, flag_of, option_values
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.packages import data_files, read_data_file
 from advl_pipeline.students.registry import family_of, size_of
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import (
+    DEFAULT_EPOCHS,
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
     FinetuneConfig,
-    Hyperparameters,
-    TaskLoss,
-    Undecided,
+    Recipe,
+    ScaleRule,
+    TrainingSettings,
 )
-
-
-class ScaleRule(NamedTuple):
-    """Parameters whose name matches `pattern` learn at `scale` times the base learning rate."""
-
-    pattern: str
-    scale: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuningNumbers(Hyperparameters[Undecided]):
-    """A student is finetuned by these numbers: a recipe states some of them, and a run decides all.
-
-    `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
-    gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
-    names; None spares biases and norms by kind of module. How batches are counted, a recipe and a run say themselves.
-    """
-
-    no_decay: str | None = ""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.0
-    adapt_lr_scale: float = 1.0
-    lr_scales: tuple[ScaleRule, ...] = ()
-    clip_each: float = 0.0
-    milestones: tuple[float, ...] = ()
-    lr_floor: float = 0.0
-    warmup: float = 0.0
-    batch_unit: Literal["tokens", "examples"] = "examples"
-
-
-UNSTATED = {"head_lr_scale": 1.0, "clip_norm": 0.0, "schedule": "linear", "accumulate": 1}
-"""What the loop of a recipe's authors does where their files say nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe(FinetuningNumbers[None]):
-    """A recipe holds what its files state. `batch_size` counts on one device, before accumulation.
-
-    Exactly one of `num_steps` and `num_epochs` is positive. `accumulation` says whether the gradients of a device's
-    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each key to its
-    origin. `adversarial` holds VILLA's numbers, empty elsewhere.
-    """
-
-    student: str
-    task: str
-    size: str
-    num_epochs: int = 0
-    accumulation: Literal["mean", "sum"] = "mean"
-    num_devices: int = 1
-    dropout: float = 0.1
-    max_text_length: int = 0
-    image_size: int = 0
-    seed: int = 0
-    loss: TaskLoss
-    adversarial: Mapping[str, Any]
-    sources: Mapping[str, str]
-
-    def source_of(self, setting: str) -> str:
-        """Return where a setting of a run comes from that follows this recipe."""
-        stated = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}
-        if not self.num_steps:
-            stated["num_steps"] = "num_epochs"
-        unstated = f"not stated by the recipe of {self.student}: its optimiser's or loop's default"
-        return self.sources.get(stated.get(setting, setting), unstated)
 
 
 def recipe_names() -> tuple[tuple[str, str, str], ...]:
@@ -181,7 +109,7 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
         except (OverflowError, RecursionError, re.error) as error:
             raise _wrong_names(f"{key} {pattern!r}: {error}", where) from None
     fixed = {"student": student, "task": task, "size": size, "sources": sources}
-    return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, fixed, where=where)
+    return build_config(Recipe, {"adversarial": {}}, {**values, "lr_scales": rules}, fixed, where=where)
 
 
 def _wrong_names(why: str, where: str) -> ConfigError:
@@ -259,12 +187,6 @@ def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
     }
 
 
-PLAIN = fallbacks(FinetuneConfig)
-"""What stands for options that are left to a recipe, where there is none."""
-
-ADVERSARIAL_LEARNING_RATE = 1e-3
-"""VILLA's for VQA and SNLI-VE at size base."""
-
 OURS = "ADVL's default"
 OURS_FOR_PRETRAINED = "ADVL's default for a student that starts from --init"
 
@@ -274,55 +196,10 @@ RATES = (
 )  # fmt: skip
 """What a recipe of the same family on another task lends."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSettings(FinetuningNumbers[Never]):
-    """The settings are the decided numbers of one run.
-
-    `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
-    `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
-    `epochs` are the passes over the labelled examples that the steps make, None where a batch counts tokens.
-    `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
-    (recipes that add up micro-batches instead of averaging). `sources` says where each field came from.
-    """
-
-    epochs: float | None
-    max_text_tokens: int
-    loss_scale: float
-    task_loss: TaskLoss
-    adversarial: AdversarialConfig | None
-    note: str
-    sources: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return each setting with its value and source, and the note on the recipe, as plain JSON types."""
-        plain = config_to_dict(self)
-        described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
-        return {"recipe": self.note, "settings": described}
-
-    def step_line(self, num_processes: int) -> str:
-        """Return one line for people: how large the batch of an optimiser step is, and who computes it."""
-        on = "" if num_processes == 1 else f" on {num_processes} processes"
-        if self.batch_unit == "tokens":
-            return f"global batch: {self.accumulate} micro-batches of at most {self.batch_size} tokens{on}"
-        cut = "" if self.accumulate == 1 else f", in {self.accumulate} micro-batches"
-        return f"global batch: {self.batch_size} examples{on}{cut}"
-
-    def line(self) -> str:
-        """Return one line for people: which recipe, and what the options changed of it."""
-        flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
-        # A number that was cut says so itself.
-        options = [
-            flag if " " in flag else f"{flag} {getattr(self, key)}"
-            for flag, key in flags.items()
-            if flag != "--adversarial"
-        ]
-        adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
-        return (
-            f"{self.note}; given: {', '.join(sorted(options)) or 'nothing'}; "
-            f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
-            + ("" if self.epochs is None else f", {self.epochs:.3g} epochs")
-        )
+_AS_STATED = (
+    *RATES, "adapt_lr_scale", "schedule", "warmup", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
+)  # fmt: skip
+"""What a run takes from its recipe as it stands there; the rest depends on the data and on the processes."""
 
 
 def resolve_settings(
@@ -341,39 +218,30 @@ def resolve_settings(
     options, recipe = config.optimisation, chosen.recipe
     asked = batch_size = options.batch_size
     if asked is not None:
-        if options.batch_tokens is not None:
-            raise ConfigError("--batch-size and --batch-tokens exclude each other.")
         # More examples than there are would be the same ones again, in memory and in time.
         batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
-    decided = {key: (value, OURS) for key, value in _default_numbers(task).items()}
+    decided = {key: (value, OURS) for key, value in default_numbers(task).items()}
     if config.init is not None:
         decided["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
     if (lender := chosen.rates_of) is not None:
         decided |= {key: (getattr(lender, key), lender.source_of(key)) for key in RATES}
     if recipe is not None:
-        stated = _of_recipe(config, recipe, num_labelled, world_size, batch_size)
+        stated = _of_recipe(config, chosen, num_labelled, world_size, batch_size)
         decided |= {key: (value, recipe.source_of(key)) for key, value in stated.items()}
     for key, value in option_values(config).items():
         if key in decided and value is not None:
             decided[key] = value, flag_of(key)
-    if options.warmup_fraction is not None:
-        decided["warmup"] = options.warmup_fraction, "--warmup-fraction"
-    cut = "" if batch_size == asked else f" {asked}, cut to the {batch_size} examples there are"
-    for unit, size, source in (
-        ("tokens", options.batch_tokens, "--batch-tokens"),
-        ("examples", batch_size, f"--batch-size{cut}"),
-    ):
-        if size is not None:
-            decided |= {"batch_size": (size, source), "batch_unit": (unit, source)}
-            if options.accumulate is None:
-                decided["accumulate"] = 1, source
-            if unit == "examples":
-                decided["max_text_tokens"] = 0, source
+    if batch_size is not None:
+        cut = "" if batch_size == asked else f" {asked}, cut to the {batch_size} examples there are"
+        source = f"--batch-size{cut}"
+        decided |= {"batch_size": (batch_size, source), "batch_unit": ("examples", source)}
+        decided["max_text_tokens"] = 0, source
+        if options.accumulate is None:
+            decided["accumulate"] = 1, source
     decided["num_steps"], decided["epochs"] = _length(options.epochs, decided, num_labelled)
     accumulate, source = decided["accumulate"]
     if recipe is not None and recipe.accumulation == "sum" and source.startswith("--"):
         decided["loss_scale"] = float(accumulate), source
-    decided["adversarial"] = _adversarial(options.adversarial, recipe, chosen.note)
     values = {key: value for key, (value, _) in decided.items()}
     sources = {key: source for key, (_, source) in decided.items()}
     if values["schedule"] == "steps" and not values["milestones"]:
@@ -381,7 +249,6 @@ def resolve_settings(
             "The schedule of steps needs milestones.",
             next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
         )
-    check_ranges(FinetuneConfig, values, where=chosen.note)
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 
@@ -421,34 +288,28 @@ def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int) 
         asked: None for ADVL's default, by which few labels are seen more often.
         batch_size: in examples.
     """
-    num_steps = math.ceil((asked or PLAIN["epochs"]) * num_labelled / batch_size)
-    return num_steps if asked else max(PLAIN["num_steps"], num_steps)
+    num_steps = math.ceil((asked or DEFAULT_EPOCHS) * num_labelled / batch_size)
+    return num_steps if asked else max(TrainingSettings.num_steps, num_steps)
 
 
-def _default_numbers(task: str) -> dict[str, Any]:
+def default_numbers(task: str) -> dict[str, Any]:
     """Return ADVL's own numbers: what stands where neither a recipe nor an option says anything."""
-    unstated = {field.name: field.default for field in dataclasses.fields(FinetuningNumbers)}
-    defaults = {
-        "warmup": PLAIN["warmup_fraction"],
-        "max_text_tokens": 0,
-        "no_decay": None,
-        "betas": (0.9, 0.98),
-        "eps": 1e-6,
-        "loss_scale": 1.0,
-        "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
-    }
-    return unstated | {key: value for key, value in PLAIN.items() if key in unstated} | defaults
+    fields = dataclasses.fields(TrainingSettings)
+    numbers = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return numbers | {"task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice"}
 
 
 def _of_recipe(
-    config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int, batch_size: int | None
+    config: FinetuneConfig, chosen: ChosenRecipe, num_labelled: int, world_size: int, batch_size: int | None
 ) -> dict[str, Any]:
-    same = {field.name for field in dataclasses.fields(FinetuningNumbers)} - {"num_steps", "batch_size", "accumulate"}
-    values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
+    recipe = chosen.recipe
+    assert recipe is not None
+    values: dict[str, Any] = {key: getattr(recipe, key) for key in _AS_STATED}
+    if recipe.adversarial:
+        values["adversarial"] = build_config(AdversarialConfig, recipe.adversarial, where=chosen.note)
     values["task_loss"] = recipe.loss
-    accumulate = recipe.accumulate or 1
-    values["loss_scale"] = float(accumulate) if recipe.accumulation == "sum" else 1.0
-    micro_batches = accumulate * recipe.num_devices
+    values["loss_scale"] = float(recipe.accumulate) if recipe.accumulation == "sum" else 1.0
+    micro_batches = recipe.accumulate * recipe.num_devices
     if recipe.batch_unit == "tokens":
         values["batch_size"], values["accumulate"] = recipe.batch_size, micro_batches
         values["max_text_tokens"] = recipe.max_text_length
@@ -462,25 +323,6 @@ def _of_recipe(
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":
-            each = batch_size or values.get("batch_size", PLAIN["batch_size"])
+            each = batch_size or values.get("batch_size", TrainingSettings.batch_size)
             values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / each)
     return values
-
-
-def _adversarial(asked: str | None, recipe: Recipe | None, where: str) -> tuple[AdversarialConfig | None, str]:
-    published = None
-    if recipe is not None and recipe.adversarial:
-        published = build_config(AdversarialConfig, recipe.adversarial, where=where)
-    if asked is None:
-        return published, OURS if recipe is None or published is None else recipe.sources["adversarial"]
-    if asked == "none":
-        return None, "--adversarial"
-    base = published or AdversarialConfig()
-    # A modality that the recipe leaves alone learns at the other one's rate.
-    rate = max(base.text_learning_rate, base.visual_learning_rate) or ADVERSARIAL_LEARNING_RATE
-    made = dataclasses.replace(
-        base,
-        text_learning_rate=rate if asked in ("text", "both") else 0.0,
-        visual_learning_rate=rate if asked in ("image", "both") else 0.0,
-    )
-    return made, "--adversarial"

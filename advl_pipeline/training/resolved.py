@@ -15,7 +15,6 @@ default, which is how ablations are named.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,12 +27,10 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
     OURS,
-    PLAIN,
     ChosenRecipe,
-    TrainingSettings,
     choose_recipe,
     resolve_settings,
     steps_of_epochs,
@@ -145,7 +142,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe_run(
+def run_record(
     run: Run, inputs: Inputs, caches: Sequence[TeacherCache], region_caches: Sequence[TeacherCache]
 ) -> dict[str, Any]:
     """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
@@ -161,7 +158,7 @@ def describe_run(
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
     beside: dict[str, Any] = {}
-    if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != PLAIN["num_steps"]:
+    if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # Once, the default was the same number of steps for however many labels.
         beside["num_steps"] = run.settings.num_steps
     if config.ids is not None:
@@ -220,7 +217,7 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
             ),
         )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
-    learns_answers = steps == "two" and (defaults["teachers"] or config.adapt.answers_of == "student")
+    learns_answers = steps == "two" and (defaults["teachers"] or config.adapt.asks_itself)
     if steps == "two" and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
@@ -237,13 +234,12 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     options = {name: value for name, value in option_values(config).items() if name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
     if config.adapt.answer_weight is None:
-        has_words = config.distill.pathway != "vision" or config.adapt.answers_of == "student"
+        has_words = config.distill.pathway != "vision" or config.adapt.asks_itself
         decided["answer_weight"] = float(learns_answers and has_words and not config.hide_picture)
-    weights = teacher_weights(config.teacher_weight)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
-        settings=DistillationSettings(**{**options, **decided, "teacher_weights": weights}),
+        settings=DistillationSettings(**{**options, **decided}),
         num_adapt_steps=config.adapt.adapt_steps if steps == "two" else 0,
     )
     if config.hide_picture:
@@ -265,8 +261,8 @@ def finetune_steps(config: FinetuneConfig) -> int:
     """Return the steps of the finetune step alone, as far as the options tell."""
     options, shots = config.optimisation, config.shots
     if options.num_steps is not None or shots is None:
-        return int(options.num_steps or PLAIN["num_steps"])
-    batch_size = options.batch_size or PLAIN["batch_size"]
+        return int(options.num_steps or TrainingSettings.num_steps)
+    batch_size = options.batch_size or TrainingSettings.batch_size
     return steps_of_epochs(options.epochs, num_labelled=shots, batch_size=min(shots, batch_size))
 
 
@@ -300,27 +296,3 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
             why="; ".join(reason for reason, _ in seen),
             next_command=f"add {' '.join(remedy for _, remedy in seen)}, or leave out --hide-picture",
         )
-
-
-def teacher_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Read weights of teachers given as NAME=NUMBER.
-
-    Raises:
-        ConfigError: another form, a number below 0 or not finite, or one teacher twice.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        # A name may hold an equals sign (`hf:` takes any), a number may not.
-        name, _, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not name or not 0.0 <= value < math.inf:
-            raise ConfigError(
-                "A teacher's weight is not NAME=NUMBER, with a number of at least 0.", why=f"got {text!r}"
-            )
-        if name in weights:
-            raise ConfigError("A teacher has two weights.", where=name)
-        weights[name] = value
-    return weights

@@ -48,17 +48,17 @@ from advl_pipeline.training.build_model import (
 )
 from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.checks import open_caches, open_region_caches, require_given, splits_read
+from advl_pipeline.training.checks import check_run, open_caches, open_region_caches, splits_read
 from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
-from advl_pipeline.training.inputs import Inputs, open_inputs
+from advl_pipeline.training.inputs import Inputs, open_run_inputs
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.placement import Readout, take_readout
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run, describe_run, resolve_run
+from advl_pipeline.training.resolved import Run, resolve_run, run_record
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
@@ -92,7 +92,7 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
         writes into the run folder. Interrupted: stopped by a signal, after the step that it came in; the same call
         resumes.
     """
-    require_given(config, is_control=is_control)
+    check_run(config, is_control=is_control)
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
         return _finetune(config, held)
@@ -193,7 +193,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
         config.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
     )
     # A cache of a part of the split limits what is seen for every method, so that one compares with another.
-    inputs = open_inputs(config, given_caches)
+    inputs = open_run_inputs(config, given_caches)
     run = resolve_run(
         config,
         kind=head_name(inputs.dataset.tasks[0]),
@@ -210,7 +210,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
         inputs=inputs,
         caches=caches,
         region_caches=region_caches,
-        identity=describe_run(run, inputs, caches, region_caches),
+        identity=run_record(run, inputs, caches, region_caches),
         multiplies_in_tf32=multiplies_in_tf32,
     )
 
@@ -227,9 +227,8 @@ def _open(asked: _Asked) -> _Opened:
         config.pictures,
         splits_read(config),
         disk_cache=config.disk_cache_config,
-        hash_all=config.verify_caches,
     )
-    stored += use_region_caches(student, asked.region_caches, hash_all=config.verify_caches)
+    stored += use_region_caches(student, asked.region_caches)
     # Without a teacher, but with the regions that the tokens of a batch count among theirs.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
     heads, origins = build_finetune_heads(run, student, inputs)
@@ -420,7 +419,7 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         arguments |= {
             "order": order_inputs(run, inputs, rank=asked.accelerator.process_index),
-            "labelled": run.method.settings.weighting == "oracle",
+            "labelled": run.method.settings.reads_labels,
             # The adapt step may see more inputs than there are labels for.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,

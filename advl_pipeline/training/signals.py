@@ -36,15 +36,14 @@ WordNumbers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[
 class SignalSource:
     """Builds the `TeacherSignal` of a batch from several teachers' features of every unit that will be asked for.
 
-    `prior` is IDF over the training texts, `known` what the student's pretraining knew [default: every word],
-    `target_norm` is `standardise` or `none`, and `confidence` is modality -> example id -> probability of the truth.
+    `prior` is IDF over the training texts, `known` what the student's pretraining knew [default: every word], and
+    `confidence` is modality -> example id -> probability of the truth.
     """
 
     teachers: Sequence[TeacherFeatures]
     _: KW_ONLY
     prior: WordPrior
     known: KnownWords = field(default_factory=lambda: KnownWords(counts=None))
-    target_norm: str = "standardise"
     confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def widths(self) -> dict[str, TeacherWidths]:
@@ -213,12 +212,11 @@ class SignalSource:
         mean_D: npt.NDArray[np.float32],
         variance_D: npt.NDArray[np.float32],
     ) -> Features:
-        is_scaled = self.target_norm == "standardise"
         return Features(
             values_MD=_tensor(values),
             scale_M=None if scales is None else _tensor(scales),
-            mean_D=torch.from_numpy(np.array(mean_D)) if is_scaled else None,
-            variance_D=torch.from_numpy(np.array(variance_D)) if is_scaled else None,
+            mean_D=torch.from_numpy(np.array(mean_D)),
+            variance_D=torch.from_numpy(np.array(variance_D)),
         )
 
 

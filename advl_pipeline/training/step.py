@@ -4,7 +4,7 @@ The adapt step learns from no label. Its loss is
 
     contrast + sum_p mean_B(w_p d_p) + anchor_weight * drift + answer_weight * mean_B(w_text a)
 
-and that of the finetune step, with lambda for `--distill-weight` as it decays and k for VILLA's perturbed passes,
+and that of the finetune step, with lambda for `--distill-weight` and k for VILLA's perturbed passes,
 
     task + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
 
@@ -89,7 +89,7 @@ class LossTerms:
         if weights_B is not None:
             self.weights[pathway], value_B = weights_B, weights_B * value_B
         self.weighted[pathway] = value_B.mean() if strength is None else strength * value_B.mean()
-        self.raw[pathway] = term.raw_B.mean()
+        self.raw[pathway] = term.value_B.detach().mean()
         if len(term.by_teacher) > 1:
             self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
 
@@ -98,12 +98,11 @@ class LossTerms:
 class StepConditions:
     """What an optimiser step says to each of its micro-batches.
 
-    In the phase `adapt` no label is learned from. `strength` is lambda, `generator` draws words and regions, and
-    `gather` is of the processes that share the batch.
+    In the phase `adapt` no label is learned from. `generator` draws words and regions, and `gather` is of the
+    processes that share the batch.
     """
 
     phase: Phase
-    strength: float = 1.0
     generator: torch.Generator | None = None
     gather: Gather = gather_alone
 
@@ -182,7 +181,7 @@ class FinetuneModel(nn.Module):
         if signal is not None:
             for name, term in self.distillation_terms(batch, signal, step, apart=apart, known=known).pathways.items():
                 weights_B = None
-                if settings.weighting == "oracle":
+                if settings.reads_labels:
                     confidence_B = torch.ones_like(term.value_B)
                     weights_B = pathway_weights(settings, signal, name, confidence_B, generator=step.generator)
                 terms.add_pathway(name, term, weights_B)
@@ -208,7 +207,8 @@ class FinetuneModel(nn.Module):
 
     def _finetune(self, batch: TrainingBatch, step: StepConditions, perturbation: Perturbation | None) -> LossTerms:
         signal = batch.signal if perturbation is None else None
-        distils = signal is not None and step.strength != 0.0 and any(self.distiller.teachers.values())
+        strength = self.distiller.settings.distill_weight
+        distils = signal is not None and strength != 0.0 and any(self.distiller.teachers.values())
         needs_relevance = self.distiller.needs_relevance
         if distils and (needs_relevance or not self._distils_apart(signal)):
             output = self.encode(batch.student, perturbation=perturbation, need_relevance=needs_relevance)
@@ -216,7 +216,7 @@ class FinetuneModel(nn.Module):
             output = self.student.encode_pooled(
                 batch.student, perturbation=perturbation, mask_visual=self.hide_picture
             )
-        # task: `--task-loss` of the logits and the labels; `adversarial.py` asks for it again under perturbations
+        # task: the recipe's loss of the logits and the labels; `adversarial.py` asks for it again under perturbations
         scored = self._score(batch, output)
         terms = LossTerms(compared=scored.compared)
         terms.add("task", scored.loss)
@@ -232,7 +232,7 @@ class FinetuneModel(nn.Module):
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distillation_terms(batch, signal, step, fused=output).pathways.items():
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=step.generator)
-            terms.add_pathway(name, term, weights_B, strength=step.strength)
+            terms.add_pathway(name, term, weights_B, strength=strength)
         return terms
 
     def _score(self, batch: TrainingBatch, output: StudentOutput) -> TaskScores:

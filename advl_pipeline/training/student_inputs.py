@@ -218,13 +218,12 @@ def regions_of_run(trained_on: Mapping[str, Any]) -> list[Location]:
     return list(map(parse_location, [stored] if isinstance(stored, str) else stored))
 
 
-def use_region_caches(student: Student, caches: Sequence[TeacherCache], *, hash_all: bool = False) -> list[str]:
+def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[str]:
     """Let a student see the regions in caches, and return a line about each of them.
 
     Args:
         student: whose source of regions is replaced, where there are any.
         caches: as `given.open_region_caches` opens them.
-        hash_all: hash every file before it is trusted.
 
     Raises:
         ConfigError: the student sees no regions, or such of another width, or those of a detector and there are none.
@@ -235,7 +234,7 @@ def use_region_caches(student: Student, caches: Sequence[TeacherCache], *, hash_
             raise ineffective("--regions", why=f"{student.name} sees no regions of a detector")
         return []
     for cache in caches:
-        require_trustworthy(cache, hash_all=hash_all)
+        require_trustworthy(cache)
         assert cache.image is not None
         if cache.image.token_dim != student.config.feature_size:
             raise ConfigError(
@@ -290,7 +289,6 @@ def use_stored_pictures(
     splits: Sequence[tuple[str, str]],
     *,
     disk_cache: DiskCacheConfig | None = None,
-    hash_all: bool = False,
 ) -> list[str]:
     """Let a student read pictures that are stored, and return a line about each place that they come from.
 
@@ -299,7 +297,6 @@ def use_stored_pictures(
         given: caches of pictures; without, those that lie where `advl prepare` puts them are taken.
         splits: dataset and split of what is read.
         disk_cache: where files of remote caches are kept.
-        hash_all: hash every file before it is trusted.
 
     Raises:
         ConfigError: pictures are given to a student that reads none. IdentityMismatch: they are of another size.
@@ -324,7 +321,7 @@ def use_stored_pictures(
             # Made by another version, in the place where these are to lie; of another size it is good for others.
             again = [["advl", "cache", "prune", str(cache.path), "--all"], words]
         require_identity(expected, cache.identity, where=str(cache.path), next_command=advise(*again), partial=True)
-        require_trustworthy(cache, hash_all=hash_all)
+        require_trustworthy(cache)
     if caches:
         student.pictures = StoredPictures(caches, size)
     return [
@@ -333,7 +330,7 @@ def use_stored_pictures(
     ]
 
 
-def picture_size(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
+def picture_side(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
     """Return the side in pixels that a student squeezes pictures to, when it is finetuned with these options.
 
     Args:

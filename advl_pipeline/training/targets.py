@@ -110,13 +110,13 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
         raise ConfigError(
             f"The loss {kind} does not fit {task}{whose}.",
             why=f"there are: {', '.join(allowed)}",
-            next_command=f"--task-loss {allowed[0]}",
+            next_command=f"--recipe FILE.toml with the line loss = {allowed[0]!r}",
         )
     if kind == "two-way-choice" and not hasattr(head, "two_way"):
         raise ConfigError(
             "This student's head gives one logit per candidate.",
             why="two-way-choice needs two",
-            next_command="--task-loss sigmoid-choice judges candidates one by one as well",
+            next_command="--recipe FILE.toml with loss = 'sigmoid-choice', which judges candidates one by one too",
         )
 
 

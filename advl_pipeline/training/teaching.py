@@ -152,7 +152,7 @@ def _open_sources(
     """
     config, method = run.config, run.method
     anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
-    asks_itself = method.settings.answers_of == "student" and method.settings.answer_weight > 0
+    asks_itself = method.settings.asks_itself and method.settings.answer_weight > 0
     if not method.uses_teachers and not anchors and not asks_itself:
         return None
     by_split = cache_of_split(caches, inputs.splits)
@@ -164,7 +164,7 @@ def _open_sources(
             of_split, split, sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split)), config
         )
         for cache in of_split:
-            require_trustworthy(cache, hash_all=config.verify_caches)
+            require_trustworthy(cache)
     candidates = [
         candidate
         for index in sorted({*inputs.labelled, *inputs.adapt})
@@ -188,7 +188,6 @@ def _open_sources(
         teachers,
         prior=fit_word_prior(candidate.text for candidate in candidates),
         known=KnownWords(counts=_known_words(config)),
-        target_norm=config.target_norm,
     )
     return source, replace(source, teachers=judges)
 

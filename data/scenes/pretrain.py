@@ -43,7 +43,6 @@ from advl_pipeline.outputs import require_outputs
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
-from advl_pipeline.students.interface import moved
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import (
@@ -54,6 +53,7 @@ from advl_pipeline.students.saved import (
     write_description,
 )
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
+from advl_pipeline.tensors import moved
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.build_model import fill_towers
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore

@@ -108,7 +108,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
         def stop(config: object) -> None:
             raise copy.copy(error)
 
-        monkeypatch.setattr(training_checks, "require_given", stop)
+        monkeypatch.setattr(training_checks, "check_run", stop)
 
     return fail_with
 
@@ -216,7 +216,6 @@ def test_a_typo_is_put_right_in_the_command_that_was_typed(
         ("--num-epochs 3", "--num-steps"),
         ("--num-train-epochs 3", "--num-steps"),
         ("--step 300", "--steps"),
-        ("--batch 5", "--batch-tokens"),
         ("--lr-scale 2", "--head-lr-scale"),
         ("--step-sec 3", "--step-ms"),
     ],

@@ -22,8 +22,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         configurations.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checks, "require_given", lambda *_: None)
-    monkeypatch.setattr(checks, "require_effect", lambda _: None)
+    monkeypatch.setattr(checks, "check_scoring", lambda *_: None)
+    monkeypatch.setattr(checks, "check_scoring_options", lambda _: None)
     monkeypatch.setattr(runner, "run_evaluate", note)
     monkeypatch.setattr(predict_files, "run_predict", note)
     monkeypatch.setattr(shift, "run_score_shift", note)

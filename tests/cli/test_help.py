@@ -104,10 +104,10 @@ def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
         asked.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_checks, "require_given", note)
+    monkeypatch.setattr(training_checks, "check_run", note)
     file = tmp_path / "run.toml"
-    file.write_text("align-layer = 3\nselection-rho = 0.5\n")
-    words = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]
+    file.write_text("adapt-texts = 3\nanchor-weight = 0.5\n")
+    words = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--adapt-texts", "2"]
     with pytest.raises(SystemExit):
         main(words)
-    assert (asked[0].align_layer, asked[0].distill.selection_rho) == (2, 0.5)
+    assert (asked[0].adapt.adapt_texts, asked[0].adapt.anchor_weight) == (2, 0.5)

@@ -23,7 +23,7 @@ TOLD = {
 METHOD_OPTIONS = {"method", "hide_picture"} | {
     name
     for name, option in declared(FinetuneConfig).items()
-    if option.title in ("Teachers", "Distillation", "Adapt step") and name != "verify_caches"
+    if option.title in ("Teachers", "Distillation", "Adapt step")
 }
 
 

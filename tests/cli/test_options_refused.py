@@ -20,7 +20,7 @@ FINETUNE = "finetune --data mine.jsonl --method plain --output runs/new"
 EXTRACT = "extract --data mine.jsonl --teacher minilm-l6"
 
 
-NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cache", "disk_cache_gb", "num_workers"}
+NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cache_gb", "num_workers"}
 """Where things lie and how fast they are read."""
 OBEYED = {
     ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
@@ -65,9 +65,8 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         (f"{FINETUNE} --lora-rank 8", "--lora-rank"),
         (f"{FINETUNE} --text-style r2c", "--text-style"),
         (f"{FINETUNE} --answers answers.json", "--answers"),
-        (f"{FINETUNE} --label-order meter", "--label-order"),
         (f"{FINETUNE} --adapt-steps 7", "--adapt-steps"),
-        (f"{FINETUNE} --selection-rho 0.5", "--selection-rho"),
+        (f"{FINETUNE} --weight-shuffle", "--weight-shuffle"),
         ("predict runs/old --generate", "--generate"),
         ("evaluate runs/old --generate", "--generate"),
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),

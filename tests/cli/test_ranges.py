@@ -43,8 +43,7 @@ def test_every_numeric_option_declares_its_range() -> None:
         ("--learning-rate", "nan", "above 0"),
         ("--learning-rate", "inf", "above 0"),
         ("--seed", "-1", "at least 0"),
-        ("--warmup-fraction", "2", "at least 0, below 1"),
-        ("--selection-rho", "0", "above 0, at most 1"),
+        ("--confidence-folds", "1", "at least 2"),
     ],
 )
 def test_finetune_refuses_a_number_outside_its_range(
@@ -59,8 +58,8 @@ def test_finetune_refuses_a_number_outside_its_range(
 
 
 def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:
-    with pytest.raises(ConfigError, match="--selection-rho must be above 0, at most 1"):
-        DistillationOptions(selection_rho=0.0)
+    with pytest.raises(ConfigError, match="--distill-weight must be at least 0"):
+        DistillationOptions(distill_weight=-1.0)
     config = EvaluateConfig(run=Path("any"))
     with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
         with_options(config, batch_size=0)
@@ -76,7 +75,7 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
 @pytest.mark.parametrize("key", ["learning_rate", "learning-rate"])
 def test_a_number_of_a_recipe_keeps_the_range_of_its_option(key: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(f"{key} = nan\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="--learning-rate must be above 0") as caught:
+    with pytest.raises(ConfigError, match="learning_rate must be above 0") as caught:
         choose_recipe("uniter-base", "vqa", str(tmp_path / "mine.toml"))
     assert caught.value.where == str(tmp_path / "mine.toml")
 

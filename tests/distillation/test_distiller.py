@@ -24,6 +24,7 @@ from advl_pipeline.distillation.relational import (
 )
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.weighting import KEPT_SHARE, PRIOR_SHARE
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -99,15 +100,12 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
     return items
 
 
-TEMPERATURES = {"student_temperature": 0.05, "teacher_temperature": 0.05}
-
-
 def distiller_of(**settings: Any) -> Distiller:
     torch.manual_seed(3)
     widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
     widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
-    given = {"distance": "mse", "selection": "prior", "selection_rho": 0.5}
-    chosen = DistillationSettings(**{**given, **TEMPERATURES, **settings})
+    given = {"distance": "mse", "selection": "prior"}
+    chosen = DistillationSettings(**{**given, **settings})
     targets = {} if chosen.vision_target == "auto" else dict.fromkeys(EYES, chosen.vision_target)
     return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED, vision_targets=targets)  # type: ignore[arg-type]
 
@@ -229,9 +227,9 @@ def chosen_by_loop(distiller: Distiller, candidate: Candidate, known: Array) -> 
             for word in present
         }
     )
-    share = 1.0 if settings.selection == "prior" else settings.selection_alpha
+    share = 1.0 if settings.selection == "prior" else PRIOR_SHARE
     score = {word: share * prior[word] + (1 - share) * seen[word] for word in present}
-    count = math.ceil(settings.selection_rho * len(present) - 1e-6)
+    count = math.ceil(KEPT_SHARE * len(present) - 1e-6)
     return sorted(present, key=lambda word: (-score[word], word))[:count]
 
 
@@ -249,7 +247,7 @@ def text_by_loop(distiller: Distiller, name: str, candidate: Candidate) -> float
 def divergences(student: list[Array], teacher: list[Array], groups: list[int]) -> list[float]:
     """The divergence of each node to those of other groups, which tests/distillation/test_relational.py holds."""
     states, features = (torch.tensor(np.array(rows)).float() for rows in (student, teacher))
-    return relational_divergence(states, features, torch.tensor(groups), **TEMPERATURES).tolist()
+    return relational_divergence(states, features, torch.tensor(groups)).tolist()
 
 
 def relations_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[float]]:
@@ -348,8 +346,7 @@ ITEMS = draw(0, (4, 1, 3, 2))
         {"vision_target": "image"},
         {"vision_target": "both"},
         {"selection": "all"},
-        {"selection": "adaptive", "selection_alpha": 0.0},
-        {"selection": "adaptive", "selection_alpha": 0.3, "selection_rho": 0.7},
+        {"selection": "adaptive"},
         {"pathway": "vision"},
         {"pathway": "text"},
     ],
@@ -452,7 +449,7 @@ def test_relations_without_partners_or_features_are_refused() -> None:
 
 
 def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does() -> None:
-    distiller = distiller_of(selection="adaptive", selection_alpha=0.0, selection_rho=0.3)
+    distiller = distiller_of(selection="adaptive")
     output, batch, signal, *rest = lay_out(ITEMS)
     by_attention = terms_of(distiller, (output, batch, signal, *rest)).selected_NW
     scribe = signal.text["scribe"]

@@ -12,6 +12,7 @@ from first_step import first_terms
 from safetensors.torch import load_file
 from torch import nn
 
+from advl_pipeline.configuration import unused_options
 from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector
@@ -20,7 +21,7 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training.checks import unused_options
+from advl_pipeline.training.checks import facts_of_run
 
 N, R, H, D = 3, 4, 6, 5
 
@@ -158,7 +159,7 @@ def test_a_projector_that_projects_nothing_is_told(
     changes: dict[str, Any], small_corpus: Any, tmp_path: Path
 ) -> None:
     config = small_corpus.config(tmp_path / "run", **{**FIELD, **changes}, projector="frozen")
-    assert "projector" in unused_options(config)
+    assert "projector" in unused_options(config, facts_of_run(config))
 
 
 def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
@@ -180,4 +181,4 @@ def test_the_recipes_of_the_field_are_a_study_that_plans(tmp_path: Path) -> None
     assert min(weights) >= 0.2
     assert max(weights) <= 0.5
     for cell in cells.values():
-        assert not unused_options(cell.finetune) or not cell.teachers
+        assert not unused_options(cell.finetune, facts_of_run(cell.finetune)) or not cell.teachers

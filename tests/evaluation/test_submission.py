@@ -81,7 +81,7 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
         return open_dataset(dataset, split=split, **options)
 
     for name, stand_in in {
-        "require_given": lambda *_: None,
+        "check_scoring": lambda *_: None,
         "read_config": lambda _: trained_on,
         "load_run": lambda *_, **__: untrained(),
         "open_as_trained": opened,

@@ -118,7 +118,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
     code, _, said = advl(capsys, "cache", "repair", cache)
     if "progress_file" in named:
         assert code == 0, said
-        assert (opened[0].progress_file, opened[0].disk_cache, opened[0].output) == (None, None, cache)
+        assert (opened[0].progress_file, opened[0].output) == (None, cache)
     else:
         assert (code, opened) == (2, [])
         assert "only paths that you give are opened" in said

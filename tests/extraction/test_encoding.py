@@ -109,7 +109,7 @@ def run_extract_of(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(extraction_run, "open_part", lambda _: dataset)
-        patched.setattr(extraction_run, "require_given", lambda *_, **__: None)
+        patched.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
         run_extract(config, teacher)
 
 
@@ -127,7 +127,7 @@ def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
         raise Started
 
     monkeypatch.setattr(extraction_run, "run_on_ray", start)
-    monkeypatch.setattr(extraction_run, "require_given", lambda *_, **__: None)
+    monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
     config = build_config(
         ExtractConfig,
         {

@@ -30,7 +30,6 @@ seeds = [0]
 recipe = "none"
 num_steps = 8
 batch_size = 4
-label_order = "meter"
 learning_rate = 1e-7
 
 [variants.fast]

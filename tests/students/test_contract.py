@@ -22,10 +22,8 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Object
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.region_student import RegionStream
 from advl_pipeline.students.registry import build_student, family_of, student_names
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.training.build_model import compile_student
 
 # VILLA is UNITER, and scenes-small-lm is scenes-small, but for how they are trained.
 SMALL = [
@@ -34,8 +32,6 @@ SMALL = [
     if (name.endswith("-tiny") and name != "villa-tiny") or (name.startswith("scenes-") and name != "scenes-small-lm")
 ]
 
-COMPILED = ["uniter-tiny", "vilt-tiny"]
-"""Students that are traced; those of other region streams have UNITER's layers (`RegionStream`)."""
 
 UNUSED = {
     "uniter": r"mask_embedding",
@@ -214,35 +210,6 @@ def test_saved_and_built_again_gives_the_same_logits(
     head, head_again = (built.build_head("vcr-q2a", 1).eval() for built in (student, again))
     head_again.load_state_dict(head.state_dict())
     assert torch.equal(restored.class_logits(head_again), expected.class_logits(head))
-
-
-def test_compiling_is_refused_with_a_reason_or_tested(student: Student) -> None:
-    if student.compile_refusal:
-        with pytest.raises(ConfigError, match="cannot be compiled") as refused:
-            compile_student(student)
-        assert refused.value.why == student.compile_refusal
-    else:
-        assert student.name in COMPILED or isinstance(student, RegionStream)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
-def test_a_compiled_student_computes_the_same(
-    name: str, examples: list[Example], single: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The captured graph runs as it is: generating machine code from it takes minutes on a CPU.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    torch.compiler.reset()
-    plain, compiled = student_of(name), build_student(name).eval()
-    compiled.load_state_dict(plain.state_dict())
-    compile_student(compiled)
-    assert "encode" in vars(compiled)
-    for items in (examples, single):
-        (batch, expected), (_, actual) = encode(plain, items), encode(compiled, items)
-        close(actual.pooled_NP, expected.pooled_NP)
-        close(actual.text_states_NLH, expected.text_states_NLH)
-    with torch.no_grad():
-        close(compiled.encode_pooled(batch).pooled_NP, expected.pooled_NP)
 
 
 def test_tokens_say_what_they_are_of(student: Student, examples: list[Example], single: list[Example]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LxmertModel
 from transformers import VisualBertModel as HfVisualBertModel
 
-from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
+from advl_pipeline.students.bert_parts import attention_bias, norm_first_head, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
 from advl_pipeline.students.lxmert import Lxmert, LxmertConfig, lxmert_config
@@ -35,7 +35,7 @@ from advl_pipeline.training.targets import sigmoid_choice, soft_target_bce, soft
 def through_layers(
     model: Any, x_NSH: torch.Tensor, text_mask: torch.Tensor, visual_mask: torch.Tensor
 ) -> torch.Tensor:
-    bias = attention_bias(kinds_of(text_mask, visual_mask), dtype=x_NSH.dtype)
+    bias = attention_bias(token_kinds(text_mask, visual_mask), dtype=x_NSH.dtype)
     for layer in model.encoder.layer:
         x_NSH = layer(x_NSH, bias)
     return x_NSH

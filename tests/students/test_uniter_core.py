@@ -20,7 +20,7 @@ from references import (
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, kinds_of, one_row_attention, run_layers
+from advl_pipeline.students.bert_parts import TokenGrid, attention_bias, one_row_attention, run_layers, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import TwoWayChoiceHead, Uniter, UniterConfig, UniterModel, uniter_head
@@ -93,7 +93,7 @@ def test_text_only_and_image_only(task: str) -> None:
         (made.text, made.text_mask, "text_only"),
         (made.regions, made.region_mask, "image_only"),
     ):
-        states, _ = run_layers(list(model.encoder.layer), embedded, kinds_of(mask, none), num_text=mask.shape[1])
+        states, _ = run_layers(list(model.encoder.layer), embedded, token_kinds(mask, none), num_text=mask.shape[1])
         assert_near(states[mask], arrays[f"out/{name}"][mask])
 
 
@@ -143,7 +143,7 @@ def test_the_order_of_tokens_equals_the_original_collate(task: str) -> None:
     has_text = expected["input_ids"] != 0
     counts = visible.sum(1) - has_text.sum(1)
     has_region = torch.arange(int(counts.max())) < counts[:, None]
-    grid = TokenGrid.of_kinds(kinds_of(has_text, has_region))
+    grid = TokenGrid.of_kinds(token_kinds(has_text, has_region))
     assert grid.size == expected["gather_index"].shape[1]
     num_columns = has_text.shape[1] + has_region.shape[1]
     assert torch.equal(grid.column_T % num_columns, expected["gather_index"][visible])
@@ -154,7 +154,7 @@ def test_the_first_token_alone_is_that_of_all_with_its_gradients() -> None:
     model, _ = load_reference("vcr", reference("uniter/uniter_tiny_vcr.npz"))
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]
-    kinds = kinds_of(mask, mask[:, :4].flip(0))
+    kinds = token_kinds(mask, mask[:, :4].flip(0))
     inputs = torch.randn(*kinds.shape, 24, generator=generator)
     outcomes = []
     for first_only in (False, True):

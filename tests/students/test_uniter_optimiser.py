@@ -10,8 +10,10 @@ import pytest
 from references import ASSETS, UniterForVqa, reference
 from torch import nn
 
+from advl_pipeline.configuration import build_config
+from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.optimiser import BertAdamW, parameter_groups, rate_factor
-from advl_pipeline.training.recipes import Recipe, load_recipe
+from advl_pipeline.training.recipes import choose_recipe, resolve_settings
 from advl_pipeline.training.targets import soft_target_bce
 
 
@@ -22,23 +24,25 @@ def log() -> dict[str, object]:
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=0.008, warmup=3 / 12, num_steps=12)
+def recipe() -> TrainingSettings:
+    config = build_config(FinetuneConfig, {"dataset": "vqa-v2", "output": "run", "student": "uniter-base"})
+    settings = resolve_settings(config, choose_recipe("uniter-base", "vqa", "auto"), task="vqa", num_labelled=1000)
+    return dataclasses.replace(settings, learning_rate=0.008, warmup=3 / 12)
 
 
-def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: Recipe) -> None:
+def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: TrainingSettings) -> None:
     rates = [recipe.learning_rate * rate_factor(recipe, step - 1, num_steps=12) for step in range(15)]
     assert rates == pytest.approx(log["lr_schedule"], rel=1e-12)
 
 
-def grouped(model: UniterForVqa, recipe: Recipe) -> list[dict[str, Any]]:
+def grouped(model: UniterForVqa, recipe: TrainingSettings) -> list[dict[str, Any]]:
     parameters = dict(model.named_parameters())
     head = {name: value for name, value in parameters.items() if name.startswith("vqa_output")}
     encoder = {name: value for name, value in parameters.items() if name not in head}
     return parameter_groups(encoder, head, recipe)
 
 
-def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], recipe: Recipe) -> None:
+def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], recipe: TrainingSettings) -> None:
     model = UniterForVqa()
     name_of = {id(value): name for name, value in model.named_parameters()}
     groups = grouped(model, recipe)
@@ -49,7 +53,9 @@ def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], re
     assert "uniter.img_embeddings.img_layer_norm.weight" in names[2]
 
 
-def test_six_steps_give_the_original_weights(log: dict[str, list[dict[str, float]]], recipe: Recipe) -> None:
+def test_six_steps_give_the_original_weights(
+    log: dict[str, list[dict[str, float]]], recipe: TrainingSettings
+) -> None:
     arrays = reference("uniter/uniter_tiny_vqa.npz")
     model = UniterForVqa.of_reference(arrays)
     optimiser = BertAdamW(grouped(model, recipe), recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)

@@ -13,7 +13,7 @@ from references import ASSETS, reference
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.tokenizer import Part
+from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.uniter import Uniter
 
 CLS_ID, SEP_ID = 101, 102
@@ -24,8 +24,8 @@ def student() -> Uniter:
     return build_student("uniter-tiny")
 
 
-def part(token_ids: list[int]) -> Part:
-    return Part(token_ids=token_ids, spans=[(0, 0)] * len(token_ids))
+def part(token_ids: list[int]) -> TokenPart:
+    return TokenPart(token_ids=token_ids, spans=[(0, 0)] * len(token_ids))
 
 
 @pytest.mark.parametrize("task", ["qa", "qar"])

@@ -126,10 +126,15 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells
     run = loose_run(tmp_path / "runs" / "old", cell)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
-    gone |= {"live": False, "live_weights": []}
+    gone |= {"live": False, "live_weights": [], "selection_rho": 0.3, "verify_caches": True, "weight_decay": None}
     (run / "config.json").write_text(json.dumps(stored | gone))
     assert {cell["method"] for cell in gather_runs(tmp_path / "runs").cells} == {"ADVL"}
-    for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):
+    for changes in (
+        {"weight_normalise": "batch-mean"},
+        {"distance": "mse"},
+        {"selection_rho": 0.5},
+        {"weight_decay": 0.1},
+    ):
         (run / "config.json").write_text(json.dumps(stored | gone | changes))
         with pytest.raises(ConfigError, match="option that is gone") as refused:
             gather_runs(tmp_path / "runs")

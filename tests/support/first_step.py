@@ -46,7 +46,7 @@ def first_terms(config: FinetuneConfig) -> dict[str, float]:
         sent = next(run._batch_maker(opened, phase)(range(1)))
         generator = torch.Generator().manual_seed(1)
         torch.manual_seed(1)
-        step = StepConditions(phase=phase, strength=config.distill.distill_weight, generator=generator)
+        step = StepConditions(phase=phase, generator=generator)
         terms = [model.train(phase == "finetune")(batch, step) for batch in sent.received(CPU)]
         for batch_terms in terms:
             for kind, losses in (("raw", batch_terms.raw), ("weighted", batch_terms.weighted)):

@@ -60,7 +60,7 @@ def watch_exchanges() -> None:
     loop.gather_rows = under("rows", process_group.gather_rows)
     rows = process_group._GatheredRows
     rows.backward = staticmethod(under("rows", rows.backward))  # type: ignore[method-assign]
-    take = loop._optimiser_step
+    take = loop.OptimiserSteps.take
 
     def step(*arguments: Any, **options: Any) -> Any:
         steps.append({"gradients": 0, "early": 0, "rows": 0, "others": 0})
@@ -70,7 +70,7 @@ def watch_exchanges() -> None:
         finally:
             in_step.clear()
 
-    loop._optimiser_step = step
+    loop.OptimiserSteps.take = step  # type: ignore[method-assign]
 
 
 def disturb_landmarks() -> None:
@@ -92,7 +92,7 @@ def disturb_landmarks() -> None:
 
 def raise_in_the_third_step() -> None:
     """Fail in this process alone."""
-    take, calls = loop._optimiser_step, []
+    take, calls = loop.OptimiserSteps.take, []
 
     def fail(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -100,7 +100,7 @@ def raise_in_the_third_step() -> None:
             raise ValueError("one of two")
         return take(*arguments, **options)
 
-    loop._optimiser_step = fail
+    loop.OptimiserSteps.take = fail
 
 
 def run(watched: Path, mischief: str, words: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advl_pipeline.students.bert_parts import kinds_of, run_layers
+from advl_pipeline.students.bert_parts import run_layers, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import UniterConfig, UniterModel, uniter_head
@@ -99,7 +99,7 @@ class UniterPass:
 
     @property
     def kinds(self) -> torch.Tensor:
-        return kinds_of(self.text_mask, self.region_mask)
+        return token_kinds(self.text_mask, self.region_mask)
 
     def states(self, num_layers: int | None = None) -> torch.Tensor:
         """Return (N, S, H), text before regions, zero at padding: what a run computes, of the first layers alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ class SmallCorpus:
     caches: tuple[Path, ...]
 
     def config(self, output: Path, **changes: Any) -> FinetuneConfig:
-        """Return a run of six steps, one of them of the adapt step."""
+        """Return a run of six steps, one of them of the adapt step.
+
+        Args:
+            changes: options; a mapping in place of a recipe is written to a file, as a user states its keys.
+        """
         settings: dict[str, Any] = {
             "dataset": "scenes-vcr",
             "data_root": self.data_root,
@@ -43,6 +49,12 @@ class SmallCorpus:
             # Sixteen questions tell no AUC from chance.
             "confidence_check": "none",
         }
+        if isinstance(keys := changes.get("recipe"), Mapping):
+            file = output.with_name(f"{output.name}-recipe.toml")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tables = sorted(keys.items(), key=lambda entry: isinstance(entry[1], Mapping))
+            file.write_text("".join(map(_toml_line, tables)), encoding="utf-8")
+            changes |= {"recipe": str(file)}
         return build_config(FinetuneConfig, settings, changes)
 
     def run(self, output: Path, **changes: Any) -> FinetuneResult:
@@ -67,6 +79,13 @@ class SmallCorpus:
     def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
         """Evaluate a run, by default on test; return what was found of each set."""
         return run_evaluate(EvaluateConfig(run=run, data_root=self.data_root, **changes)).sets
+
+
+def _toml_line(entry: tuple[str, Any]) -> str:
+    key, value = entry
+    if isinstance(value, Mapping):
+        return f"[{key}]\n" + "".join(map(_toml_line, value.items()))
+    return f"{key} = {json.dumps(value)}\n"
 
 
 def build_small_corpus(folder: Path) -> SmallCorpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimators import confidence_identity
 from advl_pipeline.datasets.records import Dataset, Example
-
-RHO = 0.3
+from advl_pipeline.distillation import distiller
+from advl_pipeline.distillation.weighting import KEPT_SHARE
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,19 @@ def words_by_the_towers(cache: TeacherCache, example: Example, text: str, unit_i
     for start, end in words:
         inside = [row for row, (low, high) in zip(rows, spans, strict=True) if low < end and high > start]
         near.append(cosine(np.mean(inside, axis=0), picture_of(cache, example)))
-    nearest = sorted(range(len(words)), key=lambda word: -near[word])[: math.ceil(RHO * len(words) - 1e-9)]
+    nearest = sorted(range(len(words)), key=lambda word: -near[word])[: math.ceil(KEPT_SHARE * len(words) - 1e-9)]
     return [list(words[word]) for word in sorted(nearest)]
 
 
 def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_say(
-    small_corpus: Any, pair: Pair, tmp_path: Path
+    small_corpus: Any, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr(distiller, "select_words", partial(distiller.select_words, alpha=0.0))
     small_corpus.run(
         run,
         cache=(pair.path,),
         confidence="zero-shot",
-        selection_alpha=0.0,
-        selection_rho=RHO,
         num_steps=3,
         distance="mse",
     )

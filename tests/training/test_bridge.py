@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from real_processes import start
 from run_logs import load_json, losses, metrics
 
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.distillation import relational
+from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import load_study
@@ -228,23 +229,15 @@ def test_without_a_bridge_it_is_refused(small_corpus: Any, tmp_path: Path) -> No
     assert refused.value.where == "--weighting oracle"
 
 
-def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, known: Path, tmp_path: Path) -> None:
-    counts = load_json(known)
-    logs = {}
-    for landmarks in ("known", "all"):
-        run = tmp_path / landmarks
-        small_corpus.run(
-            run,
-            known_words=known,
-            landmarks=landmarks,
-            selection="prior",
-            selection_rho=1.0,
-            cache=small_corpus.caches[:1],
-            num_steps=1,
-        )
-        logs[landmarks] = losses(run)
-        texts = load_json(run / "readout.json")["after"]["minilm-l6"]["texts"]
-        assert texts["num_asked"] > 10
+def test_known_words_are_landmarks_and_are_not_distilled(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distiller, "select_words", partial(distiller.select_words, rho=1.0))
+    counts, logs = load_json(known), {}
+    for name, record in {"known": {"known_words": known}, "no record": {}}.items():
+        run = tmp_path / name
+        small_corpus.run(run, selection="prior", cache=small_corpus.caches[:1], num_steps=1, **record)
+        logs[name] = losses(run)
         selected = load_json(run / "selected_words.json")
         chosen = {
             candidate.text[start:end].lower()
@@ -253,8 +246,10 @@ def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, know
             for start, end in spans
         }
         assert chosen
-        assert bool(chosen & set(counts)) == (landmarks == "all")
-    assert logs["known"][0]["raw/text"] != logs["all"][0]["raw/text"]
+        assert bool(chosen & set(counts)) == (name == "no record")
+    texts = load_json(tmp_path / "known" / "readout.json")["after"]["minilm-l6"]["texts"]
+    assert texts["num_asked"] > 10
+    assert logs["known"][0]["raw/text"] != logs["no record"][0]["raw/text"]
 
 
 @pytest.mark.parametrize(("layer", "has_landmarks"), [("unimodal", True), ("fused", False)])
@@ -263,10 +258,10 @@ def test_regions_that_the_student_names_are_landmarks_below_the_fusion(
 ) -> None:
     # A student that was never pretrained gives nearly all regions one name.
     monkeypatch.setattr(relational, "MIN_LANDMARKS", 1)
-    options = {"distill_layer": layer, "pathway": "vision", "known_words": known}
+    options = {"distill_layer": layer, "pathway": "vision"}
     placed, related = (
-        first_terms(small_corpus.config(tmp_path / landmarks, landmarks=landmarks, **options))["adapt/raw/vision"]
-        for landmarks in ("known", "all")
+        first_terms(small_corpus.config(tmp_path / name, **options, **record))["adapt/raw/vision"]
+        for name, record in (("known", {"known_words": known}), ("no record", {}))
     )
     assert (placed != related) == has_landmarks
     assert placed > 0

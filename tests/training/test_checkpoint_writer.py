@@ -79,7 +79,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, taken = Gate(monkeypatch), list[bool]()
-    take = loop._optimiser_step
+    take = loop.OptimiserSteps.take
 
     def watched(*arguments: Any, **options: Any) -> Any:
         taken.append(gate.opened.is_set())
@@ -88,7 +88,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
             gate.opened.set()
         return take(*arguments, **options)
 
-    monkeypatch.setattr(loop, "_optimiser_step", watched)
+    monkeypatch.setattr(loop.OptimiserSteps, "take", watched)
     small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=6, checkpoint_every=3)
     assert taken == [False] * 5 + [True]
     assert gate.steps == [3, 6]

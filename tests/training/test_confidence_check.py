@@ -28,7 +28,7 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
 
     monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
     for check in ("auc", "none"):
-        small_corpus.run(tmp_path / check, confidence_check=check, weight_max=100.0, num_steps=2, adapt_steps=1)
+        small_corpus.run(tmp_path / check, confidence_check=check, num_steps=2, adapt_steps=1)
         lines = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
         assert set(lines) == {"confidence vision", "confidence text"}
         assert "AUC 1.00 for right against wrong" in lines["confidence vision"]

@@ -86,7 +86,7 @@ def seen(
     )
     student = build_student(student_name)
     batch = student.collate(examples)
-    source = SignalSource([teacher], prior=fit_word_prior(["What is it?"]), target_norm="none")
+    source = SignalSource([teacher], prior=fit_word_prior(["What is it?"]))
     signal = source.signal(examples, batch, with_confidence=False, places=student.places)
     return signal.vision["colours"], batch, settings
 

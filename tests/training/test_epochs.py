@@ -12,10 +12,10 @@ from own_rows import choice_row, write_json_lines
 
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.inputs import open_inputs
-from advl_pipeline.training.recipes import PLAIN, TrainingSettings
-from advl_pipeline.training.resolved import describe_run, finetune_steps, resolve_run
+from advl_pipeline.training import recipes
+from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
+from advl_pipeline.training.inputs import open_run_inputs
+from advl_pipeline.training.resolved import finetune_steps, resolve_run, run_record
 
 
 def configured(**options: Any) -> FinetuneConfig:
@@ -89,10 +89,10 @@ def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
 
     def length(**options: Any) -> Any:
         config = configured(dataset=str(data), batch_size=16, **options)
-        inputs = open_inputs(config, [])
+        inputs = open_run_inputs(config, [])
         run = resolve_run(config, kind="vcr", num_labelled=len(inputs.labelled))
-        return describe_run(run, inputs, [], []).get("num_steps")
+        return run_record(run, inputs, [], []).get("num_steps")
 
     assert length() is None
-    monkeypatch.setitem(PLAIN, "epochs", 1000)  # As if there were many.
+    monkeypatch.setattr(recipes, "DEFAULT_EPOCHS", 1000)  # As if there were many.
     assert (length(), length(num_steps=1000), length(epochs=1000)) == (1000, None, None)

@@ -64,7 +64,7 @@ class Taken:
 def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
     """Take down what steps cost that are followed by another one: the last of a phase writes a checkpoint."""
     taken = Taken()
-    step, finish, send = loop._optimiser_step, GradientSum.finish, StepNumbers.send
+    step, finish, send = loop.OptimiserSteps.take, GradientSum.finish, StepNumbers.send
     began: list[str] = []
 
     def cut() -> None:
@@ -72,7 +72,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
             taken.waits.setdefault(began.pop(), []).append(Counter(watch.waits))
 
     def watched_step(*args: Any) -> Any:
-        phase = args[5].phase
+        phase = args[0].phase
         if began and began[0] != phase:
             began.clear()
         cut()
@@ -90,7 +90,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         send(*args)
 
     with (
-        mock.patch.object(loop, "_optimiser_step", watched_step),
+        mock.patch.object(loop.OptimiserSteps, "take", watched_step),
         mock.patch.object(GradientSum, "finish", watched_finish),
         mock.patch.object(StepNumbers, "send", watched_send),
         mock.patch.object(run_module, "start_processes", lambda _, precision: start_processes("cpu", precision)),
@@ -198,7 +198,7 @@ def test_a_step_waits_for_nothing_and_has_the_losses_of_a_cpu(
 ) -> None:
     exact = {"student": name, "mixed_precision": "no", "student_option": ("dropout=0.0",), "batch_size": 4}
     small_corpus.run(tmp_path / "cpu", device="cpu", **exact)
-    step = loop._optimiser_step
+    step = loop.OptimiserSteps.take
 
     def strict(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
@@ -207,7 +207,7 @@ def test_a_step_waits_for_nothing_and_has_the_losses_of_a_cpu(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop, "_optimiser_step", strict)
+    monkeypatch.setattr(loop.OptimiserSteps, "take", strict)
     monkeypatch.setattr(run_module, "allow_tf32", lambda _: False)
     small_corpus.run(tmp_path / "gpu", device="cuda", **exact)
     there, here = metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu")

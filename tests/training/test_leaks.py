@@ -178,7 +178,7 @@ def test_inputs_of_another_split_join_the_adapt_step_and_their_labels_do_not(
     assert losses(tmp_path / "wrong") == losses(tmp_path / "joined")
 
 
-@pytest.mark.parametrize("more", [{"landmarks": "known"}, {"distance": "mse"}])
+@pytest.mark.parametrize("more", [{"answer_weight": 1.0}, {"distance": "mse"}])
 def test_inputs_of_another_split_need_no_labels(
     small_corpus: Any,
     other_caches: tuple[Path, ...],
@@ -188,8 +188,6 @@ def test_inputs_of_another_split_need_no_labels(
     more: dict[str, Any],
 ) -> None:
     options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
-    if more == {"landmarks": "known"}:
-        options["answer_weight"] = 1.0
     small_corpus.run(tmp_path / "labelled", **options, **more)
 
     alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_dataset")

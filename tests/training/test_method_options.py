@@ -1,4 +1,4 @@
-"""Every option of the method changes a run, and several teachers share a pathway as asked."""
+"""Every option of the method changes a run, and several teachers share a pathway by their mean."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from run_logs import losses
 
 CHANGES: dict[str, dict[str, Any]] = {
     "distance-mse": {"distance": "mse"},
-    "student-temperature": {"student_temperature": 0.2},
-    "teacher-temperature": {"teacher_temperature": 0.2},
     "anchor-weight": {"anchor_weight": 0.0},
     "adapt-texts": {"adapt_texts": 8},
     "distance-cosine": {"distance": "cosine"},
     "distance-l1": {"distance": "l1"},
     "distance-smooth-l1": {"distance": "smooth-l1"},
-    "target-norm": {"target_norm": "none"},
     "vision-target": {"vision_target": "image"},
     "vision-target-both": {"vision_target": "both"},
     "pathway": {"pathway": "text"},
@@ -26,19 +23,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "selection": {"selection": "all"},
     "selection-random": {"selection": "random"},
     "selection-prior": {"selection": "prior"},
-    "rho": {"selection_rho": 0.8},
-    "alpha": {"selection_alpha": 0.0},
     "distill-layer": {"distill_layer": "fused"},
     "weighting-uniform": {"weighting": "uniform"},
-    "weight-max": {"weight_max": 0.1},
     "weight-shuffle": {"weight_shuffle": True},
     "confidence-folds": {"confidence_folds": 3},
     "confidence-none": {"confidence": "none"},
-    "student-confidence-current": {"student_confidence": "current"},
     "confidence-check": {"confidence_check": "auc"},
     "steps": {"steps": "one"},
     "adapt-objective": {"adapt_objective": "contrastive"},
-    "distill-decay-cosine": {"distill_decay": "cosine"},
     "adapt-lr-scale": {"adapt_lr_scale": 1.0},
     "teacher-control": {"teacher_control": "shuffle"},
     "method": {"method": "naive-kd"},
@@ -47,23 +39,23 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-IN_THE_LOOP = ("distill-decay-cosine", "adapt-lr-scale")
+IN_THE_LOOP = ("adapt-lr-scale",)
 """What only steps show; the others are seen in the terms of the first batch."""
 
 BY_RECIPE: dict[str, dict[str, Any]] = {
     "recipe": {"recipe": "none"},
-    "task-loss": {"task_loss": "softmax-choice"},
-    "optimiser": {"optimiser": "sgd"},
+    "task-loss": {"recipe": {"loss": "softmax-choice"}},
+    "optimiser": {"recipe": {"optimiser": "sgd"}},
     "learning-rate": {"learning_rate": 1e-2},
     "head-lr-scale": {"head_lr_scale": 100.0},
-    "weight-decay": {"weight_decay": 30.0},
-    "schedule": {"schedule": "constant"},
-    "warmup": {"warmup_fraction": 0.5},
-    "clip-norm": {"clip_norm": 1e-4, "optimiser": "sgd", "learning_rate": 0.1},
+    "weight-decay": {"recipe": {"weight_decay": 30.0}},
+    "schedule": {"recipe": {"schedule": "constant"}},
+    "warmup": {"recipe": {"warmup": 0.5}},
+    "clip-norm": {"recipe": {"clip_norm": 1e-4, "optimiser": "sgd"}, "learning_rate": 0.1},
     "batch-size": {"batch_size": 3},
-    "batch-tokens": {"batch_tokens": 300},
-    "accumulate": {"accumulate": 1, "batch_tokens": 400},
-    "adversarial": {"adversarial": "text"},
+    "batch-tokens": {"recipe": {"batch_size": 300}},
+    "accumulate": {"accumulate": 1, "recipe": {"batch_size": 400}},
+    "adversarial": {"recipe": {"adversarial": {"text_learning_rate": 1e-3}}},
     "student-option": {"student_option": ("num_layers=1",)},
 }
 """Of a student that trains by its authors' recipe."""
@@ -110,22 +102,14 @@ def two_readers(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return (*small_corpus.caches, second)
 
 
-def test_several_teachers_share_a_pathway_as_asked(
+def test_several_teachers_share_a_pathway_by_their_mean(
     small_corpus: Any, two_readers: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    shares = ("minilm-l6=3", "random:minilm-l6=1", "efficientnet-lite0=1")
-    for name, changes in {"equal": {}, "fixed": {"teacher_weight": shares}}.items():
-        options = {"cache": two_readers, "teacher_balance": name, "distance": "mse", "weighting": "uniform"}
-        small_corpus.run(tmp_path / name, **options, num_steps=2, adapt_steps=1, **changes)
-    losses_by_name = {name: losses(tmp_path / name) for name in ("equal", "fixed")}
-    assert losses_by_name["equal"] != losses_by_name["fixed"]
-    teachers = ("minilm-l6", "random:minilm-l6")
-    for name, logged in losses_by_name.items():
-        for record in logged:
-            each = [record[f"raw/text/{teacher}"] for teacher in teachers]
-            factor = [1.0, 1.0] if name == "equal" else [3.0, 1.0]
-            assert record["raw/text"] == pytest.approx(sum(each) / 2, rel=1e-5)
-            assert "raw/vision/efficientnet-lite0" not in record
-            expected = sum(f * value for f, value in zip(factor, each, strict=True)) / sum(factor)
-            strength = record["lambda"] if record["phase"] == "finetune" else 1.0
-            assert record["weighted/text"] == pytest.approx(strength * expected, rel=1e-4)
+    options = {"cache": two_readers, "distance": "mse", "weighting": "uniform", "distill_weight": 0.1}
+    small_corpus.run(tmp_path / "run", **options, num_steps=2, adapt_steps=1)
+    for record in losses(tmp_path / "run"):
+        each = [record[f"raw/text/{teacher}"] for teacher in ("minilm-l6", "random:minilm-l6")]
+        assert record["raw/text"] == pytest.approx(sum(each) / 2, rel=1e-5)
+        assert "raw/vision/efficientnet-lite0" not in record
+        strength = 0.1 if record["phase"] == "finetune" else 1.0
+        assert record["weighted/text"] == pytest.approx(strength * record["raw/text"], rel=1e-4)

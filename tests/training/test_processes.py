@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
     "adapt_texts": 24,
     "num_steps": 3,
     # Adam takes a gradient that is zero but for rounding for one of full size.
-    "optimiser": "sgd",
+    "recipe": {"optimiser": "sgd"},
     "learning_rate": 0.05,
 }
 
@@ -41,8 +41,8 @@ def command(corpus: Any, output: Path, **changes: Any) -> list[str]:
 METHODS: dict[str, dict[str, Any]] = {
     "advl": {"method": "advl"},
     "advl-contrast": {"method": "advl", "adapt_objective": "contrastive", "distance": "mse", "accumulate": 3},
-    "tokens": {"method": "plain", "cache": (), "student": "uniter-tiny", "batch_size": None, "batch_tokens": 900,
-               "accumulate": 3, "learning_rate": 1e-3, "clip_norm": 0.0},
+    "tokens": {"method": "plain", "cache": (), "student": "uniter-tiny", "batch_size": None, "accumulate": 3,
+               "learning_rate": 1e-3, "recipe": {"optimiser": "sgd", "batch_size": 900, "clip_norm": 0.0}},
 }  # fmt: skip
 
 
@@ -94,8 +94,8 @@ def require_equal_runs(single_run: Path, joint_run: Path) -> None:
 def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
     small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
-    changes = {**COMMON, "method": "advl", "known_words": known, "accumulate": 2, "adversarial": "both"}
-    changes |= {"student": "villa-tiny", "recipe": "none"}
+    changes = {**COMMON, "method": "advl", "known_words": known, "accumulate": 2}
+    changes |= {"student": "villa-tiny", "recipe": {"optimiser": "sgd", "loss": "softmax-choice"}}
     single_run, joint_run, watched = tmp_path / "one", tmp_path / "two", tmp_path / "watched.json"
     small_corpus.run(single_run, **changes)
     messages_of(*side_by_side(one_of_two.run, watched, "--disturb", command(small_corpus, joint_run, **changes)))

@@ -37,7 +37,7 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     if shuffled:
         teachers = [Shuffled(seed=0).features(teacher) for teacher in teachers]
     prior = fit_word_prior(candidate.text for example in (dataset[0], dataset[1]) for candidate in example.candidates)
-    source = SignalSource(teachers, prior=prior, target_norm="standardise")
+    source = SignalSource(teachers, prior=prior)
     begun: list[int] = []
     original = FeatureStore.begin_epoch
 

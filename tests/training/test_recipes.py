@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,20 @@ from safetensors.torch import load_file
 
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
 from advl_pipeline.training.census import StudentAtStart
-from advl_pipeline.training.config import FinetuneConfig, Optimiser
+from advl_pipeline.training.config import FinetuneConfig, Optimiser, TrainingSettings
 from advl_pipeline.training.optimiser import (
     BertAdam,
     BertAdamW,
     build_optimizer,
-    distillation_strength,
     linear_warmup_decay,
     parameter_groups,
     rate_factor,
 )
 from advl_pipeline.training.recipes import (
-    Recipe,
-    TrainingSettings,
     choose_recipe,
     load_recipe,
     recipe_names,
@@ -66,12 +61,12 @@ def test_uniters_numbers_are_the_runs() -> None:
 
 
 def test_options_win_and_say_so() -> None:
-    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32, task_loss="softmax-choice", clip_norm=0.0)
+    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32)
     assert (made.batch_unit, made.batch_size, made.accumulate, made.loss_scale) == ("examples", 32, 1, 1.0)
-    assert (made.task_loss, made.clip_norm, made.max_text_tokens) == ("softmax-choice", 0.0, 0)
+    assert made.max_text_tokens == 0
     # Given at the recipe's own value, it is given all the same.
     assert made.sources["learning_rate"] == "--learning-rate"
-    for flag in ("--learning-rate 6e-05", "--batch-size 32", "--task-loss softmax-choice", "--clip-norm 0.0"):
+    for flag in ("--learning-rate 6e-05", "--batch-size 32"):
         assert flag in made.line()
     described = made.to_dict()["settings"]
     assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
@@ -188,21 +183,20 @@ def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named
     assert wrong.value.why.startswith(f"{key} {named}")
 
 
-def test_contradictions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="exclude"):
-        settle("uniter-base", "vcr", batch_size=2, batch_tokens=100)
+def test_wrong_numbers_of_a_recipe_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('schedule = "steps"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="milestones"):
-        settle("uniter-base", "vcr", schedule="steps")
+        settle("uniter-base", "vcr", recipe=str(file))
+    file.write_text("clip_norm = -1.0\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="clip_norm must be at least 0"):
+        settle("uniter-base", "vcr", recipe=str(file))
 
 
-def test_villas_variants_are_options() -> None:
+def test_villas_numbers_are_its_recipes() -> None:
     published, of_vcr = (settle("villa-base", task).adversarial for task in ("vqa", "vcr"))
     assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
     assert of_vcr.visual_learning_rate > 0
-    image = settle("villa-base", "vqa", adversarial="image").adversarial
-    assert (image.text_learning_rate, image.visual_learning_rate) == (0.0, 1e-3)
-    assert settle("villa-base", "vqa", adversarial="none").adversarial is None
-    assert settle("uniter-base", "vqa", adversarial="text").adversarial is not None
     assert load_recipe("uniter", "vqa", "base").adversarial == {}
 
 
@@ -219,7 +213,7 @@ def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
     heads = {"vqa": student.build_head("vqa", 5)}
     start = StudentAtStart(student=student, heads=heads, settings=method.settings)
     model = FinetuneModel(start, distiller, task_loss="soft-target-bce")
-    settings = settle("uniter-base", "vqa", optimiser=name)
+    settings = dataclasses.replace(settle("uniter-base", "vqa"), optimiser=name)
     optimiser = build_optimizer(settings, model)
     assert type(optimiser) is kind
     rate_of = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
@@ -255,9 +249,8 @@ def test_token_batches_are_no_more_than_there_are_examples_and_hold_the_longest(
 
 def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: Any, tmp_path: Path) -> None:
     """A bound far below its optimiser's eps leaves no step; the bound of 1 that the recipe states does."""
-    (tmp_path / "held.toml").write_text("clip_each = 1e-12\n")
     moved = {}
-    for name, recipe in (("recipe", "auto"), ("held", str(tmp_path / "held.toml"))):
+    for name, recipe in (("recipe", {}), ("held", {"clip_each": 1e-12})):
         small_corpus.run(
             tmp_path / name,
             student="visualbert-tiny",
@@ -266,8 +259,7 @@ def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: 
             num_steps=2,
             batch_size=2,
             learning_rate=1e-3,
-            weight_decay=0.0,
-            recipe=recipe,
+            recipe={"weight_decay": 0.0, **recipe},
         )
         torch.manual_seed(0)
         start = build_student("visualbert-tiny").state_dict()
@@ -303,18 +295,20 @@ def test_every_recipe_loads_and_names_its_sources(student: str, task: str, size:
     assert bool(recipe.num_steps) != bool(recipe.num_epochs)
     assert all(" " in source and ": " in source for source in recipe.sources.values())
     end_of_warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * 20_000
-    assert rate_factor(recipe, round(end_of_warmup) - 1, num_steps=20_000) == pytest.approx(1.0)
+    both = {"schedule", "warmup", "milestones", "lr_floor", "learning_rate"}
+    settings = dataclasses.replace(settle("modernvbert", task), **{key: getattr(recipe, key) for key in both})
+    assert rate_factor(settings, round(end_of_warmup) - 1, num_steps=20_000) == pytest.approx(1.0)
 
 
-def groups_by_name(student: str, recipe: Recipe) -> dict[str, tuple[float, float]]:
+def groups_by_name(student: str, settings: TrainingSettings) -> dict[str, tuple[float, float]]:
     """Return, by parameter of a tiny student and its head, the scale of its rate and its weight decay."""
     built = build_student(student)
     head = {f"head.{name}": value for name, value in built.build_head("vqa", 11).named_parameters()}
     encoder = dict(built.named_parameters())
     name_of = {id(value): name for name, value in (encoder | head).items()}
-    groups = parameter_groups(encoder, head, recipe)
+    groups = parameter_groups(encoder, head, settings)
     scale_and_decay = {
-        name_of[id(value)]: (round(group["lr"] / recipe.learning_rate, 6), group["weight_decay"])
+        name_of[id(value)]: (round(group["lr"] / settings.learning_rate, 6), group["weight_decay"])
         for group in groups
         for value in group["params"]
     }
@@ -323,7 +317,7 @@ def groups_by_name(student: str, recipe: Recipe) -> dict[str, tuple[float, float
 
 
 def test_meter_has_three_learning_rates_and_decays_clips_norms() -> None:
-    groups = groups_by_name("meter-tiny", load_recipe("meter", "vqa", "base"))
+    groups = groups_by_name("meter-tiny", settle("meter", "vqa"))
     assert set(groups.values()) == {(scale, decay) for scale in (1.0, 5.0, 50.0) for decay in (0.0, 0.01)}
     assert groups["vision.post_layernorm.weight"][1] == 0.01
     assert groups["text.embeddings.LayerNorm.weight"][1] == 0.0
@@ -332,21 +326,10 @@ def test_meter_has_three_learning_rates_and_decays_clips_norms() -> None:
 
 
 def test_vilt_spares_the_transformers_norms_and_decays_the_heads() -> None:
-    groups = groups_by_name("vilt-tiny", load_recipe("vilt", "vqa", "base"))
+    groups = groups_by_name("vilt-tiny", settle("vilt", "vqa"))
     assert groups["model.encoder.layer.0.layernorm_before.weight"][1] == 0.0
     assert groups["model.layernorm.weight"][1] == 0.0
     assert groups["head.1.weight"][1] == 0.01
-
-
-def test_lambda_stays_or_falls_to_nothing() -> None:
-    def curve(decay: Any, num_steps: int = 5) -> list[float]:
-        options = DistillationOptions(distill_weight=2.0, distill_decay=decay)
-        return [distillation_strength(options, step, num_steps=num_steps) for step in range(num_steps)]
-
-    assert curve("none") == [2.0] * 5
-    assert curve("linear") == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
-    assert curve("cosine") == pytest.approx([1 + math.cos(math.pi * share) for share in (0, 0.25, 0.5, 0.75, 1)])
-    assert curve("cosine", 1) == [2.0]
 
 
 @pytest.mark.parametrize(("num_steps", "warmup_fraction"), [(1, 0.1), (10, 0.0), (20, 0.25), (300, 0.1)])
@@ -361,15 +344,3 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_but_never_rests(
     assert min(factors) > 0
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
-
-
-def test_a_run_weighs_its_teachers_by_the_schedule_of_the_finetune_step_alone(
-    small_corpus: Any, tmp_path: Path
-) -> None:
-    small_corpus.run(tmp_path, distill_weight=0.8, distill_decay="linear", weighting="uniform")
-    logged = [record for record in metrics(tmp_path) if record["phase"] == "finetune"]
-    assert [record["lambda"] for record in logged] == pytest.approx([0.8, 0.8 * 2 / 3, 0.8 / 3, 0.0])
-    for record in logged[:-1]:
-        assert record["weighted/text"] == pytest.approx(record["lambda"] * record["raw/text"], rel=1e-5)
-    # Without any strength left the teachers are not even asked.
-    assert "weighted/text" not in logged[-1]

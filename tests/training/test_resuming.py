@@ -138,8 +138,7 @@ def test_a_refused_command_leaves_its_output_alone(
         (["--recipe", tmp_path / "missing.toml"], 2),
         (["--tokenizer", tmp_path / "missing"], None),
         (["--student-option", "num_layer=3"], 2),
-        (["--task-loss", "soft-target-bce"], 2),
-        (["--compile", "--student", "lxmert-tiny"], None),
+        (["--gradient-checkpointing", "--student", "lxmert-tiny"], None),
     ):
         code, stderr = advl(capsys, *arguments, *wrong)
         assert code not in (0, 1), stderr
@@ -213,7 +212,7 @@ def test_a_run_stopped_while_its_student_is_written_takes_no_step_again(
             small_corpus.run(tmp_path / "stopped")
     assert "every step that was finished" in stopped.value.why
     # A step would be interrupted, too.
-    monkeypatch.setattr(loop, "_optimiser_step", stop)
+    monkeypatch.setattr(loop.OptimiserSteps, "take", stop)
     small_corpus.run(tmp_path / "stopped")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     for file in (names.STUDENT_WEIGHTS, "heads.safetensors", names.SELECTED_WORDS, names.READOUT):

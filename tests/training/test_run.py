@@ -64,7 +64,7 @@ def opened() -> dict[str, Any]:
     [
         {"method": "advl"},
         {"method": "naive-kd"},
-        {"adapt_objective": "contrastive", "selection": "prior", "distance": "cosine", "target_norm": "none"},
+        {"adapt_objective": "contrastive", "selection": "prior", "distance": "cosine"},
         {"distance": "mse", "distill_layer": "fused"},
     ],
     ids=lambda changes: "-".join(changes.values()),

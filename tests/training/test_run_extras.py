@@ -37,7 +37,7 @@ def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_
     small_corpus: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    small_corpus.run(run, selection_rho=0.3, num_steps=2, log_with="tensorboard")
+    small_corpus.run(run, num_steps=2, log_with="tensorboard")
     chosen = load_json(run / names.SELECTED_WORDS)
     assert set(chosen) == set(small_corpus.dataset().example_ids)
     for example in small_corpus.examples():
@@ -158,13 +158,13 @@ def test_steps_keep_to_one_order_where_asked(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    take, flags = loop._optimiser_step, list[tuple[bool, bool]]()
+    take, flags = loop.OptimiserSteps.take, list[tuple[bool, bool]]()
 
     def watched(*arguments: Any, **options: Any) -> Any:
         flags.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
         return take(*arguments, **options)
 
-    monkeypatch.setattr(loop, "_optimiser_step", watched)
+    monkeypatch.setattr(loop.OptimiserSteps, "take", watched)
     small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=2, deterministic=True)
     assert flags == [(True, True)] * 2
     assert not torch.are_deterministic_algorithms_enabled()

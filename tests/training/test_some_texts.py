@@ -72,7 +72,7 @@ def test_missing_words_take_their_means_and_others_stay() -> None:
 
 def test_a_run_reads_no_row_of_a_word_without_meaning(small_corpus: Any, known: Path, tmp_path: Path) -> None:
     """The words of all texts, but for function words, marks and special tokens, are all that relations read."""
-    options = {"known_words": known, "answer_weight": 1.0, "target_norm": "none", "confidence": "none"}
+    options = {"known_words": known, "answer_weight": 1.0, "confidence": "none"}
     all_texts = small_corpus.extract(tmp_path / "cache", select_texts=1.0, confidence=False)
     full, vision = small_corpus.caches
     terms = [

@@ -109,7 +109,6 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     source = SignalSource(
         [cached_teacher(open_cache(path)) for path in small_corpus.caches],
         prior=fit_word_prior(candidate.text for example in examples for candidate in example.candidates),
-        target_norm="standardise",
     )
     torch.manual_seed(0)
     student = build_student("scenes-small")

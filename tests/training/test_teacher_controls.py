@@ -15,6 +15,7 @@ from small_corpus import SmallCorpus
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.configuration import unused_options
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.pooling import with_own_tokens
@@ -22,7 +23,7 @@ from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
-from advl_pipeline.training.checks import unused_options
+from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.controls import shuffled_features
 from advl_pipeline.training.teacher_features import (
     Tower,
@@ -109,7 +110,7 @@ def test_own_answers_that_nobody_learns_change_nothing(
     changes: dict[str, Any], small_corpus: Any, tmp_path: Path
 ) -> None:
     config = small_corpus.config(tmp_path / "run", answers_of="student", **changes)
-    assert "answers_of" in unused_options(config)
+    assert "answers_of" in unused_options(config, facts_of_run(config))
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,15 @@ from advl_pipeline.students.bert_parts import (
     attention_mass,
     compute_dtype,
     initialise_bert,
-    kinds_of,
     padding_bias,
+    token_kinds,
 )
-from advl_pipeline.students.interface import Perturbation, Student, StudentOutput
+from advl_pipeline.students.interface import Perturbation, StudentOutput
 from advl_pipeline.students.picture_source import CropRegions
 from advl_pipeline.students.region_student import RegionBatch, collate_regions, tagged_regions
 from advl_pipeline.students.saved import load_weights, saved_settings
 from advl_pipeline.students.text_student import RowLength, SingleStream, TextRow, pair_row
-from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, Part, embedded_tokenizer_file
+from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, TokenPart, embedded_tokenizer_file
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
 DEVIATION = 0.3
@@ -127,7 +127,6 @@ class AgreementStream(SingleStream):
     `embed` returns the states below the fusion, in which text and picture attend to themselves alone.
     """
 
-    compile_refusal = Student.compile_refusal
     agreement: Agreement
 
     @abstractmethod
@@ -248,7 +247,7 @@ class ScenesSmall(AgreementStream):
     def num_special_of(self, num_parts: int) -> int:
         return 1 + min(num_parts, 2)
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """Put the parts of one candidate between special tokens, in the same way for every task."""
         row = pair_row(parts, self.tokenizer)
         num_answer = len(parts[-1].token_ids) + 1
@@ -275,7 +274,7 @@ class ScenesSmall(AgreementStream):
     def run_layers(
         self, x_NSH: torch.Tensor, batch: CropBatch, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds_NS = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        kinds_NS = token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
         *first, last = self.fusion_layers
         for layer in first:
