@@ -115,7 +115,7 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
 
     if not isinstance(config, ImportedExtraction):
         return open_teacher_and_data(config)
-    from advl_pipeline.extraction.imported import open_tower
+    from advl_pipeline.extraction.imports.tower import open_tower
     from advl_pipeline.extraction.sources import open_part
     from advl_pipeline.teachers.interface import Teacher
 

@@ -59,7 +59,7 @@ from advl_pipeline.extraction.forecast import (
     require_room,
     uses_per_epoch,
 )
-from advl_pipeline.extraction.imported import open_tower
+from advl_pipeline.extraction.imports.tower import open_tower
 from advl_pipeline.extraction.planning import (
     build_identity,
     is_planned,

@@ -23,7 +23,7 @@ from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.imported import ImportedTower
+from advl_pipeline.extraction.imports.tower import ImportedTower
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind

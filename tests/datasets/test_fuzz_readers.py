@@ -29,7 +29,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.scoring import run_score_snli_ve, run_score_vcr, run_score_vqa
-from advl_pipeline.extraction.imported import open_regions
+from advl_pipeline.extraction.imports.tower import open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

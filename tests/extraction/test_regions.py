@@ -36,7 +36,7 @@ from region_mirrors import (
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.extraction.imported import RegionFiles, join_regions, name_of, open_regions
+from advl_pipeline.extraction.imports.tower import RegionFiles, join_regions, name_of, open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PICTURE = Path("COCO_val2014_000000000009.jpg")

@@ -27,8 +27,8 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.checks import require_source
 from advl_pipeline.extraction.config import ImportedExtraction
-from advl_pipeline.extraction.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5
-from advl_pipeline.extraction.region_formats import (
+from advl_pipeline.extraction.imports.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5
+from advl_pipeline.extraction.imports.region_formats import (
     FoundFeatures,
     RegionFeatures,
     hdf5_entries,

@@ -240,7 +240,7 @@ class RegionFeatures:
         """Read the regions of one picture.
 
         Args:
-            name: of the picture in this format, see `imported.Naming`.
+            name: of the picture in this format, see `tower.Naming`.
             width, height: of the picture in pixels; formats that store shares of the picture are scaled by them.
 
         Raises:

@@ -1,0 +1,6 @@
+"""Features that people have already, taken into a cache in the formats that they are published in.
+
+In: a detector's region features (`region_formats.py`) or arrays filed under pictures (`filed_arrays.py`).
+Out: a tower (`tower.py`) that an extraction runs like a teacher's.
+May not know: caches.
+"""
