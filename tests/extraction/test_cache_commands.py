@@ -67,7 +67,7 @@ def test_verify_with_the_teacher(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = [(tiny_teacher(), TinyDataset(pristine / "data"))]
-    monkeypatch.setattr(run, "open_inputs", lambda config: opened[0])
+    monkeypatch.setattr(run, "open_teacher_and_data", lambda config: opened[0])
     code, out, _ = advl(capsys, "cache", "verify", cache, "--recompute", 5, "--json")
     assert code == 0
     found = json.loads(out)
@@ -104,7 +104,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data")
 
-    monkeypatch.setattr(run, "open_inputs", open_inputs)
+    monkeypatch.setattr(run, "open_teacher_and_data", open_inputs)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")

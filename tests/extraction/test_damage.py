@@ -132,7 +132,7 @@ def test_the_repair_command_restores_the_bytes_and_touches_nothing_else(
 ) -> None:
     """One file of every kind. The text tower scales its features, so norms do not follow from what is stored."""
     dataset = TinyDataset(pristine / "data", **SMALL)
-    monkeypatch.setattr(run, "open_inputs", lambda config: (tiny_teacher(), dataset))
+    monkeypatch.setattr(run, "open_teacher_and_data", lambda config: (tiny_teacher(), dataset))
     whole = pristine / "cache"
     if options:
         whole = tmp_path / "whole"
@@ -289,7 +289,7 @@ def test_repair_refuses_the_records_of_another_cache(
     shutil.copytree(tmp_path / "other/records", cache / "records")
     (cache / "records/provenance.json").write_bytes(provenance)
     found = tree_bytes(cache)
-    monkeypatch.setattr(run, "open_inputs", lambda config: (tiny_teacher(), other))
+    monkeypatch.setattr(run, "open_teacher_and_data", lambda config: (tiny_teacher(), other))
     with pytest.raises(IdentityMismatch, match=r"those of another one(?s:.)*advl cache prune") as caught:
         run_repair(RepairConfig(cache=cache))
     assert caught.value.exit_code == 3

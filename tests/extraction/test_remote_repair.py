@@ -56,7 +56,7 @@ def test_many_wounds_at_once_are_mended_by_the_command(
         opened.append(config)
         return tiny_teacher(), TinyDataset(pristine / "data", **SMALL)
 
-    monkeypatch.setattr(run, "open_inputs", open_inputs)
+    monkeypatch.setattr(run, "open_teacher_and_data", open_inputs)
     confidence = next(name for name in expected if name.startswith("records/confidence-"))
     key = confidence.removeprefix("records/confidence-").removesuffix(".json")
     removed = {"text/tokens/values/c/0/0", "image/tokens/starts/c/0", "records/provenance.json", confidence}

@@ -64,7 +64,7 @@ def test_what_earlier_versions_noted_of_a_cache_is_no_option_any_more(
     for name in ("records/plan.json", "records/provenance.json", "zarr.json"):
         (cache / name).unlink()
     opened = (tiny_teacher(), TinyDataset(pristine / "data"))
-    monkeypatch.setattr(run, "open_inputs", lambda config: opened)
+    monkeypatch.setattr(run, "open_teacher_and_data", lambda config: opened)
     made = open_cache(pristine / "cache").provenance
     old = {**made, "config": {**made["config"], "compression": "none", "text_units": "question"}}
     (cache / "records/provenance.json").write_bytes(render_json(old))

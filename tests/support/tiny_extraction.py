@@ -249,7 +249,7 @@ def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
     teacher = tiny_teacher(**settings.get("teacher", {}))
     dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
     with ExitStack() as stack:
-        stack.enter_context(patch.object(extraction_run, "open_inputs", lambda config: (teacher, dataset)))
+        stack.enter_context(patch.object(extraction_run, "open_teacher_and_data", lambda config: (teacher, dataset)))
         main(list(arguments))
 
 
