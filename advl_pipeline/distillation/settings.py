@@ -101,6 +101,13 @@ class AdaptTerms(Configuration):
         minimum=0,
         needs=("an adapt step",),
     )
+    hold_weight: float = rare_option(
+        0.0,
+        help="How strongly the finetune step goes on to hold them: 5 keeps more of the names that were learned "
+        "before labels (docs/method.md). 0 lets them go.",
+        minimum=0,
+        needs=("an adapt step",),
+    )
     answer_weight: float | None = rare_option(
         None,
         help="How strongly the adapt step learns to answer as a text teacher would by way of what the student names "
@@ -114,6 +121,11 @@ class AdaptTerms(Configuration):
         "teacher: the student's own likenesses, as it starts.",
         needs=("an adapt step", "answers"),
     )
+
+    @property
+    def anchors(self) -> bool:
+        """Whether a step holds states where pretraining left them."""
+        return self.anchor_weight > 0 or self.hold_weight > 0
 
     @property
     def asks_itself(self) -> bool:

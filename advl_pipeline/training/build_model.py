@@ -148,7 +148,7 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
             landmarks=teaching.landmarks.words,
             region_landmarks=teaching.landmarks.regions,
         )
-    anchors = run.method.num_adapt_steps > 0 and settings.anchor_weight > 0
+    anchors = run.method.num_adapt_steps > 0 and settings.anchors
     weighs = settings.weighting == "ratio" and any(confidence.is_used for confidence in teaching.confidences)
     labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]
     return FinetuneModel(

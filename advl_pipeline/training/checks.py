@@ -223,7 +223,7 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
     distill, adapt, settings = config.distill, config.adapt, method.settings
     two_steps = method.steps == "two"
     is_relational = distill.distance == "relational"
-    holds_words = two_steps and (adapt.anchor_weight > 0 or adapt.asks_itself)
+    holds_words = two_steps and (adapt.anchors or adapt.asks_itself)
     facts = (
         ("teachers", method.uses_teachers, "this method hears no teacher"),
         ("an adapt step", two_steps, "this run has no adapt step"),

@@ -6,7 +6,7 @@ The adapt step learns from no label. Its loss is
 
 and that of the finetune step, with lambda for `--distill-weight` and k for VILLA's perturbed passes,
 
-    task + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
+    task + hold_weight * drift + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
 
 over the pathways p, vision and text. Here d_p is how far the student's states are from what the teachers of the
 pathway relate (`distillation/distiller.py`), and w_p the weight of an example by confidence, 1 in the adapt step
@@ -123,7 +123,7 @@ class FinetuneModel(nn.Module):
         """Args:
         start: student and heads, which are trained in place, and what they are shown.
         task_loss: of the finetune step.
-        reference: the student as it was pretrained, which the adapt step holds known words to.
+        reference: the student as it was pretrained, which known words are held to.
         answers: example id -> (C,) answers of a teacher that the adapt step learns to give.
         remembered: what the student's confidence was, where weights do not follow the current one.
         """
@@ -174,9 +174,7 @@ class FinetuneModel(nn.Module):
         reference = known = None
         if self.references:
             assert signal is not None
-            with torch.no_grad():
-                reference = self.references[0].encode_unimodal(batch.student)
-            known = self.distiller.known_regions(reference, batch.student, signal)
+            reference, known = self._as_pretrained(batch, signal)
         # vision, text = mean_B(d_p); of an oracle's weights mean_B(w_p d_p)
         if signal is not None:
             for name, term in self.distillation_terms(batch, signal, step, apart=apart, known=known).pathways.items():
@@ -190,9 +188,7 @@ class FinetuneModel(nn.Module):
             assert apart is not None
             assert signal is not None
             assert known is not None
-            anchored_B = torch.zeros_like(batch.anchored_B) if self.hide_picture else batch.anchored_B
-            drift = anchor_loss(apart, reference, batch.student, signal, known, anchored_B, gather=step.gather)
-            terms.add("drift", drift, settings.anchor_weight)
+            terms.add("drift", self._drift(batch, signal, step, apart, reference, known), settings.anchor_weight)
         # answers = mean_B(w_text a), a = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the
         # student compares candidates by: a head's logits or, of answers in words, their likelihood per token
         if self.answers:
@@ -222,6 +218,11 @@ class FinetuneModel(nn.Module):
         terms.add("task", scored.loss)
         if batch.targets.label_B is not None:
             terms.num_correct = (scored.logits.detach().argmax(1) == batch.targets.label_B).sum()
+        # drift, as in the adapt step
+        if self.references and signal is not None and (weight := self.distiller.settings.hold_weight):
+            apart = self.student.encode_unimodal(batch.student)
+            reference, known = self._as_pretrained(batch, signal)
+            terms.add("drift", self._drift(batch, signal, step, apart, reference, known), weight)
         # vision, text = lambda * mean_B(w_p d_p)
         if signal is None or not distils:
             return terms
@@ -234,6 +235,26 @@ class FinetuneModel(nn.Module):
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=step.generator)
             terms.add_pathway(name, term, weights_B, strength=strength)
         return terms
+
+    def _as_pretrained(
+        self, batch: TrainingBatch, signal: TeacherSignal
+    ) -> tuple[StudentOutput, Mapping[str, torch.Tensor]]:
+        """Return the states of the student as it was pretrained, and which regions it names clearly."""
+        with torch.no_grad():
+            reference = self.references[0].encode_unimodal(batch.student)
+        return reference, self.distiller.known_regions(reference, batch.student, signal)
+
+    def _drift(
+        self,
+        batch: TrainingBatch,
+        signal: TeacherSignal,
+        step: StepConditions,
+        apart: StudentOutput,
+        reference: StudentOutput,
+        known: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        anchored_B = torch.zeros_like(batch.anchored_B) if self.hide_picture else batch.anchored_B
+        return anchor_loss(apart, reference, batch.student, signal, known, anchored_B, gather=step.gather)
 
     def _score(self, batch: TrainingBatch, output: StudentOutput) -> TaskScores:
         head = self.heads[head_name(batch.task)]

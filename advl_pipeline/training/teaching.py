@@ -151,7 +151,7 @@ def _open_sources(
         ConfigError: teachers or options that contradict each other.
     """
     config, method = run.config, run.method
-    anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
+    anchors = method.num_adapt_steps > 0 and method.settings.anchors
     asks_itself = method.settings.asks_itself and method.settings.answer_weight > 0
     if not method.uses_teachers and not anchors and not asks_itself:
         return None

@@ -12,6 +12,7 @@ from run_logs import losses
 CHANGES: dict[str, dict[str, Any]] = {
     "distance-mse": {"distance": "mse"},
     "anchor-weight": {"anchor_weight": 0.0},
+    "hold-weight": {"hold_weight": 5.0},
     "adapt-texts": {"adapt_texts": 8},
     "distance-cosine": {"distance": "cosine"},
     "distance-l1": {"distance": "l1"},
@@ -113,3 +114,12 @@ def test_several_teachers_share_a_pathway_by_their_mean(
         assert "raw/vision/efficientnet-lite0" not in record
         strength = 0.1 if record["phase"] == "finetune" else 1.0
         assert record["weighted/text"] == pytest.approx(strength * record["raw/text"], rel=1e-4)
+
+
+def test_held_states_stay_nearer_to_where_pretraining_left_them(small_corpus: Any, tmp_path: Path) -> None:
+    moved = {}
+    for weight in (1e-6, 100.0):
+        run = tmp_path / str(weight)
+        small_corpus.run(run, hold_weight=weight, num_steps=6, adapt_steps=1, learning_rate=1e-3)
+        moved[weight] = [record["raw/drift"] for record in losses(run) if record["phase"] == "finetune"][-1]
+    assert 0 < moved[100.0] < moved[1e-6] / 2
