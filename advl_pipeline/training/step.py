@@ -134,7 +134,7 @@ class FinetuneModel(nn.Module):
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
         # In a tuple it is no part of the module: neither trained nor saved.
-        self.references = () if reference is None else (reference,)
+        self.references: tuple[Student, ...] = () if reference is None else (reference,)
         self.answers = answers or {}
         self.remembered = remembered
 
