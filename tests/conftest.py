@@ -43,7 +43,6 @@ _LONGEST_FILES = (
     "test_method_options.py",
     "test_store_faults.py",
     "test_run.py",
-    "test_every_student_finetunes.py",
     "test_contract.py",
     "test_processes.py",
     "test_damage.py",
