@@ -79,7 +79,7 @@ class RunFolder:
         """Refuse to go on with a run that another one was begun for; nothing is written.
 
         Args:
-            identity: `resolved.run_record` of the run that is asked for.
+            identity: `training.identity.run_record` of the run that is asked for.
 
         Raises:
             IdentityMismatch: another run lies here; both sides are shown.

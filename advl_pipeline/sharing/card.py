@@ -22,7 +22,8 @@ from advl_pipeline.runs.results import read_config, read_documents, read_evaluat
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.registry import families, family_of
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import families
 from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.studies.result import rows_of

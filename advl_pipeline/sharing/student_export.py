@@ -46,7 +46,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.registry import family_of
+from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config

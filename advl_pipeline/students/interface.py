@@ -21,7 +21,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
-from advl_pipeline.students.registry import family_settings, merged, published_presets
+from advl_pipeline.students.presets import family_settings, merged, published_presets
 from advl_pipeline.tensors import moved
 
 States = TypeVar("States")

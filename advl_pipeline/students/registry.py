@@ -8,36 +8,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.compute import drawing
 from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points, load_plugin, read_tables
+from advl_pipeline.students.presets import STUDENTS, family_of, size_of
 
 if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
 
-STUDENTS: dict[str, str] = {
-    name: place
-    for place, names in {
-        "uniter:Uniter": "uniter-base uniter-large uniter-tiny villa-base villa-large villa-tiny",
-        "vl_bert:VlBert": "vl-bert-base vl-bert-large vl-bert-tiny",
-        "visualbert:VisualBert": "visualbert visualbert-vcr visualbert-tiny",
-        "lxmert:Lxmert": "lxmert lxmert-tiny",
-        "clip_vil:ClipVil": "clip-vil clip-vil-tiny",
-        "meter:Meter": "meter meter-tiny",
-        "bridgetower:BridgeTower": "bridgetower bridgetower-tiny",
-        "vilt:Vilt": "vilt vilt-tiny",
-        "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
-        "efficientnet_minilm:EfficientNetMiniLm": "efficientnet-minilm efficientnet-minilm-tiny",
-        "generative:GenerativeStudent": "chat smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny qwen3-vl-2b "
-        "qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
-    }.items()
-    for name in names.split()
-}
-"""Name -> module of this folder and class, which has presets of its names."""
 
 Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 
@@ -90,49 +71,9 @@ def family_class(name: str) -> Any:
     return getattr(importlib.import_module(f"advl_pipeline.students.{module}"), family)
 
 
-SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
-"""What may follow a family's name; a name without a size has the size "base" in recipes."""
-
-
 def families() -> dict[str, dict[str, Any]]:
     """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
     return read_tables("students.toml")
-
-
-def published_presets() -> dict[str, dict[str, Any]]:
-    """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
-    tables = read_tables("architectures.toml")
-    return {name: merged(tables.get(family_of(name), {}), tables.get(name, {})) for name in STUDENTS}
-
-
-def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two tables as one. Where both have a key, the second counts; tables inside are joined likewise."""
-    inside = {
-        key: merged(usual[key], value)
-        for key, value in particular.items()
-        if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping)
-    }
-    return {**usual, **particular, **inside}
-
-
-def family_settings(student_class: Any) -> dict[str, Any]:
-    """Return the settings of the family of `STUDENTS` whose class this is or extends; {} for one of no family.
-
-    What the class' own configuration declares anew is left out.
-    """
-    for base in student_class.__mro__:
-        place = f"{base.__module__}:{base.__name__}".removeprefix("advl_pipeline.students.")
-        name = next((name for name, known in STUDENTS.items() if known == place), None)
-        if name is not None:
-            shared = base.config_class.__mro__
-            declarations = [
-                get_annotations(ancestor) for ancestor in student_class.config_class.__mro__ if ancestor not in shared
-            ]
-            settings = read_tables("architectures.toml").get(family_of(name), {})
-            return {
-                key: value for key, value in settings.items() if not any(key in declared for declared in declarations)
-            }
-    return {}
 
 
 def list_students() -> list[dict[str, Any]]:
@@ -190,17 +131,6 @@ _IN_METERS_ORDER = frozenset({"meter", "bridgetower"})
 def label_order_of(student: str) -> Literal["uniter", "meter"]:
     """Return whose order the classes of SNLI-VE have for a student: that of its published heads."""
     return "meter" if family_of(student) in _IN_METERS_ORDER else "uniter"
-
-
-def family_of(name: str) -> str:
-    """Return a student's name without its size."""
-    stem, _, size = name.rpartition("-")
-    return stem if stem and size in SIZES else name
-
-
-def size_of(name: str) -> str:
-    """Return the size at the end of a student's name, "base" where it has none."""
-    return name[len(family_of(name)) + 1 :] or "base"
 
 
 def student_table() -> str:

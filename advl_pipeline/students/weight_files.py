@@ -15,7 +15,8 @@ from advl_pipeline.errors import Advice, ConfigError, IdentityMismatch, WeightsU
 from advl_pipeline.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.students.registry import families, family_of
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import families
 
 MODEL_CONFIG = "config.json"
 """Architecture of published weights, as transformers has it."""

@@ -44,15 +44,9 @@ from advl_pipeline.studies.config import Setting, StudyConfig, published_name, s
 from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.checks import open_region_caches, region_places, splits_read
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.resolved import (
-    NAMED_FILES,
-    SCHEMA,
-    recipe_identity,
-    resolve_run,
-    run_identity,
-    takes_two_steps,
-)
+from advl_pipeline.training.resolved import resolve_run, takes_two_steps
 
 STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"

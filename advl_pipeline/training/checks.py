@@ -34,9 +34,10 @@ from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
+from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import cache_of_split, check_caches, open_run_inputs, other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.resolved import resolve_method, resolve_run, run_record
+from advl_pipeline.training.resolved import resolve_method, resolve_run
 
 
 def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:

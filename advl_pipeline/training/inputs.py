@@ -26,7 +26,7 @@ from advl_pipeline.errors import (
     advise,
 )
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.resolved import dataset_identity, takes_two_steps
+from advl_pipeline.training.resolved import takes_two_steps
 
 OWN_INPUTS = ("inputs", "subset")
 
@@ -295,3 +295,13 @@ def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettin
             continue
         again = renew_command(cache.provenance["config"] | {"select_texts": None}, cache.path)
         raise ConfigError(what, where=str(cache.path), why=why, next_command=f"{instead}{again}")
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """Return what a cache must have in common with the split that is trained on."""
+    return {
+        "name": dataset.identity_name,
+        "split": dataset.split,
+        "text_style": dataset.text_style,
+        "content_digest": dataset.content_digest(),
+    }

@@ -21,7 +21,7 @@ from advl_pipeline.configuration import build_config, by_field, flag_of, option_
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.packages import data_files, read_data_file
-from advl_pipeline.students.registry import family_of, size_of
+from advl_pipeline.students.presets import family_of, size_of
 from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import (
     DEFAULT_EPOCHS,

@@ -15,29 +15,20 @@ default, which is how ablations are named.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.configuration import changed_options, config_to_dict, option_values, options_without
-from advl_pipeline.datasets.records import Dataset
+from advl_pipeline.configuration import option_values
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
-    OURS,
     ChosenRecipe,
     choose_recipe,
     resolve_settings,
     steps_of_epochs,
 )
-
-if TYPE_CHECKING:
-    from advl_pipeline.training.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,96 +77,6 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
             next_command="--accumulate with fewer micro-batches, or --batch-size with more examples",
         )
     return Run(config=config, chosen=chosen, settings=settings, method=method, world_size=world_size)
-
-
-SCHEMA = 3
-"""Raised whenever the same options would give other numbers: by another default, or another method behind its name.
-
-Runs and cells are told apart by what differs from the defaults, so that a new option re-keys none of them.
-`tests/assets/run_defaults.json` holds the defaults that go with this number.
-"""
-
-
-def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's plain configuration says about its numbers: the options that are not at their default.
-
-    The student always stands in it: its default is what a plug-in says.
-    """
-    options = options_without(FinetuneConfig, config, "beside", "none")
-    return {"student": options["student"]} | changed_options(FinetuneConfig, options)
-
-
-def recipe_identity(chosen: ChosenRecipe) -> dict[str, Any]:
-    """Return what the files of a run's recipe state: the one that it follows, or the one whose rates it borrows."""
-    return {
-        name: {"student": recipe.student, "task": recipe.task, "size": recipe.size}
-        | {key: value for key, value in config_to_dict(recipe).items() if key in recipe.sources}
-        for name, recipe in (("followed", chosen.recipe), ("rates_of", chosen.rates_of))
-        if recipe is not None
-    }
-
-
-NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
-    "tokenizer": tokenizer_digest,
-    "known_words": file_digest,
-    "head_answers": file_digest,
-}
-"""Options that name a file of the student beside its weights, and what digests it; None where there is none."""
-
-
-def named_files(options: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return what the files hold that the options of a run name: option -> digest.
-
-    Args:
-        options: plain configuration of a run.
-    """
-    return {name: digest(options[name]) for name, digest in NAMED_FILES.items() if options.get(name) is not None}
-
-
-def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Return what a cache must have in common with the split that is trained on."""
-    return {
-        "name": dataset.identity_name,
-        "split": dataset.split,
-        "text_style": dataset.text_style,
-        "content_digest": dataset.content_digest(),
-    }
-
-
-def run_record(
-    run: Run, inputs: Inputs, caches: Sequence[TeacherCache], region_caches: Sequence[TeacherCache]
-) -> dict[str, Any]:
-    """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
-
-    Caches, datasets, pretrained student, recipe and a list of labelled examples stand in it by their content, so that
-    they may move but not change; so do files that other options name. The order of the caches counts: it chooses the
-    initial projections.
-
-    Raises:
-        WeightsUnavailable: there is no pretrained student where the options say.
-    """
-    config, dataset = run.config, inputs.dataset
-    splits = [dataset_identity(split) for split in inputs.splits]
-    options = run_identity(config_to_dict(config))
-    beside: dict[str, Any] = {}
-    if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
-        # Once, the default was the same number of steps for however many labels.
-        beside["num_steps"] = run.settings.num_steps
-    if config.ids is not None:
-        beside["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
-    if config.regions:
-        beside["regions"] = {str(number): dict(cache.identity) for number, cache in enumerate(region_caches, start=1)}
-    return beside | {
-        "schema": SCHEMA,
-        "options": options_without(FinetuneConfig, options, "content"),
-        "recipe": recipe_identity(run.chosen),
-        "init": None if config.init is None else student_digest(config.init),
-        "files": named_files(options),
-        "dataset": splits[0],
-        "adapt_dataset": {str(number): other for number, other in enumerate(splits[1:], start=1)},
-        "labels": {task: digest(list(dataset.label_names(task))) for task in dataset.tasks},
-        "cache": {str(number): dict(cache.identity) for number, cache in enumerate(caches, start=1)},
-    }
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {

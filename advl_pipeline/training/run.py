@@ -53,12 +53,13 @@ from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
+from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import Inputs, open_run_inputs
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.placement import Readout, take_readout
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run, resolve_run, run_record
+from advl_pipeline.training.resolved import Run, resolve_run
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures

@@ -22,7 +22,8 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Object
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.registry import build_student, family_of, student_names
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
 
 # VILLA is UNITER, and scenes-small-lm is scenes-small, but for how they are trained.

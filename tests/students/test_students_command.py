@@ -16,7 +16,8 @@ from tiny_extraction import tree_bytes
 
 from advl_pipeline import repositories
 from advl_pipeline.errors import WeightsUnavailable
-from advl_pipeline.students.registry import build_student, families, family_of, list_students
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import build_student, families, list_students
 
 Advl = Callable[..., CompletedProcess[str]]
 

@@ -23,7 +23,8 @@ from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.checkpoints import read_checkpoint
 from advl_pipeline.students.generative import GenerativeStudent
-from advl_pipeline.students.registry import families, family_of
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import families
 from advl_pipeline.students.text_student import TextStudent
 
 PUBLISHED_NAMES = read_json(ASSETS / "published_names.json")

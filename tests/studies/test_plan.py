@@ -15,8 +15,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.identity import run_identity
 from advl_pipeline.training.recipes import choose_recipe
-from advl_pipeline.training.resolved import run_identity
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:

@@ -14,8 +14,9 @@ from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import recipes
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
+from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import open_run_inputs
-from advl_pipeline.training.resolved import finetune_steps, resolve_run, run_record
+from advl_pipeline.training.resolved import finetune_steps, resolve_run
 
 
 def configured(**options: Any) -> FinetuneConfig:

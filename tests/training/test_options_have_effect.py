@@ -21,8 +21,9 @@ from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
 from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.config import DEFAULT_EPOCHS, FinetuneConfig
+from advl_pipeline.training.identity import SCHEMA, run_identity
 from advl_pipeline.training.recipes import default_numbers
-from advl_pipeline.training.resolved import SCHEMA, resolve_method, resolve_run, run_identity
+from advl_pipeline.training.resolved import resolve_method, resolve_run
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}

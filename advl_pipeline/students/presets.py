@@ -1,0 +1,80 @@
+"""The students of this package by name, their families and sizes, and the architecture of each, which is data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import get_annotations
+from typing import Any
+
+from advl_pipeline.packages import read_tables
+
+STUDENTS: dict[str, str] = {
+    name: place
+    for place, names in {
+        "uniter:Uniter": "uniter-base uniter-large uniter-tiny villa-base villa-large villa-tiny",
+        "vl_bert:VlBert": "vl-bert-base vl-bert-large vl-bert-tiny",
+        "visualbert:VisualBert": "visualbert visualbert-vcr visualbert-tiny",
+        "lxmert:Lxmert": "lxmert lxmert-tiny",
+        "clip_vil:ClipVil": "clip-vil clip-vil-tiny",
+        "meter:Meter": "meter meter-tiny",
+        "bridgetower:BridgeTower": "bridgetower bridgetower-tiny",
+        "vilt:Vilt": "vilt vilt-tiny",
+        "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
+        "efficientnet_minilm:EfficientNetMiniLm": "efficientnet-minilm efficientnet-minilm-tiny",
+        "generative:GenerativeStudent": "chat smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny qwen3-vl-2b "
+        "qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
+    }.items()
+    for name in names.split()
+}
+"""Name -> module of this folder and class, which has presets of its names."""
+
+
+SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
+"""What may follow a family's name; a name without a size has the size "base" in recipes."""
+
+
+def published_presets() -> dict[str, dict[str, Any]]:
+    """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
+    tables = read_tables("architectures.toml")
+    return {name: merged(tables.get(family_of(name), {}), tables.get(name, {})) for name in STUDENTS}
+
+
+def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two tables as one. Where both have a key, the second counts; tables inside are joined likewise."""
+    inside = {
+        key: merged(usual[key], value)
+        for key, value in particular.items()
+        if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping)
+    }
+    return {**usual, **particular, **inside}
+
+
+def family_settings(student_class: Any) -> dict[str, Any]:
+    """Return the settings of the family of `STUDENTS` whose class this is or extends; {} for one of no family.
+
+    What the class' own configuration declares anew is left out.
+    """
+    for base in student_class.__mro__:
+        place = f"{base.__module__}:{base.__name__}".removeprefix("advl_pipeline.students.")
+        name = next((name for name, known in STUDENTS.items() if known == place), None)
+        if name is not None:
+            shared = base.config_class.__mro__
+            declarations = [
+                get_annotations(ancestor) for ancestor in student_class.config_class.__mro__ if ancestor not in shared
+            ]
+            settings = read_tables("architectures.toml").get(family_of(name), {})
+            return {
+                key: value for key, value in settings.items() if not any(key in declared for declared in declarations)
+            }
+    return {}
+
+
+def family_of(name: str) -> str:
+    """Return a student's name without its size."""
+    stem, _, size = name.rpartition("-")
+    return stem if stem and size in SIZES else name
+
+
+def size_of(name: str) -> str:
+    """Return the size at the end of a student's name, "base" where it has none."""
+    return name[len(family_of(name)) + 1 :] or "base"
