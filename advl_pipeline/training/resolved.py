@@ -1,4 +1,4 @@
-"""A run decided: from its options, the recipe of its student, and how much there is to train on; and its identity.
+"""A run decided: from its options, the recipe of its student, and how much there is to train on.
 
 | method         | teachers | words            | weights  | steps | adapt step learns |
 |----------------|----------|------------------|----------|-------|-------------------|
