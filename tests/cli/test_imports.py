@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from small_corpus import SmallCorpus
@@ -22,21 +23,25 @@ OPTIMISER = {"sympy", "torch._dynamo", "torch.distributed.tensor"}
 CODE = f"""
 import json, sys
 from advl_cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit as stop:
-    print(json.dumps([stop.code, sorted(set({HEAVY}) & set(sys.modules))]))
+packages = []
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert not stop.code
+    packages.append(sorted(set({HEAVY}) & set(sys.modules)))
+print(json.dumps(packages))
 """
 
 
-def packages_of(folder: Path, *words: object) -> set[str]:
-    """Run a command in a process of its own; return the heavy packages that it imports."""
+def packages_of(folder: Path, *commands: Sequence[object]) -> list[set[str]]:
+    """Run commands in one process; return the heavy packages that are imported after each."""
+    words = json.dumps([list(map(str, command)) for command in commands])
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", CODE, words], cwd=folder, capture_output=True, text=True, timeout=240
     )
-    code, packages = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0, done.stderr
-    return set(packages)
+    assert done.returncode == 0, done.stderr
+    return [set(packages) for packages in json.loads(done.stdout.splitlines()[-1])]
 
 
 def test_a_run_imports_no_library_of_models_that_its_student_is_not_made_of(
@@ -46,23 +51,30 @@ def test_a_run_imports_no_library_of_models_that_its_student_is_not_made_of(
     tasks: tuple[Task, ...] = ("vcr-q2a", "vcr-qa2r")
     for task in tasks:
         small_corpus.dataset("test", task=task)
+    small_corpus.run(tmp_path / "done", task=(), num_steps=1, adapt_steps=1)
     data = ("--data-root", small_corpus.data_root)
     caches = [word for cache in small_corpus.caches for word in ("--cache", cache)]
     steps = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-check", "none")
     run = ("--student", "scenes-small", "--output", "run", *steps)
-    finetune = packages_of(tmp_path, "finetune", "--dataset", "scenes-vcr", "--method", "advl", *data, *caches, *run)
+    # Those that import least come first.
+    predict, evaluate, finetune = packages_of(
+        tmp_path,
+        ("predict", "done", *data),
+        ("evaluate", "done", *data),
+        ("finetune", "--dataset", "scenes-vcr", "--method", "advl", *data, *caches, *run),
+    )
+    assert predict == {"torch", "accelerate"}
     # Confidences that no cache holds are fitted, and so is the interval where all answers are right, or none is.
     fitting = {"scipy.optimize", "scipy.stats"}
+    assert evaluate - fitting == {"torch", "accelerate"}
     assert finetune - fitting == {"torch", "accelerate"} | OPTIMISER
-    assert packages_of(tmp_path, "evaluate", "run", *data) - fitting == {"torch", "accelerate"}
-    assert packages_of(tmp_path, "predict", "run", *data) == {"torch", "accelerate"}
 
 
 def test_an_extraction_imports_the_library_of_its_teacher_alone(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     data = ("--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--no-confidence")
-    both = packages_of(tmp_path, "extract", "--teacher", "minilm-l6", *data)
+    (both,) = packages_of(tmp_path, ("extract", "--teacher", "minilm-l6", "--shots", 2, *data))
     assert "transformers" in both
     assert not both & {"timm", "pandas", "scipy.stats", "datasets", "ray", "obstore"}
-    planned = packages_of(tmp_path, "extract", "--teacher", "efficientnet-lite0", "--dry-run", *data)
+    (planned,) = packages_of(tmp_path, ("extract", "--teacher", "efficientnet-lite0", "--dry-run", *data))
     assert "timm" in planned
     assert not planned & {"accelerate", "transformers", "pandas", "scipy.stats", "datasets", "ray", "obstore"}
