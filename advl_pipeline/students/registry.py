@@ -1,6 +1,6 @@
 """Students by name: which there are, what is known of each, whether a checkpoint fits one, and building one.
 
-A new student is one file and one entry of `presets.STUDENTS`, or an entry point `advl.students`. What was proven of each
+A new student is one file and one entry of `STUDENTS`, or an entry point `advl.students`. What was proven of each
 family is data (`data/students.toml`, and the files of that name that plug-ins bring). Results are plain JSON types.
 """
 

@@ -14,6 +14,7 @@ from advl_pipeline.configuration import build_config, config_to_dict, option, op
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
+from advl_pipeline.training import identity
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import run_identity
 from advl_pipeline.training.recipes import choose_recipe
@@ -109,7 +110,7 @@ def test_a_new_option_at_its_default_changes_no_id(monkeypatch: pytest.MonkeyPat
 
     now = build_config(FinetuneConfig, {"dataset": "any", "output": "any", "num_steps": 7})
     before = run_identity(config_to_dict(now))
-    monkeypatch.setattr(resolved_module, "FinetuneConfig", Later)
+    monkeypatch.setattr(identity, "FinetuneConfig", Later)
     later = build_config(Later, {"dataset": "any", "output": "any", "num_steps": 7})
     assert run_identity(config_to_dict(later)) == before
     dimmed = with_options(later, brightness=0.5)
