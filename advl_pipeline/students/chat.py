@@ -186,17 +186,15 @@ class Chat:
         asked = [
             candidate.text[: candidate.context_length] if is_answered else candidate.text for candidate in candidates
         ]
-        answers = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
-        options = [*answers]
+        options = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
         is_listed = lists_options and task in MULTIPLE_CHOICE_TASKS and not is_yes_no(options)
+        answers = [*ascii_uppercase[: len(options)]] if is_listed else options
         if is_listed:
             instruction = instruction or CLOSINGS["letters"]
-            answers = [*ascii_uppercase[: len(options)]]
         closing = f"\n{instruction}" if instruction else ""
         listed = with_letters("", options) if is_listed else ""
         between, after = (self._between, self._after) if is_answered else (self._asked, "")
         before = f"{self._before}{picture.text}{self._behind_picture}"
-        shown = (len(self._before), len(self._before) + len(picture.text))
         texts = [
             f"{before}{question}{listed}{closing}{between}{answer}{after}"
             for question, answer in zip(asked, answers, strict=True)
@@ -208,57 +206,73 @@ class Chat:
             return_offsets_mapping=True,
             return_attention_mask=False,
         )
-        chat_rows = []
+        rows = []
         for number, (candidate, question, row_ids, offsets) in enumerate(
             zip(candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
-            ids_S, offsets_S2 = np.array(row_ids), np.array(offsets)
-            is_shown_S = ids_S == self.image_token_id
-            if is_shown_S.sum() != len(picture.runs):
-                raise DatasetError(
-                    "A text holds the token that stands for the picture.",
-                    where=repr(candidate.text[:80]),
-                    next_command="reword the text in the dataset's file",
-                )
             answer_at = len(before) + len(question) + len(listed) + len(closing) + len(between)
-            prompt_end = answer_at - len(self.lead) if is_answered else answer_at
-            is_prompt_S = offsets_S2[:, 0] < prompt_end
-            end = len(ids_S)
-            if is_answered:
-                end = row_ids.index(self.end_id, int(is_prompt_S.sum())) + 1
             # Where the candidate's parts lie in the row, their length, and their first character in the candidate.
             parts = [(len(before), len(question), 0)]
             if is_answered:
-                words_at = answer_at
-                if is_listed:
-                    # Behind the lines before it, and its own letter.
-                    words_at = len(before) + len(question) + len(with_letters("", [*options[:number], ""]))
+                # Of listed options, behind the lines before it and its own letter.
+                lines = with_letters("", [*options[:number], ""]) if is_listed else ""
+                words_at = len(before) + len(question) + len(lines) if is_listed else answer_at
                 parts.append((words_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
-            spans_S2 = np.zeros_like(offsets_S2)
-            for part_at, length, first in parts:
-                inside_S2 = offsets_S2.clip(part_at, part_at + length)
-                covers_S = inside_S2[:, 0] < inside_S2[:, 1]
-                spans_S2[covers_S] = inside_S2[covers_S] - part_at + first
-            times_S = np.ones(len(ids_S), dtype=np.int64)
-            times_S[is_shown_S] = picture.runs
-            is_picture_S = (
-                (offsets_S2[:, 0] >= shown[0])
-                & (offsets_S2[:, 1] <= shown[1])
-                & (offsets_S2[:, 0] < offsets_S2[:, 1])
+            prompt_end = answer_at - len(self.lead) if is_answered else answer_at
+            rows.append(
+                self._row(np.array(row_ids), np.array(offsets), candidate, picture, parts, prompt_end, is_answered)
             )
-            ids_S, spans_S2, is_picture_S, is_prompt_S = (
-                np.repeat(value[:end], times_S[:end], axis=0)
-                for value in (ids_S, spans_S2, is_picture_S, is_prompt_S)
+        return rows
+
+    def _row(
+        self,
+        ids_S: npt.NDArray[np.int64],
+        offsets_S2: npt.NDArray[np.int64],
+        candidate: Candidate,
+        picture: Picture,
+        parts: Sequence[tuple[int, int, int]],
+        prompt_end: int,
+        is_answered: bool,
+    ) -> ChatRow:
+        """Return the row of a tokenised conversation, with the picture's own tokens in their place.
+
+        Args:
+            offsets_S2: of the tokens in the conversation.
+            parts: of the candidate in the conversation: where each begins, its length, and where in the candidate.
+            prompt_end: where the answer begins.
+
+        Raises:
+            DatasetError: the text holds the token that stands for the picture.
+        """
+        is_shown_S = ids_S == self.image_token_id
+        if is_shown_S.sum() != len(picture.runs):
+            raise DatasetError(
+                "A text holds the token that stands for the picture.",
+                where=repr(candidate.text[:80]),
+                next_command="reword the text in the dataset's file",
             )
-            chat_rows.append(
-                ChatRow(
-                    token_ids_S=ids_S,
-                    spans_S2=spans_S2,
-                    is_picture_S=is_picture_S,
-                    prompt_length=int(is_prompt_S.sum()),
-                )
-            )
-        return chat_rows
+        is_prompt_S = offsets_S2[:, 0] < prompt_end
+        end = ids_S.tolist().index(self.end_id, int(is_prompt_S.sum())) + 1 if is_answered else len(ids_S)
+        spans_S2 = np.zeros_like(offsets_S2)
+        for part_at, length, first in parts:
+            inside_S2 = offsets_S2.clip(part_at, part_at + length)
+            covers_S = inside_S2[:, 0] < inside_S2[:, 1]
+            spans_S2[covers_S] = inside_S2[covers_S] - part_at + first
+        shown = (len(self._before), len(self._before) + len(picture.text))
+        is_picture_S = (
+            (offsets_S2[:, 0] >= shown[0]) & (offsets_S2[:, 1] <= shown[1]) & (offsets_S2[:, 0] < offsets_S2[:, 1])
+        )
+        times_S = np.ones(len(ids_S), dtype=np.int64)
+        times_S[is_shown_S] = picture.runs
+        ids_S, spans_S2, is_picture_S, is_prompt_S = (
+            np.repeat(value[:end], times_S[:end], axis=0) for value in (ids_S, spans_S2, is_picture_S, is_prompt_S)
+        )
+        return ChatRow(
+            token_ids_S=ids_S,
+            spans_S2=spans_S2,
+            is_picture_S=is_picture_S,
+            prompt_length=int(is_prompt_S.sum()),
+        )
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the tokens with which a turn gives each answer, without the one that ends it."""
