@@ -83,7 +83,7 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     for name, stand_in in {
         "check_scoring": lambda *_: None,
         "read_config": lambda _: trained_on,
-        "load_run": lambda *_, **__: untrained(),
+        "load_finished": lambda *_, **__: untrained(),
         "open_as_trained": opened,
         "score_matrices": lambda _, examples, __: [np.array([[0.0] * len(item.candidates) for item in examples])],
     }.items():
