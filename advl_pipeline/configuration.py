@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
-from advl_pipeline.errors import ConfigError, ineffective, name_too_long, suggest_names
+from advl_pipeline.errors import ConfigError, ineffective, name_too_long, unknown_name
 from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
@@ -326,7 +326,7 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
         name = key.replace("-", "_")
         name = name if name in options else also.get(name, "")
         if not name:
-            raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(key.replace("-", "_"), options))
+            raise unknown_name(f"Unknown key {key!r}.", key.replace("-", "_"), options, where=where)
         if name in entries:
             why = f"{entries[name][0]} and {key} are the same"
             raise ConfigError("An option stands there twice.", where=where, why=why)
@@ -455,11 +455,8 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
         raise ConfigError(f"{key} must be a path or a URL, not {kind}.", where=where, why=f"got {value!r}")
     others = [kind for kind in kinds if kind is not type(None)]
     if not others:
-        raise ConfigError(
-            f"{flag_of(key) if where == COMMAND_LINE else key} cannot be {value!r}.",
-            where=where,
-            why=suggest_names(str(value), map(str, words)),
-        )
+        shown = flag_of(key) if where == COMMAND_LINE else key
+        raise unknown_name(f"{shown} cannot be {value!r}.", str(value), map(str, words), where=where)
     (hint,) = others
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:

@@ -172,6 +172,13 @@ class Interrupted(AdvlError):
     usual = (again("give the same command again: it resumes"),)
 
 
+def unknown_name(
+    what: str, wanted: str, known: Iterable[str], *, where: str = "", note: str = "", next_command: str = ""
+) -> ConfigError:
+    """Return the refusal of a name that is none of the known ones, with the nearest of them; see `suggest_names`."""
+    return ConfigError(what, where=where, why=suggest_names(wanted, known, note=note), next_command=next_command)
+
+
 class Suggestion(str):
     """The words of `suggest_names`, with what was wanted and the nearest known name ("" when none is near)."""
 

@@ -34,7 +34,7 @@ from advl_pipeline.cache.store import (
 )
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
-from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
+from advl_pipeline.errors import StorageError, again, unknown_name
 from advl_pipeline.folders import may_note
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
@@ -280,9 +280,7 @@ def run_prune(config: PruneConfig) -> PruneResult:
     chosen = known if config.all_confidences else list(config.confidence)
     for key in chosen:
         if key not in known:
-            raise ConfigError(
-                f"There is no set of confidences {key!r}.", where=str(config.cache), why=suggest_names(key, known)
-            )
+            raise unknown_name(f"There is no set of confidences {key!r}.", key, known, where=str(config.cache))
     keys = [*chosen, *unfinished_keys(sizes)]
     has_leftovers = COMPLETE_RECORD in sizes and any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
     folders = [f"confidence/{key}" for key in keys] + ([WORK_FOLDER] if has_leftovers else [])

@@ -26,7 +26,7 @@ from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, head_name
-from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
+from advl_pipeline.errors import ConfigError, DatasetError, StorageError, unknown_name
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore, TeacherCache
@@ -147,11 +147,8 @@ def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[Vi
         ConfigError: an unknown estimator, or caches that lack what it needs.
     """
     if estimator not in ESTIMATORS:
-        raise ConfigError(
-            f"There is no confidence estimator {estimator!r}.",
-            where="confidence",
-            why=suggest_names(estimator, ESTIMATORS),
-        )
+        what = f"There is no confidence estimator {estimator!r}."
+        raise unknown_name(what, estimator, ESTIMATORS, where="confidence")
     if estimator == "none":
         return ()
     if estimator == "probe":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.datasets.rows import ROWS
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import ConfigError, unknown_name
 from advl_pipeline.packages import data_files, entry_points, missing_data, read_data_file
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Card:
             ConfigError: there is no such split; the near names are listed.
         """
         if name not in self.splits:
-            raise ConfigError(f"{self.name} has no split {name!r}.", why=suggest_names(name, self.splits))
+            raise unknown_name(f"{self.name} has no split {name!r}.", name, self.splits)
         return self.splits[name]
 
 
@@ -70,7 +70,7 @@ def load_card(name: str) -> Card:
     """
     cards = data_files("cards")
     if name not in cards:
-        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, cards, note=missing_data()))
+        raise unknown_name(f"There is no dataset card {name!r}.", name, cards, note=missing_data())
     facts = read_data_file(cards[name])
     return Card(
         name=name,

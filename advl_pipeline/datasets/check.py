@@ -21,7 +21,7 @@ from advl_pipeline.datasets.registry import (
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 from advl_pipeline.datasets.rows import ROWS
-from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, suggest_names
+from advl_pipeline.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.packages import missing_data
 
@@ -182,5 +182,5 @@ def dataset_card(name: str) -> Card:
     benchmark = benchmark_of(name)
     if benchmark is None:
         known = dict.fromkeys([*dataset_names(), *card_names()])
-        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, known, note=missing_data()))
+        raise unknown_name(f"There is no dataset {name!r}.", name, known, note=missing_data())
     return benchmark.card

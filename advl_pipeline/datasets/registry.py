@@ -29,7 +29,7 @@ from advl_pipeline.datasets.roots import (
 from advl_pipeline.datasets.rows import ROWS
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
-from advl_pipeline.errors import ConfigError, ineffective, suggest_names
+from advl_pipeline.errors import ineffective, unknown_name
 from advl_pipeline.packages import load_plugin, missing_data
 
 
@@ -188,11 +188,8 @@ def _required(name: str) -> Benchmark | None:
     """
     benchmark = benchmark_of(name)
     if benchmark is None and not _is_rows(name):
-        raise ConfigError(
-            f"There is no dataset {name!r}.",
-            why=suggest_names(name, dataset_names(), note=missing_data()),
-            next_command=KNOWN_NAMES,
-        )
+        what, note = f"There is no dataset {name!r}.", missing_data()
+        raise unknown_name(what, name, dataset_names(), note=note, next_command=KNOWN_NAMES)
     return benchmark
 
 
@@ -200,4 +197,4 @@ def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[s
     """Refuse splits or tasks that a dataset does not have; the near ones are listed."""
     for wanted_name in wanted:
         if wanted_name not in known:
-            raise ConfigError(f"{name} has no {what} {wanted_name!r}.", why=suggest_names(wanted_name, known))
+            raise unknown_name(f"{name} has no {what} {wanted_name!r}.", wanted_name, known)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.compute import drawing
-from advl_pipeline.errors import ConfigError, advise, suggest_names
+from advl_pipeline.errors import advise, unknown_name
 from advl_pipeline.packages import entry_points, load_plugin, read_tables
 from advl_pipeline.students.presets import STUDENTS, family_of, size_of
 
@@ -35,11 +35,8 @@ def require_student(name: str) -> None:
         ConfigError: as said.
     """
     if name not in student_names():
-        raise ConfigError(
-            f"Unknown student {name!r}.",
-            why=suggest_names(name, student_names()),
-            next_command=advise(["advl", "students", "list"]),
-        )
+        listing = advise(["advl", "students", "list"])
+        raise unknown_name(f"Unknown student {name!r}.", name, student_names(), next_command=listing)
 
 
 def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Student:

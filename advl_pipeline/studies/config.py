@@ -33,7 +33,7 @@ from advl_pipeline.configuration import (
 )
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, advise, suggest_names
+from advl_pipeline.errors import ConfigError, advise, suggest_names, unknown_name
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
@@ -188,12 +188,9 @@ class StudyConfig(Configuration):
         """
         variant = self.variants.get(name) or SHIPPED.get(name)
         if variant is None:
-            raise ConfigError(
-                f"Unknown method {name!r}.",
-                where=self.source,
-                why=suggest_names(name, {*self.variants, *SHIPPED}),
-                next_command=f"define it in the study file under [variants.{name}]",
-            )
+            what, advice = f"Unknown method {name!r}.", f"define it in the study file under [variants.{name}]"
+            known = {*self.variants, *SHIPPED}
+            raise unknown_name(what, name, known, where=self.source, next_command=advice)
         return variant
 
     def setting(self, name: str) -> Setting:
@@ -278,11 +275,8 @@ def load_study(name_or_file: str) -> StudyConfig:
     """
     shipped, path = shipped_studies(), Path(name_or_file)
     if name_or_file not in shipped and path.suffix != ".toml" and not path.exists():
-        raise ConfigError(
-            f"No study {name_or_file!r}.",
-            why=suggest_names(name_or_file, shipped, note=missing_data()),
-            next_command=advise(["advl", "study", "--list"]),
-        )
+        what, listing = f"No study {name_or_file!r}.", advise(["advl", "study", "--list"])
+        raise unknown_name(what, name_or_file, shipped, note=missing_data(), next_command=listing)
     if name_or_file in shipped:
         read_data_file(shipped[name_or_file])
     return read_study(shipped.get(name_or_file, path))
@@ -294,9 +288,7 @@ def read_study(path: Path) -> StudyConfig:
     while "extends" in raw:
         shipped, base = shipped_studies(), str(raw.pop("extends"))
         if base not in shipped:
-            raise ConfigError(
-                f"extends names no shipped study: {base!r}.", where=str(source), why=suggest_names(base, shipped)
-            )
+            raise unknown_name(f"extends names no shipped study: {base!r}.", base, shipped, where=str(source))
         source = shipped[base]
         inherited = read_toml(source)
         if "shots" in raw:
@@ -322,7 +314,7 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     setting_keys = {item.name for item in dataclasses.fields(Setting)} - {"name", "training"}
     known = setting_keys | {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
     if unknown := next((key for key in values if key not in known), None):
-        raise ConfigError(f"Unknown key {unknown!r} in a study.", where=where, why=suggest_names(unknown, known))
+        raise unknown_name(f"Unknown key {unknown!r} in a study.", unknown, known, where=where)
     defaults = {key: values.pop(key) for key in setting_keys & set(values)}
     blocks = values.pop("settings", [{}])
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
@@ -357,11 +349,8 @@ def _complete(setting: Setting, where: str) -> Setting:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
     # Without a list of tasks a run learns all that its data have.
     if setting.tasks and (foreign := [metric for metric in setting.metrics if metric not in measured]):
-        raise ConfigError(
-            f"{foreign[0]!r} is no metric of the tasks {', '.join(setting.tasks)}.",
-            where=where,
-            why=suggest_names(foreign[0], measured),
-        )
+        what = f"{foreign[0]!r} is no metric of the tasks {', '.join(setting.tasks)}."
+        raise unknown_name(what, foreign[0], measured, where=where)
     return dataclasses.replace(
         setting,
         name=setting.name or dataset_label(setting.dataset),
@@ -391,11 +380,8 @@ def _check(study: StudyConfig, where: str) -> None:
         variant, baseline = study.variant(method), study.baseline_of(method)
         tables.append((f"variants.{method}", {"method": variant.method} | dict(variant.training)))
         if baseline not in study.methods:
-            raise ConfigError(
-                f"{method} is compared with {baseline!r}, which the study does not run.",
-                where=where,
-                why=suggest_names(baseline, study.methods),
-            )
+            what = f"{method} is compared with {baseline!r}, which the study does not run."
+            raise unknown_name(what, baseline, study.methods, where=where)
     for name, table in tables:
         _try(FinetuneConfig, {"dataset": "any", "output": "any"}, table, _SET_BY_THE_GRID, f"{where} [{name}]")
     _try(Setting, {"dataset": "any"}, study.with_regions, frozenset(), f"{where} [with-regions]")
@@ -415,9 +401,7 @@ def _check(study: StudyConfig, where: str) -> None:
         )
     for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
-            raise ConfigError(
-                f"weights names no teacher of the study: {name!r}.", where=place, why=suggest_names(name, teachers)
-            )
+            raise unknown_name(f"weights names no teacher of the study: {name!r}.", name, teachers, where=place)
         _try(ExtractConfig, {"teacher": name, "dataset": "any"}, {"weights": path}, frozenset(), place)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.compute import drawing
 from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import AdvlError, ConfigError, advise, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, advise, unknown_name
 from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
 from advl_pipeline.repositories import is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -165,11 +165,8 @@ def _resolved(name: str) -> tuple[str, str, int | None]:
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(
-        f"There is no teacher {name!r}.",
-        why=suggest_names(name, [*known_names(), *DOORS]),
-        next_command=advise(["advl", "teachers", "list"]),
-    )
+    listing = advise(["advl", "teachers", "list"])
+    return unknown_name(f"There is no teacher {name!r}.", name, [*known_names(), *DOORS], next_command=listing)
 
 
 def teacher_plugins() -> dict[str, EntryPoint]:

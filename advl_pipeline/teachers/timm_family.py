@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.compute import drawing
-from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, suggest_names
+from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, unknown_name
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -58,11 +58,8 @@ def open_timm(
     import timm
 
     if not timm.is_model(architecture.split(".", 1)[0]):
-        raise ConfigError(
-            f"timm has no model {architecture!r}.",
-            where="--teacher",
-            why=suggest_names(architecture, timm.list_models()),
-        )
+        what = f"timm has no model {architecture!r}."
+        raise unknown_name(what, architecture, timm.list_models(), where="--teacher")
     commit = ""
     if options.random_seed is not None:
         with drawing(options.random_seed):
