@@ -264,14 +264,12 @@ class Chat:
         )
         times_S = np.ones(len(ids_S), dtype=np.int64)
         times_S[is_shown_S] = picture.runs
-        ids_S, spans_S2, is_picture_S, is_prompt_S = (
-            np.repeat(value[:end], times_S[:end], axis=0) for value in (ids_S, spans_S2, is_picture_S, is_prompt_S)
-        )
+        times_S = times_S[:end]
         return ChatRow(
-            token_ids_S=ids_S,
-            spans_S2=spans_S2,
-            is_picture_S=is_picture_S,
-            prompt_length=int(is_prompt_S.sum()),
+            token_ids_S=np.repeat(ids_S[:end], times_S),
+            spans_S2=np.repeat(spans_S2[:end], times_S, axis=0),
+            is_picture_S=np.repeat(is_picture_S[:end], times_S),
+            prompt_length=int(np.repeat(is_prompt_S[:end], times_S).sum()),
         )
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
