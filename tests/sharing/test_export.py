@@ -143,8 +143,7 @@ def test_what_transformers_does_not_know_is_loaded_by_this_package(
 ) -> None:
     """By the code of its card, elsewhere, after the run and its corpus are gone."""
     chooses = dataset == "scenes-vcr"
-    changes = {"task_loss": "softmax-choice"} if name == "scenes-smolvlm" else {}
-    run = finetuned(small_corpus, tmp_path / "run", name, dataset, **changes)
+    run = finetuned(small_corpus, tmp_path / "run", name, dataset)
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
     expected = open_run(run).answer(picture, QUESTION, ANSWERS if chooses else ())
