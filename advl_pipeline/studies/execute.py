@@ -38,7 +38,7 @@ def execute_cell(cell: Cell) -> None:
                 next_command=again("give the same command once more: its cells then follow the recipe as it is now"),
             )
         (cell.run / names.RESULT).unlink(missing_ok=True)
-        run_finetune(cell.finetune, is_control=cell.is_control)
+        run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
     if missing:
         # An evaluation has what the study asks for and what another study of the cell has asked for.
         asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}

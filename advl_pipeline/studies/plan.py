@@ -205,9 +205,7 @@ def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Map
     """
     variant = study.variant(method)
     # The last layer to name an option wins: what is special about a variant must survive every general override.
-    # Cells are scored once they are trained.
     layers = (
-        {"val_examples": 0},
         study.training,
         setting.training,
         study.at_shots.get(shots_label(decided["shots"]), {}),

@@ -353,12 +353,6 @@ class RunOptions(Configuration):
         "options that would teach it from pictures are refused.",
     )
     seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
-    val_examples: int = rare_option(
-        200,
-        help="Examples of the split val, where there is one, that are scored ten times on the way; 0 for none.",
-        minimum=0,
-        identity="none",
-    )
     checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
     deterministic: bool = rare_option(
         False,
@@ -422,7 +416,7 @@ _GONE: Mapping[str, Any] = {
     "lora_target": [],
     **dict.fromkeys(("batch_tokens", "optimiser", "weight_decay", "schedule", "clip_norm", "warmup_fraction")),
     **dict.fromkeys(("adversarial", "task_loss")),
-    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache"), _ANY),
+    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "val_examples"), _ANY),
 }
 """Options of earlier versions: the values that every run now computes as, `_ANY` where they changed no number.
 `projection_start` and `target_check` are read by coordinate distances alone."""

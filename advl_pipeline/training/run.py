@@ -77,7 +77,7 @@ class FinetuneResult:
     is_main: bool = True
 
 
-def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> FinetuneResult:
+def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: bool = False) -> FinetuneResult:
     """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
 
     Nothing is written into the output before everything is validated. A run that lies there goes on only with the
@@ -85,6 +85,7 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
 
     Args:
         is_control: a study marks this run as a control, which may read labels that a method may not.
+        is_cell: it is of a study, which scores it once it is trained, so that `val` is not scored on the way.
 
     Raises:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
@@ -96,7 +97,7 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False) -> Finetun
     check_run(config, is_control=is_control)
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
-        return _finetune(config, held)
+        return _finetune(config, held, scores_val=not is_cell)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class _Opened:
     notes: Sequence[str]
 
 
-def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
+def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> FinetuneResult:
     asked = _resolve(config, held)
     folder, accelerator = asked.folder, asked.accelerator
     resumes, is_main = asked.run.config.resume, accelerator.is_main_process
@@ -153,7 +154,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack) -> FinetuneResult:
     lock = process_lock(folder.path / LOCK, "this run")
     if (is_begun := folder.path.is_dir()) and is_main:
         held.enter_context(lock)
-    opened = _open(asked)
+    opened = _open(asked, scores_val=scores_val)
     if is_main:
         if not is_begun:
             held.enter_context(lock)
@@ -216,7 +217,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
     )
 
 
-def _open(asked: _Asked) -> _Opened:
+def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
     """Build the student, its heads and what it learns from beside labels."""
     run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
     config = run.config
@@ -241,7 +242,9 @@ def _open(asked: _Asked) -> _Opened:
         control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
     teaching = open_teaching(run, start, asked.caches, inputs, accelerator)
-    validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
+    validation: Validation | str = "the run is scored once it is trained"
+    if scores_val:
+        validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
     unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
     return _Opened(
         asked=asked,

@@ -16,7 +16,7 @@ from advl_pipeline.training.config import FinetuneConfig, TaskLoss
 from advl_pipeline.training.targets import TaskScores, TaskTargets, score_task
 
 SPLIT = "val"
-AT_ONCE = 64
+NUM_EXAMPLES, AT_ONCE = 200, 64
 MOST_TIMES, FEWEST_STEPS = 10, 25
 """A run is scored so often, evenly spaced and last at its end, and less often where steps are few in between."""
 
@@ -38,8 +38,6 @@ def open_validation(config: FinetuneConfig, trained_on: Dataset, *, num_steps: i
     """
     if num_steps < FEWEST_STEPS:
         return f"the run has fewer than {FEWEST_STEPS} steps"
-    if not config.val_examples:
-        return "none of it were asked for"
     if SPLIT in config.split.split("+"):
         return "it is trained on"
     try:
@@ -51,7 +49,7 @@ def open_validation(config: FinetuneConfig, trained_on: Dataset, *, num_steps: i
         return error.what
     if any(dataset.label_names(task) != trained_on.label_names(task) for task in trained_on.tasks):
         return "it has other answers than the split that is trained on"
-    number = min(config.val_examples, len(dataset))
+    number = min(NUM_EXAMPLES, len(dataset))
     positions = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
     labelled = [place for place in positions if dataset[place].label is not None or dataset[place].soft_label]
     return Validation(dataset=dataset, positions=labelled) if labelled else "it has no labels"

@@ -45,7 +45,8 @@ class Machine:
         (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
         return cell
 
-    def finetune(self, config: FinetuneConfig, *, is_control: bool) -> None:
+    def finetune(self, config: FinetuneConfig, *, is_control: bool, is_cell: bool) -> None:
+        assert is_cell
         assert not is_control
         self.trained += 1
         cell = self.cell(config.output)
