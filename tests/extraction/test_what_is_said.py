@@ -96,13 +96,16 @@ class _Placed:
     def agreements(self) -> dict[str, object]:
         return {}
 
+    def effective_ranks(self) -> dict[str, object]:
+        return {}
+
 
 def test_where_there_are_no_regions_nothing_is_said_of_their_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing, some = _Placed(torch.empty(0, dtype=torch.int64)), _Placed(torch.tensor([1, 2]))
-    _write_readout(RunFolder(tmp_path), "adapt", nothing, nothing)  # type: ignore[arg-type]  # Two of its methods.
+    _write_readout(RunFolder(tmp_path), "adapt", nothing, nothing)  # type: ignore[arg-type]  # Three of its methods.
     assert "regions keep their name" not in capsys.readouterr().err
     assert json.loads((tmp_path / "readout.json").read_text())["names_kept"] == {"after": None}
-    _write_readout(RunFolder(tmp_path), "adapt", some, some)  # type: ignore[arg-type]  # Two of its methods.
+    _write_readout(RunFolder(tmp_path), "adapt", some, some)  # type: ignore[arg-type]  # Three of its methods.
     assert "100 % of the regions keep their name" in capsys.readouterr().err
