@@ -159,7 +159,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
 
         if not keeps_states(self.vision, batch.pixels_B3SS):
             return cast(torch.Tensor, self.per_picture(batch, read))
-        self._pictures = self._pictures or states_of(self.vision)
+        self._pictures = self._pictures or states_of(self.vision, read_as=f"{side} x {side}")
         return torch.cat([self._pictures.of(read_one, pixels) for pixels in batch.pixels_B3SS])
 
 

@@ -35,9 +35,13 @@ class FrozenStates(RecentlyUsed[torch.Tensor]):
         return self.get(content.hexdigest(), partial(_computed, read, *inputs))
 
 
-def states_of(network: nn.Module) -> FrozenStates:
-    """Return what is kept of the states of networks with these weights, for the last few of them."""
-    weights = blake2b(digest_size=16)
+def states_of(network: nn.Module, *, read_as: str = "") -> FrozenStates:
+    """Return what is kept of the states of networks with these weights, for the last few of them.
+
+    Args:
+        read_as: what the states depend on beside weights and inputs, such as the grid that maps are averaged to.
+    """
+    weights = blake2b(read_as.encode(), digest_size=16)
     for name, tensor in network.state_dict().items():
         weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         values = tensor.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import assert_near
 from commands import printed
 from made_examples import picture, question
 from own_rows import choice_row, write_json_lines
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.students import frozen_states
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.registry import open_teacher
 
@@ -39,8 +41,14 @@ def networks() -> list[Any]:
     return [tower.backbone.network for tower in towers]
 
 
+def forget_states() -> None:
+    """Drop what students of equal weights have left in this process."""
+    frozen_states._by_weights.cache_clear()
+
+
 @pytest.fixture
 def student(networks: list[Any]) -> Any:
+    forget_states()
     torch.manual_seed(0)
     student = build_student(NAME)
     student.take_towers(networks)
@@ -86,6 +94,7 @@ def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
     student: Any, networks: list[Any], examples: list[Example]
 ) -> None:
     together = student._words(student.collate(examples)), student._cells(student.collate(examples))
+    forget_states()  # Else the other student's would be compared with themselves.
     alone: Any = build_student(NAME).eval()
     alone.take_towers(networks)
     for row, example in enumerate(examples):
@@ -93,6 +102,20 @@ def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
         length = batch.token_ids_NL.shape[1]
         assert torch.equal(alone._words(batch)[0], together[0][row, :length])
         assert torch.equal(alone._cells(batch)[0], together[1][row])
+
+
+def test_students_of_equal_towers_and_other_grids_share_no_states(
+    student: Any, networks: list[Any], examples: list[Example]
+) -> None:
+    student.encode(student.collate(examples))
+    finer = build_student(NAME, overrides={"patch_size": student.config.patch_size // 2})
+    finer.take_towers(networks)
+    batch = finer.eval().collate(examples)
+    with torch.no_grad():
+        actual = finer.encode(batch).visual_states_NRH
+        for tower in (finer.vision, finer.text):
+            tower.requires_grad_(True)  # Now nothing is kept.
+        assert_near(actual, finer.encode(batch).visual_states_NRH)
 
 
 def test_towers_that_are_trained_get_gradients_and_are_read_anew(examples: list[Example]) -> None:
