@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.base.errors import AdvlError
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import open_cache as open_cache
@@ -178,7 +178,7 @@ def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> Answering
 def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | None = None) -> ConfigT:
     from pathlib import Path
 
-    from advl_pipeline.configuration import build_config
+    from advl_pipeline.base.configuration import build_config
 
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     if data is None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.cache.layout import place
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.extraction.config import ExtractConfig

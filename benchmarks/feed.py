@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 
+from advl_pipeline.base.compute import num_threads
+from advl_pipeline.base.prefetch import Prefetcher
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.compute import num_threads
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures
 from advl_pipeline.extraction.run import run_extract, run_import
-from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
-from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.student_inputs import StoredPictures, use_region_caches
-from advl_pipeline.training.teacher_features import cached_teacher
 from benchmarks.made_up import sentence, write_photos, write_rows
 from benchmarks.rows import Row
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from advl_pipeline.compute import device_name, open_device
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.compute import device_name, open_device
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_log

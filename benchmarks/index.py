@@ -11,7 +11,7 @@ import random
 import time
 from pathlib import Path
 
-from advl_pipeline.compute import peak_memory_bytes
+from advl_pipeline.base.compute import peak_memory_bytes
 from advl_pipeline.datasets.registry import open_dataset
 from benchmarks.made_up import write_mirror
 from benchmarks.rows import Row

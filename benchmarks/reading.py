@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache, plan_cache
-from advl_pipeline.folders import folder_bytes
 from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.rows import Row, ratio_row, thousands
 

@@ -12,7 +12,7 @@ import torch
 
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig

@@ -9,7 +9,7 @@ import sys
 def start() -> None:
     """Load the command line and run it."""
     try:
-        from advl_pipeline.interruption import hold_back_for_good, ignore_for_good
+        from advl_pipeline.base.interruption import hold_back_for_good, ignore_for_good
 
         # Registered first, so that it comes last: where Python lets go of its handlers, a signal would kill again.
         atexit.register(ignore_for_good)

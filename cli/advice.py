@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from advl_pipeline.configuration import flag_of
-from advl_pipeline.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
+from advl_pipeline.base.configuration import flag_of
+from advl_pipeline.base.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
 
 SAME_EVERYWHERE = frozenset({"data_root", "text_style", "on_error", "device", "disk_cache_gb"})
 """Options that mean the same in every command: a command that is advised keeps what the user gave for them."""

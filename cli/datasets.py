@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
-from advl_pipeline.packages import data_files
 
 from .flags import config_command, exit_with, json_option, print_json, print_own_data
 from .main import PluginGroup

@@ -43,7 +43,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
 
 def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     """Print what an extraction did, or would do."""
-    from advl_pipeline.compute import device_name
+    from advl_pipeline.base.compute import device_name
 
     for item in result.estimates:
         seconds = "" if item.seconds is None else f", about {item.seconds:.0f} s"

@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from advl_pipeline.compute import DeviceConfig, require_device
-from advl_pipeline.configuration import (
+from advl_pipeline.base.compute import DeviceConfig, require_device
+from advl_pipeline.base.configuration import (
     COMMAND_LINE,
     Declared,
     build_config,
@@ -26,9 +26,9 @@ from advl_pipeline.configuration import (
     json_text,
     kinds_of,
 )
-from advl_pipeline.locations import Url
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.toml import read_toml
+from advl_pipeline.base.locations import Url
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.toml import read_toml
 
 from .advice import running
 

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, again, name_too_long, suggest_names
-from advl_pipeline.interruption import listening
-from advl_pipeline.packages import entry_points, load_plugin, missing_extra
+from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, again, name_too_long, suggest_names
+from advl_pipeline.base.interruption import listening
+from advl_pipeline.base.packages import entry_points, load_plugin, missing_extra
 
 from .advice import Invocation, near_name
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from advl_pipeline.configuration import config_to_dict, to_plain
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.configuration import config_to_dict, to_plain
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from s3_server import S3Server
     from small_corpus import SmallCorpus
 
-    from advl_pipeline.locations import Url
+    from advl_pipeline.base.locations import Url
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
@@ -131,7 +131,7 @@ def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A place of its own in a real S3 store."""
     from s3_server import BUCKET, environment_of
 
-    from advl_pipeline.locations import Url, parse_location
+    from advl_pipeline.base.locations import Url, parse_location
 
     monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
     with environment_of(s3_server.environment):

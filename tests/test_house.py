@@ -79,13 +79,9 @@ def test_no_folder_imports_a_later_one() -> None:
         if path == PACKAGE / "__init__.py":
             # The Python interface opens every folder, and nothing of the package imports it.
             continue
-        folder = path.relative_to(PACKAGE).parts[0]
-        # Modules beside the folders serve all of them.
-        place = order.index(folder) if folder in order else -1
-        for name in imported_modules(path):
-            other = name.split(".")[1]
-            if other in order and order.index(other) > place:
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+        place = order.index(path.relative_to(PACKAGE).parts[0])
+        later = [name for name in imported_modules(path) if order.index(name.split(".")[1]) > place]
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in later]
     assert not wrong, "\n".join(wrong)
 
 

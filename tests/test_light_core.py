@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from tiny_extraction import tiny_extract
 
+from advl_pipeline.base.packages import EXTRA_OF, install_extra, missing_extra
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.packages import EXTRA_OF, install_extra, missing_extra
 
 ROOT = Path(__file__).parents[1]
 

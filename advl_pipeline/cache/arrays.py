@@ -16,9 +16,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.cache.layout import DTYPES, ID_BYTES, ArraySpec
 from advl_pipeline.cache.store import Readable
-from advl_pipeline.errors import CorruptCache
 
 BLOCK_BYTES = 1 << 20
 """What is read ahead at once where a whole epoch fits into memory: large enough for disks to run at full speed."""

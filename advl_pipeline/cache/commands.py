@@ -17,7 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from advl_pipeline.atomic import give_usual_mode, make_folder, replacing
+from advl_pipeline.base.atomic import give_usual_mode, make_folder, replacing
+from advl_pipeline.base.errors import StorageError, again, unknown_name
+from advl_pipeline.base.folders import may_note
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.confidence import committed_keys, list_confidence, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
@@ -34,10 +38,6 @@ from advl_pipeline.cache.store import (
 )
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
-from advl_pipeline.errors import StorageError, again, unknown_name
-from advl_pipeline.folders import may_note
-from advl_pipeline.locations import Location
-from advl_pipeline.outputs import require_outputs
 
 _UNITS_AT_ONCE = 4096
 

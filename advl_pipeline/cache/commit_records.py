@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
+from advl_pipeline.base.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest, renew_command
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.store import FileEntry, Files, Readable, render_json
-from advl_pipeline.errors import CorruptCache, IdentityMismatch
 
 PLAN_RECORD = "records/plan.json"
 COMPLETE_RECORD = "records/complete.json"

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import CorruptCache
+from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.commit_records import files_from_json, seal_record, unseal
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, get_recorded
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.errors import CorruptCache
-from advl_pipeline.locations import Location
 
 KEY_DIGITS = 16
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, Output, option, rare_option
-from advl_pipeline.locations import Location, user_cache
+from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
+from advl_pipeline.base.locations import Location, user_cache
 
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
 

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.atomic import writing
+from advl_pipeline.base.atomic import writing
+from advl_pipeline.base.errors import AdvlError, StorageError
+from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.store import (
     Buffer,
@@ -32,8 +34,6 @@ from advl_pipeline.cache.store import (
     hash_file,
     safe_path,
 )
-from advl_pipeline.errors import AdvlError, StorageError
-from advl_pipeline.locations import Location
 
 _DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.cache.store import Readable, read_metadata
-from advl_pipeline.errors import Advice, IdentityMismatch, advise
-from advl_pipeline.locations import Location
-from advl_pipeline.packages import installed_versions
 
 SCHEMA_VERSION = 1
 """Version of the store's layout (`docs/cache-format.md`); part of every identity."""

@@ -20,10 +20,10 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.commit_records import PlanRecord
 from advl_pipeline.cache.quantise import wide_dtype
 from advl_pipeline.cache.store import Buffer, render_json
-from advl_pipeline.errors import ConfigError
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")

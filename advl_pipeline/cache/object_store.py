@@ -21,7 +21,10 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from advl_pipeline.atomic import writing
+from advl_pipeline.base.atomic import writing
+from advl_pipeline.base.errors import AdvlError, ConfigError, StorageError, again
+from advl_pipeline.base.locations import Url
+from advl_pipeline.base.packages import needs_extra
 from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import (
@@ -39,9 +42,6 @@ from advl_pipeline.cache.store import (
     repair_command,
     require_sizes,
 )
-from advl_pipeline.errors import AdvlError, ConfigError, StorageError, again
-from advl_pipeline.locations import Url
-from advl_pipeline.packages import needs_extra
 
 if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from advl_pipeline.base.errors import ConfigError, InUse
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.store import Store
-from advl_pipeline.errors import ConfigError, InUse
-from advl_pipeline.process_lock import process_lock
 
 _SECONDS_TO_DIE = 3.0
 """A process that was killed this moment may hold its lock a little longer."""

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, advise
+from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.arrays import MappedArray, Positions, UnitIds, are_spans, ids_to_bytes, look_up
 from advl_pipeline.cache.commit_records import (
@@ -32,8 +34,6 @@ from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, get_recorded, read_metadata, require_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, advise
-from advl_pipeline.locations import Location, parse_location
 
 _HASHED_AT_OPENING = 1 << 20
 """Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""

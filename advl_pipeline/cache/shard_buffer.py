@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.layout import ArraySpec, ShardPlan
 from advl_pipeline.cache.moments import sums, token_sums
 from advl_pipeline.cache.quantise import StoredDtype, clip_to_float16, is_finite, to_float16, to_int8, wide_dtype
-from advl_pipeline.errors import AdvlError
 
 
 class ShardBuffer:

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from advl_pipeline.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
-from advl_pipeline.folders import MARKERS, cache_note, near_folder
-from advl_pipeline.locations import Location
+from advl_pipeline.base.errors import Advice, ConfigError, CorruptCache, StorageError, Suggestion, advise, again
+from advl_pipeline.base.folders import MARKERS, cache_note, near_folder
+from advl_pipeline.base.locations import Location
 
 IDENTITY_FILE = MARKERS["cache"].file
 

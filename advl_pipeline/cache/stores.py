@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.atomic import sync_folder, write_text, writing
+from advl_pipeline.base.atomic import sync_folder, write_text, writing
+from advl_pipeline.base.errors import CorruptCache, StorageError, again
+from advl_pipeline.base.folders import may_note, require_folder
+from advl_pipeline.base.locations import Location, Url
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.object_store import ObjectStore
@@ -37,9 +40,6 @@ from advl_pipeline.cache.store import (
     safe_path,
     verified_path,
 )
-from advl_pipeline.errors import CorruptCache, StorageError, again
-from advl_pipeline.folders import may_note, require_folder
-from advl_pipeline.locations import Location, Url
 
 _ATTEMPTS = 8
 

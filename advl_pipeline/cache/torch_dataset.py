@@ -15,9 +15,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
-from advl_pipeline.errors import ConfigError
 
 TEACHERS = "teachers"
 

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import AdvlError, CorruptCache
+from advl_pipeline.base.locations import Location
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.arrays import MappedArray, UnitIds, are_spans, build_index
 from advl_pipeline.cache.commit_records import (
@@ -59,8 +61,6 @@ from advl_pipeline.cache.store import (
 )
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.errors import AdvlError, CorruptCache
-from advl_pipeline.locations import Location
 
 _NORM_TOLERANCE = 1e-2
 """Of a stored norm, relative; float16 is a tenth of that."""

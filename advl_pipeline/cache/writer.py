@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from advl_pipeline.base.errors import ConfigError, CorruptCache, again
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.arrays import MappedArray, build_index
 from advl_pipeline.cache.commit_records import (
@@ -56,7 +57,6 @@ from advl_pipeline.cache.store import (
     read_metadata,
     render_json,
 )
-from advl_pipeline.errors import ConfigError, CorruptCache, again
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
 

@@ -21,12 +21,12 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, StorageError, unknown_name
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, head_name
-from advl_pipeline.errors import ConfigError, DatasetError, StorageError, unknown_name
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore, TeacherCache

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.special import expit, log_softmax, logit, softmax
 
-from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
-from advl_pipeline.logistic import (
+from advl_pipeline.base.logistic import (
     MAX_ITERATIONS,
     FloatArray,
     Likelihood,
@@ -31,6 +30,7 @@ from advl_pipeline.logistic import (
     of_soft_labels,
     penalised_loss,
 )
+from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
 
 Kind = Literal["choice", "classes", "soft-labels"]
 

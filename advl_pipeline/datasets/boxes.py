@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Item, Row, RowSource
-from advl_pipeline.locations import read_regular
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""

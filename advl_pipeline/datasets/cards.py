@@ -15,9 +15,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from advl_pipeline.base.errors import ConfigError, unknown_name
+from advl_pipeline.base.packages import data_files, entry_points, missing_data, read_data_file
 from advl_pipeline.datasets.rows import ROWS
-from advl_pipeline.errors import ConfigError, unknown_name
-from advl_pipeline.packages import data_files, entry_points, missing_data, read_data_file
 
 if TYPE_CHECKING:
     from advl_pipeline.datasets.indexed import IndexedDataset

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.packages import missing_data
 from advl_pipeline.datasets.cards import Card, card_names, load_card, rows_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
@@ -21,9 +24,6 @@ from advl_pipeline.datasets.registry import (
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 from advl_pipeline.datasets.rows import ROWS
-from advl_pipeline.errors import AdvlError, DatasetError, unknown_name
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.packages import missing_data
 
 Status = Literal["ok", "differs", "missing", "malformed"]
 

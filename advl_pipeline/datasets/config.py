@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, Output, option, rare_option
+from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
+from advl_pipeline.base.outputs import ReplaceOptions
 from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.outputs import ReplaceOptions
 
 _HEEDED_BY = {
     "data of VCR": ({"vcr-q2a", "vcr-qa2r"}, "are not in the format of VCR"),

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.index_files import index_draft, seal_index, sealed_size
 from advl_pipeline.datasets.pictures import decode_picture, read_size
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.locations import regular_file
 
 FACTS = np.dtype(
     [

@@ -24,7 +24,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.index_files import (
     SEAL_BYTES,
@@ -41,7 +42,6 @@ from advl_pipeline.datasets.own.columns import FACETS, columns_of, parse_item, r
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.rows import Held, Item, Kind, PictureFacts, Row, RowSource
-from advl_pipeline.errors import DatasetError, again
 
 _FACTS = b"advl"
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.roots import INDEX_VARIABLE
-from advl_pipeline.errors import DatasetError, again
 
 _DRAFT = ".draft"
 SEAL_BYTES = hashlib.sha256().digest_size

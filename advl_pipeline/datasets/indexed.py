@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import DatasetError, advise
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, Index, open_index_file, record_batch
@@ -38,7 +39,6 @@ from advl_pipeline.datasets.records import (
 )
 from advl_pipeline.datasets.rows import HELD, DataCard, Reading, RowVariant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
-from advl_pipeline.errors import DatasetError, advise
 
 READER_VERSION = 1
 """Raise it when the same files would yield other examples: it is part of every content digest."""

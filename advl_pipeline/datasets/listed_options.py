@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.base.errors import DatasetError
 
 YES_NO = ("yes", "no")
 

@@ -15,10 +15,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import QuestionTable, StratifiedDataset
 from advl_pipeline.datasets.row_files import parse_json_file
-from advl_pipeline.errors import ConfigError
 
 
 def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from advl_pipeline.configuration import Configuration, option
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.base.configuration import Configuration, option
+from advl_pipeline.base.errors import ConfigError, suggest_names
 
 OF_EVERY_ITEM = ("group", "picture", "question", "type")
 """Facets that items have without a card: their group, picture, question in words and stratum."""

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.locations import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

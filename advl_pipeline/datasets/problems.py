@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from advl_pipeline.errors import DatasetError, advise
+from advl_pipeline.base.errors import DatasetError, advise
 
 OnError = Literal["fail", "skip", "list"]
 """Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look

@@ -17,8 +17,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.locations import regular_file
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""

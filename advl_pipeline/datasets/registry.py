@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from advl_pipeline.base.errors import ineffective, unknown_name
+from advl_pipeline.base.packages import load_plugin, missing_data
 from advl_pipeline.datasets.cards import (
     JOIN,
     Benchmark,
@@ -29,8 +31,6 @@ from advl_pipeline.datasets.roots import (
 from advl_pipeline.datasets.rows import ROWS
 from advl_pipeline.datasets.views import UnionOfSplits
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
-from advl_pipeline.errors import ineffective, unknown_name
-from advl_pipeline.packages import load_plugin, missing_data
 
 
 def benchmark_of(name: str) -> Benchmark | None:

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import ConfigError, DatasetError, advise
-from advl_pipeline.locations import Location, user_cache
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.base.locations import Location, user_cache
 
 DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import orjson
 
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.locations import read_regular, regular_file
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.locations import read_regular, regular_file
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""

@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from advl_pipeline.configuration import Configuration, build_config, option
+from advl_pipeline.base.configuration import Configuration, build_config, option
+from advl_pipeline.base.errors import ConfigError, suggest_names
+from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.datasets.row_files import checked, read_table
-from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.toml import read_toml
 
 Kind = Literal["choice", "classes", "answers", "pictures"]
 """Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""

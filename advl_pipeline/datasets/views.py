@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import read_id_list
 from advl_pipeline.datasets.problems import Problem
@@ -29,7 +30,6 @@ from advl_pipeline.datasets.records import (
     Task,
     TextUnit,
 )
-from advl_pipeline.errors import ConfigError, DatasetError, leave_out
 
 
 class _View:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import require_there
@@ -28,7 +29,6 @@ from advl_pipeline.datasets.vqa_answers import (
     parse_annotation,
     whole_number,
 )
-from advl_pipeline.errors import DatasetError
 
 EITHER_FOLDER = "trainval2014"
 _FOLDERS = ("train2014", "val2014")

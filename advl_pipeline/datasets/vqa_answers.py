@@ -18,9 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.base.packages import read_data
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.row_files import parse_json_file
-from advl_pipeline.packages import read_data
 
 NUM_ANNOTATORS = 10
 ANSWER_TYPES = ("yes/no", "number", "other")

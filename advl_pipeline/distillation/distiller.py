@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.adapt_objectives import image_text_contrast
 from advl_pipeline.distillation.pooling import (
     image_state,
@@ -41,7 +42,6 @@ from advl_pipeline.distillation.signal import (
     teachers_by_pathway,
 )
 from advl_pipeline.distillation.weighting import select_words
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 INITIAL_TEMPERATURE = 0.07

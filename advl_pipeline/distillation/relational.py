@@ -23,11 +23,11 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment, WordNodes
 from advl_pipeline.distillation.weighting import min_max_scale
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, option, rare_option
+from advl_pipeline.base.configuration import Configuration, option, rare_option
 
 Pathway = Literal["both", "vision", "text"]
 AdaptObjective = Literal["contrastive", "distil-only"]

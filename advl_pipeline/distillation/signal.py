@@ -12,9 +12,9 @@ from functools import cached_property
 import torch
 from torch.nn import functional
 
+from advl_pipeline.base.tensors import moved
 from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.tensors import moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.base.configuration import command_words, config_to_dict, require_effect
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.configuration import command_words, config_to_dict, require_effect
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
-from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
 from advl_pipeline.runs.names import is_finished

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.compute import ComputeConfig, DeviceConfig
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.base.compute import ComputeConfig, DeviceConfig
+from advl_pipeline.base.configuration import Configuration, Output, option
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.outputs import ReplaceOptions
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.locations import Location
-from advl_pipeline.outputs import ReplaceOptions
 from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]

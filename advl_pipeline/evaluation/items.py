@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.datasets.measures import Ties
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
-from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.vqa_answers import GroundTruth, clean_answer, normalise_answer, strip_punctuation
-from advl_pipeline.errors import DatasetError
 
 VqaMode = Literal["2021", "2017", "vqa-vs"]
 

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from advl_pipeline.atomic import write_bytes
-from advl_pipeline.compute import (
+from advl_pipeline.base.atomic import write_bytes
+from advl_pipeline.base.compute import (
     AUTO,
     ComputeConfig,
     MixedPrecision,
@@ -35,6 +35,8 @@ from advl_pipeline.compute import (
     precision,
     resolved,
 )
+from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
+from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.datasets.pictures import read_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import (
@@ -47,10 +49,8 @@ from advl_pipeline.datasets.records import (
     head_name,
     picture_unit_id,
 )
-from advl_pipeline.errors import ConfigError, DatasetError, leave_out
 from advl_pipeline.evaluation.checks import require_finished
 from advl_pipeline.evaluation.items import first_maximum
-from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.students.interface import Student, StudentBatch

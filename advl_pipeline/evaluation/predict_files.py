@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.compute import resolved
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.compute import resolved
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.outputs import inert_cell, require_outputs
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices
-from advl_pipeline.outputs import inert_cell, require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
 

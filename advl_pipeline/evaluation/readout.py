@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from advl_pipeline.base.compute import open_device
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.compute import open_device
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.checks import cache_data, require_readable
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.runs.names import is_finished
@@ -22,10 +22,10 @@ from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.inputs import check_caches, holds
-from advl_pipeline.training.placement import take_readout
-from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.landmarks.placement import take_readout
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
-from advl_pipeline.training.teacher_features import cached_teacher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

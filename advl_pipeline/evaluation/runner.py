@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.atomic import make_folder, replacing, write_text
-from advl_pipeline.compute import resolved
-from advl_pipeline.configuration import json_text
+from advl_pipeline.base.atomic import make_folder, replacing, write_text
+from advl_pipeline.base.compute import resolved
+from advl_pipeline.base.configuration import json_text
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise, leave_out
+from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
-from advl_pipeline.errors import ConfigError, DatasetError, advise, leave_out
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig
@@ -60,7 +61,6 @@ from advl_pipeline.evaluation.predict import (
 from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
-from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import LETTERS, filed_as, moved_to, read_config
 from advl_pipeline.students.interface import Student

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import DatasetError, advise
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.row_files import DATASET_FILE, json_items, read_table, require_sound, text_field
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
 from advl_pipeline.datasets.vcr import NUM_CHOICES, vcr_labels
 from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
-from advl_pipeline.errors import DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.official_metrics import SnliVeAccuracy, VqaAccuracy, snli_ve_accuracy, vqa_accuracy
 

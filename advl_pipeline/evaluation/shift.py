@@ -25,10 +25,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.datasets.cards import Benchmark
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.statistics import (
     Contribution,

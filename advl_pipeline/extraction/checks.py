@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from advl_pipeline.base.configuration import require_effect
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.configuration import require_effect
 from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.lowshot import require_shots
 from advl_pipeline.datasets.registry import open_splits, require_names, tasks_of
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
-from advl_pipeline.locations import Location
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.registry import is_of_hub, require_teacher
 
 

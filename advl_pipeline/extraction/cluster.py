@@ -18,9 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from advl_pipeline.base.errors import AdvlError, ClusterError, again
+from advl_pipeline.base.packages import needs_extra
 from advl_pipeline.cache.parts import ExtractionPart
-from advl_pipeline.errors import AdvlError, ClusterError, again
-from advl_pipeline.packages import needs_extra
 
 _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.5

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from advl_pipeline.base.compute import MOST_WORKERS, ComputeConfig
+from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.folders import default_cache
+from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.cache.parts import WHOLE, ExtractionPart, parse_part
-from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.folders import default_cache
-from advl_pipeline.locations import Location
 from advl_pipeline.teachers.open_options import PICTURES, ComputeDtype
 
 if TYPE_CHECKING:

@@ -32,14 +32,14 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.cache.quantise import FLOAT16_MAX, StoredDtype
 from advl_pipeline.cache.shard_buffer import ShardBuffer
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
-from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.teachers.interface import EncodedBatch
 
 BATCHES_READY = 2

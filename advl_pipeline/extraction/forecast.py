@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from advl_pipeline.base.errors import StorageError
 from advl_pipeline.cache.writer import CachePlan
 from advl_pipeline.confidence.estimators import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
-from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.sources import Source, TokenCounts

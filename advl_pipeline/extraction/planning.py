@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from advl_pipeline.base.compute import AUTO
+from advl_pipeline.base.configuration import config_to_dict, options_without
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
@@ -21,8 +23,6 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_metadata
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CachePlan, ModalityPlan, begin_cache, plan_cache
-from advl_pipeline.compute import AUTO
-from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig, location_of

@@ -18,10 +18,10 @@ from typing import Literal, Self, TextIO
 
 from tqdm import tqdm
 
-from advl_pipeline.atomic import make_folder, writing
+from advl_pipeline.base.atomic import make_folder, writing
+from advl_pipeline.base.errors import CorruptCache
+from advl_pipeline.base.folders import may_note
 from advl_pipeline.cache.store import journal_path
-from advl_pipeline.errors import CorruptCache
-from advl_pipeline.folders import may_note
 
 Stage = Literal["read", "encode", "write"]
 

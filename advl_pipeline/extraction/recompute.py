@@ -20,15 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.base.compute import resolved
+from advl_pipeline.base.configuration import build_config, command_words, options_without
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import journal_path
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, verify_cache
-from advl_pipeline.compute import resolved
-from advl_pipeline.configuration import build_config, command_words, options_without
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, RecomputeOptions, VerifyConfig
 
 if TYPE_CHECKING:

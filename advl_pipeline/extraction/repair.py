@@ -13,6 +13,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advl_pipeline.base.compute import resolved
+from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch
+from advl_pipeline.base.interruption import interruptible
+from advl_pipeline.base.locations import Location
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
@@ -37,16 +41,12 @@ from advl_pipeline.cache.store import (
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
-from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.planning import build_identity, make_plan
 from advl_pipeline.extraction.recompute import open_recorded, recorded_extraction
 from advl_pipeline.extraction.run import extract_held, store_of
 from advl_pipeline.extraction.sources import open_sources
-from advl_pipeline.interruption import interruptible
-from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _ROUNDS = 2

@@ -19,6 +19,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from advl_pipeline.base.compute import AUTO, num_threads, resolved
+from advl_pipeline.base.errors import (
+    ConfigError,
+    CorruptCache,
+    DatasetError,
+    StorageError,
+    WeightsUnavailable,
+)
+from advl_pipeline.base.interruption import interruptible
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.parts import ExtractionPart, holding, parse_part
@@ -26,16 +37,8 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
-from advl_pipeline.compute import AUTO, num_threads, resolved
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.errors import (
-    ConfigError,
-    CorruptCache,
-    DatasetError,
-    StorageError,
-    WeightsUnavailable,
-)
 from advl_pipeline.extraction.checks import check_extraction
 from advl_pipeline.extraction.cluster import run_on_ray
 from advl_pipeline.extraction.config import (
@@ -81,9 +84,6 @@ from advl_pipeline.extraction.sources import (
     sized_by_card,
     subsets_of,
 )
-from advl_pipeline.interruption import interruptible
-from advl_pipeline.locations import Location
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
 

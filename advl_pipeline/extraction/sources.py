@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.layout import ID_BYTES
 from advl_pipeline.datasets.indexed import IndexedDataset
@@ -21,7 +22,6 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Image
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable, advise
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imports.tower import ImportedTower
 from advl_pipeline.teachers.image_tower import PixelImageTower

@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 
+from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names

@@ -24,11 +24,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
+from advl_pipeline.base.toml import read_toml
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.table import Place
-from advl_pipeline.toml import read_toml
 
 Share = Literal["whole", "half", "third"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from advl_pipeline.configuration import json_text
+from advl_pipeline.base.configuration import json_text
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (

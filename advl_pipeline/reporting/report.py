@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.configuration import Output, option
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.configuration import Output, option
+from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.folders import MARKERS
+from advl_pipeline.base.outputs import ReplaceOptions, require_outputs
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.folders import MARKERS
-from advl_pipeline.outputs import ReplaceOptions, require_outputs
 
 if TYPE_CHECKING:
     from advl_pipeline.reporting.answer import Answer

@@ -18,9 +18,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from advl_pipeline.configuration import json_text
+from advl_pipeline.base.configuration import json_text
+from advl_pipeline.base.outputs import inert_cell
 from advl_pipeline.evaluation.statistics import summarise
-from advl_pipeline.outputs import inert_cell
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims

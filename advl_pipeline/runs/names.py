@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from advl_pipeline.folders import MARKERS
+from advl_pipeline.base.folders import MARKERS
 
 IDENTITY = MARKERS["run"].file
 """Written first: options, settings, dataset and caches that decide the numbers."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.array_archives import read_array_archive
-from advl_pipeline.errors import ConfigError, advise, again
-from advl_pipeline.folders import near_folder
+from advl_pipeline.base.array_archives import read_array_archive
+from advl_pipeline.base.errors import ConfigError, advise, again
+from advl_pipeline.base.folders import near_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 

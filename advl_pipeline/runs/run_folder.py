@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import make_folder, remove_left, write_text, writing
+from advl_pipeline.base.atomic import make_folder, remove_left, write_text, writing
+from advl_pipeline.base.compute import AUTO, ComputeT
+from advl_pipeline.base.configuration import json_text
+from advl_pipeline.base.errors import Advice, IdentityMismatch, again
+from advl_pipeline.base.packages import installed_versions
+from advl_pipeline.base.repositories import HUB
 from advl_pipeline.cache.identity import Difference, difference_table, differences
-from advl_pipeline.compute import AUTO, ComputeT
-from advl_pipeline.configuration import json_text
-from advl_pipeline.errors import Advice, IdentityMismatch, again
-from advl_pipeline.packages import installed_versions
-from advl_pipeline.repositories import HUB
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.trackers import open_trackers, scalars

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import ConfigError, leave_out
-from advl_pipeline.packages import install_extra
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.errors import ConfigError, leave_out
+from advl_pipeline.base.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import jinja2
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records, without_folders
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown, without_controls

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.base.configuration import Configuration, Output, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

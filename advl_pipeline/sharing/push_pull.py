@@ -21,7 +21,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tqdm import tqdm
 
-from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.base.atomic import remove_left, writing
+from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
+from advl_pipeline.base.locations import hub_obstacle
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     PLAN_RECORD,
@@ -36,9 +39,6 @@ from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_me
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records, without_folders
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
-from advl_pipeline.locations import hub_obstacle
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 from advl_pipeline.sharing.hub_facts import IDS_FILE, TAG, cache_metadata, licence_of
 

@@ -28,13 +28,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from advl_pipeline.atomic import give_usual_mode, replacing
-from advl_pipeline.compute import drawing
-from advl_pipeline.configuration import json_text
+from advl_pipeline.base.atomic import give_usual_mode, replacing
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.configuration import json_text
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.tensors import save_tensors
 from advl_pipeline.datasets.roots import without_folders
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, render_card
@@ -51,7 +52,6 @@ from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.vilt import vilt_config
 from advl_pipeline.students.visualbert import visualbert_config
 from advl_pipeline.students.weight_files import run_files
-from advl_pipeline.tensors import save_tensors
 
 _FIRST, _SECOND = -1, -2
 """Stand for the tokens of a text, and of the text that follows it, in a row."""

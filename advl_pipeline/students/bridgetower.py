@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BridgeTowerConfig as HfBridgeTowerConfig
 from transformers import BridgeTowerModel
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation

@@ -21,10 +21,10 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.base.repositories import fetch
 from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
-from advl_pipeline.repositories import fetch
 from advl_pipeline.runs.names import TOKENIZER
 from advl_pipeline.students.answers import Answers, answers_inside, padded
 from advl_pipeline.students.chat_pictures import GRID, Picture, stacked

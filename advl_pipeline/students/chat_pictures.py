@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.geometry import WHOLE, Framing, grid_rectangles
+from advl_pipeline.base.packages import read_tables
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.geometry import WHOLE, Framing, grid_rectangles
-from advl_pipeline.packages import read_tables
 from advl_pipeline.students.pixel_student import normalise_colours
 
 GRID = "image_grid_thw"

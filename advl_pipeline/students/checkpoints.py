@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise
-from advl_pipeline.packages import read_tables
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
+from advl_pipeline.base.packages import read_tables
 
 StateDict = dict[str, torch.Tensor]
 Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

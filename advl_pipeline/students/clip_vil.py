@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation

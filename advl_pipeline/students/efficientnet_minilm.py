@@ -21,8 +21,8 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
-from advl_pipeline.batch_norms import fold_batch_norms
-from advl_pipeline.configuration import option
+from advl_pipeline.base.batch_norms import fold_batch_norms
+from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import (
     TokenGrid,

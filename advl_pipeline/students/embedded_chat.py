@@ -12,7 +12,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.students.chat import embedded_chat_tokenizer
 
 MAX_SPLITS = 6

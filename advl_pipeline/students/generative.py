@@ -37,9 +37,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.base.configuration import Configuration, option
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import (
     Answers,

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
 from advl_pipeline.students.presets import family_settings, merged, published_presets
-from advl_pipeline.tensors import moved
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LxmertConfig as HfLxmertConfig
 from transformers import LxmertModel
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation

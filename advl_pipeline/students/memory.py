@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.packages import needs_extra
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.base.packages import needs_extra
 from advl_pipeline.runs import names
 from advl_pipeline.students.bert_parts import RecomputableLayer
 from advl_pipeline.students.interface import LoraSettings, Student

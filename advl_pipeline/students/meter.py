@@ -24,7 +24,7 @@ from transformers import BridgeTowerTextConfig, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.bert.modeling_bert import BertPooler
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, initialise_bert, norm_first_head, padding_bias
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation

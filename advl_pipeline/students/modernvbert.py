@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ModernVBertConfig as HfModernVBertConfig
 from transformers import ModernVBertModel
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation

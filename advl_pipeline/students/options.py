@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, option, rare_option
+from advl_pipeline.base.configuration import Configuration, option, rare_option
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.packages import read_tables
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.locations import Location
-from advl_pipeline.packages import read_tables
 
 BaseDtype = Literal["fp32", "bf16"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
+from advl_pipeline.base.geometry import grid_rectangles, pooling
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.students.bert_parts import TokenGrid
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.text_student import TextBatch, TextStudent, TextStudentConfig

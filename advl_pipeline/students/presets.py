@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from inspect import get_annotations
 from typing import Any
 
-from advl_pipeline.packages import read_tables
+from advl_pipeline.base.packages import read_tables
 
 STUDENTS: dict[str, str] = {
     name: place

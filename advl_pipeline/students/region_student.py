@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.bert_parts import TokenGrid, run_layers, token_kinds
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.picture_source import PixelRegions, Regions, RegionSource

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.errors import advise, unknown_name
-from advl_pipeline.packages import entry_points, load_plugin, read_tables
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.errors import advise, unknown_name
+from advl_pipeline.base.packages import entry_points, load_plugin, read_tables
 from advl_pipeline.students.presets import STUDENTS, family_of, size_of
 
 if TYPE_CHECKING:

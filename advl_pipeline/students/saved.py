@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 
-from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.configuration import build_config, json_text
-from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.configuration import build_config, json_text
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.tensors import parameter_digest, save_tensors
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
@@ -27,7 +28,6 @@ from advl_pipeline.students.weight_files import (
     weight_files,
     weights_digest,
 )
-from advl_pipeline.tensors import parameter_digest, save_tensors
 
 _PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 """Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.base.configuration import Configuration, option
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.tokenizer import (

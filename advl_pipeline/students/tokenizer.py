@@ -14,11 +14,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.errors import WeightsUnavailable
+from advl_pipeline.base.packages import package_folder
+from advl_pipeline.base.repositories import fetch, lacks_vocabulary
 from advl_pipeline.datasets.records import Candidate
-from advl_pipeline.errors import WeightsUnavailable
-from advl_pipeline.packages import package_folder
-from advl_pipeline.repositories import fetch, lacks_vocabulary
 from advl_pipeline.runs import names
 
 EMBEDDED_TOKENIZER = "minilm-l6"

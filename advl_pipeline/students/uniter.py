@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation

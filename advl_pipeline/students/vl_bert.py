@@ -20,7 +20,7 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, BertPredictionHeadTransform
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, published_keys

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
-from advl_pipeline.repositories import HUB, fetch, pinned
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.presets import family_of

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
-from advl_pipeline.configuration import (
+from advl_pipeline.base.compute import AUTO, ComputeConfig, num_cores
+from advl_pipeline.base.configuration import (
     Configuration,
     Output,
     build_config,
@@ -31,17 +31,17 @@ from advl_pipeline.configuration import (
     declared,
     option,
 )
+from advl_pipeline.base.errors import ConfigError, advise, suggest_names, unknown_name
+from advl_pipeline.base.locations import Location
+from advl_pipeline.base.packages import data_files, missing_data, read_data_file
+from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, advise, suggest_names, unknown_name
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.locations import Location
-from advl_pipeline.packages import data_files, missing_data, read_data_file
 from advl_pipeline.students.options import default_student
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig
 
 FULL = "full"

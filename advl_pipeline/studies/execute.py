@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import ConfigError, again
+from advl_pipeline.base.errors import ConfigError, again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_json
 from advl_pipeline.students.weight_files import file_digest

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from advl_pipeline.compute import device_name
-from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.base.compute import device_name
+from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_documents, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, shots_label

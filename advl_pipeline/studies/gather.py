@@ -13,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from advl_pipeline.base.configuration import command_words, config_to_dict, unused_options
+from advl_pipeline.base.errors import ConfigError, CorruptCache, advise
+from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.identity import PROVENANCE_FILE
-from advl_pipeline.configuration import command_words, config_to_dict, unused_options
 from advl_pipeline.datasets.registry import benchmark_of
-from advl_pipeline.errors import ConfigError, CorruptCache, advise
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
-from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     Evaluation,

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.base.configuration import config_to_dict, options_without
+from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.folders import folder_kind, near_folder
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.folders import folder_kind, near_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_json
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint

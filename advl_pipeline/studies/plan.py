@@ -24,14 +24,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
+from advl_pipeline.base.configuration import build_config, config_to_dict, options_without, with_options
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.base.folders import MARKERS
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
-from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
-from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.weight_files import (
     file_digest,

@@ -19,16 +19,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.compute import num_cores
-from advl_pipeline.configuration import command_words, config_to_dict, json_text
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.compute import num_cores
+from advl_pipeline.base.configuration import command_words, config_to_dict, json_text
+from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
+from advl_pipeline.base.interruption import interruptible
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.process_lock import process_lock
+from advl_pipeline.base.processes import worker_processes
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.interruption import interruptible
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.process_lock import process_lock
-from advl_pipeline.processes import worker_processes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import filed_as, read_config, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.evaluation.shift import Questions, lost_to_shift, match_questions
 from advl_pipeline.evaluation.statistics import (
     Contribution,

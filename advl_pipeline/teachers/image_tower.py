@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.geometry import grid_rectangles, pooling
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 from advl_pipeline.teachers.open_options import PICTURES, ImageTokenKind
 from advl_pipeline.teachers.vision_backbone import (

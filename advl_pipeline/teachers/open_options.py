@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advl_pipeline.compute import DeviceConfig, open_device
-from advl_pipeline.configuration import option
+from advl_pipeline.base.compute import DeviceConfig, open_device
+from advl_pipeline.base.configuration import option
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import AdvlError, ConfigError, advise, unknown_name
-from advl_pipeline.packages import entry_points, load_plugin, plugin_error, read_data
-from advl_pipeline.repositories import is_at_hand
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.configuration import build_config
+from advl_pipeline.base.errors import AdvlError, ConfigError, advise, unknown_name
+from advl_pipeline.base.packages import entry_points, load_plugin, plugin_error, read_data
+from advl_pipeline.base.repositories import is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:

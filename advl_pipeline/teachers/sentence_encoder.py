@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 
 Pooling = Literal["mean over all tokens", "first token", "last token"]
 """All tokens count special ones in; the first one is [CLS] or <s>, the last one is no padding."""

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.tensors import parameter_digest
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.word_pieces import WordPieces
-from advl_pipeline.tensors import parameter_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.errors import ConfigError, WeightsUnavailable, advise, unknown_name
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise, unknown_name
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from torch import nn
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.packages import install_extra
-from advl_pipeline.repositories import WEIGHTS, fetch, lacks_vocabulary
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.packages import install_extra
+from advl_pipeline.base.repositories import WEIGHTS, fetch, lacks_vocabulary
 from advl_pipeline.teachers.open_options import OpenOptions
 
 _POOLER = "pooler."

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from advl_pipeline.batch_norms import fold_batch_norms
+from advl_pipeline.base.batch_norms import fold_batch_norms
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.geometry import CropRounding, Framing
+from advl_pipeline.base.tensors import parameter_digest
 from advl_pipeline.datasets.pictures import read_rgb
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.geometry import CropRounding, Framing
-from advl_pipeline.tensors import parameter_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

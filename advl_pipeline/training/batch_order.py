@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.training.inputs import Inputs

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from advl_pipeline.base.prefetch import in_order
+from advl_pipeline.base.tensors import moved, with_tensors
 from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.tensors import moved, with_tensors
 from advl_pipeline.training.batch_order import BatchOrder
-from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.targets import TaskTargets, collate_targets
 
 CPU = torch.device("cpu")

@@ -13,28 +13,28 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from advl_pipeline.compute import drawing
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.toml import parse_toml
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import OutputHead, Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.options import PIXELS, BaseDtype
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.toml import parse_toml
-from advl_pipeline.training.census import StudentAtStart
-from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.recipes import ChosenRecipe
 from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.signals.confidences import StudentConfidence
+from advl_pipeline.training.signals.teaching import Teaching
 from advl_pipeline.training.step import FinetuneModel
 from advl_pipeline.training.targets import require_fitting_loss
-from advl_pipeline.training.teaching import Teaching
 
 MOST_TEXTS: Final = 10_000
 TEXTS_AT_ONCE: Final = 256

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from advl_pipeline.errors import (
+from advl_pipeline.base.errors import (
     CorruptCache,
     again,
 )
-from advl_pipeline.tensors import parameter_digest, save_tensors
+from advl_pipeline.base.tensors import parameter_digest, save_tensors
 
 
 class CheckpointWriter:

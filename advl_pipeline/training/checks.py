@@ -12,19 +12,20 @@ import shlex
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from advl_pipeline.base.configuration import require_effect
+from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.folders import default_cache
+from advl_pipeline.base.locations import Location, parse_location
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.toml import read_toml
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.configuration import require_effect
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, advise
-from advl_pipeline.folders import default_cache
-from advl_pipeline.locations import Location, parse_location
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
@@ -32,7 +33,6 @@ from advl_pipeline.students.options import PIXELS
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
-from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import cache_of_split, check_caches, open_run_inputs, other_splits

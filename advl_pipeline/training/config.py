@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from advl_pipeline.cache.config import DiskCacheOptions
-from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import (
+from advl_pipeline.base.compute import ComputeConfig
+from advl_pipeline.base.configuration import (
     Configuration,
     Output,
     bounded,
@@ -24,10 +23,11 @@ from advl_pipeline.configuration import (
     option,
     rare_option,
 )
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.locations import Location
+from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
 from advl_pipeline.students.registry import label_order_of
 

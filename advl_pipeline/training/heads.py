@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.configuration import json_text
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.configuration import json_text
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.base.tensors import save_tensors
 from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
-from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.checkpoints import load_file as load_checkpoint
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
-from advl_pipeline.tensors import save_tensors
 from advl_pipeline.training.config import FinetuneConfig
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from advl_pipeline.base.configuration import changed_options, config_to_dict, options_without
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.configuration import changed_options, config_to_dict, options_without
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity

@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from advl_pipeline.base.errors import (
+    ConfigError,
+    DatasetError,
+    IdentityMismatch,
+    advise,
+)
 from advl_pipeline.cache.identity import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subset
@@ -19,12 +25,6 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.views import JoinedDataset, listed_ids, refuse_two_subsets
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    IdentityMismatch,
-    advise,
-)
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import takes_two_steps
 

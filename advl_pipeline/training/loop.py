@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from advl_pipeline.compute import drawing
+from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.errors import NotFinite
+from advl_pipeline.base.interruption import Stop, finishing
+from advl_pipeline.base.prefetch import Prefetcher
 from advl_pipeline.distillation.relational import gather_alone
-from advl_pipeline.errors import NotFinite
-from advl_pipeline.interruption import Stop, finishing
-from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.adversarial import adversarial_terms

@@ -27,8 +27,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from advl_pipeline.compute import MixedPrecision
-from advl_pipeline.errors import ClusterError, ConfigError
+from advl_pipeline.base.compute import MixedPrecision
+from advl_pipeline.base.errors import ClusterError, ConfigError
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another: while the first one estimates confidences, say."""

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import build_config, by_field, flag_of, option_values
+from advl_pipeline.base.configuration import build_config, by_field, flag_of, option_values
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.packages import data_files, read_data_file
+from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.registry import benchmark_of
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.packages import data_files, read_data_file
 from advl_pipeline.students.presets import family_of, size_of
-from advl_pipeline.toml import read_toml
 from advl_pipeline.training.config import (
     DEFAULT_EPOCHS,
     PRETRAINED_LEARNING_RATE,

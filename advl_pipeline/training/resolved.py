@@ -18,10 +18,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advl_pipeline.configuration import option_values
+from advl_pipeline.base.configuration import option_values
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
     ChosenRecipe,

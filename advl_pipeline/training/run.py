@@ -15,8 +15,7 @@ from typing import Any, get_args
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.compute import (
+from advl_pipeline.base.compute import (
     allow_tf32,
     device_name,
     forget_peak_memory,
@@ -26,11 +25,12 @@ from advl_pipeline.compute import (
     peak_memory_bytes,
     resolved,
 )
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.folders import LOCK
+from advl_pipeline.base.interruption import interruptible
+from advl_pipeline.base.process_lock import process_lock
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.records import Dataset, head_name
-from advl_pipeline.folders import LOCK
-from advl_pipeline.interruption import interruptible
-from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
@@ -46,26 +46,26 @@ from advl_pipeline.training.build_model import (
     build_finetune_model,
     build_finetune_student,
 )
-from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
 from advl_pipeline.training.checks import check_run, open_caches, open_region_caches, splits_read
-from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.controls import NO_CONTROL, control_of
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import Inputs, open_run_inputs
+from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.training.landmarks.placement import Readout, take_readout
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
-from advl_pipeline.training.placement import Readout, take_readout
 from advl_pipeline.training.process_group import start_processes, together
 from advl_pipeline.training.resolved import Run, resolve_run
+from advl_pipeline.training.signals.confidences import measure_student_confidence
+from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
+from advl_pipeline.training.signals.teaching import Teaching, open_teaching
+from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words, selects_words
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
-from advl_pipeline.training.teaching import Teaching, open_teaching
 from advl_pipeline.training.validation import Validation, open_validation, validation_scores
-from advl_pipeline.training.word_selection import AT_ONCE, selected_words, selects_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

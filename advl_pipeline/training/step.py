@@ -36,9 +36,9 @@ from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.census import StudentAtStart
-from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import TaskLoss
+from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.training.signals.confidences import StudentConfidence
 from advl_pipeline.training.targets import (
     TaskScores,
     right_sequences,

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from advl_pipeline.errors import (
+from advl_pipeline.base.errors import (
     NotFinite,
     advise,
 )

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, advise, ineffective
+from advl_pipeline.base.folders import default_cache
+from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import require_identity
@@ -24,9 +27,6 @@ from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Dataset, ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, DatasetError, advise, ineffective
-from advl_pipeline.folders import default_cache
-from advl_pipeline.locations import Location, parse_location
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import WHOLE_POSITION_17, DecodedPictures, Regions, RegionSource
 from advl_pipeline.students.pixel_student import PixelStudent

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.datasets.registry import open_dataset, splits_of
-from advl_pipeline.errors import AdvlError
-from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import FinetuneConfig, TaskLoss
+from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.targets import TaskScores, TaskTargets, score_task
 
 SPLIT = "val"

@@ -8,8 +8,8 @@ from typing import Any
 
 from advl_data.scenes.generator.paths import CODE_STRIDE
 from advl_data.scenes.generator.scene_plan import SCENES_PER_GROUP
-from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, option
+from advl_pipeline.base.compute import ComputeConfig
+from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 
 CAPTION_VAL_SHARE = 10

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from advl_data.scenes.generator import paths
+from advl_pipeline.base.errors import advise
 from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
 from advl_pipeline.datasets.cards import Benchmark, Card, ReadOptions, load_card
 from advl_pipeline.datasets.formats import FORMATS, Format
@@ -24,7 +25,6 @@ from advl_pipeline.datasets.records import ObjectTag, parse_tagged
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_there
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
-from advl_pipeline.errors import advise
 
 
 def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:

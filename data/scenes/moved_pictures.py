@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from advl_pipeline.base.geometry import WHOLE, overlap
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.geometry import WHOLE, overlap
 from advl_pipeline.students.picture_source import DecodedPictures
 
 MIN_SEEN = 0.7

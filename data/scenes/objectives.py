@@ -18,7 +18,7 @@ from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_u
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
-from advl_pipeline.training.placement import places_of_boxes
+from advl_pipeline.training.landmarks.placement import places_of_boxes
 from advl_pipeline.training.targets import shape_logits
 
 FEW = 4

@@ -27,9 +27,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from advl_pipeline.base.errors import (
+    Advice,
+    ConfigError,
+    StorageError,
+    WeightsUnavailable,
+    advise,
+    again,
+    suggest_names,
+)
+from advl_pipeline.base.packages import package_folder, read_data
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.errors import Advice, ConfigError, StorageError, WeightsUnavailable, advise, again, suggest_names
-from advl_pipeline.packages import package_folder, read_data
 from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.registry import DescribedTeacher, TeacherCard, read_teacher_cards
 

@@ -30,18 +30,19 @@ from tqdm import tqdm
 from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_data.scenes.moved_pictures import MovedPictures, draw_moves, moved_example
 from advl_data.scenes.objectives import PairBatch, PretrainHeads, joint_batch, phrase_targets, without_tags
+from advl_pipeline.base.compute import drawing, num_threads, one_training, precision, resolved
+from advl_pipeline.base.configuration import config_to_dict, options_without
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, NotFinite, advise
+from advl_pipeline.base.folders import LOCK
+from advl_pipeline.base.interruption import Stop, finishing, interruptible
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.prefetch import Prefetcher, in_order
+from advl_pipeline.base.process_lock import process_lock
+from advl_pipeline.base.tensors import moved
 from advl_pipeline.cache.identity import difference_table, differences
-from advl_pipeline.compute import drawing, num_threads, one_training, precision, resolved
-from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite, advise
-from advl_pipeline.folders import LOCK
-from advl_pipeline.interruption import Stop, finishing, interruptible
-from advl_pipeline.outputs import require_outputs
-from advl_pipeline.prefetch import Prefetcher, in_order
-from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
@@ -53,7 +54,6 @@ from advl_pipeline.students.saved import (
     write_description,
 )
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
-from advl_pipeline.tensors import moved
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.build_model import fill_towers
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from advl_pipeline.base.errors import StorageError
+from advl_pipeline.base.locations import parse_location
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import FileEntry
-from advl_pipeline.errors import StorageError
-from advl_pipeline.locations import parse_location
 
 NAME, OTHER = "text/tokens/values/c/0/0", "image/tokens/values/c/0/0"
 CONTENT = os.urandom(5000)

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.cache.disk_cache import FetchAhead
-from advl_pipeline.errors import CorruptCache
 
 
 class Fetcher:

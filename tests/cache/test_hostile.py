@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from tiny_extraction import tiny_extract
 
+from advl_pipeline.base.errors import AdvlError, CorruptCache
 from advl_pipeline.cache.commit_records import seal_record
 from advl_pipeline.cache.layout import single_shard
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import render_json, safe_path
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import AdvlError, CorruptCache
 
 MOMENTS = ("mean", "variance")
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.cache.arrays import build_index, ids_to_bytes, look_up
 from advl_pipeline.cache.identity import canonical_json, differences, digest, require_identity
 from advl_pipeline.cache.layout import place
 from advl_pipeline.cache.quantise import from_int8, is_finite, to_float16, to_int8
-from advl_pipeline.errors import ConfigError, IdentityMismatch
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 plain = st.recursive(

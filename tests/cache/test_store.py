@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from advl_pipeline.base.errors import ConfigError, CorruptCache
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import MissingFile, Overtaken, Store, entry_of
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.errors import ConfigError, CorruptCache
-from advl_pipeline.locations import Url
 
 
 @pytest.fixture(params=["folder", "bucket"])

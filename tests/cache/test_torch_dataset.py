@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_extraction import tiny_extract
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
 from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "caches.md"
 

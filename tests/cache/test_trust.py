@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from objects import flipped
 
+from advl_pipeline.base.errors import CorruptCache, StorageError
 from advl_pipeline.cache import stores, verify
 from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import verified_path
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import require_trustworthy
-from advl_pipeline.errors import CorruptCache, StorageError
 
 VALUES = "text/tokens/values/c/0/0"
 

@@ -20,9 +20,9 @@ from own_rows import choice_row, write_json_lines
 
 from advl_cli.advice import command_of
 from advl_cli.main import group
-from advl_pipeline import errors
-from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.errors import Advice, AdvlError, ConfigError, advise, again, leave_out
+from advl_pipeline.base import errors
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.errors import Advice, AdvlError, ConfigError, advise, again, leave_out
 from advl_pipeline.training import checks as training_checks
 
 ROOT = Path(__file__).parents[2]

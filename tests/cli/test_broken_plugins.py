@@ -11,7 +11,7 @@ from commands import advl
 from own_rows import choice_row, write_json_lines, write_pictures
 
 from advl_cli.reference import commands
-from advl_pipeline import packages
+from advl_pipeline.base import packages
 from advl_pipeline.datasets import cards
 
 GROUPS = ("teachers", "students", "datasets", "commands", "data")

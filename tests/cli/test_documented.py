@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from advl_cli.reference import render_reference, with_student_table
-from advl_pipeline import errors
+from advl_pipeline.base import errors
 from advl_pipeline.students.registry import families, student_names
 
 DOCS = Path(__file__).parents[2] / "docs"

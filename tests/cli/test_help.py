@@ -15,7 +15,7 @@ from commands import complaint
 
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
-from advl_pipeline.configuration import declared
+from advl_pipeline.base.configuration import declared
 from advl_pipeline.training import checks as training_checks
 from advl_pipeline.training.config import FinetuneConfig
 

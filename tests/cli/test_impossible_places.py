@@ -13,10 +13,10 @@ from commands import advl, complaint
 from own_rows import class_row, rows_of, write_json_lines
 from PIL import Image
 
+from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.own.kept_rows import keep_rows
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.row_files import read_table
-from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.training.config import FinetuneConfig
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from pathlib import Path
 
-from advl_pipeline.configuration import declared, kinds_of, option_values
+from advl_pipeline.base.configuration import declared, kinds_of, option_values
 from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import resolve_method

@@ -11,7 +11,7 @@ import pytest
 from commands import complaint
 from own_rows import choice_row, write_json_lines, write_pictures
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.training.config import FinetuneConfig

@@ -17,11 +17,11 @@ from commands import advl, complaint
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_cli.reference import commands
-from advl_pipeline.configuration import declared, flag_of
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.configuration import declared, flag_of
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.folders import MARKERS, FolderKind, folder_kind, require_folder
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.folders import MARKERS, FolderKind, folder_kind, require_folder
-from advl_pipeline.outputs import require_outputs
 
 INPUTS = frozenset(
     "answers annotations cache data_root descriptions ground_truth_regions head_answers ids init known_words "

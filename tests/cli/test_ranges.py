@@ -14,9 +14,9 @@ from commands import complaint
 
 from advl_cli.main import group
 from advl_data.scenes.config import ScenesConfig
-from advl_pipeline.configuration import Configuration, Option, build_config, declared, option, with_options
+from advl_pipeline.base.configuration import Configuration, Option, build_config, declared, option, with_options
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.settings import DistillationOptions
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.training.recipes import choose_recipe
 

@@ -13,10 +13,10 @@ import torch
 from commands import complaint, completed
 from small_corpus import SmallCorpus
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import StorageError
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.errors import StorageError
+from advl_pipeline.base.tensors import save_tensors
 from advl_pipeline.extraction.forecast import require_room
-from advl_pipeline.tensors import save_tensors
 
 FORBIDDEN = Path("/proc/self/none")
 """A folder that nobody can make, not even root."""

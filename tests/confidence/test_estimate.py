@@ -14,6 +14,7 @@ import pytest
 from held_features import HeldFeatures
 from tiny_extraction import TinyDataset, tiny_extract
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import (
@@ -24,7 +25,6 @@ from advl_pipeline.confidence.estimators import (
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
-from advl_pipeline.errors import ConfigError, DatasetError
 
 KINDS = ["dog", "umbrella", "apple", "boat"]
 

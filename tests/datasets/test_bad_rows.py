@@ -11,8 +11,8 @@ import pytest
 from dataset_mirrors import vcr_metadata, vcr_record, write_captions, write_snli_ve, write_vcr
 from own_rows import answer_row, choice_row, class_row, write_json_lines
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 
 Changes = list[tuple[dict[str, Any], str]]
 

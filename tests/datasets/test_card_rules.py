@@ -314,7 +314,7 @@ def test_a_set_that_the_library_would_download_beyond_the_disk(
 
 def test_a_card_of_ours_is_one_that_anybody_can_copy(tmp_path: Path) -> None:
     """A copied card names the same rows; they are then known by their content, as all of one's own."""
-    from advl_pipeline.packages import data_files
+    from advl_pipeline.base.packages import data_files
 
     write_twin(tmp_path, "aokvqa", colour_samples(20))
     copied = tmp_path / "mine.toml"

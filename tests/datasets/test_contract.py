@@ -15,6 +15,7 @@ import pytest
 from dataset_mirrors import vcr_record, write_captions, write_snli_ve, write_vcr
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets import cards
 from advl_pipeline.datasets.cards import ReadOptions, load_card
 from advl_pipeline.datasets.check import list_datasets, run_check
@@ -25,7 +26,6 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Example, normalise_text
 from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of, tasks_of
 from advl_pipeline.datasets.rows import Item, Row, RowSource
-from advl_pipeline.errors import ConfigError, DatasetError
 
 
 def colours(root: Path) -> RowSource:

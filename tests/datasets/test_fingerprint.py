@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from dataset_mirrors import write_picture
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets import fingerprint
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
 
 
 @pytest.fixture

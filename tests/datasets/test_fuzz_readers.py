@@ -23,10 +23,10 @@ from dataset_mirrors import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.scoring import run_score_snli_ve, run_score_vcr, run_score_vqa
 from advl_pipeline.extraction.imports.tower import open_regions

@@ -24,8 +24,8 @@ from commands import advl, complaint, printed
 from hub_server import serve_hub
 from own_rows import COLOURS, write_pictures
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 
 SECRET = b"a private key"
 

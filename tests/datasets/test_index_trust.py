@@ -18,12 +18,12 @@ import pytest
 from commands import complaint, printed
 from own_rows import class_row, rows_of, write_json_lines, write_pictures
 
+from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets import fingerprint
 from advl_pipeline.datasets import index as indices
 from advl_pipeline.datasets.index_files import index_draft
 from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.packages import data_files
 
 
 def opened_anew(data: Path | str, split: str = "train", **options: Any) -> tuple[str, list[Any]]:

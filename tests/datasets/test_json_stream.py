@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.row_files import json_items
-from advl_pipeline.errors import DatasetError
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

@@ -11,10 +11,10 @@ from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, question_order, read_id_list, write_id_list
 from advl_pipeline.datasets.records import QuestionTable
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
 
 
 @st.composite

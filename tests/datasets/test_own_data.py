@@ -30,6 +30,7 @@ from own_rows import (
     write_pictures,
 )
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import data as data_of_rows
@@ -39,7 +40,6 @@ from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.datasets.rows import DataCard
-from advl_pipeline.errors import ConfigError
 
 Maker = Callable[..., dict[str, Any]]
 

@@ -22,10 +22,10 @@ from own_rows import (
     write_pictures,
 )
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.own.kept_rows import keep_rows
 from advl_pipeline.datasets.registry import open_dataset, tasks_of
-from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.packages import install_extra
 
 
 def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from commands import complaint, printed
 from own_rows import choice_row, write_json_lines
 from PIL import EpsImagePlugin, Image
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.pictures import read_rgb, read_size, read_square
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.vision_backbone import read_checked
 
 SIDE = 8

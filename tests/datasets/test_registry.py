@@ -11,10 +11,10 @@ from dataset_mirrors import vcr_record, write_captions, write_lines, write_snli_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of
 from advl_pipeline.datasets.roots import index_folder, is_safe_name, resolve_data_root
-from advl_pipeline.errors import DatasetError
 
 
 def test_the_data_root_is_given_or_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

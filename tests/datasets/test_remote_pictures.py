@@ -22,13 +22,13 @@ from commands import exit_code
 from hub_server import serve_hub
 from hub_twins import Sample, colour_samples, write_twin
 
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import remote_pictures
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import SelectedExamples
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import data_files
 from advl_pipeline.teachers.text_units import CoveringTexts
 
 PICTURE_BYTES = 100_000

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from dataset_mirrors import vcr_record, write_picture, write_vcr
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.vcr import annotation_of
-from advl_pipeline.errors import DatasetError
 
 
 def open_vcr(root: Path, *, on_error: OnError = "fail", split: str = "val", **options: Any) -> IndexedDataset:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dataset_mirrors import ANSWERS, write_vqa, write_vqa_cp
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
@@ -20,7 +21,6 @@ from advl_pipeline.datasets.vqa_answers import (
     read_vocabulary,
     soft_target,
 )
-from advl_pipeline.errors import ConfigError, DatasetError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

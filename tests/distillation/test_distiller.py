@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller
 from advl_pipeline.distillation.features import Features
@@ -25,7 +26,6 @@ from advl_pipeline.distillation.relational import (
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.weighting import KEPT_SHARE, PRIOR_SHARE
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 WIDTH, POOLED, EXTRA = 6, 5, 2

@@ -12,7 +12,7 @@ from first_step import first_terms
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.configuration import unused_options
+from advl_pipeline.base.configuration import unused_options
 from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
 from advl_pipeline.distillation.settings import Projector

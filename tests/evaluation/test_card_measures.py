@@ -16,17 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets.measures import Facet, Measure
 from advl_pipeline.datasets.own.columns import parse_item, shaped
 from advl_pipeline.datasets.own.data import agreement_scores
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.rows import DataCard, Row, read_card
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.items import score_ties
 from advl_pipeline.evaluation.lettered import answer_worth
 from advl_pipeline.evaluation.measures import Confusion, Judged, group_share, measured
-from advl_pipeline.packages import data_files
 
 ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
 NO_FACETS: Mapping[str, Sequence[str]] = {}

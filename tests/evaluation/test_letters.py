@@ -17,11 +17,11 @@ from commands import complaint, printed
 from hub_twins import colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.listed_options import CLOSINGS
 from advl_pipeline.datasets.listed_options import SHORT as SHORTLY
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.answer_reading import read_option
 from advl_pipeline.evaluation.lettered import as_asked
 from advl_pipeline.evaluation.predict import FinishedRun

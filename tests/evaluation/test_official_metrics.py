@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.vqa_answers import (
     GroundTruth,
     clean_answer,
@@ -19,7 +20,6 @@ from advl_pipeline.datasets.vqa_answers import (
     strip_punctuation,
     vocabulary_form,
 )
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreVcrConfig
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy, snli_ve_accuracy, vqa_accuracy
 from advl_pipeline.evaluation.scoring import ScoreVcrResult, run_score_vcr

@@ -12,9 +12,9 @@ import torch
 from own_rows import choice_row, write_json_lines
 from torch import nn
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import FinishedRun

@@ -18,12 +18,12 @@ from objects import flipped
 from safetensors.numpy import load_file
 from tiny_extraction import TinyDataset, tiny_config, tiny_teacher, tree_bytes
 
+from advl_pipeline.base.configuration import build_config, config_to_dict, declared
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache import identity
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.configuration import build_config, config_to_dict, declared
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
 from advl_pipeline.extraction.recompute import recompute

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from objects import flipped
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
+from advl_pipeline.base.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, seal_record, shard_record_path
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, staged_path
-from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract, tree_bytes
 
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.quantise import to_float16
 from advl_pipeline.cache.store import read_metadata
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig

@@ -15,10 +15,10 @@ import torch
 import zarr
 from tiny_extraction import TinyDataset, TinyTextTower, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
+from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, IdentityMismatch, StorageError
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, IdentityMismatch, StorageError
 from advl_pipeline.extraction.run import extract
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 

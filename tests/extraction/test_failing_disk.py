@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
+from advl_pipeline.base.errors import StorageError
 from advl_pipeline.cache import stores
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import StorageError
 
 FAILING = {"/dev/full": "No space left on device", "/proc/self/mem": "Input/output error"}
 

@@ -13,11 +13,11 @@ import pytest
 from chaos import make_job, reference_run
 from tiny_extraction import tiny_config, tree_bytes
 
+from advl_pipeline.base.errors import ConfigError, InUse
 from advl_pipeline.cache import parts
 from advl_pipeline.cache.commands import run_prune
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import ConfigError, InUse
 from advl_pipeline.extraction.run import run_extract
 
 

@@ -10,7 +10,7 @@ from commands import advl, complaint
 from own_rows import choice_row, write_json_lines
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.extraction.progress import extraction_seconds, journal_path, record_extraction
 
 

@@ -16,8 +16,8 @@ import pytest
 import real_processes  # noqa: F401
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
+from advl_pipeline.base.errors import ClusterError, StorageError
 from advl_pipeline.cache.parts import ExtractionPart
-from advl_pipeline.errors import ClusterError, StorageError
 from advl_pipeline.extraction.cluster import run_task
 from advl_pipeline.extraction.run import extract, extract_part
 
@@ -26,8 +26,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from tiny_extraction import open_tiny, tiny_config
-from advl_pipeline.errors import AdvlError
-from advl_pipeline.interruption import interruptible
+from advl_pipeline.base.errors import AdvlError
+from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.extraction.run import extract_on_ray
 
 if __name__ == "__main__":

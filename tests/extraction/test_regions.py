@@ -33,9 +33,9 @@ from region_mirrors import (
     write_vl_bert_json,
 )
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.imports.tower import RegionFiles, join_regions, name_of, open_regions
 
 ASSETS = Path(__file__).parents[1] / "assets"

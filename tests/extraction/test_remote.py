@@ -16,13 +16,13 @@ from objects import flipped, objects, spoil, upload
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
+from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
+from advl_pipeline.base.locations import Url, parse_location
 from advl_pipeline.cache.commands import run_info, run_prune
 from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
-from advl_pipeline.locations import Url, parse_location
 
 
 @pytest.fixture

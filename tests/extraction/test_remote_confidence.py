@@ -12,6 +12,8 @@ import pytest
 from objects import flipped, objects, spoil
 from tiny_extraction import tiny_extract
 
+from advl_pipeline.base.errors import CorruptCache
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache.confidence import (
     confidence_key,
     confidence_record_path,
@@ -20,8 +22,6 @@ from advl_pipeline.cache.confidence import (
 )
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import CorruptCache
-from advl_pipeline.locations import Url
 
 IDENTITY = {"estimator": "mine", "seed": 0}
 RECORD = confidence_record_path(confidence_key(IDENTITY))

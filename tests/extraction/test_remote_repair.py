@@ -11,14 +11,14 @@ from objects import flipped, objects, spoil, upload
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
+from advl_pipeline.base.errors import ConfigError, CorruptCache
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.errors import ConfigError, CorruptCache
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.repair import RepairResult, repair, run_repair
-from advl_pipeline.locations import Url
 
 SMALL = {"num_images": 8}
 

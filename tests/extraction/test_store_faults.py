@@ -16,12 +16,12 @@ from s3_faults import Fault, FaultyStore, serve_faults
 from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
+from advl_pipeline.base.errors import StorageError
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache import object_store
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import StorageError
-from advl_pipeline.locations import Url
 
 SMALL = {"num_images": 6}
 PAUSE_SECONDS = 0.01

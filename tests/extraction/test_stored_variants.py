@@ -11,11 +11,11 @@ import pytest
 from commands import complaint
 from tiny_extraction import TinyDataset, tiny_teacher, tree_bytes
 
+from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.cache.commit_records import seal_record
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import render_json
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.repair import run_repair

@@ -16,7 +16,7 @@ import pytest
 from page_reader import Element, read_page
 from synthetic_runs import NUM_ITEMS, made_up_result, run_trial
 
-from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.base.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks, shares_of_rows

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from advl_pipeline.errors import IdentityMismatch
-from advl_pipeline.folders import folder_kind
+from advl_pipeline.base.errors import IdentityMismatch
+from advl_pipeline.base.folders import folder_kind
 from advl_pipeline.runs.run_folder import RunFolder
 
 
@@ -95,7 +95,7 @@ def test_a_kill_while_tensors_are_written_leaves_nothing_that_the_next_run_does_
     """The library draws names of its own for what it has not finished: none of them lies in the run folder."""
     script = (
         "import os, pathlib, sys, threading, time, torch\n"
-        "from advl_pipeline.tensors import save_tensors\n"
+        "from advl_pipeline.base.tensors import save_tensors\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "def kill():\n"
         "    while not any(p.is_file() for p in folder.rglob('*')): pass\n"

@@ -23,9 +23,9 @@ from PIL import Image
 from run_logs import forget_digests
 from safetensors.torch import save_file
 
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.configuration import build_config
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import load_finished, open_run
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig

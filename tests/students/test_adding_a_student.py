@@ -15,7 +15,7 @@ import pytest
 import torch
 from made_examples import picture, question
 
-from advl_pipeline.configuration import option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students import registry
 from advl_pipeline.students.saved import builder, save_student
 from advl_pipeline.students.uniter import Uniter, UniterConfig

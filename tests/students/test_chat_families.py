@@ -19,8 +19,8 @@ from tiny_extraction import tree_bytes
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.sharing.student_export import family_for, transformers_model
 from advl_pipeline.students import generative

@@ -14,7 +14,7 @@ from references import require_complete
 from safetensors.torch import save_file
 from torch import nn
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.students import checkpoints
 from advl_pipeline.students.checkpoints import KeyRules
 

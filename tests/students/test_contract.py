@@ -18,8 +18,8 @@ from closeness import assert_near
 from made_examples import picture, question
 from PIL import Image
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.presets import family_of

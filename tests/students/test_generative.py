@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.students import answers as answers_module
 from advl_pipeline.students.embedded_chat import MAX_SPLITS, TILES_TEMPLATE

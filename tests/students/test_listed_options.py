@@ -8,10 +8,10 @@ import pytest
 from commands import printed
 from own_rows import choice_row, write_json_lines
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.listed_options import CLOSINGS
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.chat import Chat
 from advl_pipeline.students.generative import GenerativeStudent

@@ -8,8 +8,8 @@ import pytest
 import torch
 from made_examples import picture, question
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import LORA_TARGETS, add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.registry import build_student

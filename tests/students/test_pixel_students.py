@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from advl_data.scenes.students.scenes_vilt import PatchStem
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
 from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter

@@ -15,7 +15,7 @@ from commands import completed
 from references import ASSETS
 from transformers import BertTokenizerFast
 
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.students.checkpoints import KeyRules, map_keys
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.tokenizer import load_text_tokenizer

@@ -12,8 +12,8 @@ from closeness import assert_near
 from made_examples import inverted, picture, question
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.students.chat import ChatBatch
 from advl_pipeline.students.chat_pictures import normalised
 from advl_pipeline.students.generative import GenerativeStudent, model_config

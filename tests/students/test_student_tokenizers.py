@@ -11,7 +11,7 @@ import torch
 from commands import completed
 from tokenizers import Tokenizer
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.tokenizer import embedded_tokenizer_file, is_uncased, load_text_tokenizer
 from advl_pipeline.students.uniter import NUM_PERSON_TOKENS, grow_word_table

@@ -14,8 +14,8 @@ from commands import completed
 from hub_server import served_models
 from tiny_extraction import tree_bytes
 
-from advl_pipeline import repositories
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.base import repositories
+from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import build_student, families, list_students
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import ASSETS
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.training.batch_order import token_batches
 
 

@@ -10,7 +10,7 @@ import pytest
 from references import ASSETS, UniterForVqa, reference
 from torch import nn
 
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.optimiser import BertAdamW, parameter_groups, rate_factor
 from advl_pipeline.training.recipes import choose_recipe, resolve_settings

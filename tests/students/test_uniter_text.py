@@ -10,8 +10,8 @@ import pytest
 from made_examples import unit
 from references import ASSETS, reference
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.uniter import Uniter

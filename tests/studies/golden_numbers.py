@@ -16,7 +16,7 @@ from typing import Any
 
 from synthetic_runs import run_trial
 
-from advl_pipeline.configuration import to_plain
+from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.reporting.tables import as_json
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.result import StudyResult

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from synthetic_runs import write_study_file
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.evaluation.config import Probe
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study, read_study, shipped_studies

@@ -10,7 +10,7 @@ from small_corpus import SmallCorpus
 from synthetic_runs import run_trial, write_study_file
 
 from advl_data.scenes.packaged_teachers import EFFICIENTNET_LITE0, MINILM
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.forecast import Estimate, estimates_of
 from advl_pipeline.extraction.planning import plan_sources

@@ -12,8 +12,8 @@ import synthetic_runs
 from commands import printed
 from synthetic_runs import GAINS, write_study_file
 
-from advl_pipeline.configuration import with_options
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.configuration import with_options
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.page import page_of
 from advl_pipeline.studies.claims import judge_claims

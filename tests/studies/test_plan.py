@@ -10,8 +10,8 @@ from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
 import advl_pipeline.training.resolved as resolved_module
-from advl_pipeline.configuration import build_config, config_to_dict, option, option_values, with_options
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.configuration import build_config, config_to_dict, option, option_values, with_options
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.training import identity

@@ -24,7 +24,7 @@ from scipy import stats
 from synthetic_runs import GAINS, NUM_ITEMS, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
-from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.studies.config import StudyRunConfig, read_study
 from advl_pipeline.studies.execute import execute_cell, missing_test_sets

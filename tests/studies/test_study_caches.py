@@ -12,8 +12,8 @@ from dataset_mirrors import vcr_record, write_vcr
 from small_clip import EYES, save_small_clip
 from small_roberta import save_small_roberta
 
+from advl_pipeline.base.errors import ConfigError, InUse
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.errors import ConfigError, InUse
 from advl_pipeline.extraction import planning as extraction_identity
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig

@@ -13,8 +13,8 @@ import torch
 from commands import advl
 from dataset_mirrors import vcr_record, write_vcr
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.run import run_import
 from advl_pipeline.students.region_student import PIXELS_CAVEAT

@@ -20,7 +20,7 @@ from own_rows import choice_row, write_json_lines
 from tiny_extraction import tree_bytes
 
 from advl_cli.reference import commands
-from advl_pipeline.configuration import Output, declared, flag_of
+from advl_pipeline.base.configuration import Output, declared, flag_of
 
 FILES = ("file", "lines", "new")
 """What outputs are made of that are no folders of ours."""

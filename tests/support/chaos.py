@@ -19,8 +19,8 @@ from typing import Any
 from real_processes import Running, start
 from tiny_extraction import run_command, run_settings, tree_bytes
 
+from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.errors import IdentityMismatch
 
 
 @dataclass(frozen=True, kw_only=True)

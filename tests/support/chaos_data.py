@@ -19,8 +19,8 @@ from hub_twins import colour_samples, write_twin
 from own_rows import class_row, write_json_lines, write_pictures
 from real_processes import Running, start, start_advl
 
+from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import AdvlError, DatasetError
 
 NUM_ROWS = 1_500
 

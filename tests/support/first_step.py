@@ -8,8 +8,8 @@ from unittest.mock import patch
 import torch
 
 from advl_pipeline.training import run
-from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.step import StepConditions
 
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.training.averages import TeacherGrid
-from advl_pipeline.training.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
+from advl_pipeline.training.signals.averages import TeacherGrid
+from advl_pipeline.training.signals.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
 
 
 class LiveFeatures(FeatureView):
@@ -99,5 +99,5 @@ def teachers_run(dataset: Dataset, *, opened: dict[str, TeacherFeatures] | None 
             opened[cache.teacher_name] = live_teacher(cache, dataset)
         return opened[cache.teacher_name]
 
-    with patch("advl_pipeline.training.teaching.cached_teacher", live):
+    with patch("advl_pipeline.training.signals.teaching.cached_teacher", live):
         yield

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.locations import Url
 
 
 def objects(url: Url) -> dict[str, bytes]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
 SPLITS = ("train", "train", "train", "test")

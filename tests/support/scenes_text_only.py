@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from scipy import sparse
 
+from advl_pipeline.base.logistic import fit_logistic, of_candidates, of_classes
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.logistic import fit_logistic, of_candidates, of_classes
 
 _MIN_COUNT: Final = 2
 _PENALTY: Final = 1e-3

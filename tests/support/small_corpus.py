@@ -10,7 +10,7 @@ from typing import Any
 
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.datasets.records import Dataset, Example, Task
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.config import EvaluateConfig

@@ -24,14 +24,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from advl_cli.main import main
+from advl_pipeline.base.configuration import build_config
+from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, TextUnit, image_unit_id, text_unit
-from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import ExtractResult, extract
-from advl_pipeline.interruption import interruptible
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 WORDS = ["red", "dog", "the", "a", "runs", "holds", "person", "near", "because", "umbrella", "left", "of", "green"]

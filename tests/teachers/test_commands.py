@@ -15,8 +15,8 @@ import transformers as hf
 from commands import completed
 from tiny_extraction import TinyTextTower
 
-from advl_pipeline import locations
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base import locations
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
 from advl_pipeline.teachers.open_options import CheckTeacherConfig

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from dataset_mirrors import snli_ve_record, write_lines
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import SelectedExamples
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.text_units import CoveringTexts, cover
 
 

@@ -10,10 +10,10 @@ import timm
 import torch
 
 from advl_data.scenes.packaged_teachers import timm_state
-from advl_pipeline import packages
+from advl_pipeline.base import packages
+from advl_pipeline.base.errors import WeightsUnavailable
+from advl_pipeline.base.packages import package_folder
 from advl_pipeline.datasets.records import text_unit
-from advl_pipeline.errors import WeightsUnavailable
-from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers.registry import open_teacher
 
 

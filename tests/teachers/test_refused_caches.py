@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from tiny_extraction import TinyDataset, tiny_config, tree_bytes
 
-from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.registry import open_teacher

@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_clip import save_small_clip
 
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.packages import package_folder
 from advl_pipeline.datasets.records import ImageUnit, text_unit
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers import registry
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions

@@ -30,10 +30,10 @@ from hub_server import Hub, served_models
 from own_rows import choice_row, rows_of, write_json_lines
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.interface import TextTower
 from advl_pipeline.teachers.registry import CATALOGUE, open_teacher
 

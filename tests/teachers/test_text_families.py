@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers as hf
 
+from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.datasets.records import text_unit
-from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.teachers.interface import TextTower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.word_pieces import WordPieces

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from advl_pipeline.batch_norms import fold_batch_norms
+from advl_pipeline.base.batch_norms import fold_batch_norms
 
 
 def trained_looking(network: nn.Module) -> nn.Module:

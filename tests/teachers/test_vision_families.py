@@ -15,8 +15,8 @@ from closeness import assert_near
 from PIL import Image
 from tower_checks import require_same_in_a_batch
 
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.teachers.interface import ImageTower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.timm_family import timm_pixel_settings

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advl_pipeline.base.tensors import parameter_digest
 from advl_pipeline.teachers.image_tower import crop_rectangle
 from advl_pipeline.teachers.text_tower import plan_windows
 from advl_pipeline.teachers.word_pieces import align_pieces
-from advl_pipeline.tensors import parameter_digest
 
 edges = st.floats(-50, 250, width=32)
 

@@ -16,14 +16,14 @@ from first_step import first_terms, open_run
 from real_processes import start
 from run_logs import load_json, losses, metrics
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import Landmarks
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import load_study
 from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training import bridge, confidences
-from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
+from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from run_logs import metrics
 
-from advl_pipeline.errors import StorageError
+from advl_pipeline.base.errors import StorageError
 from advl_pipeline.training import checkpoint, loop
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint
 

@@ -26,7 +26,7 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
             for view, confidence in load_or_estimate_confidence(**options).items()
         }
 
-    monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
+    monkeypatch.setattr("advl_pipeline.training.signals.confidences.load_or_estimate_confidence", estimate)
     for check in ("auc", "none"):
         small_corpus.run(tmp_path / check, confidence_check=check, num_steps=2, adapt_steps=1)
         lines = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}

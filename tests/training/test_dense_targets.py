@@ -13,17 +13,17 @@ from held_features import HeldFeatures
 from PIL import Image
 from torch import nn
 
+from advl_pipeline.base.geometry import grid_rectangles
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import VisionSignal
-from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
-from advl_pipeline.training.averages import TeacherGrid
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import TeacherFeatures
+from advl_pipeline.training.signals.averages import TeacherGrid
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures
 
 CELL = 8
 FRAMINGS = {

@@ -10,8 +10,8 @@ import pytest
 from commands import complaint
 from own_rows import choice_row, write_json_lines
 
-from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.base.configuration import build_config
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.training import recipes
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.identity import run_record

@@ -16,8 +16,8 @@ import torch
 from run_logs import forget_digests, load_json
 from safetensors.torch import load_file, save_file
 
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
-from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrices

@@ -22,9 +22,9 @@ from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 from transformers import AutoModelForImageTextToText
 
-from advl_pipeline.compute import ComputeConfig
+from advl_pipeline.base.compute import ComputeConfig
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict

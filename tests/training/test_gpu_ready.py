@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
+from advl_pipeline.base.errors import Interrupted
 from advl_pipeline.distillation.projected import Distance, distance
-from advl_pipeline.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict

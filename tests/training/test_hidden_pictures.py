@@ -10,7 +10,7 @@ import pytest
 from altered_dataset import alter_examples
 from first_step import first_terms
 
-from advl_pipeline.configuration import build_config
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig

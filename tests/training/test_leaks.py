@@ -26,7 +26,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import JoinedDataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.teacher_features import cached_teacher, joined_teacher
+from advl_pipeline.training.signals.teacher_features import cached_teacher, joined_teacher
 
 
 def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_shot_run(
@@ -47,8 +47,8 @@ def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_s
     for adapt_on in ("subset", "inputs"):
         changes = {"shots": 4, "adapt_on": (adapt_on,), "num_steps": 2}
         with monkeypatch.context() as watch:
-            watch.setattr("advl_pipeline.training.teaching.fit_word_prior", fit)
-            watch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
+            watch.setattr("advl_pipeline.training.signals.teaching.fit_word_prior", fit)
+            watch.setattr("advl_pipeline.training.signals.confidences.load_or_estimate_confidence", estimate)
             summary = small_corpus.run(tmp_path / adapt_on, **changes).summary
         inputs = [
             example for example in small_corpus.examples() if adapt_on == "inputs" or example.example_id in subset

@@ -11,10 +11,10 @@ import pytest
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_picture, write_vcr, write_vqa
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset, open_splits
-from advl_pipeline.errors import DatasetError
 
 NUM_QUESTIONS = 32
 SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8)

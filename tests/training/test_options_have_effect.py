@@ -14,9 +14,9 @@ from typing import Any, Literal, cast, get_args, get_origin
 import pytest
 from run_logs import load_json
 
-from advl_pipeline.configuration import build_config, config_to_dict, declared, unused_options, with_options
+from advl_pipeline.base.configuration import build_config, config_to_dict, declared, unused_options, with_options
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
 from advl_pipeline.training.checks import facts_of_run
@@ -48,9 +48,11 @@ READ_AT = {
     "hide_picture": "training/step.py",
     "lora_rank": "students/memory.py",
     "head_answers": "training/heads.py",
-    "known_words": "training/teaching.py",
-    **dict.fromkeys(("confidence", "confidence_folds", "confidence_check", "seed"), "training/confidences.py"),
-    "teacher_control": "training/controls.py",
+    "known_words": "training/signals/teaching.py",
+    **dict.fromkeys(
+        ("confidence", "confidence_folds", "confidence_check", "seed"), "training/signals/confidences.py"
+    ),
+    "teacher_control": "training/signals/controls.py",
     "adapt_on": "training/inputs.py",
     "adapt_texts": "training/batch_order.py",
     "distill_weight": "training/step.py",

@@ -14,8 +14,8 @@ from closeness import assert_near
 from run_logs import load_json
 from safetensors.torch import load_file
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.extraction.config import ImportConfig

@@ -15,9 +15,9 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import placement
-from advl_pipeline.training.placement import effective_rank, mean_by_group, share_of_agreement, take_readout
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import cached_teacher
+from advl_pipeline.training.landmarks.placement import effective_rank, mean_by_group, share_of_agreement, take_readout
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
 def nodes(count: int = 300, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,19 +15,19 @@ from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
+from advl_pipeline.base.errors import Interrupted
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.errors import Interrupted
 from advl_pipeline.runs import names
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
-from advl_pipeline.training.controls import Shuffled
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import cached_teacher
+from advl_pipeline.training.signals.controls import Shuffled
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

@@ -12,13 +12,13 @@ import torch
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
-from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.base.configuration import build_config, config_to_dict
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
-from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import FinetuneConfig, Optimiser, TrainingSettings
+from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.optimiser import (
     BertAdam,
     BertAdamW,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.students.vilt import Vilt
 from advl_pipeline.training import run as run_module
 

@@ -14,11 +14,11 @@ from region_mirrors import FEATURE_SIZE, write_npz, write_uniter_layout, write_v
 from run_logs import load_json
 from tiny_extraction import TinyDataset
 
+from advl_pipeline.base.configuration import build_config
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.run import import_features
 from advl_pipeline.students.picture_source import Regions, with_whole_picture

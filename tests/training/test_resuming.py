@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_extraction import tree_bytes
 
-from advl_pipeline.errors import ConfigError, Interrupted
+from advl_pipeline.base.errors import ConfigError, Interrupted
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder

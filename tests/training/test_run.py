@@ -20,7 +20,7 @@ from real_processes import start_advl
 from run_logs import losses, metrics
 from safetensors.torch import load_file
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.studies.gather import finetune_command
 from advl_pipeline.training.run import run_finetune
 

@@ -14,10 +14,10 @@ from run_logs import load_json, metrics
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import load_finished
-from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import scalars

@@ -11,14 +11,14 @@ import pytest
 import torch
 from small_corpus import SmallCorpus
 
+from advl_pipeline.base.tensors import with_tensors
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.tensors import with_tensors
 from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, in_pinned_memory, send_ahead
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import cached_teacher
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "relevance_NW")
 

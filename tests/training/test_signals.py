@@ -17,9 +17,9 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_u
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.students.interface import StudentBatch
-from advl_pipeline.training.averages import word_averages
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import TeacherFeatures
+from advl_pipeline.training.signals.averages import word_averages
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures
 
 TEXT = "a playful dog"
 PIECES = [(0, 1), (2, 6), (6, 9), (10, 13)]

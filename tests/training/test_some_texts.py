@@ -12,18 +12,18 @@ import torch
 from first_step import first_terms
 from run_logs import losses
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
 from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TextSignal
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import signals
-from advl_pipeline.training.averages import word_averages
 from advl_pipeline.training.inputs import check_selection
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.teacher_features import WordMeans, form_of, word_means
+from advl_pipeline.training.signals.averages import word_averages
+from advl_pipeline.training.signals.teacher_features import WordMeans, form_of, word_means
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from run_logs import load_json
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.student_inputs import StoredPictures

@@ -10,21 +10,21 @@ from small_corpus import SmallCorpus
 from torch import nn
 from torch.nn import functional
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.uniter import TwoWayChoiceHead
 from advl_pipeline.training.batches import collate_batch
-from advl_pipeline.training.census import StudentAtStart
 from advl_pipeline.training.config import TaskLoss
-from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.step import FinetuneModel, Phase, StepConditions
 from advl_pipeline.training.targets import TaskTargets, require_fitting_loss, score_task, student_confidence
-from advl_pipeline.training.teacher_features import cached_teacher
 
 CHOICE = TaskTargets(is_choice=True, label_B=torch.tensor([1, 2]), scores_BK=None)
 CLASSES = TaskTargets(is_choice=False, label_B=torch.tensor([1, 2]), scores_BK=None)

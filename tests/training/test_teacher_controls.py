@@ -14,18 +14,18 @@ from run_logs import load_json, losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tiny_extract
 
+from advl_pipeline.base.configuration import unused_options
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import FeatureStore, open_cache
-from advl_pipeline.configuration import unused_options
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training import bridge
 from advl_pipeline.training.checks import facts_of_run
-from advl_pipeline.training.controls import shuffled_features
-from advl_pipeline.training.teacher_features import (
+from advl_pipeline.training.signals.controls import shuffled_features
+from advl_pipeline.training.signals.teacher_features import (
     Tower,
     cached_teacher,
 )

@@ -15,11 +15,11 @@ from s3_faults import serve_faults
 from s3_server import BUCKET, S3Server, environment_of
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.base.locations import Url
 from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import require_trustworthy
-from advl_pipeline.locations import Url
 
 VALUES = "text/tokens/values/c/0/0"
 

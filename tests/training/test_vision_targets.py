@@ -18,20 +18,20 @@ from run_logs import load_json
 from small_corpus import SmallCorpus
 from tiny_chat_models import write_tiny
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_pictures import family_facts
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.signals import SignalSource
-from advl_pipeline.training.teacher_features import cached_teacher
-from advl_pipeline.training.teaching import choose_vision_targets
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
+from advl_pipeline.training.signals.teaching import choose_vision_targets
 
 
 @pytest.fixture(scope="module")

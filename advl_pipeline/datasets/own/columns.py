@@ -17,13 +17,13 @@ from itertools import chain, count, islice
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
+from advl_pipeline.base.errors import DatasetError, again, suggest_names
 from advl_pipeline.datasets.boxes import checked_boxes
 from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Held, Item, Kind, Row
-from advl_pipeline.errors import DatasetError, again, suggest_names
 
 MADE_OF: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("image", "question", "choices", "label"),

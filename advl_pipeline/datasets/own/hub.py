@@ -16,6 +16,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from advl_pipeline.base.errors import Advice, DatasetError, advise, again
+from advl_pipeline.base.locations import hub_obstacle, read_regular
+from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.cards import card_instead_of
 from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
@@ -24,9 +27,6 @@ from advl_pipeline.datasets.own.remote_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split
-from advl_pipeline.errors import Advice, DatasetError, advise, again
-from advl_pipeline.locations import hub_obstacle, read_regular
-from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1
 """What the library writes for a label that a split does not tell."""

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import orjson
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.roots import HUB_PREFIX, is_safe_name
-from advl_pipeline.errors import DatasetError
 
 _CARDS = ("README.md", ".huggingface.yaml")
 """Files that name the data of a repository."""

@@ -16,14 +16,14 @@ from typing import Any
 
 from PIL import Image
 
-from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.index import PICTURES_FOLDER
 from advl_pipeline.datasets.index_files import keep
 from advl_pipeline.datasets.own.hub import library_source
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.locations import read_regular
 
 Rows = Iterable[Mapping[str, Any]]
 

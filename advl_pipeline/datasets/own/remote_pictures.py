@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.base.locations import hub_obstacle
 from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, index_file, open_index_file, record_batch
 from advl_pipeline.datasets.index_files import keep
 from advl_pipeline.datasets.own.hub_files import lies_inside, open_file
 from advl_pipeline.datasets.rows import Held
-from advl_pipeline.errors import DatasetError, again
-from advl_pipeline.locations import hub_obstacle
 
 _GROUPS = "row-groups"
 """Below the index: which pictures the row groups hold that were fetched."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
+from advl_pipeline.base.packages import load_plugin, plugin_error
 from advl_pipeline.datasets.cards import dataset_plugins, rows_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
@@ -22,8 +24,6 @@ from advl_pipeline.datasets.roots import (
 )
 from advl_pipeline.datasets.row_files import read_table
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource, by_split, read_card
-from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
-from advl_pipeline.packages import load_plugin, plugin_error
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 """How the library of the hub ends the name of a file that is one of several of a split."""

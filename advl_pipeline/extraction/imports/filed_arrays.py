@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.extraction.imports.region_formats import Entry, FoundFeatures, by_name
 
 _HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"

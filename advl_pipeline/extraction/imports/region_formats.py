@@ -41,11 +41,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.array_archives import DamagedArchive, read_array_archive
+from advl_pipeline.base.array_archives import DamagedArchive, read_array_archive
+from advl_pipeline.base.errors import Advice, DatasetError, advise
+from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import Advice, DatasetError, advise
-from advl_pipeline.packages import install_extra
 
 Floats = npt.NDArray[np.float32]
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from advl_pipeline.configuration import require_effect
+from advl_pipeline.base.configuration import require_effect
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.checks import require_source
 from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.imports.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from advl_data.scenes.generator.vocabulary import Kind
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import install_extra, read_data
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.packages import install_extra, read_data
 
 Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line", "photograph"]
 Sprite = npt.NDArray[np.uint8]

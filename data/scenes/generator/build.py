@@ -38,11 +38,11 @@ from advl_data.scenes.generator.snli_ve_items import snli_ve_items
 from advl_data.scenes.generator.vcr_items import metadata, vcr_items
 from advl_data.scenes.generator.vocabulary import Phrasing, Vocabulary, Voice, load_vocabulary
 from advl_data.scenes.generator.vqa_items import header, vqa_items
+from advl_pipeline.base.errors import ConfigError, DatasetError, Interrupted, StorageError, again
+from advl_pipeline.base.folders import MARKERS, require_folder
+from advl_pipeline.base.packages import read_data
+from advl_pipeline.base.processes import worker_processes
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.errors import ConfigError, DatasetError, Interrupted, StorageError, again
-from advl_pipeline.folders import MARKERS, require_folder
-from advl_pipeline.packages import read_data
-from advl_pipeline.processes import worker_processes
 
 RECORD_FILE: Final = MARKERS["corpus"].file
 CORPUS_VERSION: Final = 6

@@ -20,9 +20,9 @@ from PIL import Image
 from advl_data.scenes.generator.artwork import Sprite
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.vocabulary import Kind
+from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import AdvlError, DatasetError
 
 Pool = Literal["captions", "train", "val", "test"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from advl_data.scenes.generator.draws import Draws
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.base.errors import AdvlError
 
 Relation = Literal["left", "right", "above", "below"]
 Axis = Literal["horizontal", "vertical"]

@@ -25,7 +25,7 @@ from advl_data.scenes.generator.placing import (
     relation,
 )
 from advl_data.scenes.generator.vocabulary import Container, Kind, Vocabulary
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.base.errors import AdvlError
 
 SCENES_PER_GROUP = 4
 

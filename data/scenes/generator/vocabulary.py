@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from advl_data.scenes.generator.draws import Draws
-from advl_pipeline.errors import DatasetError, again
-from advl_pipeline.packages import read_data
+from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.base.packages import read_data
 
 DESCRIPTIONS_FILE: Final = "scenes/generator/descriptions.toml"
 Aspect = Literal["does", "used_for", "met", "looks", "belongs"]

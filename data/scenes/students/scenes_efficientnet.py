@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from advl_data.scenes.students.small import CropBatch, ScenesSmall, ScenesSmallConfig
-from advl_pipeline.batch_norms import fold_batch_norms
-from advl_pipeline.configuration import build_config, option
+from advl_pipeline.base.batch_norms import fold_batch_norms
+from advl_pipeline.base.configuration import build_config, option
 from advl_pipeline.students.bert_parts import initialise_bert
 from advl_pipeline.students.frozen_states import FrozenStates, keeps_states, states_of
 from advl_pipeline.students.saved import load_weights, saved_settings

@@ -22,8 +22,8 @@ from torch import nn
 
 from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudentConfig

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from advl_data.scenes.students.bert_layer import BertLayer
 from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead, LookupOutput
-from advl_pipeline.configuration import build_config, option
+from advl_pipeline.base.configuration import build_config, option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
     attention_bias,

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_data.scenes.objectives import PretrainHeads, phrase_targets, region_questions
 from advl_data.scenes.pretrain import pretrain_identity, run_pretrain
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.teaching import _known_words
+from advl_pipeline.training.signals.teaching import _known_words
 
 STUDENTS = ("scenes-small", "scenes-efficientnet", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 

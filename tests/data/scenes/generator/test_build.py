@@ -26,8 +26,8 @@ from advl_data.scenes.generator.build import (
     task_splits,
 )
 from advl_data.scenes.generator.vocabulary import DESCRIPTIONS_FILE, load_vocabulary
-from advl_pipeline.errors import ConfigError, DatasetError, StorageError
-from advl_pipeline.packages import read_data
+from advl_pipeline.base.errors import ConfigError, DatasetError, StorageError
+from advl_pipeline.base.packages import read_data
 
 TINY = ScenesConfig(
     num_caption_scenes=10,

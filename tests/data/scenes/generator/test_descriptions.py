@@ -17,8 +17,8 @@ from advl_data.scenes.generator.vocabulary import (
     read_descriptions,
     read_tables,
 )
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import read_data
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.packages import read_data
 
 VOCABULARY = load_vocabulary()
 DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)

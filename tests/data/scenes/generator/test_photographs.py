@@ -17,9 +17,9 @@ from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, run_build_scenes
 from advl_data.scenes.generator.photograph_kinds import OURS, load_photograph_vocabulary
 from advl_data.scenes.generator.photographs import LEAST_PHOTOGRAPHS, SHARES, read_photographs
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.packages import read_data
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.packages import read_data
 
 KINDS = {
     "pet": ["cat", "dog", "hamster"],

@@ -18,8 +18,8 @@ from advl_data.scenes.generator.artwork import (
     require_package,
 )
 from advl_data.scenes.generator.vocabulary import load_vocabulary
-from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import read_data
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.packages import read_data
 
 VOCABULARY = load_vocabulary()
 UNNAMED = [kind for kind in VOCABULARY.labelled if not kind.named]

@@ -1,0 +1,486 @@
+"""Configuration: one frozen dataclass per command, filled from a TOML file and then from flags.
+
+A command's dataclass is the only place where an option is declared, with its help and, for a number, its range.
+The command line derives its flags from the fields (`cli/flags.py`), a `--config run.toml` gives defaults, flags
+win, and an unknown key is an error. Ranges are checked whenever a configuration is made, from Python too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import inspect
+import json
+import math
+import stat
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union
+
+from advl_pipeline.base.errors import ConfigError, ineffective, name_too_long, unknown_name
+from advl_pipeline.base.folders import FolderKind
+from advl_pipeline.base.locations import Url, local_folder, parse_location
+
+ConfigT = TypeVar("ConfigT")
+
+_MOST_BITS = 63
+"""What the libraries behind the options hold of a whole number."""
+
+Identity = Literal["value", "content", "beside", "none"]
+"""How an option stands in the identity of a result. `value`: by its value. `content`: by the content of what it
+names, which may move but not change. `beside`: not at all, it says where things lie; it is recorded as provenance.
+`none`: not at all, it says how the work is done."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a command makes of the path that an option names; `outputs.require_outputs` refuses the rest.
+
+    `makes`: a folder of ours of that kind; `folders`, such folders below the path; `new`, a file or a folder where
+    nothing is; `file`, one file; `lines`, lines that are appended to one file. `begins` is a regular expression that
+    the beginning of each file matches which the command writes, in whichever of its forms. `home` is the option that
+    names a folder of ours in which such files lie, and the pattern of their names in it.
+    """
+
+    makes: FolderKind | Literal["folders", "new", "file", "lines"]
+    begins: bytes = rb"\Z."
+    home: tuple[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """What a command's configuration declares of an option, beside its name, type and default.
+
+    Args:
+        help: what the option does, shown by `--help`.
+        metavar: what `--help` shows for the value.
+        minimum: smallest number; `above` is the bound that is itself outside.
+        maximum: largest number; `below` is the bound that is itself outside.
+        above: see `minimum`.
+        below: see `maximum`.
+        multiple_of: the number is a whole multiple of this one.
+        also: another flag that means the same.
+        such_as: an example of its value, told where an option that is required is missing.
+        rare: few users set it: `--help-all` shows it, `--help` does not.
+        identity: how the option stands in what a result is; see `Identity`.
+        output: what the command makes of the path, where the option names an output; every other path is an input.
+        needs: names of facts without which it changes nothing, the first that fails is told; see `unused_options`.
+    """
+
+    help: str
+    metavar: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    multiple_of: int | None = None
+    also: str | None = None
+    such_as: str | None = None
+    rare: bool = False
+    identity: Identity = "value"
+    output: Output | None = None
+    needs: tuple[str, ...] = ()
+
+    def allows(self, value: float) -> bool:
+        """Say whether a number is finite and within the bounds."""
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+    @property
+    def bounds(self) -> str:
+        """The numbers that it takes, in words; "" where any will do."""
+        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
+        limits = [] if self.multiple_of is None else [f"a multiple of {self.multiple_of}"]
+        return ", ".join([*limits, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
+
+
+def option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
+    """Declare a field of a command's configuration, of which `Option` says what may be declared.
+
+    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
+    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
+    dataclasses. Without a default the option is required.
+    """
+    return dataclasses.field(default=default, metadata={"option": Option(**declared)})
+
+
+def rare_option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
+    """Declare an option that few users set, as `option` does: `--help-all` shows it, `--help` does not."""
+    return option(default, rare=True, **declared)
+
+
+def bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
+    """Declare a number of a file that no flag gives, with its range as `Option` declares it."""
+    return option(default, help="", **bounds)
+
+
+def component(kind: type[Any]) -> Any:
+    """Declare a part of a configuration; its options are the whole's, by their names, in files and as flags."""
+    return dataclasses.field(default=kind(), metadata={"component": kind})
+
+
+class Declared(NamedTuple):
+    """An option as a configuration has it: its field, type and declaration, and the title of its section of the help.
+
+    The title may be "".
+    """
+
+    field: dataclasses.Field[Any]
+    hint: Any
+    option: Option
+    title: str
+
+
+def declared(cls: type[Any]) -> dict[str, Declared]:
+    """Return each option of a configuration in the order of the help: of the bases, then of the components.
+
+    A configuration may be made of several classes; each has its own `title`.
+    """
+    return _declared(cls)  # type: ignore[arg-type]
+
+
+# A study makes thousands of configurations.
+@functools.cache
+def _declared(cls: type[Any]) -> dict[str, Declared]:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    declaring = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
+    options: dict[str, Declared] = {}
+    for part in cls.__mro__:
+        for name, field in fields.items():
+            if declaring[name] is not part or "component" in field.metadata:
+                continue
+            stated = field.metadata.get("option", Option(help=""))
+            options[name] = Declared(field, hints[name], stated, part.__dict__.get("title", ""))
+    for field in fields.values():
+        if "component" in field.metadata:
+            options |= declared(field.metadata["component"])
+    return options
+
+
+def option_values(config: Any) -> dict[str, Any]:
+    """Return name -> value of each option of a configuration, those of its components among them."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values |= option_values(value) if "component" in field.metadata else {field.name: value}
+    return values
+
+
+def with_options(config: ConfigT, **changes: Any) -> ConfigT:
+    """Return a configuration with other values of some options, by their names."""
+    if unknown := changes.keys() - declared(type(config)).keys():
+        raise TypeError(f"{type(config).__name__} has no option {', '.join(sorted(unknown))}")
+    return _assembled(type(config), option_values(config) | changes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """Base of all configurations: a number outside the range of its option is refused, however it came there.
+
+    So is a path that no file can have, and an input that is a pipe or a device, which may never end.
+    """
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_ranges(type(self), values)
+        _check_places(type(self), values)
+
+
+def _check_places(cls: type[Configuration], values: Mapping[str, Any]) -> None:
+    for name, declaration in declared(cls).items():
+        value = values.get(name)
+        for path in value if isinstance(value, tuple) else [value]:
+            if not isinstance(path, Path):
+                continue
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise name_too_long(str(path), where=flag_of(name)) from None
+                continue
+            except ValueError:
+                continue  # What opens it says that no name holds such a character.
+            if declaration.option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = f"{flag_of(name)} names neither a file nor a folder."
+                raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
+
+
+def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: str = "") -> None:
+    """Refuse numbers outside the ranges that a configuration declares.
+
+    Args:
+        values: field name -> value; names that are no fields are passed over.
+
+    Raises:
+        ConfigError: with the option, its range and the number.
+    """
+    for name, declaration in declared(cls).items():
+        option = declaration.option
+        shown = flag_of(name) if option.help else name
+        for value in _numbers(values.get(name)):
+            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
+                raise ConfigError(f"{shown} is too large a number.", where=where, why=why)
+            if not option.allows(value):
+                what = f"{shown} must be {option.bounds or 'a finite number'}."
+                raise ConfigError(what, where=where, why=f"got {value!r}")
+
+
+def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
+    """Return the values but those of options that stand in the identity in one of these ways.
+
+    Args:
+        values: field name -> value; names that are no fields stay.
+        left_out: ways.
+    """
+    gone = {name for name, declaration in declared(cls).items() if declaration.option.identity in left_out}
+    return {name: value for name, value in values.items() if name not in gone}
+
+
+def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values but those at the default of their option.
+
+    Args:
+        values: field name -> value, as `config_to_dict` has them; names that are no fields stay.
+    """
+    options = declared(cls)
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in options or value != to_plain(options[name].field.default)
+    }
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def unused_options(config: Any, facts: Mapping[str, str]) -> dict[str, str]:
+    """Return the options that are not at their default and would change nothing: name -> why.
+
+    Args:
+        facts: each that an option may need -> "" where it holds, else why not. One that is missing is left aside.
+    """
+    reasons: dict[str, str] = {}
+    values = option_values(config)
+    for name, (field, _, option, _) in declared(type(config)).items():
+        why = next(filter(None, (facts.get(need) for need in option.needs)), "")
+        if why and values[name] != field.default:
+            reasons[name] = why
+    return reasons
+
+
+def require_effect(config: Any, facts: Mapping[str, str]) -> None:
+    """Refuse options that would change nothing in what the command is asked for.
+
+    Args:
+        facts: as `unused_options` takes them.
+
+    Raises:
+        ConfigError: there are such options; all of them are named.
+    """
+    if reasons := unused_options(config, facts):
+        raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+COMMAND_LINE = "command line"
+
+_NO_FLAGS: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
+    """Return field -> the key that it has in a mapping, and its value.
+
+    A key is the name of a field, dashes allowed, or that of its other flag.
+
+    Raises:
+        ConfigError: an unknown key, or two of one option.
+    """
+    options = declared(cls)
+    also = {
+        declaration.option.also.removeprefix("--").replace("-", "_"): name
+        for name, declaration in options.items()
+        if declaration.option.also
+    }
+    entries: dict[str, tuple[str, Any]] = {}
+    for key, value in layer.items():
+        name = key.replace("-", "_")
+        name = name if name in options else also.get(name, "")
+        if not name:
+            raise unknown_name(f"Unknown key {key!r}.", key.replace("-", "_"), options, where=where)
+        if name in entries:
+            why = f"{entries[name][0]} and {key} are the same"
+            raise ConfigError("An option stands there twice.", where=where, why=why)
+        entries[name] = key, value
+    return entries
+
+
+def build_config(
+    cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] = _NO_FLAGS
+) -> ConfigT:
+    """Build a configuration dataclass from mappings, later ones winning.
+
+    Args:
+        layers: mappings from field name (dashes allowed) to value, plain TOML types.
+        where: named in errors, such as the file that a layer was read from.
+        flags: a last layer, which was given on the command line.
+
+    Raises:
+        ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
+    """
+    options = declared(cls)
+    values: dict[str, Any] = {}
+    for layer, place in (*((layer, where) for layer in layers), (flags, COMMAND_LINE)):
+        for name, (key, value) in by_field(cls, layer, where=place).items():
+            values[name] = _coerce(value, options[name].hint, key=key, where=place)
+    missing = [
+        name
+        for name, (field, *_) in options.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        examples = {name: options[name].option.such_as for name in missing}
+        shown = [flag_of(name) if example else name for name, example in examples.items()]
+        such_as = " ".join(f"{flag_of(name)} {example}" for name, example in examples.items() if example)
+        raise ConfigError(
+            f"{' and '.join(shown)} {'is' if len(missing) == 1 else 'are'} missing.",
+            where=where,
+            why=f"such as {such_as}" if such_as else "",
+        )
+    try:
+        return _assembled(cls, values)
+    except ConfigError as error:
+        error.where = error.where or where
+        raise
+
+
+def _assembled(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Return a configuration whose options have these values, each in the component that declares it."""
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        part = field.metadata.get("component")
+        if part is not None:
+            arguments[field.name] = _assembled(part, values)
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+    return cls(**arguments)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return the configuration as plain JSON types (paths as strings, tuples as lists)."""
+    return {name: to_plain(value) for name, value in option_values(config).items()}
+
+
+def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give a configuration its values in the order of the help, defaults left out.
+
+    Args:
+        values: field name -> value, as `config_to_dict` has them; other keys are passed over.
+    """
+    words: list[str] = []
+    for name, value in changed_options(cls, {name: values.get(name) for name in declared(cls)}).items():
+        if value is None:
+            continue
+        flag = flag_of(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += [flag, str(item)]
+    return words
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value as plain JSON types: dataclasses and named tuples by their fields, paths as strings.
+
+    A number that JSON lacks, such as NaN, is None.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return config_to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "_asdict"):
+        return to_plain(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return value
+
+
+def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False, default: Any = None) -> str:
+    """Render a value, as `to_plain` has it, as JSON that every reader takes; options are those of `json.dumps`."""
+    return json.dumps(
+        to_plain(value), indent=indent, sort_keys=sort_keys, default=default, ensure_ascii=False, allow_nan=False
+    )
+
+
+def kinds_of(hint: Any) -> tuple[list[Any], list[Any]]:
+    """Return the types that an option of a type may be of, `None` among them, and the words that it takes beside."""
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    kinds = list(typing.get_args(hint)) if is_union else [hint]
+    words = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+    return [kind for kind in kinds if kind not in words], [word for kind in words for word in typing.get_args(kind)]
+
+
+def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
+    kinds, words = kinds_of(hint)
+    if value in words or (value is None and type(None) in kinds):
+        return value
+    if Url in kinds:
+        if isinstance(value, (str, Path)):
+            return parse_location(value)
+        kind = type(value).__name__
+        raise ConfigError(f"{key} must be a path or a URL, not {kind}.", where=where, why=f"got {value!r}")
+    others = [kind for kind in kinds if kind is not type(None)]
+    if not others:
+        shown = flag_of(key) if where == COMMAND_LINE else key
+        raise unknown_name(f"{shown} cannot be {value!r}.", str(value), map(str, words), where=where)
+    (hint,) = others
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_coerce(item, arguments[0], key=key, where=where) for item in value)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{key} must be a table, not {type(value).__name__}.", where=where, why=f"got {value!r}"
+            )
+        return types.MappingProxyType(
+            {str(name): _coerce(item, arguments[1], key=f"{key}.{name}", where=where) for name, item in value.items()}
+        )
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build_config(typing.cast(type[Any], hint), value, where=f"{where} [{key}]".strip())
+    if hint is Path and isinstance(value, (str, Path)):
+        return local_folder(parse_location(value), what=key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if value.bit_length() <= _MOST_BITS else value
+    if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+        return value
+    raise ConfigError(
+        f"{key} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__}.",
+        where=where,
+        why=f"got {value!r}",
+    )

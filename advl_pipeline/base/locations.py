@@ -1,0 +1,132 @@
+"""Where things lie: a cache in a folder or under the URL of an object store, files, the model hub if in reach."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from io import BufferedReader
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
+
+from advl_pipeline.base.errors import ConfigError
+
+SCHEMES = ("s3", "gs")
+"""Object stores; `file://` is understood too and means a folder."""
+
+TIMEOUT_SECONDS = 10.0
+"""After which the hub counts as out of reach: found out in a moment, in place of half a minute of retries."""
+
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
+
+
+class Url(str):
+    """A prefix in a bucket, such as `s3://bucket/caches/clip-vit-l`: no credentials, no slash at the end."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        return self.partition("://")[0]
+
+    @property
+    def bucket(self) -> str:
+        return self.partition("://")[2].partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all objects begin with, without the slash that follows it."""
+        return self.partition("://")[2].partition("/")[2]
+
+
+Location = Path | Url
+
+
+def user_cache() -> Path:
+    """Return the folder of this user's files that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
+
+
+def parse_location(text: str | os.PathLike[str]) -> Location:
+    """Return the folder or the URL that a user named.
+
+    Raises:
+        ConfigError: a URL of another scheme, without bucket or prefix, or with credentials in it.
+    """
+    if isinstance(text, Url):
+        return text
+    matched = _URL.match(os.fspath(text))
+    if matched is None:
+        return Path(text)
+    scheme, rest = matched[1].lower(), matched[2]
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise ConfigError("A file:// URL names a folder by its absolute path.", where=f"file://{rest}")
+        return Path(unquote(rest))
+    if "@" in rest or "?" in rest or "#" in rest:
+        # Not shown: it may hold a secret.
+        raise ConfigError(
+            "The URL of a cache is only scheme, bucket and prefix.",
+            where=f"{scheme}://...",
+            why="credentials come from the environment, never from the URL",
+            next_command="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS",
+        )
+    parts = rest.rstrip("/").split("/")
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"Caches cannot lie in a {scheme}:// store.", where=f"{scheme}://{rest}", why="known: s3, gs, file"
+        )
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
+        raise ConfigError("The URL of a cache names a bucket and a prefix in it.", where=f"{scheme}://{rest}")
+    return Url(f"{scheme}://{'/'.join(parts)}")
+
+
+def local_folder(location: Location, *, what: str) -> Path:
+    """Return the path, or say that the option `what` takes no URL; raises `ConfigError`."""
+    if isinstance(location, Url):
+        raise ConfigError(
+            f"{what} must be a path of this machine.",
+            where=str(location),
+            next_command="copy it here first; a cache under a URL is the same files as in a folder",
+        )
+    return location
+
+
+def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
+    """Open a file to read; a pipe would wait for its other end, and a device need not end.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.open("rb", buffering)  # type: ignore[return-value]  # Never unbuffered.
+
+
+def read_regular(path: Path) -> bytes:
+    """Return what a file holds; raises what `regular_file` does."""
+    with regular_file(path) as file:
+        return file.read()
+
+
+def hub_obstacle() -> str:
+    """Return why the hub cannot be reached from here, or "" when nothing speaks against trying.
+
+    A proxy is trusted to reach it.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if "https" in getproxies():
+        return ""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((host, port), timeout=TIMEOUT_SECONDS):
+            return ""
+    except OSError as error:
+        return f"{host} cannot be reached: {error.strerror or error}"

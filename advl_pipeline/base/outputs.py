@@ -1,0 +1,170 @@
+"""The door of every output: whether a command may write where its options say, asked before it does anything.
+
+An option that names an output declares what the command makes of the path (`configuration.option(output=...)`). From
+that alone the door knows every output of a command, and that all its other paths are inputs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.base.atomic import require_no_folder, writing
+from advl_pipeline.base.configuration import Configuration, Output, declared, flag_of, option, option_values
+from advl_pipeline.base.errors import ConfigError, StorageError, again
+from advl_pipeline.base.folders import CACHE_NOTES, cache_note, folder_kind, may_note, require_folder, require_outside
+from advl_pipeline.base.locations import Location
+
+_HEAD_BYTES = 4096
+"""How much of a file is read to tell what wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceOptions(Configuration):
+    """Whether a file that lies in the place of the output may go."""
+
+    replace: bool = option(
+        False, help="Replace a file that lies there and that this command did not write.", identity="none"
+    )
+
+
+def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: Location) -> None:
+    """Refuse a command whose outputs would take the place of something else. Nothing is written.
+
+    An output lies in no folder of ours of another kind and over no input of the same command. A file that is there is
+    replaced, or appended to, only where it begins as this command's own do, or is replaced with `--replace`.
+
+    Args:
+        config: the command's configuration.
+        reads: inputs beside those that the configuration names.
+        places: option -> its path, for outputs that nobody named.
+
+    Raises:
+        ConfigError: as said. StorageError: the folder of a file cannot be written.
+    """
+    outputs: dict[str, tuple[Path, Output]] = {}
+    inputs = list(_paths(tuple(reads)))
+    options = declared(type(config))
+    for name, value in (option_values(config) | places).items():
+        output = options[name].option.output
+        if output is None:
+            inputs += _paths(value)
+        elif isinstance(value, Path):
+            outputs[name] = value, output
+    for name, (path, output) in outputs.items():
+        with writing(path):
+            match output.makes:
+                case "folders":
+                    require_outside(path / "any", option=flag_of(name))
+                    _require_writable(path.absolute(), option=flag_of(name))
+                case "new" | "file" | "lines":
+                    others = [other for other_name, (other, _) in outputs.items() if other_name != name]
+                    _require_file(config, name, path, output, inputs=inputs, others=others)
+                case kind:
+                    require_folder(path, kind, option=flag_of(name))
+                    if folder_kind(path) != kind:
+                        _require_writable(path.absolute(), option=flag_of(name))
+                    if kind == "cache":
+                        _require_notes(path, option=flag_of(name))
+
+
+def _require_notes(cache: Path, *, option: str) -> None:
+    for ending in CACHE_NOTES:
+        note = cache_note(cache, ending)
+        if not may_note(note) and not note.is_dir():
+            raise ConfigError(
+                "Something else lies where a note next to the cache is written.",
+                where=str(note),
+                why="it is a link" if note.is_symlink() else "it does not begin as this command's files do",
+                next_command=f"move it away, or give another {option}",
+            )
+
+
+def _require_file(
+    config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path], others: Sequence[Path]
+) -> None:
+    another, resolved = f"give another {flag_of(name)}", path.resolve()
+
+    def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
+        return ConfigError(what, where=str(path), why=why, next_command=advice)
+
+    # Whether it lies where a folder of ours, which the command was given, has such files.
+    is_at_home = output.home is not None and any(
+        resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), output.home[1])
+        for home in (folder.resolve() for folder in _paths(getattr(config, output.home[0])))
+    )
+    if not is_at_home:
+        require_outside(path, option=flag_of(name))
+    if output.makes == "new" and os.path.lexists(path):
+        raise refusal("The output exists already.")
+    if path.is_symlink() and not path.exists():
+        raise refusal("The output is a link to nothing.", "it would be written where the link points")
+    if path.exists() and any(map(path.samefile, inputs)):
+        raise refusal("The output would take the place of an input.", "the command reads it")
+    if any(resolved.is_relative_to(other.resolve()) for other in others):
+        raise refusal("One output would lie in another one.", "the command writes both")
+    require_no_folder(path)
+    _require_writable(path.absolute().parent, option=flag_of(name))
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        # It is the command's own; an empty file may be appended to.
+        if re.match(output.begins, head) is not None or (output.makes == "lines" and not head):
+            return
+    else:
+        raise refusal("The output is no plain file.", "a device or a pipe lies there")
+    if output.makes == "lines":
+        raise refusal("A file lies there that this command did not write.", "lines are appended to its own files")
+    if not is_at_home and any(resolved.is_relative_to(folder.resolve()) for folder in inputs if folder.is_dir()):
+        raise refusal("The output would take the place of an input.", "it lies in a folder that the command reads")
+    if not getattr(config, "replace", False):
+        raise refusal(
+            "A file lies there that this command did not write.",
+            "it does not begin as this command's files do",
+            again(f"{another}, or replace what lies there", "--replace"),
+        )
+
+
+def _require_writable(folder: Path, *, option: str) -> None:
+    """Refuse a folder that cannot be made or written in; it, or the first above it that is there, says why."""
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not above.is_dir():
+        why = f"{above} is a file"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        why = f"{above}: {os.strerror(number)}"
+    else:
+        return
+    elsewhere = again(f"give another {option}", option, "ELSEWHERE")
+    elsewhere.left_out = (option,)
+    raise StorageError("The output could not be written.", where=str(folder), why=why, next_command=elsewhere)
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Yield what a value may name on this machine: a dataset is a name or a file."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, Path) or (isinstance(value, str) and value and "\0" not in value):
+        with suppress(OSError):
+            # A text too long for a name is none.
+            if Path(value).exists():
+                yield Path(value)
+
+
+def inert_cell(cell: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula: it begins with an apostrophe. Numbers stay as they are."""
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return cell

@@ -1,0 +1,205 @@
+"""Python packages beside the light core: those that carry files of ours, and what brings the missing ones."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import resources
+from importlib.metadata import EntryPoint
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.base.errors import Advice, ConfigError, advise
+
+OWN_DATA = "advl_data"
+"""Import name of the folder `data/`."""
+
+DATA_GROUP = "advl.data"
+"""Entry points of packages that bring files in the layout of `data/`: cards, recipes, studies, facts of students."""
+
+
+@cache
+def entry_points(*, group: str) -> tuple[EntryPoint, ...]:
+    """Return what installed packages bring to a group, none of it loaded.
+
+    The metadata of all packages are read for it, which takes tens of milliseconds: once for a process.
+    """
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
+def load_plugin(point: EntryPoint, what: str) -> Any:
+    """Return what an entry point of another package holds.
+
+    Args:
+        what: it is, such as "teacher".
+
+    Raises:
+        ConfigError: it cannot be loaded, for whatever reason of the package.
+    """
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise plugin_error(point, what, error) from error
+
+
+def plugin_error(point: EntryPoint, what: str, error: BaseException) -> ConfigError:
+    """Return the error of a plug-in that fails by itself: what it is, whose, why, and how to be rid of it."""
+    package = point.dist.name if point.dist else point.value.partition(":")[0].partition(".")[0]
+    return ConfigError(
+        f"The {what} {point.name!r} of the package {package} cannot be used.",
+        where=f"entry point {point.group}: {point.name} = {point.value}",
+        why=f"{type(error).__name__}: {error}",
+        next_command=advise(["pip", "uninstall", package], note="or install what it needs"),
+    )
+
+
+@cache
+def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...]]:
+    """Return the folders of facts with the plug-in of each, and the errors of plug-ins that have none."""
+    homes: dict[Path, EntryPoint | None] = {Path(str(resources.files(OWN_DATA))): None}
+    broken = []
+    for point in sorted(entry_points(group=DATA_GROUP), key=lambda point: point.value):
+        try:
+            homes[Path(str(resources.files(point.value)))] = point
+        except (Exception, SystemExit) as error:
+            broken.append(plugin_error(point, "data", error))
+    return homes, tuple(broken)
+
+
+def data_folders() -> tuple[Path, ...]:
+    """Return the folders of facts, ours first; a plug-in whose folder cannot be found has none."""
+    return tuple(_data_homes()[0])
+
+
+def missing_data() -> str:
+    """Return which plug-ins' facts cannot be found, for the error of a name that may be among them; "" for none."""
+    return "".join(f"; {error.what} It is the {error.where}; {error.next_command}" for error in _data_homes()[1])
+
+
+def read_data_file(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file in one of the `data_folders`.
+
+    Raises:
+        ConfigError: a plug-in's is damaged.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        point = next((point for home, point in _data_homes()[0].items() if path.is_relative_to(home)), None)
+        if point is None:
+            raise
+        raise plugin_error(point, f"file {path.name} of the data", error) from error
+
+
+def data_files(folder: str) -> dict[str, Path]:
+    """Return the TOML files of a folder in `data/` and in the plug-ins' folders of that name: stem -> file."""
+    files: dict[str, Path] = {}
+    for home in data_folders():
+        for path in sorted((home / folder).glob("*.toml")):
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))
+
+
+def read_tables(name: str) -> dict[str, Any]:
+    """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring undamaged."""
+    tables: dict[str, Any] = {}
+    for path in (home / name for home in data_folders()):
+        if path.is_file():
+            # Whose names are in a damaged file meets names that are not known.
+            with suppress(ConfigError):
+                tables = {**read_data_file(path), **tables}
+    return tables
+
+
+def read_data(name: str) -> str:
+    """Return the text of a file in `data/`."""
+    return resources.files(OWN_DATA).joinpath(name).read_text(encoding="utf-8")
+
+
+def package_folder(module: str) -> Path | None:
+    """Return the folder of an installed package, or None."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent
+
+
+def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str, str]:
+    """Return the version of each distribution; `absent` stands for that of one that is not installed."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = absent
+    return versions
+
+
+def install_extra(*extras: str, note: str = "") -> Advice:
+    """Return the command that installs the packages of extras.
+
+    It names these packages and never this project: what an index has under its name may be anybody's.
+    """
+    required = [line.partition(";") for line in importlib.metadata.requires(DISTRIBUTION) or ()]
+
+    def packages_of(extra: str) -> list[str]:
+        requirements: list[str] = []
+        for wanted, _, condition in required:
+            if re.search(rf"extra == ['\"]{extra}['\"]", condition):
+                ours = re.fullmatch(rf"{DISTRIBUTION}\[(.*)\]", wanted.strip())
+                requirements += (
+                    chain.from_iterable(map(packages_of, ours[1].split(","))) if ours else [wanted.strip()]
+                )
+        return requirements
+
+    return advise(["pip", "install", *chain.from_iterable(map(packages_of, extras))], note=note)
+
+
+@contextmanager
+def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
+    """Refuse, with what to install, where the imports in the block lack a package that an extra brings.
+
+    Args:
+        extras: of this package.
+        where: the option or the file that asks for it.
+
+    Raises:
+        ConfigError: as said.
+    """
+    try:
+        yield
+    except ImportError as error:
+        what = f"This needs the extra {' and '.join(extras)}, which is not installed."
+        raise ConfigError(what, where=where, why=str(error), next_command=install_extra(*extras)) from None
+
+
+DISTRIBUTION = "advl-pipeline"
+
+EXTRA_OF = {
+    "zarr": "zarr",
+    **dict.fromkeys(
+        "accelerate h5py huggingface_hub jinja2 loky markupsafe matplotlib orjson pandas PIL pyarrow scipy timm "
+        "tokenizers torch torchvision transformers".split(),
+        "train",
+    ),
+}
+"""Modules that the bare package, which reads caches, does without -> the extra that brings them."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
+    """Return what to install for a module of `EXTRA_OF`; None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRA_OF:
+        return None
+    return ConfigError(
+        "This needs a package that is not installed.",
+        where=f"Python package {module}",
+        why="the bare package reads and verifies caches, and exports them to safetensors",
+        next_command=install_extra(EXTRA_OF[module]),
+    )

@@ -1,0 +1,192 @@
+"""A repository of the hub: one commit of it is fetched into one folder, and models are opened from there alone.
+
+Nothing is loaded by name: a library that asks for one file after another takes what it finds, and puts a default in
+the place of what it does not find. Without a network the same files are looked for in the hub's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.base.atomic import writing
+from advl_pipeline.base.errors import WeightsUnavailable, advise, again
+from advl_pipeline.base.locations import hub_obstacle
+
+DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model")
+"""Configurations, tokenizers and processors, and those of a sentence encoder's modules."""
+
+WEIGHTS = (("*.safetensors",), ("pytorch_model.bin", "pytorch_model-*.bin", "*/pytorch_model.bin"))
+"""Kinds of weights; the first that a repository has is fetched."""
+
+_LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
+"""The same weights for other programs. Folders of modules begin with a digit."""
+
+HUB = "hf:"
+"""Begins the name of a repository where a path may stand as well."""
+
+LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
+
+
+def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]] = WEIGHTS) -> Path:
+    """Return the folder of one commit of a repository, which has the commit's name; missing files are fetched.
+
+    A branch or a tag is what the hub says that it is now; without a network, what it said last.
+
+    Args:
+        name: ORG/MODEL, or ORG/MODEL@REVISION.
+        what: for errors, such as "weights of teacher 'roberta-l'".
+        option: for errors, the one that takes a folder of files that were fetched elsewhere.
+        weights: patterns of weights by kind, of which the first that is there is wanted; none for descriptions alone.
+
+    Raises:
+        WeightsUnavailable: files are neither here nor to be had.
+        StorageError: the disk is full or failed.
+    """
+    obstacle = hub_obstacle()
+    try:
+        folder = _snapshot(name, DESCRIPTIONS, is_local=bool(obstacle))
+        for patterns in weights:
+            _snapshot(pinned(name, folder), patterns, is_local=bool(obstacle))
+            if _is_complete(folder, patterns):
+                return folder
+        if not weights:
+            return folder
+        why = obstacle or f"it has no {' or '.join(patterns[0] for patterns in weights)}"
+        following = "" if obstacle else again("name a repository that holds weights")
+    except Exception as error:  # The library raises whatever its parts do.
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            with writing(str(error.filename or "the cache of the hub")):
+                raise
+        why, following = refusal(error, name, obstacle)
+    repository, _, revision = name.partition("@")
+    download = f"hf download {repository} {f'--revision {revision} ' if revision else ''}--local-dir DIR"
+    raise WeightsUnavailable(
+        f"The {what} are not on this machine and could not be fetched.",
+        where=f"hf:{name}",
+        why=why,
+        next_command=following or f"where there is a network: {download}; then {option} DIR",
+    ) from None
+
+
+def is_at_hand(name: str) -> bool:
+    """Tell whether a repository's weights and descriptions are in the hub's cache; nothing is fetched."""
+    try:
+        folder = _snapshot(name, DESCRIPTIONS, is_local=True)
+        return any(
+            _is_complete(_snapshot(pinned(name, folder), patterns, is_local=True), patterns) for patterns in WEIGHTS
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def pinned(name: str, folder: Path) -> str:
+    """Return a repository's name with the commit that was fetched into a folder."""
+    return f"{name.partition('@')[0]}@{folder.name}"
+
+
+def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, str]:
+    """Return why the hub did not give what was asked of it, and what to do, for an error that its library raised.
+
+    Args:
+        obstacle: why it was not asked; then there is nothing to do here.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
+    # What the hub answered may be behind it: the library wraps that.
+    causes = [error]
+    while (behind := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(behind)
+    repository, _, revision = name.partition("@")
+    answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if isinstance(error, HFValidationError):
+        return str(error).partition("\n")[0], again("name a repository as ORG/MODEL")
+    if obstacle:
+        return obstacle, ""
+    if isinstance(answer, RevisionNotFoundError):
+        return f"it has no revision {revision}", again(f"leave out @{revision}, or name another commit")
+    if answer is None:
+        cause = causes[-1]
+        why = f"the transfer broke: {type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        return why, again("give the same command again: what has come is kept")
+    status = answer.response.status_code
+    page = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{repository}"
+    if isinstance(answer, GatedRepoError):
+        why, first = "its owner grants access on request", f"once {page} has granted it: "
+    elif status in (401, 404):
+        why, first = "it is not there, or private and not yours", "look at the name; of a private one: "
+    elif status == 403:
+        why, first = "your token may not do that", "give a token that may: "
+    else:
+        return f"the hub answers HTTP {status}", again("give the same command again: what has come is kept")
+    return f"{why} (HTTP {status})", advise(*LOGIN.commands, note=f"{first}{LOGIN.note}", again=())
+
+
+def lacks_vocabulary(tokenizer: Any, folder: Path) -> str:
+    """Return why a tokenizer that was loaded from a folder is not of its files, or "" where it is.
+
+    Without a vocabulary the library makes one of a handful of special tokens, by the model's type.
+    """
+    files = {"tokenizer.json", *(getattr(tokenizer, "vocab_files_names", None) or {}).values()}
+    # One of bytes or characters has no file.
+    if len(files) == 1 or any((folder / name).is_file() for name in files):
+        return ""
+    return f"there is no vocabulary, none of {', '.join(sorted(files))}"
+
+
+def _snapshot(name: str, patterns: Sequence[str], *, is_local: bool) -> Path:
+    """Return the folder of a commit, with the files of some patterns in it.
+
+    Raises:
+        OSError, ValueError: they are not here and could not be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    with _quiet():
+        folder = snapshot_download(
+            repository,
+            revision=revision or None,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            local_files_only=is_local,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(_LEFT_OUT),
+        )
+    return Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library from warning of weights that a repository lacks in a form, and from bars that nobody sees."""
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    verbosity, shows_bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
+    hub_logging.set_verbosity(logging.ERROR)
+    if shows_bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if shows_bars:
+            enable_progress_bars()
+
+
+def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether there are weights of some patterns, with every shard that their index names."""
+    if not any(path for pattern in patterns for path in folder.glob(pattern)):
+        return False
+    suffix = patterns[0].rpartition(".")[2]
+    shards = {
+        (index.parent / Path(shard).name)
+        for index in folder.glob(f"*.{suffix}.index.json")
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    }
+    return all(shard.is_file() for shard in shards)

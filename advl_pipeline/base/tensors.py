@@ -1,0 +1,88 @@
+"""Named tensors: safetensors files that are whole or absent, never a pickle, with their digest; records of tensors.
+
+A record is a dataclass with the mappings and tuples of tensors and of records that it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from advl_pipeline.base.atomic import give_usual_mode, remove_left, writing
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, from any device, in a folder beside their place and rename the file into it.
+
+    The library writes under a name that it draws, which a killed process leaves behind: in that folder it is found.
+    Tied tensors, which it refuses, are written under each of their names.
+
+    Raises:
+        StorageError: the disk is full or failed; the part that was written is removed.
+    """
+    on_cpu: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        on_cpu[name] = value.clone() if memory in written else value
+        written.add(memory)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path, SafetensorError):
+            remove_left(partial)
+            partial.mkdir()
+            save_file(on_cpu, partial / path.name, metadata=None if metadata is None else dict(metadata))
+            give_usual_mode(partial / path.name)
+            (partial / path.name).replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of tensors by name, such as `module.state_dict()` as loaded.
+
+    Hashed over (name, dtype, shape, bytes) in the order of the names, so neither the file format nor the order
+    in a file matters. Take it before any cast: the compute dtype is another entry of an identity.
+    """
+    state_hash = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        state_hash.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
+        state_hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state_hash.hexdigest()
+
+
+Value = TypeVar("Value")
+
+
+def with_tensors(value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -> Value:
+    """Return a value with what `change` makes of all its tensors: those of a tuple, a table, a dataclass's fields."""
+    made: Any = value
+    if isinstance(value, torch.Tensor):
+        made = change(value)
+    elif isinstance(value, Mapping):
+        made = {key: with_tensors(entry, change) for key, entry in value.items()}
+    elif isinstance(value, tuple):
+        made = tuple(with_tensors(entry, change) for entry in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        values = {item.name: with_tensors(getattr(value, item.name), change) for item in fields(value) if item.init}
+        made = replace(value, **values)
+    return cast(Value, made)
+
+
+def moved(value: Value, device: torch.device) -> Value:
+    """Return a value with all its tensors, as `with_tensors` finds them, on a device."""
+    # A copy to the host that nobody waits for would be read before it is there.
+    return with_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

@@ -1,0 +1,246 @@
+"""The bridge: how a text teacher would answer, by way of what the student already names, without labels.
+
+docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it
+starts says which of them names the tagged region, the teacher which of them the candidate's own words are like. In
+a control the student says that, too: the same answers without what a teacher knows.
+Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.distillation.features import Features
+from advl_pipeline.distillation.relational import (
+    TEMPERATURE,
+    Landmarks,
+    mean_of_words,
+    students_names,
+    teachers_likeness,
+)
+from advl_pipeline.distillation.signal import TextSignal
+from advl_pipeline.training.batch_order import inputs_visited
+from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
+from advl_pipeline.training.landmarks.placement import places_of_boxes
+from advl_pipeline.training.landmarks.search import FoundLandmarks
+from advl_pipeline.training.resolved import Run
+
+EXAMPLES_AT_ONCE = 32
+
+THE_STUDENT = "the student"
+"""Stands in a teacher's place where the student's own likenesses of words answer."""
+
+
+def bridge_scores(
+    region_NH: torch.Tensor,
+    words_ND: torch.Tensor,
+    landmarks: Landmarks,
+    *,
+    student: float = TEMPERATURE,
+    teacher: float = TEMPERATURE,
+) -> torch.Tensor:
+    """Return (N,) in [0, 1]: the probability that region and words draw the same known word.
+
+    Args:
+        region_NH: the student's states of what each candidate speaks of; 0 for nothing, which scores by words alone.
+        words_ND: the teacher's mean feature of each candidate's words.
+        student: temperature of the student's names.
+        teacher: temperature of the teacher's likenesses.
+    """
+    named_NK = (students_names(region_NH, landmarks) / student).softmax(-1)
+    meant_NK = (teachers_likeness(words_ND, landmarks) / teacher).softmax(-1)
+    return (named_NK * meant_NK).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherAnswers:
+    """What the adapt step learns to answer: example id -> (C,) shares, none where it learns nothing; and what was
+    found out about it, with the `separation` of right from wrong on the labelled items where there is a bridge."""
+
+    shares: Mapping[str, torch.Tensor]
+    why: str
+    separation: Separation | None = None
+    whose: str = "the text teacher"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was found as plain JSON types."""
+        measured = {} if self.separation is None else asdict(self.separation)
+        return {"learned": bool(self.shares), "why": self.why, **measured}
+
+    def lines(self) -> list[str]:
+        """Return what people are told; nothing where this run had no such answers to learn."""
+        if self.separation is None:
+            return []
+        learned = "learns" if self.shares else "does not learn"
+        return [f"the adapt step {learned} how {self.whose} would answer: {self.why}"]
+
+
+def find_answers(
+    run: Run, start: StudentAtStart, found_landmarks: FoundLandmarks, inputs: Inputs
+) -> TeacherAnswers | None:
+    """Return what the adapt step learns to answer; None for a method that learns no answers.
+
+    Left to itself a run learns them where they tell right from wrong on its labelled items.
+
+    Raises:
+        ConfigError: answers are asked for (`--answer-weight`, `--answers-of`) and there is no bridge.
+    """
+    if run.method.settings.answer_weight == 0:
+        return None
+    is_asked = run.config.adapt.answer_weight is not None
+    landmarks, whose = found_landmarks.words, "the text teacher"
+    if is_own := run.method.settings.asks_itself:
+        landmarks = {} if found_landmarks.of_student is None else {THE_STUDENT: found_landmarks.of_student}
+        whose = "the student by its own likenesses"
+    if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
+        if is_asked or is_own:
+            _require_bridge(
+                landmarks, inputs.adapt_dataset, "--answer-weight" if is_asked else "--answers-of student"
+            )
+        return TeacherAnswers(shares={}, why=why)
+    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
+    measured = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
+    if not is_asked and not measured.is_above_chance:
+        return TeacherAnswers(shares={}, why=f"{measured}; NOT ABOVE CHANCE", separation=measured, whose=whose)
+    visited = inputs_visited(run, inputs)
+    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited)
+    return TeacherAnswers(shares=shares, why=str(measured), separation=measured, whose=whose)
+
+
+def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
+    """Return what is missing, or nothing."""
+    if not set(dataset.tasks) <= set(MULTIPLE_CHOICE_TASKS):
+        return "only multiple choice has a bridge"
+    if not landmarks:
+        return "no known words of the student's pretraining are landmarks of a text teacher, or of its own"
+    return ""
+
+
+def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option: str) -> None:
+    if why := _why_no_bridge(landmarks, dataset):
+        raise ConfigError(
+            "There is no bridge from the teacher to answers.",
+            where=option,
+            why=why,
+            next_command=f"leave out {option}",
+        )
+
+
+def bridge_confidence(
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
+) -> TruthConfidence:
+    """Return the confidence in the truth of labelled items.
+
+    Args:
+        positions: of the items; as `bridge_answers` takes them.
+
+    Raises:
+        ConfigError: there is no bridge.
+    """
+    _require_bridge(landmarks, dataset, "--confidence bridge")
+    answers = bridge_answers(start, landmarks, dataset, positions)
+    probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
+    for row, position in enumerate(positions):
+        example = dataset[position]
+        assert example.label is not None
+        share_C = answers[example.example_id].cpu()
+        probability_N[row] = float(share_C[example.label])
+        outranked_N[row] = outranked_candidates(share_C[None].numpy(), np.array([example.label]))[0]
+    return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
+
+
+def oracle(
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
+) -> dict[str, float]:
+    """Return example id -> 1 where the bridge is right by the label, else 0: weights that no method can have.
+
+    What these gain is the most that weights by confidence could.
+
+    Args:
+        positions: as `bridge_answers` takes them.
+
+    Raises:
+        ConfigError: there is no bridge, or an item has no label.
+    """
+    _require_bridge(landmarks, dataset, "--weighting oracle")
+    if unlabelled := [position for position in positions if dataset[position].label is None]:
+        raise ConfigError(
+            "Weights by labels need the label of every input of the adapt step.",
+            where="--weighting oracle",
+            why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
+            next_command="--adapt-on inputs, or subset, of a split with labels",
+        )
+    confidence = bridge_confidence(start, landmarks, dataset, positions)
+    ids = [dataset[position].example_id for position in positions]
+    return dict(zip(ids, (confidence.outranked_N == 1).astype(float).tolist(), strict=True))
+
+
+@torch.no_grad()
+def bridge_answers(
+    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
+
+    Several text teachers are averaged. A candidate without a word that means something, or without a tagged box, says
+    nothing: all candidates of its question are then equally probable.
+
+    Args:
+        start: left in the mode that it was in.
+        landmarks: of the text teachers, or of `THE_STUDENT`.
+        positions: of the items, of multiple choice.
+    """
+    answers: dict[str, torch.Tensor] = {}
+    for census in take_census(start, dataset, positions, at_once=EXAMPLES_AT_ONCE):
+        examples = census.examples
+        of_teachers = [_score(start, census, of_teacher, name) for name, of_teacher in landmarks.items()]
+        scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
+        for example, score_C in zip(examples, scores, strict=True):
+            is_silent = bool((score_C == 0).any())
+            share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
+            answers[example.example_id] = share_C
+    return answers
+
+
+def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher: str) -> torch.Tensor:
+    """Return (N,) scores of the candidates, 0 for those that say nothing."""
+    words, states = census.words, census.states
+    examples, batch = census.examples, census.batch
+    student_text = TextSignal(
+        text=Features(values_MD=states.pooled_NP),
+        words=Features(values_MD=census.states_NWH),
+        word_mask_NW=census.seen_NW,
+    )
+    signal = student_text if teacher == THE_STUDENT else census.signal.text[teacher]
+    assert signal.words_NWD is not None
+    # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.
+    own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
+    place_NR = torch.zeros(batch.student.box_index_NR.shape, dtype=torch.float32)
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    of_sequences = places_of_boxes(start.student, examples, batch.student)
+    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
+        for place, (begin, _) in enumerate(word_spans(candidate.text)):
+            own_NW[row, place] = begin >= candidate.context_length
+        if boxes := sorted({tag.box for tag in candidate.tags}):
+            place_NR[row] = place_SR[boxes].mean(0)
+    own_NW, place_NR = own_NW.to(start.device), place_NR.to(start.device)
+    said_NW = census.meant(signal) & ~words.frequent_NW & own_NW
+    speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
+    region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
+    score_N = torch.zeros(len(said_NW), device=said_NW.device)
+    score_N[speaks_N] = bridge_scores(
+        region_NH[speaks_N],
+        mean_of_words(signal.words_NWD, said_NW & speaks_N[:, None]),
+        landmarks,
+    )
+    return score_N

@@ -1,0 +1,279 @@
+"""Read how a student places the words and regions of a split beside its teachers, before and after the adapt step.
+
+Read from likenesses, without labels and in seconds. Of `NUM_CHOICES` nodes, one of which the teacher finds most
+like a node, the student finds one most like it. A student that knows nothing of the teacher's relations agrees with
+chance 1 / NUM_CHOICES; the teacher itself agrees always.
+Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
+choices.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from advl_pipeline.base.geometry import pooling
+from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.distillation.pooling import pool_to_regions
+from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
+from advl_pipeline.training.signals.stored_signals import SignalSource
+
+NUM_CHOICES = 4
+"""C."""
+
+Agreement = dict[str, float] | None
+"""How often the student picks what the teacher picks: `share` of `num_asked`, by `chance`; None for too few nodes."""
+
+
+def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (G, H) the mean state of each group, such as of a word's occurrences, and (G,) the groups, ascending."""
+    groups_G, place_X = torch.unique(group_X, return_inverse=True)
+    sums_GH = states_XH.new_zeros(len(groups_G), states_XH.shape[1]).index_add_(0, place_X, states_XH)
+    counts_G = torch.bincount(place_X, minlength=len(groups_G))
+    return sums_GH / counts_G[:, None], groups_G
+
+
+def share_of_agreement(
+    student_XH: torch.Tensor,
+    teacher_XD: torch.Tensor,
+    *,
+    asked_X: torch.Tensor,
+    offered_X: torch.Tensor,
+    group_X: torch.Tensor,
+) -> Agreement:
+    """Ask of each node which of several others is most like it, the teacher and then the student.
+
+    Args:
+        asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
+        offered_X: bool, nodes that may be chosen, such as words that it did.
+        group_X: int64; nodes of one group, such as the regions of one picture, are never offered for one another.
+    """
+    generator = torch.Generator().manual_seed(0)
+    centred = (
+        functional.normalize(states.float() - states.float().mean(0), dim=-1) for states in (student_XH, teacher_XD)
+    )
+    student_XX, teacher_XX = (states @ states.T for states in centred)
+    hits: list[bool] = []
+    for node in torch.nonzero(asked_X).flatten().tolist():
+        allowed_Y = torch.nonzero(offered_X & (group_X != group_X[node])).flatten()
+        if len(allowed_Y) < NUM_CHOICES:
+            continue
+        best = allowed_Y[teacher_XX[node, allowed_Y].argmax()]
+        others_Y = allowed_Y[(allowed_Y != best) & (group_X[allowed_Y] != group_X[best])]
+        if len(others_Y) < NUM_CHOICES - 1:
+            continue
+        drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: NUM_CHOICES - 1]]
+        choices_C = torch.cat([best[None], drawn_Y])
+        hits.append(int(student_XX[node, choices_C].argmax()) == 0)
+    if not hits:
+        return None
+    return {"share": sum(hits) / len(hits), "num_asked": len(hits), "chance": 1 / NUM_CHOICES}
+
+
+def effective_rank(states_XH: torch.Tensor) -> float:
+    """Return along how many directions states spread, from 1 to the rank of the matrix.
+
+    The exponential of the entropy of its singular values over their sum (Roy and Vetterli, The effective rank,
+    EUSIPCO 2007). It falls as representations collapse (Garrido et al., RankMe, ICML 2023). Scale does not matter.
+    """
+    values = torch.linalg.svdvals(states_XH.double())
+    return float(torch.special.entr(values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)).sum().exp())
+
+
+MAX_TEXTS = 1024
+"""Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
+
+MAX_REGIONS = 2048
+"""Regions that are looked at: of students that see patches so many are drawn."""
+
+EXAMPLES_AT_ONCE = 16
+
+Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""States (X, H), features (X, D), an int64 group and whether each is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """States of a sample's words, texts and regions and each teacher's features of them, on the CPU."""
+
+    words: Mapping[str, Nodes]
+    texts: Mapping[str, tuple[torch.Tensor, ...]]
+    regions: Mapping[str, Nodes]
+    teachers: tuple[str, ...]
+
+    def agreements(self) -> dict[str, dict[str, Agreement]]:
+        """Return, by teacher, the agreement on `words`, on `texts` and on `regions`."""
+        by_teacher: dict[str, dict[str, Agreement]] = {}
+        for name in self.teachers:
+            of_teacher = by_teacher[name] = dict.fromkeys(("words", "texts", "regions"))
+            if name in self.words:
+                states_XH, features_XD, form_X, known_X = self.words[name]
+                states_GH, form_G = mean_by_group(states_XH, form_X)
+                features_GD, _ = mean_by_group(features_XD, form_X)
+                known_G = mean_by_group(known_X.float()[:, None], form_X)[0][:, 0] >= KNOWN
+                has_both = bool(known_G.any()) and not bool(known_G.all())
+                offered_G = known_G if has_both else torch.ones_like(known_G)
+                asked_G = ~known_G if has_both else offered_G
+                of_teacher["words"] = share_of_agreement(
+                    states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, group_X=form_G
+                )
+                states_TH, features_TD = self.texts[name]
+                known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
+                known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
+                is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
+                of_teacher["texts"] = share_of_agreement(
+                    torch.cat([states_TH, known_KH]),
+                    torch.cat([features_TD, known_KD]),
+                    asked_X=is_text_Y,
+                    offered_X=~is_text_Y,
+                    group_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
+                )
+            if name in self.regions:
+                states_XH, features_XD, picture_X, every_X = self.regions[name]
+                of_teacher["regions"] = share_of_agreement(
+                    states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
+                )
+        return by_teacher
+
+    def effective_ranks(self) -> dict[str, float]:
+        """Return the effective rank of the states of `words` and of `regions`, of which a teacher has features."""
+        first = {"words": next(iter(self.words.values()), None), "regions": next(iter(self.regions.values()), None)}
+        return {
+            kind: effective_rank(nodes[0]) for kind, nodes in first.items() if nodes is not None and len(nodes[0])
+        }
+
+    def names(self) -> torch.Tensor | None:
+        """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""
+        words, regions = next(iter(self.words.values()), None), next(iter(self.regions.values()), None)
+        if words is None or regions is None:
+            return None
+        states_XH, _, form_X, known_X = words
+        if not bool(known_X.any()) or not len(regions[0]):
+            return None
+        known_KH, form_K = mean_by_group(states_XH[known_X].float(), form_X[known_X])
+        regions_XH = regions[0].float()
+        cosine_XK = functional.normalize(regions_XH, dim=-1) @ functional.normalize(known_KH, dim=-1).T
+        return form_K[cosine_XK.argmax(1)]
+
+
+@torch.inference_mode()
+def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Readout:
+    """Return how a student places words, texts and regions.
+
+    Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
+    left, all are both. A word's state is the mean over its occurrences. A text is asked about as the mean of its
+    words that a teacher places (`unplaced_words`), and offered are the known words again.
+
+    Args:
+        student: as it is; left in the mode that it was in.
+        dataset: whose texts and pictures are looked at.
+        positions: that may be looked at; the first ones in a fixed random order are.
+    """
+    texts_each = len(dataset[positions[0]].candidates)
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
+    start = StudentAtStart(
+        student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
+    )
+    collected = _Collected()
+    most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
+    num_before = 0
+    for census in take_census(start, dataset, chosen, at_once=EXAMPLES_AT_ONCE):
+        # What is read at once comes in a batch for each task, which share the regions by their examples.
+        first_at_once = num_before - num_before % EXAMPLES_AT_ONCE
+        num_at_once = min(EXAMPLES_AT_ONCE, len(chosen) - first_at_once)
+        num_before += len(census.examples)
+        collected.add_words(census)
+        collected.add_regions(census, most=max(1, most_at_once * len(census.examples) // num_at_once))
+    return Readout(
+        teachers=tuple(teacher.name for teacher in source.teachers),
+        words=_joined(collected.words),
+        texts=_joined(collected.texts),
+        regions=_joined(collected.regions),
+    )
+
+
+Rows = dict[str, list[tuple[torch.Tensor, ...]]]
+"""By teacher, the columns of what each batch gave."""
+
+
+def _joined(rows: Rows) -> dict[str, Any]:
+    return {
+        name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True)) for name, parts in rows.items()
+    }
+
+
+class _Collected:
+    """The words, texts and regions of the batches so far."""
+
+    def __init__(self) -> None:
+        self.words: Rows = defaultdict(list)
+        self.texts: Rows = defaultdict(list)
+        self.regions: Rows = defaultdict(list)
+        self._pictures: set[int] = set()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add_words(self, census: Census) -> None:
+        """Add the words that each teacher has features of, and the means of those that it places of a text."""
+        words, states_NWH = census.words, census.states_NWH
+        for name, text in census.signal.text.items():
+            if text.words_NWD is None:
+                continue
+            node_NW = census.meant(text)
+            is_known_X = words.known_NW[node_NW] >= KNOWN
+            self.words[name].append(
+                (states_NWH[node_NW], text.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)
+            )
+            unplaced_NW = unplaced_words(node_NW, words)
+            means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
+            self.texts[name].append(means)
+
+    def add_regions(self, census: Census, *, most: int) -> None:
+        """Add some of the regions of pictures that were not met yet, at most so many."""
+        batch = census.batch
+        is_new_B = torch.tensor(
+            [int(picture) not in self._pictures for picture in batch.image_ids_B], device=batch.image_ids_B.device
+        )
+        self._pictures.update(map(int, batch.image_ids_B))
+        states_BRH = census.states.visual_states_NRH.index_select(0, batch.student.first_B)
+        for name, vision in census.signal.vision.items():
+            if vision.regions_BSD is None or vision.region_mask_BS is None:
+                continue
+            states_BSH, seen_BS = pool_to_regions(states_BRH, vision.shares_BSR)
+            place_X = torch.nonzero((seen_BS & vision.region_mask_BS & is_new_B[:, None]).flatten())[:, 0]
+            place_X = some_of(place_X, most, self._generator)
+            picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
+            states_XH, features_XD, picture_X = (
+                values.flatten(0, 1).index_select(0, place_X)
+                for values in (states_BSH, vision.regions_BSD, picture_BS)
+            )
+            every_X = torch.ones_like(picture_X, dtype=torch.bool)
+            self.regions[name].append((states_XH, features_XD, picture_X, every_X))
+
+
+def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:
+    """Return, of each sequence, (boxes, R) where each box lies among the visual tokens, on the CPU.
+
+    Of patches it says what share of a box each shows.
+    """
+    places = []
+    starts = [0, *np.cumsum(batch.num_candidates).tolist()]
+    for number, example in enumerate(examples):
+        if student.places == "patches" and batch.places_BR4 is not None:
+            edges = np.array([example.image.width, example.image.height] * 2, np.float32)
+            shares, _ = pooling(example.image.boxes_R4 / edges, batch.places_BR4[number].cpu().numpy())
+            place_SR = torch.from_numpy(shares)
+        else:
+            box_index_R = batch.box_index_NR[starts[number]].cpu()
+            place_SR = (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
+        places += [place_SR] * batch.num_candidates[number]
+    return places

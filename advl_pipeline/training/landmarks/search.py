@@ -1,0 +1,122 @@
+"""Find the landmarks of a run, as the student starts with them and as a teacher sees them.
+
+They are the known words of its inputs, and the regions that the student names by such a word.
+
+A pure function of the student as it starts and the inputs, so that a resumed run finds the same. Labels are not
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from advl_pipeline.base.tensors import moved
+from advl_pipeline.datasets.records import Dataset
+from advl_pipeline.distillation.pooling import pool_to_regions
+from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.signal import VisionSignal, teachers_by_pathway
+from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.landmarks.census import StudentAtStart, take_census
+
+MAX_TEXTS = 8192
+"""Texts that are looked at: enough to meet each known word many times."""
+
+MAX_REGIONS = 8192
+"""Regions that are looked at."""
+
+_TEXTS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundLandmarks:
+    """Landmarks by teacher: known words of text teachers, named regions of vision teachers.
+
+    `of_student` are the known words as the student alone sees them, with its states as features.
+    """
+
+    words: Mapping[str, Landmarks] = field(default_factory=dict)
+    regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
+    of_student: Landmarks | None = None
+
+    def to(self, device: torch.device) -> FoundLandmarks:
+        """Return them with every tensor on a device."""
+        return moved(self, device)
+
+
+@torch.no_grad()
+def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> FoundLandmarks:
+    """Return the landmarks of a run; none where the method has no use for them, or words have no record.
+
+    Regions have landmarks below the fusion only, where a region's name is what pretraining aligned it with.
+
+    Args:
+        start: left in the mode that it was in.
+        positions: that may be looked at; the first ones in a fixed random order are.
+    """
+    settings, source = start.settings, start.source
+    assert source is not None
+    teachers = teachers_by_pathway(settings, source.widths())
+    if settings.distance != "relational" or not source.knows_words:
+        return FoundLandmarks()
+    if not any(teachers.values()) and not settings.asks_itself:
+        return FoundLandmarks()
+    texts_each = len(dataset[positions[0]].candidates)
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
+    sums = {name: LandmarkSums() for name in teachers["text"]}
+    below_fusion = settings.distill_layer == "unimodal"
+    words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
+    at_once = max(1, _TEXTS_AT_ONCE // texts_each)
+    for census in take_census(start, dataset, chosen, at_once=at_once):
+        states_NWH, words = census.states_NWH, census.words
+        if regions or settings.asks_itself:
+            words_seen.add(states_NWH, states_NWH, census.meant(), words)
+        for name in teachers["text"]:
+            part = census.signal.text[name]
+            if part.words_NWD is not None:
+                sums[name].add(states_NWH, part.words_NWD, census.meant(part), words)
+        for name, rows in regions.items():
+            rows.add(census.states, census.batch, census.signal.vision[name])
+    of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
+    names = words_seen.landmarks()
+    of_regions = (
+        {} if names is None else {name: search.landmarks(names.states_KH) for name, search in regions.items()}
+    )
+    return FoundLandmarks(
+        words={name: marks for name, marks in of_words.items() if marks is not None},
+        regions={name: marks for name, marks in of_regions.items() if marks is not None},
+        of_student=names if settings.asks_itself else None,
+    )
+
+
+class _RegionRows:
+    """Gathers a teacher's regions of pictures that were not met yet, and the student's states of them."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._pictures: set[int] = set()
+        self._states: list[torch.Tensor] = []
+        self._features: list[torch.Tensor] = []
+
+    def add(self, states: StudentOutput, batch: TrainingBatch, part: VisionSignal) -> None:
+        if part.regions_BSD is None or part.region_mask_BS is None or self._num_rows >= MAX_REGIONS:
+            return
+        place_of = {picture: place for place, picture in reversed(list(enumerate(batch.image_ids_B.tolist())))}
+        fresh = sorted(place for picture, place in place_of.items() if picture not in self._pictures)
+        self._pictures.update(place_of)
+        first_F = batch.student.first_B[fresh]
+        shares_FSR = None if part.shares_BSR is None else part.shares_BSR[fresh]
+        states_FSH, seen_FS = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
+        node_FS = seen_FS & part.region_mask_BS[fresh]
+        self._states.append(states_FSH[node_FS])
+        self._features.append(part.regions_BSD[fresh][node_FS])
+        self._num_rows += int(node_FS.sum())
+
+    def landmarks(self, names_NH: torch.Tensor) -> RegionLandmarks | None:
+        if not self._states:
+            return None
+        return region_landmarks(torch.cat(self._states), torch.cat(self._features), names_NH)

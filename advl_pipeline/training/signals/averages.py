@@ -1,0 +1,157 @@
+"""Which of a teacher's rows each target is the average of: of a word, a box, or a place that the student sees.
+
+A grid was cached once, of whatever part of the picture the teacher's preprocessing shows it, and is averaged by area
+to the student's places.
+Shapes: B examples, N sequences, S regions that have targets, R visual tokens of the student, W words, M stored rows,
+P places of a target, X rows that are averaged, 4 = (x1, y1, x2, y2) in shares of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_matrix
+
+from advl_pipeline.base.geometry import Framing, grid_rectangles, pooling
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.distillation.features import Averages
+from advl_pipeline.students.interface import PlaceKind, StudentBatch
+
+Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_POOLINGS_REMEMBERED = 512
+"""How many averages are kept: pictures of one size that a student sees as one grid share theirs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherGrid:
+    """The cells of a teacher's grid: `rows` x `columns` that divide what it is shown evenly."""
+
+    rows: int
+    columns: int
+    framing: Framing
+
+    @classmethod
+    def of_description(cls, image: Mapping[str, Any]) -> TeacherGrid | None:
+        """Read where the cells lie from the image tower of a cache's identity; None where it does not say."""
+        shape = image.get("tokens", {}).get("grid")
+        if not shape or "pixels" not in image:
+            return None
+        return cls(rows=shape[0], columns=shape[1], framing=Framing.of_description(image["pixels"]))
+
+    def cells(self, width: int, height: int) -> Array:
+        """Return (rows * columns, 4): where the cells lie in a picture of this size, row by row."""
+        return grid_rectangles(self.rows, self.columns, self.framing.window(width, height))
+
+
+RegionTargets = tuple[Averages, torch.Tensor, torch.Tensor | None]
+"""What the targets of regions are averages of, and `region_mask_BS` and `shares_BSR` as in `VisionSignal`."""
+
+
+def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentBatch) -> RegionTargets:
+    """Average a teacher's cells to the student's visual tokens.
+
+    Args:
+        grid: its cells are the rows, one picture after another.
+        batch: the student's, with places.
+    """
+    assert batch.places_BR4 is not None
+    places_BR4 = batch.places_BR4.cpu().numpy()
+    mask_BR = np.empty(places_BR4.shape[:2], np.bool_)
+    weights: list[csr_matrix] = []
+    for row, example in enumerate(examples):
+        picture = example.image
+        weights_RM, mask_BR[row] = _pooling(grid, places_BR4[row].tobytes(), picture.width, picture.height)
+        weights.append(weights_RM)
+    num_cells = grid.rows * grid.columns
+    num_before = np.cumsum([0, *(matrix.nnz for matrix in weights)])
+    averages = Averages(
+        shape=mask_BR.shape,
+        start_P1=_indices(
+            np.concatenate([[0], *(matrix.indptr[1:] + num_before[row] for row, matrix in enumerate(weights))])
+        ),
+        row_X=_indices(np.concatenate([matrix.indices + row * num_cells for row, matrix in enumerate(weights)])),
+        weight_X=torch.from_numpy(np.concatenate([matrix.data for matrix in weights])),
+    )
+    return averages, torch.from_numpy(mask_BR), None
+
+
+def box_targets(
+    lengths_B: npt.NDArray[np.int32],
+    examples: Sequence[Example],
+    batch: StudentBatch,
+    *,
+    places: PlaceKind | None,
+) -> RegionTargets:
+    """Return the teacher's boxes, and the student's tokens that stand for each or, of patches, that lie under it.
+
+    Args:
+        lengths_B: how many boxes each picture has, whose features are the rows, one picture after another.
+        places: what the student's visual tokens are.
+    """
+    num_regions, num_rows = int(lengths_B.max()), int(lengths_B.sum())
+    has_row_BS = np.arange(num_regions) < lengths_B[:, None]
+    averages = Averages(
+        shape=has_row_BS.shape,
+        start_P1=_indices(np.concatenate([[0], np.cumsum(has_row_BS)])),
+        row_X=torch.arange(num_rows, dtype=torch.int32),
+        weight_X=torch.ones(num_rows),
+    )
+    if places == "patches" and batch.places_BR4 is not None:
+        shares_BSR = torch.zeros(len(examples), num_regions, batch.places_BR4.shape[1])
+        for row, (example, places_R4) in enumerate(zip(examples, batch.places_BR4.numpy(), strict=True)):
+            edges = np.array([example.image.width, example.image.height] * 2, np.float32)
+            shares_SR, _ = pooling(example.image.boxes_R4 / edges, places_R4)
+            shares_BSR[row, : len(shares_SR)] = torch.from_numpy(shares_SR)
+    else:
+        first_B = torch.tensor((0, *batch.num_candidates[:-1])).cumsum(0)
+        stands_BSR = batch.box_index_NR[first_B][:, None] == torch.arange(num_regions)[None, :, None]
+        shares_BSR = stands_BSR / stands_BSR.sum(2, keepdim=True).clamp(min=1)
+    return averages, torch.from_numpy(has_row_BS), shares_BSR
+
+
+def _indices(values_X: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
+    return torch.from_numpy(values_X.astype(np.int32))
+
+
+@lru_cache(maxsize=_POOLINGS_REMEMBERED)
+def _pooling(grid: TeacherGrid, places: bytes, width: int, height: int) -> tuple[csr_matrix, Mask]:
+    """Return (R, M) weights, few of them not 0, and (R,) bool: which places have a target."""
+    places_R4 = np.frombuffer(places, np.float32).reshape(-1, 4)
+    weights_RM, mask_R = pooling(places_R4, grid.cells(width, height))
+    return csr_matrix(weights_RM), mask_R
+
+
+def word_averages(
+    word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
+) -> tuple[Averages, torch.Tensor]:
+    """Average the rows of each word, as `pool_to_words` does, of texts that lie one after another without padding.
+
+    Args:
+        word_M: the word of its text that each row is of, -1 for none.
+        lengths_N: how many rows each text has.
+        shape: (N, W).
+
+    Returns:
+        The means, zeros where a word has no row, and (N, W) bool, whether it has one.
+    """
+    num_texts, num_words = shape
+    row_X = np.flatnonzero(word_M >= 0)
+    place_X = np.repeat(np.arange(num_texts), lengths_N)[row_X] * num_words + word_M[row_X]
+    count_P = np.bincount(place_X, minlength=num_texts * num_words)
+    averages = Averages(
+        shape=shape,
+        start_P1=torch.from_numpy(np.concatenate([[0], np.cumsum(count_P)]).astype(np.int32)),
+        # A word's rows in their order, as they would be added up one by one.
+        row_X=torch.from_numpy(row_X[np.argsort(place_X, kind="stable")].astype(np.int32)),
+        weight_X=torch.ones(len(row_X)),
+        count_P=torch.from_numpy(np.maximum(count_P, 1).astype(np.float32)),
+    )
+    return averages, torch.from_numpy(count_P > 0).view(*shape)

@@ -1,0 +1,167 @@
+"""The confidences that weigh an instance: c_T of the teachers in the truth, and c_S of the student.
+
+A teacher's is followed where it tells right from wrong. The student's current c_S is lowest while a fresh head knows
+nothing, so that c_T / c_S is largest then; after some epochs it says that an item was learned by heart. As step 2
+begins, no label of the item has been seen, so that c_S says what the student knew, and weighs the item from then on.
+The heads behind c_T never saw the item either.
+Shapes: M labelled items, B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.confidence.estimators import load_or_estimate_confidence
+from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.confidence.separation import Separation, separation
+from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.distillation.relational import Landmarks
+from advl_pipeline.training.batch_order import inputs_visited
+from advl_pipeline.training.config import TaskLoss
+from advl_pipeline.training.inputs import Inputs, cache_of_split
+from advl_pipeline.training.landmarks.bridge import bridge_confidence, oracle
+from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.targets import score_task, student_confidence
+
+BATCH_SIZE = 32
+
+_MISSING = -1.0
+
+_WEIGHTED = {"vision": "the vision pathway's weights", "text": "the text pathway's weights", "joint": "all weights"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedConfidence:
+    """The confidences of one modality: `separation` of right from wrong, and whether weights follow them."""
+
+    modality: str
+    separation: Separation
+    is_used: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types."""
+        return {**asdict(self.separation), "weights": "by confidence" if self.is_used else "uniform"}
+
+    def line(self) -> str:
+        """Return one line for people."""
+        figures = f"confidence {self.modality}: {self.separation}"
+        if self.is_used:
+            return figures
+        return (
+            f"{figures}; NOT ABOVE CHANCE, so {_WEIGHTED[self.modality]} are uniform "
+            "(--confidence-check none follows it)"
+        )
+
+
+def find_confidences(
+    run: Run,
+    caches: Sequence[TeacherCache],
+    inputs: Inputs,
+    start: StudentAtStart,
+    landmarks: Mapping[str, Landmarks],
+) -> tuple[tuple[CheckedConfidence, ...], Mapping[str, Mapping[str, float]]]:
+    """Return what was found about each confidence, and those that weights follow: modality -> example id -> c_T.
+
+    Args:
+        start: left in the mode that it was in.
+        landmarks: of the text teachers.
+
+    Raises:
+        ConfigError: an estimator that these teachers or tasks do not allow.
+    """
+    config = run.config
+    if run.method.settings.reads_labels:
+        visited = inputs_visited(run, inputs)
+        known = sorted({*inputs.labelled, *visited})
+        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}
+    if run.method.settings.weighting == "uniform" or config.confidence == "none":
+        return (), {}
+    ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
+    if config.confidence == "bridge":
+        bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
+        estimates: Mapping[str, TruthConfidence] = {"text": bridge}
+    else:
+        estimates = load_or_estimate_confidence(
+            caches=cache_of_split(caches, inputs.splits)[0],
+            dataset=inputs.dataset,
+            example_ids=ids,
+            estimator=config.confidence,
+            folds=config.confidence_folds,
+            seed=config.seed,
+        )
+    estimates = start.control.estimates(estimates)
+    pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
+    separations = {modality: separation(estimate.outranked_N, pictures) for modality, estimate in estimates.items()}
+    checked = tuple(
+        CheckedConfidence(
+            modality=modality,
+            separation=measured,
+            is_used=config.confidence_check == "none" or measured.is_above_chance,
+        )
+        for modality, measured in separations.items()
+    )
+    followed = {
+        check.modality: dict(zip(ids, map(float, estimates[check.modality].probability_N), strict=True))
+        for check in checked
+        if check.is_used
+    }
+    # Probes read the teachers as they are; the bridge reads them as the control makes them.
+    if config.confidence != "bridge":
+        followed = {name: start.control.confidences(values) for name, values in followed.items()}
+    return checked, followed
+
+
+class StudentConfidence(nn.Module):
+    """c_S of the labelled items; a buffer, so that a checkpoint holds it."""
+
+    value_M: torch.Tensor
+
+    def __init__(self, example_ids: Sequence[str]) -> None:
+        super().__init__()
+        self._row = {name: row for row, name in enumerate(example_ids)}
+        self.register_buffer("value_M", torch.full((len(example_ids),), _MISSING))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether every item has a value."""
+        return bool((self.value_M != _MISSING).all())
+
+    def begin(self, value_M: torch.Tensor) -> None:
+        """Take the values that step 2 begins with, in the order of the ids."""
+        self.value_M.copy_(value_M)
+
+    def look_up(self, example_ids: Sequence[str]) -> torch.Tensor:
+        """Return (B,) the confidences that weigh a visit."""
+        rows_B = torch.tensor([self._row[name] for name in example_ids])
+        return self.value_M[rows_B.to(self.value_M.device, non_blocking=True)]
+
+
+@torch.no_grad()
+def measure_student_confidence(
+    start: StudentAtStart,
+    task_loss: TaskLoss,
+    dataset: Dataset,
+    positions: Sequence[int],
+) -> torch.Tensor:
+    """Return (M,) float32: the probability that the student, without dropout, gives to each truth.
+
+    Args:
+        start: as step 2 begins; left in the mode that it was in.
+        positions: of the M items.
+    """
+    confidences: dict[int, float] = {}
+    for chosen, _, batch in start.looked_at(dataset, positions, at_once=BATCH_SIZE, labelled_ids=None):
+        with start.evaluating():
+            output = start.student.encode(batch.student, mask_visual=start.hide_picture)
+            head = start.heads[head_name(batch.task)]
+            scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
+        confidence_B = student_confidence(task_loss, scored.logits, batch.targets)
+        confidences.update(zip(chosen, confidence_B.tolist(), strict=True))
+    return torch.tensor([confidences[position] for position in positions])

@@ -1,0 +1,225 @@
+"""Where teacher signals come from: caches, joined to the examples of a batch by unit id, never by position.
+
+Signals of several batches may be built at once, on threads.
+Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.cache.reader import FeatureStore
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
+from advl_pipeline.distillation.features import Features, Fillings
+from advl_pipeline.distillation.relational import compared_words, seen_regions
+from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.students.interface import PlaceKind, StudentBatch
+from advl_pipeline.training.signals.averages import box_targets, grid_targets, word_averages
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures, form_of
+
+_TEXTS_REMEMBERED = 65536
+"""Of as many texts the words' numbers are kept for the epochs to come."""
+
+WordNumbers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Of each word of a text the prior, the spelling, and how well the student knows it."""
+
+
+@dataclass(frozen=True)
+class SignalSource:
+    """Builds the `TeacherSignal` of a batch from several teachers' features of every unit that will be asked for.
+
+    `prior` is IDF over the training texts, `known` what the student's pretraining knew [default: every word], and
+    `confidence` is modality -> example id -> probability of the truth.
+    """
+
+    teachers: Sequence[TeacherFeatures]
+    _: KW_ONLY
+    prior: WordPrior
+    known: KnownWords = field(default_factory=lambda: KnownWords(counts=None))
+    confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def widths(self) -> dict[str, TeacherWidths]:
+        """Return the feature widths by teacher, in the order of the teachers."""
+        return {
+            teacher.name: TeacherWidths(
+                image_global=teacher.image.global_dim if teacher.image else None,
+                image_region=teacher.image.token_dim if teacher.image and teacher.image_places else None,
+                text_global=teacher.text.global_dim if teacher.text else None,
+                text_token=teacher.text.token_dim if teacher.text and teacher.text.has_tokens else None,
+            )
+            for teacher in self.teachers
+        }
+
+    def begin_epoch(self) -> None:
+        """Let the stores look anew at the memory there is, and read ahead again what an epoch before wanted."""
+        for teacher in self.teachers:
+            for features in (teacher.image, teacher.text):
+                if features:
+                    features.begin_epoch()
+
+    def announce(self, examples: Sequence[Example]) -> None:
+        """Tell the stores which units a later batch needs."""
+        image_ids = [example.image.unit_id for example in examples]
+        text_ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
+        for teacher in self.teachers:
+            if teacher.image:
+                teacher.image.announce(image_ids)
+            if teacher.text:
+                teacher.text.announce(text_ids)
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether the student's pretraining left a record of the words that it taught."""
+        return self.known.counts is not None
+
+    def signal(
+        self,
+        examples: Sequence[Example],
+        batch: StudentBatch,
+        *,
+        with_confidence: bool,
+        places: PlaceKind | None = None,
+    ) -> TeacherSignal:
+        """Return the teachers' signal on a batch: features as they are stored, and what makes targets of them.
+
+        Args:
+            examples: of the batch, in order.
+            batch: the student's, for the characters that its tokens cover and the places where they lie.
+            with_confidence: also look up the confidences (labelled examples only).
+            places: what the student's visual tokens are (`Student.places`).
+        """
+        texts = [candidate.text for example in examples for candidate in example.candidates]
+        words = self._align_student(texts, batch.char_spans_NL2.numpy())
+        vision = {t.name: self._vision(t, examples, batch, places) for t in self.teachers if t.image}
+        text = {t.name: self._text(t, examples, texts, words) for t in self.teachers if t.text}
+        confidence = {
+            modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
+            for modality, values in (self.confidence.items() if with_confidence else ())
+        }
+        return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
+
+    @cached_property
+    def _word_numbers(self) -> Callable[[str], WordNumbers]:
+        @lru_cache(maxsize=_TEXTS_REMEMBERED)
+        def of_text(text: str) -> WordNumbers:
+            words = [text[start:end].lower() for start, end in word_spans(text)]
+            forms = np.array([form_of(word) for word in words], dtype=np.int64)
+            known = np.array([self.known.of_word(word) for word in words], dtype=np.float32)
+            return np.array(self.prior.of_text(text), dtype=np.float32), forms, known
+
+        return of_text
+
+    def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
+        words = [word_spans(text) for text in texts]
+        shape = (len(texts), max(1, *(len(spans) for spans in words)))
+        prior, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        form, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
+            taken = np.s_[row, : len(spans)]
+            prior[taken], form[taken], known[taken] = self._word_numbers(text)
+            mask[taken] = True
+        return WordAlignment(
+            word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
+            prior_NW=torch.from_numpy(prior),
+            word_mask_NW=torch.from_numpy(mask),
+            form_NW=torch.from_numpy(form),
+            known_NW=torch.from_numpy(known),
+            frequent_NW=torch.from_numpy((prior > 0) & (prior < self.prior.frequent_below)),
+        )
+
+    def _vision(
+        self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
+    ) -> VisionSignal:
+        store = teacher.image
+        assert store is not None
+        ids = [example.image.unit_id for example in examples]
+        whole = VisionSignal(picture=self._whole_units(store, ids))
+        lie_at = teacher.image_places
+        if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
+            return whole
+        cells, lengths = self._token_rows(store, ids)
+        averages, mask_BS, shares_BSR = (
+            box_targets(lengths, examples, batch, places=places)
+            if lie_at == "boxes"
+            else grid_targets(lie_at, examples, batch)
+        )
+        return replace(
+            whole,
+            regions=replace(cells, averages=averages),
+            region_mask_BS=mask_BS,
+            shares_BSR=shares_BSR,
+            seen=seen_regions(mask_BS, shares_BSR),
+        )
+
+    def _text(
+        self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment
+    ) -> TextSignal:
+        store = teacher.text
+        assert store is not None
+        ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
+        whole = TextSignal(text=self._whole_units(store, ids))
+        if not store.has_tokens:
+            return whole
+        tokens, lengths = self._token_rows(store, ids)
+        is_token_NM = np.arange(int(lengths.max())) < lengths[:, None]
+        spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
+        spans_NM2[is_token_NM] = store.char_spans(ids)
+        word_of_token = align_tokens_to_words(spans_NM2, [word_spans(text) for text in texts])
+        averages, mask_NW = word_averages(word_of_token[is_token_NM], lengths, tuple(words.prior_NW.shape))
+        fillings = None
+        if teacher.word_means is not None:
+            filled_NW, mean_FD = teacher.word_means.look_up(words.form_NW, words.word_mask_NW & ~mask_NW)
+            mask_NW |= filled_NW
+            fillings = Fillings(place_F=torch.nonzero(filled_NW.flatten())[:, 0], mean_FD=mean_FD)
+        picture = None
+        if teacher.sees_words:
+            assert teacher.image is not None
+            picture_ids = [example.image.unit_id for example in examples for _ in example.candidates]
+            picture = self._whole_units(teacher.image, picture_ids)
+        return replace(
+            whole,
+            words=replace(tokens, averages=averages),
+            fillings=fillings,
+            word_mask_NW=mask_NW,
+            nodes=compared_words(words, mask_NW),
+            picture=picture,
+        )
+
+    def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> Features:
+        return self._stored(store.global_features(ids), None, store.global_mean, store.global_variance)
+
+    def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
+        """Return the rows of the units one after another, and how many each has."""
+        scales = None
+        if isinstance(store, FeatureStore):
+            values, scales, lengths = store.stored_tokens(ids)
+        else:
+            values, lengths = store.token_features(ids)
+        return self._stored(values, scales, store.token_mean, store.token_variance), lengths
+
+    def _stored(
+        self,
+        values: npt.NDArray[Any],
+        scales: npt.NDArray[Any] | None,
+        mean_D: npt.NDArray[np.float32],
+        variance_D: npt.NDArray[np.float32],
+    ) -> Features:
+        return Features(
+            values_MD=_tensor(values),
+            scale_M=None if scales is None else _tensor(scales),
+            mean_D=torch.from_numpy(np.array(mean_D)),
+            variance_D=torch.from_numpy(np.array(variance_D)),
+        )
+
+
+def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    # What maps a file cannot be handed to torch as it is.
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
