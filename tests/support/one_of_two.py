@@ -17,7 +17,8 @@ from torch.distributed import distributed_c10d
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from advl_cli.main import main
-from advl_pipeline.training import loop, process_group, teaching
+from advl_pipeline.training import loop, process_group
+from advl_pipeline.training.signals import teaching
 
 steps: list[dict[str, Any]] = []
 """By step: exchanges of gradients, those of them inside a backward pass, of rows, and all others."""

@@ -22,9 +22,10 @@ from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.studies.config import load_study
 from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training import bridge, confidences
+from advl_pipeline.training.landmarks import bridge
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.signals import confidences
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from advl_pipeline.base.errors import NotFinite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import load_checkpoint
+from advl_pipeline.training.signals import teaching
 from advl_pipeline.training.signals.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
 from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
 

@@ -14,7 +14,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training import placement
+from advl_pipeline.training.landmarks import placement
 from advl_pipeline.training.landmarks.placement import effective_rank, mean_by_group, share_of_agreement, take_readout
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher

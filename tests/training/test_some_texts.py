@@ -19,9 +19,9 @@ from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_wor
 from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TextSignal
-from advl_pipeline.training import signals
 from advl_pipeline.training.inputs import check_selection
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.signals import stored_signals as signals
 from advl_pipeline.training.signals.averages import word_averages
 from advl_pipeline.training.signals.teacher_features import WordMeans, form_of, word_means
 

@@ -22,8 +22,8 @@ from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.pooling import with_own_tokens
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training import bridge
 from advl_pipeline.training.checks import facts_of_run
+from advl_pipeline.training.landmarks import bridge
 from advl_pipeline.training.signals.controls import shuffled_features
 from advl_pipeline.training.signals.teacher_features import (
     Tower,
