@@ -88,6 +88,12 @@ class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
         None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
     )
     task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
+    oracle: bool = option(
+        False,
+        help="Read labels, too: how many name questions the student answers by cosine, and how many it could after a "
+        "linear map onto true names, or onto its own, the control. Below five points between the two no vision step "
+        "is worth running.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

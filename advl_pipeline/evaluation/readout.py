@@ -5,23 +5,29 @@ The gate before a study: what a teacher knows can only help where the student co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.base.compute import open_device
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.evaluation.checks import cache_data, require_readable
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_config
+from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.inputs import check_caches, holds
+from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.training.landmarks.naming import NamingGate, name_questions, naming_gate
 from advl_pipeline.training.landmarks.placement import take_readout
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
@@ -30,16 +36,17 @@ from advl_pipeline.training.student_inputs import regions_of_run, use_region_cac
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """The agreement by teacher (see `Readout.agreements`)."""
+    """The agreement by teacher (see `Readout.agreements`), and the gate of names where it was asked for."""
 
     placement: dict[str, dict[str, Any]]
+    naming: NamingGate | None = None
 
 
 def run_readout(config: ReadoutConfig) -> ReadoutResult:
     """Compare how a student and the teachers of the caches place words and regions.
 
     Raises:
-        ConfigError: no cache, or caches of different splits.
+        ConfigError: no cache, caches of different splits, or no name questions for `--oracle`.
         WeightsUnavailable: no student in the folder. IdentityMismatch: a cache of another dataset's content.
     """
     require_readable(config)
@@ -72,4 +79,23 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         prior=prior,
         known=KnownWords(counts=known_words(config.student)),
     )
-    return ReadoutResult(placement=take_readout(student, dataset, positions, source).agreements())
+    naming = None
+    if config.oracle and (naming := _naming_gate(student, dataset, positions, source)) is None:
+        raise ConfigError(
+            "No gate: too few labelled questions ask for a name that the student's pretraining taught.",
+            where="--oracle",
+            why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of multiple "
+            "choice, and each candidate points at boxes of its picture",
+            next_command="leave out --oracle",
+        )
+    return ReadoutResult(placement=take_readout(student, dataset, positions, source).agreements(), naming=naming)
+
+
+def _naming_gate(
+    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource
+) -> NamingGate | None:
+    start = StudentAtStart(
+        student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
+    )
+    choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
+    return naming_gate(name_questions(start, dataset, choosing))

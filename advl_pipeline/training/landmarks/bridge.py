@@ -19,7 +19,6 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
-from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.relational import (
     TEMPERATURE,
@@ -32,7 +31,7 @@ from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
-from advl_pipeline.training.landmarks.placement import places_of_boxes
+from advl_pipeline.training.landmarks.naming import said_of_boxes
 from advl_pipeline.training.landmarks.search import FoundLandmarks
 from advl_pipeline.training.resolved import Run
 
@@ -214,29 +213,14 @@ def bridge_answers(
 
 def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher: str) -> torch.Tensor:
     """Return (N,) scores of the candidates, 0 for those that say nothing."""
-    words, states = census.words, census.states
-    examples, batch = census.examples, census.batch
     student_text = TextSignal(
-        text=Features(values_MD=states.pooled_NP),
+        text=Features(values_MD=census.states.pooled_NP),
         words=Features(values_MD=census.states_NWH),
         word_mask_NW=census.seen_NW,
     )
     signal = student_text if teacher == THE_STUDENT else census.signal.text[teacher]
     assert signal.words_NWD is not None
-    # The words of each candidate's own part that mean something, and the mean place of the boxes that it tags.
-    own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
-    place_NR = torch.zeros(batch.student.box_index_NR.shape, dtype=torch.float32)
-    candidates = [candidate for example in examples for candidate in example.candidates]
-    of_sequences = places_of_boxes(start.student, examples, batch.student)
-    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
-        for place, (begin, _) in enumerate(word_spans(candidate.text)):
-            own_NW[row, place] = begin >= candidate.context_length
-        if boxes := sorted({tag.box for tag in candidate.tags}):
-            place_NR[row] = place_SR[boxes].mean(0)
-    own_NW, place_NR = own_NW.to(start.device), place_NR.to(start.device)
-    said_NW = census.meant(signal) & ~words.frequent_NW & own_NW
-    speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
-    region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
+    said_NW, region_NH, speaks_N = said_of_boxes(start.student, census, signal)
     score_N = torch.zeros(len(said_NW), device=said_NW.device)
     score_N[speaks_N] = bridge_scores(
         region_NH[speaks_N],
