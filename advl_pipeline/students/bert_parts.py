@@ -162,9 +162,6 @@ def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor,
 ATTENTION = "advl_one_row"
 """Name of the attention function in a configuration's `attn_implementation`."""
 
-COMPILED_WIDTH = 8
-"""Columns of which a compiled program computes a multiple, so that kernels need no other copy of the mask."""
-
 _SEQUENCES_AT_ONCE = 4
 """Of a grid on a CPU: the candidates of a question are of like length, and their attention stays in the cache."""
 
@@ -334,13 +331,8 @@ def run_layers(
         grid: of the tokens that are no padding [default: it is made of `kinds_NS`].
         separate: hide text and picture from one another.
         need_relevance: also return (N, L) of the last layer; else None.
-        first_only: return the state of each sequence's first token alone, (N, 1, H); a program of all for any batch.
+        first_only: return the state of each sequence's first token alone, (N, 1, H).
     """
-    if torch.compiler.is_compiling():
-        # A program for any batch cannot depend on how many tokens are real: it computes padding, too.
-        return _run_padded(
-            layers, x_NSH, kinds_NS, num_text=num_text, separate=separate, need_relevance=need_relevance
-        )
     grid = grid or TokenGrid.of_kinds(kinds_NS)
     blocks = blocks_of(kinds_NS, grid, separate=separate, dtype=compute_dtype(x_NSH))
     row_1TH = grid.take(x_NSH)
@@ -389,26 +381,3 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
     )
     first_N1H: torch.Tensor = layer.attention.output(found_N1AD.flatten(2), first_1NH.transpose(0, 1))
     return layer.feed_forward_chunk(first_N1H)  # type: ignore[no-any-return]
-
-
-def _run_padded(
-    layers: Sequence[nn.Module],
-    x_NSH: torch.Tensor,
-    kinds_NS: torch.Tensor,
-    *,
-    num_text: int,
-    separate: bool,
-    need_relevance: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    num_columns = kinds_NS.shape[1]
-    more = -num_columns % COMPILED_WIDTH
-    x_NSH = functional.pad(x_NSH, (0, 0, 0, more))
-    kinds_NS = functional.pad(kinds_NS, (0, more), value=PADDING)
-    bias = attention_bias(kinds_NS, separate=separate, dtype=compute_dtype(x_NSH))
-    *first, last = layers
-    for layer in first:
-        x_NSH = layer(x_NSH, bias)
-    attention: Any = last
-    relevance_NL = attention_mass(attention.attention.self, x_NSH, bias, num_text) if need_relevance else None
-    x_NSH = last(x_NSH, bias) * (kinds_NS != PADDING)[..., None]
-    return x_NSH[:, :num_columns], relevance_NL

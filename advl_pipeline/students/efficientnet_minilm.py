@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
-from advl_pipeline.base.batch_norms import fold_batch_norms
 from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import (
@@ -32,7 +30,7 @@ from advl_pipeline.students.bert_parts import (
     run_layers,
     token_kinds,
 )
-from advl_pipeline.students.frozen_states import FrozenStates, keeps_states, states_of
+from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import SingleStream
@@ -49,27 +47,22 @@ class EfficientNetMiniLmConfig(PixelStudentConfig):
     train_towers: bool = option(False, help="Train the towers too, at the student's learning rate.")
 
 
-class EfficientNetMiniLm(SingleStream, PixelStudent):
+class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
     """Runs the two towers and the fusion."""
 
     config: EfficientNetMiniLmConfig
     config_class: ClassVar[type[EfficientNetMiniLmConfig]] = EfficientNetMiniLmConfig
-    towers = ("efficientnet-lite0", "minilm-l6")
+    towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
     reads_first = True
     vision: Any
     text: Any
-    _texts: FrozenStates | None
-    _pictures: FrozenStates | None
 
     def __init__(self, name: str, config: EfficientNetMiniLmConfig) -> None:
         super().__init__(name, config)
-        with torch.device("cpu"):  # Whether norms fold is seen by the values.
-            network = timm.create_model("tf_efficientnet_lite0").eval()
-            self.vision = fold_batch_norms(network, torch.rand(1, 3, 64, 64))
+        self.vision = efficientnet_lite0()
         self.vision.prune_intermediate_layers(list(DEPTHS), prune_head=True)
-        self.vision.to(memory_format=torch.channels_last)
         self.text = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
         width = config.hidden_size
         num_channels = sum(self.vision.feature_info[depth]["num_chs"] for depth in DEPTHS)
@@ -83,23 +76,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
         self.pooler = BertPooler(bert)
         for part in (self.text_projection, self.cell_projection, self.place_embedding, self.encoder, self.pooler):
             initialise_bert(part)
-        _forget(self)
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
-        for tower in (self.vision, self.text):
-            tower.requires_grad_(config.train_towers)
-
-    def take_towers(self, networks: Sequence[nn.Module]) -> None:
-        for tower, network in zip((self.vision, self.text), networks, strict=True):
-            state = network.state_dict()
-            tower.load_state_dict({name: state[name] for name in tower.state_dict()})
-        _forget(self)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if not self.config.train_towers:
-            self.vision.eval()
-            self.text.eval()
-        return self
+        self.hold_towers(trained=config.train_towers)
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         batch = super().collate(examples)
@@ -135,13 +112,13 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
             states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
             return cast(torch.Tensor, states.last_hidden_state)
 
-        if not keeps_states(self.text, ids_NL):
+        kept = self.kept_states("text", ids_NL)
+        if kept is None:
             return read(ids_NL, types_NL, mask_NL.long())
-        self._texts = self._texts or states_of(self.text)
         text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
         for row, length in enumerate(mask_NL.sum(1).tolist()):
             ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
-            text_NLD[row, :length] = self._texts.of(read, ids_1L, types_1L)[0]
+            text_NLD[row, :length] = kept.of(read, ids_1L, types_1L)[0]
         return text_NLD
 
     def _cells(self, batch: PixelBatch) -> torch.Tensor:
@@ -157,12 +134,7 @@ class EfficientNetMiniLm(SingleStream, PixelStudent):
         def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
             return read(self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
 
-        if not keeps_states(self.vision, batch.pixels_B3SS):
+        kept = self.kept_states("vision", batch.pixels_B3SS, read_as=f"{side} x {side}")
+        if kept is None:
             return cast(torch.Tensor, self.per_picture(batch, read))
-        self._pictures = self._pictures or states_of(self.vision, read_as=f"{side} x {side}")
-        return torch.cat([self._pictures.of(read_one, pixels) for pixels in batch.pixels_B3SS])
-
-
-def _forget(student: EfficientNetMiniLm, *_: object) -> None:
-    """Drop the kept states, which are those of other weights."""
-    student._texts, student._pictures = None, None
+        return torch.cat([kept.of(read_one, pixels) for pixels in batch.pixels_B3SS])

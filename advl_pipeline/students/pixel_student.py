@@ -143,7 +143,6 @@ class PixelStudent(TextStudent):
             compute: (B, 3, S, S) -> states, or several, of B rows.
         """
         pixels_B3SS = batch.pixels_B3SS
-        # Elsewhere nothing hangs on what pictures show: a student that is exported or compiled is one program.
         if self._shared is None or len(pixels_B3SS) < 2 or not batch.are_alike:
             return compute(self.normalised(batch))
         encoded = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))

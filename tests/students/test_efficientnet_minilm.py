@@ -16,7 +16,7 @@ from made_examples import picture, question
 from own_rows import choice_row, write_json_lines
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students import frozen_states
+from advl_pipeline.students import frozen_towers
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.registry import open_teacher
 
@@ -43,7 +43,7 @@ def networks() -> list[Any]:
 
 def forget_states() -> None:
     """Drop what students of equal weights have left in this process."""
-    frozen_states._by_weights.cache_clear()
+    frozen_towers._by_weights.cache_clear()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
-from advl_pipeline.students import efficientnet_minilm
+from advl_pipeline.students import frozen_towers
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training import batches, loop
@@ -102,7 +102,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
         # On a CPU alone, which the device still is.
-        mock.patch.object(efficientnet_minilm, "keeps_states", return_value=False),
+        mock.patch.object(frozen_towers, "keeps_states", return_value=False),
         mock.patch.object(batches, "send_ahead", _waiting),
         mock.patch.object(SentBatches, "received", lambda sent, device: [batch.to(device) for batch in sent.batches]),
     ):
@@ -143,7 +143,7 @@ class Operations(TorchDispatchMode):
 
 def pass_with_operations(student: Student, batch: StudentBatch) -> tuple[torch.Tensor, list[Any]]:
     # Frozen states that another pass left would be looked up.
-    uncached = mock.patch.object(efficientnet_minilm, "keeps_states", return_value=False)
+    uncached = mock.patch.object(frozen_towers, "keeps_states", return_value=False)
     with uncached, torch.no_grad(), Operations() as operations:
         pooled = student.encode(batch).pooled_NP
     return pooled, operations.seen

@@ -10,21 +10,18 @@ Shapes: B pictures, R visual tokens (whole picture first), S crop side, F featur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, cast
 
-import timm
 import torch
 from torch import nn
 
 from advl_data.scenes.students.small import CropBatch, ScenesSmall, ScenesSmallConfig
-from advl_pipeline.base.batch_norms import fold_batch_norms
-from advl_pipeline.base.configuration import build_config, option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import initialise_bert
-from advl_pipeline.students.frozen_states import FrozenStates, keeps_states, states_of
-from advl_pipeline.students.saved import load_weights, saved_settings
+from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
+from advl_pipeline.students.saved import builder
 
 NUM_FEATURES = 1280
 """Channels of the last layer of the tower, F."""
@@ -37,12 +34,13 @@ class ScenesEfficientNetConfig(ScenesSmallConfig):
     crop_size: int = option(96, help="Side S of the crops that the tower sees, in pixels.", minimum=32)
 
 
-class ScenesEfficientNet(ScenesSmall):
+class ScenesEfficientNet(TowerStudent, ScenesSmall):
     """Runs the small student over a frozen tower's features of the crops."""
 
-    towers = ("efficientnet-lite0",)
+    towers, tower_parts = ("efficientnet-lite0",), ("vision",)
+    config_class: ClassVar[type[ScenesEfficientNetConfig]] = ScenesEfficientNetConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"scenes-efficientnet": {}}
     vision: Any
-    _features: FrozenStates | None
 
     def __init__(self, name: str, config: ScenesEfficientNetConfig) -> None:
         super().__init__(name, config)
@@ -51,24 +49,8 @@ class ScenesEfficientNet(ScenesSmall):
             nn.LayerNorm(NUM_FEATURES), nn.Linear(NUM_FEATURES, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         initialise_bert(self.patch_encoder)
-        with torch.device("cpu"):  # Whether norms fold is seen by the values.
-            network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
-            self.vision = fold_batch_norms(network, torch.rand(1, 3, 64, 64))
-        self.vision.to(memory_format=torch.channels_last)
-        self.vision.requires_grad_(False)
-        _forget(self)
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
-
-    def take_towers(self, networks: Sequence[nn.Module]) -> None:
-        (network,) = networks
-        state = network.state_dict()
-        self.vision.load_state_dict({name: state[name] for name in self.vision.state_dict()})
-        _forget(self)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.vision.eval()
-        return self
+        self.vision = efficientnet_lite0(num_classes=0)
+        self.hold_towers()
 
     def seen(self, batch: CropBatch) -> torch.Tensor:
         """Return (B, R, F): the tower's features of the crops, 0 where a picture has no region."""
@@ -82,29 +64,15 @@ class ScenesEfficientNet(ScenesSmall):
             return cast(torch.Tensor, self.vision(normalised))
 
         visible_BR = batch.visible_BR
-        if not keeps_states(self.vision, batch.features_BRF):
+        kept = self.kept_states("vision", batch.features_BRF)
+        if kept is None:
             seen_XF = read(batch.features_BRF[visible_BR])
         else:
-            self._features = self._features or states_of(self.vision)
             of_pictures = zip(batch.features_BRF, visible_BR, strict=True)
-            seen_XF = torch.cat(
-                [self._features.of(read, crops_RP[is_there_R]) for crops_RP, is_there_R in of_pictures]
-            )
+            seen_XF = torch.cat([kept.of(read, crops_RP[is_there_R]) for crops_RP, is_there_R in of_pictures])
         seen_BRF = seen_XF.new_zeros(*visible_BR.shape, seen_XF.shape[-1])
         seen_BRF[visible_BR] = seen_XF
         return seen_BRF
 
 
-def _forget(student: ScenesEfficientNet, *_: object) -> None:
-    """Drop the kept features, which are those of other weights."""
-    student._features = None
-
-
-def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesEfficientNet:
-    """Build the student, from a folder that `save_student` wrote or with random weights."""
-    saved = saved_settings(weights, name) if weights else {}
-    config = build_config(ScenesEfficientNetConfig, saved, overrides, where=str(weights or name))
-    student = ScenesEfficientNet(name, config)
-    if weights:
-        load_weights(student, weights)
-    return student
+build = builder(ScenesEfficientNet)
