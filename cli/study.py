@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advl_pipeline.base.configuration import config_to_dict, to_plain
+from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
@@ -58,7 +58,7 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
         from advl_pipeline.studies.forecast import forecast_study
 
         forecast = forecast_study(config)
-        yield config_to_dict(forecast)
+        yield forecast
         click.echo(forecast_as_text(forecast))
         return
     from advl_pipeline.reporting.tables import as_json, as_text

@@ -25,7 +25,6 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import FULL
-from advl_pipeline.studies.forecast import Forecast
 from advl_pipeline.studies.result import StudyResult, place_of, rows_of
 from advl_pipeline.studies.table import Place
 
@@ -313,14 +312,15 @@ WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}
 """What writes each form of a report but the page."""
 
 
-def forecast_as_text(forecast: Forecast) -> str:
-    """Render the grid as one line per setting, method and shots, then what is left to do."""
-    width = max(len(row["method"]) for row in forecast.cells)
+def forecast_as_text(forecast: Mapping[str, Any]) -> str:
+    """Render what `forecast_study` returns: a line per setting, method and shots, then what is left."""
+    cells = forecast["cells"]
+    width = max(len(row["method"]) for row in cells)
     grid: dict[str, list[str]] = {}
-    for row in forecast.cells:
+    for row in cells:
         name = f"{row['setting']}  {row['method']:<{width}}  {row['shots']:>6} shots"
         grid.setdefault(name, []).append(f"{row['seed']}{'*' if row['finished'] else ''}")
-    steps = Counter(row["steps"] for row in forecast.cells if not row["finished"])
+    steps = Counter(row["steps"] for row in cells if not row["finished"])
     template = templates().get_template("forecast.jinja")
     return template.render(forecast=forecast, grid=grid, num_of_steps=sorted(steps.items()))
 

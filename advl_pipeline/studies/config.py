@@ -292,16 +292,12 @@ def read_study(path: Path) -> StudyConfig:
         source = shipped[base]
         inherited = read_toml(source)
         if "shots" in raw:
-            _keep_tables_of(raw["shots"], inherited)
+            # Tables of shots that a study which extends another does not run are not inherited.
+            run = set(map(str, raw["shots"] if isinstance(raw["shots"], list) else [raw["shots"]]))
+            for key in inherited.keys() & {"at-shots", "at_shots"}:
+                inherited[key] = {label: table for label, table in inherited[key].items() if label in run}
         raw = {**inherited, **raw}
     return parse_study(raw, where=str(path))
-
-
-def _keep_tables_of(shots: Any, inherited: dict[str, Any]) -> None:
-    """Drop the inherited tables of shots that a study which extends another does not run."""
-    run = set(map(str, shots if isinstance(shots, list) else [shots]))
-    for key in inherited.keys() & {"at-shots", "at_shots"}:
-        inherited[key] = {label: table for label, table in inherited[key].items() if label in run}
 
 
 def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
@@ -341,9 +337,7 @@ def _complete(setting: Setting, where: str) -> Setting:
     metrics = with_joint(setting.metrics or measured)
     if not metrics:
         raise ConfigError(
-            f"The setting on {setting.dataset} names no task.",
-            where=where,
-            why=f"tasks is empty or unknown; known: {', '.join(METRIC_OF_TASK)}",
+            f"The setting on {setting.dataset} has no task of {', '.join(METRIC_OF_TASK)}.", where=where
         )
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
@@ -396,9 +390,7 @@ def _check(study: StudyConfig, where: str) -> None:
     cards = [card_of(published_name(name)) for name in teachers]
     reads_texts = any(card is None or "text" in card.modalities for card in cards)
     if options.get("select_texts") is not None and not reads_texts:
-        raise ConfigError(
-            "select_texts would change nothing.", where=place, why="no teacher of the study reads texts"
-        )
+        raise ConfigError("select_texts would change nothing: no teacher of the study reads texts.", where=place)
     for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
             raise unknown_name(f"weights names no teacher of the study: {name!r}.", name, teachers, where=place)
@@ -423,11 +415,9 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
     """
     study = load_study(config.study)
     if config.regions and not study.with_regions:
-        raise ConfigError(
-            "This study has no student that takes regions of a detector.",
-            where=study.source,
-            next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
-        )
+        remedy = 'add [with-regions] with student = "uniter-base" to the study file, or leave out --regions'
+        what = "This study has no student that takes regions of a detector."
+        raise ConfigError(what, where=study.source, next_command=remedy)
     settings = []
     for setting in study.settings:
         if config.regions:

@@ -13,7 +13,7 @@ from typing import Any
 
 from advl_pipeline.base.errors import ConfigError, again
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import filed_as, read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.weight_files import file_digest
 from advl_pipeline.studies.plan import Cell, studies_of
 
@@ -32,11 +32,9 @@ def execute_cell(cell: Cell) -> None:
     if is_gone or not names.is_finished(cell.run):
         recipe = cell.finetune.optimisation.recipe
         if file_digest(recipe) != cell.recipe_digest:
-            raise ConfigError(
-                "The recipe has changed since the study was begun.",
-                where=recipe,
-                next_command=again("give the same command once more: its cells then follow the recipe as it is now"),
-            )
+            remedy = again("give the same command once more: its cells then follow the recipe as it is now")
+            what = "The recipe has changed since the study was begun."
+            raise ConfigError(what, where=recipe, next_command=remedy)
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
     if missing:
@@ -63,8 +61,7 @@ def execute_cell(cell: Cell) -> None:
 
 def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
     """Return the document of a cell's evaluation by the evaluator that the study asks for; nothing without one."""
-    filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
-    file = names.evaluation_file(cell.run, filed, ".json")
+    file = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
     return read_json(file) if file.exists() else {}
 
 

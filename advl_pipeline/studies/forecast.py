@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -34,62 +33,30 @@ from advl_pipeline.studies.plan import (
 from advl_pipeline.training.resolved import planned_steps
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheForecast:
-    """A cache to extract, with the bytes and seconds of its extraction; None, and why, where they are not known."""
+def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
+    """Ask the extraction for its plan: the teacher is opened and encodes a few batches.
 
-    path: Path
-    num_bytes: int | None
-    seconds: float | None
-    obstacle: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """What a study would do. Times are in seconds on one process, sizes in bytes; None where something is unknown.
-
-    `cells` are the rows of the grid: setting, method, shots, seed, whether it is finished, and for those that are not
-    the optimiser steps that are left. `cell_seconds` and `cell_bytes` are of all cells that are left, `seconds_left`
-    and `bytes_left` of cells and caches. `device` is where this machine would compute.
+    Returns:
+        path; num_bytes and seconds of the extraction, None where they are not known, and the obstacle in words.
     """
-
-    name: str
-    folder: Path
-    cells: tuple[Mapping[str, Any], ...]
-    caches: tuple[CacheForecast, ...]
-    missing_inits: tuple[Path, ...]
-    missing_dataset: str
-    device: str
-    num_left: int
-    num_measured: int
-    cell_seconds: float | None
-    seconds_left: float | None
-    cell_bytes: int | None
-    bytes_left: float | None
-    bytes_free: int
-
-
-def forecast_cache(config: ExtractConfig) -> CacheForecast:
-    """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
     from advl_pipeline.extraction.run import run_extract
 
-    path = Path(str(config.output))
+    planned: dict[str, Any] = {"path": config.output, "num_bytes": None, "seconds": None, "obstacle": ""}
     try:
         result = run_extract(replace(config, dry_run=True))
     except AdvlError as error:
-        return CacheForecast(path=path, num_bytes=None, seconds=None, obstacle=error.what)
-    num_bytes = sum(item.num_bytes for item in result.estimates)
+        return planned | {"obstacle": error.what}
+    planned["num_bytes"] = sum(item.num_bytes for item in result.estimates)
     if result.untimed is not None:
-        return CacheForecast(path=path, num_bytes=num_bytes, seconds=None, obstacle=result.untimed.what)
-    seconds = sum(item.seconds or 0.0 for item in result.estimates)
-    return CacheForecast(path=path, num_bytes=num_bytes, seconds=seconds, obstacle="")
+        return planned | {"obstacle": result.untimed.what}
+    return planned | {"seconds": sum(item.seconds or 0.0 for item in result.estimates)}
 
 
-CacheForecaster = Callable[[ExtractConfig], CacheForecast]
-"""Plans the extraction of a cache."""
+CacheForecaster = Callable[[ExtractConfig], dict[str, Any]]
+"""Plans the extraction of a cache, as `forecast_cache` does."""
 
 
-def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> Forecast:
+def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> dict[str, Any]:
     """Lay out the grid without running it.
 
     A cell that is left takes its optimiser steps times what a step took the finished cells of its setting and method,
@@ -98,12 +65,21 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     Args:
         plan_cache: plans the extraction of a missing cache; replaced in tests.
 
+    Returns:
+        What the study would do; times are in seconds on one process, sizes in bytes, None where one is unknown:
+          - cells: the rows of the grid (setting, method, shots, seed, whether it is finished, and of those that are
+            not the optimiser steps that are left); num_left, num_measured;
+          - cell_seconds and cell_bytes of all cells that are left; seconds_left and bytes_left of cells and caches;
+          - memory: what training keeps on its device by part, the most that a finished cell of a student took;
+          - caches, as `forecast_cache` has them; missing_inits; missing_dataset, in words;
+          - name and folder of the study, the device of this machine, bytes_free.
+
     Raises:
         ConfigError: as `load_study`.
     """
     study = asked_study(config)
     folder = config.output or default_folder(study)
-    absent, missing_dataset, content = tuple(missing_inits(study)), "", dict[str, str]()
+    absent, missing_dataset, content = missing_inits(study), "", dict[str, str]()
     place = partial(build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root)
     draft = place()
     try:
@@ -115,33 +91,44 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     left = [cell for cell in plan.cells if not is_cell_finished(cell)]
     done = [cell for cell in plan.cells if cell not in left]
     steps = {cell.cell_id: 0 if names.is_finished(cell.run) else planned_steps(cell.finetune) for cell in left}
-    rows = []
-    for cell in plan.cells:
-        row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
-        rest = {"steps": steps[cell.cell_id]} if cell in left else {}
-        rows.append(row | {"finished": cell not in left} | rest)
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
-    caches = tuple(plan_cache(plan.caches[path]) for path in missing)
+    caches = [plan_cache(plan.caches[path]) for path in missing]
     cell_seconds = _seconds(left, done, steps)
     cell_bytes = round(fmean(folder_bytes(cell.run) for cell in done)) * len(left) if done else None if left else 0
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    return Forecast(
-        name=study.name,
-        folder=folder,
-        cells=tuple(rows),
-        caches=caches,
-        missing_inits=absent,
-        missing_dataset=missing_dataset,
-        device=device_name(config.device),
-        num_left=len(left),
-        num_measured=len(done),
-        cell_seconds=cell_seconds,
-        seconds_left=_sum([cell_seconds, *(cache.seconds for cache in caches)]),
-        cell_bytes=cell_bytes,
-        bytes_left=_sum([cell_bytes, *(cache.num_bytes for cache in caches)]),
-        bytes_free=shutil.disk_usage(existing).free,
-    )
+    return {
+        "name": study.name,
+        "folder": folder,
+        "cells": [
+            {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
+            | ({"finished": False, "steps": steps[cell.cell_id]} if cell in left else {"finished": True})
+            for cell in plan.cells
+        ],
+        "caches": caches,
+        "missing_inits": list(absent),
+        "missing_dataset": missing_dataset,
+        "device": device_name(config.device),
+        "num_left": len(left),
+        "num_measured": len(done),
+        "cell_seconds": cell_seconds,
+        "seconds_left": _sum([cell_seconds, *(cache["seconds"] for cache in caches)]),
+        "cell_bytes": cell_bytes,
+        "bytes_left": _sum([cell_bytes, *(cache["num_bytes"] for cache in caches)]),
+        "bytes_free": shutil.disk_usage(existing).free,
+        "memory": _memory(done),
+    }
+
+
+def _memory(done: Sequence[Cell]) -> dict[str, dict[str, int]]:
+    """Return student -> part -> bytes, of the finished cell that kept most on its device; nothing of older runs."""
+    largest: dict[str, dict[str, int]] = {}
+    for cell in done:
+        file = cell.run / names.ENVIRONMENT
+        parts = read_json(file).get("bytes_by_part", {}) if file.exists() else {}
+        if sum(parts.values()) > sum(largest.get(cell.finetune.student, {}).values()):
+            largest[cell.finetune.student] = parts
+    return largest
 
 
 def _seconds(left: Sequence[Cell], done: Sequence[Cell], steps: Mapping[str, int]) -> float | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from advl_pipeline.base.configuration import command_words, config_to_dict, unused_options
 from advl_pipeline.base.errors import ConfigError, CorruptCache, advise
 from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.identity import PROVENANCE_FILE
@@ -24,7 +22,6 @@ from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     Evaluation,
-    filed_as,
     read_evaluation,
     read_json,
     read_readout,
@@ -32,11 +29,9 @@ from advl_pipeline.runs.results import (
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
-from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
+from advl_pipeline.studies.plan import Cell, Plan, cells_folder, finetune_command, read_study_folder
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
-from advl_pipeline.training.checks import facts_of_run
-from advl_pipeline.training.config import FinetuneConfig
 
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""
@@ -55,9 +50,7 @@ def gather_study(folder: Path) -> StudyResult:
     Raises:
         ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
     """
-    record = read_study_folder(folder)
-    plan = Plan(study=record.study, cells=record.cells, caches={})
-    return gather(plan, folder, runs=cells_folder(folder).parent, command=record.command)
+    return gather(read_study_folder(folder), folder, runs=cells_folder(folder).parent)
 
 
 def gather_runs(*folders: Path) -> StudyResult:
@@ -66,13 +59,12 @@ def gather_runs(*folders: Path) -> StudyResult:
     Raises:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
     """
-    plan = lay_out_runs(*folders)
     folder = common_folder(folders)
-    return gather(plan, folder, runs=folder, command=finetune_command(plan.cells[0].finetune))
+    return gather(lay_out_runs(*folders), folder, runs=folder)
 
 
-def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult:
-    """Read the runs of a plan; `command` makes them again.
+def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
+    """Read the runs of a plan.
 
     Args:
         folder: of the study, or that all the runs lie in.
@@ -92,7 +84,9 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         about, result, summaries = _about(cell), results[cell.cell_id], list[Mapping[str, Any]]()
         size = sizes[cell.setting, cell.shots]
         # One at a time: the scores of a test set may be large.
-        for test_set, evaluation in _evaluations(cell):
+        for test_set in cell.test_sets:
+            if (evaluation := read_evaluation(cell.run, cell.filed(test_set))) is None:
+                continue
             summaries.append(evaluation.summary)
             content = evaluation.summary.get("content_digest"), cell.run
             _require_same_content(test_set, contents.setdefault((cell.setting, test_set), content), content)
@@ -109,9 +103,12 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         study=plan.study,
         folder=folder,
         runs=runs,
-        command=command,
+        command=plan.command,
         cells=tuple(
-            _about(cell) | {"state": _state(cell), "command": finetune_command(cell.finetune)} for cell in plan.cells
+            _about(cell)
+            | {"state": "finished" if is_cell_finished(cell) else "partial" if cell.cell_id in results else "pending"}
+            | {"command": finetune_command(cell.finetune)}
+            for cell in plan.cells
         ),
         items=items,
         numbers=numbers_of(build_table(plan.study, items)),
@@ -136,28 +133,12 @@ def _about(cell: Cell) -> Row:
     }
 
 
-def _state(cell: Cell) -> str:
-    return "finished" if is_cell_finished(cell) else "partial" if names.is_finished(cell.run) else "pending"
-
-
-def _evaluations(cell: Cell) -> Iterator[tuple[str, Evaluation]]:
-    """Yield what the test sets of a cell were scored at, as far as they were, by the study's evaluator."""
-    asked = cell.evaluate
-    for name in cell.test_sets:
-        evaluation = read_evaluation(cell.run, filed_as(cell.run, name, asked.vqa_mode, asked.protocol))
-        if evaluation is not None:
-            yield name, evaluation
-
-
 def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple[Any, Path]) -> None:
     """Refuse two runs that were scored on other contents of a test set; raises `ConfigError`."""
     if content[0] != first[0]:
-        raise ConfigError(
-            f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
-            where=f"{first[1]} and {content[1]}",
-            why="the files of the set were changed between their evaluations",
-            next_command="delete evaluation/ of the runs with the old files and give the study command again",
-        )
+        what = f"Two runs were scored on different contents of {test_set}, so they cannot be compared."
+        remedy = "delete evaluation/ of the run with the old files and give the study command again"
+        raise ConfigError(what, where=f"{first[1]} and {content[1]}", next_command=remedy)
 
 
 def _sizes(
@@ -183,12 +164,8 @@ def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str
     times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
     cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
     if lacking := [name for name in _COSTS if name not in cost]:
-        raise ConfigError(
-            "The result of a run lacks a number.",
-            where=str(cell.run / names.RESULT),
-            why=f"it has no {', '.join(lacking)}",
-            next_command="delete the run's folder and give its command again",
-        )
+        what, remedy = f"The result of a run has no {', '.join(lacking)}.", "delete its folder and run it again"
+        raise ConfigError(what, where=str(cell.run / names.RESULT), next_command=remedy)
     return {name: cost[name] for name in _COSTS}
 
 
@@ -215,13 +192,6 @@ def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
     return tuple(environments.values())
 
 
-def finetune_command(config: FinetuneConfig) -> str:
-    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    idle = unused_options(config, facts_of_run(config))
-    options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
-    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
-
-
 def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
     """Return the item scores that a study asks for.
 
@@ -231,12 +201,9 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
     items, stored = evaluation.items, set(evaluation.items["metric"])
     wanted = plan.study.setting(cell.setting).metrics
     if not plan.of_runs and (lacking := [metric for metric in wanted if metric not in stored]):
-        raise ConfigError(
-            f"A run has no item scores of {lacking[0]}.",
-            where=str(names.evaluation_file(cell.run, test_set, ".npz")),
-            why=f"it has {', '.join(sorted(stored)) or 'none'}",
-            next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
-        )
+        file = names.evaluation_file(cell.run, test_set, ".npz")
+        remedy = advise(["advl", "evaluate", str(cell.run), "--on", test_set])
+        raise ConfigError(f"A run has no item scores of {lacking[0]}.", where=str(file), next_command=remedy)
     if (count := cell.evaluate.num_questions) is not None:
         # Another study of the cell may have asked for more questions than this one.
         name_of = question_namer(cell.finetune.dataset, test_set)

@@ -23,7 +23,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_json
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint
-from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.plan import Cell, Plan, finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
 _OF_PLACE = frozenset({"dataset", "method", "task", "shots", "seed", "cache", "num_steps", "epochs"})
@@ -41,18 +41,16 @@ _USUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A finished run that was evaluated: its documents by test set, and what may differ from others, in words."""
+    """A finished run that was evaluated: its documents by test set, and what may differ from others, in words.
+
+    The set that its pictures were replaced on comes first: it is the reference of the others.
+    """
 
     folder: Path
     config: FinetuneConfig
     documents: Mapping[str, Mapping[str, Any]]
     teachers: tuple[str, ...]
     choices: Mapping[str, str]
-
-    @property
-    def test_sets(self) -> list[str]:
-        """The set that its pictures were replaced on comes first: it is the reference of the others."""
-        return sorted(self.documents, key=lambda name: (not self.documents[name].get("use_of_vision"), name))
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
@@ -73,12 +71,9 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
             path for path in ([folder] if folder_kind(folder) == "run" else inside) if folder_kind(path) == "run"
         ]
         if not run_folders:
-            raise ConfigError(
-                "There is nothing to report on.",
-                where=str(folder),
-                why=near_folder(folder, "run", "study") or "it is neither a study, nor a run, nor a folder of runs",
-                next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
-            )
+            why = near_folder(folder, "run", "study") or "it is neither a study, nor a run, nor a folder of runs"
+            remedy = advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next")
+            raise ConfigError("There is nothing to report on.", where=str(folder), why=why, next_command=remedy)
         folders |= dict.fromkeys(run_folders)
     return list(folders)
 
@@ -95,12 +90,9 @@ def lay_out_runs(*named: Path) -> Plan:
     folders = folders_of_runs(named)
     runs = [run for path in folders if (run := _read(path)) is not None]
     if not runs:
-        raise ConfigError(
-            "No run here was evaluated.",
-            where=", ".join(map(str, named)),
-            why=f"of {len(folders)} none is both finished and scored on a test set",
-            next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
-        )
+        what = f"Of {len(folders)} runs here none is both finished and scored on a test set."
+        remedy = advise(["advl", "evaluate", str(folders[0]), "--on", "test"])
+        raise ConfigError(what, where=", ".join(map(str, named)), next_command=remedy)
     folder, differing = common_folder(named), _differing(runs)
     rows, settings = {run.folder: _row(run, differing) for run in runs}, _settings(runs)
     same = Counter((run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]) for run in runs)
@@ -140,17 +132,18 @@ def lay_out_runs(*named: Path) -> Plan:
                 teachers=run.teachers,
                 test_sets=tuple(name for name in setting.test_sets if name in run.documents),
                 finetune=run.config,
-                evaluate=EvaluateConfig(run=run.folder, on=tuple(run.test_sets)),
+                evaluate=EvaluateConfig(run=run.folder, on=tuple(run.documents)),
                 run_name=run_name,
             )
         )
-    return Plan(study=study, cells=tuple(cells), caches={}, of_runs=True)
+    return Plan(study=study, command=finetune_command(runs[0].config), cells=tuple(cells), of_runs=True)
 
 
 def _read(folder: Path) -> _Run | None:
-    documents = read_documents(folder) if names.is_finished(folder) else {}
-    if not documents:
+    stored = read_documents(folder) if names.is_finished(folder) else {}
+    if not stored:
         return None
+    documents = dict(sorted(stored.items(), key=lambda pair: (not pair[1].get("use_of_vision"), pair[0])))
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     result = read_json(folder / names.RESULT)
     caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
@@ -158,6 +151,7 @@ def _read(folder: Path) -> _Run | None:
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
     options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
     choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
+    choices |= {"method": config.method, "labels asked for": str(config.shots or "all")}
     choices["steps"] = f"{result.get('phases', {}).get('finetune', result)['num_steps']:,}"
     choices["labels"] = f"{result['num_labelled']:,}"
     choices["teachers"] = " and ".join(teachers) or "none"
@@ -182,19 +176,17 @@ def _differing(runs: Sequence[_Run]) -> set[str]:
 
 def _row(run: _Run, differing: set[str]) -> str:
     """Name the row of a run: its method, the unusual choices that differ, and what was kept from the student."""
-    said = differing | _ALWAYS_SAID | {name for name in ("teachers",) if "random:" in run.choices[name]}
+    said = (differing - {"method"}) | _ALWAYS_SAID
+    if "random:" in run.choices["teachers"]:
+        said |= {"teachers"}
     choices = [f"{name} {run.choices[name]}" for name in sorted(said) if run.choices[name] != _USUAL.get(name)]
     return ", ".join([SHIPPED[run.config.method].label, *choices])
 
 
 def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     """Say in one sentence what the runs of a table differ in, which is why they are not compared."""
-    choices = [
-        {"method": run.config.method, "labels asked for": str(run.config.shots or "all")}
-        | {name: run.choices[name] for name in sorted(differing)}
-        for run in runs
-    ]
-    values = {name: list(dict.fromkeys(choice[name] for choice in choices)) for name in choices[0]}
+    names_of_choices = dict.fromkeys(("method", "labels asked for", *sorted(differing)))
+    values = {name: list(dict.fromkeys(run.choices[name] for run in runs)) for name in names_of_choices}
     differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
     where = "; ".join(differences) or "their data"
     return (
@@ -221,6 +213,6 @@ def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
             student=", ".join(dict.fromkeys(run.config.student for run in group)),
             init=group[0].config.init,
             teachers=tuple(dict.fromkeys(teacher for run in group for teacher in run.teachers)),
-            test_sets=tuple(dict.fromkeys(name for run in group for name in run.test_sets)),
+            test_sets=tuple(dict.fromkeys(name for run in group for name in run.documents)),
         )
     return settings

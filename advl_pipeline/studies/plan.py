@@ -24,7 +24,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advl_pipeline.base.configuration import build_config, config_to_dict, options_without, with_options
+from advl_pipeline.base.atomic import write_text
+from advl_pipeline.base.configuration import (
+    build_config,
+    command_words,
+    config_to_dict,
+    json_text,
+    options_without,
+    unused_options,
+    with_options,
+)
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.base.folders import MARKERS
 from advl_pipeline.datasets.records import head_name
@@ -32,7 +41,7 @@ from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import filed_as, read_json
 from advl_pipeline.students.weight_files import (
     file_digest,
     is_on_hub,
@@ -42,7 +51,7 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.training.checks import open_region_caches, region_places, splits_read
+from advl_pipeline.training.checks import facts_of_run, open_region_caches, region_places, splits_read
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits
@@ -92,15 +101,23 @@ class Cell:
     def title(self) -> str:
         return f"{self.setting} / {self.method} / {shots_label(self.shots)} shots / seed {self.seed}"
 
+    def filed(self, test_set: str) -> str:
+        """Return what the run files a test set under that it was scored on as the study asks."""
+        return filed_as(self.run, test_set, self.evaluate.vqa_mode, self.evaluate.protocol)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All cells of a study, in the order in which they are worth having, and the caches they read."""
+    """All cells of a study, in the order in which they are worth having; study.json holds all but the last two."""
 
     study: StudyConfig
+    dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    """Of the splits that are trained on: "dataset/split" -> digest of the content."""
+    command: str = ""
+    """Makes the runs again."""
     cells: tuple[Cell, ...]
-    caches: Mapping[Path, ExtractConfig]
-    """How each of them is extracted: from a whole split, or from the first `shots` questions in a seed's order."""
+    caches: Mapping[Path, ExtractConfig] = field(default_factory=dict)
+    """How each is extracted: from a whole split, or from the first `shots` questions in a seed's order."""
     of_runs: bool = False
     """Laid out from runs that are there, whose test sets may be of other tasks."""
 
@@ -140,12 +157,9 @@ def build_plan(
         needs |= extractions
         config = with_options(config, cache=tuple(extractions))
         if config.distill.reads_labels and variant.role != "control":
-            raise ConfigError(
-                f"{method} weighs by labels and is not marked as a control.",
-                where=study.source,
-                why="--weighting oracle reads the labels of all inputs that the adapt step sees",
-                next_command=f'role = "control" under [variants.{method}]',
-            )
+            what = f"{method} weighs by labels (--weighting oracle) and is not marked as a control."
+            role = f'role = "control" under [variants.{method}]'
+            raise ConfigError(what, where=study.source, next_command=role)
         options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
         if (content := dataset_digests.get(trained_on(config))) is not None:
             options["dataset_digest"] = content
@@ -174,7 +188,7 @@ def build_plan(
                 recipe_digest=file_digest(config.optimisation.recipe),
             )
         )
-    return Plan(study=study, cells=tuple(grid), caches=needs)
+    return Plan(study=study, dataset_digests=dataset_digests, cells=tuple(grid), caches=needs)
 
 
 def _cell_id(options: Mapping[str, Any]) -> str:
@@ -189,11 +203,8 @@ def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, .
         return ()
     named = setting.teachers if variant.teachers is None else variant.teachers
     if not named:
-        raise ConfigError(
-            f"{method} needs a teacher and the setting {setting.name} names none.",
-            where=study.source,
-            next_command='add teachers = ["minilm-l6"] to the study file',
-        )
+        what = f"{method} needs a teacher and the setting {setting.name} names none."
+        raise ConfigError(what, where=study.source, next_command='add teachers = ["minilm-l6"] to the study file')
     return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
 
 
@@ -304,14 +315,11 @@ def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     return [(config.dataset, config.split), *others]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyRecord:
-    """What study.json holds: the plan, and digests of the splits that are trained on."""
-
-    study: StudyConfig
-    dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    command: str = ""
-    cells: tuple[Cell, ...]
+def finetune_command(config: FinetuneConfig) -> str:
+    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
+    idle = unused_options(config, facts_of_run(config))
+    options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
+    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
 def default_folder(study: StudyConfig) -> Path:
@@ -337,34 +345,33 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
                 yield file.parent, record["study"].get("keep_weights", True)
 
 
-def read_study_folder(folder: Path) -> StudyRecord:
-    """Return what a study folder records; the runs of its cells are looked for where they lie now.
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write study.json, which alone says what a study folder holds."""
+    recorded = ("study", "dataset_digests", "command", "cells")
+    write_text(folder / STUDY_FILE, json_text({name: getattr(plan, name) for name in recorded}) + "\n")
+
+
+def read_study_folder(folder: Path) -> Plan:
+    """Return the plan of a study folder, without its caches; the runs of its cells are looked for where they lie now.
 
     Raises:
         ConfigError: the folder holds no study, or its record is damaged or of an earlier version.
     """
     path = folder / STUDY_FILE
     if not path.exists():
-        raise ConfigError(
-            "This folder holds no study.",
-            where=str(folder),
-            why=f"it has no {STUDY_FILE}",
-            next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
-        )
+        what, remedy = "This folder holds no study.", advise(["advl", "study", "NAME", "--output", "FOLDER"])
+        raise ConfigError(what, where=str(folder), why=f"it has no {STUDY_FILE}", next_command=remedy)
     document = read_json(path)
     try:
-        record = build_config(StudyRecord, document, where=str(path))
+        plan = build_config(Plan, document, where=str(path))
     except (ConfigError, TypeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
-        raise ConfigError(
-            "The record of the study is damaged, or of an earlier version.",
-            where=str(path),
-            why=str(error).partition("\n")[0],
-            next_command=advise(words, note="it runs nothing that is finished"),
-        ) from error
+        what, why = "The record of the study is damaged, or of an earlier version.", str(error).partition("\n")[0]
+        remedy = advise(words, note="it runs nothing that is finished")
+        raise ConfigError(what, where=str(path), why=why, next_command=remedy) from error
     place = cells_folder(folder)
-    cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in record.cells)
-    return replace(record, cells=tuple(cells))
+    cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in plan.cells)
+    return replace(plan, cells=tuple(cells))
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:
@@ -386,15 +393,9 @@ def input_digests(draft: Plan) -> dict[str, str]:
             it. CorruptCache: it is damaged.
     """
     for path, student in missing_inits(draft.study).items():
-        published = (
-            f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
-        )
-        raise ConfigError(
-            "The pretrained student does not exist.",
-            where=str(path),
-            why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=making_command(student, path) or published,
-        )
+        published = f"put the published weights there, or --init hf:ORG/MODEL (see advl students show {student})"
+        what = "The pretrained student does not exist: there is no *.safetensors file and no checkpoint."
+        raise ConfigError(what, where=str(path), next_command=making_command(student, path) or published)
     digests: dict[str, str] = {}
     for config in (cell.finetune for cell in draft.cells):
         if config.init is not None and str(config.init) not in digests and not is_on_hub(config.init):

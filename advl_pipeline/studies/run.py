@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.atomic import make_folder
 from advl_pipeline.base.compute import num_cores
-from advl_pipeline.base.configuration import command_words, config_to_dict, json_text
+from advl_pipeline.base.configuration import command_words, config_to_dict
 from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.outputs import require_outputs
@@ -30,22 +30,21 @@ from advl_pipeline.base.processes import worker_processes
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import filed_as, read_config, read_json
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_cell_finished
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
-    STUDY_FILE,
     Cell,
     DatasetDigester,
     Plan,
-    StudyRecord,
     build_plan,
     cells_folder,
     dataset_digests,
     default_folder,
     digest_dataset,
     input_digests,
+    write_plan,
 )
 from advl_pipeline.studies.result import StudyResult
 
@@ -115,15 +114,9 @@ def run_study(
         plan = place(init_digests=inputs, dataset_digests=content)
         _require_same_test_sets(plan, config.data_root)
         flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
-        record = StudyRecord(
-            study=study,
-            dataset_digests=content,
-            command=shlex.join(["advl", "study", config.study, *flags]),
-            cells=plan.cells,
-        )
+        plan = replace(plan, command=shlex.join(["advl", "study", config.study, *flags]))
         make_folder(folder)
-        # The folder alone says what it holds.
-        write_text(folder / STUDY_FILE, json_text(record) + "\n")
+        write_plan(folder, plan)
         if config.first_seeds is not None:
             seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
             first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)
@@ -149,8 +142,7 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     scored: dict[tuple[str, str], Path] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
-            filed = filed_as(cell.run, test_set, cell.evaluate.vqa_mode, cell.evaluate.protocol)
-            path = names.evaluation_file(cell.run, filed, ".json")
+            path = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
             if path.exists() and names.is_finished(cell.run):
                 scored.setdefault((cell.finetune.dataset, test_set), path)
     for (dataset, test_set), path in scored.items():
@@ -163,12 +155,10 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
             continue
         if then is not None and then != now:
             old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
-            raise ConfigError(
-                f"The test set {test_set} has changed since runs were scored on it.",
-                where=str(path),
-                why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand next to new ones",
-                next_command=again(f"rm {old}   (the old scores), then give the same command again"),
-            )
+            what = f"The test set {test_set} has changed since runs were scored on it."
+            why = f"its content was {then[:12]} and is {now[:12]}, so old scores would stand next to new ones"
+            remedy = again(f"rm {old}   (the old scores), then give the same command again")
+            raise ConfigError(what, where=str(path), why=why, next_command=remedy)
 
 
 def _run_cells(
@@ -248,11 +238,9 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
         for future in as_completed(cell_of):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
-                raise AdvlError(
-                    "A worker of the study died.",
-                    why="the system may have ended it for want of memory",
-                    next_command=again("run the same command with fewer --workers; finished cells are kept"),
-                ) from None
+                remedy = again("run the same command with fewer --workers; finished cells are kept")
+                what, why = "A worker of the study died.", "the system may have ended it for want of memory"
+                raise AdvlError(what, why=why, next_command=remedy) from None
             if error is not None and (not isinstance(error, AdvlError) or isinstance(error, Interrupted)):
                 raise error
             yield cell_of[future], error

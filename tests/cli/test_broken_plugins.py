@@ -35,7 +35,7 @@ LISTS = ("teachers list", "students list", "datasets list", "study --list")
 OTHERS = (
     *(*LISTS, "teachers show dinov2-b", "datasets card vcr"),
     *("study demo --dry-run", "datasets check data.jsonl", "extract --teacher minilm-l6 --data data.jsonl --dry-run"),
-    *("finetune --student vilt-tiny --data data.jsonl --method plain --dry-run", "scenes --help", "report none"),
+    *("scenes --help", "report none"),
 )
 
 

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from advl_pipeline.studies.result import StudyResult
+
 # The synthetic executor is imported by name, in these tests and in the processes that they start.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """A finished study of made-up runs, which no test changes; its file lies beside its folder."""
+    from synthetic_runs import run_trial
+
+    return run_trial(tmp_path_factory.mktemp("gathered"), num_seeds=3)
 
 
 @pytest.fixture(scope="module", autouse=True)

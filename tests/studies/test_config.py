@@ -71,25 +71,6 @@ def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() 
         assert set(study.evaluation.get("probe", get_args(Probe))) >= {"swapped", "blanked", "removed"}
 
 
-def test_every_real_study_has_a_twin_on_scenes() -> None:
-    names = set(shipped_studies())
-    # Photographs are scenes already.
-    real = {name for name in names if not name.startswith("scenes-")} - {"demo", "photographs-lowshot"}
-    assert real == {
-        "vcr-lowshot",
-        "vqa-lowshot",
-        "snli-ve-lowshot",
-        "full",
-        "shift",
-        "ablation",
-        "controls",
-        "teachers",
-        "aokvqa-lowshot",
-    }
-    # A-OKVQA is read by its card, and so is its twin: `test_aokvqa_lowshot.py` makes it of scenes' pictures.
-    assert {f"scenes-{name}" for name in real - {"aokvqa-lowshot"}} <= names
-
-
 @pytest.mark.parametrize(
     ("extra", "line", "named", "near"),
     [

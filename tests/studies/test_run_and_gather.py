@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -19,18 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_runs
+from own_rows import write_json_lines
 from PIL import Image
 from scipy import stats
-from synthetic_runs import GAINS, NUM_ITEMS, made_up_result, run_trial, write_study_file
+from synthetic_runs import NUM_ITEMS, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.studies.config import StudyRunConfig, read_study
-from advl_pipeline.studies.execute import execute_cell, missing_test_sets
+from advl_pipeline.studies.execute import execute_cell
 from advl_pipeline.studies.forecast import forecast_study
-from advl_pipeline.studies.gather import finetune_command, gather_study
-from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, read_study_folder
+from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, finetune_command, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import num_cores, run_study
 from advl_pipeline.studies.table import Place
@@ -40,36 +40,15 @@ TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]
 """Two cells for each seed."""
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
-    return run_trial(tmp_path_factory.mktemp("gathered"), num_seeds=3)
-
-
 def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
-    data = tmp_path / "mine.jsonl"
-    row = {"split": "train", "question": "What is it?", "choices": ["a cat", "a dog"], "label": 0}
-    data.write_text(
-        "".join(
-            json.dumps(row | {"id": str(number), "image": image}) + "\n"
-            for number, image in enumerate(["there.png"] * 20 + ["gone.png"])
-        )
-    )
+    row = {"question": "What is it?", "choices": ["a cat", "a dog"], "label": 0, "split": "train"}
+    rows = [row | {"id": str(number), "image": "there.png"} for number in range(20)]
+    data = write_json_lines(tmp_path / "mine.jsonl", [*rows, row | {"id": "20", "image": "gone.png"}])
+    config = FinetuneConfig(dataset=str(data), output=tmp_path)
     with pytest.raises(DatasetError):
-        digest_dataset(FinetuneConfig(dataset=str(data), output=tmp_path))
-    extra = '[training]\non_error = "skip"\n'
-    trained = []
-
-    def execute(cell: Cell) -> None:
-        trained.append(cell.finetune.on_error)
-        synthetic_runs.execute(cell)
-
-    lines = {**TINY, "methods": '["plain"]', "dataset": json.dumps(str(data)), "tasks": '["choice"]'}
-    study = write_study_file(tmp_path, num_seeds=1, extra=extra, **lines)
-    asked = StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches")
-    run_study(asked, execute=execute, prepare=synthetic_runs.prepare)
-    assert set(trained) == {"skip"}
-    assert forecast_study(asked).num_left == 0
+        digest_dataset(config)
+    assert digest_dataset(replace(config, on_error="skip"))
 
 
 @pytest.mark.parametrize(("weights", "keeps"), [("model.safetensors", True), ("adapter_model.safetensors", False)])
@@ -100,20 +79,6 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
         with np.load(result.runs / cell["run"] / "evaluation" / f"{test_set}.npz") as arrays:
             rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
-
-
-def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) -> None:
-    assert result.num_finished == len(result.cells) == 24
-    for method, test_set, shots in itertools.product(GAINS, ("test", "test-shift"), (100, 400)):
-        accuracy = result.row("accuracy", place(result, test_set, shots), method=method)
-        if method == "plain-two-step":
-            assert accuracy is None
-            continue
-        expected = 100 * stored_items(result, method, test_set, shots).mean(axis=1)
-        assert accuracy.per_seed == pytest.approx(expected)
-        assert accuracy.deviation == pytest.approx(expected.std(ddof=1))
-        assert accuracy.num_items == NUM_ITEMS
-        assert all((result.runs / name / "result.json").exists() for name in accuracy.runs)
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
@@ -170,7 +135,8 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     shutil.rmtree(tmp_path / "caches")
     forecast = forecast_study(config)
-    assert (forecast.num_left, forecast.caches, forecast.bytes_left, forecast.seconds_left) == (0, (), 0, 0)
+    told = [forecast[name] for name in ("num_left", "caches", "bytes_left", "seconds_left")]
+    assert told == [0, [], 0, 0]
     # Of these two, one was not trained to its end, and one not scored on every set.
     (run_folders[0] / "result.json").unlink()
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
@@ -180,7 +146,7 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
         ran.append(cell.cell_id)
         synthetic_runs.execute(cell)
 
-    assert forecast_study(config).num_left == 2
+    assert forecast_study(config)["num_left"] == 2
     second = run_trial(tmp_path, output="other", executor=record, **lines)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
     assert second.num_finished == len(run_folders) == 4
@@ -194,20 +160,10 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
 
 
 def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
-    def fail(cell: Cell) -> None:
-        if cell.method == "advl":
-            raise DatasetError("A picture cannot be read.", where="scenes-1.png")
-        synthetic_runs.execute(cell)
-
     with pytest.raises(DatasetError, match=r"scenes-1\.png"):
-        run_trial(tmp_path, executor=fail, **TINY)
-    failures: list[AdvlError] = []
-    options = {"keep_going": True}
-    result = run_trial(
-        tmp_path, executor=fail, options=options, report_failure=lambda _, error: failures.append(error), **TINY
-    )
+        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, **TINY)
+    result = run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, options={"keep_going": True}, **TINY)
     assert result.num_finished == 2
-    assert [error.where for error in failures] == ["scenes-1.png"] * 2
 
 
 WORKER = """
@@ -366,7 +322,7 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     assert refusal.value.where == str(file)
     # The folder still tells the content of data that are not at hand.
     asked = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=first.folder, caches=tmp_path / "caches")
-    assert forecast_study(asked).num_left == 0
+    assert forecast_study(asked)["num_left"] == 0
     assert run_study(asked, execute=refuse, prepare=refuse).numbers == first.numbers
     assert gather_study(first.folder).num_finished == 2
 
@@ -415,21 +371,3 @@ def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
     (cell.run / "result.json").unlink()
     with pytest.raises(ConfigError, match="recipe has changed"):
         execute_cell(cell)
-
-
-def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -> None:
-    scored: list[str] = []
-
-    def execute(cell: Cell) -> None:
-        scored.extend(missing_test_sets(cell))
-        synthetic_runs.execute(cell)
-
-    def study(extra: str) -> list[str]:
-        scored.clear()
-        run_trial(tmp_path, num_seeds=1, executor=execute, extra=extra, methods='["plain"]', shots="[100]")
-        return list(scored)
-
-    assert study("[evaluation]\nprobe = ['swapped']\n") == ["test", "test-shift"]
-    assert study("[evaluation]\nprobe = ['swapped']\n") == []
-    assert study("[evaluation]\nprobe = ['swapped', 'blanked']\n") == ["test"]
-    assert study("[evaluation]\nprobe = ['none']\n") == []

@@ -21,7 +21,7 @@ from run_logs import losses, metrics
 from safetensors.torch import load_file
 
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.studies.gather import finetune_command
+from advl_pipeline.studies.plan import finetune_command
 from advl_pipeline.training.run import run_finetune
 
 
