@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +29,7 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     check_run(config)
     check_run_options(config)
     require_data(config)
+    from advl_pipeline.datasets.registry import split_to_score
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
@@ -51,22 +51,3 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     click.echo(f"run folder: {result.output}")
     on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))
-
-
-def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> str:
-    """Return the split that a finished run is scored on: of one's own data a labelled one that it did not see.
-
-    Where there is no such split it is train.
-    """
-    from advl_pipeline.datasets.cards import scored_split
-    from advl_pipeline.datasets.registry import own_data
-    from advl_pipeline.datasets.roots import SPLIT_STEMS
-
-    if (own_dataset := own_data(dataset, data_root)) is None:
-        return scored_split(dataset)
-    index = own_dataset.index
-    seen = trained_on.split("+")
-    labelled = [split for split in index.splits if index.is_labelled(split) and split not in seen]
-    train, *held_out = SPLIT_STEMS
-    others = [split for split in labelled if split not in SPLIT_STEMS]
-    return next((split for split in (*reversed(held_out), *others, train) if split in labelled), seen[0])

@@ -189,11 +189,11 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
 
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
-    from advl_pipeline.datasets.registry import own_data
+    from advl_pipeline.datasets.registry import read_rows
 
     for name in dict.fromkeys(datasets):
-        if dataset := own_data(name, data_root):
-            click.echo(dataset.line(), err=True)
+        if dataset := read_rows(name, data_root):
+            click.echo(dataset.line, err=True)
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:

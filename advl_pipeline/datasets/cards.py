@@ -1,45 +1,144 @@
-"""Datasets that go by a name: the facts on their cards, and how a benchmark, ours or a plug-in's, is read.
+"""Cards: what is said of a dataset, for people and for its reader.
 
-A card is `data/cards/NAME.toml`: files, counts, licence, how to get it. A plug-in is an entry point of the group
-`advl.datasets`. It holds a `Benchmark`, or a function from the folder of the datasets to a `RowSource`
-(`docs/adding-a-dataset.md`).
+That of a published set is `data/cards/NAME.toml`: files, counts, licence, how to get it. A user's own says of data
+what their columns do not (`docs/adding-a-dataset.md`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from advl_pipeline.base.errors import ConfigError, unknown_name
-from advl_pipeline.base.packages import data_files, entry_points, missing_data, read_data_file
-from advl_pipeline.datasets.rows import ROWS
+from advl_pipeline.base.configuration import Configuration, build_config, declared, option
+from advl_pipeline.base.errors import ConfigError, suggest_names, unknown_name
+from advl_pipeline.base.packages import data_files, missing_data, read_data_file
+from advl_pipeline.base.toml import read_toml
+from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
+from advl_pipeline.datasets.roots import HUB_PREFIX
 
-if TYPE_CHECKING:
-    from advl_pipeline.datasets.indexed import IndexedDataset
-    from advl_pipeline.datasets.problems import OnError
-    from advl_pipeline.datasets.records import Task
-    from advl_pipeline.datasets.snli_ve import LabelOrder
-    from advl_pipeline.datasets.vcr_text import TextStyle
+Kind = Literal["choice", "classes", "answers", "pictures"]
+"""Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""
+
+LabelForm = Literal["index", "text", "letter"]
+
+COLUMNS = (
+    *("id", "image", "question", "text", "choices", "label", "rationales", "rationale_label", "answers", "answer"),
+    *("boxes", "box_labels", "split", "group", "stratum"),
+)
+"""Columns that mean something; others are left alone."""
+
+ROWS = "rows"
+"""Format of a card that says what the columns of its rows mean (`Card`), as a user's own card does."""
+
+ABOUT = frozenset(
+    "title format tasks metrics splits evaluate_only lmms_eval harness instead_of homepage licence size scoring "
+    "chance seen tried how_to_get".split()
+)
+"""Keys of the card of a published set that tell people of it; its rows are read without them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Card:
-    """The facts of a dataset, and where its splits lie.
+class Join(Configuration):
+    """Columns of other rows: those whose column `on` is what a row has in its column `key`."""
 
-    `facts` is the parsed file; the attributes are what every card has. `splits` maps a split to its files and
-    counts, in the fields of the card's `format`.
+    files: Any
+    """hf:NAME, or a table split -> hf:NAME."""
+    key: str
+    """Column of the rows."""
+    on: str
+    """Column of the joined rows."""
+    columns: tuple[str, ...]
+    """Columns that are taken over."""
+
+
+def by_split(files: Any) -> dict[str | None, list[Any]]:
+    """Return split -> what the `files` of a card name for it; None where one name stands for all splits."""
+    named = files if isinstance(files, Mapping) else {None: files}
+    return {split: names if isinstance(names, list) else [names] for split, names in named.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card(Configuration):
+    """What is said of a dataset: facts for people, where its splits lie, how its rows are read and scored.
+
+    A published set has one in `data/cards`, a user may write one, and data without a card have an empty one. A card
+    of a published format is its facts alone; in others every key below may be left out.
     """
 
-    name: str
-    title: str
-    format: str
-    splits: Mapping[str, Mapping[str, Any]]
-    facts: Mapping[str, Any]
+    name: str = ""
+    """Of its file."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The parsed file."""
+    task: Kind | None = None
+    """Kind of task, where the columns allow several."""
+    files: Any = None
+    """A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."""
+    pictures: Path | None = None
+    """Folder that picture names are relative to, itself relative to the card [default: the card's]."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Our column -> what every row has in it."""
+    items: tuple[Mapping[str, str], ...] = ()
+    """Items of a row, our column -> theirs; they are a group."""
+    join: Join | None = None
+    """Columns that other rows have."""
+    split_names: Mapping[str, str] = field(default_factory=dict)
+    """Their split -> ours."""
+    num_rows: int | None = option(
+        None, help="Rows of each split, from its beginning; others are not fetched.", minimum=1
+    )
+    only: Mapping[str, Any] = field(default_factory=dict)
+    """Their column -> the values of rows that are read; others are left out and counted."""
+    needs: tuple[str, ...] = ()
+    """Our columns without which a row is left out and counted."""
+    labels: tuple[str, ...] = ()
+    """The classes, in order [default: those of train, sorted]."""
+    label_is: LabelForm | None = None
+    """How a label reads that could be read in several ways."""
+    options_in_question: bool = False
+    """The choices stand in the question, behind A, B and so on."""
+    right_choice_first: bool = False
+    """The first choice is the right one; their order is drawn."""
+    rationale_choices: int | None = option(
+        None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
+    )
+    shuffle_seed: int = option(
+        0, help="Seed of what is drawn: the order of choices, rationales of other rows.", minimum=0
+    )
+    min_answer_count: int = option(
+        1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
+    )
+    facets: Mapping[str, Facet] = field(default_factory=dict)
+    """What rows say of themselves that measures are taken over."""
+    measures: tuple[Measure, ...] = ()
+    """Numbers that the set is known by, besides its plain accuracy."""
+    ties: Ties = "first"
+    """What an item is worth whose right choice shares the highest score."""
+    reads: Rule = "letter"
+    """How a generated answer is read."""
+    asks: Mapping[str, str] = field(default_factory=dict)
+    """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
+
+    @property
+    def title(self) -> str:
+        return str(self.facts.get("title", ""))
+
+    @property
+    def format(self) -> str:
+        """How its files are read: `rows`, by what the card says of columns, or a published format."""
+        return str(self.facts.get("format", ROWS))
+
+    @property
+    def splits(self) -> Mapping[str, Mapping[str, Any]]:
+        """Split -> its files and counts, in the fields of the format."""
+        splits: Mapping[str, Mapping[str, Any]] = self.facts.get("splits", {})
+        return splits
 
     def split(self, name: str) -> Mapping[str, Any]:
         """Return the facts of a split.
@@ -51,34 +150,85 @@ class Card:
             raise unknown_name(f"{self.name} has no split {name!r}.", name, self.splits)
         return self.splits[name]
 
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether the files are datasets of the hub, one for each split."""
+        return all(len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values())
+
+
+def read_card(path: Path) -> Card:
+    """Read a card that a user wrote.
+
+    Raises:
+        ConfigError: a key or a value that cannot be used; file and key are named.
+    """
+    return _card_of_rows(read_toml(path), path)
+
+
+def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
+    keys = {key: value for key, value in facts.items() if key not in ABOUT} if facts.get("format") == ROWS else facts
+    if taken := next((key for key in ("name", "facts") if key in keys), ""):
+        raise unknown_name(f"Unknown key {taken!r}.", taken, declared(Card).keys() - {taken}, where=str(path))
+    card = build_config(Card, keys, {"name": path.stem, "facts": facts}, where=str(path))
+    for name in chain(card.columns, card.constants, *card.items, card.needs):
+        if name not in COLUMNS:
+            raise ConfigError(
+                f"Unknown column {name!r} in the card.",
+                where=f"{path} [columns]",
+                why=f"{suggest_names(name, COLUMNS)}; the form is our column = theirs",
+            )
+    if len(set(card.labels)) != len(card.labels):
+        raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
+    asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
+    for key, files in asked.items():
+        named = by_split(files)
+        texts = [*chain.from_iterable(named.values())]
+        is_too_many = key != "files" and len(texts) > len(named)
+        if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
+            of_files = "a file, hf:NAME, or a table split -> file or list of files"
+            expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
+            raise ConfigError(
+                "The card does not say which files hold the data.",
+                where=f"{path} {key}",
+                why=f"got {files!r}; expected {expected}",
+            )
+    require_measures(card.measures, card.facets, where=str(path))
+    of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
+    if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
+        raise ConfigError(
+            "The card asks of files what is done for datasets of the hub alone.",
+            where=f"{path} {done}",
+            why=f"files is {card.files!r}",
+        )
+    return card
+
 
 JOIN = "+"
 """Joins the names of splits that are read together, as in train+val."""
 
 
 def card_names() -> tuple[str, ...]:
-    """Return the names of all cards, those of plug-ins included."""
+    """Return the names of all published cards, those of plug-ins included."""
     return tuple(data_files("cards"))
 
 
 @cache
 def load_card(name: str) -> Card:
-    """Read a card.
+    """Read a published card.
 
     Raises:
-        ConfigError: there is no card of that name.
+        ConfigError: there is no card of that name, or a plug-in's cannot be used.
     """
     cards = data_files("cards")
     if name not in cards:
         raise unknown_name(f"There is no dataset card {name!r}.", name, cards, note=missing_data())
     facts = read_data_file(cards[name])
-    return Card(
-        name=name,
-        title=facts["title"],
-        format=facts["format"],
-        splits=facts.get("splits", {}),
-        facts=facts,
-    )
+    return _card_of_rows(facts, cards[name]) if facts.get("format") == ROWS else Card(name=name, facts=facts)
+
+
+def card_of(name: str) -> Card:
+    """Return the published card of a dataset; an empty one where there is none."""
+    return load_card(name) if name in card_names() else Card()
 
 
 def readable_cards() -> Iterator[Card]:
@@ -86,12 +236,6 @@ def readable_cards() -> Iterator[Card]:
     for name in card_names():
         with suppress(ConfigError):
             yield load_card(name)
-
-
-@cache
-def rows_card(name: str) -> Path | None:
-    """Return the file of a card whose rows are read by what it says; None for other names."""
-    return data_files("cards")[name] if name in card_names() and load_card(name).format == ROWS else None
 
 
 def card_instead_of(repository: str) -> str:
@@ -108,68 +252,11 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the dataset has a card and no such split.
     """
-    if dataset not in card_names():
+    card = card_of(dataset)
+    if not card.name:
         return (split,)
-    card = load_card(dataset)
     filed_under: list[str] = []
     for part in split.split(JOIN):
         facts = card.split(part)
         filed_under += facts.get("picture_splits") or card.facts.get("picture_splits") or [facts.get("subtype", part)]
     return tuple(dict.fromkeys(filed_under))
-
-
-def scored_split(dataset: str) -> str:
-    """Return the split that a finished run is scored on: test, or val where there is no test with a public truth."""
-    card = load_card(dataset) if dataset in card_names() else None
-    if card is None or not card.splits:
-        return "test"
-    facts = card.splits.get("test", {"labelled": False})
-    return "test" if facts.get("labelled", "annotations" in facts or card.format == ROWS) else "val"
-
-
-ENTRY_POINT_GROUP = "advl.datasets"
-
-AnswerList = Literal["train", "published"]
-"""From whose annotations the answer vocabulary of VQA is built: of train alone, so that no other split has a say in
-training, or of the splits that the published models count (`answer_lists` of the card)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How a dataset is read.
-
-    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `every_answer` asks for VCR's
-    rationales given each of the answers, in place of the right one. `label_order` orders the classes of SNLI-VE.
-    `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data; None to build the one that
-    `answer_list` names. `on_error` says whether malformed items and unreadable pictures fail or are left out and
-    listed in `skipped`.
-    """
-
-    tasks: tuple[Task, ...] = ()
-    text_style: TextStyle | None = None
-    every_answer: bool = False
-    label_order: LabelOrder = "uniter"
-    answers: tuple[str, ...] | None = None
-    answer_list: AnswerList = "train"
-    on_error: OnError = "fail"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """A dataset in files of a known form, which lie below the folder of the datasets.
-
-    `card` holds its facts; several datasets may share one. `open` opens a split: (split, folder of the datasets,
-    options) -> dataset. `common_name` gives a question of a split the name that it has in all splits that ask it.
-    """
-
-    name: str
-    card: Card
-    tasks: tuple[Task, ...]
-    splits: tuple[str, ...]
-    open: Callable[[str, Path, ReadOptions], IndexedDataset]
-    common_name: Callable[[str, str], str] = lambda split, question: question
-
-
-def dataset_plugins() -> dict[str, EntryPoint]:
-    """Return the datasets of other packages by name; none of them is loaded."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

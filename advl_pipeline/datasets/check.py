@@ -9,21 +9,19 @@ from typing import Literal
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.packages import missing_data
-from advl_pipeline.datasets.cards import Card, card_names, load_card, rows_card
+from advl_pipeline.datasets.cards import ROWS, Card, card_names, card_of, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
 from advl_pipeline.datasets.problems import NothingUsable, Problem
 from advl_pipeline.datasets.registry import (
-    benchmark_of,
     dataset_names,
+    find_dataset,
+    known_dataset,
     open_dataset,
     require_known,
-    splits_of,
-    tasks_of,
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
-from advl_pipeline.datasets.rows import ROWS
 
 Status = Literal["ok", "differs", "missing", "malformed"]
 
@@ -66,7 +64,7 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
     Raises:
         ConfigError: an unknown dataset or split.
     """
-    known = splits_of(config.name, config.data_root)
+    known = find_dataset(config.name, config.data_root).splits
     require_known(config.name, "split", config.split, known)
     return CheckResult(
         name=config.name,
@@ -77,14 +75,14 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
 
 
 def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
-    card = load_card(config.name) if config.name in card_names() else None
-    facts = card.split(split) if card else {}
+    card = card_of(config.name)
+    facts = card.splits.get(split, {})
     try:
         dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")
     except DatasetError as error:
         is_missing, notes = isinstance(error, DatasetMissing), []
         problems = list(error.problems) if isinstance(error, NothingUsable) else []
-        if is_missing and card and card.format == ROWS:
+        if is_missing and card.name and card.format == ROWS:
             notes = [f"not here: {error.why}; would be fetched: {card.facts['size']}"]
         return SplitCheck(
             split=split,
@@ -148,27 +146,30 @@ class DatasetRow:
 
 def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
     """List all datasets that `open_dataset` takes; one whose reader finds no data has no tasks and no splits."""
-    root, rows = resolve_data_root(data_root), []
+    rows = []
     for name in dataset_names():
-        benchmark, is_rows = None, rows_card(name) is not None
-        title, is_present = "rows that another package reads", True
+        title, is_present = "rows that another package reads", False
+        tasks: tuple[str, ...] = ()
+        splits: tuple[str, ...] = ()
         try:
-            benchmark = benchmark_of(name)
-            tasks, splits = tasks_of(name, data_root), splits_of(name, data_root)
+            dataset = find_dataset(name, data_root)
+            title, tasks, splits = dataset.card.title or title, dataset.tasks, dataset.splits
+            is_present = _is_here(dataset.card, resolve_data_root(data_root))
         except AdvlError as error:
-            title, tasks, splits, is_present = error.what, (), (), False
-        if benchmark:
-            title, is_present = benchmark.card.title, (root / benchmark.card.facts["folder"]).is_dir()
-        elif is_rows:
-            title, is_present = load_card(name).title, _is_here(load_card(name), root)
+            title = error.what
         rows.append(DatasetRow(name=name, title=title, tasks=tasks, splits=splits, present=is_present))
     return tuple(rows)
 
 
 def _is_here(card: Card, root: Path) -> bool:
-    """Tell whether a set of the hub is on this machine: its rows were read before, or its repositories are copied."""
-    names = hub_names(card.facts["files"], root).values()
-    return all(name.copy for name in names) or any(index_folder(root, root / card.name).glob("*.arrow"))
+    """Tell whether a set is on this machine; of the hub, whether its rows were read before or its files copied."""
+    if folder := card.facts.get("folder"):
+        return Path(root, folder).is_dir()
+    return (
+        card.files is None
+        or all(name.copy for name in hub_names(card.files, root).values())
+        or any(index_folder(root, root / card.name).glob("*.arrow"))
+    )
 
 
 def dataset_card(name: str) -> Card:
@@ -179,8 +180,8 @@ def dataset_card(name: str) -> Card:
     """
     if name in card_names():
         return load_card(name)
-    benchmark = benchmark_of(name)
-    if benchmark is None:
+    dataset = known_dataset(name)
+    if dataset is None:
         known = dict.fromkeys([*dataset_names(), *card_names()])
         raise unknown_name(f"There is no dataset {name!r}.", name, known, note=missing_data())
-    return benchmark.card
+    return dataset.card

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from advl_pipeline.datasets.boxes import with_boxes
-from advl_pipeline.datasets.cards import Card, ReadOptions
+from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import index_folder, require_there
+from advl_pipeline.datasets.roots import index_folder, require_there, resolve_data_root
 from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.snli_ve import pairs_of, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.spec import ReadOptions
 from advl_pipeline.datasets.vcr import vcr_reading, vcr_source
 from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_reading, vqa_source
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
@@ -27,7 +28,11 @@ class _Files:
     """Files of a dataset below the folder of the datasets, as its card names them."""
 
     card: Card
-    root: Path
+    data_root: Path | None
+
+    @property
+    def root(self) -> Path:
+        return resolve_data_root(self.data_root)
 
     @property
     def folder(self) -> Path:
@@ -49,8 +54,8 @@ class _Files:
         )
 
 
-def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    files, facts = _Files(card, root), card.split(split)
+def _open_vcr(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    files, facts = _Files(card, data_root), card.split(split)
     rows = vcr_source(files.named(facts["annotations"]), labelled=facts["labelled"], pictures=files.pictures)
     reading = vcr_reading(
         options.tasks,
@@ -61,8 +66,8 @@ def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> Index
     return IndexedDataset(files.index_of(rows, split), reading, split=split, on_error=options.on_error)
 
 
-def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    files = _Files(card, root)
+def _open_vqa(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    files = _Files(card, data_root)
 
     def part(part_name: str) -> Part:
         facts = card.split(part_name)
@@ -72,7 +77,9 @@ def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> Index
         return index, kept_rows(index, files.folder, card.name, facts)
 
     def built() -> tuple[str, ...]:
-        counted = card.facts["answer_lists"][options.answer_list]
+        lists = card.facts["answer_lists"]
+        # A run that trains on all that the published models count knows all of their answers.
+        counted = lists["published" if [*options.together] == lists.get("published") else options.answer_list]
         return vocabulary_of(
             [part(part_name) for part_name in counted],
             min_occurrences=card.facts.get("min_occurrences", MIN_OCCURRENCES),
@@ -87,8 +94,8 @@ def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> Index
     )
 
 
-def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    files, facts = _Files(card, root), card.split(split)
+def _open_snli_ve(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    files, facts = _Files(card, data_root), card.split(split)
     annotations = files.named(facts["annotations"])
     listed = pairs_of(files.named(facts["ids"])) if "ids" in facts else None
     index = files.index_of(snli_ve_source(annotations, pictures=files.pictures), split)
@@ -104,7 +111,7 @@ class Format(NamedTuple):
     """A published format: tasks that a dataset in it is opened for unless fewer are asked for, and what opens it."""
 
     tasks: tuple[Task, ...]
-    open: Callable[[Card, str, Path, ReadOptions], IndexedDataset]
+    open: Callable[[Card, str, Path | None, ReadOptions], IndexedDataset]
 
 
 FORMATS: Mapping[str, Format] = {

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.datasets.cards import Kind
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.index_files import (
     SEAL_BYTES,
@@ -41,7 +42,7 @@ from advl_pipeline.datasets.index_files import (
 from advl_pipeline.datasets.own.columns import FACETS, columns_of, parse_item, recognise, shaped, split_of
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.rows import Held, Item, Kind, PictureFacts, Row, RowSource
+from advl_pipeline.datasets.rows import Held, Item, PictureFacts, Row, RowSource
 
 _FACTS = b"advl"
 
@@ -180,7 +181,7 @@ _REPEATED = ("file", "split", "image", "label_name", "group", "stratum")
 _OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum", "facets")
 """Columns that hold what an `Item` says."""
 
-_NOT_OF_ROWS = ("files", "pictures", "measures", "ties", "reads", "asks")
+_NOT_OF_ROWS = ("name", "facts", "files", "pictures", "measures", "ties", "reads", "asks")
 """Keys of a card that change no row."""
 
 _SCHEMA = pa.schema(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from advl_pipeline.base.errors import DatasetError, advise
 from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
+from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, Index, open_index_file, record_batch
 from advl_pipeline.datasets.own.hub_files import lies_inside
@@ -37,7 +38,7 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.rows import HELD, DataCard, Reading, RowVariant
+from advl_pipeline.datasets.rows import HELD, Reading, RowVariant
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 
 READER_VERSION = 1
@@ -459,7 +460,7 @@ class IndexedDataset:
         return bool(self._index.facts["grouped"])
 
     @property
-    def card(self) -> DataCard:
+    def card(self) -> Card:
         """What is said of its rows; nothing where no card is."""
         return self._reading.card
 

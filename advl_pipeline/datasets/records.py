@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, Problem
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""
@@ -230,6 +230,8 @@ class Dataset(Protocol):
     tasks: tuple[Task, ...]
     text_style: str
     """How object tags become text; part of the identity of every cache of this dataset's texts."""
+    skipped: tuple[Problem, ...]
+    """What was left out as malformed."""
 
     def __len__(self) -> int: ...
 

@@ -9,38 +9,14 @@ from typing import Any, Literal
 
 from advl_pipeline.base.errors import ineffective, unknown_name
 from advl_pipeline.base.packages import load_plugin, missing_data
-from advl_pipeline.datasets.cards import (
-    JOIN,
-    Benchmark,
-    ReadOptions,
-    card_names,
-    dataset_plugins,
-    load_card,
-    readable_cards,
-    rows_card,
-)
+from advl_pipeline.datasets.cards import JOIN, ROWS, card_of, readable_cards
 from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.own.data import OwnData, class_names, open_own
-from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import (
-    KNOWN_NAMES,
-    is_own_data,
-    resolve_data_root,
-)
-from advl_pipeline.datasets.rows import ROWS
-from advl_pipeline.datasets.views import UnionOfSplits
+from advl_pipeline.datasets.own.data import open_rows, rows_dataset
+from advl_pipeline.datasets.roots import KNOWN_NAMES, SPLIT_STEMS, is_own_data, resolve_data_root
+from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions, dataset_plugins
+from advl_pipeline.datasets.views import Concatenated
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
-
-
-def benchmark_of(name: str) -> Benchmark | None:
-    """Return the benchmark of a name: one with a card in a format that ADVL reads, or a plug-in's; None for rows."""
-    if name in card_names() and (card := load_card(name)).format in FORMATS:
-        tasks, opener = FORMATS[card.format]
-        return Benchmark(name=name, card=card, tasks=tasks, splits=tuple(card.splits), open=partial(opener, card))
-    plugins = dataset_plugins()
-    plugin = load_plugin(plugins[name], "dataset") if name in plugins else None
-    return plugin if isinstance(plugin, Benchmark) else None
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -49,32 +25,50 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(sorted({*with_cards, *dataset_plugins()}))
 
 
-def _offered(name: str, data_root: Path | None) -> tuple[tuple[Task, ...], tuple[str, ...]]:
-    """Return the tasks and the splits of a dataset."""
-    benchmark = _required(name)
-    if rows_card(name) is not None:
-        card = load_card(name)
-        return tuple(card.facts["tasks"]), tuple(card.splits)
-    dataset = benchmark or open_own(name, data_root)
-    return dataset.tasks, dataset.splits
+def known_dataset(name: str) -> DatasetSpec | None:
+    """Return a dataset as its card or its package describes it, without a look at its data; None for other rows."""
+    card = card_of(name)
+    if card.name and card.format == ROWS:
+        tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
+        return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name))
+    if card.name and card.format in FORMATS:
+        tasks, opener = FORMATS[card.format]
+        return DatasetSpec(
+            name=name,
+            card=card,
+            tasks=tasks,
+            splits=tuple(card.splits),
+            open=partial(opener, card),
+            labelled=tuple(
+                split for split, facts in card.splits.items() if facts.get("labelled", "annotations" in facts)
+            ),
+        )
+    plugins = dataset_plugins()
+    plugin = load_plugin(plugins[name], "dataset") if name in plugins else None
+    return plugin if isinstance(plugin, DatasetSpec) else None
 
 
-def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
-    """Tasks of a dataset.
+def read_rows(name: str, data_root: Path | None) -> DatasetSpec | None:
+    """Read and index data that are given as rows; None for a published format, and for a name that nothing has.
+
+    Raises:
+        ConfigError: a card that cannot be used. DatasetError: they cannot be read.
+    """
+    known = known_dataset(name)
+    is_rows = known.card.format == ROWS if known else is_own_data(name) or name in dataset_plugins()
+    return rows_dataset(name, data_root) if is_rows else None
+
+
+def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
+    """Return a dataset by its name; rows that nothing describes are read and indexed.
 
     Raises:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
-    return _offered(name, data_root)[0]
-
-
-def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
-    """Splits of a dataset.
-
-    Raises:
-        ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
-    """
-    return _offered(name, data_root)[1]
+    if dataset := known_dataset(name) or read_rows(name, data_root):
+        return dataset
+    what, note = f"There is no dataset {name!r}.", missing_data()
+    raise unknown_name(what, name, dataset_names(), note=note, next_command=KNOWN_NAMES)
 
 
 def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:
@@ -87,22 +81,31 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
         ConfigError: there is none of that name. DatasetError: data of one's own that cannot be read, or a known
             dataset is not there.
     """
-    known_tasks, known_splits = _offered(name, data_root)
-    parts = split.split(JOIN)
-    require_known(name, "task", tasks, known_tasks)
-    require_known(name, "split", parts, known_splits)
-    benchmark = benchmark_of(name)
-    if benchmark and not (resolve_data_root(data_root) / benchmark.card.facts["folder"]).is_dir():
+    dataset, parts = find_dataset(name, data_root), split.split(JOIN)
+    require_known(name, "task", tasks, dataset.tasks)
+    require_known(name, "split", parts, dataset.splits)
+    folder = dataset.card.facts.get("folder")
+    if folder and not (resolve_data_root(data_root) / folder).is_dir():
         # It says itself what is to be done.
         open_dataset(name, split=parts[0], data_root=data_root)
 
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
-    if name not in card_names():
-        return "2021"
-    mode: Literal["2021", "2017", "vqa-vs"] = load_card(name).facts.get("vqa_mode", "2021")
+    mode: Literal["2021", "2017", "vqa-vs"] = card_of(name).facts.get("vqa_mode", "2021")
     return mode
+
+
+def split_to_score(name: str, data_root: Path | None, *, trained_on: str) -> str:
+    """Return the split that a finished run is scored on: a labelled one that it did not see, best of all test.
+
+    Where there is none it is train.
+    """
+    dataset, seen = read_rows(name, data_root) or find_dataset(name, data_root), trained_on.split(JOIN)
+    labelled = [split for split in dataset.labelled if split not in seen]
+    train, *held_out = SPLIT_STEMS
+    others = [split for split in labelled if split not in SPLIT_STEMS]
+    return next((split for split in (*reversed(held_out), *others, train) if split in labelled), seen[0])
 
 
 def open_dataset(
@@ -112,7 +115,7 @@ def open_dataset(
 
     Args:
         name: see `dataset_names`.
-        split: see `splits_of`.
+        split: one of the dataset's `splits`.
         data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. Of one's own data: the folder of
             the pictures; None for that of the file.
         tasks: restrict to these; all tasks of the dataset by default.
@@ -122,9 +125,9 @@ def open_dataset(
         ConfigError: an unknown name, split, task or option.
         DatasetError: a file is missing or malformed.
     """
-    benchmark = _required(name)
+    dataset = find_dataset(name, data_root)
     if options.get("answer_list", "train") != "train":
-        if benchmark is None or "answer_lists" not in benchmark.card.facts:
+        if "answer_lists" not in dataset.card.facts:
             raise ineffective(
                 "--answer-list", why=f"{name} has no published answer list; VQA v2 and its reshuffles have"
             )
@@ -132,14 +135,13 @@ def open_dataset(
             raise ineffective("--answer-list", why="--answers gives the list of answers")
     if isinstance(answers := options.get("answers"), Path):
         options["answers"] = read_vocabulary(answers)
-    known = benchmark or open_own(name, data_root)
-    require_known(name, "task", tasks, known.tasks)
-    require_known(name, "split", [split], known.splits)
-    wanted = tuple(task for task in known.tasks if not tasks or task in tasks)
-    return known.open(split, resolve_data_root(data_root), ReadOptions(tasks=wanted, **options))
+    require_known(name, "task", tasks, dataset.tasks)
+    require_known(name, "split", [split], dataset.splits)
+    wanted = tuple(task for task in dataset.tasks if not tasks or task in tasks)
+    return dataset.open(split, data_root, ReadOptions(tasks=wanted, **options))
 
 
-def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | UnionOfSplits:
+def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Concatenated:
     """Open a split, or several that are joined by +, such as train+val: all that a run is trained on.
 
     Args:
@@ -153,44 +155,7 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
     names = split.split(JOIN)
     if len(names) == 1:
         return open_dataset(name, split=split, **options)
-    benchmark = _required(name)
-    counted = benchmark.card.facts.get("answer_lists", {}) if benchmark else {}
-    if counted.get("published") == names and options.get("answers") is None:
-        # A run that trains on all that the published models count knows all of their answers.
-        options = {**options, "answer_list": "published"}
-    if benchmark is None and options.get("answers") is None:
-        # Each split alone might have other classes, and so number them otherwise.
-        data = open_own(name, options.get("data_root"))
-        require_known(name, "split", names, data.splits)
-        options = {**options, "answers": class_names(data.index, data.rows.card, names)}
-    return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
-
-
-def own_data(name: str, data_root: Path | None) -> OwnData | None:
-    """Return data that are given as rows, indexed; None for a benchmark and for a name that nothing has.
-
-    Raises:
-        ConfigError: a card that cannot be used. DatasetError: they cannot be read.
-    """
-    return open_own(name, data_root) if benchmark_of(name) is None and _is_rows(name) else None
-
-
-def _is_rows(name: str) -> bool:
-    """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
-    return is_own_data(name) or rows_card(name) is not None or name in dataset_plugins()
-
-
-def _required(name: str) -> Benchmark | None:
-    """Return the benchmark of a name, None for rows.
-
-    Raises:
-        ConfigError: the name is neither.
-    """
-    benchmark = benchmark_of(name)
-    if benchmark is None and not _is_rows(name):
-        what, note = f"There is no dataset {name!r}.", missing_data()
-        raise unknown_name(what, name, dataset_names(), note=note, next_command=KNOWN_NAMES)
-    return benchmark
+    return Concatenated([open_dataset(name, split=part, together=tuple(names), **options) for part in names])
 
 
 def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:

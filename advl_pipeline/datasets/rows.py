@@ -1,7 +1,6 @@
 """What a dataset is: rows, each of which knows its file and line, and a reading of them.
 
-Whatever stores data hands over a `RowSource`; a `Reading` says how its rows become examples. A card is a small TOML
-file for what columns do not say.
+Whatever stores data hands over a `RowSource`; a `Reading` says how its rows become examples.
 """
 
 from __future__ import annotations
@@ -9,165 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from advl_pipeline.base.configuration import Configuration, build_config, option
-from advl_pipeline.base.errors import ConfigError, suggest_names
-from advl_pipeline.base.toml import read_toml
-from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
+from advl_pipeline.datasets.cards import Card, Kind
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, compose
-from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.datasets.row_files import checked, read_table
-
-Kind = Literal["choice", "classes", "answers", "pictures"]
-"""Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""
-
-LabelForm = Literal["index", "text", "letter"]
-
-COLUMNS = (
-    *("id", "image", "question", "text", "choices", "label", "rationales", "rationale_label", "answers", "answer"),
-    *("boxes", "box_labels", "split", "group", "stratum"),
-)
-"""Columns that mean something; others are left alone."""
-
-
-ROWS = "rows"
-"""Format of a card that says what the columns of its rows mean (`DataCard`), as a card of one's own does."""
-
-
-ABOUT = frozenset(
-    "title format tasks metrics splits evaluate_only lmms_eval harness instead_of homepage licence size scoring "
-    "chance seen tried how_to_get".split()
-)
-"""Keys of the card of a published set that tell people of it; its rows are read without them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Join(Configuration):
-    """Columns of other rows: those whose column `on` is what a row has in its column `key`."""
-
-    files: Any
-    """hf:NAME, or a table split -> hf:NAME."""
-    key: str
-    """Column of the rows."""
-    on: str
-    """Column of the joined rows."""
-    columns: tuple[str, ...]
-    """Columns that are taken over."""
-
-
-def by_split(files: Any) -> dict[str | None, list[Any]]:
-    """Return split -> what the `files` of a card name for it; None where one name stands for all splits."""
-    named = files if isinstance(files, Mapping) else {None: files}
-    return {split: names if isinstance(names, list) else [names] for split, names in named.items()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataCard(Configuration):
-    """What a card may say; every key may be left out."""
-
-    task: Kind | None = None
-    """Kind of task, where the columns allow several."""
-    files: Any = None
-    """A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."""
-    pictures: Path | None = None
-    """Folder that picture names are relative to, itself relative to the card [default: the card's]."""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    """Our column -> what every row has in it."""
-    items: tuple[Mapping[str, str], ...] = ()
-    """Items of a row, our column -> theirs; they are a group."""
-    join: Join | None = None
-    """Columns that other rows have."""
-    split_names: Mapping[str, str] = field(default_factory=dict)
-    """Their split -> ours."""
-    num_rows: int | None = option(
-        None, help="Rows of each split, from its beginning; others are not fetched.", minimum=1
-    )
-    only: Mapping[str, Any] = field(default_factory=dict)
-    """Their column -> the values of rows that are read; others are left out and counted."""
-    needs: tuple[str, ...] = ()
-    """Our columns without which a row is left out and counted."""
-    labels: tuple[str, ...] = ()
-    """The classes, in order [default: those of train, sorted]."""
-    label_is: LabelForm | None = None
-    """How a label reads that could be read in several ways."""
-    options_in_question: bool = False
-    """The choices stand in the question, behind A, B and so on."""
-    right_choice_first: bool = False
-    """The first choice is the right one; their order is drawn."""
-    rationale_choices: int | None = option(
-        None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
-    )
-    shuffle_seed: int = option(
-        0, help="Seed of what is drawn: the order of choices, rationales of other rows.", minimum=0
-    )
-    min_answer_count: int = option(
-        1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
-    )
-    facets: Mapping[str, Facet] = field(default_factory=dict)
-    """What rows say of themselves that measures are taken over."""
-    measures: tuple[Measure, ...] = ()
-    """Numbers that the set is known by, besides its plain accuracy."""
-    ties: Ties = "first"
-    """What an item is worth whose right choice shares the highest score."""
-    reads: Rule = "letter"
-    """How a generated answer is read."""
-    asks: Mapping[str, str] = field(default_factory=dict)
-    """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
-
-    @property
-    def is_of_hub(self) -> bool:
-        """Whether the files are datasets of the hub, one for each split."""
-        return all(len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values())
-
-
-def read_card(path: Path) -> DataCard:
-    """Read a card.
-
-    Raises:
-        ConfigError: a key or a value that cannot be used; file and key are named.
-    """
-    entries = read_toml(path)
-    if entries.get("format") == ROWS:
-        entries = {key: value for key, value in entries.items() if key not in ABOUT}
-    card = build_config(DataCard, entries, where=str(path))
-    for name in chain(card.columns, card.constants, *card.items, card.needs):
-        if name not in COLUMNS:
-            raise ConfigError(
-                f"Unknown column {name!r} in the card.",
-                where=f"{path} [columns]",
-                why=f"{suggest_names(name, COLUMNS)}; the form is our column = theirs",
-            )
-    if len(set(card.labels)) != len(card.labels):
-        raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
-    asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
-    for key, files in asked.items():
-        named = by_split(files)
-        texts = [*chain.from_iterable(named.values())]
-        is_too_many = key != "files" and len(texts) > len(named)
-        if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
-            of_files = "a file, hf:NAME, or a table split -> file or list of files"
-            expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
-            raise ConfigError(
-                "The card does not say which files hold the data.",
-                where=f"{path} {key}",
-                why=f"got {files!r}; expected {expected}",
-            )
-    require_measures(card.measures, card.facets, where=str(path))
-    of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
-    if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
-        raise ConfigError(
-            "The card asks of files what is done for datasets of the hub alone.",
-            where=f"{path} {done}",
-            why=f"files is {card.files!r}",
-        )
-    return card
-
 
 HELD = "//"
 """How the names of `Held` pictures begin, in an index; no name of a row does."""
@@ -292,7 +139,7 @@ class RowSource:
     state: Callable[[], Any] | None = None
     is_confined: bool = False
     split: str = "train"
-    card: DataCard = field(default_factory=DataCard)
+    card: Card = field(default_factory=Card)
     kind: Kind | None = None
     called: str = ""
 
@@ -371,4 +218,4 @@ class Reading:
     called: str = ""
     held: PictureFetcher | None = None
     is_confined: bool = False
-    card: DataCard = field(default_factory=DataCard)
+    card: Card = field(default_factory=Card)

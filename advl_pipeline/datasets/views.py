@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
-from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.lowshot import read_id_list
-from advl_pipeline.datasets.problems import Problem
 from advl_pipeline.datasets.records import (
     Candidate,
     Dataset,
@@ -31,43 +30,104 @@ from advl_pipeline.datasets.records import (
     TextUnit,
 )
 
+Unit = TypeVar("Unit", ImageUnit, TextUnit)
+
 
 class _View:
-    """Examples of one or several splits, one after another; implements `records.Dataset`.
+    """What is as in the first of the splits that are seen."""
 
-    Args:
-        parts: the splits; what is not of examples is as in the first.
-        prefixes: what the ids of each part begin with in addition.
-        ids: of the examples that are seen; None for all.
-    """
+    def __init__(self, *parts: Dataset) -> None:
+        self._first = parts[0]
+        self.name, self.split, self.text_style = self._first.name, self._first.split, self._first.text_style
+        self.tasks: tuple[Task, ...] = self._first.tasks
+        self.skipped = tuple(chain.from_iterable(part.skipped for part in parts))
 
-    def __init__(
-        self, parts: Sequence[Dataset], prefixes: Sequence[str] = (), ids: Collection[str] | None = None
-    ) -> None:
-        first = parts[0]
-        self.name, self.split, self.text_style = first.name, first.split, first.text_style
-        self.tasks: tuple[Task, ...] = first.tasks
-        self.parts = tuple(parts)
-        self._prefixes = prefixes or [""] * len(parts)
-        self._starts = [0, *accumulate(map(len, parts))]
-        names = [
-            prefix + name for prefix, part in zip(self._prefixes, parts, strict=True) for name in part.example_ids
-        ]
-        wanted = None if ids is None else {*ids}
-        self._positions = [place for place, name in enumerate(names) if wanted is None or name in wanted]
-        self.example_ids: Sequence[str] = [names[position] for position in self._positions]
+    @property
+    def identity_name(self) -> str:
+        return self._first.identity_name
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Return the class names of the first split."""
+        return self._first.label_names(task)
+
+
+class Selected(_View):
+    """Some examples of a split, by their ids, in its order; implements `records.Dataset`."""
+
+    def __init__(self, whole: StratifiedDataset, ids: Collection[str]) -> None:
+        super().__init__(whole)
+        self.whole, wanted = whole, {*ids}
+        self._positions = [place for place, name in enumerate(whole.example_ids) if name in wanted]
+        self.example_ids: Sequence[str] = [whole.example_ids[place] for place in self._positions]
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """What tells this part from others, for the identity of a cache: how many examples, and which."""
+        digest = hashlib.sha256("\n".join(sorted(self.example_ids)).encode()).hexdigest()
+        return {"num_examples": len(self), "examples": digest}
 
     def __len__(self) -> int:
         return len(self._positions)
 
+    def __getitem__(self, index: int) -> Example:
+        return self.whole[self._positions[index]]
+
+    def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
+        """Return the task and the candidates of an example; its picture is not opened."""
+        return self.whole.candidates_of(self._positions[index])
+
+    def content_digest(self) -> str:
+        """Return the digest of the whole split."""
+        return self.whole.content_digest()
+
+    def image_units(self) -> Sequence[ImageUnit]:
+        """Return the pictures of the part, each once."""
+        return _each_once(self[place].image for place in range(len(self)))
+
+    def text_units(self) -> Sequence[TextUnit]:
+        """Return the texts of the part, each once."""
+        candidates = chain.from_iterable(self.candidates_of(place)[1] for place in range(len(self)))
+        return _each_once(candidate.text_unit for candidate in candidates)
+
+
+class Concatenated(_View):
+    """The examples of several splits, one split after another; implements `records.Dataset`.
+
+    Args:
+        parts: such as train and val, to train on together.
+        prefixes: what the ids of each part begin with in addition, where the parts are not of one dataset; the whole
+            is then called after the first.
+
+    Raises:
+        DatasetError: two parts hold an item of the same id.
+    """
+
+    def __init__(self, parts: Sequence[StratifiedDataset], *, prefixes: Sequence[str] = ()) -> None:
+        super().__init__(*parts)
+        self.parts = tuple(parts)
+        if not prefixes:
+            self.split = JOIN.join(part.split for part in parts)
+        self._prefixes = prefixes or [""] * len(parts)
+        self._starts = [0, *accumulate(map(len, parts))]
+        named = zip(self._prefixes, parts, strict=True)
+        self.example_ids: Sequence[str] = [prefix + name for prefix, part in named for name in part.example_ids]
+        if len(set(self.example_ids)) < len(self.example_ids):
+            raise DatasetError(
+                "Splits that hold the same items cannot be joined.",
+                where=f"{self.name}, split {self.split}",
+                next_command="name splits that have no item in common",
+            )
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
     def _place(self, index: int) -> tuple[int, int]:
         """Return the part of an example, and its position there."""
-        position = self._positions[index]
-        place = bisect.bisect_right(self._starts, position) - 1
-        return place, position - self._starts[place]
+        place = bisect.bisect_right(self._starts, index) - 1
+        return place, index - self._starts[place]
 
     def __getitem__(self, index: int) -> Example:
-        place, position = self._place(index)
+        place, position = self._place(range(len(self))[index])
         example, prefix = self.parts[place][position], self._prefixes[place]
         return replace(example, example_id=prefix + example.example_id) if prefix else example
 
@@ -76,87 +136,17 @@ class _View:
         place, position = self._place(index)
         return self.parts[place].candidates_of(position)
 
-    @property
-    def identity_name(self) -> str:
-        """Return that of the first split."""
-        return self.parts[0].identity_name
-
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """Return the class names of the first split."""
-        return self.parts[0].label_names(task)
-
     def content_digest(self) -> str:
-        """Return the digest of the whole split, or the SHA-256 of the digests of several, in order."""
-        digests = [part.content_digest() for part in self.parts]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        """Return the SHA-256 of the digests of the parts, in order."""
+        return hashlib.sha256("".join(part.content_digest() for part in self.parts).encode()).hexdigest()
 
     def image_units(self) -> Sequence[ImageUnit]:
         """Return the pictures, each once."""
-        return list({unit.unit_id: unit for part in self.parts for unit in part.image_units()}.values())
+        return _each_once(chain.from_iterable(part.image_units() for part in self.parts))
 
     def text_units(self) -> Sequence[TextUnit]:
         """Return the texts, each once."""
-        return list({unit.unit_id: unit for part in self.parts for unit in part.text_units()}.values())
-
-
-class SelectedExamples(_View):
-    """Some examples of a split, in its order."""
-
-    def __init__(self, whole: StratifiedDataset, ids: Collection[str], *, skipped: Sequence[Any] = ()) -> None:
-        super().__init__([whole], ids=ids)
-        self.whole = whole
-        self.skipped = tuple(skipped)
-
-    @property
-    def selection(self) -> dict[str, Any]:
-        """What tells this part from others, for the identity of a cache: how many examples, and which."""
-        digest = hashlib.sha256("\n".join(sorted(self.example_ids)).encode()).hexdigest()
-        return {"num_examples": len(self), "examples": digest}
-
-    def image_units(self) -> Sequence[ImageUnit]:
-        """Return the pictures of the part, each once."""
-        return list({image.unit_id: image for image in (self[place].image for place in range(len(self)))}.values())
-
-    def text_units(self) -> Sequence[TextUnit]:
-        """Return the texts of the part, each once."""
-        units = (candidate.text_unit for place in range(len(self)) for candidate in self.candidates_of(place)[1])
-        return list({unit.unit_id: unit for unit in units}.values())
-
-
-class JoinedDataset(_View):
-    """A split to train on, and others whose inputs are seen as well: ids of the others begin with "DATASET/SPLIT:".
-
-    Labels of the others are not to be used.
-    """
-
-    def __init__(self, parts: Sequence[Dataset]) -> None:
-        super().__init__(parts, ["", *(f"{part.name}/{part.split}:" for part in parts[1:])])
-
-    @property
-    def other_ids(self) -> frozenset[str]:
-        """Ids of the examples that are not of the first part."""
-        return frozenset(self.example_ids[self._starts[1] :])
-
-
-class UnionOfSplits(_View):
-    """Splits of one dataset to train on together, such as train+val before a test whose truth is not public.
-
-    Raises:
-        DatasetError: two parts hold an item of the same id.
-    """
-
-    parts: tuple[IndexedDataset, ...]
-
-    def __init__(self, parts: Sequence[IndexedDataset]) -> None:
-        super().__init__(parts)
-        self.split = "+".join(part.split for part in parts)
-        self.skipped: tuple[Problem, ...] = tuple(chain.from_iterable(part.skipped for part in parts))
-        if len(set(self.example_ids)) < len(self.example_ids):
-            raise DatasetError(
-                "Splits that hold the same items cannot be joined.",
-                where=f"{self.name}, split {self.split}",
-                next_command="name splits that have no item in common",
-            )
+        return _each_once(chain.from_iterable(part.text_units() for part in self.parts))
 
     def question_table(self) -> QuestionTable:
         """Return the questions of all parts."""
@@ -168,6 +158,10 @@ class UnionOfSplits(_View):
             strata=list(chain.from_iterable(table.strata for table in tables)),
             by_class=tables[0].by_class,
         )
+
+
+def _each_once(units: Iterable[Unit]) -> Sequence[Unit]:
+    return list({unit.unit_id: unit for unit in units}.values())
 
 
 def refuse_two_subsets(shots: int | None, ids: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from advl_pipeline.base.configuration import command_words, config_to_dict, require_effect
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.datasets.registry import require_names, tasks_of
+from advl_pipeline.datasets.registry import find_dataset, require_names
 from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
@@ -107,7 +107,7 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
     tasks: set[str] = set()
     for test_set in sets:
         name, _ = set_name(test_set, trained_on["dataset"])
-        tasks.update(tasks_of(name, moved_to(config.data_root, trained_on)))
+        tasks.update(find_dataset(name, moved_to(config.data_root, trained_on)).tasks)
     of_task = f"the task is {', '.join(sorted(tasks))}"
     by_letters = isinstance(config, EvaluateConfig) and config.protocol == "letters"
     probed = config.probe_on if isinstance(config, EvaluateConfig) else ()

@@ -26,7 +26,7 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.outputs import inert_cell, require_outputs
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import benchmark_of, tasks_of
+from advl_pipeline.datasets.registry import find_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
 from advl_pipeline.evaluation.checks import check_scoring
@@ -111,7 +111,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))
     name, split = set_name(config.on, trained_on["dataset"])
-    tasks = tasks_of(name, config.data_root)
+    tasks = find_dataset(name, config.data_root).tasks
     usual = f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     path = config.output or config.run / names.PREDICTIONS / usual
     require_outputs(config, reads=(name, str(trained_on["dataset"])), output=path)
@@ -125,9 +125,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
         )
     finished = load_finished(config.run, config)
     finished.student.cut_texts()
-    # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
-    is_benchmark = benchmark_of(name) is not None
-    learned = () if is_benchmark else tuple(task for task in tasks if task in trained_on["task"])
+    # A run of other tasks answers all, by the heads that they share.
+    learned = tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(
         config, finished, trained_on, dataset=name, split=split, every_answer=is_vcr, tasks=learned
     )
@@ -137,20 +136,19 @@ def run_predict(config: PredictConfig) -> PredictResult:
     else:
         rows = dict[str, tuple[int, str]]()
         for task in dataset.tasks:
-            label_names = finished.label_names[task] if is_benchmark else dataset.label_names(task)
             for part in example_parts(dataset):
                 examples = [example for example in part if example.task == task]
-                rows |= _predicted(config, finished, examples, label_names) if examples else {}
+                rows |= _predicted(config, finished, examples, dataset.label_names(task)) if examples else {}
         num_items = len(rows)
-        if not is_benchmark:
-            # The official forms take ids and labels as they are; a text of one's own may come from anyone.
-            cells = ((inert_cell(name), str(place), inert_cell(text)) for name, (place, text) in rows.items())
-            write_csv(path, ("id", "index", "prediction"), cells)
-        elif dataset.tasks == ("vqa",):
+        # The official forms take ids and labels as they are; a text of one's own may come from anyone.
+        if dataset.tasks == ("vqa",):
             answers = [{"question_id": int(name), "answer": text} for name, (_, text) in rows.items()]
             write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
-        else:
+        elif dataset.tasks == ("snli-ve",):
             write_csv(path, ("pairID", "label"), [(name, text) for name, (_, text) in rows.items()])
+        else:
+            cells = ((inert_cell(name), str(place), inert_cell(text)) for name, (place, text) in rows.items())
+            write_csv(path, ("id", "index", "prediction"), cells)
     num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))
     return PredictResult(path=path, dataset=name, split=split, num_items=num_items, num_cut=num_cut)
 

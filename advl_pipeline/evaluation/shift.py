@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
-from advl_pipeline.datasets.cards import Benchmark
-from advl_pipeline.datasets.registry import benchmark_of
+from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.datasets.roots import set_name
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.statistics import (
     Contribution,
@@ -164,8 +164,8 @@ def lost_to_shift(
     return before, after, (replace(before, values_SN=before.values_SN - after.values_SN),)
 
 
-_Set = tuple[str, str, Benchmark | None]
-"""A test set: the dataset that it is of, its split, and the benchmark that it is of, if any."""
+_Set = tuple[str, DatasetSpec | None]
+"""A test set: its split and the dataset that it is of; None for rows that no card describes."""
 
 
 def original_of(dataset: str, shifted_set: str) -> str | None:
@@ -175,8 +175,8 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
         shifted_set: a split of it, or of another dataset as "dataset/split".
     """
     name, _, _ = shifted_set.rpartition("/")
-    _, split, benchmark = _test_set(dataset, shifted_set)
-    original = benchmark.card.splits.get(split, {}).get("compare_with") if benchmark else None
+    split, known = _test_set(dataset, shifted_set)
+    original = known.card.splits.get(split, {}).get("compare_with") if known else None
     if original is None:
         return None
     return f"{name}/{original}" if name else str(original)
@@ -202,13 +202,13 @@ def match_questions(
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
     """Return what gives a question of a set the name that it has in all sets that ask it."""
-    _, split, benchmark = _test_set(dataset, test_set)
-    return str if benchmark is None else partial(benchmark.common_name, split)
+    split, known = _test_set(dataset, test_set)
+    return str if known is None else partial(known.common_name, split)
 
 
 def _test_set(dataset: str, name: str) -> _Set:
     dataset, split = set_name(set_of(name), dataset)
-    return dataset, split, benchmark_of(dataset)
+    return split, known_dataset(dataset)
 
 
 def _asks_alike(original: _Set, shifted: _Set) -> bool:
@@ -217,11 +217,11 @@ def _asks_alike(original: _Set, shifted: _Set) -> bool:
     A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
     """
     annotated = []
-    for dataset, split, benchmark in (original, shifted):
-        if benchmark is None:
+    for split, known in (original, shifted):
+        if known is None:
             return False
-        annotations = benchmark.card.splits.get(split, {}).get("annotations")
-        annotated.append((benchmark.card.format, dataset, annotations))
-    (form, dataset, annotations), (other_form, other_dataset, other_annotations) = annotated
-    is_of_one_file = (dataset, annotations) == (other_dataset, other_annotations) and annotations is not None
+        annotations = known.card.splits.get(split, {}).get("annotations")
+        annotated.append((known.card.format, known.name, annotations))
+    (form, name, annotations), (other_form, other_name, other_annotations) = annotated
+    is_of_one_file = (name, annotations) == (other_name, other_annotations) and annotations is not None
     return form == other_form == "vqa" or is_of_one_file

@@ -12,7 +12,7 @@ from advl_pipeline.cache.store import require_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.lowshot import require_shots
-from advl_pipeline.datasets.registry import open_splits, require_names, tasks_of
+from advl_pipeline.datasets.registry import find_dataset, open_splits, require_names
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
 from advl_pipeline.teachers.registry import is_of_hub, require_teacher
 
@@ -43,7 +43,7 @@ def check_extraction_options(config: ExtractConfig) -> None:
         ("confidences", config.confidence, "no confidence is estimated"),
         ("ray", config.engine == "ray", "--engine is not ray"),
     )
-    of_data = facts_of_data(tasks_of(config.dataset, config.data_root))
+    of_data = facts_of_data(find_dataset(config.dataset, config.data_root).tasks)
     require_effect(config, of_data | {name: "" if holds else why for name, holds, why in facts})
 
 

@@ -24,7 +24,7 @@ from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Sto
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CachePlan, ModalityPlan, begin_cache, plan_cache
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.views import SelectedExamples
+from advl_pipeline.datasets.views import Selected
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.forecast import Estimate, estimates_of, require_room
 from advl_pipeline.extraction.sources import (
@@ -68,7 +68,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "text_style": dataset.text_style,
         "content_digest": dataset.content_digest(),
     }
-    return whole | ({"selection": dataset.selection} if isinstance(dataset, SelectedExamples) else {})
+    return whole | ({"selection": dataset.selection} if isinstance(dataset, Selected) else {})
 
 
 def resumed_config(config: ExtractConfig) -> ExtractConfig:

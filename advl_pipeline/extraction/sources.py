@@ -20,7 +20,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
 from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.datasets.views import SelectedExamples, UnionOfSplits, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.views import Concatenated, Selected, listed_ids, refuse_two_subsets
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imports.tower import ImportedTower
@@ -41,7 +41,7 @@ _PIECES_PER_WORD = 1.15
 _WORDED_TEXTS = 2_000
 """Texts whose words tell the rows of all, where the teacher's tokenizer is not at hand."""
 
-Selection = IndexedDataset | UnionOfSplits | SelectedExamples
+Selection = IndexedDataset | Concatenated | Selected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,8 +297,8 @@ def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) ->
 
 def row_that_shows(dataset: Dataset, path: Path) -> str:
     """Return file and line of the first row of a selection that shows a picture; "" where none does."""
-    whole = dataset.whole if isinstance(dataset, SelectedExamples) else dataset
-    parts = whole.parts if isinstance(whole, UnionOfSplits) else [whole]
+    whole = dataset.whole if isinstance(dataset, Selected) else dataset
+    parts = whole.parts if isinstance(whole, Concatenated) else [whole]
     return next(
         (row for part in parts if isinstance(part, IndexedDataset) and (row := part.row_that_shows(path))), ""
     )
@@ -330,7 +330,7 @@ def open_part(config: ExtractConfig) -> Selection:
         return whole
     refuse_two_subsets(config.shots, config.ids)
     subsets = [ids for seed in config.seed for ids in _subsets(config, whole, seed)]
-    return SelectedExamples(whole, {name for ids in subsets for name in ids}, skipped=whole.skipped)
+    return Selected(whole, {name for ids in subsets for name in ids})
 
 
 def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequence[str], int]]:
@@ -343,7 +343,7 @@ def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequen
     labelled = {example.example_id for example in examples if example.label is not None or example.soft_label}
     for seed in config.seed if labelled else ():
         whole = [dataset.example_ids]
-        for ids in _subsets(config, dataset.whole, seed) if isinstance(dataset, SelectedExamples) else whole:
+        for ids in _subsets(config, dataset.whole, seed) if isinstance(dataset, Selected) else whole:
             yield [name for name in ids if name in labelled], seed
 
 

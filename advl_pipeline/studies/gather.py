@@ -15,7 +15,7 @@ import pandas as pd
 from advl_pipeline.base.errors import ConfigError, CorruptCache, advise
 from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.identity import PROVENANCE_FILE
-from advl_pipeline.datasets.registry import benchmark_of
+from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
@@ -148,8 +148,8 @@ def _sizes(
     sizes: dict[tuple[str, int | None], int] = {}
     for cell in cells:
         # A run of all tasks of its dataset names none.
-        benchmark = benchmark_of(cell.finetune.dataset)
-        tasks = cell.finetune.task or (benchmark.tasks if benchmark else plan.study.setting(cell.setting).tasks)
+        known = known_dataset(cell.finetune.dataset)
+        tasks = cell.finetune.task or (known.tasks if known else plan.study.setting(cell.setting).tasks)
         of_run = int(results[cell.cell_id]["num_labelled"]) // max(1, len(tasks))
         sizes.setdefault((cell.setting, cell.shots), cell.shots or of_run)
     return sizes

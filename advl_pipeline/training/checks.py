@@ -24,7 +24,7 @@ from advl_pipeline.cache.store import IDENTITY_FILE
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.datasets.registry import require_names, tasks_of
+from advl_pipeline.datasets.registry import find_dataset, require_names
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
@@ -114,7 +114,9 @@ def check_run_options(config: FinetuneConfig) -> None:
         ConfigError: there are such options. DatasetError: data of one's own that cannot be read.
     """
     if not (config.output / names.CONFIG).is_file():
-        require_effect(config, facts_of_run(config, config.task or tasks_of(config.dataset, config.data_root)))
+        require_effect(
+            config, facts_of_run(config, config.task or find_dataset(config.dataset, config.data_root).tasks)
+        )
 
 
 def region_places(

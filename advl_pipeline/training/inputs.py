@@ -19,11 +19,11 @@ from advl_pipeline.base.errors import (
 from advl_pipeline.cache.identity import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.records import Dataset, Example, head_name
+from advl_pipeline.datasets.records import Dataset, Example, StratifiedDataset, head_name
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.datasets.views import JoinedDataset, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.views import Concatenated, listed_ids, refuse_two_subsets
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import takes_two_steps
@@ -89,11 +89,14 @@ class Inputs:
     """What the phases train on: positions in the split of the labelled subset, and in `adapt_dataset`, which begins
     with the split, of the adapt step's inputs.
 
-    `seen` are positions in the split whose inputs may be looked at at all: all of them unless there is a pool.
+    `splits` are the split to train on and the other ones that the adapt step sees, whose ids begin with
+    "DATASET/SPLIT:" there and whose labels are not used. `seen` are positions in the split whose inputs may be looked
+    at at all: all of them unless there is a pool.
     `num_skipped` counts what the dataset left out as malformed.
     """
 
     dataset: Dataset
+    splits: tuple[Dataset, ...]
     labelled: list[int]
     adapt_dataset: Dataset
     adapt: list[int]
@@ -101,14 +104,9 @@ class Inputs:
     num_skipped: int
 
     @property
-    def splits(self) -> tuple[Dataset, ...]:
-        """The split to train on, and then the other ones that the adapt step sees."""
-        return self.adapt_dataset.parts if isinstance(self.adapt_dataset, JoinedDataset) else (self.dataset,)
-
-    @property
     def other_ids(self) -> frozenset[str]:
         """Examples of the adapt step that are of other splits than the one to train on."""
-        return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
+        return frozenset(self.adapt_dataset.example_ids[len(self.dataset) :])
 
 
 def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
@@ -144,7 +142,7 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
         for made_from in (cache.identity["dataset"] for cache in caches)
     ):
         seen = labelled
-    others: list[Dataset] = []
+    others: list[StratifiedDataset] = []
     for name, split in other_splits(config.adapt.adapt_on) if takes_two_steps(config) else ():
         tasks = config.task if name == config.dataset else ()
         other = open_dataset(name, split=split, tasks=tasks, **config.reading)
@@ -155,10 +153,12 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
                 why=f"it has {', '.join(other.tasks)}; the run has {', '.join(dataset.tasks)}",
             )
         others.append(other)
-    joined = JoinedDataset([dataset, *others]) if others else dataset
+    prefixes = ["", *(f"{other.name}/{other.split}:" for other in others)]
+    joined = Concatenated([dataset, *others], prefixes=prefixes) if others else dataset
     adapted = seen if "inputs" in config.adapt.adapt_on else labelled if "subset" in config.adapt.adapt_on else []
     return Inputs(
         dataset=dataset,
+        splits=(dataset, *others),
         labelled=labelled,
         adapt_dataset=joined,
         adapt=[*adapted, *range(len(dataset), len(joined))],

@@ -21,7 +21,8 @@ from advl_pipeline.base.configuration import build_config, by_field, flag_of, op
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
 from advl_pipeline.base.toml import read_toml
-from advl_pipeline.datasets.registry import benchmark_of
+from advl_pipeline.datasets.cards import ROWS
+from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.students.presets import family_of, size_of
 from advl_pipeline.training.config import (
     DEFAULT_EPOCHS,
@@ -319,7 +320,8 @@ def _of_recipe(
     # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
     # A published budget is one for the dataset that it was published for, not for data of one's own.
-    if config.shots is None and benchmark_of(config.dataset) is not None:
+    known = known_dataset(config.dataset) if config.shots is None else None
+    if known is not None and known.card.format != ROWS:
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":

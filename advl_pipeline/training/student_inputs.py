@@ -25,7 +25,7 @@ from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Dataset, ImageUnit, head_name
-from advl_pipeline.datasets.registry import tasks_of
+from advl_pipeline.datasets.registry import find_dataset
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import WHOLE_POSITION_17, DecodedPictures, Regions, RegionSource
@@ -345,7 +345,7 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
             "Nothing says how large the stored pictures are to be.",
             next_command="add --student NAME, such as vilt, or --size PIXELS",
         )
-    tasks = tasks_of(dataset, data_root)
+    tasks = find_dataset(dataset, data_root).tasks
     chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})
     overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}

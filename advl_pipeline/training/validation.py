@@ -10,7 +10,7 @@ import torch
 
 from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.datasets.records import Dataset, head_name
-from advl_pipeline.datasets.registry import open_dataset, splits_of
+from advl_pipeline.datasets.registry import find_dataset, open_dataset
 from advl_pipeline.training.config import FinetuneConfig, TaskLoss
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.targets import TaskScores, TaskTargets, score_task
@@ -41,7 +41,7 @@ def open_validation(config: FinetuneConfig, trained_on: Dataset, *, num_steps: i
     if SPLIT in config.split.split("+"):
         return "it is trained on"
     try:
-        if SPLIT not in splits_of(config.dataset, config.data_root):
+        if SPLIT not in find_dataset(config.dataset, config.data_root).splits:
             return "the data have no such split"
         dataset = open_dataset(config.dataset, split=SPLIT, tasks=config.task, **config.reading)
     except AdvlError as error:

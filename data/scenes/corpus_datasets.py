@@ -8,7 +8,6 @@ the object in row `box`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,15 +15,22 @@ from typing import Any
 from advl_data.scenes.generator import paths
 from advl_pipeline.base.errors import advise
 from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
-from advl_pipeline.datasets.cards import Benchmark, Card, ReadOptions, load_card
+from advl_pipeline.datasets.cards import Card, load_card
 from advl_pipeline.datasets.formats import FORMATS, Format
 from advl_pipeline.datasets.index import open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ObjectTag, parse_tagged
-from advl_pipeline.datasets.roots import DatasetMissing, index_folder, is_safe_name, require_there
+from advl_pipeline.datasets.roots import (
+    DatasetMissing,
+    index_folder,
+    is_safe_name,
+    require_there,
+    resolve_data_root,
+)
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
+from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 
 
 def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
@@ -67,22 +73,24 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
 
 
 def _open(
-    opener: Callable[[Card, str, Path, ReadOptions], IndexedDataset],
+    opener: Callable[[Card, str, Path | None, ReadOptions], IndexedDataset],
     card: Card,
     split: str,
-    root: Path,
+    data_root: Path | None,
     options: ReadOptions,
 ) -> IndexedDataset:
-    if not (root / paths.FOLDER).is_dir():
+    corpus = resolve_data_root(data_root) / paths.FOLDER
+    if not corpus.is_dir():
         raise DatasetMissing(
             "The built-in corpus has not been built.",
-            where=str(root / paths.FOLDER),
+            where=str(corpus),
             next_command=advise(["advl", "scenes", "build"]),
         )
-    return opener(card, split, root, options)
+    return opener(card, split, data_root, options)
 
 
-def _open_captions(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+def _open_captions(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    root = resolve_data_root(data_root)
     home = root / str(card.facts["folder"])
     annotations = require_there(home / card.split(split)["annotations"], dataset=card.name)
     rows = RowSource(
@@ -111,32 +119,33 @@ def _common_name(split: str, question: str) -> str:
     return f"{load_card('scenes').splits.get(split, {}).get('compare_with', split)} {suffix}"
 
 
-def _benchmark(
+def _part(
     form: Format, folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
-) -> Benchmark:
+) -> DatasetSpec:
     """Return a part of the corpus, whose files lie as a card of its format would say."""
     corpus = load_card("scenes")
     place = PurePosixPath(paths.FOLDER, folder)
-    facts |= {"folder": str(place), "pictures_folder": str(place / pictures)}
+    facts |= {"folder": str(place), "pictures_folder": str(place / pictures), "splits": splits}
     name = f"scenes-{folder.partition('-v2')[0]}"
-    return Benchmark(
+    return DatasetSpec(
         name=name,
         card=corpus,
         tasks=form.tasks,
         splits=tuple(splits),
-        open=partial(_open, form.open, replace(corpus, name=name, splits=splits, facts=facts)),
+        open=partial(_open, form.open, Card(name=name, facts=facts)),
+        labelled=tuple(splits),
         common_name=_common_name,
     )
 
 
-VCR = _benchmark(
+VCR = _part(
     FORMATS["vcr"],
     paths.VCR_FOLDER,
     {split: {"annotations": paths.vcr_annotations(split).name, "labelled": True} for split in paths.SPLIT_CODES},
     pictures=paths.VCR_IMAGES,
     text_style="indexed",
 )
-VQA = _benchmark(
+VQA = _part(
     FORMATS["vqa"],
     paths.VQA_FOLDER,
     {
@@ -152,7 +161,7 @@ VQA = _benchmark(
     # Answers of the corpus carry no annotation noise: every one that training knows is a class.
     min_occurrences=1,
 )
-SNLI_VE = _benchmark(
+SNLI_VE = _part(
     FORMATS["snli-ve"],
     paths.SNLI_VE_FOLDER,
     {
@@ -163,7 +172,7 @@ SNLI_VE = _benchmark(
         for split in paths.SPLIT_CODES
     },
 )
-CAPTIONS = _benchmark(
+CAPTIONS = _part(
     Format(("captions",), _open_captions),
     paths.CAPTIONS_FOLDER,
     {split: {"annotations": paths.captions(split).name} for split in paths.CAPTION_SPLITS},

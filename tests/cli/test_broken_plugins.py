@@ -41,7 +41,7 @@ OTHERS = (
 
 def forget() -> None:
     """Have this process look for packages as a new one does."""
-    for function in (packages.entry_points, packages._data_homes, cards.load_card, cards.rows_card):
+    for function in (packages.entry_points, packages._data_homes, cards.load_card):
         function.cache_clear()
 
 

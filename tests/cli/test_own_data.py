@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from own_rows import class_row, write_json_lines
 
-from advl_cli.finetune import split_to_score
 from advl_cli.flags import print_own_data
+from advl_pipeline.datasets.registry import split_to_score
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, data_of, refusal, write_json_lines, write_pictures
 
-from advl_pipeline.datasets.cards import card_names, load_card
+from advl_pipeline.datasets.cards import ROWS, card_names, load_card
 from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.columns import split_options
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.rows import ROWS
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:

@@ -11,8 +11,8 @@ import pytest
 from commands import advl
 from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
 
-from advl_pipeline.datasets import cards
-from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets import spec
+from advl_pipeline.datasets.cards import Card, load_card
 from advl_pipeline.datasets.check import dataset_card, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
@@ -113,10 +113,10 @@ def test_the_card_of_a_plug_in_may_be_no_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"title": "Mine", "format": "mine", "folder": "mine", "splits": {"train": {"items": 3}}}
-    card = cards.Card(name="mine", title="Mine", format="mine", splits={}, facts=facts)
-    benchmark = cards.Benchmark(name="mine", card=card, tasks=("classes",), splits=("train",), open=open_dataset)
-    point = SimpleNamespace(name="mine", load=lambda: benchmark)
-    monkeypatch.setattr(cards, "entry_points", lambda group: [point])
+    card = Card(name="mine", facts=facts)
+    mine = spec.DatasetSpec(name="mine", card=card, tasks=("classes",), splits=("train",), open=open_dataset)
+    point = SimpleNamespace(name="mine", load=lambda: mine)
+    monkeypatch.setattr(spec, "entry_points", lambda group: [point])
     code, out, _ = advl(capsys, "datasets", "card", "mine")
     assert (code, json.loads(out)) == (0, facts)
 

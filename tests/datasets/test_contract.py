@@ -16,15 +16,15 @@ from dataset_mirrors import vcr_record, write_captions, write_snli_ve, write_vcr
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.datasets import cards
-from advl_pipeline.datasets.cards import ReadOptions, load_card
+from advl_pipeline.datasets import spec
+from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import list_datasets, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Example, normalise_text
-from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of, tasks_of
+from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 
 
@@ -40,9 +40,9 @@ def no_reader(root: Path) -> int:
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, function: str) -> None:
     """Have the readers of this file found as those of an installed package are."""
-    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=cards.ENTRY_POINT_GROUP)
+    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=spec.ENTRY_POINT_GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.value.partition(":")[2]])
-    monkeypatch.setattr(cards, "entry_points", lambda group: [point] if group == cards.ENTRY_POINT_GROUP else [])
+    monkeypatch.setattr(spec, "entry_points", lambda group: [point] if group == spec.ENTRY_POINT_GROUP else [])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def test_a_reader_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_dataset("colours", split="train", data_root=tmp_path).image_units()
     write_pictures(tmp_path / "pictures")
     assert "colours" in dataset_names()
-    assert (splits_of("colours", tmp_path), tasks_of("colours", tmp_path)) == (("train", "val"), ("choice",))
+    found = find_dataset("colours", tmp_path)
+    assert (found.splits, found.tasks) == (("train", "val"), ("choice",))
     dataset = open_dataset("colours", split="val", data_root=tmp_path)
     assert (len(dataset), dataset.example_ids[0]) == (8, "val-12")
     assert broken_promises(dataset) == []
@@ -173,20 +174,18 @@ def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.Mo
     assert "returned int" in caught.value.why
 
 
-def mine(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+def mine(split: str, root: Path | None, options: spec.ReadOptions) -> IndexedDataset:
     """Open a benchmark of a package in the files of VCR, which lie elsewhere."""
     return open_dataset("vcr", split="val", data_root=root, tasks=options.tasks)
 
 
-MINE = cards.Benchmark(
-    name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",), open=mine, common_name=lambda _, q: q
-)
+MINE = spec.DatasetSpec(name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",), open=mine)
 
 
 def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "mine", "MINE")
     assert "mine" in dataset_names()
-    assert (splits_of("mine"), tasks_of("mine")) == (("only",), ("vcr-q2a",))
+    assert find_dataset("mine") is MINE
     assert broken_promises(open_dataset("mine", split="only", data_root=mirrors)) == []
     listed = {row.name: row for row in list_datasets(mirrors)}
     assert (listed["mine"].present, listed["mine"].splits) == (True, ("only",))

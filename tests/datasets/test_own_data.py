@@ -31,22 +31,23 @@ from own_rows import (
 )
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.own.columns import parse_item
-from advl_pipeline.datasets.own.data import agreement_scores, open_own
+from advl_pipeline.datasets.own.data import agreement_scores, rows_dataset
 from advl_pipeline.datasets.records import compose, parse_tagged
-from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
+from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
-from advl_pipeline.datasets.rows import DataCard
 
 Maker = Callable[..., dict[str, Any]]
 
 
 def test_choices(tmp_path: Path) -> None:
     data = str(write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row)))
-    assert (splits_of(data), tasks_of(data)) == (("train", "test"), ("choice",))
+    spec = find_dataset(data)
+    assert (spec.splits, spec.tasks) == (("train", "test"), ("choice",))
     train = open_dataset(data, split="train")
     assert (len(train), len(train.image_units()), train.label_names("choice")) == (15, 5, ())
     for number, example in enumerate(train[index] for index in range(15)):
@@ -107,7 +108,7 @@ def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: 
     assert labels_of(train_of(tmp_path / "c", rows)) == [0, 0, 0]
     rows = [answer_row(number, split="train", answers=[label]) for number, label in enumerate((composed, apart))]
     assert train_of(tmp_path / "d", rows).label_names("answers") == (composed,)
-    item = parse_item(answer_row(0, answers={composed: 1, apart: 2, "rot": 1}), "answers", DataCard())
+    item = parse_item(answer_row(0, answers={composed: 1, apart: 2, "rot": 1}), "answers", Card())
     assert dict(zip(item.answers, item.counts, strict=True)) == {composed: 3, "rot": 1}
 
 
@@ -191,10 +192,10 @@ def test_one_file_per_split_and_a_card(tmp_path: Path) -> None:
     for data, label in ((tmp_path, tmp_path.name), (tmp_path / "card.toml", "card")):
         if data.suffix:
             data.write_text('files = { train = "train.jsonl", val = ["val.jsonl"] }\ntask = "choice"\n')
-        assert splits_of(str(data)) == ("train", "val")
+        assert find_dataset(str(data)).splits == ("train", "val")
         assert [len(open_dataset(str(data), split=split)) for split in ("train", "val")] == [12, 8]
         assert dataset_label(str(data)) == label
-    assert splits_of(str(tmp_path / "val.jsonl")) == ("val",)
+    assert find_dataset(str(tmp_path / "val.jsonl")).splits == ("val",)
     assert dataset_label(str(tmp_path / "val.jsonl")) == tmp_path.name
     (tmp_path / "two.toml").write_text('files = { train = ["train.jsonl", "val.jsonl"] }\n')
     both = open_dataset(str(tmp_path / "two.toml"), split="train")
@@ -207,8 +208,8 @@ def test_a_card_renames_columns_and_orders_classes(tmp_path: Path) -> None:
     data = data_of(tmp_path, rows, card)
     dataset = open_dataset(data, split="train")
     assert (dataset.label_names("classes"), dataset[0].label) == (("yes", "no"), 1)
-    assert open_own(data, None).line() == f"{data}: task classes, from the columns image, text, label; 5 train"
-    line = open_own(data_of(tmp_path, [class_row(0, groups="x", stratum="y")]), None).line()
+    assert rows_dataset(data, None).line == f"{data}: task classes, from the columns image, text, label; 5 train"
+    line = rows_dataset(data_of(tmp_path, [class_row(0, groups="x", stratum="y")]), None).line
     assert line.endswith("image, text, label; also split, stratum; left alone: groups; 1 train")
 
 

@@ -25,7 +25,7 @@ from own_rows import (
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.own.kept_rows import keep_rows
-from advl_pipeline.datasets.registry import open_dataset, tasks_of
+from advl_pipeline.datasets.registry import find_dataset, open_dataset
 
 
 def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_columns_that_fit_nothing_several_or_not_the_card(tmp_path: Path) -> Non
     why = refusal(data_of(tmp_path, rows)).why
     assert "ambiguous: they fit choice (image, question, choices, label) and answers" in why
     assert "task = 'choice'" in why
-    assert tasks_of(data_of(tmp_path, rows, 'task = "choice"\n')) == ("choice",)
+    assert find_dataset(data_of(tmp_path, rows, 'task = "choice"\n')).tasks == ("choice",)
     why = refusal(data_of(tmp_path, rows, 'task = "classes"\n')).why
     assert "column 'text' is missing, the card says that the task is classes" in why
     why = refusal(data_of(tmp_path, rows, 'task = "choice"\n[columns]\nimage = "picture"\n')).why

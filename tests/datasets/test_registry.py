@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import card_names, load_card
-from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of
+from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
 from advl_pipeline.datasets.roots import index_folder, is_safe_name, resolve_data_root
 
 
@@ -58,8 +58,8 @@ def test_unsafe_names() -> None:
 def test_every_dataset_lists_splits_and_every_official_one_has_files() -> None:
     for name in dataset_names():
         card = load_card(name) if name in card_names() else None
-        assert splits_of(name)
-        assert "train" in splits_of(name) or (card and card.facts["evaluate_only"])
+        assert find_dataset(name).splits
+        assert "train" in find_dataset(name).splits or (card and card.facts["evaluate_only"])
     for name in ("vcr", "vqa-v2", "vqa-cp-v2", "vqa-vs", "snli-ve"):
         for split, facts in load_card(name).splits.items():
             assert facts.get("annotations") or facts.get("questions"), f"{name} {split}"

@@ -28,7 +28,7 @@ from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import remote_pictures
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.views import SelectedExamples
+from advl_pipeline.datasets.views import Selected
 from advl_pipeline.teachers.text_units import CoveringTexts
 
 PICTURE_BYTES = 100_000
@@ -69,7 +69,7 @@ def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.M
     write_twin(tmp_path, card, samples, group_rows=GROUP_ROWS)
     counted = Counted(monkeypatch)
     train = open_dataset(card, split="train", data_root=tmp_path)
-    drawn = SelectedExamples(train, nested_subset(train, 3, 0))
+    drawn = Selected(train, nested_subset(train, 3, 0))
     train.content_digest()
     assert counted.num_bytes < 0.1 * PICTURE_BYTES * len(samples), "rows are read without their pictures"
     before = counted.num_bytes
@@ -114,7 +114,7 @@ def test_pictures_for_which_the_disk_has_no_room(tmp_path: Path, monkeypatch: py
     assert "--shots" in caught.value.next_command
     assert not list(tmp_path.rglob("pictures/*")), "nothing is half written"
     # A part of it fits, and what is here needs no more room.
-    part = SelectedExamples(test, nested_subset(test, 3, 0))
+    part = Selected(test, nested_subset(test, 3, 0))
     assert len(part.image_units()) == 3
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * free, 2 * free, 0))
     assert len(part.image_units()) == 3

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.base.packages import data_files
+from advl_pipeline.datasets.cards import Card, load_card, read_card
 from advl_pipeline.datasets.measures import Facet, Measure
 from advl_pipeline.datasets.own.columns import parse_item, shaped
 from advl_pipeline.datasets.own.data import agreement_scores
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.rows import DataCard, Row, read_card
+from advl_pipeline.datasets.rows import Row
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.items import score_ties
 from advl_pipeline.evaluation.lettered import answer_worth
@@ -37,16 +37,12 @@ def fixture(name: str) -> dict[str, Any]:
     return content
 
 
-def card(name: str) -> DataCard:
-    return read_card(data_files("cards")[name])
-
-
 def rate(value: float | None) -> Any:
     """Return what a rate is compared with: the order of additions may differ."""
     return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def numbers(of: DataCard, judged: Judged, split: str = "test") -> dict[str, float | None]:
+def numbers(of: Card, judged: Judged, split: str = "test") -> dict[str, float | None]:
     """Return the numbers of a card's measures."""
     used = [measure for measure in of.measures if not measure.splits or split in measure.splits]
     return {name: value for measure in used for name, value in measured(measure, judged).items()}
@@ -73,7 +69,7 @@ def test_pope_is_as_its_authors_have_it() -> None:
     items, expected = content["items"], content["expected"]
     whole = pope_numbers(items)
     assert dict(zip([item["id"] for item in items], whole.given, strict=True)) == expected["read_as"]
-    ours = numbers(card("pope"), whole)
+    ours = numbers(load_card("pope"), whole)
     assert ours["mean F1 of the three splits"] == rate(
         100 * np.mean([part["f1"] for part in expected["by_category"].values()])
     )
@@ -139,13 +135,13 @@ def test_naturalbench_is_as_its_authors_have_it() -> None:
             facets["question"].append(question)
             facets["picture"].append(picture)
     assert read_as == expected["read_as"]
-    ours = numbers(card("naturalbench"), judged(scores, facets))
+    ours = numbers(load_card("naturalbench"), judged(scores, facets))
     theirs = {name.replace("_", "-"): rate(100 * value) for name, value in expected["all"].items()}
     assert ours == theirs
     for number, item in enumerate(items):
         group = judged(scores, facets).where("group", item["index"])
         of_group = expected["per_group"][item["index"]]
-        assert numbers(card("naturalbench"), group) == {
+        assert numbers(load_card("naturalbench"), group) == {
             name.replace("_", "-"): rate(100 * value) for name, value in of_group.items()
         }, number
 
@@ -161,7 +157,7 @@ def examples(labels: Sequence[int]) -> list[Example]:
     ]
 
 
-def facets_of(of: DataCard, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def facets_of(of: Card, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: [facet.of(record) for record in records] for name, facet in of.facets.items()}
 
 
@@ -173,7 +169,7 @@ WHATSUP = {
 
 @pytest.mark.parametrize("name", WHATSUP)
 def test_whatsup_is_as_its_authors_have_it(name: str) -> None:
-    content, of = fixture(f"whatsup_{name}"), card("whatsup")
+    content, of = fixture(f"whatsup_{name}"), load_card("whatsup")
     items = content["items"]
     facets = facets_of(of, items)
     cases = {case["name"]: case["outcome"] for case in content["edge_cases"]}
@@ -205,7 +201,9 @@ def sugarcrepe_rates(
     given = np.array([scores(item["scores"]) for item in items], dtype=np.float64)
     # The second place is the right one, so that a tie whose first place counts would be wrong by chance.
     values = given[:, ::-1].copy()
-    worth = score_ties(examples([1] * len(items)), values.argmax(axis=1).tolist(), values, card("sugarcrepe").ties)
+    worth = score_ties(
+        examples([1] * len(items)), values.argmax(axis=1).tolist(), values, load_card("sugarcrepe").ties
+    )
     return {
         category: np.mean([value for value, item in zip(worth, items, strict=True) if item["category"] == category])
         for category in dict.fromkeys(item["category"] for item in items)
@@ -220,16 +218,16 @@ def test_sugarcrepe_is_as_its_authors_have_it() -> None:
     exchanged = sugarcrepe_rates(items, lambda scores: (scores["negative"], scores["positive"]))
     cases = {case["name"]: case["outcome"] for case in content["edge_cases"]}
     assert exchanged == {name: rate(value) for name, value in cases["scores exchanged"].items()}
-    assert set(content["expected"]["by_category"]) == {name.replace("-", "_") for name in card("sugarcrepe").files}, (
-        "all seven are parts of the card"
-    )
+    assert set(content["expected"]["by_category"]) == {
+        name.replace("-", "_") for name in load_card("sugarcrepe").files
+    }, "all seven are parts of the card"
 
 
 # Letters that are written.
 
 
 def choice_scores(
-    items: Sequence[Mapping[str, Any]], of: DataCard, *, none: str = ""
+    items: Sequence[Mapping[str, Any]], of: Card, *, none: str = ""
 ) -> tuple[list[float], list[int | None]]:
     read = [read_option(item["prediction"] or none, item["choices"], of.reads) for item in items]
     gold = [ascii_uppercase.index(item["answer"].strip("()")) for item in items]
@@ -237,7 +235,7 @@ def choice_scores(
 
 
 def test_cv_bench_is_as_its_authors_have_it() -> None:
-    content, of = fixture("cvbench"), card("cv-bench")
+    content, of = fixture("cvbench"), load_card("cv-bench")
     items, expected = content["items"], content["expected"]
     scores, _ = choice_scores(items, of)
     assert [item["idx"] for item, score in zip(items, scores, strict=True) if score] == [
@@ -256,7 +254,7 @@ def test_cv_bench_is_as_its_authors_have_it() -> None:
 
 
 def test_mmstar_is_as_its_authors_have_it() -> None:
-    content, of = fixture("mmstar"), card("mmstar")
+    content, of = fixture("mmstar"), load_card("mmstar")
     items, expected = content["items"], content["expected"]
     scores, _ = choice_scores(items, of, none="none")
     assert {str(item["index"]): bool(score) for item, score in zip(items, scores, strict=True)} == {
@@ -274,7 +272,7 @@ def test_mmstar_is_as_its_authors_have_it() -> None:
 
 
 def test_scienceqa_is_as_its_authors_have_it() -> None:
-    content, of = fixture("scienceqa"), card("scienceqa")
+    content, of = fixture("scienceqa"), load_card("scienceqa")
     items = [item for item in content["items"] if item["split"] == "test"]
     read = [read_option(item["prediction"] or "", item["choices"], of.reads) for item in items]
     texts = content["expected_from_text"]
@@ -299,7 +297,7 @@ def test_scienceqa_is_as_its_authors_have_it() -> None:
 
 
 def test_realworldqa_is_as_lmms_eval_has_it() -> None:
-    content, of = fixture("realworldqa"), card("realworldqa-all")
+    content, of = fixture("realworldqa"), load_card("realworldqa-all")
     hits = {
         item["id"]: int(answer_worth(item["prediction"] or "", {item["answer"]: 1.0}, of.reads))
         for item in content["items"]
@@ -312,7 +310,7 @@ def test_realworldqa_is_as_lmms_eval_has_it() -> None:
 
 
 def test_aokvqa_is_as_its_authors_have_it() -> None:
-    content, of = fixture("aokvqa"), card("aokvqa-direct")
+    content, of = fixture("aokvqa"), load_card("aokvqa-direct")
     rows = [
         Row({**item, "image": "a.png", "direct_answers": repr(item["direct_answers"])}, item["question_id"], "val")
         for item in content["items"]
@@ -335,7 +333,7 @@ def test_aokvqa_is_as_its_authors_have_it() -> None:
 
 
 def test_gqa_is_as_its_script_has_it() -> None:
-    content, of = fixture("gqa"), card("gqa")
+    content, of = fixture("gqa"), load_card("gqa")
     items = [item for item in content["items"] if item["isBalanced"]]
     for key, form in (("expected", str), ("expected_after_llava_conversion", None)):
         expected = content[key]

@@ -13,7 +13,7 @@ from dataset_mirrors import snli_ve_record, write_lines
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, TextUnit
 from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.datasets.views import SelectedExamples
+from advl_pipeline.datasets.views import Selected
 from advl_pipeline.teachers.text_units import CoveringTexts, cover
 
 
@@ -84,7 +84,7 @@ def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None
     for split, numbers in (("train", range(8)), ("dev", range(8, 12))):
         write_lines(tmp_path / "snli-ve" / f"snli_ve_{split}.jsonl", map(snli_ve_record, numbers))
     whole, union = (open_splits("snli-ve", split=split, data_root=tmp_path) for split in ("train", "train+val"))
-    part = SelectedExamples(union, union.example_ids[6:9])
+    part = Selected(union, union.example_ids[6:9])
     assert [len(dataset.text_units()) for dataset in (whole, union, part)] == [8, 12, 3]
     for dataset in (whole, union, part):
         texts = {unit.unit_id for unit in dataset.text_units()}

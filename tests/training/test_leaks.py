@@ -23,7 +23,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.views import JoinedDataset
+from advl_pipeline.datasets.views import Concatenated
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.signals.teacher_features import cached_teacher, joined_teacher
@@ -197,10 +197,10 @@ def test_inputs_of_another_split_need_no_labels(
 
 def test_the_joined_split_keeps_own_ids_and_names_the_others(small_corpus: Any) -> None:
     first, other = (small_corpus.dataset(split) for split in ("train", "train-shift"))
-    joined = JoinedDataset([first, other])
+    joined = Concatenated([first, other], prefixes=["", f"{OTHER}:"])
     assert len(joined) == len(first) + len(other)
     assert list(joined.example_ids[: len(first)]) == list(first.example_ids)
-    assert joined.other_ids == {f"{OTHER}:{name}" for name in other.example_ids}
+    assert joined.example_ids[len(first) :] == [f"{OTHER}:{name}" for name in other.example_ids]
     for index in (0, len(first) - 1, len(first), len(joined) - 1):
         assert joined[index].example_id == joined.example_ids[index]
     assert joined[len(first)].image == other[0].image

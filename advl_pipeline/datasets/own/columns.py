@@ -19,11 +19,12 @@ from typing import Any
 
 from advl_pipeline.base.errors import DatasetError, again, suggest_names
 from advl_pipeline.datasets.boxes import checked_boxes
+from advl_pipeline.datasets.cards import COLUMNS, Card, Kind
 from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Held, Item, Kind, Row
+from advl_pipeline.datasets.rows import Held, Item, Row
 
 MADE_OF: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("image", "question", "choices", "label"),
@@ -132,7 +133,7 @@ _BLOCK = 256
 """Rows that rationales are drawn from at once."""
 
 
-def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row]:
+def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
     """Yield the items of rows under our columns; rows of a reader that checks them itself pass through.
 
     Args:
@@ -158,7 +159,7 @@ def shaped(rows: Iterable[Row], card: DataCard, *, dataset: str) -> Iterator[Row
                 )
 
 
-def _items_of(row: Row, card: DataCard, seen: set[str]) -> Iterator[Row]:
+def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
     """Yield the items that the card makes of a row; without a record where the card leaves one out."""
     record = row.record
     if not isinstance(record, Mapping):
@@ -302,18 +303,18 @@ def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\((?i:{letter})\)[.:]?|{letter}[.:)]){gap}")
 
 
-def _drawn_order(texts: Sequence[Any], row: Row, card: DataCard) -> tuple[list[Any], int]:
+def _drawn_order(texts: Sequence[Any], row: Row, card: Card) -> tuple[list[Any], int]:
     """Return texts in an order that depends on the seed and on the row's name alone, and where the first one went."""
     order = sorted(range(len(texts)), key=lambda place: _draw(card, row, str(place)))
     return [texts[place] for place in order], order.index(0)
 
 
-def _draw(card: DataCard, row: Row, *parts: str) -> bytes:
+def _draw(card: Card, row: Row, *parts: str) -> bytes:
     seed_text = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
     return hashlib.blake2b(seed_text.encode(), digest_size=8).digest()
 
 
-def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]:
+def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:
     """Add others' rationales to the first one of each row; rows near it in the file give them.
 
     Rows without a label have none to choose from.
@@ -338,7 +339,7 @@ def _with_drawn_rationales(rows: Iterator[Row], card: DataCard) -> Iterator[Row]
         before = pool
 
 
-def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
+def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
     """Check a record under our names.
 
     Raises:
@@ -436,7 +437,7 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
     return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
 
 
-def _place(name: str, label: Any, texts: Sequence[str], card: DataCard, *, has_letters: bool) -> int | None:
+def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_letters: bool) -> int | None:
     """Return the position among texts that a label gives by number, by text, or by a letter from A on.
 
     A letter is none where a text reads so, unless the card says otherwise.
@@ -472,7 +473,7 @@ def _place(name: str, label: Any, texts: Sequence[str], card: DataCard, *, has_l
     return positions.pop()
 
 
-def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
+def _class(record: Mapping[str, Any], card: Card) -> str | None:
     value = record.get("label")
     if value is not None and not isinstance(value, (str, int)):
         raise _unlike("label", value, "the name or the number of a class")

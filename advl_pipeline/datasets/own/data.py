@@ -3,102 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from advl_pipeline.datasets.cards import ReadOptions
+from advl_pipeline.datasets.cards import COLUMNS, Card
 from advl_pipeline.datasets.index import Index, open_index
+from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
-from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_own_data
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Reading, RowSource, RowVariant
+from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_own_data, resolve_data_root
+from advl_pipeline.datasets.rows import Reading, RowSource, RowVariant
+from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
 
 NUM_AGREEING = 3
 """Answers that agree make an answer fully right, or all of them where there are fewer."""
 
-
 _CALLED = {"pictures": "pictures alone"}
 """What data are called that have no task."""
 
 
-@dataclass(frozen=True)
-class OwnData:
-    """A dataset of rows before one of its splits is opened."""
+def _line(name: str, index: Index) -> str:
+    """Return the line that tells a user what was made of the columns."""
+    columns = index.facts["columns"]
+    made_of = [column for column in MADE_OF[index.kind] if column in columns]
+    sections = {
+        f"{name}: {_CALLED.get(index.kind, f'task {index.kind}')}, from the columns ": made_of,
+        "also ": [column for column in COLUMNS if column in columns and column not in made_of],
+        "left alone: ": sorted(set(columns) - set(COLUMNS)),
+        "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
+    }
+    parts = [what + ", ".join(names) for what, names in sections.items() if names]
+    if left := index.facts["left_out"]:
+        parts.append(", ".join(map(index.left_out, left)))
+    if bad := len(index.facts["problems"]):
+        parts.append(f"{bad:,} malformed")
+    return "; ".join(parts)
 
-    name: str
-    rows: RowSource
-    index: Index
 
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """Tasks that its columns give."""
-        return self.index.tasks
+def _open_split(
+    rows: RowSource, index: Index, split: str, data_root: Path | None, options: ReadOptions
+) -> IndexedDataset:
+    """Open a split.
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Splits that hold rows."""
-        return self.index.splits
+    Args:
+        options: `answers` holds names of classes or answers; None for those that `class_names` finds.
 
-    def line(self) -> str:
-        """Return the line that tells a user what was made of the columns."""
-        index, columns = self.index, self.index.facts["columns"]
-        made_of = [column for column in MADE_OF[index.kind] if column in columns]
-        sections = {
-            f"{self.name}: {_CALLED.get(index.kind, f'task {index.kind}')}, from the columns ": made_of,
-            "also ": [column for column in COLUMNS if column in columns and column not in made_of],
-            "left alone: ": sorted(set(columns) - set(COLUMNS)),
-            "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
-        }
-        parts = [what + ", ".join(names) for what, names in sections.items() if names]
-        if left := index.facts["left_out"]:
-            parts.append(", ".join(map(index.left_out, left)))
-        if bad := len(index.facts["problems"]):
-            parts.append(f"{bad:,} malformed")
-        return "; ".join(parts)
-
-    def open(self, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-        """Open a split, which must be one of `splits`.
-
-        Args:
-            root: folder of the datasets, where copies of repositories of the hub lie.
-            options: `answers` holds names of classes or answers; None for those that `class_names` finds.
-
-        Raises:
-            DatasetError: a row or a picture is malformed, or nothing is usable.
-        """
-        index = self.index
-        if options.answers is None or index.kind == "choice":
-            classes = partial(class_names, index, self.rows.card, [split])
-        else:
-            classes = partial(tuple, options.answers)
-        is_labelled = index.is_labelled(split)
-        reading = Reading(
-            # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
-            # Ids carry the task whenever there are several, whichever of them are opened.
-            variants=tuple(
-                RowVariant(task, f":{task}" if len(self.tasks) > 1 else "")
-                for task in options.tasks
-                if task != "rationale" or is_labelled
-            ),
-            classes=classes,
-            scores=agreement_scores,
-            called=self.rows.called,
-            is_confined=self.rows.is_confined,
-            # Rows of files on this machine have their pictures here, too.
-            held=None if self.rows.files else HeldPictures(root, index.folder),
-            card=self.rows.card,
-        )
-        dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
-        if index.kind == "classes" and is_labelled:
-            dataset.require_known_classes()
-        return dataset
+    Raises:
+        DatasetError: a row or a picture is malformed, or nothing is usable.
+    """
+    if options.answers is None or index.kind == "choice":
+        classes = partial(class_names, index, rows.card, options.together or [split])
+    else:
+        classes = partial(tuple, options.answers)
+    is_labelled = index.is_labelled(split)
+    reading = Reading(
+        # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
+        # Ids carry the task whenever there are several, whichever of them are opened.
+        variants=tuple(
+            RowVariant(task, f":{task}" if len(index.tasks) > 1 else "")
+            for task in options.tasks
+            if task != "rationale" or is_labelled
+        ),
+        classes=classes,
+        scores=agreement_scores,
+        called=rows.called,
+        is_confined=rows.is_confined,
+        # Rows of files on this machine have their pictures here, too.
+        held=None if rows.files else HeldPictures(resolve_data_root(data_root), index.folder),
+        card=rows.card,
+    )
+    dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
+    if index.kind == "classes" and is_labelled:
+        dataset.require_known_classes()
+    return dataset
 
 
 def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
@@ -107,7 +89,7 @@ def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
     return {answer: min(1.0, count / needed) for answer, count in counts.items()}
 
 
-def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[str, ...]:
+def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, ...]:
     """Return the classes or answers that splits opened together share: the card's, else those of train.
 
     Where no split is called train, they are those of the opened splits, all counted at once: a class number means
@@ -126,11 +108,11 @@ def class_names(index: Index, card: DataCard, opened: Sequence[str]) -> tuple[st
     return tuple(sorted(used, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
-_opened: dict[tuple[str, Path | None, Path], tuple[object, OwnData]] = {}
-"""What this process has opened: a command says what data are, refuses what they lack, and reads them."""
+_opened: dict[tuple[str, Path | None, Path], tuple[object, DatasetSpec]] = {}
+"""What this process has read: a command says what data are, refuses what they lack, and opens them."""
 
 
-def open_own(name: str, data_root: Path | None) -> OwnData:
+def rows_dataset(name: str, data_root: Path | None) -> DatasetSpec:
     """Find and index a dataset of rows; once in a process while its files are the same.
 
     Raises:
@@ -143,11 +125,22 @@ def open_own(name: str, data_root: Path | None) -> OwnData:
         return _opened[here][1]
     rows, home = find_source(name, data_root)
     folder = index_folder(home, home if is_own_data(name) else home / name)
-    files = [
-        (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        for status in map(Path.stat, rows.files)
-    ]
-    state = (folder, rows.version, repr(rows.card), rows.pictures, files)
+    state = (folder, rows.version, repr(rows.card), rows.pictures, [stamp_of(path) for path in rows.files])
     if here not in _opened or _opened[here][0] != state:
-        _opened[here] = (state, OwnData(name, rows, open_index(rows, dataset=name, folder=folder)))
+        index = open_index(rows, dataset=name, folder=folder)
+        dataset = DatasetSpec(
+            name=name,
+            card=rows.card,
+            tasks=index.tasks,
+            splits=index.splits,
+            open=partial(_open_split, rows, index),
+            labelled=tuple(filter(index.is_labelled, index.splits)),
+            line=_line(name, index),
+        )
+        _opened[here] = (state, dataset)
     return _opened[here][1]
+
+
+def open_rows(name: str, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    """Read a dataset of rows and open a split; raises what `rows_dataset` and opening do."""
+    return rows_dataset(name, data_root).open(split, data_root, options)

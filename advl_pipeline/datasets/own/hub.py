@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 from advl_pipeline.base.errors import Advice, DatasetError, advise, again
 from advl_pipeline.base.locations import hub_obstacle, read_regular
 from advl_pipeline.base.packages import install_extra
-from advl_pipeline.datasets.cards import card_instead_of
+from advl_pipeline.datasets.cards import COLUMNS, Card, Join, by_split, card_instead_of
 from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
 from advl_pipeline.datasets.own.hub_files import HubName, hub_name
 from advl_pipeline.datasets.own.remote_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.roots import DatasetMissing
-from advl_pipeline.datasets.rows import COLUMNS, DataCard, Join, Row, RowSource, by_split
+from advl_pipeline.datasets.rows import Row, RowSource
 
 UNKNOWN_CLASS = -1
 """What the library writes for a label that a split does not tell."""
@@ -55,7 +55,7 @@ def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
     return {split: hub_name(name, root) for split, (name,) in by_split(files).items()}
 
 
-def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
+def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
     """Return the rows of datasets of the hub; where all is told beforehand, nothing is asked of the hub yet.
 
     Args:
@@ -80,13 +80,13 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
     )
 
 
-def _folder_of_pictures(files: Any, card: DataCard, root: Path) -> Path:
+def _folder_of_pictures(files: Any, card: Card, root: Path) -> Path:
     """Return the folder that names of pictures are relative to: the card's, else where a copy lies, or would lie."""
     named = next(iter(hub_names(files, root).values()))
     return card.pictures or named.copy or root / named.path
 
 
-def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
+def _opened(files: Any, card: Card, root: Path) -> RowSource:
     loaded = _parts(files, card, root)
     joined = _parts(card.join.files, replace(card, num_rows=None), root) if card.join else None
     source = library_source(
@@ -106,7 +106,7 @@ def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
     )
 
 
-def _parts(files: Any, card: DataCard, root: Path) -> _Loaded:
+def _parts(files: Any, card: Card, root: Path) -> _Loaded:
     """Return datasets by split, under our names of the splits."""
     parts: dict[str | None, Any] = {}
     all_loaded: list[_Loaded] = []
@@ -130,7 +130,7 @@ def _parts(files: Any, card: DataCard, root: Path) -> _Loaded:
     )
 
 
-def _load(name: HubName, card: DataCard, root: Path) -> _Loaded:
+def _load(name: HubName, card: Card, root: Path) -> _Loaded:
     obstacle = "" if name.copy else hub_obstacle()
     if obstacle and (name.revision or card.num_rows):
         raise _refused(name, root, obstacle)
@@ -248,7 +248,7 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
 
 def library_source(
     splits: Parts,
-    card: DataCard,
+    card: Card,
     *,
     name: str,
     pictures: Path,
@@ -305,7 +305,7 @@ def _prepared(part: Any, image_feature: type) -> Any:
 
 
 def _joined(
-    records: Iterable[tuple[int, Any]], others: Iterable[Mapping[str, Any]], card: DataCard, join: Join
+    records: Iterable[tuple[int, Any]], others: Iterable[Mapping[str, Any]], card: Card, join: Join
 ) -> Iterator[tuple[int, Any]]:
     """Yield rows with the joined columns, in the order of the joined rows, which are read once."""
     named = chain.from_iterable([value] if isinstance(value, str) else value for value in card.columns.values())

@@ -19,11 +19,12 @@ from PIL import Image
 from advl_pipeline.base.atomic import make_folder, write_text
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.locations import read_regular
+from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import PICTURES_FOLDER
 from advl_pipeline.datasets.index_files import keep
 from advl_pipeline.datasets.own.hub import library_source
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.datasets.rows import DataCard, Row, RowSource
+from advl_pipeline.datasets.rows import Row, RowSource
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -107,7 +108,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
 def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
     parts: list[tuple[str | None, Any]] = [*rows.items()] if isinstance(rows, Mapping) else [(None, rows)]
     if parts and all(hasattr(part, "cast_column") for _, part in parts):
-        return library_source(dict(parts), DataCard(), name="data", pictures=Path())
+        return library_source(dict(parts), Card(), name="data", pictures=Path())
 
     numbered = ((split, enumerate(part, start=1)) for split, part in parts)
     listed = (Row(record, str(number), split, "", number) for split, part in numbered for number, record in part)

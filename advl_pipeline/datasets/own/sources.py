@@ -9,7 +9,7 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
 from advl_pipeline.base.packages import load_plugin, plugin_error
-from advl_pipeline.datasets.cards import dataset_plugins, rows_card
+from advl_pipeline.datasets.cards import ROWS, Card, by_split, card_of, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.roots import (
@@ -23,7 +23,8 @@ from advl_pipeline.datasets.roots import (
     resolve_data_root,
 )
 from advl_pipeline.datasets.row_files import read_table
-from advl_pipeline.datasets.rows import DataCard, Row, RowSource, by_split, read_card
+from advl_pipeline.datasets.rows import Row, RowSource
+from advl_pipeline.datasets.spec import dataset_plugins
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 """How the library of the hub ends the name of a file that is one of several of a split."""
@@ -62,9 +63,8 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
             )
         return source, root
     if name.startswith(HUB_PREFIX):
-        return hub_source(name, DataCard(), root=root), root
-    if (named := rows_card(name)) is not None:
-        card = read_card(named)
+        return hub_source(name, Card(), root=root), root
+    if (card := card_of(name)).name and card.format == ROWS:
         revisions = {
             repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
         }
@@ -81,10 +81,10 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     if path.is_dir():
         if pictures := _pictures_of_folder(path):
             return _picture_source(pictures, path), path
-        return _table_source(_tables_of_folder(path), DataCard(), data_root or path), path
+        return _table_source(_tables_of_folder(path), Card(), data_root or path), path
     home = path.parent
     if path.suffix != CARD_SUFFIX:
-        return _table_source([(path, None)], DataCard(), data_root or home), home
+        return _table_source([(path, None)], Card(), data_root or home), home
     card = read_card(path)
     if card.is_of_hub:
         card = replace(card, pictures=home / card.pictures) if card.pictures else card
@@ -114,7 +114,7 @@ def _picture_source(names: Sequence[str], folder: Path) -> RowSource:
         for number, name in enumerate(names, start=1):
             yield Row({"image": name, "id": name}, name=name, split="train", file=str(folder / name), line=number)
 
-    return RowSource(rows=rows, pictures=folder, files=(), version=repr(names), split="train", card=DataCard())
+    return RowSource(rows=rows, pictures=folder, files=(), version=repr(names), split="train", card=Card())
 
 
 def _tables_of_folder(folder: Path) -> list[Table]:
@@ -141,7 +141,7 @@ def _tables_of_folder(folder: Path) -> list[Table]:
     )
 
 
-def _table_source(tables: Sequence[Table], card: DataCard, pictures: Path) -> RowSource:
+def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSource:
     """Return the rows of files; names of pictures are relative to a folder."""
     # Training comes first: its first row says of which kind all rows are, and rows of a test set may lack labels.
     ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
