@@ -11,15 +11,16 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Ties
 from advl_pipeline.datasets.records import Example, Task
-from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth
+from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
@@ -68,12 +69,6 @@ class ItemScores:
     score_n: npt.NDArray[np.float32]
     pictures: Sequence[str]
     types: Sequence[str]
-
-
-class AnsweredDataset(Protocol):
-    """A VQA split that knows its annotators' answers."""
-
-    def ground_truth(self, example_id: str) -> GroundTruth: ...
 
 
 def question_rank(question_id: str) -> bytes:
@@ -148,7 +143,7 @@ def score_ties(
 
 
 def score_texts(
-    examples: Sequence[Example], texts: Sequence[str], *, dataset: AnsweredDataset, mode: VqaMode
+    examples: Sequence[Example], texts: Sequence[str], *, dataset: IndexedDataset, mode: VqaMode
 ) -> list[float]:
     """Score answers in words as the official VQA evaluator does, which normalises them.
 
@@ -225,7 +220,7 @@ def group_accuracy(items: ItemScores) -> dict[str, float]:
     return {"accuracy": 100.0 * (len(groups - wrong) / len(groups)), "num_groups": len(groups)}
 
 
-def accuracy_by_answer_type(items: ItemScores, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
+def accuracy_by_answer_type(items: ItemScores, dataset: IndexedDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
     types = [dataset.ground_truth(name).answer_type for name in items.question_ids]
     accuracies = accuracy_by(types, items.score_n)

@@ -32,8 +32,9 @@ from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
 from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
+from advl_pipeline.evaluation.open_sets import example_parts, open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
-from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrices
+from advl_pipeline.evaluation.score_parts import score_matrices
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
 

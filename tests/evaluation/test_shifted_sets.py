@@ -15,7 +15,7 @@ from advl_data.scenes.generator.paths import SPLIT_CODES
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.evaluation.runner import sample_questions
+from advl_pipeline.evaluation.open_sets import sample_questions
 from advl_pipeline.evaluation.shift import match_questions, original_of, question_namer, shift_drop
 
 

@@ -17,12 +17,12 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
+from advl_pipeline.evaluation.open_sets import open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.evaluation.predict_files import (
     inert_cell,
     write_vcr_submission,
 )
-from advl_pipeline.evaluation.runner import open_as_trained
 from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets" / "vcr"

@@ -20,7 +20,8 @@ from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
-from advl_pipeline.evaluation.runner import run_evaluate, score_matrices
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.evaluation.score_parts import score_matrices
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 

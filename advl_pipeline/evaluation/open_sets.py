@@ -1,0 +1,123 @@
+"""Test sets as a run reads them: opened with its wording, classes and pictures, sampled, read part by part."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.records import Dataset, Example, Task, head_name
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.roots import DatasetMissing, is_own_data
+from advl_pipeline.evaluation.config import AnswerOptions
+from advl_pipeline.evaluation.items import question_rank, questions_of
+from advl_pipeline.evaluation.predict import FinishedRun
+from advl_pipeline.students.registry import label_order_of
+from advl_pipeline.training.checks import open_region_caches
+from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
+
+EXAMPLES_AT_ONCE = 8192
+"""Examples that are held at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
+
+
+def open_with_classes(
+    config: AnswerOptions,
+    finished: FinishedRun,
+    trained_on: Mapping[str, Any],
+    *,
+    dataset: str,
+    split: str,
+    **options: Any,
+) -> IndexedDataset:
+    """Open a split with the wording and the classes of a run, as `open_dataset` does."""
+    return open_dataset(
+        dataset,
+        split=split,
+        data_root=config.data_root,
+        text_style=trained_on.get("text_style"),
+        label_order=trained_on.get("label_order") or label_order_of(trained_on.get("student", "")),
+        answers=finished.classes,
+        **options,
+    )
+
+
+def open_as_trained(
+    config: AnswerOptions,
+    finished: FinishedRun,
+    trained_on: Mapping[str, Any],
+    *,
+    dataset: str,
+    split: str,
+    needs_head: bool = True,
+    **options: Any,
+) -> IndexedDataset:
+    """Open a split as the run read its own, with its stored pictures.
+
+    Args:
+        trained_on: configuration of the run.
+        needs_head: the run is to score the answers of its own head.
+        options: others of `open_dataset`.
+
+    Raises:
+        ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
+    """
+    try:
+        opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
+    except DatasetMissing as error:
+        if dataset == trained_on["dataset"] and is_own_data(dataset) and not Path(dataset).exists():
+            # A run stays valid when its data move.
+            error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
+        raise
+    for task in opened.tasks if needs_head else ():
+        head = head_name(task)
+        fits = head in finished.label_names
+        # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
+        if fits and head != "vqa":
+            fits = finished.label_names[head] == tuple(opened.label_names(task))
+        if not fits:
+            raise ConfigError(
+                f"The run has no head for {task} with this set's classes.",
+                where=f"{opened.name}/{opened.split}",
+                why=f"heads of the run: {', '.join(finished.label_names)}",
+            )
+    read = [(dataset, split)]
+    regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
+    stored = use_stored_pictures(finished.student, config.pictures, read)
+    for line in (*stored, *use_region_caches(finished.student, regions)):
+        tqdm.write(line, file=sys.stderr)
+    return opened
+
+
+def sample_questions(
+    example_ids: Sequence[str], tasks: Sequence[Task], count: int | None, *, name_of: Callable[[str], str] = str
+) -> Sequence[int]:
+    """Return the positions of all examples of `count` questions of a set, or of all where it holds no more.
+
+    The same questions are drawn whatever the run, so that runs can be compared item by item; so they are of sets that
+    ask the same questions otherwise, by what `name_of` calls a question in all of them.
+    """
+    if count is None:
+        return range(len(example_ids))
+    questions = questions_of(example_ids, tasks)
+    chosen = set(sorted(set(questions), key=lambda question: question_rank(name_of(question)))[:count])
+    return [position for position, question in enumerate(questions) if question in chosen]
+
+
+def example_parts(
+    dataset: Dataset, positions: Sequence[int] | None = None, *, multiple_of: int = 1
+) -> Iterator[list[Example]]:
+    """Yield the examples of a split in order, some thousand at a time: a whole test set need not fit in memory.
+
+    Args:
+        positions: of the examples that are wanted; None for all.
+        multiple_of: examples that must not be parted; all parts but the last are multiples of it.
+    """
+    size = EXAMPLES_AT_ONCE // multiple_of * multiple_of
+    positions = range(len(dataset)) if positions is None else positions
+    for start in range(0, len(positions), size):
+        yield [dataset[index] for index in positions[start : start + size]]

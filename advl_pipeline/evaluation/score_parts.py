@@ -1,0 +1,215 @@
+"""A test set scored part by part: each example is read once, and scored with every view of its picture."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.base.errors import DatasetError, advise
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.measures import Measure
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, Task, head_name
+from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import (
+    GENERATED,
+    METRIC_OF_TASK,
+    AnswerTally,
+    ItemScores,
+    first_maximum,
+    item_scores,
+    score_labels,
+    score_soft_labels,
+    score_texts,
+    score_ties,
+)
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_words
+from advl_pipeline.evaluation.official_metrics import VqaMode
+from advl_pipeline.evaluation.open_sets import example_parts
+from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, swapped_pictures
+from advl_pipeline.runs.results import LETTERS
+
+TRUE_PICTURE = ""
+"""Name of the view that shows items as they are."""
+
+
+@dataclass(kw_only=True)
+class ScoredTask:
+    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
+
+    `items` maps a view of the pictures and a metric to the items of each part.
+    """
+
+    tally: AnswerTally
+    shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=lambda: defaultdict(list))
+    example_ids: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    right: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    facets: list[Mapping[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    num_texts: int = 0
+    num_cut: int = 0
+    num_unread: int = 0
+    num_beyond: int = 0
+
+
+def score_parts(
+    config: EvaluateConfig,
+    finished: FinishedRun,
+    dataset: IndexedDataset,
+    sampled: Sequence[int],
+    *,
+    views: Sequence[View],
+    mode: VqaMode,
+    measures: Sequence[Measure],
+) -> dict[Task, ScoredTask]:
+    """Score the sampled examples of each task part by part, an example read once for all of its views."""
+    is_lettered = config.protocol == LETTERS
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
+    scored = {
+        task: ScoredTask(tally=AnswerTally(label_names=finished.label_names.get(head_name(task), ())))
+        for task in dataset.tasks
+        if not is_lettered or task in LETTERED_TASKS
+    }
+    parts = ((part, task, kept) for part in example_parts(dataset, sampled) for task, kept in scored.items())
+    for part, task, kept in parts:
+        examples = [example for example in part if example.task == task]
+        if not examples:
+            continue
+        kept.example_ids += [example.example_id for example in examples]
+        began = time.perf_counter()
+        if is_lettered:
+            values = _score_written(finished, examples, dataset, config.batch_size, kept)
+            kept.seconds += time.perf_counter() - began
+            kept.items[TRUE_PICTURE, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            kept.facets += [_facets(example, dataset, measures) for example in examples]
+            continue
+        matrices = score_matrices(finished, examples, config.batch_size, views, others)
+        kept.seconds += time.perf_counter() - began
+        kept.num_texts += sum(len(example.candidates) for example in examples)
+        kept.num_cut += finished.student.count_cut(examples)
+        kept.shown.append(matrices[0])
+        kept.tally.add(examples, matrices[0])
+        kept.labels += [example.label for example in examples]
+        for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):
+            chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
+            # VQA is scored officially, other answers by their soft labels, the rest by the label.
+            if task == "vqa":
+                texts = [finished.label_names["vqa"][choice] for choice in chosen]
+                values = score_texts(examples, texts, dataset=dataset, mode=mode)
+            elif task in MULTIPLE_CHOICE_TASKS:
+                values = score_ties(examples, chosen, matrix, dataset.card.ties)
+            else:
+                values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
+            kept.items[view, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            if view == TRUE_PICTURE and measures:
+                kept.facets += [_facets(example, dataset, measures) for example in examples]
+                _keep_answers(kept, examples, chosen)
+        if config.generate and task == "vqa":
+            texts = list(finished.generated(examples, batch_size=config.batch_size))
+            values = score_texts(examples, texts, dataset=dataset, mode=mode)
+            kept.items[TRUE_PICTURE, GENERATED].append(item_scores(examples, values))
+    return scored
+
+
+def _score_written(
+    finished: FinishedRun, examples: Sequence[Example], dataset: IndexedDataset, batch_size: int, kept: ScoredTask
+) -> list[float]:
+    """Ask examples as harnesses do, and return what the answers are worth that the student writes."""
+    card = dataset.card
+    asked = [as_asked(example, card.asks) for example in examples]
+    written = list(finished.generated(asked, batch_size=batch_size))
+    kept.written += written
+    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        return [
+            answer_worth(text, dataset.answers_of(example.example_id), card.reads)
+            for example, text in zip(examples, written, strict=True)
+        ]
+    read = [
+        read_option(text, options_of(example), card.reads) for example, text in zip(examples, written, strict=True)
+    ]
+    kept.num_unread += read.count(None)
+    kept.num_beyond += read.count(BEYOND)
+    chosen = [BEYOND if place is None else place for place in read]
+    kept.tally.add(examples, _finite_places(examples), chosen)
+    _keep_answers(kept, examples, chosen)
+    return score_labels(examples, chosen)
+
+
+def _finite_places(examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+    """Return (n, C): 0 for the candidates that an item has, -inf for others."""
+    count_n = np.array([len(example.candidates) for example in examples])
+    return np.where(np.arange(count_n.max()) < count_n[:, None], 0.0, -np.inf).astype(np.float32)
+
+
+def _keep_answers(kept: ScoredTask, examples: Sequence[Example], chosen: Sequence[int]) -> None:
+    """Keep the right and the given answers of choices as texts."""
+    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        return
+    for example, place in zip(examples, chosen, strict=True):
+        options = options_of(example)
+        kept.right.append(options[example.label or 0])
+        kept.given.append("" if place < 0 else options[place])
+
+
+def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measure]) -> dict[str, str]:
+    """Return the facets of an example that measures are taken over.
+
+    Raises:
+        DatasetError: its row lacks one of them.
+    """
+    facets = {
+        **dict(zip(dataset.card.facets, dataset.facets_of(example.example_id), strict=True)),
+        "group": example.group,
+        "picture": example.image.unit_id,
+        "question": question_words(example),
+        "type": example.stratum,
+    }
+    for measure in measures:
+        for name in measure.facets:
+            if not facets[name]:
+                raise DatasetError(
+                    f"The measure {measure.name!r} needs the facet {name!r}, and an item has none.",
+                    where=f"{dataset.name}/{dataset.split}, {example.example_id}",
+                    next_command=advise(
+                        ["advl", "datasets", "card", dataset.name], note="says where facets are from"
+                    ),
+                )
+    return facets
+
+
+def score_matrices(
+    finished: FinishedRun,
+    examples: Sequence[Example],
+    batch_size: int,
+    views: Sequence[View] = ("shown",),
+    others: Mapping[str, ImageUnit] = NO_OTHERS,
+) -> list[npt.NDArray[np.float32]]:
+    """Return (num_examples, C or K) scores for each view of the pictures; all examples must be of one task.
+
+    Args:
+        others: the pictures of the view "swapped".
+
+    Raises:
+        DatasetError: there are no examples.
+    """
+    if not examples:
+        raise DatasetError("The test set has no items.")
+    # Items of like length share a batch, which keeps padding low; the order is restored afterwards.
+    order = sorted(range(len(examples)), key=lambda index: max(len(c.text) for c in examples[index].candidates))
+    sorted_examples = (examples[index] for index in order)
+    rows = list(finished.scores(sorted_examples, batch_size=batch_size, views=views, others=others))
+    width = max(len(row[0]) for row in rows)
+    stacked = [np.full((len(rows), width), -np.inf, dtype=np.float32) for _ in views]
+    for index, by_view in zip(order, rows, strict=True):
+        for matrix, row in zip(stacked, by_view, strict=True):
+            matrix[index, : len(row)] = row
+    return stacked
