@@ -9,7 +9,7 @@ from typing import Literal
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.packages import missing_data
-from advl_pipeline.datasets.cards import ROWS, Card, card_names, card_of, load_card
+from advl_pipeline.datasets.cards import ROWS, Card, card_names, known_card, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
@@ -75,7 +75,7 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
 
 
 def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
-    card = card_of(config.name)
+    card = known_card(config.name)
     facts = card.splits.get(split, {})
     try:
         dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")

@@ -17,6 +17,9 @@ from typing import IO
 from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.roots import INDEX_VARIABLE
 
+PICTURES_FOLDER = "pictures"
+"""Below the index: pictures that came inside a table, by the digest of their bytes."""
+
 _DRAFT = ".draft"
 SEAL_BYTES = hashlib.sha256().digest_size
 """At the end of a sealed file."""

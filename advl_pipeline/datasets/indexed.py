@@ -1,7 +1,7 @@
 """What every dataset is read by: rows of an index become examples, lazily.
 
 A split is a list of *rows* (questions, hypotheses, captions) and a list of *variants* (tasks of a row; for VCR's test
-mode also the answer that a rationale is conditioned on). Example i is variant i % V of row i // V. Legend: R boxes.
+mode also the answer that a rationale is conditioned on). Example i is variant i % V of row i // V.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -21,24 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.base.errors import DatasetError, advise
-from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file, record_batch
 from advl_pipeline.datasets.cards import Card
-from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
-from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, Index, open_index_file, record_batch
-from advl_pipeline.datasets.own.hub_files import lies_inside
-from advl_pipeline.datasets.pictures import decode_picture, require_content
-from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
-from advl_pipeline.datasets.records import (
-    Candidate,
-    Example,
-    ImageUnit,
-    QuestionTable,
-    Task,
-    TextUnit,
-    image_unit_id,
-)
-from advl_pipeline.datasets.rows import HELD, Reading, RowVariant
+from advl_pipeline.datasets.index import Index
+from advl_pipeline.datasets.indexed_pictures import IndexedPictures
+from advl_pipeline.datasets.problems import OnError, Problem, nothing_usable, refuse
+from advl_pipeline.datasets.reading import Reading, RowVariant
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, QuestionTable, Task, TextUnit
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 
 READER_VERSION = 1
@@ -79,22 +68,25 @@ class IndexedDataset:
         self._reading = reading
         self._variants = reading.variants
         self._selected = selected
-        self._files = FileDigests(index.pictures, index.folder)
-        self._images: dict[int, ImageUnit] = {}
         self._digests = index.digests_of(split)
         if not index.is_published:
             rows = index.rows_of(split)
-        self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
+        rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
+        self._pictures = IndexedPictures(index, rows, split=split, locate=reading.locate, held=reading.held)
         problems = index.problems_of(None if index.is_published else split)
         if on_error == "fail" and problems:
             raise refuse(self.name, split, problems)
         if on_error == "skip":
-            problems += self._drop_rows_of_bad_pictures()
+            problems += self._pictures.drop_bad()
         self.skipped: tuple[Problem, ...] = tuple(problems)
         """Items left out because they are malformed; empty unless opened with on_error="skip"."""
         if not len(self._rows):
-            where = ", ".join(map(str, index.sources)) or self.name
+            where = ", ".join(map(str, index.source.files)) or self.name
             raise nothing_usable(self.name, split, problems, where=where)
+
+    @property
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return self._pictures.rows
 
     # What a row says.
 
@@ -103,10 +95,6 @@ class IndexedDataset:
 
     def _text(self, name: str, row: int) -> str:
         return self._table.text(name, self._number(name, row))
-
-    def _where(self, row: int) -> str:
-        """Return file and line of a row."""
-        return f"{self._text('file', row)}:{self._number('line', row)}"
 
     def _candidates(self, row: int, variant: RowVariant) -> tuple[Candidate, ...]:
         """Return the candidates of an example."""
@@ -151,142 +139,7 @@ class IndexedDataset:
         if group or self._index.is_published or not self._index.picture(image).boxes:
             return group
         # A picture with other boxes is another unit, but items on it are no less alike.
-        return self._facts(image).digest.hex()
-
-    # What a picture is.
-
-    def _file_names(self, image: int) -> tuple[str, ...]:
-        """Return the picture's file, and the files that its unit depends on, relative to the pictures folder."""
-        picture = self._index.picture(image)
-        if picture.name.startswith(HELD) and self._reading.held is not None:
-            return (str(self._reading.held.file_of(picture.name)),)
-        if picture.name.startswith("/"):
-            return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
-        locate = self._reading.locate
-        name = locate(self._index.pictures, picture.name) if locate else picture.name
-        return (name, picture.boxes_file) if picture.boxes_file else (name,)
-
-    def _facts(self, image: int, depth: Depth = Depth.BYTES) -> FileFacts:
-        """Return the facts of a picture's file.
-
-        Raises:
-            Malformed: it is no readable picture, or others made it a link that leads out of the dataset.
-            DatasetError: it was put into the index, and is not there as it was.
-        """
-        name = self._file_names(image)[0]
-        path = self._index.pictures / name
-        is_in_index = self._index.picture(image).name.startswith("/")
-        if self._reading.is_confined and not is_in_index and not lies_inside(path, self._index.pictures):
-            raise Malformed(f"{name} is a link that leads out of the dataset")
-        problem: Malformed | None = None
-        try:
-            facts = self._files.facts(name, depth)
-        except Malformed as error:
-            problem = error
-        if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
-            raise DatasetError(
-                "A picture in the index of a dataset is not the one that was put there.",
-                where=str(path),
-                why="its name is the digest of the bytes that it had",
-                next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),
-            )
-        if problem is not None:
-            raise problem
-        return facts
-
-    @property
-    def _held(self) -> dict[int, str]:
-        """Pictures in use that are held in files of the hub -> their names."""
-        names = ((image, self._index.picture(image).name) for image in self._used_images)
-        return {image: name for image, name in names if name.startswith(HELD)}
-
-    def _require_room(self) -> None:
-        """Refuse the pictures of the split where the disk has no room for those that are to be fetched."""
-        if self._reading.held is not None:
-            self._reading.held.require_room(self._held.values())
-
-    def _make_unit(self, image: int) -> ImageUnit:
-        name, picture = self._file_names(image)[0], self._index.picture(image)
-        facts = self._facts(image, Depth.HEADER)
-        boxes: Sequence[Sequence[float]] = picture.boxes
-        size = facts.width, facts.height
-        stated = size if picture.size is None else tuple(picture.size)
-        if picture.boxes_file:
-            names, read = read_vcr_boxes(self._index.pictures / picture.boxes_file, picture.boxes_file)
-            if list(names) != list(picture.box_labels):
-                raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
-            boxes, stated = read.boxes, (read.width, read.height)
-        if stated != size:
-            sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
-            raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
-        for place, (x1, y1, x2, y2) in enumerate(boxes):
-            if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
-                box = [x1, y1, x2, y2]
-                raise Malformed(f"field 'boxes[{place}]' is {box}, the picture is {facts.width}x{facts.height}")
-        boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-        return ImageUnit(
-            unit_id=image_unit_id(facts.digest, boxes_R4),
-            path=self._index.pictures / name,
-            width=facts.width,
-            height=facts.height,
-            boxes_R4=boxes_R4,
-            box_labels=tuple(picture.box_labels),
-        )
-
-    def _unit(self, image: int) -> ImageUnit:
-        if image not in self._images:
-            with self._naming_users(image):
-                self._images[image] = self._make_unit(image)
-        return self._images[image]
-
-    @contextmanager
-    def _naming_users(self, image: int) -> Iterator[None]:
-        """Turn what is wrong with a picture into an error that names a row which shows it."""
-        try:
-            yield
-        except Malformed as error:
-            raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
-
-    def _picture_problem(self, image: int, error: Malformed) -> Problem:
-        used_by = self._where(self._used_images[image])
-        file = self._index.pictures / self._file_names(image)[0]
-        return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
-
-    @cached_property
-    def _used_images(self) -> dict[int, int]:
-        """Pictures in use, in order of first appearance -> the first row that uses each."""
-        images, places = np.unique(self._table.numbers("image")[self._rows], return_index=True)
-        order = np.argsort(places)
-        return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
-
-    def row_that_shows(self, path: Path) -> str:
-        """Return file and line of the first row that shows a picture; "" where none does."""
-        shown = ((self._index.pictures / self._file_names(image)[0], row) for image, row in self._used_images.items())
-        return next((self._where(row) for file, row in shown if file == path), "")
-
-    def _bad_pictures(self, images: Iterable[int], look: Callable[[int], object]) -> dict[int, Problem]:
-        """Return what is wrong with pictures that do not pass a look at them."""
-        problems = {}
-        for image in images:
-            try:
-                look(image)
-            except Malformed as error:
-                problems[image] = self._picture_problem(image, error)
-        return problems
-
-    def _drop_rows_of_bad_pictures(self) -> list[Problem]:
-        def look(image: int) -> None:
-            self._facts(image, Depth.PIXELS)
-            self._images[image] = self._make_unit(image)
-
-        self._require_room()
-        # A picture that is cut off has a sound header, and must be skipped in both phases.
-        self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.PIXELS)
-        problems = self._bad_pictures(self._used_images, look)
-        is_bad = np.isin(self._table.numbers("image")[self._rows], list(problems))
-        self._rows = self._rows[~is_bad]
-        del self._used_images
-        return list(problems.values())
+        return self._pictures.facts(image).digest.hex()
 
     # What the interface asks for.
 
@@ -303,7 +156,7 @@ class IndexedDataset:
         return Example(
             example_id=self._table.text("id", row) + variant.suffix,
             task=variant.task,
-            image=self._unit(self._number("image", row)),
+            image=self._pictures.unit(self._number("image", row)),
             candidates=self._candidates(row, variant),
             label=label,
             soft_label=soft_label,
@@ -331,7 +184,7 @@ class IndexedDataset:
         """The name, with the revision of a published set; of one's own data the content, wherever they lie."""
         if self._index.is_published:
             return self.name
-        return self._reading.called or f"own-{self.content_digest()[:16]}"
+        return self._index.source.called or f"own-{self.content_digest()[:16]}"
 
     @cached_property
     def example_ids(self) -> Sequence[str]:
@@ -386,20 +239,10 @@ class IndexedDataset:
         vocabulary, so that one cache serves them all. For a picture that is held in a file of a named revision stands
         the place where it is held.
         """
-        held = self._held
-        names = {image: () if image in held else self._file_names(image) for image in self._used_images}
-        self._files.warm([*chain.from_iterable(names.values())])
         facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
         state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for digest in self._digests:
+        for digest in chain(self._digests, self._pictures.digests()):
             state.update(digest)
-        for image, files in names.items():
-            state.update(held.get(image, "").encode())
-            with self._naming_users(image):
-                if files:
-                    state.update(self._facts(image).digest)
-                for name in files[1:]:
-                    state.update(self._files.facts(name).digest)
         return state.hexdigest()
 
     def image_units(self) -> Sequence[ImageUnit]:
@@ -408,13 +251,7 @@ class IndexedDataset:
         Raises:
             DatasetError: a picture or its boxes are missing or malformed.
         """
-        self._require_room()
-        self._files.warm([self._file_names(image)[0] for image in self._used_images], Depth.HEADER)
-        units: dict[str, ImageUnit] = {}
-        for image in self._used_images:
-            unit = self._unit(image)
-            units.setdefault(unit.unit_id, unit)
-        return tuple(units.values())
+        return self._pictures.units()
 
     def text_units(self) -> Sequence[TextUnit]:
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
@@ -462,7 +299,7 @@ class IndexedDataset:
     @property
     def card(self) -> Card:
         """What is said of its rows; nothing where no card is."""
-        return self._reading.card
+        return self._index.source.card
 
     def facets_of(self, example_id: str) -> list[str]:
         """Return the facets of an example, in the order of the card's.
@@ -508,7 +345,7 @@ class IndexedDataset:
             if code >= 0 and names[code] not in self._class_of:
                 raise DatasetError(
                     f"The split {self.split} of {self.name} has a label that is none of the classes.",
-                    where=self._where(int(self._rows[np.flatnonzero(codes == code)[0]])),
+                    where=self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]])),
                     why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}; a card names "
                     "all classes (docs/adding-a-dataset.md)",
                 )
@@ -524,31 +361,31 @@ class IndexedDataset:
         Returns:
             (number of pictures, number of those found to be animations, what is wrong with pictures).
         """
-        num_animations = 0
+        pictures, num_animations = self._pictures, 0
 
         def look(image: int) -> None:
             nonlocal num_animations
-            files = self._file_names(image)
             if deep:
-                self._make_unit(image)
-                num_animations += decode_picture(self._index.pictures / files[0], files[0])
+                num_animations += pictures.decode(image)
             else:
-                for file in files:
-                    require_content(self._index.pictures / file, file)
+                pictures.require_content(image)
 
         if deep:
-            self._require_room()
-        untouched = {} if deep else self._held
-        asked = [image for image in self._used_images if image not in untouched]
-        images = tqdm(asked, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
-        problems = self._bad_pictures(images, look)
-        self._files.flush()
-        return len(self._used_images), num_animations, list(problems.values())
+            pictures.require_room()
+        asked = [image for image in pictures.used if deep or image not in pictures.held]
+        shown = tqdm(asked, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
+        problems = pictures.problems(shown, look)
+        return len(pictures.used), num_animations, list(problems.values())
+
+    def row_that_shows(self, path: Path) -> str:
+        """Return file and line of the first row that shows a picture; "" where none does."""
+        row = self._pictures.row_that_shows(path)
+        return "" if row is None else self._index.where(row)
 
     def __getstate__(self) -> dict[str, Any]:
         # What finds the classes may be of this process alone; what it found is not.
         reading = replace(self._reading, classes=partial(tuple, self._classes))
-        return self.__dict__ | {"_images": {}, "_reading": reading}
+        return self.__dict__ | {"_reading": reading}
 
 
 class TextUnits(Sequence[TextUnit]):

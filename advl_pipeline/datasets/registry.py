@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from advl_pipeline.base.errors import ineffective, unknown_name
 from advl_pipeline.base.packages import load_plugin, missing_data
-from advl_pipeline.datasets.cards import JOIN, ROWS, card_of, readable_cards
+from advl_pipeline.datasets.cards import JOIN, ROWS, known_card, readable_cards
 from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.data import open_rows, rows_dataset
@@ -27,7 +27,7 @@ def dataset_names() -> tuple[str, ...]:
 
 def known_dataset(name: str) -> DatasetSpec | None:
     """Return a dataset as its card or its package describes it, without a look at its data; None for other rows."""
-    card = card_of(name)
+    card = known_card(name)
     if card.name and card.format == ROWS:
         tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
         return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name))
@@ -92,7 +92,7 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
-    mode: Literal["2021", "2017", "vqa-vs"] = card_of(name).facts.get("vqa_mode", "2021")
+    mode: Literal["2021", "2017", "vqa-vs"] = known_card(name).facts.get("vqa_mode", "2021")
     return mode
 
 

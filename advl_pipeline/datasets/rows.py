@@ -1,6 +1,6 @@
-"""What a dataset is: rows, each of which knows its file and line, and a reading of them.
+"""What a dataset is made of: rows, each of which knows its file and line.
 
-Whatever stores data hands over a `RowSource`; a `Reading` says how its rows become examples.
+Whatever stores data hands over a `RowSource`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from advl_pipeline.datasets.cards import Card, Kind
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.row_files import checked, read_table
 
 HELD = "//"
@@ -161,61 +160,3 @@ class PictureFacts(NamedTuple):
     box_labels: Sequence[str]
     boxes_file: str
     size: Sequence[int] | None
-
-
-_ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
-"""Which of the kinds of task a benchmark's is; data of one's own have the kinds themselves."""
-
-Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
-"""Words the candidates of an example: (picture, context, choices) -> one candidate each."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowVariant:
-    """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
-
-    task: Task
-    suffix: str = ""
-    conditioned_on: int | None = None
-
-    @property
-    def role(self) -> Task:
-        """What is asked: which choice or rationale is right, which class its text has, how it is answered."""
-        return _ROLES.get(self.task, self.task)
-
-
-def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as data of one's own do."""
-    return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
-
-
-class PictureFetcher(Protocol):
-    """Pictures that are held in files of the hub (`Held`), fetched when they are asked for by their names."""
-
-    def file_of(self, name: str) -> Path: ...
-
-    def require_room(self, names: Iterable[str]) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How the rows of one dataset are read.
-
-    `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
-    of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has, where the two differ. Content stands for the name of rows that are not published files,
-    unless they are `called` something.
-    `held` gives the pictures that nobody has fetched. `is_confined` is as `RowSource` has it. `card` is what the user
-    or a published set says of the rows.
-    """
-
-    variants: tuple[RowVariant, ...]
-    text_style: str = "plain"
-    word: Wording = word_as_written
-    classes: Callable[[], tuple[str, ...]] = tuple
-    scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
-    locate: Callable[[Path, str], str] | None = None
-    called: str = ""
-    held: PictureFetcher | None = None
-    is_confined: bool = False
-    card: Card = field(default_factory=Card)

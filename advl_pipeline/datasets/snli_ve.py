@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
-from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
+from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 
 LabelOrder = Literal["uniter", "meter"]
 

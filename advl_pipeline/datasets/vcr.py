@@ -13,10 +13,11 @@ from typing import Any
 import orjson
 
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, PictureFacts, Reading, RowSource, RowVariant, checked_rows
+from advl_pipeline.datasets.rows import Item, PictureFacts, RowSource, checked_rows
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, word_candidates
 
 NUM_CHOICES = 4

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import require_there
 from advl_pipeline.datasets.row_files import json_items, parse_json_file
-from advl_pipeline.datasets.rows import Item, Reading, Row, RowSource, RowVariant
+from advl_pipeline.datasets.rows import Item, Row, RowSource
 from advl_pipeline.datasets.vqa_answers import (
     ANSWER_TYPES,
     GroundTruth,

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
-from advl_pipeline.datasets.cards import by_split, card_of
+from advl_pipeline.datasets.cards import by_split, known_card
 from advl_pipeline.datasets.roots import HUB_PREFIX
 
 TAG = "advl"
@@ -35,13 +35,13 @@ _WAYS: Mapping[str, str] = {"likelihood": "likeliest candidate", "letters": "ans
 
 def licence_of(dataset: str) -> tuple[str, str]:
     """Return the licence of a dataset's data: in words, and as the hub calls it; "" where it is not known."""
-    words = str(card_of(dataset).facts.get("licence", ""))
+    words = str(known_card(dataset).facts.get("licence", ""))
     return words, next((name for start, name in _LICENCES.items() if words.startswith(start)), "")
 
 
 def repositories_of(dataset: str) -> list[str]:
     """Return the repositories of the hub that a dataset is read from; none for files of this machine."""
-    card = card_of(dataset)
+    card = known_card(dataset)
     files = card.files or "" if card.name else dataset
     named = [name for names in by_split(files).values() for name in names if str(name).startswith(HUB_PREFIX)]
     plain = (name.removeprefix(HUB_PREFIX).partition("@")[0].partition(":")[0] for name in named)

@@ -20,6 +20,7 @@ from advl_pipeline.datasets.formats import FORMATS, Format
 from advl_pipeline.datasets.index import open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import ObjectTag, parse_tagged
 from advl_pipeline.datasets.roots import (
     DatasetMissing,
@@ -29,7 +30,7 @@ from advl_pipeline.datasets.roots import (
     resolve_data_root,
 )
 from advl_pipeline.datasets.row_files import text_field
-from advl_pipeline.datasets.rows import Item, Reading, RowSource, RowVariant, checked_rows
+from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 
 

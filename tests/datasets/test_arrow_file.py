@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from advl_pipeline.datasets.index import open_index_file, record_batch
+from advl_pipeline.datasets.arrow_file import open_index_file, record_batch
 
 
 def builder(calls: list[int]) -> Callable[[], Any]:

@@ -21,7 +21,7 @@ from own_rows import choice_row, data_of, refusal, write_json_lines, write_pictu
 
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
 from advl_pipeline.datasets.own import hub
-from advl_pipeline.datasets.own.columns import split_options
+from advl_pipeline.datasets.own.card_rules import split_options
 from advl_pipeline.datasets.registry import open_dataset
 
 

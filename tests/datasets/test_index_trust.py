@@ -19,8 +19,8 @@ from commands import complaint, printed
 from own_rows import class_row, rows_of, write_json_lines, write_pictures
 
 from advl_pipeline.base.packages import data_files
-from advl_pipeline.datasets import fingerprint
-from advl_pipeline.datasets import index as indices
+from advl_pipeline.datasets import fingerprint, index_builder
+from advl_pipeline.datasets.arrow_file import ArrowFile
 from advl_pipeline.datasets.index_files import index_draft
 from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.registry import open_dataset
@@ -63,7 +63,7 @@ def test_labels_that_were_moved_in_an_index_are_found(data: Path) -> None:
     """In a sound Arrow file, as anyone can write one."""
     expected = opened_anew(data)
     (file,) = index_files(data.parent)
-    batch = indices.ArrowFile(file).batch
+    batch = ArrowFile(file).batch
     labels = batch.column("label").take(pa.array(range(len(batch))[::-1]))
     moved = batch.set_column(batch.schema.get_field_index("label"), "label", labels)
     with pa.OSFile(f"{file}.new", "wb") as written, pa.ipc.new_file(written, moved.schema) as writer:
@@ -112,7 +112,7 @@ def test_data_that_change_while_they_are_read_are_refused(
     rows = data.read_text()
     copy = tmp_path / "set/train.jsonl"
     copy.write_text(rows)
-    shaped = indices.shaped
+    shaped = index_builder.shaped
 
     def overwrite(*arguments: Any, **options: Any) -> Iterator[Any]:
         for number, row in enumerate(shaped(*arguments, **options)):
@@ -121,7 +121,7 @@ def test_data_that_change_while_they_are_read_are_refused(
                 data.write_text(rows.replace('"yes"', '"new"'))
                 copy.write_text(rows.replace('"yes"', '"new"'))
 
-    monkeypatch.setattr(indices, "shaped", overwrite)
+    monkeypatch.setattr(index_builder, "shaped", overwrite)
     name = form.format(folder=tmp_path)
     code, message = complaint(capsys, "datasets", "check", name, "--data-root", tmp_path)
     assert code == 5

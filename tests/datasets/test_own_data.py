@@ -90,7 +90,7 @@ def test_rows_of_many_chunks_are_those_of_one(tmp_path: Path, monkeypatch: pytes
     write_json_lines(tmp_path / "true.jsonl", rows_of(class_row))
     opened = []
     for chunk in (1 << 14, 3):
-        monkeypatch.setattr("advl_pipeline.datasets.index._CHUNK", chunk)
+        monkeypatch.setattr("advl_pipeline.datasets.index_builder._CHUNK", chunk)
         monkeypatch.setenv("ADVL_INDEX", str(tmp_path / f"chunks-{chunk}"))
         data = open_dataset(str(tmp_path / "true.jsonl"), split="train")
         opened.append((data.content_digest(), data.label_names("classes"), str([data[n] for n in range(len(data))])))

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.cards import Card, load_card, read_card
 from advl_pipeline.datasets.measures import Facet, Measure
-from advl_pipeline.datasets.own.columns import parse_item, shaped
+from advl_pipeline.datasets.own.card_rules import shaped
+from advl_pipeline.datasets.own.columns import parse_item
 from advl_pipeline.datasets.own.data import agreement_scores
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.rows import Row

@@ -1,30 +1,23 @@
-"""One row becomes one item, under our columns: what a card says of it, its kind of task, and every field checked.
+"""One row under our columns becomes one item: its kind of task is told from the columns, and every field is checked.
 
-The card's rules rename columns, choose rows and draw what is to be drawn, one function a rule. The kind of task is
-told from the columns. Each complaint names the field, what it is and what was expected.
+Each complaint names the field, what it is and what was expected.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice
-from string import ascii_lowercase, ascii_uppercase
+from collections.abc import Collection, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
-from advl_pipeline.base.errors import DatasetError, again, suggest_names
 from advl_pipeline.datasets.boxes import checked_boxes
 from advl_pipeline.datasets.cards import COLUMNS, Card, Kind
-from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed, shown
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.rows import Held, Item, Row
+from advl_pipeline.datasets.rows import Held, Item
 
 MADE_OF: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("image", "question", "choices", "label"),
@@ -56,7 +49,6 @@ _LIKELY: Mapping[str, str] = {
 
 MIN_CHOICES = 2
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
-_OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:]?|\(([a-z])\)")
 
 
@@ -119,224 +111,9 @@ def _hint(columns: Collection[str], kind: Kind | None) -> str:
     return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
 
 
-_LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
-"""Columns whose cells hold JSON, or a list of Python, where a format has no lists (CSV)."""
-
 FACETS = "facets"
 """Where a record under our columns has the facets that its card asks for. They label items of measures alone, so the
 digest of a split does not hold them."""
-
-_ONE_OF_SEVERAL = re.compile(r".*\D\d+|(left|right)_.*")
-"""Names of columns that hold one of several pictures."""
-
-_BLOCK = 256
-"""Rows that rationales are drawn from at once."""
-
-
-def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
-    """Yield the items of rows under our columns; rows of a reader that checks them itself pass through.
-
-    Args:
-        dataset: named in errors.
-
-    Raises:
-        DatasetError: the card names a column that no row has.
-    """
-    seen: set[str] = set()
-    items = (item for row in rows for item in _items_of(row, card, seen))
-    yield from _with_drawn_rationales(items, card) if card.rationale_choices else items
-    of_facets = {f"facets.{name}": facet.column.partition(".")[0] for name, facet in card.facets.items()}
-    for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items, of_facets)):
-        for name in [theirs] if isinstance(theirs, str) else theirs:
-            # It is mistyped, and no row is to blame.
-            if seen and name not in seen:
-                raise DatasetError(
-                    "The card names a column that no row has.",
-                    where=f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}",
-                    why=f"column {name!r}, which the card gives as {ours!r}, is missing; "
-                    + suggest_names(name, seen),
-                    next_command=again("mend or remove the line of the card, then give the same command again"),
-                )
-
-
-def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
-    """Yield the items that the card makes of a row; without a record where the card leaves one out."""
-    record = row.record
-    if not isinstance(record, Mapping):
-        yield row
-        return
-    seen.update(record)
-    read = {name: value if isinstance(value, list) else [value] for name, value in card.only.items()}
-    if any(record.get(name) not in values for name, values in read.items()):
-        yield row._replace(record=None)
-        return
-    pictures = [name for name, value in record.items() if _ONE_OF_SEVERAL.fullmatch(name) and _is_picture(value)]
-    if len(pictures) > 1 and not card.items:
-        why = f"the row holds several pictures ({', '.join(pictures)}), and an item is about one"
-        yield row._replace(record=Malformed(f"{why}; where each is asked about, a card says so with [[items]]"))
-        return
-    try:
-        asked = turns_as_questions(record) or [dict(record)]
-    except Malformed as error:
-        yield row._replace(record=error)
-        return
-    seen.update(*asked)
-    items = [(each, columns) for each in asked for columns in card.items or (dict[str, str](),)]
-    for number, (each, columns) in enumerate(items, start=1):
-        name = f"{row.name}-{number}" if len(items) > 1 else row.name
-        try:
-            fields = renamed(each, {**card.columns, **columns}) | dict(card.constants)
-        except Malformed as error:
-            yield row._replace(record=error, name=name)
-            continue
-        if len(items) > 1:
-            fields["group"] = row.name
-            fields["id"] = None if fields.get("id") is None else f"{fields['id']}-{number}"
-        if card.facets:
-            fields[FACETS] = tuple(facet.of(each) for facet in card.facets.values())
-        if card.options_in_question:
-            fields["question"], options = split_options(fields.get("question"))
-            # A card's own choices are for questions without options, whose right answer is the text of one.
-            is_constant = fields.get("label") in card.constants.get("choices", ())
-            fields["choices"] = fields.get("choices") if options is None and is_constant else options
-        if card.right_choice_first and isinstance(fields.get("choices"), list):
-            fields["choices"], fields["label"] = _drawn_order(fields["choices"], row._replace(name=name), card)
-        lacks = any(fields.get(needed) in (None, "", []) for needed in card.needs)
-        yield row._replace(record=None if lacks else fields, name=name)
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, (bytes, Held)) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
-
-
-def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record under our names of its columns; lists in cells are parsed, `choice_0`, ... become one list.
-
-    A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
-
-    Args:
-        columns: ours -> theirs, or several of theirs; none of them says that there is nothing under our name.
-
-    Raises:
-        Malformed: a cell begins like a list and is none.
-    """
-    fields = dict(record)
-    for ours, theirs in columns.items():
-        # What the row has under our name is something else: the card says how ours is called.
-        fields.pop(ours, None)
-        if isinstance(theirs, str):
-            if theirs not in columns:
-                fields.pop(theirs, None)
-            cells = [record[theirs]] if theirs in record else []
-        else:
-            values = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
-            cells = [values if ours in _LISTED else " ".join(map(str, values))] if theirs else []
-        fields.update((ours, cell) for cell in cells)
-    for single, several in (("choice", "choices"), ("rationale", "rationales")):
-        for places in (map(str, count()), iter(ascii_lowercase)):
-            cells = []
-            while (name := f"{single}_{next(places, '')}") in fields:
-                cells.append(fields.pop(name))
-            if cells and several not in fields:
-                while cells and cells[-1] in (None, ""):
-                    cells.pop()
-                fields[several] = cells
-    for name in _LISTED & fields.keys():
-        text = fields[name]
-        if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
-            fields[name] = _parsed(name, text)
-    return fields
-
-
-def _parsed(name: str, text: str) -> Any:
-    """Return what a text holds: JSON, or a list or table as Python prints it."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
-
-
-def split_options(text: Any) -> tuple[Any, list[str] | None]:
-    """Return a question without its options, and the options behind "A.", "B:", "(C)" and so on; None without two.
-
-    They begin behind the last "Options:" or "Option:", where a letter may touch its option ("A:Knit cap;"). Without
-    one they are the longest run of letters, of two alike the last: a sentence of the question may end in "A." too.
-    What stands on lines below the last option is no part of it.
-    """
-    if not isinstance(text, str):
-        return text, None
-    for header in reversed([*_OPTIONS.finditer(text)]):
-        if runs := _runs_of_options(text, header.end(), gap=r"\s*"):
-            return text[: header.start()].strip(), runs[0][1]
-    runs = _runs_of_options(text, 0, gap=r"\s+")
-    if not runs:
-        return text, None
-    start, options = max(reversed(runs), key=lambda run: len(run[1]))
-    return text[:start].strip(), options
-
-
-def _runs_of_options(text: str, start: int, *, gap: str) -> list[tuple[int, list[str]]]:
-    """Return where each run of two lettered options or more begins behind a place, and the options, none empty.
-
-    Args:
-        gap: pattern of what stands between a letter's mark and its option.
-    """
-    runs: list[tuple[int, list[str]]] = []
-    for first in _option_mark("A", gap).finditer(text, start):
-        marks = [first]
-        for letter in ascii_uppercase[1:]:
-            if (mark := _option_mark(letter, gap).search(text, marks[-1].end())) is None:
-                break
-            marks.append(mark)
-        ends = [*(mark.start() for mark in marks[1:]), len(text)]
-        options = [text[mark.end() : end].strip().rstrip(",; ") for mark, end in zip(marks, ends, strict=True)]
-        options[-1] = options[-1].partition("\n")[0].strip().rstrip(",; ")
-        if len(marks) > 1 and all(options):
-            runs.append((first.start(), options))
-    return runs
-
-
-def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\((?i:{letter})\)[.:]?|{letter}[.:)]){gap}")
-
-
-def _drawn_order(texts: Sequence[Any], row: Row, card: Card) -> tuple[list[Any], int]:
-    """Return texts in an order that depends on the seed and on the row's name alone, and where the first one went."""
-    order = sorted(range(len(texts)), key=lambda place: _draw(card, row, str(place)))
-    return [texts[place] for place in order], order.index(0)
-
-
-def _draw(card: Card, row: Row, *parts: str) -> bytes:
-    seed_text = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
-    return hashlib.blake2b(seed_text.encode(), digest_size=8).digest()
-
-
-def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:
-    """Add others' rationales to the first one of each row; rows near it in the file give them.
-
-    Rows without a label have none to choose from.
-    """
-    before: list[tuple[str, str]] = []
-    while block := list(islice(rows, _BLOCK)):
-        by_row: dict[str, list[str]] = {}
-        for row in block:
-            value = row.record.get("rationales") if isinstance(row.record, Mapping) else None
-            by_row[row.name] = [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-        pool = [(name, texts[0]) for name, texts in by_row.items() if texts]
-        lent = pool if len(pool) == _BLOCK else before + pool
-        for row in block:
-            if not isinstance(row.record, Mapping) or not (right := by_row[row.name]):
-                yield row
-                continue
-            start = int.from_bytes(_draw(card, row, "rationales"), "big") % len(lent)
-            others = (text for name, text in lent[start:] + lent[:start] if name != row.name and text not in right)
-            texts = [right[0], *islice(dict.fromkeys(others), (card.rationale_choices or 1) - 1)]
-            rationales, label = _drawn_order(texts, row, card)
-            yield row._replace(record={**row.record, "rationales": rationales, "rationale_label": label})
-        before = pool
 
 
 def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:

@@ -15,8 +15,9 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_own_data, resolve_data_root
-from advl_pipeline.datasets.rows import Reading, RowSource, RowVariant
+from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
 
@@ -71,11 +72,8 @@ def _open_split(
         ),
         classes=classes,
         scores=agreement_scores,
-        called=rows.called,
-        is_confined=rows.is_confined,
         # Rows of files on this machine have their pictures here, too.
         held=None if rows.files else HeldPictures(resolve_data_root(data_root), index.folder),
-        card=rows.card,
     )
     dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
     if index.kind == "classes" and is_labelled:

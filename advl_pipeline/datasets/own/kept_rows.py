@@ -20,8 +20,7 @@ from advl_pipeline.base.atomic import make_folder, write_text
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.cards import Card
-from advl_pipeline.datasets.index import PICTURES_FOLDER
-from advl_pipeline.datasets.index_files import keep
+from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub import library_source
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import Row, RowSource

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.base.locations import hub_obstacle
-from advl_pipeline.datasets.index import PICTURES_FOLDER, ArrowFile, index_file, open_index_file, record_batch
-from advl_pipeline.datasets.index_files import keep
+from advl_pipeline.datasets.arrow_file import ArrowFile, index_file, open_index_file, record_batch
+from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub_files import lies_inside, open_file
 from advl_pipeline.datasets.rows import Held
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
 from advl_pipeline.base.packages import load_plugin, plugin_error
-from advl_pipeline.datasets.cards import ROWS, Card, by_split, card_of, read_card
+from advl_pipeline.datasets.cards import ROWS, Card, by_split, known_card, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.roots import (
@@ -64,7 +64,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return source, root
     if name.startswith(HUB_PREFIX):
         return hub_source(name, Card(), root=root), root
-    if (card := card_of(name)).name and card.format == ROWS:
+    if (card := known_card(name)).name and card.format == ROWS:
         revisions = {
             repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
         }

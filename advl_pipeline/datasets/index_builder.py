@@ -1,0 +1,237 @@
+"""Rows become the record batch of an index: each is checked, gathered, digested with its split.
+
+A split is told by a row's column, else by its file. All rows are of one kind of task, that of the first row. Problems
+are kept, so that each split fails on its own alone, and on lines whose split cannot be told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.datasets.arrow_file import record_batch
+from advl_pipeline.datasets.cards import Kind
+from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
+from advl_pipeline.datasets.own.card_rules import shaped
+from advl_pipeline.datasets.own.columns import FACETS, columns_of, parse_item, recognise, split_of
+from advl_pipeline.datasets.problems import Malformed, Problem, refuse
+from advl_pipeline.datasets.rows import Held, Item, PictureFacts, Row, RowSource
+
+_CHUNK = 1 << 14
+"""Rows that are held as Python objects while an index is built."""
+
+_REPEATED = ("file", "split", "image", "label_name", "group", "stratum")
+"""Columns whose texts are stored once each."""
+
+_OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum", "facets")
+"""Columns that hold what an `Item` says."""
+
+_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("id", *_REPEATED), pa.large_string()),
+        **dict.fromkeys(("line", "cell"), pa.int64()),
+        **dict.fromkeys(("num_choices", "label", "rationale_label"), pa.int32()),
+        **dict.fromkeys(("texts", "answers", "facets"), pa.list_(pa.large_string())),
+        "counts": pa.list_(pa.int32()),
+        "entries": pa.list_(pa.int8()),
+    }
+)
+"""Columns while they are gathered."""
+
+
+@dataclass
+class _Split:
+    """What is gathered of a split while its rows are read: ids -> where, pictures -> their number, a digest."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+class IndexBuilder:
+    """All rows of a source as an Arrow record batch.
+
+    Args:
+        source: the rows.
+        dataset: named in errors.
+        folder: of the index, which keeps pictures that come inside a table.
+        is_published: what rows say is not digested.
+    """
+
+    def __init__(self, source: RowSource, dataset: str, folder: Path, is_published: bool) -> None:
+        self._source = source
+        self._is_published = is_published
+        self._dataset = dataset
+        self._pictures = folder / PICTURES_FOLDER
+        self._kind: Kind | None = source.kind
+        self._first = ""
+        self._has_rationales = False
+        self._used_columns: tuple[str, ...] = ()
+        self._splits: defaultdict[str, _Split] = defaultdict(_Split)
+        self._left_out: Counter[str] = Counter()
+        self._gathered: list[dict[str, Any]] = []
+        self._chunks: list[Any] = []
+        self._problems: list[tuple[str, int, str | None, str]] = []
+
+    def build(self) -> Any:
+        for row in shaped(self._source.rows(), self._source.card, dataset=self._dataset):
+            name, record = row.split, row.record
+            try:
+                if record is None:
+                    self._left_out[name or self._source.split] += 1
+                    continue
+                if isinstance(record, Malformed):
+                    raise record
+                if not isinstance(record, Item):
+                    name = split_of(record, name)
+                name = name or self._source.split
+                self._add(row, record if isinstance(record, Item) else self._checked(row, record), name)
+            except Malformed as error:
+                self._problems.append((row.file, row.line, name, str(error)))
+            finally:
+                # A file that is of one split says so even where nothing of it can be used.
+                if name is not None:
+                    self._splits[name]
+        if self._kind is not None:
+            return self._batch()
+        if self._problems:
+            raise refuse(
+                self._dataset,
+                self._source.split,
+                [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems],
+                next_command=again(
+                    "mend the row, or say more in a card (docs/adding-a-dataset.md), then give the same command again"
+                ),
+            )
+        where = ", ".join(map(str, self._source.files)) or self._dataset
+        raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
+
+    def _checked(self, row: Row, record: Mapping[str, Any]) -> Item:
+        """Return the item of a row, which must be of the kind of the first one."""
+        card_kind = self._source.card.task
+        if self._kind is None:
+            self._kind = recognise(record, card_kind)
+            self._first, self._has_rationales = f"{row.file}:{row.line}", record.get("rationales") is not None
+            self._used_columns = tuple(name for name in record if name != FACETS)
+        try:
+            kind = recognise(record, card_kind)
+        except Malformed:
+            # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
+            kind = self._kind
+        if kind != self._kind:
+            raise Malformed(
+                f"the row is of the kind {columns_of(kind)}, the first row ({self._first}) is of the kind "
+                f"{self._kind}: one dataset has one kind of task"
+            )
+        item = parse_item(record, kind, self._source.card)
+        if kind == "choice" and bool(item.rationales) != self._has_rationales:
+            other = "none" if item.rationales else "some"
+            raise Malformed(f"field 'rationales' is not as in the first row ({self._first}), which has {other}")
+        return item
+
+    def _add(self, row: Row, item: Item, split_name: str) -> None:
+        split = self._splits[split_name]
+        name = item.item_id or f"{split_name}-{row.name}"
+        if name in split.names:
+            raise Malformed(f"field 'id' is {name!r}, which {split.names[name]} has already in split {split_name!r}")
+        split.names[name] = f"{row.file}:{row.line}"
+        picture = item.image
+        if isinstance(picture, bytes):
+            digest = hashlib.sha256(picture).hexdigest()
+            keep(self._pictures / digest, picture)
+            picture = f"/{digest}"
+        elif isinstance(picture, Held):
+            picture = picture.name
+        # Rows that say the same of a picture share it.
+        facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
+        image = orjson.dumps(tuple(facts)).decode()
+        if not self._is_published:
+            split.digest.update(self._row_content(name, split.images.setdefault(image, len(split.images)), item))
+        is_named, label = isinstance(item.label, str), -1 if item.label is None else item.label
+        self._gathered.append(
+            {
+                "id": name,
+                "file": row.file,
+                "line": row.line,
+                "split": split_name,
+                "image": image,
+                # Where there is no label, or no rationale, the number is -1.
+                "label": None if is_named else label,
+                "label_name": label if is_named else None,
+                "rationale_label": -1 if item.rationale_label is None else item.rationale_label,
+                **{column: getattr(item, column) for column in _OF_ITEMS},
+            }
+        )
+        if len(self._gathered) == _CHUNK:
+            self._settle_chunk()
+
+    def _row_content(self, name: str, image: int, item: Item) -> bytes:
+        """Return what the digest of a split holds of a row."""
+        content: dict[str, Any] = {"question": item.texts[0]} if item.texts else {}
+        if self._kind == "choice":
+            content["choices"] = item.choices
+            if item.rationales:
+                content["rationales"] = item.rationales
+        elif self._kind == "answers":
+            are_counted = len(item.answers) == len(item.counts)
+            content["answers"] = dict(zip(item.answers, item.counts, strict=True)) if are_counted else item.answers
+        rationale = -1 if item.rationale_label is None else item.rationale_label
+        boxes = json.dumps([item.boxes, item.box_labels])
+        fields = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
+        # Labels of another package's reader may be NumPy's.
+        return json.dumps([*fields, item.group, item.stratum], default=operator.index).encode()
+
+    def _settle_chunk(self) -> None:
+        """Turn the gathered rows into an Arrow table, a fraction of the memory; texts that repeat stand once."""
+        chunk = pa.Table.from_pylist(self._gathered, schema=_SCHEMA)
+        for name in _REPEATED:
+            chunk = chunk.set_column(chunk.schema.get_field_index(name), name, chunk[name].dictionary_encode())
+        self._chunks.append(chunk)
+        self._gathered = []
+
+    def _batch(self) -> Any:
+        import pyarrow.compute as pc
+
+        self._settle_chunk()
+        table = pa.concat_tables(self._chunks).unify_dictionaries()
+        self._chunks = []
+        columns: dict[str, Any] = {}
+        for name in _SCHEMA.names:
+            # Column by column, so that the whole is not held twice.
+            columns[name] = table[name].combine_chunks()
+            table = table.drop_columns([name])
+        columns["label"] = pc.coalesce(columns["label"], columns["label_name"].indices)
+        columns["cell"] = pc.coalesce(columns["cell"], columns["label"].cast(pa.int64()))
+        labels, splits = (np.from_dlpack(column) for column in (columns["label"], columns["split"].indices))
+        # A split may be without any label; where some rows have one, those without are problems.
+        is_bad = (labels < 0) & np.isin(splits, splits[labels >= 0]) & (self._source.kind is None)
+        for place in np.flatnonzero(is_bad).tolist():
+            file, line, split = (columns[name][place].as_py() for name in ("file", "line", "split"))
+            missing = "answers" if self._kind == "answers" else "label"
+            why = f"field {missing!r} is missing, other rows of split {split!r} have it"
+            self._problems.append((file, line, split, why))
+        facts = {
+            "kind": self._kind,
+            "rationales": self._has_rationales,
+            "columns": self._used_columns,
+            "splits": {
+                name: "" if self._is_published else split.digest.hexdigest() for name, split in self._splits.items()
+            },
+            "problems": self._problems,
+            "left_out": self._left_out,
+            "grouped": bool(self._source.card.items),
+        }
+        if is_bad.any():
+            columns = {name: column.filter(pa.array(~is_bad)) for name, column in columns.items()}
+        return record_batch(columns, facts)

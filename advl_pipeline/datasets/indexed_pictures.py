@@ -1,0 +1,233 @@
+"""The pictures of a split as its rows name them: files that are looked at with suspicion, and the units made of them.
+
+A picture is called by its code in the index. Legend: R boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.base.errors import DatasetError, advise
+from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
+from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
+from advl_pipeline.datasets.index import Index
+from advl_pipeline.datasets.index_files import PICTURES_FOLDER
+from advl_pipeline.datasets.own.hub_files import lies_inside
+from advl_pipeline.datasets.own.remote_pictures import HeldPictures
+from advl_pipeline.datasets.pictures import decode_picture, require_content
+from advl_pipeline.datasets.problems import Malformed, Problem, refuse
+from advl_pipeline.datasets.records import ImageUnit, image_unit_id
+from advl_pipeline.datasets.rows import HELD
+
+
+class IndexedPictures:
+    """Pictures of a split.
+
+    Args:
+        index: of all rows.
+        rows: positions of the split's rows.
+        split: named in errors.
+        locate: as `Reading` has it.
+        held: as `Reading` has it.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        rows: npt.NDArray[np.int64],
+        *,
+        split: str,
+        locate: Callable[[Path, str], str] | None,
+        held: HeldPictures | None,
+    ) -> None:
+        self.rows = rows
+        self._index, self._split, self._locate, self._fetched = index, split, locate, held
+        self._home = index.source.pictures
+        self._files = FileDigests(self._home, index.folder)
+        self._units: dict[int, ImageUnit] = {}
+
+    @cached_property
+    def used(self) -> dict[int, int]:
+        """Pictures in use, in order of first appearance -> the first row that uses each."""
+        images, places = np.unique(self._index.file.numbers("image")[self.rows], return_index=True)
+        order = np.argsort(places)
+        return dict(zip(images[order].tolist(), self.rows[places[order]].tolist(), strict=True))
+
+    @cached_property
+    def held(self) -> dict[int, str]:
+        """Pictures in use that are held in files of the hub -> their names."""
+        names = ((image, self._index.picture(image).name) for image in self.used)
+        return {image: name for image, name in names if name.startswith(HELD)}
+
+    def require_room(self) -> None:
+        """Refuse the pictures of the split where the disk has no room for those that are to be fetched."""
+        if self._fetched is not None:
+            self._fetched.require_room(self.held.values())
+
+    def file_names(self, image: int) -> tuple[str, ...]:
+        """Return the picture's file, and the files that its unit depends on, relative to the pictures folder."""
+        picture = self._index.picture(image)
+        if picture.name.startswith(HELD) and self._fetched is not None:
+            return (str(self._fetched.file_of(picture.name)),)
+        if picture.name.startswith("/"):
+            return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
+        name = self._locate(self._home, picture.name) if self._locate else picture.name
+        return (name, picture.boxes_file) if picture.boxes_file else (name,)
+
+    def facts(self, image: int, depth: Depth = Depth.BYTES) -> FileFacts:
+        """Return the facts of a picture's file.
+
+        Raises:
+            Malformed: it is no readable picture, or others made it a link that leads out of the dataset.
+            DatasetError: it was put into the index, and is not there as it was.
+        """
+        name = self.file_names(image)[0]
+        path = self._home / name
+        is_in_index = self._index.picture(image).name.startswith("/")
+        if self._index.source.is_confined and not is_in_index and not lies_inside(path, self._home):
+            raise Malformed(f"{name} is a link that leads out of the dataset")
+        problem: Malformed | None = None
+        try:
+            facts = self._files.facts(name, depth)
+        except Malformed as error:
+            problem = error
+        if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
+            raise DatasetError(
+                "A picture in the index of a dataset is not the one that was put there.",
+                where=str(path),
+                why="its name is the digest of the bytes that it had",
+                next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),
+            )
+        if problem is not None:
+            raise problem
+        return facts
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield what each picture in use is known by: the digests of its files, or the place where it is held.
+
+        Raises:
+            DatasetError: a picture is missing or malformed.
+        """
+        names = {image: () if image in self.held else self.file_names(image) for image in self.used}
+        self._files.warm([*chain.from_iterable(names.values())])
+        for image, files in names.items():
+            yield self.held.get(image, "").encode()
+            with self._naming_users(image):
+                if files:
+                    yield self.facts(image).digest
+                for name in files[1:]:
+                    yield self._files.facts(name).digest
+
+    def unit(self, image: int) -> ImageUnit:
+        """Return the unit of a picture.
+
+        Raises:
+            DatasetError: the picture or its boxes are missing or malformed; a row that shows it is named.
+        """
+        if image not in self._units:
+            with self._naming_users(image):
+                self._units[image] = self._make_unit(image)
+        return self._units[image]
+
+    def units(self) -> tuple[ImageUnit, ...]:
+        """Return the units in use, each once; raises what `unit` does."""
+        self.require_room()
+        self._files.warm([self.file_names(image)[0] for image in self.used], Depth.HEADER)
+        units: dict[str, ImageUnit] = {}
+        for unit in map(self.unit, self.used):
+            units.setdefault(unit.unit_id, unit)
+        return tuple(units.values())
+
+    def _make_unit(self, image: int) -> ImageUnit:
+        name, picture = self.file_names(image)[0], self._index.picture(image)
+        facts = self.facts(image, Depth.HEADER)
+        boxes: Sequence[Sequence[float]] = picture.boxes
+        size = facts.width, facts.height
+        stated = size if picture.size is None else tuple(picture.size)
+        if picture.boxes_file:
+            names, read = read_vcr_boxes(self._home / picture.boxes_file, picture.boxes_file)
+            if list(names) != list(picture.box_labels):
+                raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
+            boxes, stated = read.boxes, (read.width, read.height)
+        if stated != size:
+            sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
+            raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
+        for place, (x1, y1, x2, y2) in enumerate(boxes):
+            if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
+                box = [x1, y1, x2, y2]
+                raise Malformed(f"field 'boxes[{place}]' is {box}, the picture is {facts.width}x{facts.height}")
+        boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        return ImageUnit(
+            unit_id=image_unit_id(facts.digest, boxes_R4),
+            path=self._home / name,
+            width=facts.width,
+            height=facts.height,
+            boxes_R4=boxes_R4,
+            box_labels=tuple(picture.box_labels),
+        )
+
+    def row_that_shows(self, path: Path) -> int | None:
+        """Return the first row that shows a picture; None where none does."""
+        return next((row for image, row in self.used.items() if self._home / self.file_names(image)[0] == path), None)
+
+    @contextmanager
+    def _naming_users(self, image: int) -> Iterator[None]:
+        """Turn what is wrong with a picture into an error that names a row which shows it."""
+        try:
+            yield
+        except Malformed as error:
+            raise refuse(self._index.dataset, self._split, [self._problem(image, error)]) from None
+
+    def _problem(self, image: int, error: Malformed) -> Problem:
+        used_by = self._index.where(self.used[image])
+        file = self._home / self.file_names(image)[0]
+        return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
+
+    def problems(self, images: Iterable[int], look: Callable[[int], object]) -> dict[int, Problem]:
+        """Return what is wrong with pictures that do not pass a look at them."""
+        problems = {}
+        for image in images:
+            try:
+                look(image)
+            except Malformed as error:
+                problems[image] = self._problem(image, error)
+        self._files.flush()
+        return problems
+
+    def require_content(self, image: int) -> None:
+        """See that the files of a picture are there and not empty; raises `Malformed`."""
+        for file in self.file_names(image):
+            require_content(self._home / file, file)
+
+    def decode(self, image: int) -> bool:
+        """Decode a picture and check its boxes; return whether it is an animation. Raises `Malformed`."""
+        self._make_unit(image)
+        name = self.file_names(image)[0]
+        return decode_picture(self._home / name, name)
+
+    def drop_bad(self) -> list[Problem]:
+        """Leave out the rows of pictures that cannot be decoded; return what is wrong with these."""
+
+        def look(image: int) -> None:
+            self.facts(image, Depth.PIXELS)
+            self._units[image] = self._make_unit(image)
+
+        self.require_room()
+        # A picture that is cut off has a sound header, and must be skipped in both phases.
+        self._files.warm([self.file_names(image)[0] for image in self.used], Depth.PIXELS)
+        problems = self.problems(self.used, look)
+        self.rows = self.rows[~np.isin(self._index.file.numbers("image")[self.rows], list(problems))]
+        for name in ("used", "held"):
+            self.__dict__.pop(name, None)
+        return list(problems.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_units": {}}
