@@ -226,7 +226,7 @@ def load_card(name: str) -> Card:
     return _card_of_rows(facts, cards[name]) if facts.get("format") == ROWS else Card(name=name, facts=facts)
 
 
-def card_of(name: str) -> Card:
+def known_card(name: str) -> Card:
     """Return the published card of a dataset; an empty one where there is none."""
     return load_card(name) if name in card_names() else Card()
 
@@ -252,7 +252,7 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the dataset has a card and no such split.
     """
-    card = card_of(dataset)
+    card = known_card(dataset)
     if not card.name:
         return (split,)
     filed_under: list[str] = []
