@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.base.locations import read_regular
-from advl_pipeline.datasets.problems import Malformed, shown
+from advl_pipeline.datasets.problems import Malformed, shown, unlike
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Item, Row, RowSource
@@ -38,12 +38,12 @@ def checked_boxes(boxes: Any) -> Boxes:
         Malformed: one is anything else, or has negative or no size.
     """
     if not isinstance(boxes, list):
-        raise Malformed(f"field 'boxes' is {shown(boxes)}, expected a list of [x1, y1, x2, y2] in pixels")
+        raise unlike("boxes", boxes, "a list of [x1, y1, x2, y2] in pixels")
     for place, box in enumerate(boxes):
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise Malformed(f"field 'boxes[{place}]' is {shown(box)}, expected [x1, y1, x2, y2] in pixels")
+            raise unlike(f"boxes[{place}]", box, "[x1, y1, x2, y2] in pixels")
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise Malformed(f"field 'boxes[{place}]' is {shown(box)}, expected x1 < x2 and y1 < y2")
+            raise unlike(f"boxes[{place}]", box, "x1 < x2 and y1 < y2")
     return tuple(tuple(map(float, box)) for box in boxes)
 
 

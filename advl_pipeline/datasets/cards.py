@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.base.configuration import Configuration, build_config, declared, option
-from advl_pipeline.base.errors import ConfigError, suggest_names, unknown_name
+from advl_pipeline.base.errors import ConfigError, unknown_name
 from advl_pipeline.base.packages import data_files, missing_data, read_data_file
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
@@ -172,11 +172,8 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
     card = build_config(Card, keys, {"name": path.stem, "facts": facts}, where=str(path))
     for name in chain(card.columns, card.constants, *card.items, card.needs):
         if name not in COLUMNS:
-            raise ConfigError(
-                f"Unknown column {name!r} in the card.",
-                where=f"{path} [columns]",
-                why=f"{suggest_names(name, COLUMNS)}; the form is our column = theirs",
-            )
+            what, note = f"Unknown column {name!r} in the card.", "; the form is our column = theirs"
+            raise unknown_name(what, name, COLUMNS, where=f"{path} [columns]", note=note)
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
     asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
@@ -187,19 +184,13 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
         if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
             of_files = "a file, hf:NAME, or a table split -> file or list of files"
             expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
-            raise ConfigError(
-                "The card does not say which files hold the data.",
-                where=f"{path} {key}",
-                why=f"got {files!r}; expected {expected}",
-            )
+            what, why = "The card does not say which files hold the data.", f"got {files!r}; expected {expected}"
+            raise ConfigError(what, where=f"{path} {key}", why=why)
     require_measures(card.measures, card.facets, where=str(path))
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
     if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
-        raise ConfigError(
-            "The card asks of files what is done for datasets of the hub alone.",
-            where=f"{path} {done}",
-            why=f"files is {card.files!r}",
-        )
+        what = "The card asks of files what is done for datasets of the hub alone."
+        raise ConfigError(what, where=f"{path} {done}", why=f"files is {card.files!r}")
     return card
 
 

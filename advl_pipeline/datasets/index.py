@@ -151,11 +151,9 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         remove_drafts(folder)
         batch = IndexBuilder(source, dataset, folder, is_published).build()
         if _content_of(source, dataset, folder) != before:
-            raise DatasetError(
-                "The data changed while they were read.",
-                where=", ".join(map(str, source.files)) or dataset,
-                next_command=again("wait until they are written, then give the same command again"),
-            )
+            what, where = "The data changed while they were read.", ", ".join(map(str, source.files)) or dataset
+            advice = again("wait until they are written, then give the same command again")
+            raise DatasetError(what, where=where, next_command=advice)
         return batch
 
     return Index(

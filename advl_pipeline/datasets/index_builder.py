@@ -106,14 +106,9 @@ class IndexBuilder:
         if self._kind is not None:
             return self._batch()
         if self._problems:
-            raise refuse(
-                self._dataset,
-                self._source.split,
-                [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems],
-                next_command=again(
-                    "mend the row, or say more in a card (docs/adding-a-dataset.md), then give the same command again"
-                ),
-            )
+            problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
+            advice = again("mend the row, or say more in a card, then give the same command again")
+            raise refuse(self._dataset, self._source.split, problems, next_command=advice)
         where = ", ".join(map(str, self._source.files)) or self._dataset
         raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
 
@@ -130,10 +125,8 @@ class IndexBuilder:
             # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
             kind = self._kind
         if kind != self._kind:
-            raise Malformed(
-                f"the row is of the kind {columns_of(kind)}, the first row ({self._first}) is of the kind "
-                f"{self._kind}: one dataset has one kind of task"
-            )
+            first = f"the first row ({self._first}) is of the kind {self._kind}: one dataset has one kind of task"
+            raise Malformed(f"the row is of the kind {columns_of(kind)}, {first}")
         item = parse_item(record, kind, self._source.card)
         if kind == "choice" and bool(item.rationales) != self._has_rationales:
             other = "none" if item.rationales else "some"

@@ -25,7 +25,7 @@ from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file, record
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.indexed_pictures import IndexedPictures
-from advl_pipeline.datasets.problems import OnError, Problem, nothing_usable, refuse
+from advl_pipeline.datasets.problems import OnError, Problem, nothing_usable, refuse, unlike
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, QuestionTable, Task, TextUnit
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
@@ -343,12 +343,10 @@ class IndexedDataset:
         names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
             if code >= 0 and names[code] not in self._class_of:
-                raise DatasetError(
-                    f"The split {self.split} of {self.name} has a label that is none of the classes.",
-                    where=self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]])),
-                    why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}; a card names "
-                    "all classes (docs/adding-a-dataset.md)",
-                )
+                what = f"The split {self.split} of {self.name} has a label that is none of the classes."
+                where = self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]]))
+                why = unlike("label", names[code], f"one of {', '.join(self._classes)}; a card names all classes")
+                raise DatasetError(what, where=where, why=str(why))
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, int, list[Problem]]:
         """Look at every picture of the split.

@@ -100,12 +100,9 @@ class IndexedPictures:
         except Malformed as error:
             problem = error
         if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
-            raise DatasetError(
-                "A picture in the index of a dataset is not the one that was put there.",
-                where=str(path),
-                why="its name is the digest of the bytes that it had",
-                next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),
-            )
+            what = "A picture in the index of a dataset is not the one that was put there."
+            advice = advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=())
+            raise DatasetError(what, where=str(path), why="its name is the digest of its bytes", next_command=advice)
         if problem is not None:
             raise problem
         return facts

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -94,13 +93,8 @@ def read_rgb(path: Path) -> Image.Image:
                 return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             return file.convert("RGB")
     except Malformed as error:
-        raise DatasetError(
-            "A picture cannot be read.",
-            where=str(path),
-            why=str(error),
-            next_command="replace the file and give the command again; or leave such pictures out: make caches and "
-            "runs with --on-error skip",
-        ) from None
+        advice = "replace the file; or leave such pictures out: make caches and runs with --on-error skip"
+        raise unreadable(path, error, what="A picture", next_command=advice) from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from advl_pipeline.base.errors import DatasetError, advise
+from advl_pipeline.base.errors import DatasetError, advise, again
 
 OnError = Literal["fail", "skip", "list"]
 """Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
@@ -37,6 +37,36 @@ def shown(value: object) -> str:
     """Return a value as messages show it: a long one is cut short."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def unlike(name: str, value: object, expected: str) -> Malformed:
+    """Return the complaint about a field that is not what was expected; long values are cut short."""
+    return Malformed(f"field {name!r} is {'missing' if value is None else shown(value)}, expected {expected}")
+
+
+def unreadable(path: object, error: Exception, *, what: str = "A file", next_command: str = "") -> DatasetError:
+    """Return the error of a file that cannot be read, by what the system or the reader said.
+
+    Args:
+        what: subject of the sentence.
+    """
+    why = getattr(error, "strerror", None) or str(error)
+    return DatasetError(f"{what} cannot be read.", where=str(path), why=why, next_command=next_command)
+
+
+def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
+    """Return the error of data of the hub that the network, or their library, did not give.
+
+    Args:
+        what: the sentence.
+    """
+    advice = "look whether the network is there and whether the set has changed, then give the same command again"
+    return DatasetError(what, where=where, why=first_line(error), next_command=again(advice))
+
+
+def first_line(error: Exception) -> str:
+    """Return the kind of an error of a library, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class NothingUsable(DatasetError):

@@ -18,7 +18,7 @@ import orjson
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.locations import read_regular, regular_file
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, unreadable
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
@@ -47,7 +47,7 @@ def read_table(path: Path) -> Iterator[Numbered]:
     try:
         yield from {".csv": _csv, ".parquet": _parquet}.get(path.suffix, _json_lines)(path)
     except OSError as error:
-        raise DatasetError("A file cannot be read.", where=str(path), why=error.strerror or str(error)) from None
+        raise unreadable(path, error) from None
 
 
 def _json_lines(path: Path) -> Iterator[Numbered]:
@@ -74,9 +74,8 @@ def _csv(path: Path) -> Iterator[Numbered]:
             raise DatasetError("The header of the file cannot be read.", where=f"{path}:{number}", why=str(names))
         header = [name.strip() for name in names]
         if twice := sorted({name for name in header if header.count(name) > 1}):
-            raise DatasetError(
-                "Two columns of the file have one name.", where=f"{path}:{number}", why=", ".join(twice)
-            )
+            what = "Two columns of the file have one name."
+            raise DatasetError(what, where=f"{path}:{number}", why=", ".join(twice))
         for number, cells in rows:
             if isinstance(cells, Malformed):
                 yield number, cells
@@ -168,7 +167,7 @@ def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Pa
     try:
         return parse(json.loads(read_regular(path).decode("utf-8")))
     except OSError as error:
-        raise DatasetError(f"{what} cannot be read.", where=str(path), why=error.strerror or str(error)) from None
+        raise unreadable(path, error, what=what) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise DatasetError(f"{what} is malformed.", where=str(path), why=why) from None

@@ -112,11 +112,8 @@ class Concatenated(_View):
         named = zip(self._prefixes, parts, strict=True)
         self.example_ids: Sequence[str] = [prefix + name for prefix, part in named for name in part.example_ids]
         if len(set(self.example_ids)) < len(self.example_ids):
-            raise DatasetError(
-                "Splits that hold the same items cannot be joined.",
-                where=f"{self.name}, split {self.split}",
-                next_command="name splits that have no item in common",
-            )
+            what, advice = "Splits that hold the same items cannot be joined.", "name splits without a common item"
+            raise DatasetError(what, where=f"{self.name}, split {self.split}", next_command=advice)
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -171,9 +168,8 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
         ConfigError: both are asked for.
     """
     if shots is not None and ids:
-        raise ConfigError(
-            "A subset is drawn or listed, not both.", where="--shots and --ids", next_command=leave_out("--ids")
-        )
+        what = "A subset is drawn or listed, not both."
+        raise ConfigError(what, where="--shots and --ids", next_command=leave_out("--ids"))
 
 
 def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
@@ -187,20 +183,16 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     """
     listed = read_id_list(file)
     if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
-        raise DatasetError(
-            "The list of ids is of another split.",
-            where=str(file),
-            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
-        )
+        why = f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}"
+        raise DatasetError("The list of ids is of another split.", where=str(file), why=why)
     known = set(dataset.example_ids)
     example_ids: list[str] = []
     for listed_id in listed.example_ids:
         _, colon, task = listed_id.rpartition(":")
         here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
         if not here and not (colon and task not in dataset.tasks):
-            raise DatasetError(
-                "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
-            )
+            what = "The list of ids names an example that the split does not hold."
+            raise DatasetError(what, where=str(file), why=repr(listed_id))
         example_ids += here
     if not example_ids:
         why = ", ".join(dataset.tasks)

@@ -148,9 +148,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
             listed = [item.get("ans") if isinstance(item, dict) else item for item in value]
         texts = tuple(answer for answer in listed if isinstance(answer, str))
         if not texts or len(texts) != len(listed) or len(set(texts)) != len(texts):
-            raise ValueError(
-                "expected a list of different answers, or an object between them and the classes 0 to n - 1"
-            )
+            raise ValueError("expected different answers in a list, or an object between them and 0 to n - 1")
         return texts
 
     return parse_json_file(path, "The answer vocabulary", answers)

@@ -27,13 +27,9 @@ def require_finished(run: Path) -> dict[str, Any]:
     config = read_config(run)
     if is_finished(run):
         return config
-    resume = command_words(FinetuneConfig, config | {"output": str(run)})
-    raise WeightsUnavailable(
-        "The run is not finished.",
-        where=str(run),
-        why="there is no result.json, which comes last",
-        next_command=advise(["advl", "finetune", *resume]),
-    )
+    resume = advise(["advl", "finetune", *command_words(FinetuneConfig, config | {"output": str(run)})])
+    why = "there is no result.json, which comes last"
+    raise WeightsUnavailable("The run is not finished.", where=str(run), why=why, next_command=resume)
 
 
 def require_readable(config: ReadoutConfig) -> None:
@@ -43,13 +39,9 @@ def require_readable(config: ReadoutConfig) -> None:
         ConfigError, CorruptCache: as they say.
     """
     if not config.cache:
-        raise ConfigError(
-            "A readout needs a teacher cache to compare with.",
-            where="--cache",
-            next_command=advise(
-                "advl extract --teacher NAME --dataset NAME --split train".split(), note="then give it as --cache DIR"
-            ),
-        )
+        extract = "advl extract --teacher NAME --dataset NAME --split train".split()
+        advice = advise(extract, note="then give it as --cache DIR")
+        raise ConfigError("A readout needs a teacher cache to compare with.", where="--cache", next_command=advice)
     for location in config.cache:
         if isinstance(location, Path):
             cache_data(config, open_cache(location))

@@ -95,14 +95,17 @@ def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> 
     """
     bad = np.flatnonzero(np.isnan(scores_nC).any(axis=1))
     if bad.size:
-        raise ConfigError(
-            f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items, so they answer nothing.",
-            where=names[int(bad[0])],
-            why="NaN among its scores: the run has most likely diverged",
-            next_command="look at metrics.jsonl of the run; train again with a lower --learning-rate",
-        )
+        what = f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items."
+        why = "NaN among its scores: the run has most likely diverged"
+        advice = "look at metrics.jsonl of the run; train again with a lower --learning-rate"
+        raise ConfigError(what, where=names[int(bad[0])], why=why, next_command=advice)
     chosen: npt.NDArray[np.int64] = scores_nC.argmax(axis=1)
     return chosen
+
+
+def _unscorable(what: str, where: str) -> DatasetError:
+    advice = advise(["advl", "predict", "--help"], note="writes answers without scoring them")
+    return DatasetError(what, where=where, next_command=advice)
 
 
 def score_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[float]:
@@ -111,13 +114,8 @@ def score_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[flo
     Raises:
         DatasetError: an item without a label.
     """
-    for example in examples:
-        if example.label is None:
-            raise DatasetError(
-                "An item has no label, so it cannot be scored.",
-                where=example.example_id,
-                next_command=advise(["advl", "predict", "--help"], note="writes what a leaderboard takes"),
-            )
+    if unlabelled := [example.example_id for example in examples if example.label is None]:
+        raise _unscorable("An item has no label, so it cannot be scored.", unlabelled[0])
     return [float(choice == example.label) for example, choice in zip(examples, chosen, strict=True)]
 
 
@@ -163,11 +161,8 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
         DatasetError: no item has an answer among the classes.
     """
     if not any(example.soft_label for example in examples):
-        raise DatasetError(
-            "The items have no answers that the run knows, so they cannot be scored.",
-            where=examples[0].example_id,
-            next_command=advise(["advl", "predict", "--help"], note="writes answers without scoring them"),
-        )
+        what = "The items have no answers that the run knows, so they cannot be scored."
+        raise _unscorable(what, examples[0].example_id)
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 

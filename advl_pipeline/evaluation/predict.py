@@ -35,10 +35,10 @@ from advl_pipeline.base.compute import (
     precision,
     resolved,
 )
-from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
+from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.datasets.pictures import read_size
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, unreadable
 from advl_pipeline.datasets.records import (
     MULTIPLE_CHOICE_TASKS,
     Candidate,
@@ -286,19 +286,14 @@ class AnsweringRun:
         """
         chooses = self.task in MULTIPLE_CHOICE_TASKS
         if chooses and len(set(choices)) < 2:
-            raise ConfigError(
-                "The run chooses among choices, and there are not two different ones.",
-                where=str(self.path),
-                why=f"got {list(choices)}",
-                next_command="give two choices or more: answer(picture, question, choices)",
-            )
+            what, why = "The run chooses among choices, and there are not two different ones.", f"got {list(choices)}"
+            advice = "give two choices or more: answer(picture, question, choices)"
+            raise ConfigError(what, where=str(self.path), why=why, next_command=advice)
         if choices and not chooses:
-            raise ConfigError(
-                "The run answers with the classes that it learned, not with choices.",
-                where=str(self.path),
-                why=f"it knows {', '.join(self.answers[:5])}{', ...' if len(self.answers) > 5 else ''}",
-                next_command="leave out choices: answer(picture, question)",
-            )
+            what = "The run answers with the classes that it learned, not with choices."
+            why = f"it knows {', '.join(self.answers[:5])}{', ...' if len(self.answers) > 5 else ''}"
+            advice = "leave out choices: answer(picture, question)"
+            raise ConfigError(what, where=str(self.path), why=why, next_command=advice)
         candidates = [compose([question], choice, 0) for choice in choices] or [compose([], question, 0)]
         with tempfile.TemporaryDirectory() as folder:
             example = Example(
@@ -332,12 +327,9 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
     finished.student.cut_texts()
     heads = read_json(path / names.HEADS)
     if len(heads) != 1:
-        raise ConfigError(
-            "The run learned several tasks, so it is not plain which of them a question is of.",
-            where=str(path),
-            why=", ".join(sorted(heads)),
-            next_command="score it with `evaluate`, or train a run of one task",
-        )
+        what = "The run learned several tasks, so it is not plain which of them a question is of."
+        advice = "score it with `evaluate`, or train a run of one task"
+        raise ConfigError(what, where=str(path), why=", ".join(sorted(heads)), next_command=advice)
     ((name, facts),) = heads.items()
     # Tasks that choose share a head, whichever of them the run learned.
     task: Task = "choice" if name == head_name("choice") else facts["task"]
@@ -358,9 +350,7 @@ def _unit(picture: Picture, folder: Path) -> ImageUnit:
     try:
         width, height = read_size(path, str(path))
     except Malformed as error:
-        raise DatasetError(
-            "The picture cannot be read.", where=str(path), why=str(error), next_command="give another picture"
-        ) from None
+        raise unreadable(path, error, what="The picture", next_command="give another picture") from None
     return ImageUnit(
         unit_id=picture_unit_id(path),
         path=path,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.base.compute import open_device
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
 from advl_pipeline.datasets.registry import open_splits
@@ -55,12 +55,9 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     caches = [open_cache(path) for path in config.cache]
     splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
     if len(splits) > 1:
-        raise ConfigError(
-            "The caches are of different splits.",
-            where="--cache",
-            why=", ".join(f"{name}/{split}" for name, split in sorted(splits)),
-            next_command="give the caches of one split; run the command once for each",
-        )
+        why = ", ".join(f"{name}/{split}" for name, split in sorted(splits))
+        advice = "give the caches of one split; run the command once for each"
+        raise ConfigError("The caches are of different splits.", where="--cache", why=why, next_command=advice)
     ((_, split),) = splits
     made_by = caches[0].provenance["config"]
     name, data_root = cache_data(config, caches[0])
@@ -81,13 +78,10 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     )
     naming = None
     if config.oracle and (naming := _naming_gate(student, dataset, positions, source)) is None:
-        raise ConfigError(
-            "No gate: too few labelled questions ask for a name that the student's pretraining taught.",
-            where="--oracle",
-            why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of multiple "
-            "choice, and each candidate points at boxes of its picture",
-            next_command="leave out --oracle",
-        )
+        what = "No gate: too few labelled questions ask for a name that the student's pretraining taught."
+        such = "such questions are of multiple choice, and each candidate points at boxes of its picture"
+        why = f"of the {len(positions)} examples of {name}/{split} that were read; {such}"
+        raise ConfigError(what, where="--oracle", why=why, next_command=leave_out("--oracle"))
     return ReadoutResult(placement=take_readout(student, dataset, positions, source).agreements(), naming=naming)
 
 

@@ -75,12 +75,8 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         config = replace(config, data_root=moved_to(config.data_root, trained_on))
         finished = load_finished(config.run, config)
         if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
-            raise ConfigError(
-                f"{finished.student.name} generates no text, so no letter can be read.",
-                where=str(config.run),
-                why="it scores the answers that it was trained on",
-                next_command=leave_out("--as letters"),
-            )
+            what = f"{finished.student.name} generates no text, so no letter can be read."
+            raise ConfigError(what, where=str(config.run), next_command=leave_out("--as letters"))
         finished.student.cut_texts()
         # What a student writes needs no head of its run, and no list of answers that has a prior.
         needs_head = config.protocol != LETTERS

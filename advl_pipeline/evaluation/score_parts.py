@@ -174,15 +174,11 @@ def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measur
         "type": example.stratum,
     }
     for measure in measures:
-        for name in measure.facets:
-            if not facets[name]:
-                raise DatasetError(
-                    f"The measure {measure.name!r} needs the facet {name!r}, and an item has none.",
-                    where=f"{dataset.name}/{dataset.split}, {example.example_id}",
-                    next_command=advise(
-                        ["advl", "datasets", "card", dataset.name], note="says where facets are from"
-                    ),
-                )
+        if lacking := [name for name in measure.facets if not facets[name]]:
+            what = f"The measure {measure.name!r} needs the facet {lacking[0]!r}, and an item has none."
+            where = f"{dataset.name}/{dataset.split}, {example.example_id}"
+            advice = advise(["advl", "datasets", "card", dataset.name], note="says where facets are from")
+            raise DatasetError(what, where=where, next_command=advice)
     return facets
 
 

@@ -65,11 +65,8 @@ def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
     questions = _by_id(config.questions, json_items(config.questions, "questions"), question)
     truths = _by_id(config.annotations, json_items(config.annotations, "annotations"), annotation)
     if different := questions.keys() ^ truths.keys():
-        raise DatasetError(
-            "Questions and annotations do not belong together.",
-            where=str(config.annotations),
-            why=f"question_id {min(different)} is in one of them only",
-        )
+        what, why = "Questions and annotations do not belong together.", f"question_id {min(different)}"
+        raise DatasetError(what, where=str(config.annotations), why=f"{why} is in one of them only")
     results = _by_id(config.results, json_items(config.results, what=_PREDICTIONS), result, what=_PREDICTIONS)
     _require_same_ids(config.results, results, truths)
     return vqa_accuracy(truths.items(), results, config.mode)

@@ -80,9 +80,8 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
     dataset = str(read_config(config.run)["dataset"])
     original_set = config.original or original_of(dataset, config.on)
     if original_set is None:
-        raise ConfigError(
-            f"No card names a set to compare {config.on!r} with.", next_command="name one with --original SET"
-        )
+        what = f"No card names a set to compare {config.on!r} with."
+        raise ConfigError(what, next_command="name one with --original SET")
     original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
@@ -96,11 +95,8 @@ def _items(run: Path, name: str) -> dict[str, Mapping[str, Any]]:
     """Return the columns of an evaluated set's items, with the true pictures, by metric."""
     evaluation = read_evaluation(run, name)
     if evaluation is None:
-        raise ConfigError(
-            f"The run was not scored on the set {name}.",
-            where=str(run),
-            next_command=advise(["advl", "evaluate", str(run), "--on", name]),
-        )
+        advice = advise(["advl", "evaluate", str(run), "--on", name])
+        raise ConfigError(f"The run was not scored on the set {name}.", where=str(run), next_command=advice)
     return {columns["metric"]: columns for columns in evaluation.columns if columns["view"] == ""}
 
 

@@ -49,13 +49,11 @@ def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
         for name in [theirs] if isinstance(theirs, str) else theirs:
             # It is mistyped, and no row is to blame.
             if seen and name not in seen:
-                raise DatasetError(
-                    "The card names a column that no row has.",
-                    where=f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}",
-                    why=f"column {name!r}, which the card gives as {ours!r}, is missing; "
-                    + suggest_names(name, seen),
-                    next_command=again("mend or remove the line of the card, then give the same command again"),
-                )
+                where = f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}"
+                why = f"column {name!r}, which the card gives as {ours!r}, is missing; {suggest_names(name, seen)}"
+                advice = again("mend or remove the line of the card, then give the same command again")
+                what = "The card names a column that no row has."
+                raise DatasetError(what, where=where, why=why, next_command=advice)
 
 
 def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:

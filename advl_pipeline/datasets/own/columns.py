@@ -14,7 +14,7 @@ from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
 from advl_pipeline.datasets.cards import COLUMNS, Card, Kind
-from advl_pipeline.datasets.problems import Malformed, shown
+from advl_pipeline.datasets.problems import Malformed, shown, unlike
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import Held, Item
@@ -87,11 +87,8 @@ def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
     needed = [(name,) for name in MADE_OF[kind][:2]] + ([_MARKERS[kind]] if kind == "choice" else [])
     for names in needed:
         if not any(name in columns for name in names):
-            why = "the card says" if card_kind else "the other columns say"
-            raise Malformed(
-                f"column {names[0]!r} is missing, {why} that the task is {columns_of(kind)}; found: {listed}"
-                + _hint(columns, kind)
-            )
+            says = f"{'the card says' if card_kind else 'the other columns say'} that the task is {columns_of(kind)}"
+            raise Malformed(f"column {names[0]!r} is missing, {says}; found: {listed}{_hint(columns, kind)}")
     return kind
 
 
@@ -150,7 +147,7 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
     if value is not None and not (
         isinstance(value, list) and len(value) == len(boxes) and all(isinstance(text, str) for text in value)
     ):
-        raise _unlike("box_labels", value, f"one text for each of the {len(boxes)} boxes")
+        raise unlike("box_labels", value, f"one text for each of the {len(boxes)} boxes")
     return Item(
         item_id=_name(record, "id"),
         image=_image(record.get("image")),
@@ -185,24 +182,19 @@ def split_of(record: Mapping[str, Any], file_split: str | None) -> str | None:
     return name
 
 
-def _unlike(name: str, value: Any, expected: str) -> Malformed:
-    """Return the complaint about a field that is not what was expected; long values are cut short."""
-    return Malformed(f"field {name!r} is {'missing' if value is None else shown(value)}, expected {expected}")
-
-
 def _name(record: Mapping[str, Any], name: str) -> str | None:
     value = record.get(name)
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise _unlike(name, value, "a text or a whole number")
+        raise unlike(name, value, "a text or a whole number")
     return str(value)
 
 
 def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise _unlike(name, value, "a text")
+        raise unlike(name, value, "a text")
     parse_tagged(value, num_boxes)
     return value
 
@@ -210,7 +202,7 @@ def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
 def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
     value = record.get(name)
     if not isinstance(value, list) or len(value) < MIN_CHOICES:
-        raise _unlike(name, value, f"a list of {MIN_CHOICES} texts or more")
+        raise unlike(name, value, f"a list of {MIN_CHOICES} texts or more")
     return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
 
 
@@ -240,20 +232,18 @@ def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_lette
         raise Malformed(f"field {name!r} is ambiguous: two choices read {shown(value)}")
     positions = {*read.values()}
     if len(positions) > 1:
-        raise Malformed(
-            f"field {name!r} is ambiguous: {shown(value)} is a position and also the text of the one at position "
-            f'{places["text"]}; a card can say which: label_is = "index" or "text"'
-        )
+        which = 'a card can say which: label_is = "index" or "text"'
+        raise Malformed(f"field {name!r} is ambiguous: {shown(value)} is a position and a text of another; {which}")
     if not positions:
         forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
-        raise _unlike(name, label, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
+        raise unlike(name, label, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
     return positions.pop()
 
 
 def _class(record: Mapping[str, Any], card: Card) -> str | None:
     value = record.get("label")
     if value is not None and not isinstance(value, (str, int)):
-        raise _unlike("label", value, "the name or the number of a class")
+        raise unlike("label", value, "the name or the number of a class")
     # As texts are read: "ja " is no other class than "ja", nor is an accent written in another way.
     name = "" if value is None else _plain(value)
     if not card.labels:
@@ -279,7 +269,7 @@ def _answers(record: Mapping[str, Any]) -> dict[str, int]:
         texts, people = [*value], [*value.values()]
     plain = [_plain(text) if isinstance(text, (str, int)) else "" for text in texts]
     if not plain or not all(plain) or not all(type(number) is int and number > 0 for number in people):
-        raise _unlike(name, value, "a text, a list of texts, or texts with counts above 0")
+        raise unlike(name, value, "a text, a list of texts, or texts with counts above 0")
     counts: Counter[str] = Counter()
     for text, number in zip(plain, people, strict=True):
         counts[text] += number
@@ -304,7 +294,7 @@ def _image(value: Any) -> str | bytes | Held:
     if isinstance(value, Held) or (isinstance(value, bytes) and value):
         return value
     if not isinstance(value, str) or not value:
-        raise _unlike("image", value, "the file name of a picture")
+        raise unlike("image", value, "the file name of a picture")
     if not is_safe_name(value):
         raise Malformed(f"field 'image' is {value!r}, which leaves the pictures' folder; expected a name below it")
     return value

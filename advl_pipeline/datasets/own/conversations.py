@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advl_pipeline.datasets.problems import Malformed, shown
+from advl_pipeline.datasets.problems import Malformed, unlike
 
 TURNS = ("messages", "conversations")
 """Columns that hold the turns of a conversation; the second is the name that ShareGPT and LLaVA gave it."""
@@ -40,7 +40,7 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
         except (ValueError, RecursionError) as error:
             raise Malformed(f"field {column!r} begins like JSON and is none: {error}") from None
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise Malformed(f"field {column!r} is {shown(turns)}, expected a list of {{role, content}}")
+        raise unlike(column, turns, "a list of {role, content}")
     pictures: list[Any] = []
     asked: list[str] = []
     answered: list[tuple[str, str | None]] = []
@@ -75,7 +75,7 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
 def _read(turn: Any, where: str, pictures: list[Any]) -> tuple[str, list[str]]:
     """Return who speaks and what is said, without the sign that stands for the picture; pictures are gathered."""
     if not isinstance(turn, Mapping):
-        raise Malformed(f"field '{where}' is {shown(turn)}, expected {{role, content}}")
+        raise unlike(where, turn, "{role, content}")
     speaker = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
@@ -87,5 +87,5 @@ def _read(turn: Any, where: str, pictures: list[Any]) -> tuple[str, list[str]]:
         elif kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"].replace(_PLACEHOLDER, " ").strip())
         else:
-            raise Malformed(f"field '{where}.content' is {shown(part)}, expected a text, or parts of text and image")
+            raise unlike(f"{where}.content", part, "a text, or parts of text and image")
     return _ROLES.get(str(speaker), str(speaker)), [text for text in texts if text]

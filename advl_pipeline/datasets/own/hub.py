@@ -24,7 +24,7 @@ from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
 from advl_pipeline.datasets.own.hub_files import HubName, hub_name
 from advl_pipeline.datasets.own.remote_pictures import HeldRows, require_space
-from advl_pipeline.datasets.problems import Malformed, shown
+from advl_pipeline.datasets.problems import Malformed, first_line, shown, unfetched
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import Row, RowSource
 
@@ -117,9 +117,8 @@ def _parts(files: Any, card: Card, root: Path) -> _Loaded:
         ours.pop("", None)
         if split is not None:
             if split not in ours and len(ours) != 1:
-                raise DatasetError(
-                    f"The dataset has no split {split!r}.", where=str(name), why=f"it has {', '.join(map(str, ours))}"
-                )
+                why = f"it has {', '.join(map(str, ours))}"
+                raise DatasetError(f"The dataset has no split {split!r}.", where=str(name), why=why)
             ours = {split: ours.get(split, next(iter(ours.values())))}
         parts |= ours
     return _Loaded(
@@ -140,12 +139,8 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
         # A folder of that name in the working folder, where downloads lie by default, passes for an empty package.
-        raise DatasetMissing(
-            "Datasets of the hub need the library `datasets`.",
-            where=str(name),
-            why="it is not installed",
-            next_command=install_extra("hub"),
-        ) from None
+        what, why = "Datasets of the hub need the library `datasets`.", "it is not installed"
+        raise DatasetMissing(what, where=str(name), why=why, next_command=install_extra("hub")) from None
     path = str(name.copy.absolute() if name.copy else name.path)
     is_saved = (Path(path) / _SAVED).is_file()
     try:
@@ -215,7 +210,7 @@ def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
 
 def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None = None) -> DatasetMissing:
     """Return the error for a dataset that the library could not open, by what the library said."""
-    reason = obstacle or f"{type(error).__name__}: {error}".partition("\n")[0]
+    reason = first_line(error) if error and not obstacle else obstacle
     page = f"https://huggingface.co/datasets/{name.path}"
     instead = card_instead_of(name.path)
     revision = ["--revision", name.revision] if name.revision else []
@@ -348,14 +343,8 @@ def _rows(
     except DatasetError:
         raise
     except Exception as error:  # As when it is opened: the network breaks off, a column is not what its page says.
-        raise DatasetError(
-            "The rows of the dataset cannot be read on.",
-            where=f"{file}, after row {number}",
-            why=f"{type(error).__name__}: {error}".partition("\n")[0],
-            next_command=again(
-                "look whether the network is there and whether the set has changed, then give the same command again"
-            ),
-        ) from None
+        where = f"{file}, after row {number}"
+        raise unfetched("The rows of the dataset cannot be read on.", where=where, error=error) from None
 
 
 def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:

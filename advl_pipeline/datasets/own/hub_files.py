@@ -136,11 +136,8 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
     """
     kinds = {cls.__name__.lower() for cls in type(builder).__mro__}
     if not kinds & {*_KINDS}:
-        raise DatasetError(
-            "The files of the dataset are of a kind that is not read.",
-            where=str(name),
-            why=f"the library opens them as {builder.info.builder_name}; read are {', '.join(_KINDS[:-1])}",
-        )
+        why = f"the library opens them as {builder.info.builder_name}; read are {', '.join(_KINDS[:-1])}"
+        raise DatasetError("The files of the dataset are of a kind that is not read.", where=str(name), why=why)
     for file in files:
         if not (lies_inside(Path(file), name.copy) if name.copy else file.startswith(f"hf://datasets/{name.path}@")):
             raise _outside(name, file, "it would be read as data")

@@ -22,6 +22,7 @@ from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub import library_source
+from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import Row, RowSource
 
@@ -53,40 +54,24 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     for row in source.rows():
         place = f"data, {f'split {row.split}, ' if row.split else ''}row {row.line}"
         if not isinstance(row.record, Mapping):
-            raise DatasetError(
-                "A row is no dictionary.",
-                where=place,
-                why=f"got {type(row.record).__name__}",
-                next_command="give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}",
-            )
+            raise _refused("A row is no dictionary.", place, f"got {type(row.record).__name__}")
         picture = _bytes_of(row.record.get("image"))
         kinds.setdefault(picture is None, place)
         kept: dict[str, Any] = {} if row.split is None else {"split": row.split}
         for column, value in row.record.items():
             if not isinstance(value, _PICTURES):  # Other pictures in a row are left alone.
                 kept[column] = value.tolist() if hasattr(value, "tolist") else value
+                if why := _obstacle(kept[column]):
+                    raise _refused("A value of a row cannot be kept.", f"{place}, column {column!r}", why)
         if picture is not None:
             kept["image"] = hashlib.sha256(picture).hexdigest()
             keep(home / PICTURES_FOLDER / kept["image"], picture)
-        try:
-            lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
-        except (TypeError, ValueError) as error:
-            columns = ", ".join(repr(name) for name, value in kept.items() if not _can_be_kept({name: value}))
-            raise DatasetError(
-                "A value of a row cannot be kept.",
-                where=f"{place}, column {columns}" if columns else place,
-                why=str(error),
-                next_command="leave out the column, or give texts, numbers and lists of them",
-            ) from None
+        lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
     if not lines:
-        raise DatasetError("The data hold no row.", where="data", next_command="give at least one row")
+        raise _refused("The data hold no row.", "data", "a run needs one at least")
     if len(kinds) > 1:
-        raise DatasetError(
-            "Some pictures are names, others are in memory.",
-            where=", ".join(kinds.values()),
-            why="names are relative to one folder, and pictures in memory are kept in another",
-            next_command="give all pictures as names, or all as paths, bytes or images",
-        )
+        why = "names are relative to one folder, and pictures in memory are kept in another"
+        raise _refused("Some pictures are names, others are in memory.", ", ".join(kinds.values()), why)
     folder = str((pictures or Path()).absolute()) if True in kinds else PICTURES_FOLDER
     labels = "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
@@ -114,12 +99,18 @@ def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
     return RowSource(rows=lambda: listed, pictures=Path())
 
 
-def _can_be_kept(cell: Mapping[str, Any]) -> bool:
+def _refused(what: str, where: str, why: str) -> DatasetError:
+    advice = "give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}, of texts, numbers and lists"
+    return DatasetError(what, where=where, why=why, next_command=advice)
+
+
+def _obstacle(value: Any) -> str:
+    """Return why a value cannot be written as JSON; "" where it can."""
     try:
-        json.dumps(cell)
-    except (TypeError, ValueError):
-        return False
-    return True
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _bytes_of(picture: Any) -> bytes | None:
@@ -134,7 +125,5 @@ def _bytes_of(picture: Any) -> bytes | None:
         try:
             return read_regular(Path(picture))
         except OSError as error:
-            raise DatasetError(
-                "A picture cannot be read.", where=os.fspath(picture), why=error.strerror or str(error)
-            ) from None
+            raise unreadable(os.fspath(picture), error, what="A picture") from None
     return bytes(picture) if isinstance(picture, (bytes, bytearray)) else None

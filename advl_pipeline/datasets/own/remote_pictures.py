@@ -19,6 +19,7 @@ from advl_pipeline.base.locations import hub_obstacle
 from advl_pipeline.datasets.arrow_file import ArrowFile, index_file, open_index_file, record_batch
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub_files import lies_inside, open_file
+from advl_pipeline.datasets.problems import unfetched
 from advl_pipeline.datasets.rows import Held
 
 _GROUPS = "row-groups"
@@ -142,12 +143,8 @@ class HeldPictures:
                 column = pq.ParquetFile(file, pre_buffer=True).read_row_group(held.group, columns=[held.column])[0]
                 pictures = column.to_pylist()
         except Exception as error:  # The network and the formats raise whatever they do.
-            raise DatasetError(
-                "Pictures of the dataset cannot be fetched.",
-                where=f"{held.file}, row group {held.group}",
-                why=f"{type(error).__name__}: {error}".partition("\n")[0],
-                next_command=again("look whether the network is there, then give the same command again"),
-            ) from None
+            where = f"{held.file}, row group {held.group}"
+            raise unfetched("Pictures of the dataset cannot be fetched.", where=where, error=error) from None
         digests = []
         for value in pictures:
             contents = [(picture or {}).get("bytes") for picture in (value if isinstance(value, list) else [value])]
@@ -167,12 +164,9 @@ def require_space(needed: float, where: str, folder: Path) -> None:
     home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
     free = shutil.disk_usage(home).free
     if needed > free:
-        raise DatasetError(
-            "The dataset does not fit on the disk.",
-            where=where,
-            why=f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free",
-            next_command=again(
-                "set ADVL_DATA to a folder on a larger disk, or take fewer questions by --shots, or the first rows "
-                "alone by num_rows = 20000 in a card, then give the same command again"
-            ),
+        why = f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free"
+        advice = again(
+            "set ADVL_DATA to a folder on a larger disk, take fewer questions by --shots, or the first rows alone by "
+            "num_rows = 20000 in a card, then give the same command again"
         )
+        raise DatasetError("The dataset does not fit on the disk.", where=where, why=why, next_command=advice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
@@ -12,6 +13,7 @@ from advl_pipeline.base.packages import load_plugin, plugin_error
 from advl_pipeline.datasets.cards import ROWS, Card, by_split, known_card, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
+from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
     HUB_PREFIX,
@@ -46,22 +48,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     Raises:
         ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
     """
-    plugins, root, path = dataset_plugins(), resolve_data_root(data_root), Path(name)
-    if name in plugins:
-        reader = load_plugin(plugins[name], "dataset")
-        try:
-            source = reader(root)
-        except AdvlError:
-            raise
-        except Exception as error:
-            raise plugin_error(plugins[name], "dataset", error) from error
-        if not isinstance(source, RowSource):
-            raise ConfigError(
-                f"The reader {name!r} is not one.",
-                where=plugins[name].value,
-                why=f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)",
-            )
-        return source, root
+    root, path = resolve_data_root(data_root), Path(name)
+    if plugin := dataset_plugins().get(name):
+        return _read_by_plugin(plugin, root), root
     if name.startswith(HUB_PREFIX):
         return hub_source(name, Card(), root=root), root
     if (card := known_card(name)).name and card.format == ROWS:
@@ -70,14 +59,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         }
         return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
     if not path.exists():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DatasetMissing(
-            "There are no such data.",
-            where=name,
-            why="no file or folder of that name"
-            + (f"; {suggest_names(path.name, beside)}" if 0 < len(beside) <= 200 else ""),
-            next_command=KNOWN_NAMES,
-        )
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        why = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
+        raise _missing("There are no such data.", name, f"no file or folder of that name{why}", KNOWN_NAMES)
     if path.is_dir():
         if pictures := _pictures_of_folder(path):
             return _picture_source(pictures, path), path
@@ -89,14 +73,33 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     if card.is_of_hub:
         card = replace(card, pictures=home / card.pictures) if card.pictures else card
         return hub_source(card.files, card, root=root), home
-    tables = []
-    for split, files in by_split(card.files).items():
-        for file in files:
-            if not is_safe_name(file):
-                why = f"got {file!r}; a card names files next to it or below"
-                raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
-            tables.append((home / file, split))
+    tables = [(home / file, split) for split, files in by_split(card.files).items() for file in files]
+    if outside := [file for files in by_split(card.files).values() for file in files if not is_safe_name(file)]:
+        why = f"got {outside[0]!r}; a card names files next to it or below"
+        raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
     return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
+
+
+def _missing(what: str, where: object, why: str, advice: str) -> DatasetMissing:
+    return DatasetMissing(what, where=str(where), why=why, next_command=advice)
+
+
+def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
+    """Return the rows that a reader of another package gives.
+
+    Raises:
+        ConfigError: it fails, or gives something else.
+    """
+    try:
+        source = load_plugin(plugin, "dataset")(root)
+    except AdvlError:
+        raise
+    except Exception as error:
+        raise plugin_error(plugin, "dataset", error) from error
+    if not isinstance(source, RowSource):
+        why = f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)"
+        raise ConfigError(f"The reader {plugin.name!r} is not one.", where=plugin.value, why=why)
+    return source
 
 
 def _pictures_of_folder(folder: Path) -> list[str]:
@@ -129,16 +132,10 @@ def _tables_of_folder(folder: Path) -> list[Table]:
         why = f"{sharded} is a part of a split"
     else:
         return [(path, path.stem) for path in files]
-    raise DatasetError(
-        "The folder does not say which file is which split.",
-        where=str(folder),
-        why=why,
-        next_command=advise(
-            ["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"],
-            note="reads what the library `datasets` wrote; or call the files train.jsonl, val.jsonl, test.jsonl, "
-            "or name them in a card",
-        ),
-    )
+    note = "reads what the library `datasets` wrote; or call the files train.jsonl and val.jsonl, or write a card"
+    advice = advise(["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"], note=note)
+    what = "The folder does not say which file is which split."
+    raise DatasetError(what, where=str(folder), why=why, next_command=advice)
 
 
 def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSource:
@@ -147,21 +144,14 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
     ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
     for path, _ in ordered:
         if path.suffix not in TABLE_SUFFIXES:
-            raise DatasetError(
-                "The file is of no known format.",
-                where=str(path),
-                why=f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
-                next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
-            )
+            why = f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}"
+            advice = "write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md"
+            raise DatasetError("The file is of no known format.", where=str(path), why=why, next_command=advice)
+        if not path.exists():
+            advice = again("put it there, or name another one in the card, then give the same command again")
+            raise _missing("A file of the data is missing.", path, "", advice)
         if not path.is_file():
-            if path.exists():
-                why = "it is a folder" if path.is_dir() else "it is no regular file"
-                raise DatasetError("A file of the data cannot be read.", where=str(path), why=why)
-            raise DatasetMissing(
-                "A file of the data is missing.",
-                where=str(path),
-                next_command=again("put it there, or name another one in the card, then give the same command again"),
-            )
+            raise unreadable(path, OSError("it is no regular file"), what="A file of the data")
     splits = [split for _, split in ordered]
 
     def rows() -> Iterator[Row]:
