@@ -70,23 +70,18 @@ def vqa_accuracy(
         predictions: question id -> answer; exactly the annotated questions.
 
     Raises:
-        DatasetError: nothing to score, or questions that only one side has.
+        DatasetError: nothing to score.
     """
     per_question: dict[int, float] = {}
     by_answer_type: dict[str, list[float]] = {}
     by_question_type: dict[str, list[float]] = {}
     for question_id, truth in truths:
-        if question_id not in predictions:
-            raise DatasetError("The results lack a question that is annotated.", where=f"question_id {question_id}")
         accuracy = question_accuracy(predictions[question_id], truth, mode)
         per_question[question_id] = accuracy
         by_answer_type.setdefault(truth.answer_type, []).append(accuracy)
         by_question_type.setdefault(truth.question_type, []).append(accuracy)
     if not per_question:
         raise DatasetError("There is nothing to score.")
-    if len(per_question) != len(predictions):
-        extra = next(question_id for question_id in predictions if question_id not in per_question)
-        raise DatasetError("The results hold a question that is not annotated.", where=f"question_id {extra}")
     return VqaAccuracy(
         mode=mode,
         overall=_percent(per_question.values()),

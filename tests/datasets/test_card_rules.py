@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("datasets")
 
 import datasets
-from commands import advl
+from commands import advl, printed
 from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, data_of, refusal, write_json_lines, write_pictures
 
@@ -102,8 +102,7 @@ def test_rows_that_the_card_leaves_out_are_counted(tmp_path: Path, capsys: pytes
     rows[1]["image"] = None
     data = data_of(tmp_path, rows, 'needs = ["image"]\n[only]\nkind = ["plain", "other"]\n')
     assert len(open_dataset(data, split="train")) == 15 - 4 - 1
-    code, out, err = advl(capsys, "datasets", "check", data)
-    assert code == 0
+    out, err = printed(capsys, "datasets", "check", data)
     # The split of a row that is left out is that of its file, or train.
     assert "6 rows of train left out by the card" in err
     assert "6 rows of train left out by the card" in out
@@ -233,20 +232,18 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    code, out, _ = advl(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path)
-    assert code == 5
+    out, _ = printed(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path, code=5)
     assert out.count("missing    hf:HuggingFaceM4/A-OKVQA@d1b0efa3a436e9101dfbde3752db7607da696c35") == 3
     assert "not here: HF_HUB_OFFLINE is set; would be fetched: 1.32 GB" in out
     revision = "d1b0efa3a436e9101dfbde3752db7607da696c35"
     assert (
         f"hf download --repo-type dataset HuggingFaceM4/A-OKVQA --revision {revision} --local-dir {tmp_path}" in out
     )
-    code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path)
+    _, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path)
     assert "aokvqa           absent  choice" in out
-    code, out, _ = advl(capsys, "datasets", "card", "gqa")
+    _, out, _ = advl(capsys, "datasets", "card", "gqa")
     assert 'train = "hf:lmms-lab/GQA:train_balanced_instructions@' in out
-    code, _, err = advl(capsys, "extract", "--teacher", "minilm-l6", "--data", "aokvqa", "--data-root", tmp_path)
-    assert code == 5
+    _, err = printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "aokvqa", "--data-root", tmp_path, code=5)
     assert "The dataset cannot be had from the hub." in err
     assert not any(tmp_path.iterdir())
 
@@ -287,8 +284,7 @@ def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.Captu
     whole = pq.read_table(file)
     place = whole.schema.get_field_index("correct_choice_idx")
     pq.write_table(whole.set_column(place, "correct_choice_idx", pa.array(["the first"] * len(whole))), file)
-    code, out, err = advl(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path)
-    assert code == 5
+    out, err = printed(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path, code=5)
     assert (out, "after row 0" in err) == ("", True)
     assert "Failed to parse string: 'the first'" in err
     assert "look whether the network is there and whether the set has changed" in err

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import advl
+from commands import advl, printed
 from dataset_mirrors import vcr_record, write_vcr, write_vqa, write_vqa_cp
 
 from advl_pipeline.datasets import spec
@@ -26,8 +26,7 @@ def split_of(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_vcr(tmp_path, [vcr_record(number) for number in range(6)])
-    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--data-root", tmp_path, "--json")
-    assert code == 0
+    out, _ = printed(capsys, "datasets", "check", "vcr", "--data-root", tmp_path, "--json")
     document = json.loads(out)
     assert split_of(document, "train")["status"] == "missing"
     val = split_of(document, "val")
@@ -36,15 +35,13 @@ def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], t
         "items: 6 found, the card says 26,534",
         "pictures: 3 found, the card says 9,929",
     ]
-    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--data-root", tmp_path)
-    assert code == 0
+    out, _ = printed(capsys, "datasets", "check", "vcr", "--data-root", tmp_path)
     assert "6 items, 3 pictures, 0 problems" in out
     assert str(tmp_path / "vcr" / "train.jsonl") in out
 
 
 def test_nothing_there_is_exit_code_5(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = advl(capsys, "datasets", "check", "snli-ve", "--data-root", tmp_path)
-    assert code == 5
+    out, _ = printed(capsys, "datasets", "check", "snli-ve", "--data-root", tmp_path, code=5)
     assert out.count(" missing ") == len(load_card("snli-ve").splits)
     assert "next: advl datasets card snli-ve" in out
 
@@ -57,12 +54,11 @@ def test_damage_is_listed_and_counted(capsys: pytest.CaptureFixture[str], tmp_pa
     pictures = tmp_path / "vcr" / "vcr1images"
     (pictures / records[40]["img_fn"]).unlink()
     (pictures / records[42]["metadata_fn"]).write_bytes(b"")
-    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path, "--json")
-    assert code == 5
+    out, _ = printed(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path, "--json", code=5)
     val = split_of(json.loads(out), "val")
     assert (val["status"], len(val["problems"])) == ("malformed", 32)
     assert val["problems"][0]["line"] == 1
-    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path)
+    _, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path)
     assert "... 12 more (--json lists all)" in out
 
 
@@ -94,8 +90,7 @@ def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
 
 def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_vqa_cp(tmp_path)
-    code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path, "--json")
-    assert code == 0
+    out, _ = printed(capsys, "datasets", "list", "--data-root", tmp_path, "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert set(rows) == set(dataset_names())
     assert rows["vqa-cp-v2"]["present"]
@@ -123,8 +118,7 @@ def test_the_card_of_a_plug_in_may_be_no_file(
 
 def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (("card", "vcrr"), ("check", "vcrr"), ("check", "vcr", "--split", "vall")):
-        code, _, err = advl(capsys, "datasets", *words)
-        assert code == 2
+        _, err = printed(capsys, "datasets", *words, code=2)
         assert "did you mean" in err
 
 
@@ -132,8 +126,7 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     write_vcr(tmp_path, [vcr_record(number) for number in range(32)])
     file = tmp_path / "subset.json"
     arguments = ["subset", "vcr", "--split", "val", "--shots", 8, "--seed", 1, "--output", file]
-    code, out, _ = advl(capsys, "datasets", *arguments, "--data-root", tmp_path)
-    assert code == 0
+    out, _ = printed(capsys, "datasets", *arguments, "--data-root", tmp_path)
     assert "8 questions, 16 examples" in out
     dataset = open_dataset("vcr", split="val", data_root=tmp_path)
     assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)

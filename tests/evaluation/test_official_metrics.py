@@ -56,16 +56,6 @@ def test_vqa_accuracy_is_the_official_one(key: str, mode: VqaMode) -> None:
     assert rounded == expected["evalQA"]
 
 
-def test_ids_must_be_exactly_the_annotated_ones() -> None:
-    truth = GroundTruth("what", "other", ("red",) * 10, tuple(range(10)))
-    with pytest.raises(DatasetError, match="lack"):
-        vqa_accuracy([(1, truth), (2, truth)], {1: "red"})
-    with pytest.raises(DatasetError, match="not annotated"):
-        vqa_accuracy([(1, truth)], {1: "red", 3: "red"})
-    with pytest.raises(DatasetError, match="nothing to score"):
-        vqa_accuracy([], {})
-
-
 def test_agreement_of_k_of_ten() -> None:
     for count in range(11):
         truth = GroundTruth("what", "other", ("red",) * count + ("blue",) * (10 - count), tuple(range(10)))
@@ -91,7 +81,7 @@ def test_normal_forms_have_no_marks_left(text: str) -> None:
     assert normal == " ".join(normal.split())
 
 
-def test_ties_go_to_the_first_maximum_and_nan_is_refused(tmp_path: Path) -> None:
+def test_ties_go_to_the_first_maximum_and_nothing_has_no_score(tmp_path: Path) -> None:
     def score(labels: list[tuple[int, int]], answers: list[list[float]]) -> ScoreVcrResult:
         config = ScoreVcrConfig(
             annotations=tmp_path / "val.jsonl", answers=tmp_path / "a.npy", rationales=tmp_path / "r.npy"
@@ -107,14 +97,10 @@ def test_ties_go_to_the_first_maximum_and_nan_is_refused(tmp_path: Path) -> None
 
     tied = [0.5, 0.5, 0.1, 0.5]
     assert score([(0, 1)], [tied]) == ScoreVcrResult(num_items=1, q2a=100.0, qa2r=0.0, q2ar=0.0)
-    with pytest.raises(DatasetError) as raised:
-        score([(1, 1)], [[np.nan, 0, 0, 1]])
-    assert "not all numbers" in str(raised.value.why)
-    with pytest.raises(DatasetError) as raised:
-        score([(0, 0), (1, 1)], [tied])
-    assert "shape (1, 4)" in str(raised.value.why)
     with pytest.raises(DatasetError, match="nothing to score"):
         score([], [])
+    with pytest.raises(DatasetError, match="nothing to score"):
+        vqa_accuracy([], {})
 
 
 def test_snli_ve_accuracy_and_confusion() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import advl
+from commands import advl, printed
 from dataset_mirrors import vcr_record, write_vcr, write_vqa
 from region_mirrors import FEATURE_SIZE, WRITERS, write_npz, write_uniter_layout
 
@@ -69,8 +69,7 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
         for split, filed_under in SPLITS.items() if name == "npz" else [("train", SPLITS["train"])]:
             source = WRITERS[name](folder / filed_under, pictures(root, split))
             template = Path(str(source).replace(f"{folder}/{filed_under}", f"{folder}/{{split}}"))
-            code, _, err = advl(capsys, *importing(root, template, folder / "caches" / split, split=split))
-            assert code == 0, err
+            _, err = printed(capsys, *importing(root, template, folder / "caches" / split, split=split))
             count = len(pictures(root, split))
             assert f"{count} pictures, {3 * count} rows of 24 in float32" in err
             assert "are free" in err
@@ -80,13 +79,10 @@ def test_every_format_is_imported_alike_and_one_is_trained_on(
         for array, values in {"values": store.token_features(ids)[0], "boxes": store.regions(ids)["boxes"]}.items():
             np.testing.assert_allclose(values, expected.setdefault(array, values), atol=1e-4, err_msg=name)
     run, caches = tmp_path / "run", tmp_path / "npz" / "caches" / "{split}"
-    code, _, err = advl(capsys, *finetune(root, run, caches))
-    assert code == 0, err
+    printed(capsys, *finetune(root, run, caches))
     assert not Path("datasets").exists()
-    code, _, err = advl(capsys, "evaluate", run, "--on", "val", "--data-root", root, "--probe", "none")
-    assert code == 0, err
-    code, out, err = advl(capsys, "predict", run, "--on", "test", "--data-root", root, "--json")
-    assert code == 0, err
+    printed(capsys, "evaluate", run, "--on", "val", "--data-root", root, "--probe", "none")
+    out, _ = printed(capsys, "predict", run, "--on", "test", "--data-root", root, "--json")
     assert len(json.loads(Path(json.loads(out)["path"]).read_text())) == 18
     with np.load(run / "evaluation" / "val.npz") as arrays:
         assert arrays["scores/vqa"].shape == (18, 4)
@@ -123,10 +119,8 @@ def test_features_of_another_width_than_the_students_are_named(
     regions = write_npz(tmp_path / "regions", pictures(root, "train"))
     for file in regions.glob("*.npz"):
         change(file, lambda kept: {"features": np.concatenate([kept["features"]] * 2, axis=1)})
-    code, _, err = advl(capsys, *importing(root, regions, tmp_path / "cache"))
-    assert code == 0, err
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
-    assert code == 2
+    printed(capsys, *importing(root, regions, tmp_path / "cache"))
+    _, err = printed(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"), code=2)
     assert "another width than the student expects" in err
     assert not (tmp_path / "run").exists()
 
@@ -137,30 +131,26 @@ def test_raw_files_are_refused_with_the_command_that_imports_them(
     monkeypatch.chdir(tmp_path)
     template = "{split}/features.tsv"
     WRITERS["butd-tsv"](Path("train2014"), pictures(root, "train"))
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", template))
-    assert code == 2
+    _, err = printed(capsys, *finetune(root, tmp_path / "run", template), code=2)
     assert "Regions are read from a cache" in err
     assert not (tmp_path / "run").exists()
     (line,) = (line for line in err.splitlines() if "next:" in line)
     advice, note = line.partition("next:")[2].split("   (then give ")
-    code, _, err = advl(capsys, *shlex.split(advice)[1:])
-    assert code == 0, err
+    printed(capsys, *shlex.split(advice)[1:])
     regions = shlex.split(note.rstrip(")"))[1]
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions))
-    assert code == 0, err
+    printed(capsys, *finetune(root, tmp_path / "run", regions))
     # What is no cache of regions at all.
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "other", "nothing/{split}"))
-    assert code == 2
+    _, err = printed(capsys, *finetune(root, tmp_path / "other", "nothing/{split}"), code=2)
     assert "there is nothing here" in err
-    code, _, err = advl(
+    _, err = printed(
         capsys,
         *finetune(root, tmp_path / "other", regions),
         "--cache",
         regions.format(dataset="vqa-v2", split="train"),
         "--method",
         "advl",
+        code=2,
     )
-    assert code == 2
     assert "no teacher's features" in err
 
 
@@ -175,8 +165,7 @@ def test_a_run_holds_its_regions_by_their_content(
     for file in regions.glob("*.npz"):
         change(file, lambda kept: {"features": kept["features"] + 1})
     assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
-    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))
-    assert code == 3
+    _, err = printed(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"), code=3)
     assert "content_digest" in err
 
 
@@ -198,28 +187,23 @@ def test_an_import_is_resumed_verified_and_repaired_from_its_files(
     for name in ("records/complete.json", "records/image-tables.json", "records/image-00000.json", "zarr.json"):
         (cache / name).unlink()
     (cache / "image" / "tokens" / "boxes" / "c" / "0" / "0").unlink()
-    code, out, err = advl(capsys, *words)
-    assert code == 0, err
+    out, _ = printed(capsys, *words)
     assert is_as_it_was()
 
     for array in ("values", "boxes", "box_index", "confidence"):
         (file,) = (path for path in (cache / "image" / "tokens" / array / "c").rglob("*") if path.is_file())
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    code, _, err = advl(capsys, "cache", "verify", cache)
-    assert code == 4
+    _, err = printed(capsys, "cache", "verify", cache, code=4)
     assert err.count("its content changed") == 4
     # No path of the record is opened, which may be of anyone.
-    code, _, err = advl(capsys, "cache", "repair", cache)
-    assert code == 2
+    _, err = printed(capsys, "cache", "repair", cache, code=2)
     assert f"--source {regions}" in err
     (line,) = (line for line in err.splitlines() if "next:" in line)
-    code, out, err = advl(capsys, *shlex.split(line.partition("next:")[2])[1:])
-    assert code == 0, err
+    out, _ = printed(capsys, *shlex.split(line.partition("next:")[2])[1:])
     assert "every byte as it was" in out
     assert is_as_it_was()
     arguments = ("--recompute", 3, "--source", regions, "--data-root", root)
-    code, out, err = advl(capsys, "cache", "verify", cache, *arguments)
-    assert code == 0, err
+    out, _ = printed(capsys, "cache", "verify", cache, *arguments)
     assert "3 units computed again" in out
 
 
@@ -243,21 +227,18 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         annotated = {f"vcr_gt_{split}_{stem}": some_regions(4, seed) for seed, stem in enumerate(sorted(stems))}
         write_uniter_layout(Path("img_db"), f"vcr_{split}", detected)
         write_uniter_layout(Path("img_db"), f"vcr_gt_{split}", annotated)
-        code, _, err = advl(
+        printed(
             *(capsys, "cache", "import", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}"),
             *("--name", "butd", "--dataset", "vcr", "--split", split),
         )
-        assert code == 0, err
     shifted = [vcr_record(number, split="val") for number in range(2)]
     write_vcr(Path("datasets"), shifted, file="shortcut/rule_based/val_rule_singular.jsonl")
     common = ("--student", "uniter-tiny", "--recipe", "none", "--method", "plain", "--num-steps", 2)
-    code, _, err = advl(
+    printed(
         *(capsys, "finetune", "--dataset", "vcr", *common, "--batch-size", 2, "--output", "run"),
         *("--regions", "caches/import-butd/{dataset}/{split}"),
     )
-    assert code == 0, err
-    code, _, err = advl(capsys, "evaluate", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
-    assert code == 0, err
+    _, err = printed(capsys, "evaluate", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
     assert err.count("regions: of 2 pictures, from caches/import-butd/vcr/val") == 2
 
     for split, filed_under in SPLITS.items():
@@ -265,23 +246,18 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         names = [f"coco_{path.stem[5:]}" for path in pictures(Path("datasets"), split)]
         write_uniter_layout(Path("img_db"), f"coco_{filed_under}", {name: some_regions(12, 0) for name in names})
         words = ("--name", "butd", "--dataset", "vqa-v2", "--split", split)
-        code, _, err = advl(capsys, "cache", "import", "img_db/coco_{split}", *words)
-        assert code == 0, err
+        printed(capsys, "cache", "import", "img_db/coco_{split}", *words)
     official = Path("datasets/vqa-v2")
     (official / "minival.json").write_text(json.dumps([{"question_id": 2000000}, {"question_id": 2001001}]))
     test = official / "v2_OpenEnded_mscoco_test2015_questions.json"
     test.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json").write_bytes(test.read_bytes())
     Path("answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
-    code, _, err = advl(
+    printed(
         *(capsys, "finetune", "--dataset", "vqa-v2", *common, "--batch-size", 2, "--answers", "answers.json"),
         *("--regions", "caches/import-butd/{dataset}/{split}", "--output", "vqa"),
     )
-    assert code == 0, err
     usual = "caches/import-butd/vqa-v2"
-    code, _, err = advl(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none")
-    assert code == 2
+    _, err = printed(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", code=2)
     assert "advl cache import FILE --name regions --dataset vqa-v2 --split minival" in err
-    code, _, err = advl(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", "--regions", f"{usual}/val")
-    assert code == 0, err
-    code, _, err = advl(capsys, "predict", "vqa", "--on", "test-dev", "--regions", f"{usual}/test")
-    assert code == 0, err
+    printed(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", "--regions", f"{usual}/val")
+    printed(capsys, "predict", "vqa", "--on", "test-dev", "--regions", f"{usual}/test")

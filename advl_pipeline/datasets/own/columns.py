@@ -232,8 +232,8 @@ def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_lette
         raise Malformed(f"field {name!r} is ambiguous: two choices read {shown(value)}")
     positions = {*read.values()}
     if len(positions) > 1:
-        which = 'a card can say which: label_is = "index" or "text"'
-        raise Malformed(f"field {name!r} is ambiguous: {shown(value)} is a position and a text of another; {which}")
+        why = f"{shown(value)} is a position and also the text of another"
+        raise Malformed(f'field {name!r} is ambiguous: {why}; a card can say which: label_is = "index" or "text"')
     if not positions:
         forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
         raise unlike(name, label, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
