@@ -63,7 +63,7 @@ def question_order(table: QuestionTable, seed: int) -> list[int]:
         strata = {}
         for stratum in sorted(members[cell]):
             questions = members[cell][stratum]
-            questions.sort(key=lambda question: _draw(seed, "question", table.question_ids[question]))
+            questions.sort(key=lambda question: draw_key(seed, "question", table.question_ids[question]))
             strata[stratum] = questions
         offsets = {stratum: _fraction(seed, "stratum", str(cell), stratum) for stratum in strata}
         queues[cell] = list(_in_proportion(strata, offsets))
@@ -86,14 +86,14 @@ def _in_proportion(groups: dict[str, list[int]], offsets: dict[str, float]) -> I
         yield member
 
 
-def _draw(seed: int, *parts: str) -> bytes:
-    """Return a number that depends on nothing but seed and parts: no library's random generator is involved."""
+def draw_key(seed: int, *parts: str) -> bytes:
+    """Return what is drawn by: it depends on seed and parts alone, and on no library's random generator."""
     text = "\0".join((str(seed), *parts))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _fraction(seed: int, *parts: str) -> float:
-    return int.from_bytes(_draw(seed, *parts), "big") / 2**64
+    return int.from_bytes(draw_key(seed, *parts), "big") / 2**64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from advl_pipeline.datasets.cards import JOIN, ROWS, known_card, readable_cards
 from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.data import open_rows, rows_dataset
-from advl_pipeline.datasets.roots import KNOWN_NAMES, SPLIT_STEMS, is_own_data, resolve_data_root
+from advl_pipeline.datasets.roots import KNOWN_NAMES, SPLIT_STEMS, is_location, resolve_data_root
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions, dataset_plugins
 from advl_pipeline.datasets.views import Concatenated
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
@@ -55,7 +55,7 @@ def read_rows(name: str, data_root: Path | None) -> DatasetSpec | None:
         ConfigError: a card that cannot be used. DatasetError: they cannot be read.
     """
     known = known_dataset(name)
-    is_rows = known.card.format == ROWS if known else is_own_data(name) or name in dataset_plugins()
+    is_rows = known.card.format == ROWS if known else is_location(name) or name in dataset_plugins()
     return rows_dataset(name, data_root) if is_rows else None
 
 

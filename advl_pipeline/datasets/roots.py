@@ -89,7 +89,7 @@ def require_there(path: Path, *, dataset: str) -> Path:
     return path
 
 
-def is_own_data(name: str) -> bool:
+def is_location(name: str) -> bool:
     """Tell whether a dataset is named by where it lies: `hf:NAME`, a file, or a folder."""
     return name.startswith(HUB_PREFIX) or "/" in name or bool(Path(name).suffix) or Path(name).is_dir()
 
@@ -100,7 +100,7 @@ def dataset_label(name: str) -> str:
     A known name stands for itself. A file or folder has its own name without the ending; a file that is called after
     a split has that of its folder. Whether two labels are equal says nothing: content decides what data are.
     """
-    if not is_own_data(name):
+    if not is_location(name):
         return name
     if name.startswith(HUB_PREFIX):
         return re.sub(r"[^\w.-]+", "-", name)
@@ -151,7 +151,7 @@ def recorded_paths(recorded: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: recorded[name] for name in named if recorded.get(name)}
     dataset, teacher = str(recorded.get("dataset", "")), str(recorded.get("teacher", ""))
     # What the hub calls ORG/NAME, the readers of its files take for a folder where there is one.
-    if is_own_data(dataset) and (not dataset.startswith(HUB_PREFIX) or _is_there(dataset.removeprefix(HUB_PREFIX))):
+    if is_location(dataset) and (not dataset.startswith(HUB_PREFIX) or _is_there(dataset.removeprefix(HUB_PREFIX))):
         options["dataset"] = dataset
     inner = teacher.removeprefix("random:").removeprefix(HUB_PREFIX)
     if inner != teacher and _is_there(inner):

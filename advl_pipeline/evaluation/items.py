@@ -21,6 +21,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Ties
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES
+from advl_pipeline.evaluation.measures import group_share
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
@@ -210,9 +211,8 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[
 
 def group_accuracy(items: ItemScores) -> dict[str, float]:
     """Return the share of groups whose items are all right, in percent, and the number of groups."""
-    groups = set(items.pictures)
-    wrong = {picture for picture, score in zip(items.pictures, items.score_n.tolist(), strict=True) if score != 1}
-    return {"accuracy": 100.0 * (len(groups - wrong) / len(groups)), "num_groups": len(groups)}
+    share = group_share(items.score_n, items.pictures) or 0.0
+    return {"accuracy": 100.0 * share, "num_groups": len(set(items.pictures))}
 
 
 def accuracy_by_answer_type(items: ItemScores, dataset: IndexedDataset) -> dict[str, dict[str, float]]:

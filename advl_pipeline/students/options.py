@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from advl_pipeline.base.configuration import Configuration, option, rare_option
 from advl_pipeline.base.locations import Location
 from advl_pipeline.base.packages import read_tables
-from advl_pipeline.datasets.roots import is_own_data
+from advl_pipeline.datasets.roots import is_location
 
 BaseDtype = Literal["fp32", "bf16"]
 
@@ -25,7 +25,7 @@ OWN_DATA_STUDENT: str = _DEFAULTS["own_data_student"]
 
 def default_student(dataset: str) -> str:
     """Return the student that a run on a dataset finetunes unless another is named."""
-    return OWN_DATA_STUDENT if is_own_data(dataset) else DEFAULT_STUDENT
+    return OWN_DATA_STUDENT if is_location(dataset) else DEFAULT_STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from advl_pipeline.base.configuration import (
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.base.folders import MARKERS
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.datasets.roots import is_own_data
+from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
@@ -283,7 +283,7 @@ def identity_options(
     """
     described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
     # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
-    described |= {"dataset": None if is_own_data(config.dataset) else config.dataset, "ids": None}
+    described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
     # By its metrics where a setting names no tasks.
     tasks = setting.tasks or [task for task, metric in METRIC_OF_TASK.items() if metric in setting.metrics]

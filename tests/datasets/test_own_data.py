@@ -39,7 +39,7 @@ from advl_pipeline.datasets.own.columns import parse_item
 from advl_pipeline.datasets.own.data import agreement_scores, rows_dataset
 from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_splits
-from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
+from advl_pipeline.datasets.roots import dataset_label, is_location, set_name
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -313,7 +313,7 @@ def test_numbers_of_the_hubs_classes_are_positions(tmp_path: Path, datasets_libr
 def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert [is_own_data(name) for name in ("vcr", "pets", "a.jsonl", "hf:x", "./vcr")] == [False, *[True] * 4]
+    assert [is_location(name) for name in ("vcr", "pets", "a.jsonl", "hf:x", "./vcr")] == [False, *[True] * 4]
     assert set_name("test", "vcr") == ("vcr", "test")
     assert set_name("a/b.jsonl/test", "vcr") == ("a/b.jsonl", "test")
     names = ("hf:org/name:config", "pets/train.jsonl", "pets/dogs.jsonl", "scenes-vcr")

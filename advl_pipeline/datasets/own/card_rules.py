@@ -6,7 +6,6 @@ One function a rule; `columns.py` checks what comes of them.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from advl_pipeline.base.errors import DatasetError, again, suggest_names
 from advl_pipeline.datasets.cards import Card
+from advl_pipeline.datasets.lowshot import draw_key
 from advl_pipeline.datasets.own.columns import FACETS
 from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed
@@ -207,8 +207,7 @@ def _drawn_order(texts: Sequence[Any], row: Row, card: Card) -> tuple[list[Any],
 
 
 def _draw(card: Card, row: Row, *parts: str) -> bytes:
-    seed_text = "\0".join((str(card.shuffle_seed), row.split or "", row.name, *parts))
-    return hashlib.blake2b(seed_text.encode(), digest_size=8).digest()
+    return draw_key(card.shuffle_seed, row.split or "", row.name, *parts)
 
 
 def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:

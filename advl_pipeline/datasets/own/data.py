@@ -16,7 +16,7 @@ from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.datasets.reading import Reading, RowVariant
-from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_own_data, resolve_data_root
+from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_location, resolve_data_root
 from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
@@ -122,7 +122,7 @@ def rows_dataset(name: str, data_root: Path | None) -> DatasetSpec:
     if on_hub and here in _opened:
         return _opened[here][1]
     rows, home = find_source(name, data_root)
-    folder = index_folder(home, home if is_own_data(name) else home / name)
+    folder = index_folder(home, home if is_location(name) else home / name)
     state = (folder, rows.version, repr(rows.card), rows.pictures, [stamp_of(path) for path in rows.files])
     if here not in _opened or _opened[here][0] != state:
         index = open_index(rows, dataset=name, folder=folder)
