@@ -99,11 +99,9 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     with drawing(config.seed):
         student: Any = build_student(config.student)
         if not hasattr(student, "word_table"):
-            raise ConfigError(
-                f"Student {student.name} brings its own pretraining.",
-                why="it does not give its word pieces and mask token (`word_table`)",
-                next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
-            )
+            remedy = advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"])
+            what, why = f"Student {student.name} brings its own pretraining.", "it has no `word_table`"
+            raise ConfigError(what, why=why, next_command=remedy)
         towers = fill_towers(student)
         heads = PretrainHeads(student)
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
@@ -114,12 +112,9 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
         if rows:
-            raise IdentityMismatch(
-                f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ).",
-                where=str(output),
-                why="\n" + difference_table(rows),
-                next_command="choose another --output, or remove the folder",
-            )
+            what = f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ)."
+            why, instead = f"\n{difference_table(rows)}", "choose another --output, or remove the folder"
+            raise IdentityMismatch(what, where=str(output), why=why, next_command=instead)
         # Where one is missing, an earlier call was stopped while it wrote them.
         if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
             # An older version may have built the student otherwise, from the same settings.
@@ -131,29 +126,19 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     heads.to(device)
     if options.move_pictures:
         if not isinstance(student, PixelStudent):
-            raise ConfigError(
-                f"{config.student} sees what is in a box, wherever that lies.",
-                where="--move-pictures",
-                why="only a student over patches learns anything from moved pictures",
-                next_command="--move-pictures 0",
-            )
+            what = f"{config.student} sees what is in a box, wherever that lies: moved pictures teach it nothing."
+            raise ConfigError(what, where="--move-pictures", next_command="--move-pictures 0")
         student.pictures = MovedPictures(student.config.image_size)
     captions = [dataset[position] for position in range(len(dataset))]
     if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
-        raise ConfigError(
-            "Only captions are pretrained on: one text per picture that says what it shows.",
-            where=several.example_id,
-            why=f"the item has {len(several.candidates)} candidates",
-            next_command="--dataset with captions, such as scenes-captions",
-        )
+        what = "Only captions are pretrained on: one text per picture that says what it shows."
+        instead = "--dataset with captions, such as scenes-captions"
+        raise ConfigError(what, where=several.example_id, next_command=instead)
     tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
     if not tagged:
-        raise ConfigError(
-            "No caption says which box it names.",
-            where=f"{config.dataset}, split {config.split}",
-            why="the pretraining aligns phrases with boxes",
-            next_command=advise(["advl", "scenes", "build"]),
-        )
+        what, why = "No caption says which box it names.", "the pretraining aligns phrases with boxes"
+        where, remedy = f"{config.dataset}, split {config.split}", advise(["advl", "scenes", "build"])
+        raise ConfigError(what, where=where, why=why, next_command=remedy)
     try:
         with process_lock(output / LOCK, "this student"):
 
@@ -273,13 +258,9 @@ def _train(
             losses = {name: float(value.detach()) for name, value in terms.items()}
             values = {**losses, "gradient": float(norm)}
             if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-                has_checkpoint = (output / names.CHECKPOINT).exists()
-                raise NotFinite(
-                    f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
-                    where=str(output),
-                    why="its last checkpoint is kept" if has_checkpoint else "nothing was written",
-                    next_command="lower --learning-rate",
-                )
+                what = f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite."
+                why = "its last checkpoint is kept" if (output / names.CHECKPOINT).exists() else "nothing was written"
+                raise NotFinite(what, where=str(output), why=why, next_command="lower --learning-rate")
             optimizer.step()
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,26 +20,13 @@ _MIN_COUNT: Final = 2
 _PENALTY: Final = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextOnlyFigure:
-    """Says what share is right, in percent.
+def measure_text_only(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, float, float]:
+    """Fit on the one and score on the other.
 
-    `baseline` is chance for multiple choice, else the best constant per question type.
+    Returns:
+        What share is right, in percent; the baseline, which is chance for multiple choice, else the best constant per
+        question type; and the standard error of the baseline.
     """
-
-    num_items: int
-    accuracy: float
-    baseline: float
-
-    @property
-    def standard_error(self) -> float:
-        """Of the baseline, in percent points."""
-        share = self.baseline / 100
-        return float(100 * np.sqrt(share * (1 - share) / self.num_items))
-
-
-def measure_text_only(train: Sequence[Example], test: Sequence[Example]) -> TextOnlyFigure:
-    """Fit on the one and score on the other."""
     num_choices = len(train[0].candidates)
     labels = np.array([example.label for example in train])
     counts = Counter(gram for example in train for choice in example.candidates for gram in _features(choice))
@@ -57,11 +43,9 @@ def measure_text_only(train: Sequence[Example], test: Sequence[Example]) -> Text
     for example in train:
         constants.setdefault(example.stratum, Counter())[int(example.label or 0)] += 1
     constant = [constants[example.stratum].most_common(1)[0][0] for example in test]
-    return TextOnlyFigure(
-        num_items=len(test),
-        accuracy=_percent(test, chosen),
-        baseline=100 / num_choices if num_choices > 1 else _percent(test, constant),
-    )
+    baseline = 100 / num_choices if num_choices > 1 else _percent(test, constant)
+    share = baseline / 100
+    return _percent(test, chosen), baseline, float(100 * np.sqrt(share * (1 - share) / len(test)))
 
 
 def _percent(examples: Sequence[Example], chosen: Sequence[int]) -> float:

@@ -55,12 +55,8 @@ def require_package(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise DatasetError(
-            "A package that the built-in corpus is made from is not installed.",
-            where=module,
-            why=str(error),
-            next_command=install_extra("train", "demo"),
-        ) from None
+        what, remedy = "A package of the built-in corpus is not installed.", install_extra("train", "demo")
+        raise DatasetError(what, where=module, why=str(error), next_command=remedy) from None
 
 
 def offered_styles(kind: Kind, styles: Sequence[Style], *, is_photographed: bool = False) -> tuple[Style, ...]:

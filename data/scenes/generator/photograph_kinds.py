@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from advl_data.scenes.generator.photographs import class_folders
 from advl_data.scenes.generator.vocabulary import (
-    HELD_OUT,
     Container,
     Family,
     Kind,
@@ -91,8 +90,7 @@ def load_photograph_vocabulary(folder: Path, descriptions: Path, *, unseen: bool
             family=families[entry["family"]],
             labelled=True,
             named=True,
-            descriptions=tuple(description for description in said[code] if description.aspect != HELD_OUT),
-            held_out=tuple(description for description in said[code] if description.aspect == HELD_OUT),
+            **said[code],
         )
         for code, entry in entries.items()
     ]

@@ -214,14 +214,6 @@ _JPEG_QUALITY: Final = 90
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawing:
-    """A drawn scene: the JPEG file and, per thing, the box (x1, y1, x2, y2) in pixels, x2 and y2 exclusive."""
-
-    jpeg: bytes
-    boxes: tuple[Box, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
     """Artwork ready to be put down: pixels, and where their upper left corner goes relative to a thing's centre."""
 
@@ -242,7 +234,7 @@ def draw_scene(
     photographs: Photographs | None = None,
     *,
     is_grey: bool = False,
-) -> Drawing:
+) -> tuple[bytes, tuple[Box, ...]]:
     """Draw things, each in one of the styles; the draws decide on everything else that may vary.
 
     A thing may hide a little of one other, and a bar a little of several. A box is that of a thing's visible pixels.
@@ -250,6 +242,9 @@ def draw_scene(
     Args:
         photographs: of the kinds that are photographed; None where all are drawn.
         is_grey: whether the picture is grey and noisy.
+
+    Returns:
+        The JPEG file and, per thing, the box (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
     """
     picture = background(draws)
     looks = [draw_look(thing.kind, styles, draws, photographs) for thing in things]
@@ -276,7 +271,7 @@ def draw_scene(
         shown = _grey(shown, draws)
     buffer = io.BytesIO()
     Image.fromarray(shown).save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return Drawing(jpeg=buffer.getvalue(), boxes=tuple(_extent(owners == tag) for tag in range(len(things))))
+    return buffer.getvalue(), tuple(_extent(owners == tag) for tag in range(len(things)))
 
 
 def _grey(picture: Picture, draws: Draws) -> Picture:

@@ -10,7 +10,6 @@ those of all hypotheses. To know only whether the thing is there gets two of thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from advl_data.scenes.generator import paths
@@ -34,12 +33,8 @@ _EXISTS: Final = (
 _RELATES: Final = ("{subject} is {phrase} {partner}", "{subject} can be found {phrase} {partner}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Item:
-    task: TaskScene
-    hypothesis: str
-    label: Label
-    question_type: QuestionType
+_Item = tuple[TaskScene, str, Label, QuestionType]
+"""A scene, what is said of it, whether that is so, and the type of what is said."""
 
 
 def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
@@ -49,24 +44,25 @@ def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, A
     """
     for group in groups:
         draws = voice.draws("snli-ve", group.number)
-        for position, item in enumerate([*_things(group, voice, draws), *_relations(group, voice, draws)]):
-            flickr_id = str(paths.picture_number(voice.split, item.task.scene.number))
+        items = [*_things(group, voice, draws), *_relations(group, voice, draws)]
+        for position, (task, hypothesis, label, question_type) in enumerate(items):
+            flickr_id = str(paths.picture_number(voice.split, task.scene.number))
             agreeing = draws.between(3, 5)
-            others = [label for label in LABELS if label != item.label]
-            votes = [item.label] * (agreeing - 1) + [draws.pick(others) for _ in range(5 - agreeing)]
+            others = [other for other in LABELS if other != label]
+            votes = [label] * (agreeing - 1) + [draws.pick(others) for _ in range(5 - agreeing)]
             yield {
-                "annotator_labels": [item.label, *draws.shuffled(votes)],
+                "annotator_labels": [label, *draws.shuffled(votes)],
                 "captionID": f"{flickr_id}.jpg#0",
-                "gold_label": item.label,
-                "pairID": f"{flickr_id}.jpg#0r{position}{item.label[0]}",
-                "sentence1": sentence(listing([thing.kind.noun_phrase for thing in item.task.scene.things])),
+                "gold_label": label,
+                "pairID": f"{flickr_id}.jpg#0r{position}{label[0]}",
+                "sentence1": sentence(listing([thing.kind.noun_phrase for thing in task.scene.things])),
                 "sentence1_binary_parse": "",
                 "sentence1_parse": "",
-                "sentence2": item.hypothesis,
+                "sentence2": hypothesis,
                 "sentence2_binary_parse": "",
                 "sentence2_parse": "",
                 "Flickr30K_ID": flickr_id,
-                "question_type": item.question_type,
+                "question_type": question_type,
             }
 
 
@@ -100,13 +96,9 @@ def _three(
     hypothesis = sentence(draws.pick(_EXISTS).format(thing=thing))
     hiding = next(task for task in others if task.container.may_hide(kind))
     bare = next(task for task in others if not task.container.may_hide(kind))
-    labelled: tuple[tuple[TaskScene, Label], ...] = (
-        (showing, "entailment"),
-        (hiding, "neutral"),
-        (bare, "contradiction"),
-    )
-    for task, label in labelled:
-        yield _Item(task=task, hypothesis=hypothesis, label=label, question_type=question_type)
+    yield showing, hypothesis, "entailment", question_type
+    yield hiding, hypothesis, "neutral", question_type
+    yield bare, hypothesis, "contradiction", question_type
 
 
 def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
@@ -126,7 +118,7 @@ def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
         )
         for task, claimed, other, label in labelled:
             hypothesis = template.format(subject=subject, phrase=PHRASES[claimed], partner=f"the {other.name}")
-            yield _Item(task=task, hypothesis=sentence(hypothesis), label=label, question_type="relation")
+            yield task, sentence(hypothesis), label, "relation"
 
 
 def _one_scene_of_each_pair(group: Group, draws: Draws) -> Iterator[tuple[TaskScene, Twins]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from advl_data.scenes.generator import paths
@@ -72,13 +71,8 @@ _SETS_PER_MIXED: Final = 3
 _TAG: Final = re.compile(r"\[(\d+)\]")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """A question of a set: its scene, the twin of that, and which part of the scene it is about."""
-
-    task: TaskScene
-    twin: TaskScene
-    target: Kind
+_Asked = tuple[TaskScene, TaskScene, Kind]
+"""A question of a set: its scene, the twin of that, and which part of the scene it is about."""
 
 
 def vcr_items(groups: Sequence[Group], voice: Voice, *, other_families: int = 0) -> Iterator[dict[str, Any]]:
@@ -101,17 +95,17 @@ def vcr_items(groups: Sequence[Group], voice: Voice, *, other_families: int = 0)
             asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
             wording = draws.pick(_QUESTIONS[asked_for])
             style: AnswerStyle = topic if topic in ("name", "category") else "described"
-            texts = [(_answer(query.target, topic, voice, draws), query.target.code) for query in asked]
-            for query in asked:
-                scene, reference = query.task.scene, query.task.reference
+            texts = [(_answer(target, topic, voice, draws), target.code) for _, _, target in asked]
+            for task, twin, target in asked:
+                scene, reference = task.scene, task.reference
                 # It points at what is asked about by tag, or by the side of the reference.
-                it = f"[{scene.index(reference or query.target)}]"
+                it = f"[{scene.index(reference or target)}]"
                 if reference is not None:
-                    it = f"the thing {PHRASES[query.task.side(query.target, reference)]} {it}"
+                    it = f"the thing {PHRASES[task.side(target, reference)]} {it}"
                 question = capitalised(wording.format(it=it))
                 # Texts, and whether they are right.
-                answers = [(text, code == query.target.code) for text, code in draws.shuffled(texts)]
-                rationales = draws.shuffled(_rationales(query, voice, draws))
+                answers = [(text, code == target.code) for text, code in draws.shuffled(texts)]
+                rationales = draws.shuffled(_rationales(task, twin, target, voice, draws))
                 answer_label = [right for _, right in answers].index(True)
                 rationale_label = [right for _, right in rationales].index(True)
                 yield {
@@ -168,19 +162,14 @@ def _sets(group: Group, draws: Draws, other_families: int) -> Iterator[tuple[Top
         # Each set takes the subject of one twin and the partner of the other, so that it has four families.
         choices = [draws.shuffled(twins.scenes) for twins in (group.first_pair, group.second_pair)]
         for order in range(2):
-            asked = []
+            asked: list[_Asked] = []
             for scenes in choices:
                 task, twin = scenes[order], scenes[1 - order]
-                asked.append(_Asked(task=task, twin=twin, target=task.subject))
-                asked.append(_Asked(task=twin, twin=task, target=twin.partner))
+                asked += [(task, twin, task.subject), (twin, task, twin.partner)]
             yield "category" if are_categories else _topic(asked, draws), asked
         return
     for twins in (group.first_pair, group.second_pair):
-        asked = [
-            _Asked(task=task, twin=twins.twin(task), target=target)
-            for task in twins.scenes
-            for target in (task.subject, task.partner)
-        ]
+        asked = [(task, twins.twin(task), target) for task in twins.scenes for target in (task.subject, task.partner)]
         yield _topic(asked, draws), asked
 
 
@@ -188,7 +177,7 @@ def _topic(asked: Sequence[_Asked], draws: Draws) -> Topic:
     """Draw what the answers of a set are: names, or descriptions."""
     if draw_manner(draws) == "name":
         return "name"
-    known = [{description.aspect for description in query.target.descriptions} for query in asked]
+    known = [{description.aspect for description in target.descriptions} for _, _, target in asked]
     shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
     return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
 
@@ -202,9 +191,8 @@ def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
     return template.format(d=voice.description(kind, draws, aspect))
 
 
-def _rationales(query: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
+def _rationales(task: TaskScene, twin: TaskScene, target: Kind, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
     """Return four rationales, the right one first: two facts, each true or false."""
-    task, twin, target = query.task, query.twin, query.target
     neighbours = (task.partner, twin.partner) if target == task.subject else (task.subject, twin.subject)
     manner: Manner = draws.pick(("name", "described"))
     called = [voice.definite(kind, manner, draws) for kind in neighbours]

@@ -60,7 +60,7 @@ def read_tables(path: Path | None) -> dict[str, Any]:
 
 def read_descriptions(
     path: Path | None, tables: Mapping[str, Any], names: Mapping[str, str], unsaid: Iterable[str]
-) -> dict[str, tuple[Description, ...]]:
+) -> dict[str, dict[str, tuple[Description, ...]]]:
     """Read what is said of each kind.
 
     Args:
@@ -70,7 +70,7 @@ def read_descriptions(
         unsaid: names of kinds and words for families, which no description may speak.
 
     Returns:
-        Code -> what is said of it, kinds in the order of `names`.
+        Code -> the fields of a `Kind` that hold what is said of it, kinds in the order of `names`.
 
     Raises:
         DatasetError: a kind is missing or unknown, or nothing is said of it; or a description is no verb phrase,
@@ -83,13 +83,15 @@ def read_descriptions(
     phrases = {_words(name) for name in unsaid}
     lengths = {len(phrase) for phrase in phrases}
     first: dict[tuple[str, ...], str] = {}
-    descriptions = {}
+    said = {}
     for code, name in names.items():
         heading = f"[{code}] ({name})"
-        descriptions[code] = tuple(_descriptions_of(path, heading, tables[code]))
-        if len({description.aspect == HELD_OUT for description in descriptions[code]}) < 2:
+        every = list(_descriptions_of(path, heading, tables[code]))
+        held_out = tuple(description for description in every if description.aspect == HELD_OUT)
+        said[code] = {"descriptions": tuple(every[: len(every) - len(held_out)]), "held_out": held_out}
+        if not all(said[code].values()):
             raise unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
-        for description in descriptions[code]:
+        for description in every:
             words = _words(description.text)
             parts = {words[start : start + length] for length in lengths for start in range(len(words))}
             if spoken := phrases & parts:
@@ -101,7 +103,7 @@ def read_descriptions(
                 # Two answers of a question would be right.
                 raise unfit(path, f"{description.text!r} is said twice: of {first[words]}, and of {heading}")
             first[words] = heading
-    return descriptions
+    return said
 
 
 def _descriptions_of(path: Path | None, heading: str, table: Any) -> Iterator[Description]:
@@ -242,7 +244,7 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     of_families = (
         family[word] for family in document["families"].values() for word in ("hypernym", "plural", "group")
     )
-    descriptions_by_code = read_descriptions(
+    said = read_descriptions(
         descriptions,
         read_tables(descriptions),
         {entry["code"]: entry["name"] for entry in described},
@@ -255,9 +257,9 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
 
     def kinds(heading: str) -> Iterator[Any]:
         for entry in document[heading]:
-            about = descriptions_by_code.get(entry["code"], ())
-            container_fields = {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
-            yield (Container if container_fields else Kind)(
+            listed: dict[str, Any] = {"descriptions": (), "held_out": ()} | said.get(entry["code"], {})
+            listed |= {name: tuple(entry[name]) for name in ("hides", "resembles") if name in entry}
+            yield (Container if "hides" in entry else Kind)(
                 code=entry["code"],
                 drawing=entry["code"],
                 name=entry["name"],
@@ -265,9 +267,7 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
                 family=families[entry["subcategory"]],
                 labelled=heading == "labelled",
                 named=entry["name"] not in document["unnamed"],
-                descriptions=tuple(description for description in about if description.aspect != HELD_OUT),
-                held_out=tuple(description for description in about if description.aspect == HELD_OUT),
-                **container_fields,
+                **listed,
             )
 
     labelled, unseen, containers = (tuple(kinds(heading)) for heading in ("labelled", "unseen", "containers"))
