@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -88,25 +87,6 @@ def test_a_row_alone_is_learned_from_however_large_the_batch(advl: Callable[...,
     _, message = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, *small)
     assert "--batch-size 4096, cut to the 1 examples there are" in message
     assert json.loads(Path("run/result.json").read_text())["status"] == "done"
-
-
-UNUSED = ("pandas", "timm", "peft", "datasets", "matplotlib", "zarr", "h5py", "obstore", "ray")
-"""Packages that scoring a small student needs none of."""
-
-
-def test_scoring_a_small_student_imports_what_it_uses(advl: Callable[..., tuple[str, str]], here: Path) -> None:
-    write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
-    small = ("--student", "scenes-small", "--batch-size", 4, "--output", "run")
-    advl("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2], *small)
-    code = (
-        "import sys; from advl_cli.main import main; from contextlib import suppress\n"
-        "with suppress(SystemExit): main(['evaluate', 'run', '--on', 'test', '--on', 'train'])\n"
-        "with suppress(SystemExit): main(['score', 'shift', 'run', '--on', 'test', '--original', 'train'])\n"
-        f"print('imported', sorted(set({UNUSED}) & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
-    assert re.search(r"^test +choice", done.stdout, re.M), done.stderr
-    assert done.stdout.splitlines()[-1] == "imported []"
 
 
 def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callable[..., tuple[str, str]]) -> None:

@@ -185,9 +185,8 @@ name = "mine"
 dataset = "scenes-vcr"
 tasks = ["vcr-q2a"]
 student = "scenes-small"
-teachers = ["minilm-l6"]
 test_sets = ["test"]
-methods = ["plain", "naive-kd"]
+methods = ["plain"]
 shots = [4]
 seeds = [0]
 
@@ -197,7 +196,6 @@ probe = ["none"]
 [training]
 num_steps = 2
 batch_size = 2
-confidence_folds = 2
 """
 
 

@@ -45,11 +45,6 @@ def test_the_name_of_an_earlier_release_leads_to_that_of_now(
     assert not asked
 
 
-def test_a_run_that_is_given_in_both_ways_is_refused(asked: list[object]) -> None:
-    assert exit_code("evaluate", "a", "--run", "b") == 2
-    assert not asked
-
-
 def test_a_file_of_options_may_hold_the_run(asked: list[object], tmp_path: Path) -> None:
     file = tmp_path / "evaluate.toml"
     file.write_text("run = 'runs/a'\nnum-questions = 7\n")

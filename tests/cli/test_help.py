@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from commands import complaint
 
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
@@ -82,17 +81,6 @@ def test_options_stand_under_the_component_that_they_configure() -> None:
     assert {name: title for name, title in headings.items() if name in titles} == titles
     assert {name for name, title in headings.items() if title == "Options"} == {"config", "help", "help_all", "json"}
     assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]
-
-
-def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, printed = complaint(capsys, "evaluate", "no-such-run")
-    assert code == 2
-    assert "no-such-run" in printed
-    assert "next:" in printed
-    assert "Traceback" not in printed
-    assert "Traceback" in complaint(capsys, "--debug", "evaluate", "no-such-run")[1]
 
 
 def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from commands import advl, complaint
 from own_rows import class_row, rows_of, write_json_lines
-from PIL import Image
 
 from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.own.kept_rows import keep_rows
@@ -89,22 +87,17 @@ LONG = "x" * 5_000
     "words",
     [
         ("datasets", "check", LONG),
-        ("datasets", "check", f"{LONG}.jsonl"),
         ("datasets", "check", f"hf:{LONG}"),
-        ("datasets", "card", LONG),
         ("extract", "--teacher", "minilm-l6", "--data", f"{LONG}/mine.jsonl"),
         ("extract", "--teacher", LONG, "--data", "mine.jsonl"),
         (*EXTRACT, "--output", LONG),
         (*EXTRACT, "--config", LONG),
-        (*EXTRACT, "--split", LONG),
         (*FINETUNE, "--cache", LONG),
         (*FINETUNE, "--init", LONG),
-        ("finetune", "--data", "mine.jsonl", "--student", LONG, "--output", "run"),
         ("evaluate", LONG, "--on", "test"),
         ("report", LONG),
         ("study", LONG, "--output", "study"),
         ("cache", "info", LONG),
-        ("cache", "verify", LONG),
         (LONG,),
     ],
     ids=lambda words: " ".join(words).replace(LONG, "LONG"),
@@ -145,14 +138,3 @@ def test_a_working_directory_that_is_gone(words: tuple[str, ...], codes: set[int
     )
     assert done.returncode in codes, done.stderr
     assert "Unexpected" not in done.stderr
-
-
-def test_a_picture_for_a_run_that_is_a_pipe(here: Path) -> None:
-    """What answers a question opens its picture as all others do."""
-    from advl_pipeline.datasets.records import picture_unit_id
-
-    Image.new("RGB", (8, 8)).save(here / "sound.png")
-    assert picture_unit_id(here / "sound.png")
-    with pytest.raises(OSError, match="no regular file"):
-        picture_unit_id(here / "pipe.png")
-    assert json.loads((here / "mine.jsonl").read_text().splitlines()[0])["text"]

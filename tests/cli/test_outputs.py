@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from aimed_outputs import FILES, OUTPUTS, OutputOption, configurations, make_things, words_of
-from commands import advl, complaint
+from commands import complaint
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_cli.reference import commands
@@ -160,21 +160,6 @@ def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixtur
         assert code == 2, message
         assert "take the place of an input" in message or "lie in another one" in message
     assert tree_bytes(things) == before
-
-
-def test_a_list_is_drawn_again_over_its_own_and_over_others_on_request(
-    things: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    draw = ("datasets", "subset", "data.jsonl", "--shots")
-    for shots in (4, 8):
-        code, _, message = advl(capsys, *draw, shots, "--output", "lists/mine.json")
-        assert code == 0, message
-        assert json.loads((things / "lists" / "mine.json").read_bytes())["shots"] == shots
-    code, message = complaint(capsys, *draw, 4, "--output", "notes.txt")
-    assert code == 2
-    assert "advl datasets subset data.jsonl --shots 4 --output notes.txt --replace" in message
-    assert complaint(capsys, *draw, 4, "--output", "notes.txt", "--replace")[0] == 0
-    assert json.loads((things / "notes.txt").read_bytes())["shots"] == 4
 
 
 BEGINNINGS = {

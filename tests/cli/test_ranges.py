@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 from aimed_outputs import configurations
-from click.testing import CliRunner
 from commands import complaint
 
-from advl_cli.main import group
 from advl_data.scenes.config import ScenesConfig
 from advl_pipeline.base.configuration import Configuration, Option, build_config, declared, option, with_options
 from advl_pipeline.base.errors import ConfigError
@@ -78,15 +76,6 @@ def test_a_number_of_a_recipe_keeps_the_range_of_its_option(key: str, tmp_path: 
     with pytest.raises(ConfigError, match="learning_rate must be above 0") as caught:
         choose_recipe("uniter-base", "vqa", str(tmp_path / "mine.toml"))
     assert caught.value.where == str(tmp_path / "mine.toml")
-
-
-def test_help_shows_the_ranges() -> None:
-    def shown(*command: str) -> str:
-        return " ".join(CliRunner().invoke(group, [*command, "--help"], terminal_width=200).output.split())
-
-    assert "and the order. [at least 0; default: 0]" in shown("finetune")
-    assert shown("scenes", "build").count("[a multiple of 4, at least 4, at most 999996; default: ") == 5
-    assert "[a multiple of 4, at least 0, at most 999996; default: 300]" in shown("scenes", "build")
 
 
 def test_ranges_hold_exactly_what_they_say() -> None:

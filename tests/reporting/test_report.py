@@ -19,7 +19,7 @@ from synthetic_runs import NUM_ITEMS, made_up_result, run_trial
 from advl_pipeline.base.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks, shares_of_rows
+from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks
 from advl_pipeline.reporting.page import page_of
 from advl_pipeline.reporting.report import ReportConfig, ReportFormat, run_report
 from advl_pipeline.reporting.run_view import loss_figure
@@ -187,21 +187,6 @@ def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[
         for numbers, test in zip(article.find("p", class_="numbers"), verdict.tests, strict=True):
             assert wording.signed(test.mean) in numbers.text
             assert wording.interval(test.interval) in numbers.text
-
-
-def test_claims_are_told_in_words(page: Element, vcr: tuple[StudyResult, Path]) -> None:
-    (section,) = page.find("section", id="claims")
-    told = [p.text for p in section.find("p", class_="test-name")]
-    assert told == [
-        "How much more ADVL gains over plain at 100 labels than at 400, Q→A accuracy",
-        "ADVL against plain at 100 labels, Q→A accuracy",
-        "ADVL against the shuffled teacher at 100 labels, Q→A accuracy",
-        "How much less ADVL loses than plain on test-shift, Q→A accuracy (other questions)",
-        "How much less ADVL loses than the shuffled teacher on test-shift, Q→A accuracy (other questions)",
-        "ADVL against plain on test-shift, Q→A accuracy",
-        "How much more ADVL than plain loses with swapped pictures on val, Q→A accuracy",
-        "How much more ADVL than the shuffled teacher loses with swapped pictures on val, Q→A accuracy",
-    ]
 
 
 def test_the_readout_stands_behind_the_table_with_its_controls(page: Element, vcr: tuple[StudyResult, Path]) -> None:
@@ -494,21 +479,6 @@ def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them(
     marks = read_page(figure.panels[1][1]).find("text", **{"text-anchor": "end"})
     ticks = [float(mark.text.replace("−", "-")) for mark in marks]
     assert max(ticks) < 10
-
-
-@pytest.mark.parametrize(
-    ("number", "shares"),
-    [
-        (1, ["whole"]),
-        (2, ["half"] * 2),
-        (3, ["third"] * 3),
-        (4, ["half"] * 4),
-        (5, ["third"] * 3 + ["half"] * 2),
-        (7, ["third"] * 3 + ["half"] * 4),
-    ],
-)
-def test_panels_fill_their_rows(number: int, shares: list[str]) -> None:
-    assert shares_of_rows(number) == shares
 
 
 def test_methods_have_one_order_in_all_panels(page: Element) -> None:

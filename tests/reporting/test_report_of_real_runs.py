@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from page_reader import Element, read_page
 from small_corpus import SmallCorpus
 
 from advl_pipeline.reporting.report import ReportConfig, run_report
 from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 
@@ -76,21 +73,9 @@ def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
 
 
 @pytest.mark.slow
-def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: StudyResult, page: Element) -> None:
+def test_use_of_vision_is_measured_three_ways_and_so_are_costs(study: StudyResult, page: Element) -> None:
     uses = {(use.method, use.against, use.test_set) for use in study.find("use")}
     methods, kinds = ("plain", "fast"), ("swapped", "blanked", "removed")
     assert uses == {(method, kind, "test") for method in methods for kind in kinds}
     assert len(page.find("section", id="vision")[0].find("table")) == len(kinds)
-
-
-@pytest.mark.slow
-def test_costs_of_inference_were_measured(study: StudyResult) -> None:
     assert all(cost["milliseconds_per_item"] > 0 for cost in study.costs)
-
-
-@pytest.mark.slow
-def test_a_finished_study_is_gathered_where_its_data_are_not(study: StudyResult, tmp_path: Path) -> None:
-    folder = study.folder
-    config = StudyRunConfig(study=str(folder.parent / "real.toml"), output=folder, data_root=tmp_path / "nowhere")
-    assert run_study(config).num_finished == len(study.cells)
-    assert gather_study(folder).numbers == study.numbers
