@@ -11,7 +11,7 @@ import click
 from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting.report import ReportConfig
-from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
+from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
 from .flags import config_command, exit_with, print_own_data
@@ -50,8 +50,9 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     advl study demo
     advl study mine.toml --output runs/studies/mine
     """
-    print_own_data([setting.dataset for setting in load_study(config.study).settings], config.data_root)
-    if choice := student_choice(config):
+    asked = asked_study(config)
+    print_own_data([setting.dataset for setting in asked.settings], config.data_root)
+    if choice := student_choice(asked, config.regions):
         click.echo(choice, err=True)
     if dry_run:
         from advl_pipeline.reporting.tables import forecast_as_text

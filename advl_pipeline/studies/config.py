@@ -14,7 +14,7 @@ The shipped ones are in `variants.toml`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -443,16 +443,14 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
     )
 
 
-def student_choice(config: StudyRunConfig) -> str:
-    """Return one line on which student a study trains, and why, where that depends on regions; else ""."""
-    study = load_study(config.study)
+def student_choice(study: StudyConfig, regions: Sequence[Location]) -> str:
+    """Return one line on which student an asked study trains, and why, where that depends on regions; else ""."""
     if not study.with_regions:
         return ""
-    setting = asked_study(config).settings[0]
-    student = f"student: {setting.student} from {setting.init}"
-    if config.regions:
-        return f"{student}, on the regions in {', '.join(map(str, config.regions))}"
+    student = f"student: {study.settings[0].student} from {study.settings[0].init}"
+    if regions:
+        return f"{student}, on the regions in {', '.join(map(str, regions))}"
     return (
         f"{student}, which sees pixels, since no regions of a detector are given; --regions CACHE --init CHECKPOINT "
-        f"takes {study.with_regions.get('student', setting.student)}"
+        f"takes {study.with_regions.get('student', study.settings[0].student)}"
     )

@@ -118,6 +118,6 @@ def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_cells(
 def test_regions_are_refused_by_a_study_without_a_student_for_them() -> None:
     study = asked_study(StudyRunConfig(study="full", regions=(Path("caches/{dataset}/{split}"),)))
     assert {setting.student for setting in study.settings} == {"uniter-base"}
-    assert student_choice(StudyRunConfig(study="demo")) == ""
+    assert student_choice(asked_study(StudyRunConfig(study="demo")), ()) == ""
     with pytest.raises(ConfigError, match="no student that takes regions"):
         asked_study(StudyRunConfig(study="demo", regions=(Path("caches"),)))
