@@ -60,7 +60,6 @@ _LONGEST_FILES = (
     "test_threads.py",
     "test_imports.py",
     "test_python.py",
-    "test_aokvqa_lowshot.py",
     "test_golden_report.py",
     "test_end_to_end.py",
     "test_students_of_the_hub.py",
