@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -42,18 +43,24 @@ def descriptions() -> str:
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of small pictures of noise, a grey one and one of printers' colours among them."""
-    draws = np.random.default_rng(0)
+    draws, folder = np.random.default_rng(0), tmp_path_factory.mktemp("photographs")
     for name in (name for names in KINDS.values() for name in names):
-        (tmp_path / "photographs" / f"{name}_folder").mkdir(parents=True)
+        (folder / "photographs" / f"{name}_folder").mkdir(parents=True)
         for number in range(LEAST_PHOTOGRAPHS):
             picture = Image.fromarray(draws.integers(0, 256, (52, 64, 3), dtype=np.uint8))
             picture = picture.convert({0: "L", 1: "CMYK"}.get(number, "RGB"))
-            picture.save(tmp_path / "photographs" / f"{name}_folder" / f"{number}.jpg")
-    (tmp_path / "said.toml").write_text(descriptions())
-    return tmp_path
+            picture.save(folder / "photographs" / f"{name}_folder" / f"{number}.jpg")
+    (folder / "said.toml").write_text(descriptions())
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(whole, tmp_path / "mine"))
 
 
 def config(folder: Path, **changes: object) -> ScenesConfig:
