@@ -23,7 +23,7 @@ CELL = re.compile(r"([\d.]+) ± ([\d.]+)")
 
 def read_table(readme: str) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
     """Return the test sets, and (method, its mean and standard deviation on each) from the first table of results."""
-    lines = readme.partition("## What it brings")[2].partition("\n## ")[0].splitlines()
+    lines = readme.partition("## What it brings")[2].partition("\n##")[0].splitlines()
     rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     series = []
     for name, *cells in rows[2:]:
