@@ -57,7 +57,6 @@ _LONGEST_FILES = (
     "test_build.py",
     "test_vision_families.py",
     "test_public_sets_end_to_end.py",
-    "test_threads.py",
     "test_imports.py",
     "test_python.py",
     "test_golden_report.py",

@@ -1,7 +1,7 @@
 """Confidence of teachers in the ground truth, per example: what Adaptive Confidence-based Weighting is fed with.
 
 Estimators (docs/method.md): `probe`, one cross-fitted linear head per modality; `zero-shot`, the softmax over
-candidates of an aligned pair of towers; `none`. Only stores and labels are read, never a teacher. An example's
+candidates of an aligned pair of towers. Only stores and labels are read, never a teacher. An example's
 confidence depends on the labels of other folds alone, and only on the examples named.
 """
 
@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from tqdm import tqdm
 
-from advl_pipeline.base.errors import ConfigError, DatasetError, StorageError, unknown_name
+from advl_pipeline.base.errors import ConfigError, DatasetError, StorageError
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
@@ -31,7 +31,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Examp
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 
-ESTIMATORS = ("probe", "zero-shot", "none")
+Estimator = Literal["probe", "zero-shot"]
 
 SCHEMA_VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
@@ -44,7 +44,7 @@ def load_or_estimate_confidence(
     caches: Sequence[TeacherCache],
     dataset: Dataset,
     example_ids: Sequence[str],
-    estimator: str,
+    estimator: Estimator,
     folds: int,
     seed: int,
     must_store: bool = False,
@@ -58,16 +58,15 @@ def load_or_estimate_confidence(
     Args:
         caches: of the split that the examples are from.
         example_ids: n distinct ids; heads are fitted on these alone.
-        estimator: one of `ESTIMATORS`.
         folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
         must_store: what is estimated here is of use only where others find it.
 
     Returns:
         Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
-        each modality that a cache has, `zero-shot` "joint", `none` nothing.
+        each modality that a cache has, `zero-shot` "joint".
 
     Raises:
-        ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
+        ConfigError: an estimator that these caches or tasks do not allow.
         DatasetError: an example without a label. StorageError: with `must_store`, a cache that cannot be written to.
     """
     confidences: dict[str, TruthConfidence] = {}
@@ -113,7 +112,7 @@ def _estimate(
     used: Sequence[TeacherCache],
     dataset: Dataset,
     example_ids: Sequence[str],
-    estimator: str,
+    estimator: Estimator,
     view: View,
     *,
     folds: int,
@@ -140,25 +139,20 @@ def _estimate(
     return _in_order(probability_N, outranked_N, names, example_ids)
 
 
-def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[View, ...]:
+def confidence_views(caches: Sequence[TeacherCache], estimator: Estimator) -> tuple[View, ...]:
     """Return the modalities that an estimator gives with these caches.
 
     Raises:
-        ConfigError: an unknown estimator, or caches that lack what it needs.
+        ConfigError: caches that lack what it needs.
     """
-    if estimator not in ESTIMATORS:
-        what = f"There is no confidence estimator {estimator!r}."
-        raise unknown_name(what, estimator, ESTIMATORS, where="confidence")
-    if estimator == "none":
-        return ()
-    if estimator == "probe":
-        views: dict[View, bool] = {
-            "vision": any(cache.image is not None for cache in caches),
-            "text": any(cache.text is not None for cache in caches),
-        }
-        return tuple(view for view, present in views.items() if present)
-    _aligned_cache(caches)
-    return ("joint",)
+    if estimator == "zero-shot":
+        _aligned_cache(caches)
+        return ("joint",)
+    views: dict[View, bool] = {
+        "vision": any(cache.image is not None for cache in caches),
+        "text": any(cache.text is not None for cache in caches),
+    }
+    return tuple(view for view, present in views.items() if present)
 
 
 def confidence_identity(
@@ -166,7 +160,7 @@ def confidence_identity(
     caches: Sequence[TeacherCache],
     dataset: Dataset,
     example_ids: Sequence[str],
-    estimator: str,
+    estimator: Estimator,
     view: str,
     folds: int,
     seed: int,
@@ -198,12 +192,8 @@ def probe_data(
 ) -> ProbeData:
     """Return what a head is fitted on, or scores: the examples' features in one view, and their truth."""
     task = examples[0].task
-    builder = ProbeFeatures(
-        image=[cache.image for cache in caches if cache.image is not None],
-        text=[cache.text for cache in caches if cache.text is not None],
-    )
     choice = task in MULTIPLE_CHOICE_TASKS
-    features_NCF = builder.build(examples, view=view, per_candidate=choice)
+    features_NCF = probe_features(caches, examples, view)
     if head_name(task) == "vqa":
         num_classes = len(dataset.label_names(task))
         triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
@@ -227,11 +217,8 @@ def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> TruthConfide
     if cache.image is None or cache.text is None:
         raise ValueError("an aligned cache has both modalities")
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
-        raise ConfigError(
-            f"Zero-shot confidence is defined for multiple choice, not for {examples[0].task}.",
-            where="confidence",
-            next_command="use --confidence probe",
-        )
+        what = f"Zero-shot confidence is defined for multiple choice, not for {examples[0].task}."
+        raise ConfigError(what, next_command="use --confidence probe")
     scale = float(cache.identity["teacher"]["logit_scale"])
     image_ND = _unit_rows(cache.image.global_features([example.image.unit_id for example in examples]))
     probability_N = np.empty(len(examples), dtype=np.float32)
@@ -248,11 +235,8 @@ def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:
     for cache in caches:
         if cache.image is not None and cache.text is not None and cache.identity["teacher"].get("logit_scale"):
             return cache
-    raise ConfigError(
-        "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l.",
-        where="confidence",
-        next_command="use --confidence probe",
-    )
+    what = "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l."
+    raise ConfigError(what, next_command="use --confidence probe")
 
 
 def _caches_of(caches: Sequence[TeacherCache], view: str) -> list[TeacherCache]:
@@ -266,19 +250,16 @@ def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
     place = {name: index for index, name in enumerate(dataset.example_ids)}
     unknown = [name for name in names if name not in place]
     if unknown:
-        raise DatasetError(
-            "An example is not in this split.", where=f"{dataset.name}, split {dataset.split}", why=repr(unknown[0])
-        )
+        where = f"{dataset.name}, split {dataset.split}"
+        raise DatasetError("An example is not in this split.", where=where, why=repr(unknown[0]))
     return [dataset[place[name]] for name in names]
 
 
 def _label_of(example: Example) -> int:
     if example.label is None:
-        raise DatasetError(
-            "An example has no label, so no confidence in its ground truth can be estimated.",
-            where=example.example_id,
-            next_command="use a labelled split, or --no-confidence",
-        )
+        what = "An example has no label, so no confidence in its ground truth can be estimated."
+        instead = "use a labelled split, or --no-confidence"
+        raise DatasetError(what, where=example.example_id, next_command=instead)
     return example.label
 
 
@@ -321,69 +302,62 @@ IMAGE_DIM = 64
 _CHUNK = 512
 
 
-class ProbeFeatures:
-    """Builds features from the stores of one or more teachers; several teachers' features stand side by side."""
+def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], view: View) -> Array:
+    """Return (N, C, F) float32, zero where an example has fewer candidates than the most.
 
-    def __init__(self, *, image: Sequence[FeatureStore], text: Sequence[FeatureStore]) -> None:
-        self._image = list(image)
-        self._text = list(text)
+    Features of several teachers stand side by side.
 
-    def build(self, examples: Sequence[Example], *, view: View, per_candidate: bool) -> Array:
-        """Return (N, C, F) float32, zero where an example has fewer candidates than the most.
+    Args:
+        examples: of one task.
+        view: `vision` sees pictures and words as bags, `text` texts alone.
+    """
+    stores = [store for cache in caches if (store := cache.image if view == "vision" else cache.text) is not None]
+    # A store's tokens are boxes where every picture has as many rows as its dataset gives it boxes.
+    boxes = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
+    regions = [
+        store
+        for store in stores
+        if view == "vision"
+        and store.has_tokens
+        and any(boxes.values())
+        and store.token_lengths(list(boxes)).tolist() == list(boxes.values())
+    ]
+    most = max(len(example.candidates) for example in examples)
+    chunks = []
+    for start in range(0, len(examples), _CHUNK):
+        chunk = examples[start : start + _CHUNK]
+        rows_RF = _picture_rows(stores, regions, chunk) if view == "vision" else _text_rows(stores, chunk)
+        padded_NCF = np.zeros((len(chunk), most, rows_RF.shape[1]), np.float32)
+        counts = np.array([len(example.candidates) for example in chunk])
+        padded_NCF[np.arange(most) < counts[:, None]] = rows_RF
+        chunks.append(padded_NCF)
+    return np.concatenate(chunks)
 
-        Args:
-            view: `vision` sees pictures and words as bags, `text` texts alone, `joint` both teachers.
-            per_candidate: multiple choice; words are then those of the answer part alone.
-        """
-        # A store's tokens are boxes where every picture has as many rows as its dataset gives it boxes.
-        boxes = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
-        regions = [
-            store
-            for store in self._image
-            if view != "text"
-            and store.has_tokens
-            and any(boxes.values())
-            and store.token_lengths(list(boxes)).tolist() == list(boxes.values())
-        ]
-        most = max(len(example.candidates) for example in examples)
-        chunks = []
-        for start in range(0, len(examples), _CHUNK):
-            chunk = examples[start : start + _CHUNK]
-            rows_RF = self._rows(chunk, view, regions, per_candidate)
-            padded_NCF = np.zeros((len(chunk), most, rows_RF.shape[1]), np.float32)
-            counts = np.array([len(example.candidates) for example in chunk])
-            padded_NCF[np.arange(most) < counts[:, None]] = rows_RF
-            chunks.append(padded_NCF)
-        return np.concatenate(chunks)
 
-    def _rows(
-        self, examples: Sequence[Example], view: View, regions: Sequence[FeatureStore], per_candidate: bool
-    ) -> Array:
-        """Return one row per candidate, in order."""
-        candidates = [candidate for example in examples for candidate in example.candidates]
-        blocks: list[Array] = []
-        partner: Array | None = None
-        if view != "vision":
-            text_RD = _global_rows(self._text, [candidate.text_unit.unit_id for candidate in candidates])
-            blocks.append(_project(text_RD, TEXT_DIM, "text"))
-            partner = _signs_product(text_RD, SKETCH_DIM, "text interaction")
-        if view == "text":
-            return blocks[0]
-        if partner is None:
-            texts = [choice.text[choice.answer_start :] if per_candidate else choice.text for choice in candidates]
-            partner = np.stack([bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
-        repeats = [len(example.candidates) for example in examples]
-        global_RD = np.repeat(
-            _global_rows(self._image, [example.image.unit_id for example in examples]), repeats, axis=0
-        )
-        pictures = [("image", global_RD)]
-        if regions:
-            pictures.append(("tagged boxes", _region_rows(regions, examples, tagged=True)))
-            pictures.append(("other boxes", _region_rows(regions, examples, tagged=False)))
-        for name, feature_RD in pictures:
-            blocks.append(_project(feature_RD, IMAGE_DIM, name))
-            blocks.append(_signs_product(feature_RD, SKETCH_DIM, f"{name} interaction") * partner)
-        return np.concatenate(blocks, axis=1)
+def _text_rows(stores: Sequence[FeatureStore], examples: Sequence[Example]) -> Array:
+    """Return one row per candidate, in order."""
+    ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
+    return _project(_global_rows(stores, ids), TEXT_DIM, "text")
+
+
+def _picture_rows(
+    stores: Sequence[FeatureStore], regions: Sequence[FeatureStore], examples: Sequence[Example]
+) -> Array:
+    """Return one row per candidate, in order: of pictures, and of their interaction with the words."""
+    choice = examples[0].task in MULTIPLE_CHOICE_TASKS
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    texts = [candidate.text[candidate.answer_start :] if choice else candidate.text for candidate in candidates]
+    words_RS = np.stack([bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
+    ids = [example.image.unit_id for example in examples for _ in example.candidates]
+    pictures = [("image", _global_rows(stores, ids))]
+    if regions:
+        pictures.append(("tagged boxes", _region_rows(regions, examples, tagged=True)))
+        pictures.append(("other boxes", _region_rows(regions, examples, tagged=False)))
+    blocks: list[Array] = []
+    for name, feature_RD in pictures:
+        blocks.append(_project(feature_RD, IMAGE_DIM, name))
+        blocks.append(_signs_product(feature_RD, SKETCH_DIM, f"{name} interaction") * words_RS)
+    return np.concatenate(blocks, axis=1)
 
 
 def bag_of_words(words: Sequence[str]) -> Array:

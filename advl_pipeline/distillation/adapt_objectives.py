@@ -1,4 +1,4 @@
-"""What the adapt step learns and holds beside its teachers: a contrast of pictures and texts, and an anchor.
+"""What the adapt step learns and holds besides what teachers say: a contrast of pictures and texts, and an anchor.
 
 The contrast (docs/method.md) pulls picture and text summaries of the downstream inputs together. The anchor holds
 what pretraining taught where it left it, as far as it is not to be moved.

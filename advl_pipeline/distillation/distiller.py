@@ -10,7 +10,6 @@ width, D teacher width, E common space.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -37,37 +36,22 @@ from advl_pipeline.distillation.settings import DistillationSettings, VisionTarg
 from advl_pipeline.distillation.signal import (
     Nodes,
     TeacherSignal,
-    TeacherWidths,
+    Widths,
     shared_words,
     teachers_by_pathway,
 )
 from advl_pipeline.distillation.weighting import select_words
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
+CONTRAST_SIZE = 128
+"""Width E of the common space."""
+
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PathwayTerm:
-    """The loss of one pathway: means over candidates, without weight of the instance or lambda.
-
-    `value_B` is the mean over the teachers; `by_teacher` holds each teacher's (B,), detached.
-    """
-
-    value_B: torch.Tensor
-    by_teacher: Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationTerms:
-    """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
-
-    `selected_NW` is bool.
-    """
-
-    pathways: Mapping[str, PathwayTerm]
-    selected_NW: torch.Tensor | None
+Terms = dict[str, dict[str, torch.Tensor]]
+"""Pathway, `vision` or `text`, of those that have a teacher -> teacher -> (B,) loss, the mean over the candidates."""
 
 
 class Distiller(nn.Module):
@@ -80,14 +64,13 @@ class Distiller(nn.Module):
     def __init__(
         self,
         settings: DistillationSettings,
-        teachers: Mapping[str, TeacherWidths],
+        teachers: Mapping[str, Widths],
         *,
         hidden_size: int,
         pooled_size: int,
         vision_targets: Mapping[str, VisionTarget] | None = None,
         landmarks: Mapping[str, Landmarks] | None = None,
         region_landmarks: Mapping[str, RegionLandmarks] | None = None,
-        contrast_size: int = 128,
     ) -> None:
         """Args:
         teachers: the widths of each teacher's features.
@@ -97,7 +80,6 @@ class Distiller(nn.Module):
         landmarks: of each text teacher whose likenesses to known words are followed; those of others are among the
             batch.
         region_landmarks: likewise of each vision teacher, of regions that the student names.
-        contrast_size: width of the common space.
 
         Raises:
             ConfigError: relations between words that a teacher did not store.
@@ -107,7 +89,7 @@ class Distiller(nn.Module):
         self.vision_targets = dict(vision_targets or {})
         self.teachers = teachers_by_pathway(settings, teachers)
         for name in self.teachers["text"]:
-            if settings.distance == "relational" and not teachers[name].text_token:
+            if settings.distance == "relational" and "word" not in teachers[name]:
                 raise ConfigError(
                     "This teacher's cache has no features of words, so no words can be related.",
                     where=name,
@@ -118,20 +100,16 @@ class Distiller(nn.Module):
         self.text = nn.ModuleDict()
         if settings.distance != "relational":
             for name in self.teachers["vision"]:
-                widths = teachers[name]
+                image, region = (teachers[name].get(kind) for kind in ("image", "region"))
                 self.vision[module_key(name)] = Projections(
-                    settings.projector,
-                    image=(hidden_size, widths.image_global),
-                    region=(hidden_size, widths.image_region),
+                    settings.projector, image=(hidden_size, image), region=(hidden_size, region)
                 )
             for name in self.teachers["text"]:
-                widths = teachers[name]
-                self.text[module_key(name)] = Projections(
-                    summary=(pooled_size, widths.text_global), word=(hidden_size, widths.text_token)
-                )
+                summary, word = (teachers[name].get(kind) for kind in ("summary", "word"))
+                self.text[module_key(name)] = Projections(summary=(pooled_size, summary), word=(hidden_size, word))
         self.landmarks, self.region_landmarks = landmarks or {}, region_landmarks or {}
-        self.contrast_image = nn.Linear(hidden_size, contrast_size)
-        self.contrast_text = nn.Linear(pooled_size, contrast_size)
+        self.contrast_image = nn.Linear(hidden_size, CONTRAST_SIZE)
+        self.contrast_text = nn.Linear(pooled_size, CONTRAST_SIZE)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
 
     @property
@@ -150,8 +128,8 @@ class Distiller(nn.Module):
         known: Mapping[str, torch.Tensor] | None = None,
         generator: torch.Generator | None = None,
         gather: Gather = gather_alone,
-    ) -> DistillationTerms:
-        """Compute the pathway losses of a batch.
+    ) -> tuple[Terms, torch.Tensor | None]:
+        """Return the losses of a batch, without weight of the instance or lambda, and the words that are distilled.
 
         Args:
             distilled: the student's states that are compared with the teachers'.
@@ -160,30 +138,28 @@ class Distiller(nn.Module):
             known: which regions are known, by teacher [default: by `known_regions` of `distilled`].
             generator: of words and regions that are drawn.
             gather: of the processes that share the batch.
+
+        Returns:
+            The losses, and (N, W) bool; None where no words are distilled.
         """
-        example_N = batch.example_N
         if known is None:
             known = self.known_regions(distilled, batch, signal)
-        relations = Relations(settings=self.settings, gather=gather, generator=generator)
+        relations = Relations(gather=gather, generator=generator)
         vision_N = {
             name: self._follow_picture(name, distilled, known, batch, signal, image_ids_B, relations)
             for name in self.teachers["vision"]
             if name in signal.vision
         }
         text_N, selected_NW = self._follow_text(distilled, signal, relevance_NL, relations)
-        pathways = {}
-        for pathway, losses_N in (("vision", vision_N), ("text", text_N)):
-            if not losses_N:
-                continue
-            losses_B = {
-                name: mean_by_example(value_N, example_N, len(batch.num_candidates))
+        terms = {
+            pathway: {
+                name: mean_by_example(value_N, batch.example_N, len(batch.num_candidates))
                 for name, value_N in losses_N.items()
             }
-            pathways[pathway] = PathwayTerm(
-                value_B=torch.stack(list(losses_B.values())).mean(0),
-                by_teacher={name: value.detach() for name, value in losses_B.items()},
-            )
-        return DistillationTerms(pathways=pathways, selected_NW=selected_NW)
+            for pathway, losses_N in (("vision", vision_N), ("text", text_N))
+            if losses_N
+        }
+        return terms, selected_NW
 
     def contrast(
         self,
@@ -296,11 +272,11 @@ class Distiller(nn.Module):
                 # Function words are like everything and like nothing.
                 mask_NW = mask_NW & (words.prior_NW > 0)
                 if landmarks is None:
-                    nodes = part.nodes.meant if part.nodes else Nodes.of_mask(mask_NW)
-                    relations.require_partners(nodes, words, name, part.nodes.num_forms if part.nodes else None)
+                    nodes = part.meant or Nodes.of_mask(mask_NW)
+                    relations.require_partners(nodes, words, name, part.num_forms)
                 else:
                     mask_NW = unplaced_words(mask_NW, words)
-                    nodes = part.nodes.unplaced if part.nodes else Nodes.of_mask(mask_NW)
+                    nodes = part.unplaced or Nodes.of_mask(mask_NW)
             elif part.words_NWD is None:
                 mask_NW = torch.zeros_like(mask_NW)
             selected_NW = select_words(

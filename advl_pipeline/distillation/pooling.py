@@ -1,22 +1,12 @@
 """Means: of tokens to words, of visual states to regions or a picture, of sequences to examples.
 
-Of these a control is made: the student's own visual tokens, before they meet the text, in place of what a vision
-teacher says. Later layers of a student gain from predicting its own early visual tokens, which know nothing that it
-does not (PRe, arXiv 2603.20808: on general sets as much as from DINOv2). What a vision teacher is worth is its gain
-beside this.
 Shapes: B examples, N sequences, L tokens, R visual tokens, S regions, W words, D and H widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
 import torch
 
-from advl_pipeline.distillation.features import Features
-from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 
@@ -69,12 +59,6 @@ def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:
     return (output.visual_states_NRH * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def first_sequences(num_candidates: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return (B,) int64: the first sequence of each example, as `StudentBatch.first_B`."""
-    counts = np.array(num_candidates)
-    return torch.from_numpy(np.cumsum(counts) - counts).to(device, non_blocking=True)
-
-
 def mean_by_example(values_N: torch.Tensor, example_N: torch.Tensor, num_examples: int) -> torch.Tensor:
     """Return (B,): the mean over each example's sequences."""
     zero_B = values_N.new_zeros(num_examples)
@@ -85,25 +69,3 @@ def masked_mean(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
     """Return (N,): mean over the valid entries of each row, 0 for a row without any."""
     kept = torch.where(mask_NW, values_NW, torch.zeros_like(values_NW))
     return kept.sum(1) / mask_NW.sum(1).clamp(min=1)
-
-
-def with_own_tokens(signal: TeacherSignal, visual_NRH: torch.Tensor, batch: StudentBatch) -> TeacherSignal:
-    """Return the signal with the student's tokens as every vision teacher's features, of the same places.
-
-    Args:
-        visual_NRH: the student's visual tokens; no gradient goes to them.
-    """
-    own_BRH = visual_NRH.detach()[batch.first_B].float()
-    mask_BR = batch.visual_mask_NR[batch.first_B]
-    share_BR = mask_BR / mask_BR.sum(1, keepdim=True).clamp(min=1)
-    return replace(
-        signal,
-        vision={
-            name: replace(
-                part,
-                picture=Features(values_MD=torch.einsum("br,brh->bh", share_BR, own_BRH)),
-                regions=part.regions and Features(values_MD=pool_to_regions(own_BRH, part.shares_BSR)[0]),
-            )
-            for name, part in signal.vision.items()
-        },
-    )

@@ -1,12 +1,12 @@
 """Relations instead of coordinates: the student's likenesses among words, or regions, follow the teacher's.
 
-docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau_T), q_ij = softmax_j(cos(h_i, h_j) / tau_S),
+docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau), q_ij = softmax_j(cos(h_i, h_j) / tau),
 vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). Relations need the items of all processes that share
 a batch: the loss code gathers them. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in
 TinyCLIP and CLIP-KD.
 
 With landmarks, i runs over what pretraining did not teach: it is placed by what is known, not by words that are lost
-themselves. p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with k over all known
+themselves. p_ik = softmax_k(cos(t_i, T_k) / tau), q_ik = softmax_k(cos(h_i, H_k) / tau), with k over all known
 words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's states as
 pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the student
 clearly names by word k. What is known is held by the anchor and not distilled. A linear map that is learned from the
@@ -17,30 +17,25 @@ D teacher width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.pooling import image_state, masked_mean, pool_to_regions
-from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
-from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment, WordNodes
+from advl_pipeline.distillation.settings import VisionTarget
+from advl_pipeline.distillation.signal import Nodes, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.weighting import min_max_scale
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
+Gather = Callable[..., tuple[torch.Tensor, ...]]
+"""Given several tensors of as many rows, returns the rows of each of all processes that share a batch, in order.
 
-class Gather(Protocol):
-    """Gives the rows of all processes that share a batch, in order, with gradients to the process that each is of.
-
-    Gradients of what the processes compute of them are added up. The rows may be of another number in each process;
-    their other axes, and the type of the values, are alike.
-    """
-
-    def __call__(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the rows of each of several tensors, which have as many rows as one another."""
-        ...
+Gradients go to the process that a row is of, added up over the processes. The rows may be of another number in each
+process; their other axes, and the type of the values, are alike.
+"""
 
 
 def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -99,25 +94,14 @@ def region_landmarks(
         return None
     lead_X, name_X = _best_names(states_XH, names_NH)
     margin = float(lead_X.quantile(1 - CLEAR_SHARE))
-    clear_X = lead_X >= margin
-    counts_N = torch.bincount(name_X[clear_X], minlength=len(names_NH))
-    kept_N = counts_N >= _MIN_REGIONS
-    if int(kept_N.sum()) < MIN_LANDMARKS:
+    sums = LandmarkSums()
+    sums.add(states_XH, features_XD, name_X, lead_X >= margin)
+    if (named := sums.landmarks(fewest=_MIN_REGIONS)) is None:
         return None
-    device = states_XH.device
-    name_X, clear_X, counts_N, kept_N = (values.cpu() for values in (name_X, clear_X, counts_N, kept_N))
-    # On the host, since some devices have no double precision.
-    states_KH, features_KD = (
-        torch.zeros(len(names_NH), values.shape[1], dtype=torch.float64).index_add_(
-            0, name_X[clear_X], values.cpu()[clear_X].double()
-        )[kept_N]
-        / counts_N[kept_N, None]
-        for values in (states_XH, features_XD)
-    )
     return RegionLandmarks(
-        states_KH=states_KH.float().to(device),
-        features_KD=features_KD.float().to(device),
-        mean_D=features_XD.cpu().double().mean(0).float().to(device),
+        states_KH=named.states_KH,
+        features_KD=named.features_KD,
+        mean_D=named.mean_D,
         names_NH=names_NH,
         margin=margin,
     )
@@ -130,77 +114,58 @@ def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.
 
 
 class LandmarkSums:
-    """Gathers `Landmarks` over batches: sums by word, in double precision so that their order does not matter.
+    """Gathers `Landmarks` over batches: sums by group, in double precision so that their order does not matter.
 
     They are kept on the host, since some devices have no double precision.
     """
 
     def __init__(self) -> None:
-        self._device = torch.device("cpu")
-        self._row_of: dict[int, int] = {}
-        self._counts = torch.zeros(0, dtype=torch.int64)
-        self._sums: list[torch.Tensor] = []
-        self._all: torch.Tensor | float = 0.0
-        self._num_all = 0
+        self._of_group: dict[int, torch.Tensor] = {}
+        self._of_all: torch.Tensor | float = 0.0
 
     def add(
-        self, states_NWH: torch.Tensor, features_NWD: torch.Tensor, node_NW: torch.Tensor, words: WordAlignment
+        self, states_XH: torch.Tensor, features_XD: torch.Tensor, group_X: torch.Tensor, known_X: torch.Tensor
     ) -> None:
-        """Add the words of a batch.
+        """Add the words, or regions, of a batch.
 
         Args:
-            states_NWH: the student's, as it was pretrained.
-            node_NW: bool, words with a meaning that both sides have.
-            words: which of them pretraining knew.
+            states_XH: the student's, as it was pretrained.
+            group_X: int64, the word that each is an occurrence of, or is named by.
+            known_X: bool, of which means are landmarks; of the others only what all have in common is taken.
         """
-        self._device = states_NWH.device
-        known_NW = (node_NW & (words.known_NW >= KNOWN)).cpu()
-        states_NWH, features_NWD, node_NW = states_NWH.cpu(), features_NWD.cpu(), node_NW.cpu()
-        self._all = self._all + features_NWD[node_NW].double().sum(0)
-        self._num_all += int(node_NW.sum())
-        forms_G, place_X = torch.unique(words.form_NW.cpu()[known_NW], return_inverse=True)
-        row_X = torch.tensor(
-            [self._row_of.setdefault(form, len(self._row_of)) for form in forms_G.tolist()], dtype=torch.int64
-        )[place_X]
-        known = [values[known_NW].double() for values in (states_NWH, features_NWD)]
-        before = self._sums or [values.new_zeros(0, values.shape[1]) for values in known]
-        num_new = len(self._row_of) - len(self._counts)
-        self._sums = [
-            functional.pad(sums, (0, 0, 0, num_new)).index_add_(0, row_X, values)
-            for sums, values in zip(before, known, strict=True)
-        ]
-        self._counts = functional.pad(self._counts, (0, num_new)).index_add_(0, row_X, torch.ones_like(row_X))
+        self._device, self._widths = states_XH.device, [1, states_XH.shape[1], features_XD.shape[1]]
+        rows_XY = torch.cat([torch.ones_like(states_XH[:, :1]), states_XH, features_XD], 1).cpu().double()
+        self._of_all = self._of_all + rows_XY.sum(0)
+        known_X = known_X.cpu()
+        groups_G, place_X = torch.unique(group_X.cpu()[known_X], return_inverse=True)
+        sums_GY = rows_XY.new_zeros(len(groups_G), rows_XY.shape[1]).index_add_(0, place_X, rows_XY[known_X])
+        for group, sums_Y in zip(groups_G.tolist(), sums_GY, strict=True):
+            self._of_group[group] = self._of_group.get(group, 0.0) + sums_Y
 
-    def landmarks(self) -> Landmarks | None:
-        """Return them in the order of the words' numbers; None where there are too few."""
-        if len(self._row_of) < MIN_LANDMARKS:
+    def landmarks(self, *, fewest: int = 1) -> Landmarks | None:
+        """Return the means in the order of the groups; None where there are too few.
+
+        Args:
+            fewest: members of a group that is a landmark.
+        """
+        kept = [sums_Y for _, sums_Y in sorted(self._of_group.items()) if sums_Y[0] >= fewest]
+        if len(kept) < MIN_LANDMARKS:
             return None
-        rows_K = torch.tensor([self._row_of[form] for form in sorted(self._row_of)])
-        states_KH, features_KD = (sums[rows_K] / self._counts[rows_K, None] for sums in self._sums)
-        assert isinstance(self._all, torch.Tensor)
-        return Landmarks(
-            states_KH=states_KH.float().to(self._device),
-            features_KD=features_KD.float().to(self._device),
-            mean_D=(self._all / self._num_all).float().to(self._device),
-        )
+        assert isinstance(self._of_all, torch.Tensor)
+        rows_KY = torch.stack([*kept, self._of_all])
+        _, states_KH, features_KD = torch.split((rows_KY / rows_KY[:, :1]).float().to(self._device), self._widths, 1)
+        return Landmarks(states_KH=states_KH[:-1], features_KD=features_KD[:-1], mean_D=features_KD[-1])
 
 
-def landmark_divergence(
-    states_XH: torch.Tensor,
-    features_XD: torch.Tensor,
-    landmarks: Landmarks,
-    *,
-    student_temperature: float = TEMPERATURE,
-    teacher_temperature: float = TEMPERATURE,
-) -> torch.Tensor:
+def landmark_divergence(states_XH: torch.Tensor, features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
     """Return (X,): how far the student's likenesses of each node to the landmarks are from the teacher's, in nats.
 
     States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
     its words: what all have in common says nothing of one.
     """
     centre_H = landmarks.states_KH.mean(0)
-    of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / student_temperature
-    of_teacher_XK = teachers_likeness(features_XD, landmarks) / teacher_temperature
+    of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / TEMPERATURE
+    of_teacher_XK = teachers_likeness(features_XD, landmarks) / TEMPERATURE
     log_p_XK, log_q_XK = of_teacher_XK.log_softmax(-1), of_student_XK.log_softmax(-1)
     return (log_p_XK.exp() * (log_p_XK - log_q_XK)).sum(-1)
 
@@ -248,23 +213,18 @@ def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) 
     return Nodes.of_mask(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
 
 
-def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor | None) -> WordNodes:
-    """Return the words of which a teacher and the student have states.
+def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor) -> tuple[Nodes, Nodes, int]:
+    """Return the words of which a teacher and the student have states: `TextSignal.meant`, `unplaced`, `num_forms`.
 
     Args:
-        word_mask_NW: bool, those of the teacher; None for all.
+        word_mask_NW: bool, those of the teacher.
     """
     num_texts, num_words = words.prior_NW.shape
     bucket_NL = torch.where(words.word_of_token_NL >= 0, words.word_of_token_NL, num_words)
     has_token_NW = torch.zeros(num_texts, num_words + 1, dtype=torch.bool).scatter_(1, bucket_NL, True)[:, :num_words]
-    meant_NW = words.word_mask_NW & has_token_NW & (words.prior_NW > 0)
-    if word_mask_NW is not None:
-        meant_NW = meant_NW & word_mask_NW
-    return WordNodes(
-        meant=Nodes.of_mask(meant_NW),
-        num_forms=len(torch.unique(words.form_NW[meant_NW])),
-        unplaced=Nodes.of_mask(unplaced_words(meant_NW, words)),
-    )
+    meant_NW = words.word_mask_NW & has_token_NW & (words.prior_NW > 0) & word_mask_NW
+    num_forms = len(torch.unique(words.form_NW[meant_NW]))
+    return Nodes.of_mask(meant_NW), Nodes.of_mask(unplaced_words(meant_NW, words)), num_forms
 
 
 MAX_RELATED = 1024
@@ -282,9 +242,7 @@ def some_of(place_X: torch.Tensor, most: int, generator: torch.Generator | None)
     return place_X.index_select(0, kept_X.to(place_X.device, non_blocking=True))
 
 
-def log_likenesses(
-    states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
+def log_likenesses(states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor) -> torch.Tensor:
     """Return (X, Y): log of each node's distribution of likeness over the others, about -1e38 where left out.
 
     Args:
@@ -292,7 +250,6 @@ def log_likenesses(
         others_YH: vectors of all nodes of the batch.
         left_out_XY: bool, pairs that are not compared; a node with itself must be among them. A row with nothing left
             is like all alike.
-        temperature: of the softmax over cosines.
     """
     mean_H = others_YH.float().mean(0)
     centred_XH, centred_YH = (
@@ -300,7 +257,7 @@ def log_likenesses(
     )
     # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells nodes apart.
     with torch.autocast(states_XH.device.type, enabled=False):
-        cosine_XY = centred_XH / temperature @ centred_YH.T
+        cosine_XY = centred_XH / TEMPERATURE @ centred_YH.T
     # The lowest finite value instead of -inf: a row with nothing left stays finite.
     return cosine_XY.masked_fill_(left_out_XY, torch.finfo(torch.float32).min).log_softmax(1)
 
@@ -310,8 +267,6 @@ def relational_divergence(
     teacher_XD: torch.Tensor,
     group_X: torch.Tensor,
     *,
-    student_temperature: float = TEMPERATURE,
-    teacher_temperature: float = TEMPERATURE,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return, of each node, how far the student's likenesses to the others are from the teacher's, in nats.
@@ -319,8 +274,6 @@ def relational_divergence(
     Args:
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
-        student_temperature: tau_S.
-        teacher_temperature: tau_T.
         gather: of the processes that share the batch.
 
     A node that is compared with nothing has divergence 0.
@@ -329,8 +282,8 @@ def relational_divergence(
     teacher_XD = teacher_XD.detach()
     group_Y, teacher_YD, student_YH = gather(group_X, teacher_XD, student_XH)
     left_out_XY = group_X[:, None] == group_Y[None, :]
-    log_p_XY = log_likenesses(teacher_XD, teacher_YD, left_out_XY, temperature=teacher_temperature)
-    log_q_XY = log_likenesses(student_XH, student_YH, left_out_XY, temperature=student_temperature)
+    log_p_XY = log_likenesses(teacher_XD, teacher_YD, left_out_XY)
+    log_q_XY = log_likenesses(student_XH, student_YH, left_out_XY)
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
@@ -341,7 +294,6 @@ class Relations:
     `gather` is of the processes that share the batch, and `generator` draws regions where they are too many.
     """
 
-    settings: DistillationSettings
     gather: Gather = gather_alone
     generator: torch.Generator | None = None
 
@@ -393,24 +345,20 @@ class Relations:
             loss_B = loss_B + self.of_nodes(image_BH, part.global_BD, image_ids_B, None)
         return loss_B
 
-    def require_partners(self, nodes: Nodes, words: WordAlignment, name: str, num_forms: int | None) -> None:
+    def require_partners(self, nodes: Nodes, words: WordAlignment, name: str, num_forms: int) -> None:
         """Refuse a batch whose words cannot be related.
 
         Args:
-            num_forms: how many of this process' words differ; None: they are counted.
+            num_forms: how many of this process' words are known to differ.
 
         Raises:
-            ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
+            ConfigError: it has fewer than two. What is only looked at may be one short text.
         """
         (forms_X,) = self.gather(nodes.take(words.form_NW))
-        if not torch.is_grad_enabled() or (num_forms is not None and num_forms > 1):
-            return
-        num_shared = len(set(forms_X.tolist()))
-        if num_shared < 2:
+        if torch.is_grad_enabled() and num_forms < 2 and len(set(forms_X.tolist())) < 2:
             raise ConfigError(
                 "A batch has fewer than two words with a meaning, so there is nothing to relate.",
                 where=name,
-                why=f"{len(words.form_NW)} texts hold {num_shared} that student and teacher share",
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )
 

@@ -24,8 +24,9 @@ class DistillationOptions(Configuration):
 
     distill_weight: float = option(
         0.01,
-        help="lambda: strength of the distillation terms beside the task loss; in the adapt step it is 1. For scale: "
-        "the loss of a choice of four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
+        help="lambda: strength of the distillation terms against the task loss; in the adapt step it is 1. "
+        "For scale: the loss of a choice of four begins at 1.4; with --distance mse each target of a pathway begins "
+        "near 2.",
         minimum=0,
         needs=("teachers",),
     )
@@ -83,11 +84,39 @@ class DistillationOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptTerms(Configuration):
-    """What the adapt step learns and holds."""
+class AdaptOptions(Configuration):
+    """The options decide the adapt step, which comes before the labels are learned: what it learns and holds."""
 
     title: ClassVar[str] = "Adapt step"
 
+    steps: Literal["one", "two"] | None = rare_option(None, help="Two-step finetuning, or the finetune step alone.")
+    adapt_steps: int = option(
+        400,
+        help="Optimiser steps of the adapt step, added to those of the finetune step.",
+        minimum=1,
+        needs=("an adapt step",),
+    )
+    adapt_texts: int = rare_option(
+        64,
+        help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
+        minimum=2,
+        needs=("an adapt step",),
+    )
+    adapt_lr_scale: float | None = rare_option(
+        None,
+        help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
+        "which start fresh, learn at their own [default: the recipe's, else 1].",
+        minimum=0,
+        needs=("an adapt step",),
+    )
+    adapt_on: tuple[str, ...] = rare_option(
+        ("inputs",),
+        help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
+        "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
+        "Repeatable.",
+        metavar="INPUTS",
+        needs=("an adapt step",),
+    )
     adapt_objective: AdaptObjective | None = rare_option(
         None,
         help="What the adapt step learns: distillation alone, or the contrast of pictures and texts with it "
@@ -134,7 +163,7 @@ class AdaptTerms(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSettings(DistillationOptions, AdaptTerms):
+class DistillationSettings(DistillationOptions, AdaptOptions):
     """The same, decided, with the defaults of `advl`: what the distiller is given."""
 
     selection: Selection = "adaptive"

@@ -1,6 +1,10 @@
 """What the loss sees of the teachers. Whether it comes from a cache or a teacher that runs is invisible here.
 
-Shapes: B examples, N sequences, S regions, R visual tokens of the student, W words, D teacher width (per teacher).
+Features of a batch travel as caches store them, half as wide as targets are or a quarter. Where the student computes
+they are widened, averaged to words, boxes or patches, and standardised. Which rows are averaged is settled before,
+with the batch.
+Shapes: B examples, N sequences, S regions, R visual tokens of the student, W words, F words without rows, D teacher
+width (per teacher), M stored rows, P places of a target, X rows that are averaged, each as often as it counts.
 """
 
 from __future__ import annotations
@@ -8,30 +12,101 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 import torch
+from scipy.sparse import csr_matrix
 from torch.nn import functional
 
 from advl_pipeline.base.tensors import moved
-from advl_pipeline.distillation.features import Features, Fillings
+from advl_pipeline.cache.quantise import dequantise, from_int8
 from advl_pipeline.distillation.settings import DistillationSettings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherWidths:
-    """Feature widths of one teacher, by modality; None where it has no such features."""
+@dataclass(frozen=True, kw_only=True)
+class Averages:
+    """What each place is the weighted sum of, divided by its count where counts are given; places lie in `shape`.
 
-    image_global: int | None = None
-    image_region: int | None = None
-    text_global: int | None = None
-    text_token: int | None = None
+    Place p is of the rows `row_X[start_P1[p] : start_P1[p + 1]]`. Indices are int32, weights and counts float32.
+    """
+
+    shape: tuple[int, ...]
+    start_P1: torch.Tensor
+    row_X: torch.Tensor
+    weight_X: torch.Tensor
+    count_P: torch.Tensor | None = None
+
+    def apply(self, rows_MD: torch.Tensor) -> torch.Tensor:
+        """Return (*shape, D) float32; zeros where a place has no row."""
+        num_places = prod(self.shape)
+        if rows_MD.device.type == "cpu":
+            indices = (self.row_X.numpy(), self.start_P1.numpy())
+            weights_PM = csr_matrix((self.weight_X.numpy(), *indices), shape=(num_places, len(rows_MD)))
+            sums_PD = torch.from_numpy(weights_PM @ rows_MD.numpy())
+        else:
+            # The same sums by what every device has.
+            place_X = torch.repeat_interleave(self.start_P1.diff(), output_size=len(self.row_X))
+            weighted_XD = rows_MD.index_select(0, self.row_X) * self.weight_X[:, None]
+            sums_PD = rows_MD.new_zeros(num_places, rows_MD.shape[1]).index_add_(0, place_X, weighted_XD)
+        if self.count_P is not None:
+            sums_PD /= self.count_P[:, None]
+        return sums_PD.view(*self.shape, rows_MD.shape[1])
 
 
-def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, TeacherWidths]) -> dict[str, list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Rows (M, D) as a cache stores them, and what makes targets of them.
+
+    They are float16, float32, or int8 codes with their scales (M,). Targets are `averages` of them, where given, and
+    standardised by a mean and variance (D,), where given.
+    """
+
+    values_MD: torch.Tensor
+    scale_M: torch.Tensor | None = None
+    averages: Averages | None = None
+    mean_D: torch.Tensor | None = None
+    variance_D: torch.Tensor | None = None
+
+    def averaged(self) -> torch.Tensor:
+        """Return (M, D) or (*shape, D) float32, not standardised."""
+        if self.scale_M is None:
+            rows_MD = self.values_MD.float()
+        elif self.values_MD.device.type == "cpu":
+            rows_MD = torch.from_numpy(from_int8(self.values_MD.numpy(), self.scale_M.numpy())).float()
+        else:
+            rows_MD = dequantise(self.values_MD, self.scale_M).float()
+        return rows_MD if self.averages is None else self.averages.apply(rows_MD)
+
+    def standardised(self, values_D: torch.Tensor) -> torch.Tensor:
+        """Return (..., D) as targets are."""
+        if self.mean_D is None or self.variance_D is None:
+            return values_D
+        return standardise(values_D, self.mean_D, self.variance_D)
+
+    def targets(self) -> torch.Tensor:
+        """Return what the loss sees."""
+        return self.standardised(self.averaged())
+
+
+def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
+    """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
+
+    Dimensions that never vary carry nothing and become 0.
+    """
+    deviation = variance_D.clamp(min=0).sqrt()
+    scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
+    return (values_D.float() - mean_D).mul_(scale)
+
+
+Widths = Mapping[str, int]
+"""Of one teacher's features by kind, `image`, `region`, `summary` (of a text) and `word`; without those it lacks."""
+
+
+def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, Widths]) -> dict[str, list[str]]:
     """Return the names of the teachers of each pathway, `vision` and `text`; none of one that a run leaves out."""
     by_pathway = {
-        "vision": [name for name, of_teacher in widths.items() if of_teacher.image_global],
-        "text": [name for name, of_teacher in widths.items() if of_teacher.text_global],
+        "vision": [name for name, of_teacher in widths.items() if "image" in of_teacher],
+        "text": [name for name, of_teacher in widths.items() if "summary" in of_teacher],
     }
     return {name: of_pathway if settings.pathway in ("both", name) else [] for name, of_pathway in by_pathway.items()}
 
@@ -60,16 +135,6 @@ class Nodes:
     def spread(self, each_X: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Undo `take`: (N, W), 0 elsewhere."""
         return each_X.new_zeros(shape.numel()).index_copy(0, self.place_X, each_X).view(shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordNodes:
-    """The words with a meaning that both sides have states of, how many of them are spelled differently, and which of
-    them a teacher places by landmarks."""
-
-    meant: Nodes
-    num_forms: int
-    unplaced: Nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +178,19 @@ class VisionSignal:
 class TextSignal:
     """One text teacher on the sequences of a batch: features as they are stored, and targets that are made of them.
 
-    `fillings` are features of words without rows. `picture` (N rows) is what words are compared with, of an aligned
-    pair of towers. `nodes` are the words that are compared; None: they are found when they are needed.
+    `fillings` are the places (F,) among all N * W of words without rows, and features (F, D), float32, of these.
+    `picture` (N rows) is what words are compared with, of an aligned pair of towers. `meant` are the words with a
+    meaning that both sides have states of, spelled in `num_forms` ways, and `unplaced` those of them that a teacher
+    places by landmarks; None: they are found when they are needed.
     """
 
     text: Features
     words: Features | None = None
-    fillings: Fillings | None = None
+    fillings: tuple[torch.Tensor, torch.Tensor] | None = None
     word_mask_NW: torch.Tensor | None = None
-    nodes: WordNodes | None = None
+    meant: Nodes | None = None
+    unplaced: Nodes | None = None
+    num_forms: int = 0
     picture: Features | None = None
 
     @cached_property
@@ -134,8 +203,8 @@ class TextSignal:
         if self.words is None:
             return None, None
         raw_NWD = self.words.averaged()
-        if self.fillings is not None and len(self.fillings.place_F):
-            raw_NWD.flatten(0, 1).index_copy_(0, self.fillings.place_F, self.fillings.mean_FD)
+        if self.fillings is not None and len(self.fillings[0]):
+            raw_NWD.flatten(0, 1).index_copy_(0, *self.fillings)
         words_NWD, relevance_NW = self.words.standardised(raw_NWD), None
         if self.picture is not None:
             picture_N1D = self.picture.averaged()[:, None, :]

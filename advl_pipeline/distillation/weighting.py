@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from advl_pipeline.datasets.words import ROUNDING
-from advl_pipeline.distillation.settings import DistillationSettings, Selection, Weighting
+from advl_pipeline.distillation.settings import DistillationSettings, Selection
 from advl_pipeline.distillation.signal import TeacherSignal
 
 EPSILON = 1e-3
@@ -38,41 +38,28 @@ def pathway_weights(
     *,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return (B,) instance weights of a pathway from the teacher's and the student's confidence.
+    """Return (B,) instance weights of a pathway in [0, WEIGHT_MAX], without gradient.
 
-    A joint confidence serves both pathways; without any confidence the weights are uniform. None exceeds
-    `WEIGHT_MAX`.
+    `ratio` is c_T / c_S, `uniform` 1, `oracle` c_T, which labels then give. A joint confidence serves both pathways;
+    without any the weights are uniform.
+
+    Args:
+        student_B: c_S, probability that the student gives to the ground truth.
+        generator: of the shuffling.
     """
     teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
-    weights_B = instance_weights(
-        "uniform" if teacher_B is None else settings.weighting,
-        teacher_B=student_B if teacher_B is None else teacher_B,
-        student_B=student_B,
-    )
+    if teacher_B is None or settings.weighting == "uniform":
+        weights_B = torch.ones_like(student_B)
+    else:
+        # An oracle's confidence is the weight that labels give.
+        student_B = student_B.detach() + EPSILON
+        weights_B = teacher_B / student_B if settings.weighting == "ratio" else teacher_B
+    weights_B = weights_B.detach().clamp(max=WEIGHT_MAX)
     if settings.weight_shuffle:
         # A cycle: no instance keeps its own.
         order_B = torch.randperm(len(weights_B), generator=generator).to(weights_B.device, non_blocking=True)
         weights_B = weights_B.index_copy(0, order_B, weights_B.index_select(0, order_B.roll(1)))
     return weights_B
-
-
-def instance_weights(
-    kind: Weighting, *, teacher_B: torch.Tensor, student_B: torch.Tensor, weight_max: float = WEIGHT_MAX
-) -> torch.Tensor:
-    """Return (B,) weights in [0, weight_max], without gradient.
-
-    Args:
-        kind: `ratio` c_T / c_S; `uniform` 1; `oracle` c_T, which labels then give; each at most weight_max.
-        teacher_B: c_T, probability that the teacher's probe gives the ground truth.
-        student_B: c_S, the student's own; detached here.
-        weight_max: upper bound.
-    """
-    teacher, student = teacher_B.detach(), student_B.detach()
-    if kind == "ratio":
-        weights = teacher / (student + EPSILON)
-    else:
-        weights = torch.ones_like(teacher) if kind == "uniform" else teacher
-    return weights.clamp(max=weight_max)
 
 
 def choice_confidence(logits_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:

@@ -24,11 +24,10 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
-from advl_pipeline.training.checks import open_region_caches
-from advl_pipeline.training.inputs import check_caches, holds
+from advl_pipeline.training.checks import check_caches, holds, open_region_caches
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.naming import NamingGate, name_questions, naming_gate
-from advl_pipeline.training.landmarks.placement import take_readout
+from advl_pipeline.training.landmarks.readout import take_readout
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
@@ -36,7 +35,7 @@ from advl_pipeline.training.student_inputs import regions_of_run, use_region_cac
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutResult:
-    """The agreement by teacher (see `Readout.agreements`), and the gate of names where it was asked for."""
+    """The readout by teacher (see `Readout.shares`), and the gate of names where it was asked for."""
 
     placement: dict[str, dict[str, Any]]
     naming: NamingGate | None = None
@@ -82,7 +81,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         such = "such questions are of multiple choice, and each candidate points at boxes of its picture"
         why = f"of the {len(positions)} examples of {name}/{split} that were read; {such}"
         raise ConfigError(what, where="--oracle", why=why, next_command=leave_out("--oracle"))
-    return ReadoutResult(placement=take_readout(student, dataset, positions, source).agreements(), naming=naming)
+    return ReadoutResult(placement=take_readout(student, dataset, positions, source).shares(), naming=naming)
 
 
 def _naming_gate(

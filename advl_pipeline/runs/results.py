@@ -89,12 +89,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / names.CONFIG
     if not path.exists():
-        raise ConfigError(
-            "There is no finetuning run here.",
-            where=str(run),
-            why=near_folder(run, "run"),
-            next_command=advise(["advl", "finetune", "--help"]),
-        )
+        instead = advise(["advl", "finetune", "--help"])
+        what = "There is no finetuning run here."
+        raise ConfigError(what, where=str(run), why=near_folder(run, "run"), next_command=instead)
     config: dict[str, Any] = read_json(path)
     return config
 
@@ -198,11 +195,11 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
         ConfigError: a line of metrics.jsonl is damaged.
     """
     path = run / names.METRICS
-    anew = again("start over by the same command with --no-resume", "--no-resume")
+    instead = again("start over by the same command with --no-resume", "--no-resume")
     records: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
-        with _undamaged("A logged step is damaged.", f"{path}, line {number}", anew):
+        with _undamaged("A logged step is damaged.", f"{path}, line {number}", instead):
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("it is no object with the number of a step")
@@ -229,12 +226,12 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             {
                 "teacher": teacher,
                 "nodes": nodes,
-                "before": 100.0 * float(agreement["share"]),
+                "before": 100.0 * float(share["share"]),
                 "after": 100.0 * float(document["after"][teacher][nodes]["share"]),
-                "chance": 100.0 * float(agreement["chance"]),
+                "chance": 100.0 * float(share["chance"]),
             }
             for teacher, before in document["before"].items()
             for nodes in ("words", "texts", "regions")
             # Null where there were too few nodes to choose among, which the adapt step does not change.
-            if (agreement := before[nodes]) is not None
+            if (share := before[nodes]) is not None
         ]

@@ -89,19 +89,14 @@ class RunFolder:
         try:
             recorded = dict(json.loads(self.identity.read_bytes()))
         except (ValueError, TypeError) as error:
-            raise IdentityMismatch(
-                "The record of the run is damaged, so that nothing tells what it was trained on.",
-                where=str(self.identity),
-                why=str(error),
-                next_command=_ELSEWHERE,
-            ) from None
+            what = "The record of the run is damaged, so that nothing tells what it was trained on."
+            where = str(self.identity)
+            raise IdentityMismatch(what, where=where, why=str(error), next_command=_ELSEWHERE) from None
         if recorded.get("schema") != identity.get("schema"):
-            raise IdentityMismatch(
-                "The run folder holds a run of another version, which this one cannot go on with.",
-                where=str(self.path),
-                why=f"its record has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}",
-                next_command="choose another --output; a finished run can still be evaluated and predicted with",
-            )
+            what = "The run folder holds a run of another version, which this one cannot go on with."
+            instead = "choose another --output; a finished run can still be evaluated and predicted with"
+            why = f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}"
+            raise IdentityMismatch(what, where=str(self.path), why=why, next_command=instead)
         if rows := differences(identity, recorded):
             # What is named first is what people know: a teacher's name before the settings of its layers.
             rows = tuple(sorted(rows, key=lambda row: (row.path.count("."), row.path)))

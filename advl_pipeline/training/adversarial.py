@@ -14,7 +14,6 @@ Shapes: N sequences, L text tokens, E word embedding width, R visual tokens, F v
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,14 +23,6 @@ from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.step import LossTerms
 
 SMALLEST_NORM = 1e-8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdversarialPass:
-    """A pass holds the scalars of one of the K perturbed forwards, detached."""
-
-    task_loss: torch.Tensor
-    divergence: torch.Tensor
 
 
 def symmetric_kl(
@@ -54,14 +45,17 @@ def adversarial_passes(
     *,
     reduction: Literal["sum-classes", "mean"],
     backward: Callable[[torch.Tensor, bool], None],
-) -> list[AdversarialPass]:
-    """Run the clean forward and the K perturbed passes, and return these; gradients add up in the parameters.
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Run the clean forward and the K perturbed passes; gradients add up in the parameters.
 
     Args:
         forward: task loss and logits under a perturbation, or clean with None.
         start: zero tensors of the perturbations' shapes; a modality that is None stays unperturbed.
         reduction: of the divergence (`symmetric_kl`).
         backward: called with a loss, and whether to keep the graph.
+
+    Returns:
+        Task loss and divergence of each perturbed pass, detached scalars.
     """
     _, clean = forward(None)
     text, visual = _leaf(start.text_NLE), _leaf(start.visual_NRF)
@@ -72,7 +66,7 @@ def adversarial_passes(
         distance = symmetric_kl(clean, logits, reduction=reduction)
         loss = (task + config.kl_weight * distance) / config.num_steps
         backward(loss, not is_last)
-        passes.append(AdversarialPass(task_loss=task.detach(), divergence=distance.detach()))
+        passes.append((task.detach(), distance.detach()))
         if not is_last:
             text = _ascend(text, config.text_learning_rate, config)
             visual = _ascend(visual, config.visual_learning_rate, config)
@@ -146,8 +140,7 @@ def adversarial_terms(
         backward=step_back,
     )
     clean = made[0]
-    clean.raw["task"] = torch.stack([item.task_loss for item in passes]).mean()
-    clean.raw["divergence"] = torch.stack([item.divergence for item in passes]).mean()
+    clean.raw["task"], clean.raw["divergence"] = (torch.stack(each).mean() for each in zip(*passes, strict=True))
     clean.weighted["task"] = clean.raw["task"]
     clean.weighted["divergence"] = config.kl_weight * clean.raw["divergence"]
     return clean

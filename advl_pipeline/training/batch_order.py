@@ -30,6 +30,8 @@ BUCKET_SIZE = 8192
 GROUP_SIZE = 8
 """Examples that join a batch at once, as in UNITER's sampler; halved until a group of the longest fits."""
 
+BY_EXAMPLES = "--batch-size, which counts examples and not tokens"
+
 Positions = npt.NDArray[np.int64]
 
 
@@ -92,11 +94,8 @@ class TokenOrder:
         num_batches = len(self._epoch(0))
         self.accumulate = max(self.world_size, min(self.accumulate, num_batches))
         if num_batches < self.world_size:
-            raise ConfigError(
-                "There are fewer micro-batches than processes.",
-                why=f"{len(self.sizes)} examples make {num_batches} of {self.max_tokens} tokens",
-                next_command="--recipe FILE.toml with a smaller batch_size, or --batch-size, which counts examples",
-            )
+            why = f"{len(self.sizes)} examples make {num_batches} micro-batches of {self.max_tokens} tokens"
+            raise ConfigError("There are fewer micro-batches than processes.", why=why, next_command=BY_EXAMPLES)
 
     def micro_batches(self, step: int) -> list[Positions]:
         """Return positions of the examples, micro-batch by micro-batch, for this rank."""
@@ -187,11 +186,8 @@ def token_batches(
                 batch = batch + group
                 continue
             if not batch:
-                raise ConfigError(
-                    "A group of sequences is longer than a batch may be.",
-                    why=f"{multiple} sequences of {longest} tokens, at most {max_tokens} tokens",
-                    next_command="raise the tokens per batch, or lower the multiple",
-                )
+                why = f"{multiple} of {longest} tokens, at most {max_tokens} tokens"
+                raise ConfigError("Sequences are longer than a batch may be.", why=why, next_command=BY_EXAMPLES)
             batches.append(batch)
             batch = group
         batches.append(batch)
@@ -212,11 +208,8 @@ def order_examples(
     settings, world_size = run.settings, run.world_size
     if settings.batch_unit == "examples":
         if settings.batch_size < world_size:
-            raise ConfigError(
-                "A step has fewer examples than there are processes.",
-                why=f"{settings.batch_size} examples, {world_size} processes",
-                next_command=f"--batch-size {world_size} or more, or fewer processes",
-            )
+            instead = f"--batch-size {world_size} or more, or fewer processes"
+            raise ConfigError("A step has fewer examples than there are processes.", next_command=instead)
         return indices, ExampleOrder(
             len(indices),
             batch_size=settings.batch_size,
@@ -229,11 +222,8 @@ def order_examples(
     bound = settings.max_text_tokens
     kept = [row for row, (text, _) in enumerate(sizes) if not bound or text <= bound]
     if not kept:
-        raise ConfigError(
-            "Every text is longer than the recipe trains on.",
-            why=f"at most {bound} tokens, the shortest has {min(sizes)[0]}",
-            next_command="count batches in examples: --batch-size N",
-        )
+        why = f"at most {bound} tokens, the shortest has {min(sizes)[0]}"
+        raise ConfigError("Every text is longer than the recipe trains on.", why=why, next_command=BY_EXAMPLES)
     order = TokenOrder(
         [sum(sizes[row]) for row in kept],
         max_tokens=settings.batch_size,
@@ -258,11 +248,7 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
         ConfigError: the student cannot say. DatasetError: a text or picture that it cannot take.
     """
     if not isinstance(student, TextStudent):
-        raise ConfigError(
-            f"{student.name} has no batches by tokens.",
-            why="it does not count the tokens of an example before batches are made",
-            next_command="--batch-size counts examples",
-        )
+        raise ConfigError(f"{student.name} has no batches by tokens.", next_command=BY_EXAMPLES)
     sizes = []
     starts = range(0, len(indices), CHUNK_SIZE)
     for start in tqdm(starts, desc="count tokens", unit="chunk", leave=False, disable=not sys.stderr.isatty()):

@@ -1,6 +1,6 @@
 """Training batches: the examples of each step, read and announced on one thread, collated on several, sent ahead.
 
-On their way to a GPU they are one step ahead: copied, and made targets of, beside what the model computes. A batch
+On their way to a GPU they are one step ahead: copied, and made targets of, while the model computes. A batch
 is collated into memory that is never paged out, so that the GPU copies it without a thread's help. Copies and
 targets have a stream of their own; who takes a batch has its own stream wait for them. On a CPU nothing travels.
 """
@@ -73,7 +73,7 @@ def training_batches(
     other_ids: frozenset[str] = frozenset(),
     num_workers: int = 1,
     device: torch.device = CPU,
-) -> Iterator[SentBatches]:
+) -> Iterator[Sent]:
     """Yield, for each optimiser step, the micro-batches of this rank, on their way to the device.
 
     What they hold does not depend on the number of threads.
@@ -170,55 +170,26 @@ def collate_batch(
     )
 
 
-def looked_at(
-    dataset: Dataset,
-    positions: Sequence[int],
-    student: Student,
-    source: SignalSource | None,
-    *,
-    at_once: int,
-    device: torch.device = CPU,
-    labelled_ids: frozenset[str] | None = frozenset(),
-) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
-    """Yield what is looked at beside training: positions, their examples and the batch of these on a device.
-
-    So many are read at once, in the order of the positions; a batch is of one task. Other arguments are those of
-    `collate_batch`; by default no label is used.
-    """
-    for first in range(0, len(positions), at_once):
-        by_task: dict[str, tuple[list[int], list[Example]]] = {}
-        for position in positions[first : first + at_once]:
-            example = dataset[position]
-            places, examples = by_task.setdefault(example.task, ([], []))
-            places.append(position)
-            examples.append(example)
-        for places, examples in by_task.values():
-            batch = collate_batch(examples, dataset, student, source, labelled=False, labelled_ids=labelled_ids)
-            yield places, examples, batch.to(device)
+Sent = tuple[list[TrainingBatch], torch.cuda.Event | None]
+"""The micro-batches of a step, and what tells that they have arrived on a GPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SentBatches:
-    """The micro-batches of a step, of which a GPU's are taken over by `received` before anything reads them."""
+def received(sent: Sent, device: torch.device) -> list[TrainingBatch]:
+    """Return the micro-batches; what this thread computes on the device next waits until they are there."""
+    batches, arrived = sent
+    if arrived is not None:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(arrived)
 
-    batches: list[TrainingBatch]
-    arrived: torch.cuda.Event | None = None
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            # Their memory is the other stream's, which may use it again only after this one has passed them.
+            if value.is_cuda:
+                value.record_stream(stream)
+            return value
 
-    def received(self, device: torch.device) -> list[TrainingBatch]:
-        """Return the micro-batches; what this thread computes on the device next waits until they are there."""
-        if self.arrived is not None:
-            stream = torch.cuda.current_stream(device)
-            stream.wait_event(self.arrived)
-
-            def keep(value: torch.Tensor) -> torch.Tensor:
-                # Their memory is the other stream's, which may use it again only after this one has passed them.
-                if value.is_cuda:
-                    value.record_stream(stream)
-                return value
-
-            for batch in self.batches:
-                with_tensors(batch, keep)
-        return self.batches
+        for batch in batches:
+            with_tensors(batch, keep)
+    return batches
 
 
 def in_pinned_memory(batch: TrainingBatch) -> TrainingBatch:
@@ -226,14 +197,14 @@ def in_pinned_memory(batch: TrainingBatch) -> TrainingBatch:
     return with_tensors(batch, lambda value: value.pin_memory())
 
 
-def send_ahead(steps: Iterable[Sequence[TrainingBatch]], device: torch.device) -> Iterator[SentBatches]:
+def send_ahead(steps: Iterable[Sequence[TrainingBatch]], device: torch.device) -> Iterator[Sent]:
     """Send the micro-batches of each step to a device, on a stream of their own where it is a GPU.
 
     On a CPU they are there already.
     """
     if device.type != "cuda":
         for step in steps:
-            yield SentBatches(batches=[batch if device.type == "cpu" else batch.to(device) for batch in step])
+            yield [batch if device.type == "cpu" else batch.to(device) for batch in step], None
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for step in steps:
@@ -241,4 +212,4 @@ def send_ahead(steps: Iterable[Sequence[TrainingBatch]], device: torch.device) -
             batches = [batch.to(device) for batch in step]
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(stream)
-        yield SentBatches(batches=batches, arrived=arrived)
+        yield batches, arrived

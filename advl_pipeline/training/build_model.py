@@ -15,7 +15,7 @@ from torch import nn
 
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.configuration import config_to_dict
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, ineffective
 from advl_pipeline.base.toml import parse_toml
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
@@ -73,12 +73,8 @@ def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
     is_frozen = lora_settings(student, config) is not None
     can_hold_bf16 = is_frozen and student.lora is not None
     if config.base_dtype == "bf16" and not can_hold_bf16:
-        raise ConfigError(
-            "There are no frozen weights to hold in bf16.",
-            where="--base-dtype bf16",
-            why=f"{student.name} does not answer in words" if is_frozen else "the run trains all weights",
-            next_command="leave out --base-dtype; --mixed-precision bf16 computes in it",
-        )
+        why = f"{student.name} does not answer in words" if is_frozen else "the run trains all weights"
+        raise ineffective("--base-dtype", why=f"{why}; --mixed-precision bf16 computes in it")
     if config.base_dtype is not None:
         return config.base_dtype
     computes_bf16 = config.mixed_precision == "bf16" and torch.device(config.device).type != "cpu"
@@ -130,7 +126,7 @@ def build_finetune_heads(
 
 
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:
-    """Build what is trained together, from the student, its heads and what they learn from beside labels.
+    """Build what is trained together, from the student, its heads and what they learn from besides labels.
 
     The student as it is now is what the adapt step holds known words to.
     """
@@ -149,7 +145,7 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
             region_landmarks=teaching.landmarks.regions,
         )
     anchors = run.method.num_adapt_steps > 0 and settings.anchors
-    weighs = settings.weighting == "ratio" and any(confidence.is_used for confidence in teaching.confidences)
+    weighs = settings.weighting == "ratio" and bool(teaching.followed)
     labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]
     return FinetuneModel(
         start,

@@ -2,7 +2,7 @@
 
 Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the
 step, the phase, and the digest of all of these. Randomness needs no state: every step seeds itself from (seed,
-step). A run writes them beside its loop: the loop waits while the state is copied, not while it is hashed and
+step). A run writes them on a thread: the loop waits while the state is copied, not while it is hashed and
 written.
 """
 

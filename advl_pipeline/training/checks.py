@@ -1,4 +1,4 @@
-"""What is refused before torch loads: names, folders, files and options of a run that cannot be right.
+"""What is refused before torch loads: names, folders, files, caches and options of a run that cannot be right.
 
 An option that would change nothing is refused where a user gives it, and left out of a command that is told. A study
 gives its options to all its methods, so that a plain run of one may hold what only others heed.
@@ -11,21 +11,25 @@ import itertools
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from advl_pipeline.base.configuration import require_effect
-from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.identity import difference_table, differences, fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.config import facts_of_data
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import find_dataset, require_names
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
@@ -35,9 +39,9 @@ from advl_pipeline.students.weight_files import is_on_hub, required_weights
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.identity import run_record
-from advl_pipeline.training.inputs import cache_of_split, check_caches, open_run_inputs, other_splits
+from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity, open_run_inputs, other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.resolved import resolve_method, resolve_run
+from advl_pipeline.training.resolved import Run, resolve_method, resolve_run
 
 
 def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
@@ -52,12 +56,9 @@ def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
             as they say.
     """
     if config.distill.reads_labels and not is_control:
-        raise ConfigError(
-            "Weights by labels are a control of studies, and no method.",
-            where="--weighting oracle",
-            why="it reads the labels of all inputs that the adapt step sees",
-            next_command="put advl-oracle among the methods of a study, or give --weighting ratio",
-        )
+        instead = "put advl-oracle among the methods of a study, or give --weighting ratio"
+        what = "Weights by labels are a control of studies, and no method."
+        raise ConfigError(what, where="--weighting oracle", next_command=instead)
     resolve_method(config)
     trackers_named(config.log_with)
     require_student(config.student)
@@ -67,10 +68,9 @@ def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
     if config.optimisation.recipe not in (AUTO, NONE):
         read_toml(Path(config.optimisation.recipe))
     require_names(config.dataset, split=config.split, tasks=config.task, data_root=config.data_root)
-    here = tuple(location for location in config.cache if isinstance(location, Path))
-    open_caches(dataclasses.replace(config, cache=here))
-    regions = [location for location in config.regions if isinstance(location, Path)]
-    open_region_caches(regions, splits_read(config), data_root=config.data_root)
+    at_hand = _at_hand(config)
+    open_caches(at_hand)
+    open_region_caches(at_hand.regions, splits_read(config), data_root=config.data_root)
 
 
 def require_data(config: FinetuneConfig) -> None:
@@ -84,22 +84,172 @@ def require_data(config: FinetuneConfig) -> None:
     """
     folder = RunFolder(config.output)
     config = folder.resumed_config(config) if config.resume else config
-    here = tuple(location for location in config.cache if isinstance(location, Path))
-    caches = open_caches(dataclasses.replace(config, cache=here))
-    inputs = open_run_inputs(config, caches)
-    run = resolve_run(config, kind=head_name(inputs.dataset.tasks[0]), num_labelled=len(inputs.labelled))
-    if len(here) < len(config.cache):
+    run, inputs, caches, region_caches = open_parts(config, is_early=True)
+    at_hand = _at_hand(config)
+    if at_hand.cache != config.cache:
         return
     if run.method.uses_teachers:
-        for split, of_split in zip(inputs.splits, cache_of_split(caches, inputs.splits), strict=True):
-            check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
-    is_elsewhere = config.init is not None and is_on_hub(config.init)
+        check_teachers(caches, inputs, config, run.method.settings)
+    is_elsewhere = at_hand.regions != config.regions or (config.init is not None and is_on_hub(config.init))
     if config.resume and folder.identity.is_file() and not is_elsewhere:
-        regions = [location for location in config.regions if isinstance(location, Path)]
-        region_caches = open_region_caches(regions, splits_read(config), data_root=config.data_root)
-        if len(regions) == len(config.regions):
-            read = caches if run.method.uses_teachers else []
-            folder.require_same_run(run_record(run, inputs, read, region_caches))
+        folder.require_same_run(run_record(run, inputs, caches, region_caches))
+
+
+def _at_hand(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the configuration without caches in object stores."""
+    cache, regions = (
+        tuple(location for location in locations if isinstance(location, Path))
+        for locations in (config.cache, config.regions)
+    )
+    return dataclasses.replace(config, cache=cache, regions=regions)
+
+
+def open_parts(
+    config: FinetuneConfig, *, world_size: int = 1, is_early: bool = False
+) -> tuple[Run, Inputs, Sequence[TeacherCache], Sequence[TeacherCache]]:
+    """Return a run, decided, with its inputs, the caches of its teachers and those of its regions.
+
+    Args:
+        is_early: what lies in object stores is left out.
+
+    Raises:
+        As `open_caches`, `open_region_caches`, `open_run_inputs` and `resolve_run`.
+    """
+    opened = _at_hand(config) if is_early else config
+    caches = open_caches(opened)
+    region_caches = open_region_caches(
+        opened.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
+    )
+    # A cache of a part of the split limits what is seen for every method, so that one compares with another.
+    inputs = open_run_inputs(config, caches)
+    kind, num_labelled = head_name(inputs.dataset.tasks[0]), len(inputs.labelled)
+    run = resolve_run(config, kind=kind, num_labelled=num_labelled, world_size=world_size)
+    return run, inputs, caches if run.method.uses_teachers else [], region_caches
+
+
+def check_teachers(
+    caches: Sequence[TeacherCache], inputs: Inputs, config: FinetuneConfig, settings: DistillationSettings
+) -> list[list[TeacherCache]]:
+    """Refuse caches of teachers that do not hold what a run reads; return them as `cache_of_split` does.
+
+    Raises:
+        IdentityMismatch: a cache of another dataset, split or setting, or of a part. ConfigError: of other words.
+    """
+    by_split = cache_of_split(caches, inputs.splits)
+    for split, of_split in zip(inputs.splits, by_split, strict=True):
+        check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
+        _check_selection(of_split, settings)
+        sees_some = split is inputs.dataset
+        seen = sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split))
+        _check_part(of_split, split, seen, config)
+    return by_split
+
+
+def check_caches(
+    caches: Sequence[TeacherCache], dataset: Dataset, *, data_root: Path | None, on_error: str = "fail"
+) -> None:
+    """Compare each cache's dataset with the one that is trained on.
+
+    Args:
+        data_root: where the dataset was found, for the advice.
+        on_error: how it was opened: whatever was left out makes it another one.
+
+    Raises:
+        IdentityMismatch: with both values and the command that extracts again, or the option that the cache had.
+    """
+    expected = dataset_identity(dataset)
+    for cache in caches:
+        actual, made_by = cache.identity["dataset"], cache.provenance["config"]
+        skipped = made_by.get("on_error", "fail")
+        if actual.get("content_digest") != expected["content_digest"] and skipped != on_error:
+            raise IdentityMismatch(
+                f"The cache was made with --on-error {skipped}, and the dataset is read with --on-error {on_error}.",
+                where=str(cache.path),
+                next_command=f"add --on-error {skipped}",
+            )
+        same = {key for key, value in expected.items() if actual.get(key) == value}
+        if same == expected.keys():
+            continue
+        style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
+        of_run = {"dataset": dataset.name, "split": dataset.split, "text_style": style, "data_root": data_root}
+        if same >= {"name", "split", "text_style"}:
+            instead = renew_command(made_by | of_run, cache.path)
+        else:
+            # A cache of other data is as good as ever and stays.
+            output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
+            whole = made_by | of_run | {"shots": None, "ids": []}
+            instead = fresh_command(whole, output=output, note="then give that cache as --cache")
+        # Data of one's own are identified by their content, and users know them by their file.
+        named = {"dataset": dataset.name, **expected}, {"dataset": str(made_by.get("dataset")), **actual}
+        raise IdentityMismatch(
+            "The cache was made from another dataset than the one to train on.",
+            where=str(cache.path),
+            why="\n" + difference_table(differences(*named, partial=True)),
+            next_command=instead,
+        )
+
+
+def _check_part(
+    caches: Sequence[TeacherCache], dataset: Dataset, positions: Sequence[int], config: FinetuneConfig
+) -> None:
+    """Refuse a cache of a part of a split that lacks what a run sees. A cache of the whole split is not looked into.
+
+    Args:
+        positions: of the examples whose inputs the run sees.
+        config: of the run, for the advice.
+
+    Raises:
+        IdentityMismatch: with the command that extracts what the run needs.
+    """
+    for cache in caches:
+        if "selection" not in cache.identity["dataset"]:
+            continue
+        num_missing = sum(not holds(cache, dataset[position]) for position in positions)
+        if not num_missing:
+            continue
+        # The file of ids may be called as the one that this cache was made of.
+        needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
+        if config.ids is not None and config.pool is None:
+            needed["ids"] = [str(config.ids)]
+        elif config.shots is not None or config.pool is not None:
+            needed["shots"] = max(config.shots or 1, config.pool or 1)
+        output = f"{cache.path}-new" if needed["ids"] else ""
+        note = "then give that cache as --cache"
+        raise IdentityMismatch(
+            "The cache holds a part of the split, and the run sees more.",
+            where=str(cache.path),
+            why=f"{num_missing:,} of the {len(positions):,} examples that the run sees are not in it",
+            next_command=fresh_command(cache.provenance["config"] | needed, output=output, note=note),
+        )
+
+
+def holds(cache: TeacherCache, example: Example) -> bool:
+    """Whether a cache has features of an example's picture and texts."""
+    texts = [candidate.text_unit.unit_id for candidate in example.candidates]
+    return (cache.image is None or bool(cache.image.contains([example.image.unit_id]).all())) and (
+        cache.text is None or bool(cache.text.contains(texts).all())
+    )
+
+
+def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
+    """Refuse caches that hold some of the words where a distance or a selection takes others too.
+
+    Raises:
+        ConfigError: with the command that extracts all tokens.
+    """
+    if settings.pathway == "vision":
+        return
+    for cache in caches:
+        instead = ""
+        if cache.keeps_some_texts and settings.distance != "relational":
+            what = f"A cache of some texts' words cannot serve the distance {settings.distance!r}."
+            instead = "add --distance relational, or "
+        elif cache.lacks_common_words:
+            what = "Caches of the rarest words of each text are not trained on any more."
+        else:
+            continue
+        again = renew_command(cache.provenance["config"] | {"select_texts": None}, cache.path)
+        raise ConfigError(what, where=str(cache.path), next_command=f"{instead}{again}")
 
 
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
@@ -172,23 +322,16 @@ def open_region_caches(
             words = ["advl", "cache", "import", source if are_there else "FILE", "--name", "regions"]
             words += ["--dataset", dataset, "--split", split]
             usual = default_cache("import-regions", "{dataset}", "{split}")
+            words += [] if data_root is None else ["--data-root", str(data_root)]
             raise ConfigError(
                 "Regions are read from a cache, which is made of a detector's files once.",
                 where=str(place),
                 why="these are no files of a cache" if are_there else "there is nothing here",
-                next_command=advise(
-                    words if data_root is None else [*words, "--data-root", str(data_root)],
-                    note=f"then give --regions {shlex.quote(str(usual))}",
-                ),
+                next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
             )
         cache = open_cache(place, disk_cache=disk_cache)
         if cache.image is None or not cache.image.has_regions:
-            raise ConfigError(
-                "This cache holds no regions of a detector.",
-                where=str(place),
-                why=f"it holds features of {cache.teacher_name}",
-                next_command=f"give it as --cache {shlex.quote(str(place))}",
-            )
+            raise _other_option("no regions of a detector", cache, "--cache")
         caches.append(cache)
     return caches
 
@@ -202,17 +345,15 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     caches = [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
     for cache in caches:
         if cache.teacher_name.startswith(PICTURES):
-            holds, option, note = "pictures", "--pictures", ""
-        elif cache.image is not None and cache.image.has_regions:
-            holds, option, note = "a detector's regions", "--regions", ", to a student that sees regions"
-        else:
-            continue
-        raise ConfigError(
-            f"This cache holds {holds}, and no teacher's features.",
-            where=str(cache.path),
-            next_command=f"give it as {option} {shlex.quote(str(cache.path))}{note}",
-        )
+            raise _other_option("pictures, and no teacher's features", cache, "--pictures")
+        if cache.image is not None and cache.image.has_regions:
+            raise _other_option("a detector's regions, and no teacher's features", cache, "--regions")
     return caches
+
+
+def _other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
+    instead = f"give it as {option} {shlex.quote(str(cache.path))}"
+    return ConfigError(f"This cache holds {holds}.", where=str(cache.path), next_command=instead)
 
 
 def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:

@@ -27,7 +27,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.datasets.config import DataOptions
-from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions
+from advl_pipeline.distillation.settings import AdaptOptions, DistillationOptions
 from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
 from advl_pipeline.students.registry import label_order_of
 
@@ -247,11 +247,8 @@ class OptimiserOptions(Configuration):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.num_steps is not None:
-            raise ConfigError(
-                "--epochs and --num-steps exclude each other.",
-                why=f"{self.epochs:g} epochs are another number of steps than {self.num_steps}, or the same twice",
-                next_command="leave out one of them",
-            )
+            what = "--epochs and --num-steps exclude each other."
+            raise ConfigError(what, next_command="leave out one of them")
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
@@ -294,43 +291,6 @@ class TeacherOptions(DiskCacheOptions):
         "visual tokens, before they meet the text, for a vision teacher's (own-tokens). A cache of `random:NAME` is "
         "another one.",
         needs=("teachers",),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptOptions(AdaptTerms):
-    """The options decide the adapt step, which comes before the labels are learned."""
-
-    title: ClassVar[str] = "Adapt step"
-
-    steps: Literal["one", "two"] | None = rare_option(None, help="Two-step finetuning, or the finetune step alone.")
-    adapt_steps: int = option(
-        400,
-        help="Optimiser steps of the adapt step, beside those of the finetune step.",
-        minimum=1,
-        needs=("an adapt step",),
-    )
-    adapt_texts: int = rare_option(
-        64,
-        help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
-        minimum=2,
-        needs=("an adapt step",),
-    )
-    adapt_lr_scale: float | None = rare_option(
-        None,
-        help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
-        "which start anew, learn at their own [default: the recipe's, else "
-        f"{TrainingSettings.adapt_lr_scale:g}].",
-        minimum=0,
-        needs=("an adapt step",),
-    )
-    adapt_on: tuple[str, ...] = rare_option(
-        ("inputs",),
-        help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
-        "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
-        "Repeatable.",
-        metavar="INPUTS",
-        needs=("an adapt step",),
     )
 
 
@@ -439,10 +399,6 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
     unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
     for name in stored.keys() & gone.keys() - unread:
         if gone[name] is not _ANY and stored[name] != gone[name]:
-            raise ConfigError(
-                "This run was made with an option that is gone, so it cannot stand beside others.",
-                where=where,
-                why=f"{name} = {stored[name]!r} went with version 0.3",
-                next_command="leave this run out; it is evaluated as before",
-            )
+            what = f"This run was made with an option that went with version 0.3, {name} = {stored[name]!r}."
+            raise ConfigError(what, where=where, next_command="leave this run out; it is evaluated as before")
     return build_config(FinetuneConfig, known, changes, where=where)

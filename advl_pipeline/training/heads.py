@@ -1,4 +1,4 @@
-"""Task heads: as a run begins with them, and beside its student in its folder, `heads.safetensors` and `heads.json`.
+"""Task heads: as a run begins with them, and as they lie in its folder, `heads.safetensors` and `heads.json`.
 
 A run begins with the checkpoint's heads where it has them for the same classes, else with fresh ones: a head is
 only meaningful with the classes that it was trained for. A run folder names its own; a pretrained student's folder
@@ -10,7 +10,6 @@ those of LXMERT's pretraining. SNLI-VE's have the order that the student's autho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,8 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
 
+_TRAIN_AGAIN = "give the command that trained it again, with --no-resume"
+
 
 def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:
     """Write heads by name, with the task and the class names of each; `learned_by` says where another one began."""
@@ -47,11 +48,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     """
     path = folder / names.HEADS
     if not path.exists():
-        raise WeightsUnavailable(
-            "This run has no task heads.",
-            where=str(folder),
-            next_command="give the command that trained it again, with --no-resume",
-        )
+        raise WeightsUnavailable("This run has no task heads.", where=str(folder), next_command=_TRAIN_AGAIN)
     description: dict[str, Any] = read_json(path)
     heads = nn.ModuleDict(
         {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
@@ -59,25 +56,21 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     try:
         heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
     except RuntimeError as error:
-        raise IdentityMismatch(
-            "The task heads of this run are of another shape than its student has now.",
-            where=str(folder / names.HEADS_WEIGHTS),
-            why=str(error),
-            next_command="give the command that trained it again, with --no-resume",
-        ) from None
+        what = "The task heads of this run are of another shape than its student has now."
+        raise IdentityMismatch(what, where=str(folder), why=str(error), next_command=_TRAIN_AGAIN) from None
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadOrigin:
-    """The origin says where a head's values come from, and why."""
-
-    origin: Literal["checkpoint", "fresh", "none"]
-    why: str
+HeadOrigin = dict[Literal["origin", "why"], str]
+"""Where a head's values come from, `checkpoint`, `fresh` or `none`, and why."""
 
 
 def _fresh(why: str) -> HeadOrigin:
-    return HeadOrigin(origin="fresh", why=why)
+    return {"origin": "fresh", "why": why}
+
+
+def _taken(why: str) -> HeadOrigin:
+    return {"origin": "checkpoint", "why": why}
 
 
 def fill_heads(
@@ -90,7 +83,7 @@ def fill_heads(
     """
     if not any(True for head in heads.values() for _ in head.parameters()):
         why = f"{student.name} scores answers by their likelihood"
-        return {name: HeadOrigin(origin="none", why=why) for name in heads}
+        return {name: {"origin": "none", "why": why} for name in heads}
     if config.init is None:
         return {name: _fresh("no checkpoint is given") for name in heads}
     tasks = {head_name(task): task for task in dataset.tasks}
@@ -121,7 +114,7 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     if kept != built:
         return _fresh("the folder's head is of another shape, of an earlier version")
     head.load_state_dict(tensors)
-    return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))
+    return _taken(described[name].get("learned_by", "of the same classes"))
 
 
 def _from_original(
@@ -145,7 +138,7 @@ def _from_original(
     if is_answers and config.answers is None:
         head.load_state_dict(before)
         return _fresh("the file has as many answers, but does not name them: give its list by --answers")
-    return HeadOrigin(origin="checkpoint", why="of as many classes")
+    return _taken("of as many classes")
 
 
 def _by_answers(
@@ -179,4 +172,4 @@ def _by_answers(
             taken[row] = state[f"{last}.{kind}"][index]
         state[f"{last}.{kind}"] = taken
     head.load_state_dict(state)
-    return HeadOrigin(origin="checkpoint", why=f"{len(pairs)} of {len(answers)} answers are in {listed.name}")
+    return _taken(f"{len(pairs)} of {len(answers)} answers are in {listed.name}")

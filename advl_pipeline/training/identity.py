@@ -46,16 +46,7 @@ NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
     "known_words": file_digest,
     "head_answers": file_digest,
 }
-"""Options that name a file of the student beside its weights, and what digests it; None where there is none."""
-
-
-def named_files(options: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return what the files hold that the options of a run name: option -> digest.
-
-    Args:
-        options: plain configuration of a run.
-    """
-    return {name: digest(options[name]) for name, digest in NAMED_FILES.items() if options.get(name) is not None}
+"""Options that name a file of the student besides its weights, and what digests it; None where there is none."""
 
 
 def run_record(
@@ -73,20 +64,22 @@ def run_record(
     config, dataset = run.config, inputs.dataset
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
-    beside: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # Once, the default was the same number of steps for however many labels.
-        beside["num_steps"] = run.settings.num_steps
+        more["num_steps"] = run.settings.num_steps
     if config.ids is not None:
-        beside["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
+        more["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
     if config.regions:
-        beside["regions"] = {str(number): dict(cache.identity) for number, cache in enumerate(region_caches, start=1)}
-    return beside | {
+        more["regions"] = {str(number): dict(cache.identity) for number, cache in enumerate(region_caches, start=1)}
+    return more | {
         "schema": SCHEMA,
         "options": options_without(FinetuneConfig, options, "content"),
         "recipe": recipe_identity(run.chosen),
         "init": None if config.init is None else student_digest(config.init),
-        "files": named_files(options),
+        "files": {
+            name: digest_of(options[name]) for name, digest_of in NAMED_FILES.items() if options.get(name) is not None
+        },
         "dataset": splits[0],
         "adapt_dataset": {str(number): other for number, other in enumerate(splits[1:], start=1)},
         "labels": {task: digest(list(dataset.label_names(task))) for task in dataset.tasks},

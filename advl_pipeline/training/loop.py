@@ -26,9 +26,8 @@ from advl_pipeline.distillation.relational import gather_alone
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.adversarial import adversarial_terms
-from advl_pipeline.training.batches import SentBatches, TrainingBatch
+from advl_pipeline.training.batches import Sent, TrainingBatch, received
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.optimiser import build_optimizer, clip_each, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
@@ -56,7 +55,7 @@ def run_phase(
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
-    make_batches: Callable[[range], Iterator[SentBatches]],
+    make_batches: Callable[[range], Iterator[Sent]],
     *,
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
@@ -86,7 +85,7 @@ def run_phase(
     ):
         steps = OptimiserSteps(run, phase, wrapped, optimizer, accelerator, gradients, is_asked_to_stop)
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
-            micro_batches = sent.received(accelerator.device)
+            micro_batches = received(sent, accelerator.device)
             began = time.perf_counter()
             place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
             with records.kept_where_one_is_not_finite():
@@ -142,12 +141,6 @@ def _prepare(
     return wrapped, accelerator.prepare_optimizer(built)
 
 
-def _seed(config: FinetuneConfig, phase: Phase, step: int, accelerator: Accelerator) -> int:
-    """Return the seed of a step, another one in each process."""
-    mixed = (config.seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
-    return (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
-
-
 class _StepRecords:
     """The records of steps: of the one that the device may still be at, and of those that are not written yet."""
 
@@ -174,7 +167,7 @@ class _StepRecords:
         collected = gather_object(terms)
         require_finite_terms(collected, place)
         whole = step_record(collected, record["num_examples"]) | record
-        if any(logged.is_learned for logged in collected):
+        if any(is_learned for _, is_learned, _ in collected):
             scaler = self._accelerator.scaler
             loss_scale = None if scaler is None else scaler.get_scale
             require_finite_gradient(norm, self._model.named_parameters(), place, loss_scale=loss_scale)
@@ -221,7 +214,9 @@ class OptimiserSteps:
         factor = rate_factor(settings, step, num_steps=len(self._run.steps_of(self.phase)))
         for group, rate in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = rate * factor
-        seed = _seed(self._run.config, self.phase, step, accelerator)
+        # Another one in each process.
+        mixed = (self._run.config.seed * 1_000_003 + _PHASE_SEED[self.phase]) * 1_000_003 + step
+        seed = (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
         # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
         shares_batches = self.phase == "adapt" or settings.batch_unit == "examples"
         conditions = StepConditions(

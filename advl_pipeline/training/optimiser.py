@@ -156,7 +156,7 @@ def parameter_groups(
 
     Args:
         encoder: parameters by name.
-        head: likewise, of parts that start anew.
+        head: likewise, of parts that start fresh.
         spared: names without decay [default: those in which `no_decay` is found].
         encoder_scale: multiplies the encoder's rates.
 
@@ -184,7 +184,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser with its parameter groups; their `lr` is the peak.
 
-    Projections and heads are the "head" of a recipe: parts that start anew. The student's rates are multiplied by
+    Projections and heads are the "head" of a recipe: parts that start fresh. The student's rates are multiplied by
     `student_scale`.
     """
     named = model.named_parameters()

@@ -54,12 +54,9 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     """
     for name, kind in _SHARDED.items():
         if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise ConfigError(
-                f"A student is not sharded over processes by {kind}.",
-                where=name,
-                why="what is distilled and saved is read from a whole student in each process",
-                next_command="accelerate config without it; --lora-rank and --gradient-checkpointing save memory",
-            )
+            instead = "accelerate config without it; --lora-rank and --gradient-checkpointing save memory"
+            what = f"A student is not sharded over processes by {kind}."
+            raise ConfigError(what, where=name, next_command=instead)
     if "LOCAL_RANK" not in os.environ and torch.device(device).index is not None:
         torch.accelerator.set_device_index(torch.device(device).index)
     accelerator = Accelerator(
@@ -86,7 +83,7 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     """Refuse to go on where another process of the group is gone.
 
     Raises:
-        ClusterError: as said.
+        ClusterError: another process ended, or cannot be reached.
     """
     try:
         yield

@@ -35,20 +35,9 @@ from advl_pipeline.training.config import (
 )
 
 
-def recipe_names() -> tuple[tuple[str, str, str], ...]:
-    """Return every (student, task, size) that has a recipe, sorted."""
-    names = []
-    for student in _students():
-        document = _read(student)
-        for task, sizes in document.items():
-            if isinstance(sizes, dict) and task != "common":
-                names += [(student, task, size) for size in sizes]
-    return tuple(sorted(names))
-
-
 @functools.cache
 def load_recipe(student: str, task: str, size: str) -> Recipe:
-    """Return a published recipe, one of `recipe_names`."""
+    """Return a published recipe."""
     document = _read(student)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -72,11 +61,8 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
     sources = {} if base is None else dict(base.sources)
     needed = ("optimiser", "learning_rate", "weight_decay", "loss")
     if missing := [key for key in needed if key not in {**values, **table}]:
-        raise ConfigError(
-            f"The recipe lacks {', '.join(missing)}.",
-            where=str(path),
-            why=f"{student} has no published recipe for {task} that would give it",
-        )
+        why = f"{student} has no published recipe for {task} that would give it"
+        raise ConfigError(f"The recipe lacks {', '.join(missing)}.", where=str(path), why=why)
     sources |= dict.fromkeys(table, str(path))
     return _build(student, task, size, {**values, **table}, sources, where=str(path))
 
@@ -176,14 +162,15 @@ def _published(family: str, task: str, student_size: str) -> Recipe | None:
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
     """Return task -> every number of a student's published recipe with its source, as plain JSON types."""
-    family_and_size = (family_of(student), size_of(student))
+    family, size = family_of(student), size_of(student)
+    tasks = _read(family) if family in _students() else {}
     return {
         task: [
             {"key": key, "value": str(getattr(recipe, key)), "source": source}
             for key, source in sorted(recipe.sources.items())
         ]
-        for family, task, size in recipe_names()
-        if (family, size) == family_and_size
+        for task, sizes in sorted(tasks.items())
+        if isinstance(sizes, dict) and task != "common" and size in sizes
         for recipe in [load_recipe(family, task, size)]
     }
 
@@ -246,10 +233,8 @@ def resolve_settings(
     values = {key: value for key, (value, _) in decided.items()}
     sources = {key: source for key, (_, source) in decided.items()}
     if values["schedule"] == "steps" and not values["milestones"]:
-        raise ConfigError(
-            "The schedule of steps needs milestones.",
-            next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
-        )
+        instead = "put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]"
+        raise ConfigError("The schedule of steps needs milestones.", next_command=instead)
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 
@@ -270,11 +255,9 @@ def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: i
     (num_steps, source), (batch_size, _) = decided["num_steps"], decided["batch_size"]
     if decided["batch_unit"][0] == "tokens":
         if asked is not None:
-            raise ConfigError(
-                "An epoch has no fixed number of steps where batches count tokens.",
-                where="--epochs",
-                next_command="--num-steps, or --batch-size, which counts examples",
-            )
+            what = "An epoch has no fixed number of steps where batches count tokens."
+            instead = "--num-steps, or --batch-size, which counts examples"
+            raise ConfigError(what, where="--epochs", next_command=instead)
         return decided["num_steps"], (None, source)
     if asked is not None or source == OURS:
         num_steps = steps_of_epochs(asked, num_labelled=num_labelled, batch_size=batch_size)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from advl_pipeline.base.configuration import option_values
-from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, advise, ineffective
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
@@ -70,12 +70,9 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     method = resolve_method(config)
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
-        raise ConfigError(
-            "Weights cannot be given to other instances where a micro-batch has one.",
-            where="--weight-shuffle",
-            why=f"{settings.batch_size} examples, {settings.accumulate} micro-batches, {world_size} processes",
-            next_command="--accumulate with fewer micro-batches, or --batch-size with more examples",
-        )
+        what = "Weights cannot be given to other instances where a micro-batch has one."
+        instead = "--accumulate with fewer micro-batches, or --batch-size with more examples"
+        raise ConfigError(what, where="--weight-shuffle", next_command=instead)
     return Run(config=config, chosen=chosen, settings=settings, method=method, world_size=world_size)
 
 
@@ -109,28 +106,18 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     defaults = _DEFAULTS[config.method]
     steps: Literal["one", "two"] = "two" if takes_two_steps(config) else "one"
     if defaults["teachers"] and not config.cache:
-        raise ConfigError(
-            f"Method {config.method} needs a teacher cache.",
-            next_command=advise(
-                ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split],
-                note="then the same command with its cache",
-                again=["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"],
-            ),
-        )
+        words = ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split]
+        cache = ["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"]
+        instead = advise(words, note="then the same command with its cache", again=cache)
+        raise ConfigError(f"Method {config.method} needs a teacher cache.", next_command=instead)
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
     learns_answers = steps == "two" and (defaults["teachers"] or config.adapt.asks_itself)
     if steps == "two" and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
-        raise ConfigError(
-            f"The adapt step of {config.method} has nothing to learn.",
-            why=f"adapt-objective is {objective}, which learns from teachers alone",
-        )
+        why = f"adapt-objective is {objective}, which learns from teachers alone"
+        raise ConfigError(f"The adapt step of {config.method} has nothing to learn.", why=why)
     if config.adapt.answer_weight and not learns_answers:
-        raise ConfigError(
-            "Nobody learns to answer as a teacher would here.",
-            where="--answer-weight",
-            why="there is no adapt step" if steps == "one" else f"{config.method} has no teacher",
-            next_command="leave out --answer-weight, or use --method advl",
-        )
+        why = "there is no adapt step" if steps == "one" else f"{config.method} has no teacher"
+        raise ineffective("--answer-weight", why=why)
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {name: value for name, value in option_values(config).items() if name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
@@ -176,21 +163,21 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
     Raises:
         ConfigError: with everything that sees pictures, and the options that leave it out.
     """
-    settings = method.settings
-    seen: list[tuple[str, str]] = []
-    if method.steps == "two" and settings.adapt_objective == "contrastive":
-        contrast = "the contrast of the adapt step pulls texts to their pictures"
-        seen.append((contrast, "--adapt-objective distil-only" if method.uses_teachers else "--steps one"))
-    if method.uses_teachers:
-        if settings.pathway != "text":
-            seen.append(("the vision pathway teaches visual states", "--pathway text"))
-        if settings.selection == "adaptive":
-            seen.append(("--selection adaptive looks words up in the picture", "--selection prior"))
-        if settings.weighting != "uniform" and confidence in ("zero-shot", "bridge"):
-            seen.append((f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"))
-        if settings.answer_weight > 0:
-            seen.append(("--answer-weight names what the picture shows", "--answer-weight 0"))
-    if seen:
+    settings, uses_teachers = method.settings, method.uses_teachers
+    contrasts = method.num_adapt_steps > 0 and settings.adapt_objective == "contrastive"
+    by_picture = settings.weighting != "uniform" and confidence in ("zero-shot", "bridge")
+    shown = (
+        (
+            contrasts,
+            "the contrast of the adapt step pulls texts to their pictures",
+            "--adapt-objective distil-only" if uses_teachers else "--steps one",
+        ),
+        (settings.pathway != "text", "the vision pathway teaches visual states", "--pathway text"),
+        (settings.selection == "adaptive", "--selection adaptive looks words up in the picture", "--selection prior"),
+        (by_picture, f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"),
+        (settings.answer_weight > 0, "--answer-weight names what the picture shows", "--answer-weight 0"),
+    )
+    if seen := [(why, remedy) for sees, why, remedy in (shown if uses_teachers else shown[:1]) if sees]:
         raise ConfigError(
             "These options would teach a student from pictures that is to see none.",
             where="--hide-picture",

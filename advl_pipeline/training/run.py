@@ -39,7 +39,7 @@ from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.students.weight_files import located, pinned_init, run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
-from advl_pipeline.training.batches import SentBatches, training_batches
+from advl_pipeline.training.batches import Sent, training_batches
 from advl_pipeline.training.build_model import (
     base_dtype,
     build_finetune_heads,
@@ -47,25 +47,25 @@ from advl_pipeline.training.build_model import (
     build_finetune_student,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.checks import check_run, open_caches, open_region_caches, splits_read
+from advl_pipeline.training.checks import check_run, open_parts, splits_read
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.identity import run_record
-from advl_pipeline.training.inputs import Inputs, open_run_inputs
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.census import StudentAtStart
-from advl_pipeline.training.landmarks.placement import Readout, take_readout
+from advl_pipeline.training.landmarks.readout import Readout, take_readout
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run, resolve_run
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
-from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words, selects_words
+from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
-from advl_pipeline.training.validation import Validation, open_validation, validation_scores
+from advl_pipeline.training.validation import open_validation, validation_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,14 +128,13 @@ class _Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
+class _Opened(_Asked):
     """A run with all of its parts, opened and checked; `notes` are what people are told of them."""
 
-    asked: _Asked
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
-    validation: Validation | None
+    validation: tuple[Dataset, Sequence[int]] | None
     labelled: tuple[Sequence[int], BatchOrder]
     """Positions in the split that the finetune step trains on, and the order of the places in them."""
     reads: StudentInputs
@@ -190,19 +189,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
     accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
     multiplies_in_tf32 = allow_tf32(accelerator.device)
-    given_caches = open_caches(config)
-    region_caches = open_region_caches(
-        config.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
-    )
-    # A cache of a part of the split limits what is seen for every method, so that one compares with another.
-    inputs = open_run_inputs(config, given_caches)
-    run = resolve_run(
-        config,
-        kind=head_name(inputs.dataset.tasks[0]),
-        num_labelled=len(inputs.labelled),
-        world_size=accelerator.num_processes,
-    )
-    caches = given_caches if run.method.uses_teachers else []
+    run, inputs, caches, region_caches = open_parts(config, world_size=accelerator.num_processes)
     return _Asked(
         given=given,
         began=began,
@@ -218,18 +205,13 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
 
 
 def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
-    """Build the student, its heads and what it learns from beside labels."""
+    """Build the student, its heads and what it learns from besides labels."""
     run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
     config = run.config
     student = build_finetune_student(run)
     teachers = [cache.teacher_name for cache in asked.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
-    stored = use_stored_pictures(
-        student,
-        config.pictures,
-        splits_read(config),
-        disk_cache=config.disk_cache_config,
-    )
+    stored = use_stored_pictures(student, config.pictures, splits_read(config), disk_cache=config.disk_cache_config)
     stored += use_region_caches(student, asked.region_caches)
     # Without a teacher, but with the regions that the tokens of a batch count among theirs.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
@@ -242,16 +224,16 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
         control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
     teaching = open_teaching(run, start, asked.caches, inputs, accelerator)
-    validation: Validation | str = "the run is scored once it is trained"
+    validation: tuple[Dataset, Sequence[int]] | str = "the run is scored once it is trained"
     if scores_val:
         validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
     unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
     return _Opened(
-        asked=asked,
+        **vars(asked),
         start=start,
         teaching=teaching,
         model=build_finetune_model(run, start, teaching, inputs),
-        validation=validation if isinstance(validation, Validation) else None,
+        validation=None if isinstance(validation, str) else validation,
         labelled=labelled,
         reads=reads,
         origins=origins,
@@ -261,34 +243,37 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
 
 def _begin(opened: _Opened) -> None:
     """Write what the run is into its folder, and say it."""
-    asked, teaching = opened.asked, opened.teaching
-    run, config = asked.run, asked.run.config
-    step_line = run.settings.step_line(asked.accelerator.num_processes)
+    run, teaching, config = opened.run, opened.teaching, opened.run.config
+    step_line = run.settings.step_line(opened.accelerator.num_processes)
     held_in, parts = base_dtype(opened.start.student, config), bytes_by_part(run.settings, opened.model)
     described = {
-        "heads": {name: dataclasses.asdict(origin) for name, origin in opened.origins.items()},
+        "heads": dict(opened.origins),
         "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
-        "confidence": {confidence.modality: confidence.to_dict() for confidence in teaching.confidences},
+        "confidence": {
+            modality: dataclasses.asdict(measured)
+            | {"weights": "by confidence" if modality in teaching.followed else "uniform"}
+            for modality, measured in teaching.confidences.items()
+        },
         "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
         "reads": dataclasses.asdict(opened.reads),
         "global_batch": step_line,
     }
-    asked.folder.begin(
-        asked.identity,
-        config=config_to_dict(asked.given),
+    opened.folder.begin(
+        opened.identity,
+        config=config_to_dict(opened.given),
         settings=run.settings.to_dict() | described,
-        caches=[(str(cache.path), cache.identity) for cache in asked.caches],
+        caches=[(str(cache.path), cache.identity) for cache in opened.caches],
         computed_on={
             "device": device_name(config.device),
             "mixed_precision": config.mixed_precision,
-            "tf32": asked.multiplies_in_tf32,
+            "tf32": opened.multiplies_in_tf32,
             "base_dtype": held_in,
             "bytes_by_part": parts,
         },
         resume=config.resume,
     )
-    heads = [f"head {name}: {head.origin}, {head.why}" for name, head in opened.origins.items()]
-    precision = ["products of fp32 matrices are computed in TF32"] if asked.multiplies_in_tf32 else []
+    heads = [f"head {name}: {head['origin']}, {head['why']}" for name, head in opened.origins.items()]
+    precision = ["products of fp32 matrices are computed in TF32"] if opened.multiplies_in_tf32 else []
     for line in (run.settings.line(), *heads, step_line, _memory_line(held_in, parts), *precision, *opened.notes):
         tqdm.write(line, file=sys.stderr)
 
@@ -305,9 +290,8 @@ def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
 
 def _train(opened: _Opened) -> int:
     """Take the steps that are left; return the number of the first of them."""
-    asked, model = opened.asked, opened.model
-    run, accelerator, folder = asked.run, asked.accelerator, asked.folder
-    config, method = run.config, run.method
+    run, model, accelerator, folder = opened.run, opened.model, opened.accelerator, opened.folder
+    config, inputs = run.config, opened.inputs
     model.to(accelerator.device)
     checkpoint = load_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
@@ -321,9 +305,9 @@ def _train(opened: _Opened) -> int:
 
     def readout() -> Readout | None:
         judge = opened.teaching.judge
-        if judge is None or not judge.teachers or not method.num_adapt_steps:
+        if judge is None or not judge.teachers or not run.method.num_adapt_steps:
             return None
-        return take_readout(model.student, asked.inputs.dataset, asked.inputs.seen, judge)
+        return take_readout(model.student, inputs.dataset, inputs.seen, judge)
 
     # Before a checkpoint is restored, the student is still as it was pretrained.
     before = readout()
@@ -346,11 +330,8 @@ def _train(opened: _Opened) -> int:
                 remembered = model.remembered
                 if phase == "finetune" and remembered is not None and not remembered.is_measured:
                     with accelerator.autocast():
-                        remembered.begin(
-                            measure_student_confidence(
-                                opened.start, model.task_loss, asked.inputs.dataset, asked.inputs.labelled
-                            )
-                        )
+                        known = inputs.dataset, inputs.labelled
+                        remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
                 run_phase(
                     run,
                     phase,
@@ -383,10 +364,10 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
     when = "after" if phase == "adapt" else "finetuned"
     readout: dict[str, Any] = {}
     if phase == "adapt":
-        readout = {"before": before.agreements(), "effective_rank": {"before": before.effective_ranks()}}
+        readout = {"before": before.shares(), "effective_rank": {"before": before.effective_ranks()}}
     else:
         readout = read_json(folder.path / names.READOUT)
-    readout[when] = now.agreements()
+    readout[when] = now.shares()
     readout["effective_rank"] = readout.get("effective_rank", {}) | {when: now.effective_ranks()}
     readout["names_kept"] = readout.get("names_kept", {}) | {when: kept}
     folder.write_json(names.READOUT, readout)
@@ -400,35 +381,33 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
         return None
 
     def validate(step: int) -> dict[str, float]:
-        with opened.asked.accelerator.autocast():
-            scores = validation_scores(opened.start, opened.model.task_loss, validation)
+        with opened.accelerator.autocast():
+            scores = validation_scores(opened.start, opened.model.task_loss, *validation)
         right = f", {100 * scores['val/correct']:.1f} % right" if "val/correct" in scores else ""
-        line = f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {len(validation.positions)} examples of val"
+        line = f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {len(validation[1])} examples of val"
         tqdm.write(line, file=sys.stderr)
         return scores
 
     return validate
 
 
-def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[SentBatches]]:
-    asked, student = opened.asked, opened.start.student
-    run, inputs = asked.run, asked.inputs
-    config, ids = run.config, inputs.dataset.example_ids
-    arguments: dict[str, Any] = {"num_workers": num_threads(config.num_workers), "device": asked.accelerator.device}
-    dataset: Dataset = inputs.dataset
+def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Sent]]:
+    run, inputs, accelerator = opened.run, opened.inputs, opened.accelerator
+    ids, dataset = inputs.dataset.example_ids, inputs.dataset
+    arguments: dict[str, Any] = {"num_workers": num_threads(run.config.num_workers), "device": accelerator.device}
     if phase == "finetune":
         indices, order = opened.labelled
         arguments |= {"order": order, "labelled": True}
     else:
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         arguments |= {
-            "order": order_inputs(run, inputs, rank=asked.accelerator.process_index),
+            "order": order_inputs(run, inputs, rank=accelerator.process_index),
             "labelled": run.method.settings.reads_labels,
             # The adapt step may see more inputs than there are labels for.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,
         }
-    return partial(training_batches, dataset, indices, student, opened.teaching.source, **arguments)
+    return partial(training_batches, dataset, indices, opened.start.student, opened.teaching.source, **arguments)
 
 
 def _end_run(opened: _Opened, *, first_step: int) -> None:
@@ -437,14 +416,13 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     Args:
         first_step: step that this sitting began with; those before were taken in others.
     """
-    asked, model, reads = opened.asked, opened.model, opened.reads
-    run, folder, inputs = asked.run, asked.folder, asked.inputs
-    config, source = run.config, opened.teaching.source
+    run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
+    config, source, base = run.config, opened.teaching.source, opened.given.init
     updates = lora_settings(model.student, config)
     adapter = None
-    if updates is not None and model.student.lora is not None and asked.given.init is not None:
+    if updates is not None and model.student.lora is not None and base is not None:
         # Of its base by the name that the user gave it.
-        adapter = Adapter(updates=updates, base=asked.given.init)
+        adapter = Adapter(updates=updates, base=base)
     elif updates is not None:
         merge_lora(model.student)
     origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
@@ -456,11 +434,10 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         for task in inputs.dataset.tasks
     }
     save_heads(folder.path, model.heads, described)
-    if source is not None and selects_words(model):
+    if source is not None and model.distiller.teachers["text"] and model.distiller.settings.selection != "all":
         micro_batches = opened.labelled[1].micro_batches(0)
-        chosen = selected_words(
-            model, inputs.dataset, inputs.labelled, source, at_once=min(AT_ONCE, max(map(len, micro_batches)))
-        )
+        start, at_once = replace(opened.start, source=source), min(AT_ONCE, max(map(len, micro_batches)))
+        chosen = selected_words(model, start, inputs.dataset, inputs.labelled, at_once=at_once)
         folder.write_json(names.SELECTED_WORDS, chosen)
     records = read_log(folder.path)
     phases = phase_totals(records)
@@ -475,7 +452,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),
-        "seconds": time.perf_counter() - asked.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
+        "seconds": time.perf_counter() - opened.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
         "seconds_per_step": computed / num_steps,
         "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
         "num_texts": totals["num_texts"],
@@ -489,8 +466,8 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),
-        "student_start": reads.start,
-        "caveats": list(reads.caveats),
+        "student_start": opened.reads.start,
+        "caveats": list(opened.reads.caveats),
         "files": run_files(folder.path),
     }
     folder.write_json(names.RESULT, summary)

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
-from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
+from advl_pipeline.distillation.distiller import Distiller, Terms
 from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
@@ -82,16 +82,21 @@ class LossTerms:
         self.raw[name] = value.detach()
 
     def add_pathway(
-        self, pathway: str, term: PathwayTerm, weights_B: torch.Tensor | None, *, strength: float | None = None
+        self,
+        pathway: str,
+        losses_B: Mapping[str, torch.Tensor],
+        weights_B: torch.Tensor | None,
+        *,
+        strength: float | None = None,
     ) -> None:
-        """Add the mean over the examples, weighted where weights are given, and keep each teacher's for the log."""
-        value_B = term.value_B
+        """Add the mean over teachers and examples, weighted where weights are given; log each teacher's, too."""
+        value_B = torch.stack(list(losses_B.values())).mean(0)
+        self.raw[pathway] = value_B.detach().mean()
         if weights_B is not None:
             self.weights[pathway], value_B = weights_B, weights_B * value_B
         self.weighted[pathway] = value_B.mean() if strength is None else strength * value_B.mean()
-        self.raw[pathway] = term.value_B.detach().mean()
-        if len(term.by_teacher) > 1:
-            self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
+        if len(losses_B) > 1:
+            self.raw |= {f"{pathway}/{name}": loss_B.detach().mean() for name, loss_B in losses_B.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +182,13 @@ class FinetuneModel(nn.Module):
             reference, known = self._as_pretrained(batch, signal)
         # vision, text = mean_B(d_p); of an oracle's weights mean_B(w_p d_p)
         if signal is not None:
-            for name, term in self.distillation_terms(batch, signal, step, apart=apart, known=known).pathways.items():
+            pathways, _ = self.distillation_terms(batch, signal, step, apart=apart, known=known)
+            for name, losses_B in pathways.items():
                 weights_B = None
                 if settings.reads_labels:
-                    confidence_B = torch.ones_like(term.value_B)
+                    confidence_B = torch.ones_like(next(iter(losses_B.values())))
                     weights_B = pathway_weights(settings, signal, name, confidence_B, generator=step.generator)
-                terms.add_pathway(name, term, weights_B)
+                terms.add_pathway(name, losses_B, weights_B)
         # drift = mean |h - h_0|^2 / var(h_0), of the states h_0 that pretraining left and nothing is to move
         if reference is not None:
             assert apart is not None
@@ -231,9 +237,10 @@ class FinetuneModel(nn.Module):
         else:
             confidence_B = self.remembered.look_up(batch.example_ids)
         terms.confidence = {"student": confidence_B, **signal.confidence}
-        for name, term in self.distillation_terms(batch, signal, step, fused=output).pathways.items():
+        pathways, _ = self.distillation_terms(batch, signal, step, fused=output)
+        for name, losses_B in pathways.items():
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=step.generator)
-            terms.add_pathway(name, term, weights_B, strength=strength)
+            terms.add_pathway(name, losses_B, weights_B, strength=strength)
         return terms
 
     def _as_pretrained(
@@ -269,8 +276,8 @@ class FinetuneModel(nn.Module):
         fused: StudentOutput | None = None,
         apart: StudentOutput | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
-    ) -> DistillationTerms:
-        """Return the pathways' terms, and selected words, from the states that the run distils.
+    ) -> tuple[Terms, torch.Tensor | None]:
+        """Return the pathways' losses, and selected words, from the states that the run distils.
 
         Args:
             fused: the ordinary pass, where there is one already.

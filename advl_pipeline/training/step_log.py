@@ -16,27 +16,19 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from advl_pipeline.base.errors import (
-    NotFinite,
-    advise,
-)
+from advl_pipeline.base.errors import NotFinite, advise
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.step import LossTerms, Phase
 
 HISTOGRAM_BINS = 20
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoggedTerms:
-    """They are the terms of one micro-batch as plain numbers, which processes can hand one another.
+LoggedTerms = tuple[float, bool, dict[str, list[float]]]
+"""The terms of one micro-batch as plain numbers, which processes can hand one another.
 
-    `share` is that of its examples in the optimiser step. `values` are by "kind/name", of the kinds that
-    `step.LossTerms` has, and `correct` is how many were right.
-    """
-
-    share: float
-    is_learned: bool
-    values: dict[str, list[float]]
+They are the share of its examples in the optimiser step, whether anything is learned of it, and values by
+"kind/name", of the kinds that `step.LossTerms` has, and `correct`, how many were right.
+"""
 
 
 TOTALLED = (
@@ -78,13 +70,11 @@ class StepNumbers:
 
     def add(self, share: float, terms: LossTerms, *, is_learned: bool) -> None:
         """Add the terms of a micro-batch; `is_learned` says whether they gave gradients."""
-        kinds = {
-            "weighted": terms.weighted,
-            "raw": terms.raw,
-            "weights": terms.weights,
-            "confidence": terms.confidence,
+        values = {
+            f"{kind}/{name}": value
+            for kind in ("weighted", "raw", "weights", "confidence")
+            for name, value in getattr(terms, kind).items()
         }
-        values = {f"{kind}/{name}": value for kind, by_name in kinds.items() for name, value in by_name.items()}
         if terms.num_correct is not None:
             values["correct"] = terms.num_correct
         self._values += values.values()
@@ -111,7 +101,7 @@ class StepNumbers:
         for share, is_learned, sizes in self._micro_batches:
             # In the order in which they were added.
             values = {key: list(islice(numbers, size)) for key, size in sizes.items()}
-            terms.append(LoggedTerms(share=share, is_learned=is_learned, values=values))
+            terms.append((share, is_learned, values))
         return terms, next(numbers)
 
 
@@ -119,13 +109,13 @@ def step_record(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, A
     """Return the record of an optimiser step from all of its micro-batches."""
     record: dict[str, Any] = {"num_examples": num_examples}
     drawn: dict[str, list[float]] = {}
-    for terms in logged:
-        for key, values in terms.values.items():
+    for share, _, by_key in logged:
+        for key, values in by_key.items():
             kind = key.partition("/")[0]
             if kind in ("weights", "confidence"):
                 drawn.setdefault(key, []).extend(values)
             else:
-                value = values[0] / num_examples if kind == "correct" else terms.share * values[0]
+                value = values[0] / num_examples if kind == "correct" else share * values[0]
                 record[key] = record.get(key, 0.0) + value
     return record | {key: histogram(values) for key, values in drawn.items()}
 
@@ -160,13 +150,15 @@ class StepPlace:
     def error(self, what: str, why: str, *, suspects_cache: bool = False) -> NotFinite:
         """Return the error that stops the run here."""
         kept = f"the checkpoint after {self.num_saved} steps is kept" if self.num_saved else "there is no checkpoint"
-        anew = "lower --learning-rate and start over with --no-resume"
+        instead = "lower --learning-rate and start over with --no-resume"
         verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
         return NotFinite(
             f"Training stopped at step {self.step} of the {self.phase} step: {what} is not finite.",
             where=str(self.config.output),
             why=f"{why}; {kept}",
-            next_command=advise(*verify, note=f"where the caches are sound, {anew}") if suspects_cache else anew,
+            next_command=advise(*verify, note=f"where the caches are sound, {instead}")
+            if suspects_cache
+            else instead,
         )
 
 
@@ -174,11 +166,11 @@ def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None
     """Stop on loss terms that are not finite, named.
 
     Raises:
-        NotFinite: as said; where only terms of teachers are at fault, their caches are to be verified.
+        NotFinite: a term is infinite or no number; where only teachers' are, their caches are to be verified.
     """
     values: dict[str, float] = {}
-    for logged in terms:
-        for key, numbers in logged.values.items():
+    for _, _, by_key in terms:
+        for key, numbers in by_key.items():
             kind, _, name = key.partition("/")
             if kind in ("weighted", "raw") and (name not in values or not math.isfinite(numbers[0])):
                 values[name] = numbers[0]
@@ -207,7 +199,7 @@ def require_finite_gradient(
         loss_scale: of fp16, None without. A gradient that overflows under a large one only skips the step.
 
     Raises:
-        NotFinite: as said.
+        NotFinite: the gradient is infinite or no number.
     """
     if math.isfinite(norm) or (loss_scale is not None and loss_scale() >= _SMALLEST_LOSS_SCALE):
         return

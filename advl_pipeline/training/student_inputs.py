@@ -2,7 +2,7 @@
 
 `advl cache import` makes caches of a detector's regions, `advl prepare` those of squeezed pictures: the same pixels
 as decoding gives. A tokenizer that lies with the weights, texts that are cut and regions of no detector are looked
-at before the first step, and said in the output, in settings.json and beside every number of the run.
+at before the first step, and said in the output, in settings.json and with every number of the run.
 Shapes: B pictures, S side in pixels, R regions, F feature width.
 """
 
@@ -94,25 +94,21 @@ def read_inputs(
     is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
     if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
         # A student that this package saved was trained on what it is shown.
-        raise ConfigError(
-            f"{student.name} would see noise: small crops of the pictures through a random projection.",
-            where=str(init),
-            why="its weights learned from features of its own kind, and no --regions is given",
-            next_command="--regions CACHE of such features; or a student that sees pixels, such as --student vilt; "
-            "or --regions pixels for the crops all the same",
-        )
+        why = "its weights learned from features of a detector, and no --regions is given"
+        instead = "--regions CACHE of such features; --student vilt, which sees pixels; or --regions pixels for crops"
+        raise ConfigError(f"{student.name} would see noise.", where=str(init), why=why, next_command=instead)
     each = len(dataset[positions[0]].candidates)
     wanted = max(1, SAMPLED_TEXTS // each)
     stride = max(1, len(positions) // wanted)
     examples = [dataset[position] for position in positions[::stride][:wanted]]
     num_cut = student.count_cut(examples)
-    beside = None if init is None else tokenizer_folder(init)
+    of_weights = None if init is None else tokenizer_folder(init)
     used = student.config.tokenizer if isinstance(student, TextStudent) else None
     max_tokens = student.max_text_length or 0
     cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
     return StudentInputs(
         start=_start(student, init),
-        tokenizer=str(beside) if beside is not None and used == str(beside) else "",
+        tokenizer=str(of_weights) if of_weights is not None and used == str(of_weights) else "",
         num_texts=sum(len(example.candidates) for example in examples),
         num_cut=num_cut,
         max_tokens=max_tokens,
@@ -150,9 +146,13 @@ def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
 class _OfCaches:
     """Pictures of which caches hold something; they are asked for by the digest of their content."""
 
-    def __init__(self, caches: Sequence[TeacherCache]) -> None:
-        self._caches = caches
+    def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
+        self._caches, self._size = caches, size
         self._stores = [(cache, cache.image) for cache in caches if cache.image is not None]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Maps are not copied with the student; a copy opens the caches itself.
+        return type(self), (self._caches, self._size)
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
         """Let the kernel read ahead what is held of the pictures."""
@@ -161,7 +161,7 @@ class _OfCaches:
             store.announce([name for name, held in zip(ids, store.contains(ids), strict=True) if held])
 
     def begin_epoch(self) -> None:
-        """Look anew at the memory there is."""
+        """Look again at the memory there is."""
         for _, store in self._stores:
             store.begin_epoch()
 
@@ -170,12 +170,8 @@ class CachedRegions(_OfCaches, RegionSource):
     """The source over caches of regions, whose features are as wide as the student expects."""
 
     def __init__(self, caches: Sequence[TeacherCache], feature_size: int) -> None:
-        super().__init__(caches)
+        super().__init__(caches, feature_size)
         self.feature_size = feature_size
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Maps are not copied with the student; a copy opens the caches itself.
-        return CachedRegions, (self._caches, self.feature_size)
 
     def regions(self, unit: ImageUnit) -> Regions:
         """Return the regions in the order of their files; before them the whole picture where they have it.
@@ -201,15 +197,10 @@ class CachedRegions(_OfCaches, RegionSource):
             return Regions(
                 features_RF=features_RF, positions_R7=positions_R7, box_index_R=box_index_R, whole_first=has_whole
             )
-        raise DatasetError(
-            "A picture has no region features.",
-            where=str(unit.path),
-            why=f"it is not in {', '.join(str(cache.path) for cache in self._caches)}",
-            next_command=advise(
-                "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split(),
-                note="of its split, then add --regions CACHE",
-            ),
-        )
+        why = f"it is not in {', '.join(str(cache.path) for cache in self._caches)}"
+        words = "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split()
+        instead = advise(words, note="of its split, then add --regions CACHE")
+        raise DatasetError("A picture has no region features.", where=str(unit.path), why=why, next_command=instead)
 
 
 def regions_of_run(trained_on: Mapping[str, Any]) -> list[Location]:
@@ -237,11 +228,9 @@ def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[
         require_trustworthy(cache)
         assert cache.image is not None
         if cache.image.token_dim != student.config.feature_size:
-            raise ConfigError(
-                "The region features have another width than the student expects.",
-                where=str(cache.path),
-                why=f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}",
-            )
+            why = f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}"
+            what = "The region features have another width than the student expects."
+            raise ConfigError(what, where=str(cache.path), why=why)
     if caches:
         student.regions = CachedRegions(caches, student.config.feature_size)
     student.region_source()
@@ -252,12 +241,8 @@ class StoredPictures(_OfCaches, DecodedPictures):
     """The source over caches of pictures that `advl prepare` stored; what none of them holds is decoded."""
 
     def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
-        _OfCaches.__init__(self, caches)
+        _OfCaches.__init__(self, caches, size)
         DecodedPictures.__init__(self, size)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Maps are not copied with the student; a copy opens the caches itself.
-        return StoredPictures, (self._caches, self.size)
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8."""
@@ -341,10 +326,8 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
         ConfigError: no or an unknown student or setting, or a student that reads no squeezed pictures.
     """
     if student is None:
-        raise ConfigError(
-            "Nothing says how large the stored pictures are to be.",
-            next_command="add --student NAME, such as vilt, or --size PIXELS",
-        )
+        instead = "add --student NAME, such as vilt, or --size PIXELS"
+        raise ConfigError("Nothing says how large the stored pictures are to be.", next_command=instead)
     tasks = find_dataset(dataset, data_root).tasks
     chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})
@@ -352,9 +335,7 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
     with torch.device("meta"):
         built = build_student(student, overrides=overrides)
     if not isinstance(built, PixelStudent):
-        raise ConfigError(
-            f"{student} reads no squeezed pictures, so that there is nothing to store for it.",
-            why="it sees regions of a picture",
-            next_command=advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt"),
-        )
+        what = f"{student} reads no squeezed pictures, so that there is nothing to store for it."
+        instead = advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt")
+        raise ConfigError(what, next_command=instead)
     return built.config.image_size

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
-from advl_pipeline.distillation.pooling import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.students.interface import Answered, AnswerHead, StudentOutput
 from advl_pipeline.training.config import TaskLoss
@@ -57,10 +56,8 @@ def collate_targets(
         return TaskTargets(is_choice=False, label_B=None, scores_BK=scores, known_B=known_B)
     labels = [example.label if is_known else 0 for example, is_known in zip(examples, known, strict=True)]
     if None in labels:
-        raise DatasetError(
-            "An example has no label; this split cannot be trained on.",
-            where=examples[labels.index(None)].example_id,
-        )
+        where = examples[labels.index(None)].example_id
+        raise DatasetError("An example has no label; this split cannot be trained on.", where=where)
     return TaskTargets(
         is_choice=examples[0].task in MULTIPLE_CHOICE_TASKS,
         label_B=torch.tensor(labels),
@@ -87,14 +84,14 @@ class TaskScores:
 
 
 ANSWERS_IN_WORDS: tuple[TaskLoss, ...] = ("answer-lm", "softmax-choice")
-"""Losses of a student that answers in words: of the right answer's words, or of the answers beside one another."""
+"""Losses of a student that answers in words: of the right answer's words, or of the answers against one another."""
 
 
 def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
     """Refuse a loss that the task's labels or the student's head do not allow.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the loss is none of those that fit.
     """
     is_choice, whose = task in MULTIPLE_CHOICE_TASKS, ""
     allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
@@ -113,11 +110,8 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
             next_command=f"--recipe FILE.toml with the line loss = {allowed[0]!r}",
         )
     if kind == "two-way-choice" and not hasattr(head, "two_way"):
-        raise ConfigError(
-            "This student's head gives one logit per candidate.",
-            why="two-way-choice needs two",
-            next_command="--recipe FILE.toml with loss = 'sigmoid-choice', which judges candidates one by one too",
-        )
+        what = "This student's head gives one logit per candidate, and two-way-choice needs two."
+        raise ConfigError(what, next_command="--recipe FILE.toml with the line loss = 'sigmoid-choice'")
 
 
 def score_task(
@@ -131,7 +125,9 @@ def score_task(
     if kind == "two-way-choice":
         two_way: torch.Tensor = head.two_way(output.pooled_NP)  # type: ignore[operator]
         assert targets.label_B is not None
-        right_B = right_sequences(targets, first_sequences(num_candidates, two_way.device))
+        counts_B = torch.tensor(num_candidates)
+        first_B = (counts_B.cumsum(0) - counts_B).to(two_way.device, non_blocking=True)
+        right_B = right_sequences(targets, first_B)
         right_N = torch.zeros(len(two_way), dtype=torch.bool, device=two_way.device).index_fill(0, right_B, True)
         logits = shape_logits(two_way[:, 1:], num_candidates, True)
         return TaskScores(logits=logits, loss=two_way_choice(two_way, right_N), compared=two_way)

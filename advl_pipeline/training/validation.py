@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from advl_pipeline.base.errors import AdvlError
-from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import find_dataset, open_dataset
 from advl_pipeline.training.config import FinetuneConfig, TaskLoss
 from advl_pipeline.training.landmarks.census import StudentAtStart
-from advl_pipeline.training.targets import TaskScores, TaskTargets, score_task
 
 SPLIT = "val"
 NUM_EXAMPLES, AT_ONCE = 200, 64
@@ -21,16 +19,10 @@ MOST_TIMES, FEWEST_STEPS = 10, 25
 """A run is scored so often, evenly spaced and last at its end, and less often where steps are few in between."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Examples of `val` that are scored, by their positions."""
-
-    dataset: Dataset
-    positions: Sequence[int]
-
-
-def open_validation(config: FinetuneConfig, trained_on: Dataset, *, num_steps: int) -> Validation | str:
-    """Return evenly spaced examples of `val`, or why there are none.
+def open_validation(
+    config: FinetuneConfig, trained_on: Dataset, *, num_steps: int
+) -> tuple[Dataset, Sequence[int]] | str:
+    """Return `val` and the positions of evenly spaced examples of it, or why there are none.
 
     Args:
         trained_on: the split whose answers `val` must share.
@@ -52,7 +44,7 @@ def open_validation(config: FinetuneConfig, trained_on: Dataset, *, num_steps: i
     number = min(NUM_EXAMPLES, len(dataset))
     positions = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
     labelled = [place for place in positions if dataset[place].label is not None or dataset[place].soft_label]
-    return Validation(dataset=dataset, positions=labelled) if labelled else "it has no labels"
+    return (dataset, labelled) if labelled else "it has no labels"
 
 
 def is_due(step: int, num_steps: int) -> bool:
@@ -62,32 +54,24 @@ def is_due(step: int, num_steps: int) -> bool:
 
 
 @torch.no_grad()
-def validation_scores(start: StudentAtStart, task_loss: TaskLoss, validation: Validation) -> dict[str, float]:
+def validation_scores(
+    start: StudentAtStart, task_loss: TaskLoss, dataset: Dataset, positions: Sequence[int]
+) -> dict[str, float]:
     """Return the mean loss and, where answers are compared, the share that is right, in [0, 1].
 
     Args:
         start: student and heads as they are now; left in the mode that they were in.
+        dataset: with the positions in it of the examples that are scored, as `open_validation` returns them.
     """
     losses, right = 0.0, list[float]()
-    for chosen, _, batch in start.looked_at(
-        validation.dataset, validation.positions, at_once=AT_ONCE, labelled_ids=None
-    ):
-        with start.evaluating():
-            output = start.student.encode_pooled(batch.student, mask_visual=start.hide_picture)
-            head = start.heads[head_name(batch.task)]
-            scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
+    for chosen, batch, scored in start.scored(task_loss, dataset, positions, at_once=AT_ONCE):
         losses += len(chosen) * float(scored.loss)
         # Of answers in words, those alone are scored that the loss needs.
-        if output.answered is None or batch.targets.label_B is not None:
-            right += _right(scored, batch.targets).tolist()
-    scores = {"val/task": losses / len(validation.positions)}
+        if task_loss != "answer-lm" or batch.targets.label_B is not None:
+            best_B, targets = scored.logits.argmax(1), batch.targets
+            if targets.label_B is not None:
+                right += (best_B == targets.label_B).tolist()
+            elif targets.scores_BK is not None:
+                right += targets.scores_BK.gather(1, best_B[:, None])[:, 0].tolist()
+    scores = {"val/task": losses / len(positions)}
     return scores | ({"val/correct": float(np.mean(right))} if right else {})
-
-
-def _right(scored: TaskScores, targets: TaskTargets) -> torch.Tensor:
-    """Return (B,): how right the best answer of each example is."""
-    best_B = scored.logits.argmax(1)
-    if targets.label_B is not None:
-        return (best_B == targets.label_B).float()
-    assert targets.scores_BK is not None
-    return targets.scores_BK.gather(1, best_B[:, None])[:, 0]

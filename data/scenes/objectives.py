@@ -18,7 +18,7 @@ from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_u
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
-from advl_pipeline.training.landmarks.placement import places_of_boxes
+from advl_pipeline.training.signals.averages import box_shares
 from advl_pipeline.training.targets import shape_logits
 
 FEW = 4
@@ -45,13 +45,14 @@ def phrase_targets(student: Student, examples: Sequence[Example], batch: Student
     """Gather the phrases that name a box, from the captions' object tags."""
     captions, spans, places, wordings = [], [], [], []
     numbers: dict[str, int] = {}
-    of_boxes = places_of_boxes(student, examples, batch)
-    for row, (example, places_BR) in enumerate(zip(examples, of_boxes, strict=True)):
+    most = max(len(example.image.boxes_R4) for example in examples)
+    share_BSR = box_shares(examples, batch, student.places, most)
+    for row, (example, places_SR) in enumerate(zip(examples, share_BSR, strict=True)):
         (candidate,) = example.candidates
         for tag in candidate.tags:
             captions.append(row)
             spans.append((tag.start, tag.end))
-            places.append(places_BR[tag.box])
+            places.append(places_SR[tag.box])
             wording = candidate.text[tag.start : tag.end].lower()
             wordings.append(numbers.setdefault(wording, len(numbers)))
     return PhraseTargets(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
@@ -18,9 +18,10 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import (
-    ProbeFeatures,
+    View,
     confidence_identity,
     load_or_estimate_confidence,
+    probe_features,
 )
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
@@ -187,13 +188,9 @@ def test_both_tasks_of_a_picture_are_predicted_without_each_other() -> None:
 
 def test_features_hold_no_labels() -> None:
     labelled, blank = FakeDataset(40), FakeDataset(40, labelled=False)
-    stores = caches_of(labelled)[0]
-    builder = ProbeFeatures(image=[stores.image], text=[stores.text])
-    for view in ("vision", "text", "joint"):
-        with_labels, without = (
-            builder.build(dataset, view=view, per_candidate=True)  # type: ignore[arg-type]
-            for dataset in (labelled, blank)
-        )
+    caches, views = caches_of(labelled), get_args(View)[:2]
+    for view in views:
+        with_labels, without = (probe_features(caches, dataset, view) for dataset in (labelled, blank))
         np.testing.assert_array_equal(with_labels, without)
 
 
@@ -218,12 +215,9 @@ def test_zero_shot_is_the_softmax_of_scaled_cosines() -> None:
 def test_what_cannot_be_estimated_is_refused() -> None:
     dataset = FakeDataset(10)
     caches = caches_of(dataset, text=False)
-    assert confidences(dataset, caches, estimator="none") == {}
     assert set(confidences(dataset, caches)) == {"vision"}
     with pytest.raises(ConfigError, match="aligned pair"):
         confidences(dataset, caches, estimator="zero-shot")
-    with pytest.raises(ConfigError, match="probe"):
-        confidences(dataset, caches, estimator="prob")
     with pytest.raises(DatasetError, match="not in this split"):
         confidences(dataset, caches, example_ids=["e1", "e99"])
     with pytest.raises(DatasetError, match="no label"):

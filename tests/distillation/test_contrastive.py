@@ -136,7 +136,7 @@ def by_numpy(distiller: Distiller, batch: Shown) -> float:
 
 def new_distiller() -> Distiller:
     torch.manual_seed(2)
-    distiller = Distiller(DistillationSettings(), {}, hidden_size=WIDTH, pooled_size=POOLED, contrast_size=8)
+    distiller = Distiller(DistillationSettings(), {}, hidden_size=WIDTH, pooled_size=POOLED)
     torch.nn.init.constant_(distiller.log_temperature, math.log(0.4))
     return distiller
 

@@ -9,8 +9,8 @@ from closeness import assert_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.distillation.features import standardise
 from advl_pipeline.distillation.projected import distance
+from advl_pipeline.distillation.signal import standardise
 
 KINDS = ("mse", "l1", "cosine", "smooth-l1")
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
-from advl_pipeline.distillation.distiller import DistillationTerms, Distiller
-from advl_pipeline.distillation.features import Features
+from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.relational import (
     Landmarks,
     RegionLandmarks,
@@ -24,7 +23,7 @@ from advl_pipeline.distillation.relational import (
     some_of,
 )
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.weighting import KEPT_SHARE, PRIOR_SHARE
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -102,8 +101,8 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
 
 def distiller_of(**settings: Any) -> Distiller:
     torch.manual_seed(3)
-    widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
-    widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
+    widths = {name: {"image": a, "region": b} for name, (a, b) in EYES.items()}
+    widths |= {name: {"summary": a, "word": b} for name, (a, b) in READERS.items()}
     given = {"distance": "mse", "selection": "prior"}
     chosen = DistillationSettings(**{**given, **settings})
     targets = {} if chosen.vision_target == "auto" else dict.fromkeys(EYES, chosen.vision_target)
@@ -177,13 +176,22 @@ def lay_out(items: list[Item]) -> LaidOut:
     return output, batch, signal, torch.tensor([item.picture for item in items])
 
 
-def run(distiller: Distiller, items: list[Item]) -> DistillationTerms:
+def run(distiller: Distiller, items: list[Item]) -> dict[str, torch.Tensor]:
     return terms_of(distiller, lay_out(items))
 
 
-def terms_of(distiller: Distiller, laid_out: LaidOut) -> DistillationTerms:
+def terms_of(distiller: Distiller, laid_out: LaidOut) -> dict[str, torch.Tensor]:
+    """Return (B,) of each pathway, the mean over its teachers."""
     output, *rest = laid_out
-    return distiller.terms(output, *rest, relevance_NL=output.relevance_NL)
+    terms, _ = distiller.terms(output, *rest, relevance_NL=output.relevance_NL)
+    return {pathway: torch.stack(list(by_teacher.values())).mean(0) for pathway, by_teacher in terms.items()}
+
+
+def selected_of(distiller: Distiller, laid_out: LaidOut) -> torch.Tensor:
+    output, *rest = laid_out
+    selected_NW = distiller.terms(output, *rest, relevance_NL=output.relevance_NL)[1]
+    assert selected_NW is not None
+    return selected_NW
 
 
 def apart(kind: str, projection: nn.Module, state: Array, target: Array) -> float:
@@ -330,9 +338,9 @@ def terms_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[flo
     return found
 
 
-def close(terms: DistillationTerms, expected: dict[str, list[float]]) -> None:
-    for pathway, term in terms.pathways.items():
-        np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-4, atol=2e-5)
+def close(terms: dict[str, torch.Tensor], expected: dict[str, list[float]]) -> None:
+    for pathway, value_B in terms.items():
+        np.testing.assert_allclose(value_B.detach().numpy(), expected[pathway], rtol=2e-4, atol=2e-5)
 
 
 ITEMS = draw(0, (4, 1, 3, 2))
@@ -356,7 +364,7 @@ def test_terms_equal_the_loops(settings: dict[str, Any]) -> None:
     distiller = distiller_of(**settings)
     terms = run(distiller, ITEMS)
     pathway = settings.get("pathway", "both")
-    assert set(terms.pathways) == ({"vision", "text"} if pathway == "both" else {pathway})
+    assert set(terms) == ({"vision", "text"} if pathway == "both" else {pathway})
     close(terms, terms_by_loop(distiller, ITEMS))
 
 
@@ -369,8 +377,8 @@ def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
     expected = relations_by_loop(distiller, items)
     assert min(sum(expected["text"]), sum(texts_by_loop(items))) > 0
     expected["text"] = [sum(both) for both in zip(expected["text"], texts_by_loop(items), strict=True)]
-    for pathway, term in run(distiller, items).pathways.items():
-        np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-3, atol=2e-3)
+    for pathway, value_B in run(distiller, items).items():
+        np.testing.assert_allclose(value_B.detach().numpy(), expected[pathway], rtol=2e-3, atol=2e-3)
 
 
 def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None:
@@ -379,7 +387,8 @@ def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None
     known_NW = (signal.words.form_NW % 2).float()
     frequent_NW = signal.words.form_NW % 7 == 2
     signal = replace(signal, words=replace(signal.words, known_NW=known_NW, frequent_NW=frequent_NW))
-    among_themselves = terms_of(distiller, (output, batch, signal, *rest))
+    given = (output, batch, signal, *rest)
+    selected, text_B = [selected_of(distiller, given)], [terms_of(distiller, given)["text"]]
     draws = torch.Generator().manual_seed(0)
     for name in READERS:
         width = signal.text[name].words_NWD.shape[-1]  # type: ignore[union-attr]
@@ -388,11 +397,11 @@ def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None
             features_KD=torch.randn(5, width, generator=draws),
             mean_D=torch.randn(width, generator=draws),
         )
-    placed = terms_of(distiller, (output, batch, signal, *rest))
-    for found, has_known in ((placed, False), (among_themselves, True)):
-        assert bool(found.selected_NW.any())
-        assert bool((found.selected_NW & ((known_NW > 0.5) | frequent_NW)).any()) == has_known
-    assert not torch.allclose(placed.pathways["text"].value_B, among_themselves.pathways["text"].value_B)
+    selected, text_B = [*selected, selected_of(distiller, given)], [*text_B, terms_of(distiller, given)["text"]]
+    for selected_NW, has_known in zip(selected, (True, False), strict=True):
+        assert bool(selected_NW.any())
+        assert bool((selected_NW & ((known_NW > 0.5) | frequent_NW)).any()) == has_known
+    assert not torch.allclose(*text_B)
 
 
 def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> None:
@@ -416,7 +425,7 @@ def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> 
             margin=0.2,
         )
     terms = terms_of(distiller, (output, batch, signal, *rest))
-    terms.pathways["vision"].value_B.sum().backward()  # type: ignore[no-untyped-call]
+    terms["vision"].sum().backward()  # type: ignore[no-untyped-call]
     moved_NR = visual.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
     best = torch.nn.functional.cosine_similarity(visual.detach()[:, :, None], names, dim=-1).topk(2, dim=-1).values
     is_known_NR = best[..., 0] - best[..., 1] >= 0.2
@@ -441,9 +450,9 @@ def test_relations_without_partners_or_features_are_refused() -> None:
     with pytest.raises(ConfigError, match="fewer than two words"):
         run(distiller, alike)
     with torch.inference_mode():
-        value_B = run(distiller, alike[1:2]).pathways["text"].value_B
+        value_B = run(distiller, alike[1:2])["text"]
     assert not value_B.any(), "a text that is looked at alone has nothing to be related to"
-    widths = {"teacher": TeacherWidths(text_global=4)}
+    widths = {"teacher": {"summary": 4}}
     with pytest.raises(ConfigError, match="no features of words"):
         Distiller(DistillationSettings(distance="relational"), widths, hidden_size=WIDTH, pooled_size=POOLED)
 
@@ -451,16 +460,15 @@ def test_relations_without_partners_or_features_are_refused() -> None:
 def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does() -> None:
     distiller = distiller_of(selection="adaptive")
     output, batch, signal, *rest = lay_out(ITEMS)
-    by_attention = terms_of(distiller, (output, batch, signal, *rest)).selected_NW
+    by_attention = selected_of(distiller, (output, batch, signal, *rest))
     scribe = signal.text["scribe"]
     num_sequences, _, width = scribe.words_NWD.shape
     picture = Features(values_MD=torch.randn(num_sequences, width, generator=torch.Generator().manual_seed(3)))
     text = {"scribe": replace(scribe, picture=picture), "clerk": signal.text["clerk"]}
-    by_towers = terms_of(distiller, (output, batch, replace(signal, text=text), *rest)).selected_NW
+    by_towers = selected_of(distiller, (output, batch, replace(signal, text=text), *rest))
     without = replace(output, relevance_NL=None)
-    assert by_attention is not None
     assert not by_towers.equal(by_attention)
-    again = terms_of(distiller, (without, batch, replace(signal, text=text), *rest)).selected_NW
+    again = selected_of(distiller, (without, batch, replace(signal, text=text), *rest))
     assert again.equal(by_towers)
 
 
@@ -490,7 +498,7 @@ def test_gradients_equal_finite_differences(state: str) -> None:
     output, *rest = lay_out(items)
     leaf = getattr(output, FIELDS[state]).requires_grad_()
     terms = terms_of(distiller, (output, *rest))
-    (torch.tensor(instance_weights) * terms.pathways[pathway].value_B).sum().backward()  # type: ignore[no-untyped-call]
+    (torch.tensor(instance_weights) * terms[pathway]).sum().backward()  # type: ignore[no-untyped-call]
     found = leaf.grad[0].numpy()
     np.testing.assert_allclose(found[: len(value)] if value.ndim > 1 else found, slope, atol=2e-4, rtol=2e-3)
     assert np.abs(slope).max() > 1e-2
@@ -517,7 +525,7 @@ def test_a_grid_over_tokens_is_distilled_as_boxes_of_one_token_each(distance: st
             for name, one in signal.vision.items()
         }
         given = (output, batch, replace(signal, vision=vision), *rest)
-        return terms_of(distiller, given).pathways["vision"].value_B  # type: ignore[arg-type]
+        return terms_of(distiller, given)["vision"]  # type: ignore[arg-type]
 
     dense_B = with_shares(None)
     torch.testing.assert_close(dense_B, with_shares(torch.eye(num_visual).expand(count, -1, -1)))

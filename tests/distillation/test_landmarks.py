@@ -8,6 +8,7 @@ import torch
 
 from advl_pipeline.distillation.relational import (
     CLEAR_SHARE,
+    TEMPERATURE,
     Landmarks,
     LandmarkSums,
     landmark_divergence,
@@ -16,8 +17,6 @@ from advl_pipeline.distillation.relational import (
     unplaced_words,
 )
 from advl_pipeline.distillation.signal import WordAlignment
-
-TEMPERATURES = {"student_temperature": 0.2, "teacher_temperature": 0.1}
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -44,20 +43,20 @@ def alignment(form: list[list[int]], known: list[list[float]], frequent: list[li
 
 def test_the_divergence_equals_a_loop() -> None:
     landmarks, states, features = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
-    found = landmark_divergence(states, features, landmarks, **TEMPERATURES)
+    found = landmark_divergence(states, features, landmarks)
     centre_h, centre_t = landmarks.states_KH.mean(0).numpy(), landmarks.features_KD.mean(0).numpy()
     for node in range(4):
         likenesses = []
-        for vector, others, centre, temperature in (
-            (features[node] - landmarks.mean_D, landmarks.features_KD, centre_t, 0.1),
-            (states[node] - torch.tensor(centre_h), landmarks.states_KH, centre_h, 0.2),
+        for vector, others, centre in (
+            (features[node] - landmarks.mean_D, landmarks.features_KD, centre_t),
+            (states[node] - torch.tensor(centre_h), landmarks.states_KH, centre_h),
         ):
             one = vector.numpy()
             cosines = [
                 float(one @ (other - centre) / np.linalg.norm(one) / np.linalg.norm(other - centre))
                 for other in others.numpy()
             ]
-            raised = np.exp(np.array(cosines) / temperature)
+            raised = np.exp(np.array(cosines) / TEMPERATURE)
             likenesses.append(raised / raised.sum())
         p, q = likenesses
         assert float(found[node]) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4, abs=1e-5)
@@ -65,28 +64,28 @@ def test_the_divergence_equals_a_loop() -> None:
 
 def test_scale_and_rotation_of_the_teacher_change_nothing() -> None:
     landmarks, states, features = some_landmarks(), draw(7, 5, seed=4), draw(7, 8, seed=5)
-    found = landmark_divergence(states, features, landmarks, **TEMPERATURES)
+    found = landmark_divergence(states, features, landmarks)
     rotation, _ = torch.linalg.qr(draw(8, 8, seed=6))
     turned = Landmarks(
         states_KH=landmarks.states_KH,
         features_KD=3 * landmarks.features_KD @ rotation,
         mean_D=3 * landmarks.mean_D @ rotation,
     )
-    again = landmark_divergence(states, 3 * features @ rotation, turned, **TEMPERATURES)
+    again = landmark_divergence(states, 3 * features @ rotation, turned)
     torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
 
 
 def test_sums_over_batches_are_means_of_known_words_whatever_the_batches() -> None:
     states, features = draw(3, 4, 5, seed=7), draw(3, 4, 8, seed=8)
-    form = [[1, 2, 3, 4], [1, 5, 6, 0], [2, 2, 4, 6]]
-    known = [[1.0, 1.0, 0.1, 1.0], [1.0, 0.2, 0.9, 1.0], [1.0, 1.0, 1.0, 0.9]]
+    form = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 0], [2, 2, 4, 6]])
+    known = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]]) > 0
     node = torch.tensor([[True] * 4, [True, True, True, False], [True] * 4])
     found = []
     for batches in ([[0, 1, 2]], [[2], [0, 1]]):
         sums = LandmarkSums()
         for rows in batches:
-            words = alignment([form[row] for row in rows], [known[row] for row in rows], [[False] * 4 for _ in rows])
-            sums.add(states[rows], features[rows], node[rows], words)
+            taken = node[rows]
+            sums.add(states[rows][taken], features[rows][taken], form[rows][taken], known[rows][taken])
         found.append(sums.landmarks())
     whole, parts = found
     torch.testing.assert_close(whole.states_KH, parts.states_KH)
@@ -100,12 +99,7 @@ def test_sums_over_batches_are_means_of_known_words_whatever_the_batches() -> No
 
 def test_too_few_known_words_are_no_landmarks() -> None:
     sums = LandmarkSums()
-    sums.add(
-        draw(1, 3, 5, seed=0),
-        draw(1, 3, 8, seed=1),
-        torch.ones(1, 3, dtype=torch.bool),
-        alignment([[1, 2, 3]], [[1.0, 1.0, 1.0]], [[False] * 3]),
-    )
+    sums.add(draw(3, 5, seed=0), draw(3, 8, seed=1), torch.tensor([1, 2, 3]), torch.ones(3, dtype=torch.bool))
     assert sums.landmarks() is None
 
 

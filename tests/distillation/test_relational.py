@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from advl_pipeline.distillation.adapt_objectives import drift
-from advl_pipeline.distillation.relational import relational_divergence
+from advl_pipeline.distillation.relational import TEMPERATURE, relational_divergence
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    return relational_divergence(student, teacher, group, student_temperature=0.05, teacher_temperature=0.1)
+    return relational_divergence(student, teacher, group)
 
 
 def by_loop(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> list[float]:
@@ -23,11 +23,11 @@ def by_loop(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -
     for i in range(len(student)):
         others = [j for j in range(len(student)) if group[j] != group[i]]
         rows = []
-        for states, temperature in ((teacher, 0.1), (student, 0.05)):
+        for states in (teacher, student):
             centred = states - states.mean(0)
             cosines = [float(functional.cosine_similarity(centred[i], centred[j], dim=0)) for j in others]
             top = max(cosines, default=0.0)
-            powers = [math.exp((value - top) / temperature) for value in cosines]
+            powers = [math.exp((value - top) / TEMPERATURE) for value in cosines]
             rows.append([power / sum(powers) for power in powers])
         found.append(sum(p * math.log(p / q) for p, q in zip(*rows, strict=True) if p > 0))
     return found
@@ -60,8 +60,7 @@ def test_does_not_depend_on_the_teacher_s_scale_place_or_rotation() -> None:
 def test_is_zero_for_the_teacher_s_own_relations_and_has_no_gradient_into_the_teacher() -> None:
     teacher = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     student = teacher.detach().clone().requires_grad_()
-    temperatures = {"student_temperature": 0.1, "teacher_temperature": 0.1}
-    value = relational_divergence(student, teacher, torch.arange(8), **temperatures).sum()
+    value = divergence(student, teacher, torch.arange(8)).sum()
     assert float(value.detach()) == pytest.approx(0.0, abs=1e-5)
     value.backward()
     assert teacher.grad is None

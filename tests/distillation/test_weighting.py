@@ -16,7 +16,6 @@ from advl_pipeline.distillation.weighting import (
     EPSILON,
     WEIGHT_MAX,
     choice_confidence,
-    instance_weights,
     pathway_weights,
     soft_label_confidence,
 )
@@ -24,34 +23,34 @@ from advl_pipeline.distillation.weighting import (
 PROBABILITY = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8)
 
 
-@given(PROBABILITY, st.floats(0.0, 1.0), st.floats(0.1, 4.0))
+def weights(kind: Any, teacher_B: torch.Tensor, student_B: torch.Tensor) -> torch.Tensor:
+    chosen, signal = DistillationSettings(weighting=kind), TeacherSignal(confidence={"text": teacher_B})
+    return pathway_weights(chosen, signal, "text", student_B)
+
+
+@given(PROBABILITY, st.floats(0.0, 1.0))
 @settings(deadline=None)
-def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float, top: float) -> None:
+def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float) -> None:
     c_t = torch.tensor(teacher, dtype=torch.float64)
     c_s = torch.full_like(c_t, student)
     rules = {
-        "ratio": [min(top, t / (student + EPSILON)) for t in teacher],
-        "uniform": [min(top, 1.0) for _ in teacher],
-        "oracle": [min(top, t) for t in teacher],
+        "ratio": [min(WEIGHT_MAX, t / (student + EPSILON)) for t in teacher],
+        "uniform": [1.0 for _ in teacher],
+        "oracle": teacher,
     }
     for kind, expected in rules.items():
-        found = instance_weights(kind, teacher_B=c_t, student_B=c_s, weight_max=top)
-        assert found.tolist() == pytest.approx(expected)
+        assert weights(kind, c_t, c_s).tolist() == pytest.approx(expected)
 
 
 def test_no_gradient_flows_into_the_student_through_a_weight() -> None:
     student = torch.tensor([0.5], requires_grad=True)
-    assert not instance_weights("ratio", teacher_B=torch.tensor([0.5]), student_B=student, weight_max=2).requires_grad
+    assert not weights("ratio", torch.tensor([0.5]), student).requires_grad
 
 
-@pytest.mark.parametrize("kind", ["ratio", "uniform"])
-def test_no_weight_of_the_distiller_exceeds_the_bound(kind: Any) -> None:
-    chosen = DistillationSettings(weighting=kind)
-    teacher_B = torch.tensor([0.9] + [0.0] * 15)
-    for confidence in ({"text": teacher_B}, {}):
-        signal = TeacherSignal(confidence=confidence)
-        weights_B = pathway_weights(chosen, signal, "text", torch.full((16,), 0.1))
-        assert 0.0 < weights_B.max() <= WEIGHT_MAX
+def test_without_a_confidence_weights_are_uniform() -> None:
+    for kind in ("ratio", "uniform"):
+        chosen = DistillationSettings(weighting=kind)
+        assert pathway_weights(chosen, TeacherSignal(), "text", torch.full((4,), 0.1)).tolist() == [1.0] * 4
 
 
 def test_confidence_is_the_probability_of_the_ground_truth() -> None:
@@ -68,7 +67,7 @@ def test_shuffled_weights_are_all_of_other_instances(num_examples: int) -> None:
     teacher_B = torch.arange(1, num_examples + 1) / 10
     signal = TeacherSignal(confidence={"text": teacher_B})
     options = DistillationSettings(weight_shuffle=True)
-    by_ratio_B = instance_weights("ratio", teacher_B=teacher_B, student_B=torch.ones(num_examples), weight_max=2.0)
+    by_ratio_B = weights("ratio", teacher_B, torch.ones(num_examples))
     for seed in range(20):
         found_B = pathway_weights(
             options, signal, "text", torch.ones(num_examples), generator=torch.Generator().manual_seed(seed)

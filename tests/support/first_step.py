@@ -8,6 +8,7 @@ from unittest.mock import patch
 import torch
 
 from advl_pipeline.training import run
+from advl_pipeline.training.batches import received
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.step import StepConditions
@@ -36,18 +37,18 @@ def open_run(config: FinetuneConfig) -> Any:
 def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each step of the method."""
     opened = open_run(config)
-    asked, model, means = opened.asked, opened.model, dict[str, float]()
-    for phase, num_steps in (("adapt", asked.run.method.num_adapt_steps), ("finetune", 1)):
+    model, means = opened.model, dict[str, float]()
+    for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
         if phase == "finetune" and model.remembered is not None:
-            known = asked.inputs.dataset, asked.inputs.labelled
+            known = opened.inputs.dataset, opened.inputs.labelled
             model.remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
         sent = next(run._batch_maker(opened, phase)(range(1)))
         generator = torch.Generator().manual_seed(1)
         torch.manual_seed(1)
         step = StepConditions(phase=phase, generator=generator)
-        terms = [model.train(phase == "finetune")(batch, step) for batch in sent.received(CPU)]
+        terms = [model.train(phase == "finetune")(batch, step) for batch in received(sent, CPU)]
         for batch_terms in terms:
             for kind, losses in (("raw", batch_terms.raw), ("weighted", batch_terms.weighted)):
                 for name, value in losses.items():

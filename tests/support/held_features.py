@@ -49,6 +49,10 @@ class HeldFeatures:
     def token_features(self, ids: Sequence[str]) -> Any:
         return np.concatenate([self._tokens[unit] for unit in ids]), self.token_lengths(ids)
 
+    def stored_tokens(self, ids: Sequence[str]) -> Any:
+        rows, lengths = self.token_features(ids)
+        return rows, None, lengths
+
     def char_spans(self, ids: Sequence[str]) -> Any:
         return np.array([span for _ in ids for span in self._spans], np.int32)
 

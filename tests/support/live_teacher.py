@@ -19,10 +19,10 @@ from advl_pipeline.datasets.records import Dataset, ImageUnit, TextUnit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.training.signals.averages import TeacherGrid
-from advl_pipeline.training.signals.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
+from advl_pipeline.training.signals.teacher_features import Array, TeacherFeatures, UnitFeatures, cached_teacher
 
 
-class LiveFeatures(FeatureView):
+class LiveFeatures(UnitFeatures):
     """Encodes a unit when it is first asked for; dimensions and moments are the cache's."""
 
     def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:
@@ -41,6 +41,11 @@ class LiveFeatures(FeatureView):
         self._encode(ids)
         rows = [self._encoded[unit][1] for unit in ids]
         return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int32)
+
+    def stored_tokens(self, ids: Sequence[str]) -> tuple[Array, None, npt.NDArray[np.int32]]:
+        """Return the same; a live teacher stores no codes."""
+        rows, lengths = self.token_features(ids)
+        return rows, None, lengths
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return (M, 2) the characters that each token row covers."""

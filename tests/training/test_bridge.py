@@ -19,15 +19,13 @@ from run_logs import load_json, losses, metrics
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.distillation import distiller, relational
-from advl_pipeline.distillation.relational import Landmarks
+from advl_pipeline.distillation.relational import TEMPERATURE, Landmarks
 from advl_pipeline.studies.config import load_study
 from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.landmarks import bridge
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import confidences
-
-TEMPERATURES = {"student": 0.2, "teacher": 0.1}
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -40,17 +38,17 @@ def some_landmarks() -> Landmarks:
 
 def test_scores_equal_a_loop() -> None:
     landmarks, regions, words = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
-    scores = bridge_scores(regions, words, landmarks, **TEMPERATURES)
+    scores = bridge_scores(regions, words, landmarks)
     centre = landmarks.features_KD.mean(0)
 
-    def shares(state: torch.Tensor, others: torch.Tensor, temperature: float) -> list[float]:
+    def shares(state: torch.Tensor, others: torch.Tensor) -> list[float]:
         cosines = [float(state @ other / (state.norm() * other.norm())) for other in others]
-        powers = [math.exp(cosine / temperature) for cosine in cosines]
+        powers = [math.exp(cosine / TEMPERATURE) for cosine in cosines]
         return [power / sum(powers) for power in powers]
 
     for node in range(4):
-        named = shares(regions[node], landmarks.states_KH, 0.2)
-        meant = shares(words[node] - landmarks.mean_D, landmarks.features_KD - centre, 0.1)
+        named = shares(regions[node], landmarks.states_KH)
+        meant = shares(words[node] - landmarks.mean_D, landmarks.features_KD - centre)
         expected = sum(share * other for share, other in zip(named, meant, strict=True))
         assert float(scores[node]) == pytest.approx(expected, rel=1e-5)
 

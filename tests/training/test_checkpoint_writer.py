@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the loop: of the state as it was, one after another, and never given up unseen."""
+"""Checkpoints are written while the loop goes on: of the state as it was, one by one, and never given up unseen."""
 
 from __future__ import annotations
 

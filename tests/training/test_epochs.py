@@ -53,11 +53,6 @@ def test_steps_grow_with_the_labels_unless_they_are_given(
     assert decided.sources["num_steps"] == decided.sources["epochs"] == expected
 
 
-def test_the_line_of_a_run_says_both() -> None:
-    assert settings(34_000, num_steps=300).line().endswith(", 300 steps, 0.141 epochs")
-    assert "given: --epochs 2; " in settings(100, epochs=2).line()
-
-
 def test_a_published_budget_stays_and_an_option_wins_over_it() -> None:
     published = settings(4000, dataset="vqa-v2", student="vilt")
     assert published.epochs == pytest.approx(10, rel=0.01)

@@ -26,7 +26,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import Concatenated
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.signals.teacher_features import cached_teacher, joined_teacher
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
 def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_shot_run(
@@ -212,8 +212,8 @@ def test_a_joined_teacher_gives_each_unit_what_its_own_cache_gives(
     small_corpus: Any, other_caches: tuple[Path, ...]
 ) -> None:
     for own_path, other_path in zip(small_corpus.caches, other_caches, strict=True):
-        first, other = (cached_teacher(open_cache(path)) for path in (own_path, other_path))
-        joined = joined_teacher([first, other], [first, other])
+        first, other = open_cache(own_path), open_cache(other_path)
+        joined = cached_teacher(first, other)
         for tower in ("text", "image"):
             if (store := getattr(first, tower)) is None:
                 assert getattr(joined, tower) is None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from commands import complaint as advl
@@ -21,7 +20,7 @@ from advl_pipeline.base.errors import NotFinite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.training.checkpoint import load_checkpoint
 from advl_pipeline.training.signals import teaching
-from advl_pipeline.training.signals.teacher_features import Array, FeatureView, TeacherFeatures, cached_teacher
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures, cached_teacher
 from advl_pipeline.training.step_log import StepPlace, require_finite_gradient, require_finite_weights
 
 
@@ -49,17 +48,17 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
         assert not (run / "model.safetensors").exists()
 
 
-class Failing(FeatureView):
+class Failing(UnitFeatures):
     """A cache's features that are not numbers from the fourth reading on; the first looks for targets."""
 
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
         self._num_readings = 0
 
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
+    def stored_tokens(self, ids: Sequence[str]) -> Any:
         self._num_readings += 1
-        rows, lengths = self._store.token_features(ids)
-        return (np.full_like(rows, np.nan) if self._num_readings > 3 else rows), lengths
+        rows, scales, lengths = super().stored_tokens(ids)
+        return (np.full_like(rows, np.nan) if self._num_readings > 3 else rows), scales, lengths
 
 
 def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(

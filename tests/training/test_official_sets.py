@@ -6,7 +6,6 @@ import json
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_picture, write_vcr, write_vqa
@@ -119,65 +118,6 @@ def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.
         Path("mine.json").write_text(json.dumps(listed | changed))
         assert call(*EXTRACT, "--ids", "mine.json", "--output", "caches/new") == 5
         assert why in capsys.readouterr().err
-
-
-def test_a_study_extracts_what_its_cells_see_and_grows_without_losing_cells(
-    mirror: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = """
-name = "trial"
-dataset = "vcr"
-tasks = ["vcr-q2a"]
-student = "scenes-small"
-teachers = ["minilm-l6"]
-test_sets = ["val"]
-keep_weights = false
-methods = ["plain", "advl"]
-shots = [2, 6]
-seeds = {seeds}
-
-[training]
-pool = 6
-num_steps = 2
-adapt_steps = 2
-adapt_texts = 8
-batch_size = 2
-confidence_folds = 2
-
-[evaluation]
-probe = ["none"]
-
-[extraction]
-folds = 2
-"""
-    Path("trial.toml").write_text(study.format(seeds="[0]"))
-    assert call("study", "trial.toml", "--dry-run") == 0
-    printed = capsys.readouterr().out
-    assert "caches/minilm-l6/vcr/train-shots6-seed0" in printed
-    assert "run folders unknown until the first cell is done" in printed
-    assert call("study", "trial.toml") == 0
-    cache = Path("caches/minilm-l6/vcr/train-shots6-seed0")
-    assert num_texts(str(cache)) == 6 * 8
-    finished = {path: path.stat().st_mtime_ns for path in Path("runs/cells").glob("*/result.json")}
-    assert len(finished) == 4
-    # No student is kept, and no cell is trained again for another seed.
-    assert not list(Path("runs").rglob("*.safetensors"))
-    Path("trial.toml").write_text(study.format(seeds="[0, 1]"))
-    assert call("study", "trial.toml") == 0
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert sorted(path.name for path in cache.parent.iterdir() if path.is_dir()) == [
-        "train-shots6-seed0",
-        "train-shots6-seed1",
-    ]
-    # Another test set needs the students: the same runs give the same ones.
-    cell = next(iter(finished)).parent
-    with np.load(cell / "evaluation" / "val.npz") as arrays:
-        before = arrays["scores/vcr-q2a"]
-    (cell / "evaluation" / "val.json").unlink()
-    assert call("study", "trial.toml") == 0
-    with np.load(cell / "evaluation" / "val.npz") as arrays:
-        np.testing.assert_array_equal(arrays["scores/vcr-q2a"], before)
-    assert not list(Path("runs").rglob("*.safetensors"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from advl_pipeline.base.configuration import build_config, config_to_dict
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.packages import data_files, read_data_file
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
@@ -30,7 +31,6 @@ from advl_pipeline.training.optimiser import (
 from advl_pipeline.training.recipes import (
     choose_recipe,
     load_recipe,
-    recipe_names,
     resolve_settings,
 )
 from advl_pipeline.training.resolved import resolve_method
@@ -288,7 +288,16 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert all(record["raw/divergence"] >= 0 for record in logged)
 
 
-@pytest.mark.parametrize(("student", "task", "size"), recipe_names())
+RECIPES = [
+    (student, task, size)
+    for student, file in sorted(data_files("recipes").items())
+    for task, sizes in sorted(read_data_file(file).items())
+    if isinstance(sizes, dict) and task != "common"
+    for size in sizes
+]
+
+
+@pytest.mark.parametrize(("student", "task", "size"), RECIPES)
 def test_every_recipe_loads_and_names_its_sources(student: str, task: str, size: str) -> None:
     recipe = load_recipe(student, task, size)
     assert {"learning_rate", "batch_size", "optimiser", "loss", "schedule"} <= recipe.sources.keys()

@@ -17,7 +17,7 @@ from commands import complaint, printed
 from first_step import first_terms
 from live_teacher import teachers_run
 from real_processes import start_advl
-from run_logs import losses, metrics
+from run_logs import losses
 from safetensors.torch import load_file
 
 from advl_pipeline.base.errors import DatasetError
@@ -90,23 +90,3 @@ def test_a_split_without_labels_is_refused_before_anything_is_written(
         with pytest.raises(DatasetError, match="nothing to learn"):
             small_corpus.run(run, dataset=dataset, task=(), method="plain", cache=())
         assert not run.exists()
-
-
-def test_weights_are_logged_bounded_and_shuffling_keeps_them(small_corpus: Any, tmp_path: Path) -> None:
-    for name, shuffle in (("kept", False), ("shuffled", True)):
-        small_corpus.run(tmp_path / name, steps="one", weight_shuffle=shuffle, num_steps=2)
-    first_kept, first_shuffled = (metrics(tmp_path / name)[0] for name in ("kept", "shuffled"))
-    for name in ("student", "vision", "text"):
-        histogram = first_kept[f"confidence/{name}"]
-        assert sum(histogram["counts"]) == 4
-        assert 0 < histogram["mean"] <= histogram["max"] <= 1
-        assert histogram["bin_width"] == pytest.approx(0.05)
-    for pathway in ("vision", "text"):
-        histogram = first_kept[f"weights/{pathway}"]
-        assert sum(histogram["counts"]) == 4
-        assert 0 <= histogram["max"] <= 2.0
-        shuffled = first_shuffled[f"weights/{pathway}"]
-        assert histogram["counts"] == shuffled["counts"]
-        # The same numbers in another order add up to the same but for rounding.
-        assert histogram["mean"] == pytest.approx(shuffled["mean"], rel=1e-6)
-    assert first_kept["weighted/text"] != first_shuffled["weighted/text"]

@@ -16,7 +16,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.batches import SentBatches, TrainingBatch, collate_batch, in_pinned_memory, send_ahead
+from advl_pipeline.training.batches import TrainingBatch, collate_batch, in_pinned_memory, received, send_ahead
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
@@ -120,8 +120,7 @@ def test_a_step_is_sent_on_its_own_stream_and_waited_for(monkeypatch: pytest.Mon
     first = next(steps)
     assert notes == ["begin of copies", "sent 0 to cuda:1", "recorded on stream of copies", "end of copies"]
     notes.clear()
-    assert isinstance(first, SentBatches)
-    assert first.received(device) == first.batches
+    assert received(first, device) == first[0]
     assert notes == ["stream of the model waits for stream of copies"]
 
 
@@ -130,7 +129,7 @@ def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> N
     here, device = collated.signal, torch.device("cuda")
     assert here is not None
     (sent,) = send_ahead([[in_pinned_memory(collated)]], device)
-    (batch,) = sent.received(device)
+    (batch,) = received(sent, device)
     assert batch.signal is not None
     for (name, value), (_, other) in zip(targets_of(here), targets_of(batch.signal), strict=True):
         torch.testing.assert_close(other.cpu(), value, rtol=1e-4, atol=1e-4, msg=name)

@@ -16,10 +16,9 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
-from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TextSignal
-from advl_pipeline.training.inputs import check_selection
+from advl_pipeline.distillation.signal import Features, TextSignal
+from advl_pipeline.training.checks import _check_selection
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import stored_signals as signals
 from advl_pipeline.training.signals.averages import word_averages
@@ -64,7 +63,7 @@ def test_missing_words_take_their_means_and_others_stay() -> None:
     signal = TextSignal(
         text=Features(values_MD=torch.zeros(1, 2)),
         words=Features(values_MD=torch.full((1, 2), 9.0, dtype=torch.float16), averages=averages),
-        fillings=Fillings(place_F=torch.nonzero(found_NW.flatten())[:, 0], mean_FD=mean_FD),
+        fillings=(torch.nonzero(found_NW.flatten())[:, 0], mean_FD),
     )
     words_NWD = signal.words_NWD
     assert words_NWD is not None
@@ -115,5 +114,5 @@ def test_the_rarest_words_of_version_0_2_are_not_trained_on(small_corpus: Any) -
     text = teacher["text"] | {"kept_tokens": {"share": 0.5}}
     old = replace(cache, identity=cache.identity | {"teacher": teacher | {"text": text}})
     with pytest.raises(ConfigError, match="rarest words") as refused:
-        check_selection([old], DistillationSettings())
+        _check_selection([old], DistillationSettings())
     assert f"advl cache prune {cache.path} --all && advl extract" in str(refused.value.next_command)

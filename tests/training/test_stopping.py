@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_finetune import finetune_command, reference_finetune, require_equal, stop_and_resume_finetune
+from chaos_finetune import (
+    finetune_command,
+    reference_finetune,
+    require_equal,
+    stop_and_resume_finetune,
+    train_in_threads,
+)
 from commands import complaint, printed
 from real_processes import Running, start_advl
 from run_logs import load_json, metrics
@@ -144,3 +150,7 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
         assert load_json(cell / "result.json")["num_steps"] == 60
         assert [record["step"] for record in metrics(cell)] == list(range(60))
         assert (cell / "evaluation" / "val.json").exists()
+
+
+def test_trainings_in_threads_are_those_of_processes_of_their_own(small_corpus: Any, tmp_path: Path) -> None:
+    assert train_in_threads(small_corpus, tmp_path / "alone", tmp_path / "threads", offset=0.2, num_steps=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,21 @@ from advl_pipeline.training.student_inputs import StoredPictures
 SIZE = 112
 
 
-@pytest.fixture
-def stored(small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Store the training pictures where they are looked for."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def prepared(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the training pictures, stored."""
+    folder = tmp_path_factory.mktemp("prepared")
     prepare = ("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root)
-    assert advl(*prepare, "--student", "scenes-vilt") == 0
+    with chdir(folder):
+        assert advl(*prepare, "--student", "scenes-vilt") == 0
+    return folder / "caches"
+
+
+@pytest.fixture
+def stored(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stored training pictures, where they are looked for."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(prepared, tmp_path / "caches")
     return tmp_path / "caches" / f"pictures-{SIZE}" / "scenes-vcr" / "train"
 
 

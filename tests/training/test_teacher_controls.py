@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,14 @@ from tiny_extraction import tiny_extract
 
 from advl_pipeline.base.configuration import unused_options
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
-from advl_pipeline.distillation.features import Features
-from advl_pipeline.distillation.pooling import with_own_tokens
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
+from advl_pipeline.distillation.signal import Features, TeacherSignal, VisionSignal
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.landmarks import bridge
-from advl_pipeline.training.signals.controls import shuffled_features
-from advl_pipeline.training.signals.teacher_features import (
-    Tower,
-    cached_teacher,
-)
+from advl_pipeline.training.signals.controls import OwnTokens, shuffled_features
+from advl_pipeline.training.signals.teacher_features import UnitFeatures, cached_teacher
 
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
 
@@ -128,7 +124,8 @@ def test_own_tokens_are_pooled_as_the_teachers_places_are_and_take_no_gradient()
         shares_BSR=torch.tensor([[[0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]),
     )
     batch: Any = TwoPictures()
-    pooled = with_own_tokens(TeacherSignal(vision={"t": teacher_signal}), states_NRH, batch).vision["t"]
+    student: Any = SimpleNamespace(visual_tokens=lambda _: states_NRH)
+    pooled = OwnTokens().signal(TeacherSignal(vision={"t": teacher_signal}), student, batch).vision["t"]
     assert not pooled.regions_BSD.requires_grad
     of_first = (states_NRH[0, 1] + states_NRH[0, 2]) / 2
     expected = [[of_first, states_NRH[0, 1]], [states_NRH[2, 1], torch.zeros(4)]]
@@ -157,45 +154,39 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
 
 
 def test_own_tokens_stand_in_for_a_vision_teacher(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none is distilled") as refused:
+    with pytest.raises(ConfigError, match="no cache is of a vision teacher"):
         small_corpus.run(tmp_path / "run", teacher_control="own-tokens", cache=small_corpus.caches[:1])
-    assert refused.value.why == "no cache is of a vision teacher"
 
 
-@pytest.fixture(name="stores")
-def _stores(small_corpus: SmallCorpus) -> list[tuple[Tower, FeatureStore]]:
-    teachers = [cached_teacher(open_cache(path)) for path in small_corpus.caches]
-    images: list[tuple[Tower, object]] = [("image", teacher.image) for teacher in teachers]
-    texts: list[tuple[Tower, object]] = [("text", teacher.text) for teacher in teachers]
-    stores = [(tower, store) for tower, store in (*images, *texts) if isinstance(store, FeatureStore)]
-    assert [tower for tower, _ in stores] == ["image", "text"]
-    return stores
+@pytest.fixture(name="towers")
+def _towers(small_corpus: SmallCorpus) -> list[UnitFeatures]:
+    """The pictures of one teacher and the texts of another."""
+    text, image = (cached_teacher(open_cache(path)) for path in small_corpus.caches)
+    return [image.image, text.text]
 
 
-def _sources(store: FeatureStore, *, seed: int, tower: Tower) -> list[int]:
+def _sources(features: UnitFeatures, *, seed: int, tower: int) -> list[int]:
     """Position of the unit whose features each unit gets; rows of the store are told apart by their content."""
-    ids = list(store.ids)
-    own_UD = np.asarray(store.global_features(ids), dtype=np.float32)
-    given_UD = np.asarray(shuffled_features(store, seed=seed, tower=tower).global_features(ids), dtype=np.float32)
-    distance_UU = np.abs(given_UD[:, None] - own_UD[None]).max(axis=2)
+    ids = list(features.stores[0].ids)
+    own_UD = np.asarray(features.global_features(ids), dtype=np.float32)
+    shuffled = shuffled_features(features, seed=seed, tower=tower)
+    distance_UU = np.abs(np.asarray(shuffled.global_features(ids), np.float32)[:, None] - own_UD[None]).max(axis=2)
     assert (np.sort(distance_UU, axis=1)[:, :2].sum(axis=1) > 0).all(), "two units of the store have equal features"
     return [int(index) for index in distance_UU.argmin(axis=1)]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_no_unit_keeps_its_own_features_and_each_is_given_once(
-    stores: list[tuple[Tower, FeatureStore]], seed: int
-) -> None:
-    for tower, store in stores:
-        sources = _sources(store, seed=seed, tower=tower)
+def test_no_unit_keeps_its_own_features_and_each_is_given_once(towers: list[UnitFeatures], seed: int) -> None:
+    for tower, features in enumerate(towers):
+        sources = _sources(features, seed=seed, tower=tower)
         assert sorted(sources) == list(range(len(sources)))
         assert all(source != position for position, source in enumerate(sources))
 
 
-def test_two_towers_over_as_many_units_are_not_permuted_alike(stores: list[tuple[Tower, FeatureStore]]) -> None:
-    _, store = stores[1]
-    assert _sources(store, seed=0, tower="image") != _sources(store, seed=0, tower="text")
-    assert _sources(store, seed=0, tower="text") != _sources(store, seed=1, tower="text")
+def test_two_towers_over_as_many_units_are_not_permuted_alike(towers: list[UnitFeatures]) -> None:
+    _, texts = towers
+    assert _sources(texts, seed=0, tower=0) != _sources(texts, seed=0, tower=1)
+    assert _sources(texts, seed=0, tower=1) != _sources(texts, seed=1, tower=1)
 
 
 def test_a_picture_without_boxes_lends_no_rows(tmp_path: Path) -> None:
@@ -204,7 +195,7 @@ def test_a_picture_without_boxes_lends_no_rows(tmp_path: Path) -> None:
     store = open_cache(tmp_path / "cache").image
     ids = list(store.ids)
     rows_of = {unit: np.asarray(store.token_features([unit])[0]) for unit in ids}
-    shuffled = shuffled_features(store, seed=0, tower="image")
+    shuffled = shuffled_features(UnitFeatures(store), seed=0, tower=0)
     features, lengths = shuffled.token_features(ids)
     assert lengths.tolist() == [len(rows_of[unit]) for unit in ids]
     assert 0 in lengths

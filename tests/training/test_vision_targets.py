@@ -73,7 +73,7 @@ def test_targets_are_what_student_and_cache_have(
     assert (choice.target, choice.places) == (target, places)
     reads_places = target != "image"
     assert (source.teachers[0].image_places is not None) == reads_places
-    assert (source.widths()[choice.teacher].image_region is not None) == reads_places
+    assert ("region" in source.widths()[choice.teacher]) == reads_places
     if reads_places:
         assert 0 < choice.num_targets <= choice.num_places
         assert f"{choice.num_targets} of {choice.num_places} {places} have one" in choice.line()
@@ -124,7 +124,7 @@ def test_what_they_do_not_have_is_refused(
 
 
 def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: SmallCorpus) -> None:
-    """A detector's regions beside a cache of the dataset's boxes: auto takes the picture, and says so."""
+    """A detector's regions and a cache of the dataset's boxes: auto takes the picture, and says so."""
     student: Any = Silent(build_student("scenes-small"), says_places=True)
     choice, _ = chosen(small_corpus, small_corpus.caches[1], student)
     assert choice.target == "image"
@@ -159,7 +159,7 @@ def test_a_grid_that_covers_no_place_of_the_student_is_refused_or_the_picture_is
     words = (*words, "--num-steps", 1, "--output", tmp_path / "run")
     _, said = printed(capsys, *words, "--vision-target", "patches", code=2)
     assert "None of the student's patches has a target" in said
-    assert "the student sees none that the teacher has features of" in said
+    assert "none of which the teacher knows" in said
     assert not (tmp_path / "run").exists()
     _, said = printed(capsys, *words)
     assert "vision target of efficientnet-lite0: the whole picture; 0 of " in said
@@ -180,7 +180,7 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
     assert "the whole picture; 0 of 0 patches" in choice.line()
     with pytest.raises(ConfigError) as refused:
         choose_vision_targets(DistillationSettings(vision_target="patches"), student, dataset, [0], source)
-    assert "the student sees 0 patches in them" in refused.value.why
+    assert "it sees 0 patches in 1 pictures" in refused.value.why
 
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
@@ -215,7 +215,7 @@ def test_controls_of_cells_need_a_grid_that_is_read(
     for changes, message in (
         ({"cache": small_corpus.caches}, "no grid whose cells"),
         ({"cache": (grid_cache,), "vision_target": "image"}, "no loss reads"),
-        ({"cache": small_corpus.caches[:1]}, "the method itself"),
+        ({"cache": small_corpus.caches[:1]}, "no teacher has a grid of several cells"),
     ):
         with pytest.raises(ConfigError, match=message):
             small_corpus.run(tmp_path / "run", teacher_control="shift-grid", **changes)

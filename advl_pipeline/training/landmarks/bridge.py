@@ -19,7 +19,6 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
-from advl_pipeline.distillation.features import Features
 from advl_pipeline.distillation.relational import (
     TEMPERATURE,
     Landmarks,
@@ -27,7 +26,7 @@ from advl_pipeline.distillation.relational import (
     students_names,
     teachers_likeness,
 )
-from advl_pipeline.distillation.signal import TextSignal
+from advl_pipeline.distillation.signal import Features, TextSignal
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
@@ -45,20 +44,15 @@ def bridge_scores(
     region_NH: torch.Tensor,
     words_ND: torch.Tensor,
     landmarks: Landmarks,
-    *,
-    student: float = TEMPERATURE,
-    teacher: float = TEMPERATURE,
 ) -> torch.Tensor:
     """Return (N,) in [0, 1]: the probability that region and words draw the same known word.
 
     Args:
         region_NH: the student's states of what each candidate speaks of; 0 for nothing, which scores by words alone.
         words_ND: the teacher's mean feature of each candidate's words.
-        student: temperature of the student's names.
-        teacher: temperature of the teacher's likenesses.
     """
-    named_NK = (students_names(region_NH, landmarks) / student).softmax(-1)
-    meant_NK = (teachers_likeness(words_ND, landmarks) / teacher).softmax(-1)
+    named_NK = (students_names(region_NH, landmarks) / TEMPERATURE).softmax(-1)
+    meant_NK = (teachers_likeness(words_ND, landmarks) / TEMPERATURE).softmax(-1)
     return (named_NK * meant_NK).sum(-1)
 
 
@@ -128,12 +122,8 @@ def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
 
 def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option: str) -> None:
     if why := _why_no_bridge(landmarks, dataset):
-        raise ConfigError(
-            "There is no bridge from the teacher to answers.",
-            where=option,
-            why=why,
-            next_command=f"leave out {option}",
-        )
+        what = "There is no bridge from the teacher to answers."
+        raise ConfigError(what, where=option, why=why, next_command=f"leave out {option}")
 
 
 def bridge_confidence(
@@ -174,12 +164,10 @@ def oracle(
     """
     _require_bridge(landmarks, dataset, "--weighting oracle")
     if unlabelled := [position for position in positions if dataset[position].label is None]:
-        raise ConfigError(
-            "Weights by labels need the label of every input of the adapt step.",
-            where="--weighting oracle",
-            why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
-            next_command="--adapt-on inputs, or subset, of a split with labels",
-        )
+        what = "Weights by labels need the label of every input of the adapt step."
+        why = f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}"
+        instead = "--adapt-on inputs, or subset, of a split with labels"
+        raise ConfigError(what, where="--weighting oracle", why=why, next_command=instead)
     confidence = bridge_confidence(start, landmarks, dataset, positions)
     ids = [dataset[position].example_id for position in positions]
     return dict(zip(ids, (confidence.outranked_N == 1).astype(float).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The census of a student's states: where its words and regions are, batch by batch, beside its teachers' signal.
+"""The census of a student's states: where its words and regions are, batch by batch, with its teachers' signal.
 
 Landmarks, the bridge and the readout are all read from it. No label is used, and nothing is learned.
 Shapes: N sequences, W words, H student width.
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, WordAlignment, shared_words
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
-from advl_pipeline.training.batches import TrainingBatch, looked_at
+from advl_pipeline.training.batches import TrainingBatch, collate_batch
+from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.signals.controls import NO_CONTROL, Control
 from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.targets import TaskScores, score_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class StudentAtStart:
     control: Control = NO_CONTROL
     """Of what it follows of its teachers."""
     source: SignalSource | None = None
-    """Of the signals of teachers that it is looked at beside."""
+    """Of the signals of teachers that it is looked at with."""
 
     @property
     def device(self) -> torch.device:
@@ -49,16 +51,35 @@ class StudentAtStart:
         at_once: int,
         labelled_ids: frozenset[str] | None = frozenset(),
     ) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
-        """Yield examples as `batches.looked_at` does, on the device of the student."""
-        return looked_at(
-            dataset,
-            positions,
-            self.student,
-            self.source,
-            at_once=at_once,
-            device=self.device,
-            labelled_ids=labelled_ids,
-        )
+        """Yield what is looked at besides training: positions, their examples, and the batch of these on the device.
+
+        Args:
+            at_once: so many are read at once, in the order of the positions; a batch is of one task.
+            labelled_ids: as `collate_batch` takes them; by default no label is used.
+        """
+        for first in range(0, len(positions), at_once):
+            by_task: dict[str, tuple[list[int], list[Example]]] = {}
+            for position in positions[first : first + at_once]:
+                example = dataset[position]
+                places, examples = by_task.setdefault(example.task, ([], []))
+                places.append(position)
+                examples.append(example)
+            for places, examples in by_task.values():
+                batch = collate_batch(
+                    examples, dataset, self.student, self.source, labelled=False, labelled_ids=labelled_ids
+                )
+                yield places, examples, batch.to(self.device)
+
+    def scored(
+        self, task_loss: TaskLoss, dataset: Dataset, positions: Sequence[int], *, at_once: int
+    ) -> Iterator[tuple[list[int], TrainingBatch, TaskScores]]:
+        """Yield labelled examples with their scores, without dropout: positions, their batch and its scores."""
+        for chosen, _, batch in self.looked_at(dataset, positions, at_once=at_once, labelled_ids=None):
+            with self.evaluating():
+                output = self.student.encode(batch.student, mask_visual=self.hide_picture)
+                head = self.heads[head_name(batch.task)]
+                scores = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
+            yield chosen, batch, scores
 
     def states(self, batch: StudentBatch) -> StudentOutput:
         """Return the states that the run distils."""
@@ -76,6 +97,13 @@ class StudentAtStart:
         yield
         for module, was_training in zip(modules, were_training, strict=True):
             module.train(was_training)
+
+
+def sampled(dataset: Dataset, positions: Sequence[int], *, num_texts: int) -> list[int]:
+    """Return the first positions in a fixed random order, of about as many texts."""
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    number = max(1, num_texts // len(dataset[positions[0]].candidates))
+    return [positions[int(place)] for place in order[:number]]
 
 
 @dataclass(frozen=True, kw_only=True)

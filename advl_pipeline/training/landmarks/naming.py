@@ -23,7 +23,7 @@ from advl_pipeline.distillation.relational import KNOWN, mean_of_words
 from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
-from advl_pipeline.training.landmarks.placement import places_of_boxes
+from advl_pipeline.training.signals.averages import box_shares
 
 EXAMPLES_AT_ONCE = 32
 
@@ -80,12 +80,13 @@ def said_of_boxes(
     own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
     place_NR = torch.zeros(batch.box_index_NR.shape, dtype=torch.float32)
     candidates = [candidate for example in census.examples for candidate in example.candidates]
-    of_sequences = places_of_boxes(student, census.examples, batch)
-    for row, (candidate, place_SR) in enumerate(zip(candidates, of_sequences, strict=True)):
+    most = max(len(example.image.boxes_R4) for example in census.examples)
+    place_BSR = box_shares(census.examples, batch, student.places, most)
+    for row, (candidate, example) in enumerate(zip(candidates, batch.example_N.tolist(), strict=True)):
         for place, (begin, _) in enumerate(word_spans(candidate.text)):
             own_NW[row, place] = begin >= candidate.context_length
         if boxes := sorted({tag.box for tag in candidate.tags}):
-            place_NR[row] = place_SR[boxes].mean(0)
+            place_NR[row] = place_BSR[example, boxes].mean(0)
     device = census.states_NWH.device
     own_NW, place_NR = own_NW.to(device), place_NR.to(device)
     said_NW = census.meant(text) & ~words.frequent_NW & own_NW

@@ -16,11 +16,11 @@ import torch
 from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
-from advl_pipeline.distillation.relational import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.relational import KNOWN, Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.signal import VisionSignal, teachers_by_pathway
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.landmarks.census import StudentAtStart, take_census
+from advl_pipeline.training.landmarks.census import StudentAtStart, sampled, take_census
 
 MAX_TEXTS = 8192
 """Texts that are looked at: enough to meet each known word many times."""
@@ -64,21 +64,21 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
         return FoundLandmarks()
     if not any(teachers.values()) and not settings.asks_itself:
         return FoundLandmarks()
-    texts_each = len(dataset[positions[0]].candidates)
-    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
-    chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
+    chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
     sums = {name: LandmarkSums() for name in teachers["text"]}
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
-    at_once = max(1, _TEXTS_AT_ONCE // texts_each)
+    at_once = max(1, _TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
     for census in take_census(start, dataset, chosen, at_once=at_once):
         states_NWH, words = census.states_NWH, census.words
-        if regions or settings.asks_itself:
-            words_seen.add(states_NWH, states_NWH, census.meant(), words)
-        for name in teachers["text"]:
-            part = census.signal.text[name]
-            if part.words_NWD is not None:
-                sums[name].add(states_NWH, part.words_NWD, census.meant(part), words)
+        followed = [(sums[name], census.signal.text[name]) for name in teachers["text"]]
+        seen = [(words_seen, None)] if regions or settings.asks_itself else []
+        for gathered, part in (*seen, *followed):
+            features_NWD = states_NWH if part is None else part.words_NWD
+            if features_NWD is not None:
+                node_NW = census.meant(part)
+                is_known_X = words.known_NW[node_NW] >= KNOWN
+                gathered.add(states_NWH[node_NW], features_NWD[node_NW], words.form_NW[node_NW], is_known_X)
         for name, rows in regions.items():
             rows.add(census.states, census.batch, census.signal.vision[name])
     of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}

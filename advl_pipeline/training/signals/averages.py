@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from advl_pipeline.base.geometry import Framing, grid_rectangles, pooling
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.distillation.features import Averages
+from advl_pipeline.distillation.signal import Averages
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 
 Array = npt.NDArray[np.float32]
@@ -104,17 +104,26 @@ def box_targets(
         row_X=torch.arange(num_rows, dtype=torch.int32),
         weight_X=torch.ones(num_rows),
     )
-    if places == "patches" and batch.places_BR4 is not None:
-        shares_BSR = torch.zeros(len(examples), num_regions, batch.places_BR4.shape[1])
-        for row, (example, places_R4) in enumerate(zip(examples, batch.places_BR4.numpy(), strict=True)):
-            edges = np.array([example.image.width, example.image.height] * 2, np.float32)
-            shares_SR, _ = pooling(example.image.boxes_R4 / edges, places_R4)
-            shares_BSR[row, : len(shares_SR)] = torch.from_numpy(shares_SR)
-    else:
-        first_B = torch.tensor((0, *batch.num_candidates[:-1])).cumsum(0)
-        stands_BSR = batch.box_index_NR[first_B][:, None] == torch.arange(num_regions)[None, :, None]
-        shares_BSR = stands_BSR / stands_BSR.sum(2, keepdim=True).clamp(min=1)
-    return averages, torch.from_numpy(has_row_BS), shares_BSR
+    return averages, torch.from_numpy(has_row_BS), box_shares(examples, batch, places, num_regions)
+
+
+def box_shares(
+    examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None, num_boxes: int
+) -> torch.Tensor:
+    """Return (B, S, R), on the CPU: the share of each visual token in the student's state of each of S boxes.
+
+    It is of the tokens that stand for a box or, of patches, that lie under it; shares of a box add up to 1, or to 0.
+    """
+    if places != "patches" or batch.places_BR4 is None:
+        box_index_BR = batch.box_index_NR[batch.first_B].cpu()
+        stands_BSR = box_index_BR[:, None] == torch.arange(num_boxes)[None, :, None]
+        return stands_BSR / stands_BSR.sum(2, keepdim=True).clamp(min=1)
+    shares_BSR = torch.zeros(len(examples), num_boxes, batch.places_BR4.shape[1])
+    for row, (example, places_R4) in enumerate(zip(examples, batch.places_BR4.cpu().numpy(), strict=True)):
+        edges = np.array([example.image.width, example.image.height] * 2, np.float32)
+        shares_SR, _ = pooling(example.image.boxes_R4 / edges, places_R4)
+        shares_BSR[row, : len(shares_SR)] = torch.from_numpy(shares_SR)
+    return shares_BSR
 
 
 def _indices(values_X: npt.NDArray[np.integer[Any]]) -> torch.Tensor:

@@ -10,8 +10,6 @@ Shapes: M labelled items, B examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
-from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.config import TaskLoss
@@ -28,7 +26,7 @@ from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.landmarks.bridge import bridge_confidence, oracle
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.targets import score_task, student_confidence
+from advl_pipeline.training.targets import student_confidence
 
 BATCH_SIZE = 32
 
@@ -37,27 +35,12 @@ _MISSING = -1.0
 _WEIGHTED = {"vision": "the vision pathway's weights", "text": "the text pathway's weights", "joint": "all weights"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckedConfidence:
-    """The confidences of one modality: `separation` of right from wrong, and whether weights follow them."""
-
-    modality: str
-    separation: Separation
-    is_used: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return {**asdict(self.separation), "weights": "by confidence" if self.is_used else "uniform"}
-
-    def line(self) -> str:
-        """Return one line for people."""
-        figures = f"confidence {self.modality}: {self.separation}"
-        if self.is_used:
-            return figures
-        return (
-            f"{figures}; NOT ABOVE CHANCE, so {_WEIGHTED[self.modality]} are uniform "
-            "(--confidence-check none follows it)"
-        )
+def confidence_line(modality: str, measured: Separation, *, is_used: bool) -> str:
+    """Return one line for people: how a confidence tells right from wrong, and whether weights follow it."""
+    figures = f"confidence {modality}: {measured}"
+    if is_used:
+        return figures
+    return f"{figures}; NOT ABOVE CHANCE, so {_WEIGHTED[modality]} are uniform (--confidence-check none follows it)"
 
 
 def find_confidences(
@@ -66,8 +49,8 @@ def find_confidences(
     inputs: Inputs,
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
-) -> tuple[tuple[CheckedConfidence, ...], Mapping[str, Mapping[str, float]]]:
-    """Return what was found about each confidence, and those that weights follow: modality -> example id -> c_T.
+) -> tuple[dict[str, Separation], Mapping[str, Mapping[str, float]]]:
+    """Return what was found about the confidence of each modality, and those that weights follow, by example id.
 
     Args:
         start: left in the mode that it was in.
@@ -80,9 +63,9 @@ def find_confidences(
     if run.method.settings.reads_labels:
         visited = inputs_visited(run, inputs)
         known = sorted({*inputs.labelled, *visited})
-        return (), {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}
+        return {}, {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}
     if run.method.settings.weighting == "uniform" or config.confidence == "none":
-        return (), {}
+        return {}, {}
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
     if config.confidence == "bridge":
         bridge = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled)
@@ -99,23 +82,15 @@ def find_confidences(
     estimates = start.control.estimates(estimates)
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     separations = {modality: separation(estimate.outranked_N, pictures) for modality, estimate in estimates.items()}
-    checked = tuple(
-        CheckedConfidence(
-            modality=modality,
-            separation=measured,
-            is_used=config.confidence_check == "none" or measured.is_above_chance,
-        )
-        for modality, measured in separations.items()
-    )
     followed = {
-        check.modality: dict(zip(ids, map(float, estimates[check.modality].probability_N), strict=True))
-        for check in checked
-        if check.is_used
+        modality: dict(zip(ids, map(float, estimates[modality].probability_N), strict=True))
+        for modality, measured in separations.items()
+        if config.confidence_check == "none" or measured.is_above_chance
     }
     # Probes read the teachers as they are; the bridge reads them as the control makes them.
     if config.confidence != "bridge":
         followed = {name: start.control.confidences(values) for name, values in followed.items()}
-    return checked, followed
+    return separations, followed
 
 
 class StudentConfidence(nn.Module):
@@ -157,11 +132,7 @@ def measure_student_confidence(
         positions: of the M items.
     """
     confidences: dict[int, float] = {}
-    for chosen, _, batch in start.looked_at(dataset, positions, at_once=BATCH_SIZE, labelled_ids=None):
-        with start.evaluating():
-            output = start.student.encode(batch.student, mask_visual=start.hide_picture)
-            head = start.heads[head_name(batch.task)]
-            scored = score_task(task_loss, head, output, batch.student.num_candidates, batch.targets)
+    for chosen, batch, scored in start.scored(task_loss, dataset, positions, at_once=BATCH_SIZE):
         confidence_B = student_confidence(task_loss, scored.logits, batch.targets)
         confidences.update(zip(chosen, confidence_B.tolist(), strict=True))
     return torch.tensor([confidences[position] for position in positions])

@@ -3,35 +3,27 @@
 A control keeps the statistics of features and takes away what a gain should come from. Shuffled, features are
 permuted over the units, and mean nothing of them. Moved, the cells of a grid lie in the wrong places of their own
 picture: what it shows stays, and where it shows it is lost. With its own tokens, a student follows nobody's pictures.
-Shapes: Q units, M token rows, D teacher width.
+Shapes: B examples, N sequences, R visual tokens, H student width.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.reader import FeatureStore
+from advl_pipeline.base.errors import ConfigError, ineffective
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.distillation.pooling import with_own_tokens
-from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths
+from advl_pipeline.distillation.pooling import pool_to_regions
+from advl_pipeline.distillation.signal import Features, TeacherSignal, Widths
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.signals.averages import TeacherGrid
-from advl_pipeline.training.signals.teacher_features import (
-    TOWERS,
-    Array,
-    FeatureView,
-    Lengths,
-    TeacherFeatures,
-    Tower,
-)
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures
 
 
 class Control:
@@ -45,14 +37,14 @@ class Control:
             config: of the run.
 
         Raises:
-            ConfigError: as said.
+            ConfigError: there is nothing that it could change.
         """
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
-        """Return a teacher's features of one cache as the control makes them."""
+        """Return a teacher's features as the control makes them."""
         return teacher
 
-    def widths(self, widths: Mapping[str, TeacherWidths], student: Student) -> dict[str, TeacherWidths]:
+    def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:
         """Return the widths of what is followed, by teacher."""
         return dict(widths)
 
@@ -69,63 +61,30 @@ class Control:
         return dict(value_by_id)
 
 
-class PermutedFeatures(FeatureView):
-    """What a control makes of features: each unit has those of another one, or its own rows in another order."""
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        whole_of: Callable[[str], str],
-        rows_of: Callable[[str], str],
-        order_of: Callable[[str, int, int], npt.NDArray[np.int64]],
-    ) -> None:
-        """Args:
-        whole_of: the unit whose global features a unit gets.
-        rows_of: the unit whose token rows it gets.
-        order_of: which of these, (M,), of a unit with M rows of its own; given it, M and how many there are.
-        """
-        super().__init__(store)
-        self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
-
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return (Q, D)."""
-        return self._store.global_features([self._whole_of(unit) for unit in ids])
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return as many rows per unit as it has."""
-        lengths = self._store.token_lengths(ids)
-        rows, lent = self._store.token_features([self._rows_of(unit) for unit in ids])
-        starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
-        of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
-        take = [start + self._order_of(unit, num_rows, others) for unit, start, num_rows, others in of_units]
-        return rows[np.concatenate(take).astype(np.int64)], lengths
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the units whose features these get."""
-        self._store.announce([self._whole_of(unit) for unit in ids])
-
-
-def shuffled_features(store: FeatureStore, *, seed: int, tower: Tower) -> PermutedFeatures:
-    """Give every unit the features of another one, by one random cycle through the store's units.
+def shuffled_features(features: UnitFeatures, *, seed: int, tower: int) -> UnitFeatures:
+    """Give every unit the features of another one of its cache, by one random cycle through the cache's units.
 
     Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
     of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
     as many pictures as texts would leave the pairs matched.
     """
-    entropy = np.random.SeedSequence([seed, 0x5EED, TOWERS.index(tower)])
-    ids = list(store.ids)
-    cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
+    whole: dict[str, str] = {}
     with_rows: dict[str, str] = {}
-    if store.has_tokens:
-        has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
-        donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
-        for unit in reversed(cycle):
-            with_rows[unit] = donor
-            donor = unit if has_rows[unit] else donor
-    return PermutedFeatures(
-        store,
-        whole_of=dict(zip(cycle, cycle[1:] + cycle[:1], strict=True)).__getitem__,
+    # Of a unit that several caches hold, the first one's features are read.
+    for store in reversed(features.stores):
+        ids = list(store.ids)
+        entropy = np.random.SeedSequence([seed, 0x5EED, tower])
+        cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
+        whole |= zip(cycle, cycle[1:] + cycle[:1], strict=True)
+        if store.has_tokens:
+            has_rows = dict(zip(cycle, (store.token_lengths(cycle) > 0).tolist(), strict=True))
+            donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
+            for unit in reversed(cycle):
+                with_rows[unit] = donor
+                donor = unit if has_rows[unit] else donor
+    return UnitFeatures(
+        *features.stores,
+        whole_of=whole.__getitem__,
         rows_of=with_rows.__getitem__,
         order_of=lambda _, num_rows, others: np.arange(num_rows) % max(1, others),
     )
@@ -139,14 +98,11 @@ class Shuffled(Control):
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
         """Permute the features over units, each tower by itself."""
-        image, text = teacher.image, teacher.text
-        return replace(
-            teacher,
-            image=shuffled_features(image, seed=self.seed, tower="image")
-            if isinstance(image, FeatureStore)
-            else None,
-            text=shuffled_features(text, seed=self.seed, tower="text") if isinstance(text, FeatureStore) else None,
+        image, text = (
+            features and shuffled_features(features, seed=self.seed, tower=tower)
+            for tower, features in enumerate((teacher.image, teacher.text))
         )
+        return replace(teacher, image=image, text=text)
 
     def confidences(self, value_by_id: Mapping[str, float]) -> dict[str, float]:
         """Permute them over the examples."""
@@ -165,19 +121,10 @@ class MovedCells(Control):
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
         """Refuse grids that no loss reads, and teachers without one."""
         if config.distill.vision_target == "image" or config.distill.pathway == "text":
-            raise ConfigError(
-                "The cells of a grid that no loss reads cannot be a control.",
-                where=f"--teacher-control {self.name}",
-                next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
-            )
+            raise ineffective("--teacher-control", why="no loss reads the cells of a grid")
         grids = [teacher.image_places for teacher in teachers if isinstance(teacher.image_places, TeacherGrid)]
         if not any(grid.rows * grid.columns > 1 for grid in grids):
-            raise ConfigError(
-                "No teacher has a grid of several cells, so the control would be the method itself.",
-                where=f"--teacher-control {self.name}",
-                why=f"the teachers are {', '.join(teacher.name for teacher in teachers)}",
-                next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
-            )
+            raise ineffective("--teacher-control", why="no teacher has a grid of several cells")
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
         """Move the cells of each picture.
@@ -189,12 +136,9 @@ class MovedCells(Control):
             return teacher
         grid = teacher.image_places
         if not isinstance(grid, TeacherGrid):
-            raise ConfigError(
-                "This teacher's cache has no grid whose cells could be moved.",
-                where=teacher.name,
-                next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
-            )
-        assert isinstance(teacher.image, FeatureStore)
+            what = "This teacher's cache has no grid whose cells could be moved."
+            instead = "--teacher-control shuffle, or extract again with --image-tokens grid"
+            raise ConfigError(what, where=teacher.name, next_command=instead)
         cells = np.arange(grid.rows * grid.columns).reshape(grid.rows, grid.columns)
         half = np.roll(cells, (grid.rows // 2, grid.columns // 2), axis=(0, 1)).reshape(-1)
 
@@ -204,40 +148,46 @@ class MovedCells(Control):
             entropy = np.random.SeedSequence([self.seed, 0xCE11, zlib.crc32(unit.encode())])
             return np.random.default_rng(entropy).permutation(cells.size)
 
-        moved = PermutedFeatures(teacher.image, whole_of=str, rows_of=str, order_of=order_of)
-        return replace(teacher, image=moved)
+        return replace(teacher, image=UnitFeatures(*teacher.image.stores, order_of=order_of))
 
 
 class OwnTokens(Control):
-    """The student's own visual tokens, before they meet the text, in every vision teacher's place."""
+    """The student's own visual tokens, before they meet the text, in every vision teacher's place.
+
+    Later layers of a student gain from predicting its own early visual tokens, which know nothing that it does not
+    (PRe, arXiv 2603.20808: on general sets as much as from DINOv2). What a vision teacher is worth is its gain over
+    this control.
+    """
 
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
         """Refuse a run that distils no vision teacher."""
         is_text = config.distill.pathway == "text"
         if is_text or not any(teacher.image for teacher in teachers):
-            raise ConfigError(
-                "The student's own tokens stand in for a vision teacher, and none is distilled.",
-                where="--teacher-control own-tokens",
-                why="--pathway text" if is_text else "no cache is of a vision teacher",
-                next_command="add the --cache of a vision teacher, or leave out --teacher-control",
-            )
+            missing = "--pathway text" if is_text else "no cache is of a vision teacher"
+            raise ineffective("--teacher-control", why=f"none is distilled, whose place tokens could take: {missing}")
 
-    def widths(self, widths: Mapping[str, TeacherWidths], student: Student) -> dict[str, TeacherWidths]:
+    def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:
         """Return the student's width for every picture's."""
-        width = student.hidden_size
         return {
-            name: replace(
-                of_teacher,
-                image_global=of_teacher.image_global and width,
-                image_region=of_teacher.image_region and width,
-            )
+            name: {
+                kind: student.hidden_size if kind in ("image", "region") else width
+                for kind, width in of_teacher.items()
+            }
             for name, of_teacher in widths.items()
         }
 
     @torch.no_grad()
     def signal(self, signal: TeacherSignal, student: Student, batch: StudentBatch) -> TeacherSignal:
-        """Put the tokens in the teachers' place; no gradient goes to them."""
-        return with_own_tokens(signal, student.visual_tokens(batch), batch)
+        """Put the tokens in the teachers' place, of the same places; no gradient goes to them."""
+        own_BRH = student.visual_tokens(batch)[batch.first_B].float()
+        mask_BR = batch.visual_mask_NR[batch.first_B]
+        share_BR = mask_BR / mask_BR.sum(1, keepdim=True).clamp(min=1)
+        picture = Features(values_MD=torch.einsum("br,brh->bh", share_BR, own_BRH))
+        vision = {}
+        for name, part in signal.vision.items():
+            regions = part.regions and Features(values_MD=pool_to_regions(own_BRH, part.shares_BSR)[0])
+            vision[name] = replace(part, picture=picture, regions=regions)
+        return replace(signal, vision=vision)
 
     def estimates(self, estimates: Mapping[str, TruthConfidence]) -> dict[str, TruthConfidence]:
         """Leave out pictures: what a vision teacher is sure of is nothing that the student's own tokens say."""

@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
-from advl_pipeline.distillation.features import Features, Fillings
 from advl_pipeline.distillation.relational import compared_words, seen_regions
-from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSignal, VisionSignal, Widths, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.training.signals.averages import box_targets, grid_targets, word_averages
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures, form_of
@@ -46,20 +44,19 @@ class SignalSource:
     known: KnownWords = field(default_factory=lambda: KnownWords(counts=None))
     confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def widths(self) -> dict[str, TeacherWidths]:
+    def widths(self) -> dict[str, Widths]:
         """Return the feature widths by teacher, in the order of the teachers."""
-        return {
-            teacher.name: TeacherWidths(
-                image_global=teacher.image.global_dim if teacher.image else None,
-                image_region=teacher.image.token_dim if teacher.image and teacher.image_places else None,
-                text_global=teacher.text.global_dim if teacher.text else None,
-                text_token=teacher.text.token_dim if teacher.text and teacher.text.has_tokens else None,
-            )
-            for teacher in self.teachers
-        }
+        by_teacher: dict[str, Widths] = {}
+        for teacher in self.teachers:
+            image, text = teacher.image, teacher.text
+            widths = {"image": image.global_dim} if image else {}
+            widths |= {"region": image.token_dim} if image and teacher.image_places else {}
+            widths |= {"summary": text.global_dim} if text else {}
+            by_teacher[teacher.name] = widths | ({"word": text.token_dim} if text and text.has_tokens else {})
+        return by_teacher
 
     def begin_epoch(self) -> None:
-        """Let the stores look anew at the memory there is, and read ahead again what an epoch before wanted."""
+        """Let the stores look again at the memory there is, and read ahead again what an epoch before wanted."""
         for teacher in self.teachers:
             for features in (teacher.image, teacher.text):
                 if features:
@@ -178,7 +175,8 @@ class SignalSource:
         if teacher.word_means is not None:
             filled_NW, mean_FD = teacher.word_means.look_up(words.form_NW, words.word_mask_NW & ~mask_NW)
             mask_NW |= filled_NW
-            fillings = Fillings(place_F=torch.nonzero(filled_NW.flatten())[:, 0], mean_FD=mean_FD)
+            fillings = torch.nonzero(filled_NW.flatten())[:, 0], mean_FD
+        meant, unplaced, num_forms = compared_words(words, mask_NW)
         picture = None
         if teacher.sees_words:
             assert teacher.image is not None
@@ -189,7 +187,9 @@ class SignalSource:
             words=replace(tokens, averages=averages),
             fillings=fillings,
             word_mask_NW=mask_NW,
-            nodes=compared_words(words, mask_NW),
+            meant=meant,
+            unplaced=unplaced,
+            num_forms=num_forms,
             picture=picture,
         )
 
@@ -198,11 +198,7 @@ class SignalSource:
 
     def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
         """Return the rows of the units one after another, and how many each has."""
-        scales = None
-        if isinstance(store, FeatureStore):
-            values, scales, lengths = store.stored_tokens(ids)
-        else:
-            values, lengths = store.token_features(ids)
+        values, scales, lengths = store.stored_tokens(ids)
         return self._stored(values, scales, store.token_mean, store.token_variance), lengths
 
     def _stored(

@@ -1,4 +1,4 @@
-"""A teacher's features by unit: as its caches hold them, joined over several splits, or as a control changes them.
+"""A teacher's features by unit, as the caches of several splits hold them or as a control permutes them.
 
 Shapes: Q units, M token rows, N texts, W words, K words by spelling, F words without rows, D teacher width.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,37 +21,112 @@ from advl_pipeline.training.signals.averages import TeacherGrid, word_averages
 Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int32]
 
-Tower = Literal["image", "text"]
-TOWERS: tuple[Tower, ...] = get_args(Tower)
-
 TEXTS_AT_ONCE = 1024
 
-
-_KEPT = frozenset(
-    "global_dim token_dim has_tokens global_mean global_variance token_mean token_variance "
-    "global_features token_features char_spans begin_epoch announce".split()
-)
-"""What signals ask a store for. Nothing else of it is to be reached past a control."""
+_KEPT = frozenset("global_dim token_dim has_tokens global_mean global_variance token_mean token_variance".split())
+"""What signals ask a store for besides features. Nothing else of it is to be reached past a control."""
 
 
-class FeatureView:
-    """What takes the place of a cache's features; what it does not change of them is the cache's.
+class UnitFeatures:
+    """A teacher's features of units by id, each from the one of several splits' caches that holds it.
 
-    Global features are (Q, D), token features (M, D) rows one unit after another with the (Q,) rows of each, and
-    `char_spans` (M, 2) the characters that each row covers.
+    A control lets each unit have those of another one, or its own rows in another order. Dimensions and moments are
+    the first cache's, whose split is trained on. Global features are (Q, D), token features (M, D) rows one unit
+    after another with the (Q,) rows of each, and `char_spans` (M, 2) the characters that each row covers.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
+    def __init__(
+        self,
+        *stores: FeatureStore,
+        whole_of: Callable[[str], str] = str,
+        rows_of: Callable[[str], str] = str,
+        order_of: Callable[[str, int, int], npt.NDArray[np.int64]] | None = None,
+    ) -> None:
+        """Args:
+        stores: of each cache.
+        whole_of: the unit whose global features a unit gets.
+        rows_of: the unit whose token rows it gets.
+        order_of: which of these, (M,), of a unit with M rows of its own; given it, M and how many there are.
+        """
+        self.stores = stores
+        self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
 
     def __getattr__(self, name: str) -> Any:
         if name not in _KEPT:
             raise AttributeError(name)
-        return getattr(self._store, name)
+        return getattr(self.stores[0], name)
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D)."""
+        wanted = [self._whole_of(unit) for unit in ids]
+        if len(self.stores) == 1:
+            return self.stores[0].global_features(wanted)
+        return np.concatenate(self._gather(wanted, lambda store, units: list(store.global_features(units)[:, None])))
+
+    def stored_tokens(self, ids: Sequence[str]) -> tuple[Array, Array | None, Lengths]:
+        """Return token features as they are stored, with the scales of their rows where they are codes."""
+        if len(self.stores) == 1 and self._order_of is None:
+            return self.stores[0].stored_tokens(ids)
+        values, lengths = self.token_features(ids)
+        return values, None, lengths
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        """Return as many rows per unit as it has."""
+        rows, lent = self._rows([self._rows_of(unit) for unit in ids])
+        if self._order_of is None:
+            return rows, lent
+        lengths = self._lengths(ids)
+        starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
+        of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
+        take = [start + self._order_of(unit, num_rows, others) for unit, start, num_rows, others in of_units]
+        return rows[np.concatenate(take).astype(np.int64)], lengths
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return (M, 2) the characters that each token row covers."""
+        if len(self.stores) == 1:
+            return self.stores[0].char_spans(ids)
+        return np.concatenate(
+            self._gather(ids, lambda store, units: _split(store.char_spans(units), store.token_lengths(units)))
+        )
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch of every store."""
+        for store in self.stores:
+            store.begin_epoch()
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce each unit whose features are taken to the store that holds it."""
+        wanted = [self._whole_of(unit) for unit in ids]
+        for store, places in zip(self.stores, self._places(wanted), strict=True):
+            store.announce([wanted[place] for place in places])
+
+    def _rows(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
+        if len(self.stores) == 1:
+            return self.stores[0].token_features(ids)
+        units = self._gather(ids, lambda store, wanted: _split(*store.token_features(wanted)))
+        return np.concatenate(units), np.array([len(rows) for rows in units], dtype=np.int32)
+
+    def _lengths(self, ids: Sequence[str]) -> Lengths:
+        return np.concatenate(self._gather(ids, lambda store, units: list(store.token_lengths(units)[:, None])))
+
+    def _gather(self, ids: Sequence[str], read: Callable[[FeatureStore, list[str]], Sequence[Array]]) -> list[Array]:
+        """Return what is read of each unit, in the order of the ids."""
+        by_place: dict[int, Array] = {}
+        for store, places in zip(self.stores, self._places(ids), strict=True):
+            if places:
+                by_place.update(zip(places, read(store, [ids[place] for place in places]), strict=True))
+        return [by_place[place] for place in range(len(ids))]
+
+    def _places(self, ids: Sequence[str]) -> list[list[int]]:
+        """Return, by store, the places of the ids that it gives; what none holds goes to the first, which says so."""
+        holder = np.zeros(len(ids), dtype=np.int64)
+        for number in reversed(range(len(self.stores) if len(self.stores) > 1 else 0)):
+            holder[self.stores[number].contains(ids)] = number
+        return [np.flatnonzero(holder == number).tolist() for number in range(len(self.stores))]
 
 
-UnitFeatures = FeatureStore | FeatureView
-"""Features of units by id: a cache's, or what stands in for them."""
+def _split(rows: Array, lengths: Lengths) -> list[Array]:
+    return np.split(rows, np.cumsum(lengths)[:-1])
 
 
 def form_of(word: str) -> int:
@@ -103,7 +178,7 @@ def word_means(rows: UnitFeatures, texts: Mapping[str, str]) -> WordMeans:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFeatures:
-    """One teacher's features of one split, from a cache or what stands in for it.
+    """One teacher's features of every unit that a run reads.
 
     `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
     are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
@@ -129,96 +204,21 @@ class TeacherFeatures:
         )
 
 
-def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
-    """View a cache as a teacher's features."""
-    teacher = cache.identity["teacher"]
+def cached_teacher(*caches: TeacherCache) -> TeacherFeatures:
+    """View the caches of a teacher, one for each split, as its features; the split that is trained on comes first."""
+    teacher = caches[0].identity["teacher"]
     places: Literal["boxes"] | TeacherGrid | None = None
     if teacher["image_tokens"] in ("boxes", "boxes-roi"):
         places = "boxes"
     elif teacher["image_tokens"] == "grid":
         places = TeacherGrid.of_description(teacher["image"])
-    return TeacherFeatures(
-        name=teacher["name"],
-        image=cache.image,
-        text=cache.text,
-        image_places=places,
-        aligned=teacher["aligned"],
-    )
-
-
-class JoinedFeatures(FeatureView):
-    """Features of several stores: each unit's are those of the one that holds it. Moments are the first store's."""
-
-    def __init__(self, stores: Sequence[FeatureStore], features: Sequence[UnitFeatures]) -> None:
-        """Args:
-        stores: what is asked whether it holds a unit.
-        features: what then gives its features, one for each store: itself, or what stands in for it.
-        """
-        super().__init__(stores[0])
-        self._stores = stores
-        self._features = features
-
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return (Q, D)."""
-        return np.concatenate(
-            self._gather(ids, lambda features, wanted: list(features.global_features(wanted)[:, None]))
+    image, text = (
+        UnitFeatures(*stores) if stores else None
+        for stores in (
+            [cache.image for cache in caches if cache.image is not None],
+            [cache.text for cache in caches if cache.text is not None],
         )
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
-        units = self._gather(ids, lambda features, wanted: _split(*features.token_features(wanted)))
-        return np.concatenate(units), np.array([len(rows) for rows in units], dtype=np.int32)
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return (M, 2) the characters that each token row covers."""
-
-        def spans(features: UnitFeatures, wanted: list[str]) -> list[Array]:
-            return _split(features.char_spans(wanted), features.token_features(wanted)[1])
-
-        return np.concatenate(self._gather(ids, spans))
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch of every store."""
-        for features in self._features:
-            features.begin_epoch()
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce each unit to the store that holds it."""
-        for features, places in zip(self._features, self._places(ids), strict=True):
-            features.announce([ids[place] for place in places])
-
-    def _gather(self, ids: Sequence[str], read: Callable[[UnitFeatures, list[str]], Sequence[Array]]) -> list[Array]:
-        """Return what is read of each unit, in the order of the ids."""
-        by_place: dict[int, Array] = {}
-        for features, places in zip(self._features, self._places(ids), strict=True):
-            if places:
-                by_place.update(zip(places, read(features, [ids[place] for place in places]), strict=True))
-        return [by_place[place] for place in range(len(ids))]
-
-    def _places(self, ids: Sequence[str]) -> list[list[int]]:
-        """Return, by store, the places of the ids that it gives; what none holds goes to the first, which says so."""
-        holder = np.zeros(len(ids), dtype=np.int64)
-        for number in range(len(self._stores) - 1, -1, -1):
-            holder[self._stores[number].contains(ids)] = number
-        return [np.flatnonzero(holder == number).tolist() for number in range(len(self._stores))]
-
-
-def _split(rows: Array, lengths: Lengths) -> list[Array]:
-    return np.split(rows, np.cumsum(lengths)[:-1])
-
-
-def joined_teacher(cached: Sequence[TeacherFeatures], features: Sequence[TeacherFeatures]) -> TeacherFeatures:
-    """Return one teacher over the splits of several caches.
-
-    Args:
-        cached: as the caches hold it, the split that is trained on first.
-        features: as it is to be read: the same, or a control in its place.
-    """
-    first = features[0]
-    if len(features) == 1:
-        return first
-    towers: dict[str, UnitFeatures | None] = {}
-    for tower in TOWERS:
-        stores = [store for teacher in cached if isinstance(store := getattr(teacher, tower), FeatureStore)]
-        towers[tower] = JoinedFeatures(stores, [getattr(teacher, tower) for teacher in features]) if stores else None
-    return replace(first, image=towers["image"], text=towers["text"])
+    )
+    return TeacherFeatures(
+        name=teacher["name"], image=image, text=text, image_places=places, aligned=teacher["aligned"]
+    )

@@ -1,4 +1,4 @@
-"""What a run learns from beside labels: one object, built in one place before the first step, that nothing changes.
+"""What a run learns from besides labels: one object, built in one place before the first step, that nothing changes.
 
 It has the signals of teachers, as they are or as a control makes them, the places that are distilled, landmarks,
 confidences and answers. What is distilled of a vision teacher (the places that the student sees, the whole picture,
@@ -7,7 +7,7 @@ or both) is decided on a sample of pictures: a target that no place has would be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,26 +16,26 @@ from accelerate import Accelerator
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.verify import require_trustworthy
+from advl_pipeline.confidence.separation import Separation
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.students.weight_files import known_words, read_known_words
-from advl_pipeline.training.batches import looked_at
-from advl_pipeline.training.inputs import Inputs, cache_of_split, check_caches, check_part, check_selection
+from advl_pipeline.training.checks import check_teachers
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.search import FoundLandmarks, find_landmarks
 from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals.confidences import CheckedConfidence, find_confidences
+from advl_pipeline.training.signals.confidences import confidence_line, find_confidences
 from advl_pipeline.training.signals.controls import control_of
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import (
     TeacherFeatures,
     cached_teacher,
-    joined_teacher,
     word_means,
 )
 
@@ -51,6 +51,8 @@ NUM_PICTURES = 64
 """Pictures that are looked at."""
 
 _AT_ONCE = 16
+
+PICTURE_ALONE = "--vision-target image, or extract again with --image-tokens grid"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +82,7 @@ class VisionChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """All that a run learns from beside labels, and what was found out about it.
+    """All that a run learns from besides labels, and what was found out about it.
 
     `source` gives the teachers' signals, with the confidences that weights follow; `judge` those of the teachers as
     they are, which a control's are not. Without teachers both are None.
@@ -90,19 +92,26 @@ class Teaching:
     judge: SignalSource | None = None
     vision: tuple[VisionChoice, ...] = ()
     landmarks: FoundLandmarks = field(default_factory=FoundLandmarks)
-    confidences: tuple[CheckedConfidence, ...] = ()
+    confidences: Mapping[str, Separation] = field(default_factory=dict)
     answers: TeacherAnswers | None = None
+
+    @property
+    def followed(self) -> Collection[str]:
+        """The modalities whose confidence weights follow."""
+        return () if self.source is None else self.source.confidence.keys()
 
     def lines(self) -> list[str]:
         """Return one line for people about each thing that was found."""
-        texts = [check.line() for several in (self.vision, self.confidences) for check in several]
+        texts = [choice.line() for choice in self.vision]
+        for modality, measured in self.confidences.items():
+            texts.append(confidence_line(modality, measured, is_used=modality in self.followed))
         return texts if self.answers is None else [*texts, *self.answers.lines()]
 
 
 def open_teaching(
     run: Run, start: StudentAtStart, caches: Sequence[TeacherCache], inputs: Inputs, accelerator: Accelerator
 ) -> Teaching:
-    """Open what a run learns from beside labels; nothing of it where no teachers, anchor or answers are asked for.
+    """Open what a run learns from besides labels; nothing of it where no teachers, anchor or answers are asked for.
 
     Args:
         start: the student that is taught, on its device; left in the mode that it was in.
@@ -128,13 +137,13 @@ def open_teaching(
     landmarks = computed_by_first(find, accelerator).to(accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
-        checked, followed = find_confidences(run, caches, inputs, start, landmarks.words)
+        measured, followed = find_confidences(run, caches, inputs, start, landmarks.words)
     return Teaching(
         source=replace(source, confidence=followed),
         judge=judge,
         vision=tuple(vision),
         landmarks=landmarks,
-        confidences=checked,
+        confidences=measured,
         answers=find_answers(run, start, landmarks, inputs),
     )
 
@@ -155,16 +164,9 @@ def _open_sources(
     asks_itself = method.settings.asks_itself and method.settings.answer_weight > 0
     if not method.uses_teachers and not anchors and not asks_itself:
         return None
-    by_split = cache_of_split(caches, inputs.splits)
-    for split, of_split in zip(inputs.splits, by_split, strict=True):
-        check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
-        check_selection(of_split, method.settings)
-        sees_some = split is inputs.dataset
-        check_part(
-            of_split, split, sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split)), config
-        )
-        for cache in of_split:
-            require_trustworthy(cache)
+    by_split = check_teachers(caches, inputs, config, method.settings)
+    for cache in caches:
+        require_trustworthy(cache)
     candidates = [
         candidate
         for index in sorted({*inputs.labelled, *inputs.adapt})
@@ -175,14 +177,12 @@ def _open_sources(
     teachers: list[TeacherFeatures] = []
     judges: list[TeacherFeatures] = []
     for of_teacher in zip(*by_split, strict=True):
-        cached = [cached_teacher(cache) for cache in of_teacher]
-        read = [control.features(teacher) for teacher in cached]
-        for collected, features in ((teachers, read), (judges, cached)):
-            joined = joined_teacher(cached, features)
-            if any(cache.keeps_some_texts for cache in of_teacher) and joined.text is not None:
+        cached = cached_teacher(*of_teacher)
+        for collected, teacher in ((teachers, control.features(cached)), (judges, cached)):
+            if any(cache.keeps_some_texts for cache in of_teacher) and teacher.text is not None:
                 # Only some texts have rows; words of the others have their means.
-                joined = replace(joined, word_means=word_means(joined.text, texts))
-            collected.append(joined)
+                teacher = replace(teacher, word_means=word_means(teacher.text, texts))
+            collected.append(teacher)
     control.require(judges, config)
     source = SignalSource(
         teachers,
@@ -210,7 +210,8 @@ def choose_vision_targets(
     teachers = [teacher for teacher in source.teachers if teacher.image and settings.pathway != "text"]
     wanted = settings.vision_target
     kinds = {teacher.name: None if wanted == "image" else _kind(teacher, student, wanted) for teacher in teachers}
-    counts = _count(student, dataset, positions, source, [name for name, kind in kinds.items() if kind is not None])
+    start = StudentAtStart(student=student, heads={}, settings=settings, source=source)
+    counts = _count(start, dataset, positions, [name for name, kind in kinds.items() if kind is not None])
     choices = []
     for name, kind in kinds.items():
         if kind is None:
@@ -218,22 +219,17 @@ def choose_vision_targets(
             continue
         num_targets, num_places, num_pictures = counts[name]
         if num_targets == 0 and wanted != "auto":
-            of_places = (
-                f"of their {num_places} {kind} the student sees none that the teacher has features of"
-                if num_places
-                else f"the student sees {num_places} {kind} in them"
-            )
             raise ConfigError(
                 f"None of the student's {kind} has a target.",
                 where=name,
-                why=f"{num_pictures} pictures were looked at; {of_places}",
-                next_command="--vision-target image; or extract again with --image-tokens grid; or give the student "
-                "regions: --regions CACHE, an import with --ground-truth-regions",
+                why=f"it sees {num_places} {kind} in {num_pictures} pictures, none of which the teacher knows",
+                next_command=f"{PICTURE_ALONE}; or --regions CACHE, an import with --ground-truth-regions",
             )
+        places: VisionTarget = "regions" if num_targets else "image"
         choices.append(
             VisionChoice(
                 teacher=name,
-                target="both" if wanted == "both" else "regions" if num_targets else "image",
+                target="both" if wanted == "both" else places,
                 places=kind,
                 num_targets=num_targets,
                 num_places=num_places,
@@ -256,34 +252,26 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
     if teacher.image_places is None:
         if wanted == "auto":
             return None
-        raise ConfigError(
-            "This teacher's cache has no features of regions or of grid cells, so none can be a target.",
-            where=teacher.name,
-            why="it was made without them, or it does not say where its rows lie in a picture",
-            next_command="--vision-target image, or extract again with --image-tokens grid",
-        )
+        what = "This teacher's cache has no features of regions or of grid cells, so none can be a target."
+        raise ConfigError(what, where=teacher.name, next_command=PICTURE_ALONE)
     if teacher.image_places == "boxes":
         kind: PlaceKind = "regions"
         why = "its cache holds features of the dataset's boxes"
-        advice = "--vision-target regions, or extract again with --image-tokens grid"
     elif student.places is None:
-        raise ConfigError(
-            f"A teacher's grid cannot be laid over what {student.name} sees.",
-            where=teacher.name,
-            why="the student does not say where its visual tokens lie (`places_BR4` of its batches)",
-            next_command="--vision-target image; to say it: docs/adding-a-student.md, rule 4",
-        )
+        what = f"A teacher's grid cannot be laid over what {student.name} sees, which gives no `places_BR4`."
+        instead = "--vision-target image; to say where visual tokens lie: docs/adding-a-student.md, rule 4"
+        raise ConfigError(what, where=teacher.name, next_command=instead)
     else:
         kind = student.places
         why = f"the visual tokens of {student.name} are {kind}"
-        advice = f"--vision-target {kind}"
     if wanted not in (kind, "auto", "both"):
-        raise ConfigError(f"There are no {wanted} to be a target.", where=teacher.name, why=why, next_command=advice)
+        what = f"There are no {wanted} to be a target."
+        raise ConfigError(what, where=teacher.name, why=why, next_command=f"--vision-target {kind}")
     return kind
 
 
 def _count(
-    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, names: Sequence[str]
+    start: StudentAtStart, dataset: Dataset, positions: Sequence[int], names: Sequence[str]
 ) -> Mapping[str, tuple[int, int, int]]:
     """Return, by teacher, how many places have a target, how many there are, and in how many pictures.
 
@@ -294,19 +282,17 @@ def _count(
     for position in positions[:: max(1, len(positions) // NUM_PICTURES)] if names else ():
         by_picture.setdefault(dataset[position].image.unit_id, position)
     pictures = list(by_picture.values())[:NUM_PICTURES]
-    for part, _, batch in looked_at(dataset, pictures, student, source, at_once=_AT_ONCE):
+    for part, _, batch in start.looked_at(dataset, pictures, at_once=_AT_ONCE):
         assert batch.signal is not None
         for name in names:
             vision = batch.signal.vision[name]
             assert vision.region_mask_BS is not None
+            has_target = is_place = vision.region_mask_BS
             if vision.shares_BSR is not None:
-                has_target, is_place = (
-                    vision.region_mask_BS & vision.shares_BSR.any(2),
-                    vision.region_mask_BS,
-                )
+                has_target = has_target & vision.shares_BSR.any(2)
             else:
                 assert batch.student.places_BR4 is not None
-                has_target, is_place = vision.region_mask_BS, ~batch.student.places_BR4.isnan().any(2)
+                is_place = ~batch.student.places_BR4.isnan().any(2)
             num_targets, num_places, num_pictures = totals[name]
             counts = num_targets + int(has_target.sum()), num_places + int(is_place.sum())
             totals[name] = (*counts, num_pictures + len(part))

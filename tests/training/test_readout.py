@@ -14,8 +14,8 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.landmarks import placement
-from advl_pipeline.training.landmarks.placement import effective_rank, mean_by_group, share_of_agreement, take_readout
+from advl_pipeline.training.landmarks import readout
+from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
@@ -36,7 +36,7 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
         "group_X": torch.arange(count),
         **changes,
     }
-    agreed = share_of_agreement(student, teacher, **settings)  # type: ignore[arg-type]
+    agreed = readout_share(student, teacher, **settings)  # type: ignore[arg-type]
     return agreed["share"]
 
 
@@ -50,7 +50,7 @@ def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_ch
 def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
     student, teacher = nodes(8)
     offered = torch.arange(8) < 5
-    agreed = share_of_agreement(
+    agreed = readout_share(
         student,
         teacher,
         asked_X=~offered,
@@ -58,8 +58,8 @@ def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
         group_X=torch.arange(8),
     )
     assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
-    # Two kin, so that all that may be chosen beside the best are of its own kin.
-    few = share_of_agreement(
+    # Two groups, so that all that may be chosen besides the best are of its own group.
+    few = readout_share(
         student,
         teacher,
         asked_X=torch.ones(8, dtype=torch.bool),
@@ -80,14 +80,14 @@ def test_occurrences_of_a_word_are_averaged() -> None:
 def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
     tasks: tuple[Any, ...], small_corpus: SmallCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds, draw = list[int](), placement.some_of
+    bounds, draw = list[int](), readout.some_of
 
     def watched(place_X: torch.Tensor, most: int, generator: Any) -> torch.Tensor:
         bounds.append(most)
         return draw(place_X, most, generator)
 
-    monkeypatch.setattr(placement, "some_of", watched)
-    monkeypatch.setattr(placement, "MAX_REGIONS", 32)
+    monkeypatch.setattr(readout, "some_of", watched)
+    monkeypatch.setattr(readout, "MAX_REGIONS", 32)
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=tasks)
     source = SignalSource([cached_teacher(open_cache(small_corpus.caches[1]))], prior=fit_word_prior(["a dog"]))
     take_readout(build_student("scenes-small"), dataset, range(len(dataset)), source)
@@ -97,7 +97,7 @@ def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
 def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
     student, teacher = nodes(4)
     ones_X, none_X = torch.ones(4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    placed = placement.Readout(
+    placed = readout.Readout(
         words={"t": (student, teacher, torch.arange(4), ones_X)},
         texts={},
         regions={"t": (student[:0], teacher[:0], none_X, none_X.bool())},

@@ -1,8 +1,8 @@
-"""Read how a student places the words and regions of a split beside its teachers, before and after the adapt step.
+"""The readout: how a student places the words and regions of a split, compared with how its teachers do.
 
-Read from likenesses, without labels and in seconds. Of `NUM_CHOICES` nodes, one of which the teacher finds most
-like a node, the student finds one most like it. A student that knows nothing of the teacher's relations agrees with
-chance 1 / NUM_CHOICES; the teacher itself agrees always.
+It is read from likenesses, without labels and in seconds. Of `NUM_CHOICES` nodes, one of which the teacher finds most
+like a node, the student finds one most like it. A student that knows nothing of the teacher's relations picks the
+same by chance, 1 / NUM_CHOICES.
 Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
 choices.
 """
@@ -14,23 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from advl_pipeline.base.geometry import pooling
-from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
+from advl_pipeline.students.interface import Student
+from advl_pipeline.training.landmarks.census import Census, StudentAtStart, sampled, take_census
 from advl_pipeline.training.signals.stored_signals import SignalSource
 
 NUM_CHOICES = 4
 """C."""
 
-Agreement = dict[str, float] | None
+Share = dict[str, float] | None
 """How often the student picks what the teacher picks: `share` of `num_asked`, by `chance`; None for too few nodes."""
 
 
@@ -42,14 +40,14 @@ def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch
     return sums_GH / counts_G[:, None], groups_G
 
 
-def share_of_agreement(
+def readout_share(
     student_XH: torch.Tensor,
     teacher_XD: torch.Tensor,
     *,
     asked_X: torch.Tensor,
     offered_X: torch.Tensor,
     group_X: torch.Tensor,
-) -> Agreement:
+) -> Share:
     """Ask of each node which of several others is most like it, the teacher and then the student.
 
     Args:
@@ -110,9 +108,9 @@ class Readout:
     regions: Mapping[str, Nodes]
     teachers: tuple[str, ...]
 
-    def agreements(self) -> dict[str, dict[str, Agreement]]:
-        """Return, by teacher, the agreement on `words`, on `texts` and on `regions`."""
-        by_teacher: dict[str, dict[str, Agreement]] = {}
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """Return, by teacher, how often the student picks what it picks of `words`, `texts` and `regions`."""
+        by_teacher: dict[str, dict[str, Share]] = {}
         for name in self.teachers:
             of_teacher = by_teacher[name] = dict.fromkeys(("words", "texts", "regions"))
             if name in self.words:
@@ -123,14 +121,14 @@ class Readout:
                 has_both = bool(known_G.any()) and not bool(known_G.all())
                 offered_G = known_G if has_both else torch.ones_like(known_G)
                 asked_G = ~known_G if has_both else offered_G
-                of_teacher["words"] = share_of_agreement(
+                of_teacher["words"] = readout_share(
                     states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, group_X=form_G
                 )
                 states_TH, features_TD = self.texts[name]
                 known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
                 known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
                 is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
-                of_teacher["texts"] = share_of_agreement(
+                of_teacher["texts"] = readout_share(
                     torch.cat([states_TH, known_KH]),
                     torch.cat([features_TD, known_KD]),
                     asked_X=is_text_Y,
@@ -139,7 +137,7 @@ class Readout:
                 )
             if name in self.regions:
                 states_XH, features_XD, picture_X, every_X = self.regions[name]
-                of_teacher["regions"] = share_of_agreement(
+                of_teacher["regions"] = readout_share(
                     states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
                 )
         return by_teacher
@@ -178,9 +176,7 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
         dataset: whose texts and pictures are looked at.
         positions: that may be looked at; the first ones in a fixed random order are.
     """
-    texts_each = len(dataset[positions[0]].candidates)
-    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
-    chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
+    chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
     start = StudentAtStart(
         student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
     )
@@ -258,22 +254,3 @@ class _Collected:
             )
             every_X = torch.ones_like(picture_X, dtype=torch.bool)
             self.regions[name].append((states_XH, features_XD, picture_X, every_X))
-
-
-def places_of_boxes(student: Student, examples: Sequence[Example], batch: StudentBatch) -> list[torch.Tensor]:
-    """Return, of each sequence, (boxes, R) where each box lies among the visual tokens, on the CPU.
-
-    Of patches it says what share of a box each shows.
-    """
-    places = []
-    starts = [0, *np.cumsum(batch.num_candidates).tolist()]
-    for number, example in enumerate(examples):
-        if student.places == "patches" and batch.places_BR4 is not None:
-            edges = np.array([example.image.width, example.image.height] * 2, np.float32)
-            shares, _ = pooling(example.image.boxes_R4 / edges, batch.places_BR4[number].cpu().numpy())
-            place_SR = torch.from_numpy(shares)
-        else:
-            box_index_R = batch.box_index_NR[starts[number]].cpu()
-            place_SR = (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
-        places += [place_SR] * batch.num_candidates[number]
-    return places
