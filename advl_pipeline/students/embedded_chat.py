@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     Idefics3ImageProcessor,
     Idefics3Processor,
+    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
 from advl_pipeline.base.errors import ConfigError, advise
-from advl_pipeline.students.chat import embedded_chat_tokenizer
+from advl_pipeline.students.tokenizer import embedded_tokenizer_file
 
 MAX_SPLITS = 6
 """Rows and columns of tiles that SmolVLM's published vocabulary names."""
@@ -62,7 +66,7 @@ def _of_tiles(model: Any) -> Any:
     side = edge // model.vision_config.patch_size // model.scale_factor
     numbers = range(1, MAX_SPLITS + 1)
     marks = ["<image>", "<global-img>", *(f"<row_{row}_col_{column}>" for row in numbers for column in numbers)]
-    tokenizer = embedded_chat_tokenizer(
+    tokenizer = _tokenizer(
         ["<fake_token_around_image>", *marks], bos_token="<|im_start|>", eos_token="<end_of_utterance>"
     )
     pictures = Idefics3ImageProcessor(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
@@ -71,7 +75,7 @@ def _of_tiles(model: Any) -> Any:
 
 def _of_patches(vision: Any) -> Any:
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = embedded_chat_tokenizer(marks, eos_token="<|im_end|>")
+    tokenizer = _tokenizer(marks, eos_token="<|im_end|>")
     sizes = {
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
@@ -82,4 +86,21 @@ def _of_patches(vision: Any) -> Any:
     }
     return Qwen3VLProcessor(
         Qwen2VLImageProcessor(**sizes), tokenizer, Qwen3VLVideoProcessor(**sizes), chat_template=PATCHES_TEMPLATE
+    )
+
+
+def _tokenizer(marks: Sequence[str], **special: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the embedded vocabulary for a size that has no published one.
+
+    Args:
+        marks: tokens of the template and of pictures.
+        special: what the library knows by name, such as `eos_token`.
+    """
+    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
+    words.no_padding()
+    words.no_truncation()
+    # A conversation has the template's marks and no others.
+    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", additional_special_tokens=list(marks), **special
     )

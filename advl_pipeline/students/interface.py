@@ -107,13 +107,11 @@ class Answered:
     """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
 
     K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
-    `agreement_NK` is added to their scores, which are then no pure likelihoods (`answers.py`).
     """
 
     log_likelihood_NK: torch.Tensor
     num_tokens_NK: torch.Tensor
     length_normalised: bool
-    agreement_NK: torch.Tensor | None = None
 
     @property
     def scores(self) -> torch.Tensor:
@@ -121,8 +119,6 @@ class Answered:
         scores = self.log_likelihood_NK
         if self.length_normalised:
             scores = scores / self.num_tokens_NK.clamp(min=1)
-        if self.agreement_NK is not None:
-            scores = scores + self.agreement_NK
         return scores.masked_fill(self.num_tokens_NK == 0, -torch.inf)
 
 

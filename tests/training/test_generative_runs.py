@@ -227,15 +227,15 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
     student = build_student("smolvlm-tiny")
     assert isinstance(student, GenerativeStudent)
     batch = student.collate(examples)
-    (answers,) = batch.answers
     first = np.cumsum([0, *batch.num_candidates])[:-1]
     rows = torch.tensor(
         [int(start) + int(example.label or 0) for start, example in zip(first, examples, strict=True)]
     )
     ids = batch.sequence_ids_NS[rows]
     labels = torch.full_like(ids, -100)
-    for row, (source, number) in enumerate(zip(answers.source_NQ[rows], answers.answer_NQ[rows], strict=True)):
-        place = source[number >= 0] + 1
+    for row, sequence in enumerate(rows):
+        end = int(batch.length_N[sequence])
+        place = slice(end - int((batch.rows.answer_Q == sequence).sum()), end)
         labels[row, place] = ids[row, place]
     inputs = {
         "input_ids": ids,

@@ -1,4 +1,4 @@
-"""Agreement beside the likelihood: against a loop, in the scores of chat models, and off where nobody asks for it."""
+"""`scenes-smolvlm` scores by likelihood and agreement: against a loop, and by likelihood alone without a picture."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from advl_data.scenes.students.scenes_smolvlm import meant_tokens
 from advl_pipeline.datasets.records import Candidate, Example, TextUnit
 from advl_pipeline.datasets.words import is_function_word, word_spans
-from advl_pipeline.students.answers import said_tokens
 from advl_pipeline.students.registry import build_student
 
 
@@ -22,7 +22,7 @@ def test_said_are_the_words_of_the_answer_with_a_meaning() -> None:
     asked, stated = (TextUnit(unit_id="0" * 32, text=text) for text in ("what is it? the small heron", "it is the"))
     candidates = [Candidate(text_unit=asked, context_length=11), Candidate(text_unit=stated)]
     spans = [[(0, 4), (5, 7), (12, 15), (16, 21), (22, 27), (0, 0)], [(0, 2), (3, 5), (6, 9), (0, 0), (0, 0), (0, 0)]]
-    said_NL = said_tokens(candidates, torch.tensor(spans))
+    said_NL = meant_tokens(candidates, torch.tensor(spans))
     assert said_NL.tolist() == [
         [False, False, False, True, True, False],
         [True, True, True, False, False, False],
@@ -45,7 +45,7 @@ def expected_agreement(student: Any, examples: list[Example]) -> list[float]:
         boxes = [tag.box for tag in candidate.tags]
         places = batch.visual_mask_NR[row].nonzero()[:, 0].tolist()
         weights = [1.0] * len(places)
-        if boxes and student.places == "regions":
+        if boxes:
             named = [box for box in boxes for _ in word_pieces(spans, candidate, box)]
             weights = [float(named.count(int(batch.box_index_NR[row, place]))) for place in places]
         answer_state = apart.text_states_NLH[row, tokens].mean(0)
@@ -63,28 +63,18 @@ def word_pieces(spans: list[list[int]], candidate: Candidate, box: int) -> list[
     return pieces[: max(1, len(pieces) // max(1, len(tags)))]
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides"), [("scenes-smolvlm", {}), ("smolvlm-tiny", {"agreement": 0.1})], ids=["tags", "picture"]
-)
-def test_a_score_is_likelihood_and_agreement(name: str, overrides: dict[str, Any], examples: list[Example]) -> None:
+def test_a_score_is_likelihood_and_agreement(examples: list[Example]) -> None:
     torch.manual_seed(0)
-    student = build_student(name, overrides=overrides).eval()
+    student = build_student("scenes-smolvlm").eval()
     with torch.no_grad():
-        output = student.encode(student.collate(examples))
-        pooled = student.encode_pooled(student.collate(examples))
-    answered = output.answered
+        batch = student.collate(examples)
+        answered, pooled = student.encode(batch).answered, student.encode_pooled(batch).answered
+        hidden = student.encode(batch, mask_visual=True).answered
     likelihood_N = (answered.log_likelihood_NK / answered.num_tokens_NK)[:, 0]
     expected_N = likelihood_N + torch.tensor(expected_agreement(student, examples)) / 0.1
     torch.testing.assert_close(answered.scores[:, 0], expected_N, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(pooled.answered.scores, answered.scores, rtol=1e-4, atol=1e-4)
-
-
-def test_without_it_and_without_a_picture_a_score_is_the_likelihood(examples: list[Example]) -> None:
-    for name, hidden in (("smolvlm-tiny", False), ("scenes-smolvlm", True)):
-        student = build_student(name).eval()
-        with torch.no_grad():
-            answered = student.encode(student.collate(examples), mask_visual=hidden).answered
-        torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / answered.num_tokens_NK)
+    torch.testing.assert_close(pooled.scores, answered.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden.scores, hidden.log_likelihood_NK / hidden.num_tokens_NK)
 
 
 def test_it_is_learned_through(examples: list[Example]) -> None:

@@ -1,0 +1,362 @@
+"""Conversations as a batch: how those of an example share a row, and what each pass of the language model reads.
+
+What an example's candidates have in common, the picture above all, is computed once: they lie behind it in one row,
+and see it and themselves alone, at the positions that each would have by itself. So do the answers of a list behind
+their question.
+
+Shapes: B rows, or examples, N sequences, S tokens of a sequence, L of them text, R of them picture, W tokens of a
+row, M picture tokens of all rows, Q foretold tokens, K answers, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from advl_pipeline.students.chat import ChatRow
+from advl_pipeline.students.chat_pictures import GRID, Picture, stacked
+from advl_pipeline.students.interface import StudentBatch
+
+COMMON, PADDING = -1, -2
+"""Whose a token of a row is, where it is no candidate's own."""
+
+MASK_ALIGNMENT = 8
+"""Places of which a row of an attention mask holds a multiple: kernels copy another mask for each layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Says how the sequences of each example share a row; all tensors are int64.
+
+    `token_BW` says which token of which sequence lies at each place, n * S + s. `row_N` and `place_NS` are the way
+    back: a sequence's row, and where in it each of its tokens lies. Token `place_M` of row `row_M` shows feature
+    `feature_M` of the pictures, which are counted one after the other.
+    """
+
+    token_BW: torch.Tensor
+    row_N: torch.Tensor
+    place_NS: torch.Tensor
+    row_M: torch.Tensor
+    place_M: torch.Tensor
+    feature_M: torch.Tensor
+
+    def packed(self, value_NS: torch.Tensor) -> torch.Tensor:
+        """Lay what sequences have for each token, (..., N, S), out in rows: (..., B, W)."""
+        return value_NS.flatten(-2)[..., self.token_BW]
+
+
+def packing(
+    num_candidates: Sequence[int],
+    lengths_N: npt.NDArray[np.int64],
+    shows_NS: npt.NDArray[np.bool_],
+    *meant_NS: npt.NDArray[np.int64],
+    block_NS: npt.NDArray[np.int64],
+    apart: bool = False,
+) -> tuple[Packing, torch.Tensor, torch.Tensor]:
+    """Pack each example's sequences into one row: what all have in common, then what each has by itself.
+
+    Args:
+        num_candidates: sequences of each example.
+        lengths_N: tokens of each sequence.
+        shows_NS: the tokens that stand for a part of the picture.
+        meant_NS: everything that tells two tokens of one place apart; their ids at least.
+        block_NS: which tokens see one another in both directions, -1 for those that see what lies before them alone.
+        apart: give each sequence a row of its own.
+
+    Returns:
+        The packing, and of each place (B, W) which of the row's sequences it belongs to, `COMMON` where to all and
+        `PADDING` where to none, and its block.
+    """
+    num_sequences, size = shows_NS.shape
+    counts_E = np.array(num_candidates)
+    first_E, example_N = np.cumsum(counts_E) - counts_E, np.repeat(np.arange(len(counts_E)), counts_E)
+    counts_B = np.ones(num_sequences, dtype=np.int64) if apart else counts_E
+    row_N, first_B, place_S = (
+        np.repeat(np.arange(len(counts_B)), counts_B),
+        np.cumsum(counts_B) - counts_B,
+        np.arange(size),
+    )
+    candidate_N = np.arange(num_sequences) - first_B[row_N]
+    is_token_NS = place_S < lengths_N[:, None]
+    # States are the same as far as the tokens are, and as no later token is seen.
+    alike_NS = is_token_NS.copy()
+    for meant in (*meant_NS, block_NS):
+        alike_NS &= meant == meant[first_B[row_N]]
+    common_B = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, first_B), axis=1).sum(1)
+    # Tokens that see later ones share their states only where all of what they see is common.
+    for row, common in enumerate(common_B):
+        if 0 < common < size and block_NS[first_B[row], common - 1] >= 0:
+            block = block_NS[first_B[row], common - 1]
+            if (block_NS[row_N == row, common] == block).any():
+                common_B[row] = int((block_NS[first_B[row]] == block).argmax())
+    is_own_NS = place_S >= common_B[row_N, None]
+    ends_N = np.cumsum(lengths_N - common_B[row_N])
+    before_N = ends_N - lengths_N + common_B[row_N]
+    before_N -= before_N[first_B][row_N]
+    place_NS = np.where(is_token_NS, place_S + is_own_NS * before_N[:, None], 0)
+    num_features_E = shows_NS[first_E].sum(1)
+    first_feature_E = np.cumsum(num_features_E) - num_features_E
+    feature_NS = np.where(shows_NS, first_feature_E[example_N, None] + shows_NS.cumsum(1) - 1, -1)
+    # Of what is common, the first sequence's tokens are laid down.
+    laid = np.nonzero(is_token_NS & (is_own_NS | (candidate_N == 0)[:, None]))
+    at = row_N[laid[0]], place_NS[laid]
+    token_BW = np.zeros((len(counts_B), int(place_NS.max()) + 1), dtype=np.int64)
+    own_BW, block_BW, feature_BW = (np.full_like(token_BW, value) for value in (PADDING, -1, -1))
+    token_BW[at] = laid[0] * size + laid[1]
+    own_BW[at] = np.where(is_own_NS[laid], candidate_N[laid[0]], COMMON)
+    block_BW[at], feature_BW[at] = block_NS[laid], feature_NS[laid]
+    row_M, place_M = np.nonzero(feature_BW >= 0)
+    arrays = (token_BW, row_N, place_NS, row_M, place_M, feature_BW[row_M, place_M])
+    return Packing(*map(torch.from_numpy, arrays)), torch.from_numpy(own_BW), torch.from_numpy(block_BW)
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """What one pass of the language model reads, and which tokens it foretells there; all int64 but `picture_BW`.
+
+    `positions_BW`, (3, B, W) for a model that counts in time, height and width, are those that each token would have
+    in a row of its own sequence, and `step_BW` is its place there. `own_BW` and `block_BW` are as `packing` gives
+    them, and `picture_BW` (bool) says which tokens are the picture's. `behind_BW` (bool) are the tokens of answers
+    that lie behind their sequences, None where none do. Token `source_Q`, counted over all rows, foretells
+    `target_Q`, a token of answer `answer_Q`, counted over all sequences.
+    """
+
+    ids_BW: torch.Tensor
+    positions_BW: torch.Tensor
+    step_BW: torch.Tensor
+    own_BW: torch.Tensor
+    block_BW: torch.Tensor
+    picture_BW: torch.Tensor
+    behind_BW: torch.Tensor | None = None
+    source_Q: torch.Tensor
+    target_Q: torch.Tensor
+    answer_Q: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        return self.ids_BW.shape[1]
+
+    def allowed(self, *, mask_visual: bool) -> torch.Tensor:
+        """Return (B, W, W) bool: which places each place sees."""
+        own_BW, block_BW, picture = self.own_BW, self.block_BW, self.picture_BW
+        place = torch.arange(own_BW.shape[1], device=own_BW.device)
+        reachable = (own_BW == COMMON)[:, None, :] | (own_BW[:, None, :] == own_BW[:, :, None])
+        is_block = (block_BW[:, None, :] == block_BW[:, :, None]) & (block_BW >= 0)[:, None, :]
+        is_before = place[None, :] <= place[:, None]
+        allowed = reachable & (is_before | is_block)
+        if mask_visual:
+            # The text sees no picture, and the picture no text behind it.
+            allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
+            allowed = allowed & (is_before | picture[:, None, :] | ~picture[:, :, None])
+        return allowed
+
+    def within(self, window: int) -> torch.Tensor:
+        """Return (B, W, W) bool: places that lie less than a window of steps back."""
+        return self.step_BW[:, None, :] > self.step_BW[:, :, None] - window
+
+    def followed(
+        self, lengths: Sequence[int], wanted: Sequence[Sequence[tuple[int, Sequence[int]]]], *, num: int, end_id: int
+    ) -> Rows:
+        """Return rows of one sequence each with answers behind it, each as if it were the only one.
+
+        Args:
+            lengths: tokens of each sequence, of which the last foretells every answer's first.
+            wanted: of each sequence the answers: number and tokens, without the token that ends them.
+            num: K.
+            end_id: token that ends an answer; it is foretold, and no token follows it.
+        """
+        longest = max(
+            length + sum(len(ids) for _, ids in answers) for length, answers in zip(lengths, wanted, strict=True)
+        )
+        rows = self.widened(max(longest, self.width))
+        rows.behind_BW = torch.zeros_like(rows.picture_BW)
+        foretold: list[npt.NDArray[np.int64]] = []
+        for row, (length, answers) in enumerate(zip(lengths, wanted, strict=True)):
+            sizes, numbers = np.array([(len(ids), number) for number, ids in answers], np.int64).reshape(-1, 2).T
+            starts = np.cumsum(sizes) - sizes
+            tokens = np.array([token for _, ids in answers for token in ids], np.int64)
+            offset = torch.from_numpy(np.arange(len(tokens)) - np.repeat(starts, sizes))
+            at = slice(length, length + len(tokens))
+            rows.ids_BW[row, at] = torch.from_numpy(tokens)
+            rows.own_BW[row, at] = torch.from_numpy(np.repeat(np.arange(len(answers)), sizes))
+            rows.positions_BW[..., row, at] = rows.positions_BW[..., row, length - 1, None] + 1 + offset
+            rows.step_BW[row, at] = length + offset
+            rows.behind_BW[row, at] = True
+            # A token foretells the one after it; before the first stands the sequence's last, after the last the end.
+            source = np.insert(length + np.arange(len(tokens)), starts, length - 1) + row * rows.width
+            target, answer = np.insert(tokens, starts + sizes, end_id), np.repeat(numbers, sizes + 1) + row * num
+            foretold.append(np.stack([source, target, answer]))
+        rows.source_Q, rows.target_Q, rows.answer_Q = torch.from_numpy(np.concatenate(foretold, axis=1))
+        return rows
+
+    def widened(self, width: int) -> Rows:
+        """Return rows of as many places, up to a multiple of `MASK_ALIGNMENT`, that foretell nothing."""
+        more = (0, width - self.width + -width % MASK_ALIGNMENT)
+        fill = {"own_BW": PADDING, "block_BW": -1}
+        tensors = {part.name: getattr(self, part.name) for part in fields(self) if part.name.endswith("_BW")}
+        none = torch.zeros(0, dtype=torch.int64)
+        return Rows(
+            **{
+                name: functional.pad(value, more, value=fill.get(name, 0))
+                for name, value in tensors.items()
+                if value is not None
+            },
+            **dict.fromkeys(("source_Q", "target_Q", "answer_Q"), none),
+        )
+
+
+@dataclass(kw_only=True)
+class ChatBatch(StudentBatch):
+    """Conversations, padded on the right.
+
+    `sequence_ids_NS` are all tokens and `length_N` their number. `text_place_NL` and `visual_place_NR` say where the
+    text's and the picture's states lie among them, and `tag_NS` (int64) which of the picture's tokens a token refers
+    to besides its word, -1 for none. `packing` says how an example's conversations lie in one row, and `rows` what
+    the language model reads of them. `passes` are the rows with the answers that are asked about, in turn;
+    `num_answers` is K, 1 where each sequence ends in its own.
+    `pixels` holds the pictures one after the other, `num_pixels` the rows of each, and `inputs` what else the vision
+    encoder takes; `grids` are frames, rows and columns of each picture's patches, numbers and no tensor.
+    """
+
+    picture_field: ClassVar[str] = "pixels"
+
+    sequence_ids_NS: torch.Tensor
+    length_N: torch.Tensor
+    text_place_NL: torch.Tensor
+    visual_place_NR: torch.Tensor
+    tag_NS: torch.Tensor
+    packing: Packing
+    rows: Rows
+    passes: tuple[Rows, ...] = ()
+    num_answers: int = 1
+    length_normalised: bool = False
+    pixels: torch.Tensor
+    num_pixels: tuple[int, ...]
+    inputs: Mapping[str, torch.Tensor]
+    grids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def blank_value(self) -> int:  # type: ignore[override]  # A field of the class there; scaled values are 0 at grey.
+        return 127 if self.pixels.dtype == torch.uint8 else 0
+
+    def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
+        """Return (N, L, H), float32: of each sequence the states at its places, from those of the rows.
+
+        Args:
+            place_NL: int64, places in the sequence.
+        """
+        row_N1 = self.packing.row_N[:, None] * states_BWH.shape[1]
+        place_NL = row_N1 + self.packing.place_NS.gather(1, place_NL)
+        return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1).float()
+
+    def last_states(self, states_BWH: torch.Tensor) -> torch.Tensor:
+        """Return (N, H): the state of each sequence's last token."""
+        return self.of_sequences(states_BWH, self.length_N[:, None] - 1)[:, 0]
+
+
+Positions = Callable[[torch.Tensor, npt.NDArray[np.int64], Sequence[Sequence[int]]], torch.Tensor]
+"""(ids_NS, lengths_N, grids of the sequences' pictures) -> (N, S) or (3, N, S) int64."""
+
+
+def chat_batch(
+    rows: Sequence[ChatRow],
+    tags: Sequence[npt.NDArray[np.int64]],
+    pictures: Sequence[Picture],
+    positions: Positions,
+    *,
+    num_candidates: tuple[int, ...],
+    image_token_id: int,
+    pad_id: int,
+    both_ways: str,
+    apart: bool,
+    answers_inside: bool,
+    length_normalised: bool,
+) -> ChatBatch:
+    """Lay out conversations, of which each holds its picture's tokens.
+
+    Args:
+        rows: of all candidates of all examples.
+        tags: of each row which of the picture's tokens a token refers to.
+        pictures: one for each example.
+        both_ways: as `FamilyFacts` has it.
+        apart: as `packing` takes it.
+        answers_inside: each row ends in the answer that is asked about.
+    """
+    text = [np.flatnonzero(~row.is_picture_S) for row in rows]
+    visual = [np.flatnonzero(row.is_picture_S & (row.token_ids_S == image_token_id)) for row in rows]
+    (text_place, text_mask), (visual_place, visual_mask) = (
+        (padded(places, 0), padded([np.ones(len(row_places)) for row_places in places], 0).bool())
+        for places in (text, visual)
+    )
+    ids_NS, tag_NS = padded([row.token_ids_S for row in rows], pad_id), padded(tags, -1)
+    lengths = np.array([len(row.token_ids_S) for row in rows])
+    starts = np.array([row.prompt_length for row in rows])
+    picture_NS = padded([row.is_picture_S for row in rows], 0).bool()
+    shows_NS = (picture_NS & (ids_NS == image_token_id)).numpy()
+    block_NS = np.full(shows_NS.shape, -1)
+    if both_ways == "picture":
+        begins_NS = shows_NS & ~np.pad(shows_NS, ((0, 0), (1, 0)))[:, :-1]
+        block_NS = np.where(shows_NS, begins_NS.cumsum(1), -1)
+    elif both_ways == "question":
+        block_NS = np.where(np.arange(shows_NS.shape[1]) < starts[:, None], 0, -1)
+    packed, own_BW, block_BW = packing(
+        num_candidates, lengths, shows_NS, ids_NS.numpy(), tag_NS.numpy(), block_NS=block_NS, apart=apart
+    )
+    grids = tuple(
+        tuple(int(size) for size in picture.inputs[GRID][0]) for picture in pictures if GRID in picture.inputs
+    )
+    asked = [grid for grid, count in zip(grids, num_candidates, strict=False) for _ in range(count)]
+    none = torch.zeros(0, dtype=torch.int64)
+    read = Rows(
+        ids_BW=packed.packed(ids_NS),
+        positions_BW=packed.packed(positions(ids_NS, lengths, asked)),
+        step_BW=packed.token_BW % ids_NS.shape[1],
+        own_BW=own_BW,
+        block_BW=block_BW,
+        picture_BW=packed.packed(picture_NS),
+        **dict.fromkeys(("source_Q", "target_Q", "answer_Q"), none),
+    )
+    read = read.widened(read.width)
+    if answers_inside:
+        foretold = [np.arange(start, length) for start, length in zip(starts, lengths, strict=True)]
+        read.answer_Q = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths - starts))
+        place_Q = torch.from_numpy(np.concatenate(foretold))
+        read.target_Q = ids_NS[read.answer_Q, place_Q]
+        read.source_Q = packed.place_NS[read.answer_Q, place_Q - 1] + packed.row_N[read.answer_Q] * read.width
+    names = [name for name in pictures[0].inputs if name != GRID]
+    places = [torch.from_numpy(picture.places_R4) for picture in pictures]
+    return ChatBatch(
+        num_candidates=num_candidates,
+        token_ids_NL=torch.where(text_mask, ids_NS.gather(1, text_place), pad_id),
+        token_mask_NL=text_mask,
+        char_spans_NL2=padded([row.spans_S2[place] for row, place in zip(rows, text, strict=True)], 0),
+        visual_mask_NR=visual_mask,
+        box_index_NR=torch.full(visual_mask.shape, -1),
+        places_BR4=pad_sequence(places, batch_first=True, padding_value=torch.nan),
+        sequence_ids_NS=ids_NS,
+        length_N=torch.from_numpy(lengths),
+        text_place_NL=text_place,
+        visual_place_NR=visual_place,
+        tag_NS=tag_NS,
+        packing=packed,
+        rows=read,
+        passes=(read,) if answers_inside else (),
+        length_normalised=length_normalised,
+        pixels=stacked([picture.pixels for picture in pictures]),
+        num_pixels=tuple(len(picture.pixels) for picture in pictures),
+        inputs={name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
+        grids=grids,
+    )
+
+
+def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
+    """Return whole numbers of one or more rows, of which shorter ones end in `value`."""
+    tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -1,0 +1,257 @@
+"""What a chat model of transformers is made of: its configuration, weights, pictures' features, and layers.
+
+Shapes: B rows, W tokens of a row, V tokens of all pictures, U tiles, M picture tokens of all rows, D features of one,
+Q foretold tokens, H width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
+from advl_pipeline.students.chat_batch import Rows
+from advl_pipeline.students.chat_pictures import GRID
+from advl_pipeline.students.checkpoints import LoadReport
+from advl_pipeline.students.weight_files import required_weights
+
+MASKED_LAYERS = ("full_attention", "sliding_attention")
+RECURRENT_LAYERS = ("linear_attention", "conv")
+"""Kinds of layers, as transformers' configurations name them: those that a mask is for, and those that read on."""
+
+
+def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0) -> Any:
+    """Return transformers' configuration of an architecture, with a student's dropout.
+
+    Raises:
+        ConfigError: transformers does not know it.
+    """
+    settings = dict(architecture or {})
+    if not settings:
+        raise ConfigError(
+            "No chat model is named.",
+            why="the student chat is what --init holds: weights with their config.json and processor",
+            next_command="--init FOLDER or --init hf:ORG/MODEL, such as hf:Qwen/Qwen2.5-VL-3B-Instruct",
+        )
+    if "quantization_config" in settings:
+        raise ConfigError(
+            "The weights are quantised.",
+            why="a student is trained from weights in float32, bfloat16 or float16",
+            next_command="--init with the repository of the model before it was quantised",
+        )
+    if settings.get("model_type") not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        foreign = "its repository brings code of its own, which ADVL does not run"
+        raise ConfigError(
+            f"{settings.get('model_type', 'An unnamed type')} is no chat model of transformers that reads pictures.",
+            why=foreign if "auto_map" in settings else "transformers has no image-text-to-text model of this type",
+            next_command="choose one of the types in docs/students.md",
+        )
+    try:
+        transformers_config = AutoConfig.for_model(settings.pop("model_type", ""), **settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            "The architecture is none that transformers knows.", why=str(error).split("\n", maxsplit=1)[0]
+        ) from None
+    transformers_config.text_config.attention_dropout = dropout
+    return transformers_config
+
+
+def require_parts(model: Any) -> None:
+    """Refuse a type of model that is not a decoder of words behind an encoder of pictures.
+
+    Raises:
+        ConfigError: as said.
+    """
+    decoder = model.get_decoder()
+    why = ""
+    if not hasattr(model.base_model, "get_image_features") or "pixel_values" not in picture_inputs(model):
+        why = "transformers does not give the features of its pictures by themselves"
+    elif getattr(model.config, "image_token_id", None) is None:
+        why = "no token of its texts stands for a picture"
+    elif not hasattr(decoder, "layers") or not hasattr(model, "lm_head"):
+        why = "its language model is no stack of layers in front of words"
+    elif strange := layer_kinds(decoder) - {*MASKED_LAYERS, *RECURRENT_LAYERS}:
+        why = f"its language model has layers of the kind {', '.join(sorted(strange))}"
+    if why:
+        what = f"A model of the type {model.config.model_type} cannot be a student."
+        raise ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
+
+
+def picture_inputs(model: Any) -> tuple[str, ...]:
+    """Return the names of what transformers computes the features of pictures from."""
+    return tuple(inspect.signature(model.base_model.get_image_features).parameters)
+
+
+def layer_kinds(decoder: Any) -> frozenset[str]:
+    """Return the kinds of a language model's layers; none where all are of one kind."""
+    return frozenset(getattr(decoder.config, "layer_types", None) or ())
+
+
+def is_recurrent(decoder: Any) -> bool:
+    """Whether a state depends on all that lies before it in its row, whatever a mask says."""
+    return bool(layer_kinds(decoder) & {*RECURRENT_LAYERS})
+
+
+def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
+    """Read a model as transformers does, which knows the names that older files of a type have.
+
+    Args:
+        path: of a folder.
+        config: transformers' configuration of the model.
+
+    Raises:
+        WeightsUnavailable: the weights are not there, or damaged.
+    """
+    required_weights(path)
+    try:
+        model, loaded = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsUnavailable(
+            "The checkpoint cannot be read.",
+            where=str(path),
+            why=str(error).strip().split("\n", maxsplit=1)[0],
+            next_command="download it again",
+        ) from None
+    report = LoadReport(
+        source=path.name,
+        num_loaded=len(model.state_dict()) - len(loaded["missing_keys"]),
+        missing=tuple(sorted(loaded["missing_keys"])),
+        unexpected=tuple(sorted(loaded["unexpected_keys"])),
+        reinitialised=tuple(
+            f"{name} (file {tuple(have)}, student {tuple(wanted)})"
+            for name, have, wanted in loaded["mismatched_keys"]
+        ),
+    )
+    return model, report
+
+
+def picture_features(
+    parts: Any, inputs: Mapping[str, torch.Tensor], device: torch.device, *, in_tiles: bool
+) -> torch.Tensor:
+    """Return (V, D, H) of pictures; see `GenerativeStudent.picture_features`.
+
+    Args:
+        parts: the model without its words' logits.
+        inputs: what its vision encoder takes.
+        in_tiles: each tile of a picture is a picture of its own to the encoder.
+    """
+    if in_tiles:
+        # Tiles have no padding. transformers' own pass looks for some, which makes the host wait for the device.
+        encoder, pixels_U3EE = parts.vision_model, inputs["pixel_values"][0]
+        side = pixels_U3EE.shape[-1] // encoder.patch_size
+        everywhere = torch.ones(len(pixels_U3EE), side, side, dtype=torch.bool, device=pixels_U3EE.device)
+        embedded = encoder.embeddings(pixel_values=pixels_U3EE, patch_attention_mask=everywhere)
+        patches = encoder.encoder(inputs_embeds=embedded, attention_mask=None).last_hidden_state
+        features: torch.Tensor = parts.connector(encoder.post_layernorm(patches))
+        return features.flatten(0, 1)[:, None]
+    laid_out = _laid_out(parts.visual, inputs[GRID], device) if GRID in inputs else {}
+    output = parts.get_image_features(**inputs, **laid_out, return_dict=True)
+    depths = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    return torch.stack([_flat(features) for features in depths], dim=1)
+
+
+def word_logits(model: Any, states_QH: torch.Tensor) -> torch.Tensor:
+    """Return the logits of all words, as transformers' model gives them."""
+    logits: torch.Tensor = model.lm_head(states_QH)
+    cap = getattr(model.get_decoder().config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def last_states(
+    decoder: Any, x_BWH: torch.Tensor, rows: Rows, *, mask_visual: bool, image_token_id: int, **more: Any
+) -> torch.Tensor:
+    """Return the last states (B, W, H) of rows.
+
+    Args:
+        x_BWH: what enters the language model.
+        more: what else it takes.
+    """
+    kinds = layer_kinds(decoder)
+    masks: Any = None
+    if not is_recurrent(decoder):
+        allowed_BWW = rows.allowed(mask_visual=mask_visual)
+        near_BWW = allowed_BWW
+        if "sliding_attention" in kinds:
+            near_BWW = allowed_BWW & rows.within(decoder.config.sliding_window)
+        dtype = compute_dtype(x_BWH)
+        masks = {
+            kind: additive_mask(allowed, dtype)[:, None]
+            for kind, allowed in (("full_attention", allowed_BWW), ("sliding_attention", near_BWW))
+            if kind in (kinds or {"full_attention"})
+        }
+    if getattr(decoder.config, "hidden_size_per_layer_input", 0):
+        words_BW = rows.ids_BW.masked_fill(rows.ids_BW == image_token_id, decoder.config.pad_token_id)
+        more["per_layer_inputs"] = decoder.get_per_layer_inputs(words_BW, None)
+    output = decoder(
+        inputs_embeds=x_BWH,
+        attention_mask=masks if kinds or masks is None else masks["full_attention"],
+        position_ids=rows.positions_BW,
+        use_cache=False,
+        **more,
+    )
+    final: torch.Tensor = output.last_hidden_state
+    return final
+
+
+def states_of(output: Any) -> torch.Tensor:
+    """Return the states of what a layer, or the whole stack, gives."""
+    if isinstance(output, tuple):
+        output = output[0]
+    states: torch.Tensor = getattr(output, "last_hidden_state", output)
+    return states
+
+
+def _flat(features: Any) -> torch.Tensor:
+    """Return (V, H) of the features of several pictures, which transformers gives as one tensor or one for each."""
+    if isinstance(features, torch.Tensor):
+        return features.flatten(0, -2)
+    return torch.cat([part.flatten(0, -2) for part in features])
+
+
+def add_inner_features(hidden_BWH: torch.Tensor, place_M: torch.Tensor, features_MH: torch.Tensor) -> torch.Tensor:
+    """Add features to states: at places that are counted over all rows, or where a mask is, as transformers has it.
+
+    Of a mask the device must tell the host how many places there are, once for each layer.
+    """
+    if place_M.dtype == torch.bool:
+        place_M = torch.nonzero(place_M.flatten())[:, 0]
+    return hidden_BWH.flatten(0, 1).index_add(0, place_M, features_MH.to(hidden_BWH.dtype)).view_as(hidden_BWH)
+
+
+def _laid_out(encoder: Any, grid_B3: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return where an encoder's patches lie, on its device: transformers would leave it with the grid, on the host.
+
+    Args:
+        encoder: of a model whose pictures have grids of their own.
+        grid_B3: frames, rows and columns of each picture's patches.
+        device: of the encoder.
+    """
+    from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+
+    merge = int(encoder.config.spatial_merge_size)
+    made = {"position_ids": get_vision_position_ids(grid_B3, merge)}
+    if hasattr(encoder, "interpolation_mode"):
+        made["interp_indices"], made["interp_weights"] = get_vision_interpolation_indices_and_weights(
+            grid_B3,
+            num_grid_per_side=encoder.num_grid_per_side,
+            mode=encoder.interpolation_mode,
+            align_corners=encoder.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+    return {name: value.to(device, non_blocking=True) for name, value in made.items()}
