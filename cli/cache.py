@@ -159,9 +159,9 @@ def pull(config: PullConfig) -> Iterator[Any]:
     """
     from advl_pipeline.sharing.push_pull import run_pull
 
-    result = run_pull(config)
-    yield result
-    click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
+    report = run_pull(config)
+    yield {"path": config.output, "num_files": len(report.files), "num_bytes": report.num_bytes}
+    click.echo(f"sound: {len(report.files)} files, {report.num_bytes / 1e6:.1f} MB in {config.output}")
 
 
 @config_command(ImportConfig, "import", group=cache, arguments=("source",))

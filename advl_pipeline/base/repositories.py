@@ -119,7 +119,9 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
     page = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{repository}"
     if isinstance(answer, GatedRepoError):
         why, first = "its owner grants access on request", f"once {page} has granted it: "
-    elif status in (401, 404):
+    elif status == 401:
+        why, first = "it does not know you, or no such repository", "look at the name; of a private one: "
+    elif status == 404:
         why, first = "it is not there, or private and not yours", "look at the name; of a private one: "
     elif status == 403:
         why, first = "your token may not do that", "give a token that may: "

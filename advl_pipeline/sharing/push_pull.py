@@ -11,20 +11,21 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub.errors import HFValidationError
 from tqdm import tqdm
 
 from advl_pipeline.base.atomic import remove_left, writing
 from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
 from advl_pipeline.base.locations import hub_obstacle
 from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.repositories import refusal
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     PLAN_RECORD,
@@ -37,7 +38,7 @@ from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, Readable, entry_of, read_metadata, render_json
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.verify import describe_findings, verify_cache
+from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records, without_folders
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 from advl_pipeline.sharing.hub_facts import IDS_FILE, TAG, cache_metadata, licence_of
@@ -49,36 +50,9 @@ OF_THE_HUB = (CARD_FILE, ".gitattributes", IDS_FILE)
 _DOWNLOAD = "advl-download"
 """In the folder that a download is kept in until it is whole and sound."""
 
-_LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
-_REASONS = {
-    401: ("it does not know you", _LOGIN),
-    403: ("your token may not do that", "give a repository of yours, or a token with the right to write: " + _LOGIN),
-    404: ("it is not there, or private and not yours", "look at the name; of a private one: " + _LOGIN),
-}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """A repository that may be written, with the files of its latest commit."""
-
-    name: str
-    kind: str
-    api: Any
-    commit: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PulledCache:
-    """A cache from the hub, every byte of it checked."""
-
-    path: Path
-    num_files: int
-    num_bytes: int
-
-
-def open_repository(name: str, *, kind: str, private: bool) -> Repository:
-    """Return a repository of the hub, made where it does not exist.
+def open_repository(name: str, *, kind: str, private: bool) -> ModelInfo | DatasetInfo:
+    """Return what the hub says of a repository, made where it does not exist.
 
     Args:
         name: ORG/NAME.
@@ -93,19 +67,25 @@ def open_repository(name: str, *, kind: str, private: bool) -> Repository:
     with _hub_errors(name):
         # None leaves a new one as its owner's settings have it.
         api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
-        info = api.repo_info(name, repo_type=kind)
-    files = tuple(item.rfilename for item in info.siblings)
-    if set(files) - set(OF_THE_HUB) and TAG not in (info.tags or ()):
+        info: ModelInfo | DatasetInfo = api.repo_info(name, repo_type=kind)
+    files = _files_of(info)
+    if files - {*OF_THE_HUB} and TAG not in (info.tags or ()):
         raise ConfigError(
             "The repository holds something else, which a push would remove.",
             where=name,
             why=f"it has {len(files)} files, and no card with the tag {TAG!r}",
             next_command="give the name of another repository; it is made where it does not exist",
         )
-    return Repository(name=name, kind=kind, api=api, commit=info.sha, files=files)
+    return info
 
 
-def upload(repository: Repository, folder: Path, *, message: str, content: Mapping[str, bytes] | None = None) -> str:
+def _files_of(info: ModelInfo | DatasetInfo) -> set[str]:
+    return {item.rfilename for item in info.siblings or ()}
+
+
+def upload(
+    repository: ModelInfo | DatasetInfo, folder: Path, *, message: str, content: Mapping[str, bytes] | None = None
+) -> str:
     """Put a folder into a repository in one commit; what an earlier push put there goes. Return its address.
 
     Args:
@@ -120,15 +100,15 @@ def upload(repository: Repository, folder: Path, *, message: str, content: Mappi
     uploaded: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
     uploaded.update(content or {})
     operations: list[Any] = [CommitOperationAdd(name, data) for name, data in uploaded.items()]
-    gone = set(repository.files) - {*files, *OF_THE_HUB}
+    gone = _files_of(repository) - {*files, *OF_THE_HUB}
     operations += [CommitOperationDelete(name) for name in sorted(gone)]
-    with _hub_errors(repository.name):
-        done = repository.api.create_commit(
-            repository.name,
+    with _hub_errors(repository.id):
+        done = _api(repository.id).create_commit(
+            repository.id,
             operations,
             commit_message=message,
-            repo_type=repository.kind,
-            parent_commit=repository.commit,
+            repo_type="dataset" if isinstance(repository, DatasetInfo) else "model",
+            parent_commit=repository.sha,
         )
     return str(done.commit_url)
 
@@ -190,8 +170,8 @@ def unit_ids_parquet(cache: Path) -> bytes:
     return file.getvalue()
 
 
-def run_pull(config: PullConfig) -> PulledCache:
-    """Download a cache and check every byte; the output appears when it is whole and sound.
+def run_pull(config: PullConfig) -> VerifyReport:
+    """Download a cache and check every byte; the output appears when it is whole and sound. Return what was checked.
 
     Raises:
         ConfigError: the output exists, or the repository holds no cache. CorruptCache: what was uploaded is not
@@ -200,24 +180,21 @@ def run_pull(config: PullConfig) -> PulledCache:
     output = config.output
     require_outputs(config)
     api = _api(config.repository)
-    with _hub_errors(config.repository):
+    with _hub_errors(config.repository + (f"@{config.revision}" if config.revision else "")):
         info = api.repo_info(config.repository, repo_type="dataset", revision=config.revision)
-    files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
+    files = _files_of(info) - {*OF_THE_HUB}
     if COMPLETE_RECORD not in files or IDENTITY_FILE not in files:
         raise ConfigError(
             "The repository holds no finished cache.",
             where=config.repository,
             why=f"it has no {COMPLETE_RECORD}",
-            next_command=advise(
-                ["advl", "cache", "push", "--help"], note="look at the name; this puts a cache there"
-            ),
+            next_command=advise(["advl", "cache", "push", "--help"], note="this puts a cache there"),
         )
-    for name in files:
+    for name in sorted(files):
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
-            raise ConfigError(
-                "A file of the repository would leave its folder.", where=f"{config.repository}: {name!r}"
-            )
+            where = f"{config.repository}: {name!r}"
+            raise ConfigError("A file of the repository would leave its folder.", where=where)
     kept = output.with_name(f"{output.name}.partial")
     # A cache of the user may be called so; what is ours is known by its name in it.
     partial = kept / _DOWNLOAD
@@ -258,40 +235,32 @@ def run_pull(config: PullConfig) -> PulledCache:
     with writing(output):
         partial.replace(output)
         kept.rmdir()
-    return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
+    return report
 
 
 def _api(name: str) -> Any:
-    obstacle = hub_obstacle()
-    if obstacle:
-        raise _refusal(name, obstacle, again("mend the network, then give the same command again"))
+    if obstacle := hub_obstacle():
+        raise _refused(name, obstacle, again("mend the network, then give the same command again"))
     if name.count("/") != 1:
         raise ConfigError("A repository of the hub is named ORG/NAME.", where=name)
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="advl-pipeline")
 
 
-def _refusal(name: str, why: str, next_command: str) -> StorageError:
+def _refused(name: str, why: str, next_command: str) -> StorageError:
     return StorageError("The hub refuses, or cannot be reached.", where=name, why=why, next_command=next_command)
 
 
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
-    """Turn whatever error the hub or its library raises into one of ours about a repository."""
+    """Turn whatever error the hub or its library raises into one of ours about a repository, maybe @REVISION."""
     try:
         yield
-    except HFValidationError as error:
-        raise ConfigError("That is no name of a repository.", where=name, why=str(error)) from None
     except AdvlError:
         raise
     except Exception as error:  # The library raises whatever its parts do.
-        # What the hub answered may be behind it: the library wraps that.
-        causes: list[BaseException] = [error]
-        while (behind := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(behind)
-        refused = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-        status = 0 if refused is None else refused.response.status_code
-        why, following = _REASONS.get(status, ("", again("give the same command again; it goes on")))
-        if not why:
-            cause = refused or causes[-1]
-            why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        raise _refusal(name, f"{why} (HTTP {status})" if status else why, following) from None
+        why, following = refusal(error, name)
+        if isinstance(error, HFValidationError):
+            raise ConfigError(
+                "That is no name of a repository.", where=name, why=why, next_command=following
+            ) from None
+        raise _refused(name, why, following) from None

@@ -245,13 +245,8 @@ class ExportRunResult:
     url: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """An export that only has to be written."""
-
-    model: str
-    usage: str
-    writes: tuple[Write, ...]
+Prepared = tuple[str, str, Sequence[Write]]
+"""What loads an export, the code of its card, and what is to be written."""
 
 
 def run_export(config: ExportRunConfig) -> ExportRunResult:
@@ -280,15 +275,15 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     if config.to == "transformers" and refusal is not None:
         raise refusal
     is_ours = config.to == "safetensors" or refusal is not None
-    prepared = (_for_this_package if is_ours else _for_transformers)(run, finished)
-    card = model_card(run, finished.student, usage=prepared.usage, model=prepared.model)
+    model, usage, writes = (_for_this_package if is_ours else _for_transformers)(run, finished)
+    card = model_card(run, finished.student, usage=usage, model=model)
     repository = None
     if config.push_to_hub is not None:
         repository = open_repository(config.push_to_hub, kind="model", private=config.private)
     url = None
     with replacing(config.output, SafetensorError) as partial:
         partial.mkdir(parents=True)
-        for write in prepared.writes:
+        for write in writes:
             write(partial)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
         for file in (path for path in partial.rglob("*") if path.is_file()):
@@ -297,7 +292,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
             url = upload(repository, partial, message="A student of ADVL")
     return ExportRunResult(
         output=config.output,
-        model=prepared.model,
+        model=model,
         files=tuple(sorted(path.name for path in config.output.iterdir())),
         url=url,
     )
@@ -317,7 +312,7 @@ def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | Non
     return ConfigError(what, where=str(run), why=why, next_command="use --to safetensors, which this package loads")
 
 
-def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
+def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     student: Any = finished.student
     ((name, head),) = finished.heads.items()
     is_choice = name == "vcr"
@@ -360,7 +355,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> _Prepared:
         answers=answers or None,
         **words,
     )
-    return _Prepared(model=kind, usage=usage, writes=tuple(writes))
+    return kind, usage, writes
 
 
 _OF_A_STUDENT = (
@@ -370,7 +365,7 @@ _OF_A_STUDENT = (
 """Files of a run that answers follow from, besides its options and its processor."""
 
 
-def _for_this_package(run: Path, finished: FinishedRun) -> _Prepared:
+def _for_this_package(run: Path, finished: FinishedRun) -> Prepared:
     options = without_folders(read_config(run)) | {"output": "."}
     result = read_json(run / names.RESULT)
 
@@ -386,4 +381,4 @@ def _for_this_package(run: Path, finished: FinishedRun) -> _Prepared:
 
     ((name, _),) = finished.heads.items()
     usage = render_card("usage.py", model=OURS, choices=["red", "blue"] if name == "vcr" else None)
-    return _Prepared(model=OURS, usage=usage, writes=(write,))
+    return OURS, usage, [write]

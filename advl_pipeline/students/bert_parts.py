@@ -222,12 +222,8 @@ class TokenGrid:
         return placed.view(self.num_sequences, self.size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Sequences that lie next to one another, which attention sees as one grid, and the additive mask of the grid."""
-
-    grid: TokenGrid
-    bias: torch.Tensor
+Block = tuple[TokenGrid, torch.Tensor]
+"""Sequences that lie next to one another, which attention sees as one grid, and the additive mask of the grid."""
 
 
 def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype: torch.dtype) -> list[Block]:
@@ -239,10 +235,7 @@ def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype
     grids = [(kinds_NS, whole)]
     if kinds_NS.device.type == "cpu":
         grids = [(part, TokenGrid.of_kinds(part)) for part in torch.split(kinds_NS, _SEQUENCES_AT_ONCE)]
-    return [
-        Block(grid=grid, bias=attention_bias(grid.kinds(part), separate=separate, dtype=dtype))
-        for part, grid in grids
-    ]
+    return [(grid, attention_bias(grid.kinds(part), separate=separate, dtype=dtype)) for part, grid in grids]
 
 
 def one_row_attention(
@@ -271,13 +264,13 @@ def one_row_attention(
     """
     if not blocks:
         return attend(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
-    lengths = [len(block.grid.slot_T) for block in blocks]
+    lengths = [len(grid.slot_T) for grid, _ in blocks]
     parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
     attended = []
-    for block, *block_parts in zip(blocks, *parts, strict=True):
-        spread = [block.grid.spread(part) for part in block_parts]
-        attended_NGAD = attend(spread[0], spread[1], spread[2], block.bias, dropout=dropout, scaling=scaling)
-        attended.append(block.grid.gather(attended_NGAD))
+    for (grid, bias), *block_parts in zip(blocks, *parts, strict=True):
+        spread = [grid.spread(part) for part in block_parts]
+        attended_NGAD = attend(spread[0], spread[1], spread[2], bias, dropout=dropout, scaling=scaling)
+        attended.append(grid.gather(attended_NGAD))
     return torch.cat(attended, dim=1), None
 
 
@@ -358,10 +351,10 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
         part.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         for part in (attention.query(first_1NH), attention.key(row_1TH), attention.value(row_1TH))
     )
-    lengths = [len(block.grid.slot_T) for block in blocks]
+    lengths = [len(grid.slot_T) for grid, _ in blocks]
     by_block = zip(
         blocks,
-        torch.split(query.transpose(0, 2), [block.grid.num_sequences for block in blocks]),
+        torch.split(query.transpose(0, 2), [grid.num_sequences for grid, _ in blocks]),
         torch.split(key, lengths, dim=2),
         torch.split(value, lengths, dim=2),
         strict=True,
@@ -370,13 +363,13 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
         [
             attend(
                 query_NA1D,
-                block.grid.spread(keys),
-                block.grid.spread(values),
-                block.bias[:, :, :1],
+                grid.spread(keys),
+                grid.spread(values),
+                bias[:, :, :1],
                 dropout=attention.dropout.p if attention.training else 0.0,
                 scaling=attention.scaling,
             )
-            for block, query_NA1D, keys, values in by_block
+            for (grid, bias), query_NA1D, keys, values in by_block
         ]
     )
     first_N1H: torch.Tensor = layer.attention.output(found_N1AD.flatten(2), first_1NH.transpose(0, 1))

@@ -193,7 +193,7 @@ class AnswerHead(nn.Module):
     """Stands in a head's place where answers are words; it has no parameters and is never asked."""
 
     def forward(self, pooled_NP: torch.Tensor) -> torch.Tensor:
-        raise ConfigError("This student answers in words, and the batch holds no answers to score.")
+        raise ValueError("a student that answers in words was given no answers to score")
 
 
 class Student(nn.Module, ABC):
@@ -216,9 +216,6 @@ class Student(nn.Module, ABC):
     teacher's grid can be laid over them."""
     head_key: ClassVar[str] = ""
     """What the names of a task's head begin with in its published checkpoints, a regular expression."""
-    is_perturbable: ClassVar[bool] = False
-    """Whether something can be added to its inputs (`Perturbation`), of the shapes that `zero_perturbation` gives."""
-
     towers: ClassVar[tuple[str, ...]] = ()
     """Teachers, by name, whose weights parts of it take over before it is trained (`take_towers`)."""
 
@@ -358,24 +355,22 @@ class Student(nn.Module, ABC):
             self.require_perturbable()
         return perturbation or Perturbation()
 
+    @property
+    def is_perturbable(self) -> bool:
+        """Whether something can be added to its inputs: it says of which shapes (`zero_perturbation`)."""
+        return type(self).zero_perturbation is not Student.zero_perturbation
+
     def require_perturbable(self) -> None:
         """Refuse a student to whose inputs nothing can be added.
 
         Raises:
-            ConfigError: its inputs are others than VILLA's, or it has no `zero_perturbation` of its own.
+            ConfigError: its inputs are others than VILLA's.
         """
-        advice = "choose a region student, such as villa-base"
         if not self.is_perturbable:
             raise ConfigError(
                 f"{self.name} takes no adversarial perturbations.",
                 why="VILLA perturbs word embeddings and a detector's features, which are not this student's inputs",
-                next_command=advice,
-            )
-        if type(self).zero_perturbation is Student.zero_perturbation:
-            raise ConfigError(
-                f"{self.name} cannot be finetuned adversarially.",
-                why="it does not say what shapes its perturbations have (`zero_perturbation`)",
-                next_command=advice,
+                next_command="choose a region student, such as villa-base",
             )
 
     def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:

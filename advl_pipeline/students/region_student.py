@@ -70,7 +70,6 @@ class RegionStudent(TextStudent):
 
     config: RegionStudentConfig
     places: PlaceKind | None = "regions"
-    is_perturbable = True
     reads_tags: ClassVar[bool] = False
     """Whether its batches say which region each token refers to."""
 

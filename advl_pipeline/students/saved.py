@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,8 @@ _PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
 
-
 BASE = "base"
 """In a description: the weights that a student's low-rank updates belong to, and their digest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
-    """Names low-rank updates, and the weights that they belong to: a folder, a file or `hf:ORG/MODEL`."""
-
-    updates: LoraSettings
-    base: Path
 
 
 def save_student(
@@ -53,7 +43,8 @@ def save_student(
     student: Student,
     *,
     origin: Mapping[str, Any],
-    adapter: Adapter | None = None,
+    updates: LoraSettings | None = None,
+    base: Path | None = None,
 ) -> None:
     """Write the student; the description comes first, so that a folder with anything of a student says so.
 
@@ -63,34 +54,33 @@ def save_student(
         folder: created when missing.
         student: its encoder; heads and projections are not part of it.
         origin: what it was made from, such as the identity of its pretraining.
-        adapter: low-rank updates that were added to it, to be written alone.
+        updates: low-rank updates that were added to it, to be written alone.
+        base: the weights that updates belong to: a folder, a file or `hf:ORG/MODEL`.
     """
-    tensors = student.state_dict() if adapter is None else adapter_tensors(student)
-    write_description(folder, student, tensors, origin=origin, adapter=adapter)
+    make_folder(folder)
+    tensors = student.state_dict() if updates is None else adapter_tensors(student)
+    belongs: dict[str, Any] = {}
+    if updates is not None and base is not None:
+        weights = str(base if is_on_hub(base) else base.resolve())
+        belongs = {BASE: {"weights": weights, "digest": weights_digest(located(base))}}
+        save_adapter_config(folder, updates, base=weights)
+    write_description(folder, student, tensors, origin=origin, **belongs)
     student.save_inputs(folder)
-    save_tensors(folder / (WEIGHTS_FILE if adapter is None else names.ADAPTER_WEIGHTS), tensors)
+    save_tensors(folder / (WEIGHTS_FILE if updates is None else names.ADAPTER_WEIGHTS), tensors)
 
 
 def write_description(
-    folder: Path,
-    student: Student,
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    origin: Mapping[str, Any],
-    adapter: Adapter | None = None,
+    folder: Path, student: Student, tensors: Mapping[str, torch.Tensor], *, origin: Mapping[str, Any], **more: Any
 ) -> None:
     """Write what makes a folder that of a student; of a student that is still to be made, without tensors."""
     make_folder(folder)
     description = {
+        **more,
         "student": student.name,
         "config": student.config_dict(),
         "parameters_digest": parameter_digest(tensors),
         "origin": dict(origin),
     }
-    if adapter is not None:
-        base = str(adapter.base) if is_on_hub(adapter.base) else str(adapter.base.resolve())
-        description[BASE] = {"weights": base, "digest": weights_digest(located(adapter.base))}
-        save_adapter_config(folder, adapter.updates, base=base)
     write_text(folder / DESCRIPTION_FILE, json_text(description, sort_keys=True) + "\n")
 
 
@@ -100,18 +90,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         WeightsUnavailable: there is none in the folder.
     """
+    file = folder / DESCRIPTION_FILE
+    if not file.is_file():
+        what, following = "There is no saved student here.", making_command(folder.name, folder) or ""
+        raise WeightsUnavailable(what, where=str(folder), next_command=following)
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise WeightsUnavailable(
-            "There is no saved student here.",
-            where=str(folder),
-            next_command=making_command(folder.name, folder) or "",
-        ) from None
+        description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise WeightsUnavailable(
-            "The description of the saved student is damaged.", where=str(folder / DESCRIPTION_FILE), why=str(error)
-        ) from None
+        what = "The description of the saved student is damaged."
+        raise WeightsUnavailable(what, where=str(file), why=str(error)) from None
     return description
 
 
@@ -144,36 +131,31 @@ def load_weights(student: Student, path: Path) -> None:
     if BASE in description:
         _load_updates(student, path, description)
         return
-    where = str(path / WEIGHTS_FILE)
+    where, anew = path / WEIGHTS_FILE, "remove the folder and make the student again"
     try:
-        student.load_state_dict(load_tensors(path / WEIGHTS_FILE))
+        student.load_state_dict(load_tensors(where))
     except (FileNotFoundError, SafetensorError) as error:
-        raise WeightsUnavailable(
-            f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}.",
-            where=where,
-            why=str(error),
-            next_command="remove the folder and make the student again",
-        ) from None
+        what = f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}."
+        raise WeightsUnavailable(what, where=str(where), why=str(error), next_command=anew) from None
     except RuntimeError as error:
-        raise IdentityMismatch(
-            "The weights do not fit the student.",
-            where=where,
-            why=str(error),
-            next_command="use the version of ADVL that saved it, or remove the folder and make the student again",
-        ) from None
-    if parameter_digest(student.state_dict()) != description["parameters_digest"]:
-        raise IdentityMismatch("The weights file is not the one that student.json describes.", where=where)
+        following = f"use the version of ADVL that saved it, or {anew}"
+        what = "The weights do not fit the student."
+        raise IdentityMismatch(what, where=str(where), why=str(error), next_command=following) from None
+    _require_described(student.state_dict(), description, where)
+
+
+def _require_described(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any], file: Path) -> None:
+    """Refuse tensors of another digest than a description has."""
+    if parameter_digest(tensors) != description["parameters_digest"]:
+        raise IdentityMismatch("The weights file is not the one that student.json describes.", where=str(file))
 
 
 def _described(folder: Path, name: str) -> dict[str, Any]:
     description = read_description(folder)
     if description["student"] != name:
-        raise IdentityMismatch(
-            "These weights belong to another student.",
-            where=str(folder),
-            why=f"asked for {name}, found {description['student']}",
-            next_command=f"--student {description['student']}",
-        )
+        found = description["student"]
+        what, why = "These weights belong to another student.", f"asked for {name}, found {found}"
+        raise IdentityMismatch(what, where=str(folder), why=why, next_command=f"--student {found}")
     return description
 
 
@@ -182,22 +164,14 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
     base = Path(description[BASE]["weights"])
     source = located(base)
     if not weight_files(source):
-        raise WeightsUnavailable(
-            "The weights that the run's low-rank updates belong to are not there.",
-            where=str(base),
-            why=f"{folder} holds the updates alone",
-            next_command=f"put the weights back at {base}",
-        )
+        what = "The weights that the run's low-rank updates belong to are not there."
+        why, following = f"{folder} holds the updates alone", f"put the weights back at {base}"
+        raise WeightsUnavailable(what, where=str(base), why=why, next_command=following)
     if weights_digest(source) != description[BASE]["digest"]:
-        raise IdentityMismatch(
-            "The weights are not those that the run's low-rank updates belong to.", where=str(base)
-        )
+        what = "The weights are not those that the run's low-rank updates belong to."
+        raise IdentityMismatch(what, where=str(base))
     load_weights(student, source)
-    if parameter_digest(load_adapter(student, folder)) != description["parameters_digest"]:
-        raise IdentityMismatch(
-            "The low-rank updates are not those that student.json describes.",
-            where=str(folder / names.ADAPTER_WEIGHTS),
-        )
+    _require_described(load_adapter(student, folder), description, folder / names.ADAPTER_WEIGHTS)
 
 
 def _load_original(student: Student, path: Path) -> None:

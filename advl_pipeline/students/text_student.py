@@ -24,7 +24,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.tokenizer import (
     EMBEDDED_TOKENIZER,
-    ReplacedSpan,
+    Piece,
     TextTokenizer,
     TokenPart,
     load_text_tokenizer,
@@ -216,7 +216,7 @@ class TextStudent(Student):
     def num_visual_of(self, unit: ImageUnit) -> int:
         """Return the visual tokens of a picture, padding aside."""
 
-    def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
+    def replaced_spans(self, example: Example, candidate: Candidate) -> list[Piece]:
         """Return the characters that become single tokens; none by default."""
         return []
 

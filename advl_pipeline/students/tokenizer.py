@@ -49,13 +49,8 @@ def embedded_tokenizer_file() -> Path:
     return folder / "model" / "tokenizer.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplacedSpan:
-    """Characters [start, end) become one token of their own, such as UNITER's `person_3`."""
-
-    start: int
-    end: int
-    token_id: int
+Piece = tuple[int, int, int | None]
+"""Characters [start, end), and the token that they become, such as UNITER's `person_3`; None: they are tokenised."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,7 +83,7 @@ class TextTokenizer:
         write_text(path, self._tokenizer.to_str() + "\n")
 
     def encode(
-        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
+        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[Piece]] | None = None
     ) -> list[list[TokenPart]]:
         """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
 
@@ -111,7 +106,7 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         tokens = {text: (encoding.ids, encoding.offsets) for text, encoding in zip(texts, encoded, strict=True)}
 
-        def joined(text: str, pieces: Sequence[_Piece]) -> TokenPart:
+        def joined(text: str, pieces: Sequence[Piece]) -> TokenPart:
             part = TokenPart()
             for start, end, token_id in pieces:
                 ids, offsets = tokens[text[start:end]] if token_id is None else ([token_id], [(0, end - start)])
@@ -144,19 +139,15 @@ def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
     return [*context, (candidate.answer_start, len(candidate.text))]
 
 
-_Piece = tuple[int, int, int | None]
-"""Characters [start, end), and the token that they become; None where they are tokenised."""
-
-
-def _pieces(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[_Piece]:
+def _pieces(start: int, end: int, replaced: Sequence[Piece]) -> list[Piece]:
     """Cut a range at the replaced spans that lie in it."""
-    pieces: list[_Piece] = []
-    for span in sorted(spans, key=lambda span: span.start):
-        if start <= span.start and span.end <= end:
-            if span.start > start:
-                pieces.append((start, span.start, None))
-            pieces.append((span.start, span.end, span.token_id))
-            start = span.end
+    pieces: list[Piece] = []
+    for first, last, token_id in sorted(replaced, key=lambda piece: piece[0]):
+        if start <= first and last <= end:
+            if first > start:
+                pieces.append((start, first, None))
+            pieces.append((first, last, token_id))
+            start = last
     return [*pieces, (start, end, None)] if end > start else pieces
 
 

@@ -27,7 +27,7 @@ from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_fr
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
 from advl_pipeline.students.text_student import TextRow
-from advl_pipeline.students.tokenizer import ReplacedSpan, TokenPart
+from advl_pipeline.students.tokenizer import Piece, TokenPart
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -194,11 +194,11 @@ class Uniter(RegionStream):
         row.add_special(self.tokenizer.sep_id, type_id)
         return row
 
-    def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
+    def replaced_spans(self, example: Example, candidate: Candidate) -> list[Piece]:
         """A tag of a person becomes `person_<index>`; other objects keep their class name as word pieces."""
         labels, first_person = example.image.box_labels, self.config.vocab_size
         return [
-            ReplacedSpan(start=tag.start, end=tag.end, token_id=first_person + min(tag.box, NUM_PERSON_TOKENS - 1))
+            (tag.start, tag.end, first_person + min(tag.box, NUM_PERSON_TOKENS - 1))
             for tag in candidate.tags
             if tag.box < len(labels) and labels[tag.box] == "person"
         ]

@@ -36,7 +36,7 @@ from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.memory import lora_settings, merge_lora
-from advl_pipeline.students.saved import Adapter, save_student
+from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import located, pinned_init, run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import Sent, training_batches
@@ -419,15 +419,13 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
     config, source, base = run.config, opened.teaching.source, opened.given.init
     updates = lora_settings(model.student, config)
-    adapter = None
-    if updates is not None and model.student.lora is not None and base is not None:
-        # Of its base by the name that the user gave it.
-        adapter = Adapter(updates=updates, base=base)
-    elif updates is not None:
+    # Of their base by the name that the user gave it.
+    is_apart = updates is not None and model.student.lora is not None and base is not None
+    if updates is not None and not is_apart:
         merge_lora(model.student)
     origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
-    save_student(folder.path, model.student, origin=origin, adapter=adapter)
-    if adapter is not None:
+    save_student(folder.path, model.student, origin=origin, updates=updates if is_apart else None, base=base)
+    if is_apart:
         merge_lora(model.student)
     described = {
         head_name(task): {"task": task, "label_names": list(inputs.dataset.label_names(task))}

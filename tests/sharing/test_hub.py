@@ -207,7 +207,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
         ({}, "wrong", "does not know you (HTTP 401)"),
         ({"POST /api/repos/create": 403}, TOKEN, "may not do that (HTTP 403)"),
         ({"POST /api/models/lab/vilt/commit": 404}, TOKEN, "not there, or private and not yours (HTTP 404)"),
-        ({"POST /api/repos/create": 400}, TOKEN, "BadRequestError"),
+        ({"POST /api/repos/create": 400}, TOKEN, "answers HTTP 400"),
         (None, TOKEN, "cannot be reached"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`--init hf:ORG/MODEL` takes a repository's files from the hub's local copy, and says what is missing of them."""
+"""Weights that are missing are named, and names of published parameters are those of the students."""
 
 from __future__ import annotations
 
@@ -6,60 +6,23 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from commands import completed
 from references import ASSETS
-from transformers import BertTokenizerFast
 
 from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.students.checkpoints import KeyRules, map_keys
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.tokenizer import load_text_tokenizer
 from advl_pipeline.students.weight_files import located, weights_digest
 
 NAME = "hf:some-one/small-vilt"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's local copy in its own layout, without a network; returns the folder of the repository's files."""
+def test_what_is_not_here_is_named_and_a_path_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "hub" / "models--some-one--small-vilt"
-    files = repository / "snapshots" / "0123456789012345678901234567890123456789"
-    files.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(files.name, encoding="utf-8")
-    (files / "config.json").write_text(json.dumps({"model_type": "vilt"}), encoding="utf-8")
-    return files
-
-
-def test_the_files_that_are_here_are_taken_with_their_tokenizer(hub: Path, small_corpus: Any, tmp_path: Path) -> None:
-    student = build_student("vilt-tiny")
-    state = {name.replace("model.", "vilt.", 1): value for name, value in student.state_dict().items()}
-    torch.save(state, hub / "pytorch_model.bin")
-    vocabulary = sorted(
-        (vocab := load_text_tokenizer("minilm-l6")._tokenizer.get_vocab()), key=lambda token: int(vocab[token])
-    )
-    (hub / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    BertTokenizerFast(vocab=str(hub / "vocab.txt")).save_pretrained(hub)
-    assert located(Path(NAME)) == hub
-    words = ("--student", "vilt-tiny", "--init", NAME, "--method", "plain", "--task", "vcr-q2a", "--num-steps", 1)
-    process = completed(
-        *("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--batch-size", 2),
-        *(*words, "--output", tmp_path / "run"),
-    )
-    assert process.returncode == 0, process.stderr
-    assert f"tokenizer: {hub}" in process.stderr
-    recorded = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert recorded["init"] == f"{NAME}@{hub.name}"
-
-
-def test_what_is_not_here_is_named_and_a_path_is_left_alone(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable) as missing:
         located(Path(NAME))
     assert (missing.value.where, missing.value.why) == (NAME, "HF_HUB_OFFLINE is set")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch
-from advl_pipeline.students.vilt import Vilt
 from advl_pipeline.training import run as run_module
 
 PLAIN: dict[str, Any] = {"method": "plain", "cache": ()}
@@ -83,15 +82,6 @@ def test_what_does_not_go_together_is_refused(
         small_corpus.run(tmp_path / "run", **{**changes, **record})
     for words in phrases:
         assert words in str(refused.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_student_without_shapes_of_perturbations_is_refused(
-    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Vilt, "is_perturbable", True)
-    with pytest.raises(ConfigError, match="zero_perturbation"):
-        small_corpus.run(tmp_path / "run", **PLAIN, student="vilt-tiny", **ADVERSARIAL)
     assert not (tmp_path / "run").exists()
 
 
