@@ -41,16 +41,12 @@ from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, render_card
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.push_pull import open_repository, upload
-from advl_pipeline.students.bridgetower import bridgetower_config
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.lxmert import lxmert_config
-from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
+from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.tokenizer import TokenPart
-from advl_pipeline.students.vilt import vilt_config
-from advl_pipeline.students.visualbert import visualbert_config
 from advl_pipeline.students.weight_files import run_files
 
 _FIRST, _SECOND = -1, -2
@@ -128,16 +124,28 @@ OURS = "advl_pipeline.load_run"
 class Family:
     """How one family of students is laid out in transformers.
 
-    `build(student, task, num_classes)` gives the empty model. `body` replaces "model." in the student's names;
+    `models` are the classes by task, "" for all others; none where the student has its model itself. `size` is what
+    their configuration calls the number of classes. `body` replaces "model." in the student's names;
     `head` maps starts of the head's names to theirs, and is empty where transformers has no such head: it is kept in
     a file next to the model. What a user types is in `usage.py.jinja`, by the family and by what it `reads`.
     """
 
-    build: Callable[[Any, str, int], PreTrainedModel]
+    models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
     reads: Literal["pictures", "regions", "words"]
+    size: str = "num_labels"
     body: str = ""
     head: Mapping[str, str] = field(default_factory=dict)
     types: bool = True
+
+    def empty_model(self, student: Any, task: str, num_classes: int) -> PreTrainedModel:
+        """Return the model that a student of the family fills."""
+        if not self.models:
+            made: PreTrainedModel = type(student.model)(student.model.config)
+            return made
+        config = student.library_config()
+        if self.head:
+            config.update({self.size: num_classes})
+        return self.models[task if task in self.models else ""](config)
 
 
 def family_for(student: Student) -> Family | None:
@@ -156,7 +164,7 @@ def transformers_model(family: Family, student: Student, head: nn.Module, task: 
         weights |= {
             theirs + key.removeprefix(ours): value for ours, theirs in family.head.items() if key.startswith(ours)
         }
-    model = family.build(student, task, num_classes_of(head))
+    model = family.empty_model(student, task, num_classes_of(head))
     try:
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
@@ -169,65 +177,34 @@ def num_classes_of(head: nn.Module) -> int:
     return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
 
 
-def _empty(kind: Callable[[Any], PreTrainedModel], config: Any, **sizes: int) -> PreTrainedModel:
-    """Return a model of a configuration in which some sizes are other ones."""
-    config.update(sizes)
-    return kind(config)
-
-
-_VISUALBERT = {
-    "vcr": VisualBertForMultipleChoice,
-    "vqa": VisualBertForQuestionAnswering,
-    "snli-ve": VisualBertForVisualReasoning,
-}
-
 FAMILIES: Mapping[str, Family] = {
-    "vilt": Family(
-        build=lambda student, task, num_classes: _empty(
-            ViltForQuestionAnswering, vilt_config(student.config), num_labels=num_classes
-        ),
-        reads="pictures",
-        body="vilt.",
-        head={"": "classifier."},
-    ),
-    "bridgetower": Family(
-        build=lambda student, task, num_classes: BridgeTowerModel(
-            bridgetower_config(student.config, pad_id=student.tokenizer.pad_id)
-        ),
-        reads="pictures",
-        types=False,
-    ),
+    "vilt": Family(models={"": ViltForQuestionAnswering}, reads="pictures", body="vilt.", head={"": "classifier."}),
+    "bridgetower": Family(models={"": BridgeTowerModel}, reads="pictures", types=False),
     "modernvbert": Family(
-        build=lambda student, task, num_classes: _empty(
-            ModernVBertForSequenceClassification,
-            modernvbert_config(student.config, student.tokenizer),
-            num_labels=num_classes,
-        ),
+        models={"": ModernVBertForSequenceClassification},
         reads="pictures",
         body="model.",
         head={"0.": "head.dense.", "2.": "head.norm.", "3.": "classifier."},
         types=False,
     ),
     "visualbert": Family(
-        build=lambda student, task, num_classes: _empty(
-            _VISUALBERT[task], visualbert_config(student.config), num_labels=num_classes
-        ),
+        models={
+            "vcr": VisualBertForMultipleChoice,
+            "vqa": VisualBertForQuestionAnswering,
+            "snli-ve": VisualBertForVisualReasoning,
+        },
         reads="regions",
         body="visual_bert.",
         head={"1.": "cls."},
     ),
     "lxmert": Family(
-        build=lambda student, task, num_classes: _empty(
-            LxmertForQuestionAnswering, lxmert_config(student.config), num_qa_labels=num_classes
-        ),
+        models={"": LxmertForQuestionAnswering},
         reads="regions",
+        size="num_qa_labels",
         body="lxmert.",
         head={"": "answer_head.logit_fc."},
     ),
-    **dict.fromkeys(
-        ("chat", "smolvlm", "qwen3-vl"),
-        Family(build=lambda student, task, num_classes: type(student.model)(student.model.config), reads="words"),
-    ),
+    **dict.fromkeys(("chat", "smolvlm", "qwen3-vl"), Family(reads="words")),
 }
 """Family of students -> how it becomes a model of transformers. One more family is one more entry."""
 

@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from advl_pipeline.students.presets import library_config
+
 if TYPE_CHECKING:
     from transformers import BertConfig
 
@@ -40,8 +42,8 @@ def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
     from transformers import AttentionInterface, BertConfig
 
     AttentionInterface.register(ATTENTION, one_row_attention)
-    settings = {"num_hidden_layers": config.num_layers, "attn_implementation": ATTENTION}
-    return BertConfig(**{**config.transformers_sizes, **settings, **other})
+    made: BertConfig = library_config(BertConfig, config, **{"attn_implementation": ATTENTION, **other})
+    return made
 
 
 def initialise_bert(module: nn.Module) -> None:

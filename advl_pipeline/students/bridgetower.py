@@ -19,6 +19,7 @@ from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, publi
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.text_student import States, TwoStreams
 
 
@@ -42,7 +43,13 @@ class BridgeTower(TwoStreams, PixelStudent):
     def __init__(self, name: str, config: BridgeTowerConfig) -> None:
         super().__init__(name, config)
         self.pooled_size = 2 * config.hidden_size
-        self.model = BridgeTowerModel(bridgetower_config(config, pad_id=self.tokenizer.pad_id))
+        self.model = BridgeTowerModel(self.library_config())
+
+    def library_config(self) -> HfBridgeTowerConfig:
+        """Return transformers' configuration of the same architecture."""
+        padding = {"pad_token_id": self.tokenizer.pad_id}
+        made: HfBridgeTowerConfig = library_config(HfBridgeTowerConfig, self.config, text_config=padding)
+        return made
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
@@ -97,23 +104,3 @@ class BridgeTower(TwoStreams, PixelStudent):
             return pooled_NP
         pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
         return torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1)
-
-
-def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTowerConfig:
-    """Return transformers' configuration of the same architecture."""
-    return HfBridgeTowerConfig(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        text_config={
-            **config.transformers_sizes,
-            "num_hidden_layers": config.tower_layers,
-            "pad_token_id": pad_id,
-        },
-        vision_config={
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.tower_layers,
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-        },
-    )

@@ -17,6 +17,7 @@ from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
 from advl_pipeline.students.text_student import States, TwoStreams
 
@@ -43,7 +44,12 @@ class Lxmert(TwoStreams, RegionStudent):
 
     def __init__(self, name: str, config: LxmertConfig) -> None:
         super().__init__(name, config)
-        self.model = LxmertModel(lxmert_config(config))
+        self.model = LxmertModel(self.library_config())
+
+    def library_config(self) -> HfLxmertConfig:
+        """Return transformers' configuration of the same architecture."""
+        made: HfLxmertConfig = library_config(HfLxmertConfig, self.config)
+        return made
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)
@@ -84,14 +90,3 @@ class Lxmert(TwoStreams, RegionStudent):
     def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.model.pooler(text_NLH)
         return pooled_NH
-
-
-def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:
-    """Return transformers' configuration of the same architecture."""
-    return HfLxmertConfig(
-        **config.transformers_sizes,
-        visual_feat_dim=config.feature_size,
-        l_layers=config.num_layers,
-        r_layers=config.num_relation_layers,
-        x_layers=config.num_cross_layers,
-    )

@@ -29,6 +29,7 @@ from advl_pipeline.students.bert_parts import compute_dtype, initialise_bert, no
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.text_student import States, TwoStreams
 
 TEXT_STREAM, IMAGE_STREAM = 0, 1
@@ -50,7 +51,7 @@ class CrossModalStack(nn.Module):
 
     def __init__(self, config: MeterConfig, *, text_size: int, image_size: int) -> None:
         super().__init__()
-        cross = BridgeTowerTextConfig(**config.transformers_sizes, layer_norm_eps=1e-12)
+        cross = library_config(BridgeTowerTextConfig, config)
         # Masks are always explicit below: without one, SDPA would take the layers' causal flag at its word.
         cross._attn_implementation = "sdpa"
         width, numbers = config.hidden_size, range(config.num_layers)
@@ -122,26 +123,9 @@ class Meter(TwoStreams, PixelStudent):
         super().__init__(name, config)
         width = config.hidden_size
         self.pooled_size = 2 * width
-        self.text = RobertaModel(
-            RobertaConfig(
-                **config.transformers_sizes,
-                num_hidden_layers=config.text_layers,
-                type_vocab_size=1,
-                layer_norm_eps=1e-5,
-                pad_token_id=self.tokenizer.pad_id,
-            ),
-            add_pooling_layer=False,
-        )
-        self.vision = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=width,
-                num_hidden_layers=config.vision_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=4 * width,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-            )
-        )
+        roberta = library_config(RobertaConfig, config, pad_token_id=self.tokenizer.pad_id)
+        self.text = RobertaModel(roberta, add_pooling_layer=False)
+        self.vision = CLIPVisionModel(library_config(CLIPVisionConfig, config, intermediate_size=4 * width))
         self.cross_modal = CrossModalStack(config, text_size=width, image_size=width)
 
     def lower_text(self, batch: PixelBatch, delta: Perturbation) -> States:

@@ -21,8 +21,8 @@ from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.text_student import SingleStream
-from advl_pipeline.students.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,17 @@ class ModernVBert(SingleStream, PixelStudent):
 
     def __init__(self, name: str, config: ModernVBertConfig) -> None:
         super().__init__(name, config)
-        self.model = ModernVBertModel(modernvbert_config(config, self.tokenizer))
+        self.model = ModernVBertModel(self.library_config())
+
+    def library_config(self) -> HfModernVBertConfig:
+        """Return transformers' configuration of the same architecture."""
+        tokenizer, image_id = self.tokenizer, self.config.vocab_size - 1
+        ids = {"pad_token_id": tokenizer.pad_id, "cls_token_id": tokenizer.cls_id, "bos_token_id": tokenizer.cls_id}
+        ids |= {"sep_token_id": tokenizer.sep_id, "eos_token_id": tokenizer.sep_id}
+        made: HfModernVBertConfig = library_config(
+            HfModernVBertConfig, self.config, image_token_id=image_id, text_config=ids
+        )
+        return made
 
     @property
     def num_visual(self) -> int:
@@ -103,38 +113,3 @@ class ModernVBert(SingleStream, PixelStudent):
         ).last_hidden_state
         end = 1 + num_visual
         return torch.cat([states[:, :1], states[:, end:], states[:, 1:end]], dim=1)
-
-
-def modernvbert_config(config: ModernVBertConfig, tokenizer: TextTokenizer) -> HfModernVBertConfig:
-    """Return transformers' configuration of the same architecture."""
-    return HfModernVBertConfig(
-        image_token_id=config.vocab_size - 1,
-        pixel_shuffle_factor=config.pixel_shuffle,
-        text_config={
-            "model_type": "modernbert",
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "intermediate_size": config.intermediate_size,
-            "embedding_dropout": config.dropout,
-            "mlp_dropout": config.dropout,
-            "attention_dropout": config.dropout,
-            "max_position_embeddings": config.max_positions,
-            "pad_token_id": tokenizer.pad_id,
-            "cls_token_id": tokenizer.cls_id,
-            "bos_token_id": tokenizer.cls_id,
-            "sep_token_id": tokenizer.sep_id,
-            "eos_token_id": tokenizer.sep_id,
-        },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": config.vision_size,
-            "num_hidden_layers": config.vision_layers,
-            "num_attention_heads": config.num_heads,
-            "intermediate_size": config.vision_intermediate_size,
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-            "vision_use_head": False,
-        },
-    )

@@ -49,6 +49,24 @@ def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str,
     return {**usual, **particular, **inside}
 
 
+def library_config(kind: Any, config: Any, **more: Any) -> Any:
+    """Return transformers' configuration of a student's architecture (`data/library_names.toml`).
+
+    Args:
+        kind: transformers' class of it.
+        config: of the student.
+        more: settings by transformers' names, also those of a configuration inside.
+    """
+
+    def valued(names: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: valued(name) if isinstance(name, Mapping) else value_of(name) for key, name in names.items()}
+
+    def value_of(name: Any) -> Any:
+        return getattr(config, name, name) if isinstance(name, str) else name
+
+    return kind(**merged(valued(read_tables("library_names.toml")[kind.__name__]), more))
+
+
 def family_settings(student_class: Any) -> dict[str, Any]:
     """Return the settings of the family of `STUDENTS` whose class this is or extends; {} for one of no family.
 

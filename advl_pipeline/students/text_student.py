@@ -138,19 +138,6 @@ class TextStudentConfig(RowLength):
     vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
 
-    @property
-    def transformers_sizes(self) -> dict[str, Any]:
-        """The text encoder's sizes but for its layers, as the library's configurations call them."""
-        return {
-            "hidden_size": self.hidden_size,
-            "num_attention_heads": self.num_heads,
-            "intermediate_size": self.intermediate_size,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_positions,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-        }
-
 
 @dataclass(kw_only=True)
 class TextBatch(StudentBatch):

@@ -24,6 +24,7 @@ from advl_pipeline.students.bert_parts import (
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.text_student import SingleStream
 
 IMAGE_TYPE = 1
@@ -42,7 +43,12 @@ class Vilt(SingleStream, PixelStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self.model = ViltModel(vilt_config(config))
+        self.model = ViltModel(self.library_config())
+
+    def library_config(self) -> ViltConfig:
+        """Return transformers' configuration of the same architecture."""
+        made: ViltConfig = library_config(ViltConfig, self.config)
+        return made
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
@@ -81,13 +87,3 @@ class Vilt(SingleStream, PixelStudent):
         placed = parts.dropout(tokens_BRH + parts.position_embeddings)
         typed: torch.Tensor = placed + parts.token_type_embeddings.weight[IMAGE_TYPE]
         return typed
-
-
-def vilt_config(config: PixelStudentConfig) -> ViltConfig:
-    """Return transformers' configuration of the same architecture."""
-    return ViltConfig(
-        **config.transformers_sizes,
-        num_hidden_layers=config.num_layers,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-    )

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled
 from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.region_student import (
     RegionBatch,
     RegionStream,
@@ -49,7 +50,7 @@ class VisualBertModel(nn.Module):
     def __init__(self, config: RegionStudentConfig) -> None:
         super().__init__()
         bert = bert_config(config)
-        self.embeddings = VisualBertEmbeddings(visualbert_config(config))
+        self.embeddings = VisualBertEmbeddings(library_config(VisualBertConfig, config))
         self.encoder = BertEncoder(bert)
         self.pooler = BertPooler(bert)
         initialise_bert(self)
@@ -85,6 +86,11 @@ class VisualBert(RegionStream):
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
         self.model = VisualBertModel(config)
+
+    def library_config(self) -> VisualBertConfig:
+        """Return transformers' configuration of the same architecture."""
+        made: VisualBertConfig = library_config(VisualBertConfig, self.config)
+        return made
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
@@ -126,13 +132,3 @@ class VisualBert(RegionStream):
         return KeyRules(
             rename=((r"^(?:classifier|cls)\.", "1."),), ignore=(r"^(?!classifier\.|cls\.(weight|bias)$)",)
         )
-
-
-def visualbert_config(config: RegionStudentConfig) -> VisualBertConfig:
-    """Return transformers' configuration of the same architecture."""
-    return VisualBertConfig(
-        **config.transformers_sizes,
-        num_hidden_layers=config.num_layers,
-        visual_embedding_dim=config.feature_size,
-        layer_norm_eps=1e-12,
-    )

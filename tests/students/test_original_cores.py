@@ -10,16 +10,18 @@ import torch
 from closeness import assert_near
 from references import ASSETS, TINY, Reference, Wrapped, part, reference, require_complete, seeded
 from torch import nn
-from transformers import LxmertModel
+from transformers import LxmertConfig as HfLxmertConfig
+from transformers import LxmertModel, VisualBertConfig
 from transformers import VisualBertModel as HfVisualBertModel
 
 from advl_pipeline.students.bert_parts import attention_bias, norm_first_head, token_kinds
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
-from advl_pipeline.students.lxmert import Lxmert, LxmertConfig, lxmert_config
+from advl_pipeline.students.lxmert import Lxmert, LxmertConfig
 from advl_pipeline.students.meter import CrossModalStack, MeterConfig
+from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.region_student import RegionStudentConfig
-from advl_pipeline.students.visualbert import VisualBert, VisualBertModel, visualbert_config
+from advl_pipeline.students.visualbert import VisualBert, VisualBertModel
 from advl_pipeline.students.vl_bert import (
     ObjectDownsample,
     VlBert,
@@ -216,7 +218,7 @@ def test_visualbert_vcr(aligned: bool) -> None:
 def test_visualbert_equals_transformers(aligned: bool) -> None:
     arrays = reference("visualbert/visualbert_tiny.npz")
     torch.manual_seed(0)
-    theirs = HfVisualBertModel(visualbert_config(VISUALBERT)).eval()
+    theirs = HfVisualBertModel(library_config(VisualBertConfig, VISUALBERT)).eval()
     ours = VisualBertModel(VISUALBERT).eval()
     require_complete(load_into(ours, theirs.state_dict(), KeyRules(), source="transformers"))
     inputs = {key: value.flatten(0, 1) for key, value in part(arrays, "vcr/in/").items()}
@@ -242,7 +244,7 @@ LXMERT = LxmertConfig(
 @pytest.mark.parametrize("masked", [False, True])
 def test_lxmert_core(masked: bool) -> None:
     arrays = reference("lxmert/lxmert_tiny.npz")
-    model = Wrapped(LxmertModel(lxmert_config(LXMERT))).eval()
+    model = Wrapped(LxmertModel(library_config(HfLxmertConfig, LXMERT))).eval()
     require_complete(load_into(model, part(arrays, "w/"), Lxmert.rules, source="lxmert"))
     inputs = part(arrays, "in/")
     output = model.model(

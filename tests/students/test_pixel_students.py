@@ -17,13 +17,13 @@ from transformers import (
 
 from advl_data.scenes.students.scenes_vilt import PatchStem
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
+from advl_pipeline.students.bridgetower import BridgeTower
 from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter
-from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
+from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.vilt import Vilt, vilt_config
+from advl_pipeline.students.vilt import Vilt
 
 
 def batch_for(student: PixelStudent) -> PixelBatch:
@@ -58,7 +58,7 @@ def inputs_of(student: PixelStudent, batch: PixelBatch) -> dict[str, torch.Tenso
 
 def test_vilt_and_its_head_equal_transformers() -> None:
     student = build_student("vilt-tiny").eval()
-    config = vilt_config(student.config)
+    config = student.library_config()
     config.num_labels = 11
     theirs = ViltForQuestionAnswering(config).eval()
     state = theirs.state_dict()
@@ -84,9 +84,7 @@ def test_vilt_takes_a_checkpoint_of_another_image_size() -> None:
 
 def test_bridgetower_equals_transformers() -> None:
     student = build_student("bridgetower-tiny").eval()
-    theirs = BridgeTowerForImageAndTextRetrieval(
-        bridgetower_config(student.config, pad_id=student.tokenizer.pad_id)
-    ).eval()
+    theirs = BridgeTowerForImageAndTextRetrieval(student.library_config()).eval()
     require_complete(load_into(student, theirs.state_dict(), BridgeTower.rules, source="transformers"))
     batch = batch_for(student)
     with torch.no_grad():
@@ -96,7 +94,7 @@ def test_bridgetower_equals_transformers() -> None:
 
 def test_modernvbert_and_its_head_equal_transformers() -> None:
     student = build_student("modernvbert-tiny").eval()
-    config = modernvbert_config(student.config, student.tokenizer)
+    config = student.library_config()
     config.num_labels = 3
     theirs = ModernVBertForSequenceClassification(config).eval()
     require_complete(load_into(student, theirs.state_dict(), ModernVBert.rules, source="transformers"))

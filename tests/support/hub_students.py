@@ -32,7 +32,6 @@ from tiny_chat_models import CHATML, IDEFICS, WIDTHS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.visualbert import visualbert_config
 
 # Students whose architecture is a preset.
 
@@ -68,7 +67,7 @@ def lxmert() -> Files:
 def visualbert() -> Files:
     """It is published without a tokenizer: that of BERT is taken."""
     student: Any = build_student("visualbert-tiny")
-    config = visualbert_config(student.config)
+    config = student.library_config()
     positions = torch.arange(config.max_position_embeddings)[None]
     places = {"visual_bert.embeddings.position_ids": positions}
     files, state = whole_state(hf.VisualBertForPreTraining, config, **places)
