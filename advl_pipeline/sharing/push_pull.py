@@ -84,12 +84,17 @@ def _files_of(info: ModelInfo | DatasetInfo) -> set[str]:
 
 
 def upload(
-    repository: ModelInfo | DatasetInfo, folder: Path, *, message: str, content: Mapping[str, bytes] | None = None
+    name: str,
+    info: ModelInfo | DatasetInfo,
+    folder: Path,
+    *,
+    message: str,
+    content: Mapping[str, bytes] | None = None,
 ) -> str:
     """Put a folder into a repository in one commit; what an earlier push put there goes. Return its address.
 
     Args:
-        repository: as `open_repository` gives it.
+        info: what `open_repository` gives of the repository of that name.
         content: of files that the folder lacks, or has otherwise.
 
     Raises:
@@ -97,18 +102,18 @@ def upload(
         nothing of it has changed by this.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    uploaded: dict[str, str | bytes] = {name: str(path) for name, path in files.items()}
+    uploaded: dict[str, str | bytes] = {place: str(path) for place, path in files.items()}
     uploaded.update(content or {})
-    operations: list[Any] = [CommitOperationAdd(name, data) for name, data in uploaded.items()]
-    gone = _files_of(repository) - {*files, *OF_THE_HUB}
-    operations += [CommitOperationDelete(name) for name in sorted(gone)]
-    with _hub_errors(repository.id):
-        done = _api(repository.id).create_commit(
-            repository.id,
+    operations: list[Any] = [CommitOperationAdd(place, data) for place, data in uploaded.items()]
+    gone = _files_of(info) - {*files, *OF_THE_HUB}
+    operations += [CommitOperationDelete(place) for place in sorted(gone)]
+    with _hub_errors(name):
+        done = _api(name).create_commit(
+            name,
             operations,
             commit_message=message,
-            repo_type="dataset" if isinstance(repository, DatasetInfo) else "model",
-            parent_commit=repository.sha,
+            repo_type="dataset" if isinstance(info, DatasetInfo) else "model",
+            parent_commit=info.sha,
         )
     return str(done.commit_url)
 
@@ -137,10 +142,10 @@ def run_push(config: PushConfig) -> str:
         f"Licence of the data: {licence or 'not stated'}\n\n"
         f"    advl cache pull {config.repository} --output FOLDER\n"
     )
-    repository = open_repository(config.repository, kind="dataset", private=config.private)
+    info = open_repository(config.repository, kind="dataset", private=config.private)
     beside = {CARD_FILE: card.encode(), IDS_FILE: unit_ids_parquet(config.cache)}
     content = {**beside, **_records_without_folders(store)}
-    return upload(repository, config.cache, message=f"Cache of {teacher}", content=content)
+    return upload(config.repository, info, config.cache, message=f"Cache of {teacher}", content=content)
 
 
 def _records_without_folders(store: Readable) -> dict[str, bytes]:

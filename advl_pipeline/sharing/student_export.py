@@ -254,9 +254,8 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     is_ours = config.to == "safetensors" or refusal is not None
     model, usage, writes = (_for_this_package if is_ours else _for_transformers)(run, finished)
     card = model_card(run, finished.student, usage=usage, model=model)
-    repository = None
-    if config.push_to_hub is not None:
-        repository = open_repository(config.push_to_hub, kind="model", private=config.private)
+    repository = config.push_to_hub
+    info = None if repository is None else open_repository(repository, kind="model", private=config.private)
     url = None
     with replacing(config.output, SafetensorError) as partial:
         partial.mkdir(parents=True)
@@ -265,8 +264,8 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
         for file in (path for path in partial.rglob("*") if path.is_file()):
             give_usual_mode(file)
-        if repository is not None:
-            url = upload(repository, partial, message="A student of ADVL")
+        if repository is not None and info is not None:
+            url = upload(repository, info, partial, message="A student of ADVL")
     return ExportRunResult(
         output=config.output,
         model=model,

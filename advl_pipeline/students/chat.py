@@ -72,7 +72,7 @@ class Chat:
             raise self._unfit("its template does not begin an answer as it asks for one")
         if before.count(processor.image_token) != 1:
             raise self._unfit(
-                f"its template does not show a picture as one {processor.image_token} before the question"
+                f"its template does not show a picture as one {processor.image_token} before a question"
             )
         self._before, self._behind_picture = before.split(processor.image_token)
         self.lead = self._between[len(self._asked) :]
@@ -183,11 +183,9 @@ class Chat:
         """
         is_shown_S = ids_S == self.image_token_id
         if is_shown_S.sum() != len(picture.runs):
-            raise DatasetError(
-                "A text holds the token that stands for the picture.",
-                where=repr(candidate.text[:80]),
-                next_command="reword the text in the dataset's file",
-            )
+            where, following = repr(candidate.text[:80]), "reword the text in the dataset's file"
+            what = "A text holds the token that stands for the picture."
+            raise DatasetError(what, where=where, next_command=following)
         is_prompt_S = offsets_S2[:, 0] < prompt_end
         end = ids_S.tolist().index(self.end_id, int(is_prompt_S.sum())) + 1 if is_answered else len(ids_S)
         spans_S2 = np.zeros_like(offsets_S2)

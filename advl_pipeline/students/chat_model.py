@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
 from advl_pipeline.students.chat_pictures import GRID
-from advl_pipeline.students.checkpoints import LoadReport
+from advl_pipeline.students.checkpoints import LoadReport, unreadable
 from advl_pipeline.students.weight_files import required_weights
 
 MASKED_LAYERS = ("full_attention", "sliding_attention")
@@ -42,24 +42,20 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
             next_command="--init FOLDER or --init hf:ORG/MODEL, such as hf:Qwen/Qwen2.5-VL-3B-Instruct",
         )
     if "quantization_config" in settings:
-        raise ConfigError(
-            "The weights are quantised.",
-            why="a student is trained from weights in float32, bfloat16 or float16",
-            next_command="--init with the repository of the model before it was quantised",
-        )
-    if settings.get("model_type") not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        why = "a student is trained from weights in float32, bfloat16 or float16"
+        following = "--init with the repository of the model before it was quantised"
+        raise ConfigError("The weights are quantised.", why=why, next_command=following)
+    kind, following = settings.pop("model_type", "an unnamed type"), "choose one of the types in docs/students.md"
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         foreign = "its repository brings code of its own, which ADVL does not run"
-        raise ConfigError(
-            f"{settings.get('model_type', 'An unnamed type')} is no chat model of transformers that reads pictures.",
-            why=foreign if "auto_map" in settings else "transformers has no image-text-to-text model of this type",
-            next_command="choose one of the types in docs/students.md",
-        )
+        why = foreign if "auto_map" in settings else "transformers has no image-text-to-text model of this type"
+        what = f"A model of the type {kind} is no chat model of transformers that reads pictures."
+        raise ConfigError(what, why=why, next_command=following)
     try:
-        transformers_config = AutoConfig.for_model(settings.pop("model_type", ""), **settings)
+        transformers_config = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            "The architecture is none that transformers knows.", why=str(error).split("\n", maxsplit=1)[0]
-        ) from None
+        why = str(error).split("\n", maxsplit=1)[0]
+        raise ConfigError("The architecture is none that transformers knows.", why=why) from None
     transformers_config.text_config.attention_dropout = dropout
     return transformers_config
 
@@ -122,12 +118,7 @@ def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsUnavailable(
-            "The checkpoint cannot be read.",
-            where=str(path),
-            why=str(error).strip().split("\n", maxsplit=1)[0],
-            next_command="download it again",
-        ) from None
+        raise unreadable(path, error) from None
     report = LoadReport(
         source=path.name,
         num_loaded=len(model.state_dict()) - len(loaded["missing_keys"]),

@@ -114,12 +114,9 @@ def read_picture(
     try:
         read = processed(processor, read_rgb(unit.path), as_bytes=as_bytes)
     except ValueError as error:
-        raise DatasetError(
-            "The picture cannot be cut into patches.",
-            where=str(unit.path),
-            why=str(error).split("\n", maxsplit=1)[0],
-            next_command="--on-error skip, or crop the picture",
-        ) from None
+        what, why = "The picture cannot be cut into patches.", str(error).split("\n", maxsplit=1)[0]
+        following = "--on-error skip, or crop the picture"
+        raise DatasetError(what, where=str(unit.path), why=why, next_command=following) from None
     ((replaced,),) = read["text_replacement_offsets"]
     text: str = replaced["replacement"]
     _require_named_tiles(text, processor, unit)

@@ -124,9 +124,8 @@ def read_checkpoint(path: Path) -> StateDict:
         content = dict(wrapped[0])
     raw = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not raw:
-        raise ConfigError(
-            "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
-        )
+        held = f"top-level keys: {', '.join(map(str, content))}"
+        raise ConfigError("The checkpoint holds no tensors.", where=str(path), why=held)
     state: StateDict = {}
     for name, value in raw.items():
         while name.startswith(WRAPPER_PREFIXES):
@@ -206,12 +205,11 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
     state = read_checkpoint(path)
     report = load_into(module, state, rules, source=path.name)
     if must_fit and not report.num_loaded:
-        file_keys, student_keys = sorted(state), sorted(module.state_dict())
+        held, wanted = (", ".join(sorted(keys)[:3]) for keys in (state, module.state_dict()))
+        why = f"the file holds {held}, ...; the student has {wanted}, ..."
+        listing = advise(["advl", "students", "list"])
         raise ConfigError(
-            "No key of the checkpoint fits this student.",
-            where=str(path),
-            why=f"the file holds {', '.join(file_keys[:3])}, ...; the student has {', '.join(student_keys[:3])}, ...",
-            next_command=advise(["advl", "students", "list"]),
+            "No key of the checkpoint fits this student.", where=str(path), why=why, next_command=listing
         )
     return report
 
@@ -236,9 +234,7 @@ def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
     side, new_side = (math.isqrt(len(rows) - 1) for rows in (table, wanted))
     if side**2 + 1 != len(table) or new_side**2 + 1 != len(wanted):
-        raise ConfigError(
-            "A position table does not describe a square grid.", why=f"{len(table)} rows for {len(wanted)}"
-        )
+        raise ConfigError("A position table is of no square grid.", why=f"{len(table)} rows for {len(wanted)}")
     grid_1HSS = table[1:].T.reshape(1, table.shape[1], side, side)
     fitted_1HSS = nn.functional.interpolate(grid_1HSS, size=(new_side, new_side), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], fitted_1HSS.flatten(2)[0].T]).reshape(target.shape)
@@ -256,11 +252,8 @@ def _files_of(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
             return [path / name]
-    raise WeightsUnavailable(
-        "The checkpoint is not there.",
-        where=str(path),
-        next_command="give --init a .pt, .bin, .ckpt or .safetensors file, or a folder that holds one",
-    )
+    following = "give --init a .pt, .bin, .ckpt or .safetensors file, or a folder that holds one"
+    raise WeightsUnavailable("The checkpoint is not there.", where=str(path), next_command=following)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -273,12 +266,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if asked is None:
-            raise WeightsUnavailable(
-                "The checkpoint cannot be read.",
-                where=str(file),
-                why=str(error).split("\n", maxsplit=1)[0],
-                next_command="download it again",
-            ) from None
+            raise unreadable(path=file, error=error) from None
         raise ConfigError(
             "The checkpoint holds more than tensors, and ADVL does not run code from checkpoints.",
             where=str(file),
@@ -286,7 +274,14 @@ def _read(file: Path) -> dict[str, Any]:
             next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
         ) from None
     if not isinstance(content, Mapping):
-        raise ConfigError(
-            "The checkpoint is not a mapping of names to tensors.", where=str(file), why=type(content).__name__
-        )
+        what = "The checkpoint is not a mapping of names to tensors."
+        raise ConfigError(what, where=str(file), why=type(content).__name__)
     return dict(content)
+
+
+def unreadable(path: Path, error: Exception) -> WeightsUnavailable:
+    """Return the refusal of weights that a library cannot read."""
+    why = str(error).strip().split("\n", maxsplit=1)[0]
+    return WeightsUnavailable(
+        "The checkpoint cannot be read.", where=str(path), why=why, next_command="download it again"
+    )

@@ -55,10 +55,8 @@ def embedded_processor(model: Any) -> Any:
         return _of_tiles(model)
     if model.model_type == "qwen3_vl":
         return _of_patches(model.vision_config)
-    raise ConfigError(
-        f"A model of the type {model.model_type} has no processor over the embedded vocabulary.",
-        next_command=advise(["advl", "students", "list"]),
-    )
+    what = f"A model of the type {model.model_type} has no processor over the embedded vocabulary."
+    raise ConfigError(what, next_command=advise(["advl", "students", "list"]))
 
 
 def _of_tiles(model: Any) -> Any:

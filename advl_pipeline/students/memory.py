@@ -39,11 +39,8 @@ def enable_gradient_checkpointing(student: Student) -> int:
     kinds = (RecomputableLayer, GradientCheckpointingLayer)
     layers: list[Any] = [part for part in student.modules() if isinstance(part, kinds)]
     if not layers:
-        raise ConfigError(
-            f"{student.name} cannot recompute its layers.",
-            why="none of them is a transformers GradientCheckpointingLayer",
-            next_command="use smaller micro-batches: --accumulate",
-        )
+        why, following = "none of them is transformers' GradientCheckpointingLayer", "use --accumulate"
+        raise ConfigError(f"{student.name} cannot recompute its layers.", why=why, next_command=following)
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

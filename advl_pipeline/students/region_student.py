@@ -88,13 +88,8 @@ class RegionStudent(TextStudent):
     def region_source(self) -> RegionSource:
         """Return what gives the regions; raises `ConfigError` where they are a detector's and nothing does."""
         if self.regions is None:
-            raise ConfigError(
-                f"{self.name} sees a detector's regions, and none are given.",
-                next_command=advise(
-                    ["advl", "cache", "import", "--help"],
-                    note="makes a cache of a detector's files; then add --regions CACHE",
-                ),
-            )
+            making = advise(["advl", "cache", "import", "--help"], note="makes a cache; then add --regions CACHE")
+            raise ConfigError(f"{self.name} sees a detector's regions, and none are given.", next_command=making)
         return self.regions
 
     def announce(self, examples: Sequence[Example]) -> None:

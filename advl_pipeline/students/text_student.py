@@ -184,15 +184,14 @@ class TextStudent(Student):
     def require_inputs(self) -> None:
         tokenizer = self.tokenizer
         if not 0 <= self.config.vocab_size - tokenizer.vocab_size <= self.num_unused_rows:
-            usual_tokenizer = self.presets.get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
+            usual = self.presets.get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
+            files = "" if usual == EMBEDDED_TOKENIZER else "FOLDER that holds tokenizer.json or vocab.txt of "
             raise ConfigError(
                 "The tokenizer is of another vocabulary than the student's word table.",
                 where=self.config.tokenizer,
                 why=f"it has {tokenizer.vocab_size:,} tokens, the word table of {self.name} has "
                 f"{self.config.vocab_size:,} rows: every word would be read as another one",
-                next_command=f"--tokenizer {usual_tokenizer}"
-                if usual_tokenizer == EMBEDDED_TOKENIZER
-                else f"--tokenizer FOLDER that holds tokenizer.json or vocab.txt of {usual_tokenizer}",
+                next_command=f"--tokenizer {files}{usual}",
             )
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:

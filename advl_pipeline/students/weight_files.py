@@ -107,8 +107,7 @@ def required_weights(path: Path) -> list[Path]:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            next_command=making_command(path.name, path)
-            or "put the student's weights there, or give --init the place where they lie",
+            next_command=making_command(path.name, path) or "give --init the place where the student's weights lie",
         )
     return files
 
@@ -228,20 +227,16 @@ def read_known_words(path: Path) -> Mapping[str, int]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        entries: list[tuple[str, object]] = []
         if text.lstrip().startswith("{"):
-            entries += json.loads(text).items()
+            entries = list(json.loads(text).items())
         else:
-            for number, line in enumerate(text.splitlines(), start=1):
-                word, _, count = line.partition("\t")
-                if not count.strip().isdigit():
-                    raise ValueError(f"line {number} is not a word, a tab and a count")
-                entries.append((word.strip(), int(count)))
+            lines = (line.partition("\t") for line in text.splitlines())
+            entries = [(word.strip(), int(count) if count.strip().isdigit() else count) for word, _, count in lines]
         counts: dict[str, int] = {}
-        for word, frequency in entries:
-            if not word or isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 0:
-                raise ValueError(f"{word!r} has the count {frequency!r}")
-            counts[word.lower()] = counts.get(word.lower(), 0) + frequency
+        for word, count in entries:
+            if not word or isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ValueError(f"{word!r} has the count {count!r}")
+            counts[word.lower()] = counts.get(word.lower(), 0) + count
     except (OSError, ValueError) as error:
         raise ConfigError(
             "The list of known words cannot be read.",

@@ -204,7 +204,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
 @pytest.mark.parametrize(
     ("refuses", "token", "wording"),
     [
-        ({}, "wrong", "does not know you (HTTP 401)"),
+        ({}, "wrong", "does not know you, or no such repository (HTTP 401)"),
         ({"POST /api/repos/create": 403}, TOKEN, "may not do that (HTTP 403)"),
         ({"POST /api/models/lab/vilt/commit": 404}, TOKEN, "not there, or private and not yours (HTTP 404)"),
         ({"POST /api/repos/create": 400}, TOKEN, "answers HTTP 400"),

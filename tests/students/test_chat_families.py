@@ -329,7 +329,7 @@ BLIP_2 = {
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model_type": "llama"}, "llama is no chat model"),
+        ({"model_type": "llama"}, "the type llama is no chat model"),
         ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code of its own"),
         ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
         (BLIP_2, "the type blip-2 cannot be a student"),
