@@ -11,7 +11,8 @@ row, M picture tokens of all rows, Q foretold tokens, K answers, H width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -117,6 +118,9 @@ def packing(
     return Packing(*map(torch.from_numpy, arrays)), torch.from_numpy(own_BW), torch.from_numpy(block_BW)
 
 
+_nothing = partial(torch.empty, 0, dtype=torch.int64)
+
+
 @dataclass(kw_only=True)
 class Rows:
     """What one pass of the language model reads, and which tokens it foretells there; all int64 but `picture_BW`.
@@ -135,9 +139,9 @@ class Rows:
     block_BW: torch.Tensor
     picture_BW: torch.Tensor
     behind_BW: torch.Tensor | None = None
-    source_Q: torch.Tensor
-    target_Q: torch.Tensor
-    answer_Q: torch.Tensor
+    source_Q: torch.Tensor = field(default_factory=_nothing)
+    target_Q: torch.Tensor = field(default_factory=_nothing)
+    answer_Q: torch.Tensor = field(default_factory=_nothing)
 
     @property
     def width(self) -> int:
@@ -201,14 +205,12 @@ class Rows:
         more = (0, width - self.width + -width % MASK_ALIGNMENT)
         fill = {"own_BW": PADDING, "block_BW": -1}
         tensors = {part.name: getattr(self, part.name) for part in fields(self) if part.name.endswith("_BW")}
-        none = torch.zeros(0, dtype=torch.int64)
         return Rows(
             **{
                 name: functional.pad(value, more, value=fill.get(name, 0))
                 for name, value in tensors.items()
                 if value is not None
-            },
-            **dict.fromkeys(("source_Q", "target_Q", "answer_Q"), none),
+            }
         )
 
 
@@ -313,7 +315,6 @@ def chat_batch(
         tuple(int(size) for size in picture.inputs[GRID][0]) for picture in pictures if GRID in picture.inputs
     )
     asked = [grid for grid, count in zip(grids, num_candidates, strict=False) for _ in range(count)]
-    none = torch.zeros(0, dtype=torch.int64)
     read = Rows(
         ids_BW=packed.packed(ids_NS),
         positions_BW=packed.packed(positions(ids_NS, lengths, asked)),
@@ -321,7 +322,6 @@ def chat_batch(
         own_BW=own_BW,
         block_BW=block_BW,
         picture_BW=packed.packed(picture_NS),
-        **dict.fromkeys(("source_Q", "target_Q", "answer_Q"), none),
     )
     read = read.widened(read.width)
     if answers_inside:

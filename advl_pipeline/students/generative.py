@@ -368,21 +368,18 @@ class GenerativeStudent(Student):
         self.delta(perturbation)
         layers = (self.align_layer, *self.deep_layers)
         (states_BWH, *deep), answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH, layers)
-        if mask_visual and self.is_recurrent:
-            seeing = self.encode(replace(batch, passes=()))
-            return replace(
-                seeing,
-                text_states_NLH=batch.of_sequences(states_BWH, batch.text_place_NL),
-                pooled_NP=batch.last_states(states_BWH),
-                answered=answered,
-            )
-        return StudentOutput(
+        output = StudentOutput(
             text_states_NLH=batch.of_sequences(states_BWH, batch.text_place_NL),
             visual_states_NRH=batch.of_sequences(states_BWH, batch.visual_place_NR),
             pooled_NP=batch.last_states(states_BWH),
             answered=answered,
             visual_layers=tuple(batch.of_sequences(layer_BWH, batch.visual_place_NR) for layer_BWH in deep),
         )
+        if mask_visual and self.is_recurrent:
+            # The text was read without the picture, which is then read by itself.
+            seeing = self.encode(replace(batch, passes=()))
+            output.visual_states_NRH, output.visual_layers = seeing.visual_states_NRH, seeing.visual_layers
+        return output
 
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,18 @@ STUDENT_PREFIX = "model."
 
 def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | None:
     """Return the low-rank updates of a run, None where the student itself is trained."""
-    student_lora = student.lora
+    usual = student.lora or LoraSettings(rank=1, alpha=2.0, targets=LORA_TARGETS)
     rank = options.lora_rank
     if rank is None:
-        rank = student_lora.rank if student_lora is not None and options.init is not None else 0
-    if not rank:
-        return None
-    scale = student_lora.alpha / student_lora.rank if student_lora is not None else 2.0
-    return LoraSettings(
-        excluded=student_lora.excluded if student_lora is not None else "",
-        rank=rank,
-        alpha=scale * rank,
-        targets=student_lora.targets if student_lora is not None else LORA_TARGETS,
-    )
+        rank = usual.rank if student.lora is not None and options.init is not None else 0
+    return replace(usual, rank=rank, alpha=usual.alpha / usual.rank * rank) if rank else None
+
+
+def _peft_config(settings: LoraSettings, **more: Any) -> Any:
+    with needs_extra("lora", where="--lora-rank"):
+        from peft import LoraConfig
+    excluded = settings.excluded or None
+    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, exclude_modules=excluded, **more)
 
 
 def add_lora(student: Student, settings: LoraSettings) -> int:
@@ -77,22 +77,15 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
     Raises:
         ConfigError: peft is not installed, or the student has none of the modules.
     """
-    with needs_extra("lora", where="--lora-rank"):
-        from peft import LoraConfig, inject_adapter_in_model
     ends = {name.rpartition(".")[2] for name, _ in student.named_modules()}
     targets = [name for name in settings.targets if name in ends]
+    config = _peft_config(settings, target_modules=targets)
     if not targets:
         raise ConfigError(f"{student.name} has no module by one of these names.", why=", ".join(settings.targets))
+    from peft import inject_adapter_in_model
+
     student.requires_grad_(False)
-    inject_adapter_in_model(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            target_modules=targets,
-            exclude_modules=settings.excluded or None,
-        ),
-        student,
-    )
+    inject_adapter_in_model(config, student)
     return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
@@ -121,15 +114,8 @@ def adapter_tensors(student: Student) -> dict[str, torch.Tensor]:
 
 def save_adapter_config(folder: Path, settings: LoraSettings, *, base: str) -> None:
     """Write what peft needs to add saved updates to transformers' model of the weights `base`."""
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
-        exclude_modules=settings.excluded or None,
-        base_model_name_or_path=base,
-        inference_mode=True,
+    config = _peft_config(
+        settings, target_modules=list(settings.targets), base_model_name_or_path=base, inference_mode=True
     )
     config.save_pretrained(str(folder))
 

@@ -94,7 +94,7 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
         ConfigError: unknown name. WeightsUnavailable: the tokenizer is not at hand, for students whose architecture
             names its padding.
     """
-    student = _random_student(name, tokenizer)
+    student = build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})
     return {
         **_facts(name, families()),
         "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
@@ -144,7 +144,3 @@ def student_table() -> str:
         cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
-
-
-def _random_student(name: str, tokenizer: str | None) -> Student:
-    return build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})

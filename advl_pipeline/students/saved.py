@@ -153,9 +153,9 @@ def _require_described(tensors: Mapping[str, torch.Tensor], description: Mapping
 def _described(folder: Path, name: str) -> dict[str, Any]:
     description = read_description(folder)
     if description["student"] != name:
-        found = description["student"]
-        what, why = "These weights belong to another student.", f"asked for {name}, found {found}"
-        raise IdentityMismatch(what, where=str(folder), why=why, next_command=f"--student {found}")
+        other = description["student"]
+        what, why = "These weights belong to another student.", f"asked for {name}, found {other}"
+        raise IdentityMismatch(what, where=str(folder), why=why, next_command=f"--student {other}")
     return description
 
 
