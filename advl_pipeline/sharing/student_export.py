@@ -334,23 +334,15 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     return kind, usage, writes
 
 
-_OF_A_STUDENT = (
-    *(names.STUDENT, names.STUDENT_WEIGHTS, names.TOKENIZER, names.ADAPTER, names.ADAPTER_WEIGHTS),
-    *(names.HEADS, names.HEADS_WEIGHTS, names.IDENTITY),
-)
-"""Files of a run that answers follow from, besides its options and its processor."""
-
-
 def _for_this_package(run: Path, finished: FinishedRun) -> Prepared:
     options = without_folders(read_config(run)) | {"output": "."}
     result = read_json(run / names.RESULT)
 
     def write(folder: Path) -> None:
-        for name in _OF_A_STUDENT:
+        for name in (*run_files(run), names.STUDENT_WEIGHTS, names.ADAPTER_WEIGHTS):
             if (run / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run / name, folder / name)
-        if (run / names.PROCESSOR).is_dir():
-            shutil.copytree(run / names.PROCESSOR, folder / names.PROCESSOR)
         (folder / names.CONFIG).write_text(json_text(options, sort_keys=True) + "\n", encoding="utf-8")
         finished_with = result | {"files": run_files(folder)}
         (folder / names.RESULT).write_text(json_text(finished_with, sort_keys=True) + "\n", encoding="utf-8")

@@ -75,15 +75,16 @@ class Family:
         """Return how many tokens of a sequence come before its own answer."""
         return int(batch.length_N[row]) - int((batch.rows.answer_Q == row).sum())
 
-    def expected(self, inputs: Any) -> Any:
+    def expected(self, inputs: Any, model: Any = None) -> Any:
+        """Return what transformers' model gives, which may be another one of the same weights."""
         with torch.no_grad():
-            return self.model(**inputs, output_hidden_states=True)
+            return (model or self.model)(**inputs, output_hidden_states=True)
 
-    def likelihood(self, inputs: Any, prompt: int) -> tuple[torch.Tensor, int]:
+    def likelihood(self, inputs: Any, output: Any, prompt: int) -> tuple[torch.Tensor, int]:
         """Return transformers' log-likelihood of what follows a prompt, as far as the token that ends it."""
         ids = inputs["input_ids"][0]
         end = ids.tolist().index(self.student.chat.end_id, prompt) + 1
-        log_probabilities = self.expected(inputs).logits[0].float().log_softmax(-1)
+        log_probabilities = output.logits[0].float().log_softmax(-1)
         return log_probabilities[prompt - 1 : end - 1].gather(1, ids[prompt:end, None]).sum(), end - prompt
 
 
@@ -134,7 +135,7 @@ def test_candidates_have_transformers_tokens_states_and_likelihoods(family: Fami
                 assert_near(
                     mine[row, mask[row]], output.hidden_states[layer][0, place[row, mask[row]]], name=str(layer)
                 )
-            wanted, number = family.likelihood(inputs, family.prompt(batch, row))
+            wanted, number = family.likelihood(inputs, output, family.prompt(batch, row))
             assert_near(ours.answered.log_likelihood_NK[row, 0], wanted)
             assert int(ours.answered.num_tokens_NK[row, 0]) == number
 
@@ -154,13 +155,9 @@ def test_weights_in_bf16_give_what_transformers_computes_in_it(family: Family, c
             ours = student.encode(batch)
             for row, candidate in enumerate(choices[0].candidates):
                 inputs = family.inputs(choices[0], candidate)
-                output = model(**inputs, output_hidden_states=True)
-                prompt, ids = family.prompt(batch, row), inputs["input_ids"][0]
-                end = ids.tolist().index(student.chat.end_id, prompt) + 1
-                wanted = (
-                    output.logits[0].float().log_softmax(-1)[prompt - 1 : end - 1].gather(1, ids[prompt:end, None])
-                )
-                assert_near(ours.answered.log_likelihood_NK[row, 0], wanted.sum(), roundings=1, dtype=torch.bfloat16)
+                output = family.expected(inputs, model)
+                wanted, _ = family.likelihood(inputs, output, family.prompt(batch, row))
+                assert_near(ours.answered.log_likelihood_NK[row, 0], wanted, roundings=1, dtype=torch.bfloat16)
                 mask = batch.token_mask_NL[row]
                 states = output.hidden_states[student.align_layer][0, batch.text_place_NL[row, mask]]
                 assert ours.text_states_NLH.dtype == torch.float32
@@ -178,7 +175,7 @@ def test_labels_score_as_if_each_were_alone(family: Family, hypotheses: list[Exa
     for row, example in enumerate(hypotheses):
         for number, label in enumerate(LABELS):
             inputs = family.inputs(example, answer=label)
-            wanted, length = family.likelihood(inputs, int(asked.length_N[row]))
+            wanted, length = family.likelihood(inputs, family.expected(inputs), int(asked.length_N[row]))
             assert_near(answered.log_likelihood_NK[row, number], wanted, name=label)
             assert int(answered.num_tokens_NK[row, number]) == length
 
