@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.base.configuration import option
-from advl_pipeline.base.geometry import grid_rectangles, pooling
+from advl_pipeline.base.geometry import grid_rectangles
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import TokenGrid
 from advl_pipeline.students.picture_source import DecodedPictures
@@ -102,11 +102,6 @@ class PixelStudent(TextStudent):
         side = math.isqrt(self.num_visual - self.num_class_tokens)
         nowhere = np.full((self.num_class_tokens, 4), np.nan, np.float32)
         return np.concatenate([nowhere, grid_rectangles(side, side)])
-
-    def box_shares(self, unit: ImageUnit) -> torch.Tensor:
-        """Return (boxes, R): what share of each box of a picture lies on each visual token; 0 on class tokens."""
-        edges = np.array([unit.width, unit.height] * 2, np.float32)
-        return torch.from_numpy(pooling(unit.boxes_R4 / edges, self.token_places)[0])
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         text, num_cut = self.collate_texts(examples)

@@ -17,13 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from advl_data.scenes.config import Pretraining
 from advl_data.scenes.students.small import Agreement, AgreementStream, said_tokens
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.base.geometry import pooling
+from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudentConfig
@@ -84,7 +86,7 @@ class ScenesVilt(AgreementStream, Vilt):
     def collate(self, examples: Sequence[Example]) -> TaggedPixelBatch:
         batch = super().collate(examples)
         tags_NLR = torch.zeros(*batch.token_ids_NL.shape, self.num_visual)
-        shares = [self.box_shares(example.image) for example in examples]
+        shares = [self._box_shares(example.image) for example in examples]
         for row, tokens_L, box in tags_in(batch, examples):
             tags_NLR[row, tokens_L] = shares[batch.example_N[row]][box]
         context_N = torch.tensor(
@@ -116,6 +118,11 @@ class ScenesVilt(AgreementStream, Vilt):
         text_NLH = self.once("text", inputs, lambda: self._lower_text(batch))
         image_BRH = self.once("picture", (batch.pixels_B3SS,), lambda: self.per_picture(batch, self._lower_picture))
         return text_NLH, batch.per_sequence(image_BRH)
+
+    def _box_shares(self, unit: ImageUnit) -> torch.Tensor:
+        """Return (boxes, R): what share of each box of a picture lies on each visual token; 0 on class tokens."""
+        edges = np.array([unit.width, unit.height] * 2, np.float32)
+        return torch.from_numpy(pooling(unit.boxes_R4 / edges, self.token_places)[0])
 
     def _lower_text(self, batch: PixelBatch) -> torch.Tensor:
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
