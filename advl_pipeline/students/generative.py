@@ -13,30 +13,27 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
-from advl_pipeline.base.configuration import Configuration, option
 from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import parts_of_list, sum_likelihoods
 from advl_pipeline.students.chat import INSTRUCTIONS, Chat, ChatRow
 from advl_pipeline.students.chat_batch import ChatBatch, Rows, chat_batch
+from advl_pipeline.students.chat_config import PICTURE_SETTINGS, GenerativeConfig
 from advl_pipeline.students.chat_model import (
     add_inner_features,
     is_recurrent,
@@ -51,6 +48,7 @@ from advl_pipeline.students.chat_model import (
 )
 from advl_pipeline.students.chat_pictures import GRID, Picture, family_facts, keeps_bytes, normalised, read_picture
 from advl_pipeline.students.chat_processor import load_processor, require_fit, set_pictures, smaller_pictures
+from advl_pipeline.students.chat_trial import require_same_likelihood
 from advl_pipeline.students.checkpoints import LoadReport
 from advl_pipeline.students.interface import (
     Answered,
@@ -68,45 +66,6 @@ from advl_pipeline.students.weight_files import MODEL_CONFIG, tokenizer_folder
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Modules of a language model that get low-rank updates."""
-
-PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
-"""Settings of a student that its processor of pictures heeds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerativeConfig(Configuration):
-    """Settings of every chat model."""
-
-    architecture: Mapping[str, Any] | None = option(
-        None, help="The model's config.json, as transformers has it [default: the one with --init]."
-    )
-    tokenizer: str = option("", help="Folder or hub name of the processor: tokenizer, pictures and chat template.")
-    align_layer: int = option(
-        0, help="Layer whose word and picture states are distilled, from 1; 0 for the middle one.", minimum=0
-    )
-    length_normalised: Literal["choices", "all", "none"] = option(
-        "choices", help="Whose likelihoods are divided by the answer's number of tokens: candidates', all, or none."
-    )
-    instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
-    options: Literal["hidden", "letters"] = option(
-        "hidden", help="Whether choices are listed behind letters, so that a candidate's answer is its letter."
-    )
-    max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
-    dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
-    image_splitting: bool | None = option(
-        None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."
-    )
-    longest_edge: int | None = option(
-        None,
-        help="Pixels to which a picture's longer edge is scaled before it is cut [default: as the processor is set].",
-        minimum=1,
-    )
-    min_pixels: int | None = option(
-        None, help="Pixels to which a smaller picture is scaled up [default: as the processor is set].", minimum=1
-    )
-    max_pixels: int | None = option(
-        None, help="Pixels to which a larger picture is scaled down [default: as the processor is set].", minimum=1
-    )
 
 
 class GenerativeStudent(Student):
@@ -139,6 +98,7 @@ class GenerativeStudent(Student):
         self.deep_layers: tuple[int, ...] = ()
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed()
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
+        self._is_tried = False
 
     def _take(self, model: Any) -> None:
         self.model = model
@@ -203,59 +163,20 @@ class GenerativeStudent(Student):
         where, num_rows = self.config.tokenizer, self.decoder.config.vocab_size
         require_fit(self.processor, self.model.config, num_rows, self.facts, where=where)
         assert self.chat
-        if not self.facts.is_proven:
-            assert self._is_tried
+        if not self.facts.is_proven and not self._is_tried:
+            require_same_likelihood(self)
+            self._is_tried = True
 
     def instruction(self, task: str) -> str:
         """Return what follows a question of a task."""
         return INSTRUCTIONS.get(task, "") if self.config.instruction is None else self.config.instruction
 
-    @cached_property
-    def _is_tried(self) -> bool:
-        """True, once a conversation of a type that nobody proved was as likely as transformers says.
-
-        Raises:
-            ConfigError: it was not, or one of the two could not compute it.
-        """
-        context, answer = "What is it?", "A lake."
-        candidate = Candidate(text_unit=text_unit(f"{context} {answer}"), context_length=len(context))
-        is_training = self.training
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            path = Path(folder) / "grey.png"
-            Image.linear_gradient("L").convert("RGB").save(path)
-            unit = ImageUnit(
-                unit_id="", path=path, width=256, height=256, boxes_R4=np.zeros((0, 4), np.float32), box_labels=()
-            )
-            asked = Example(example_id="", task="vcr-q2a", image=unit, candidates=(candidate,), label=0)
-            try:
-                self.eval()
-                batch = self._collate([asked])
-                ours = self.encode(batch).answered
-                assert ours is not None
-                here = float(ours.log_likelihood_NK)
-                place_NS = torch.arange(batch.sequence_ids_NS.shape[1])[None]
-                logits = self.model(**self.prompts(batch, place_NS, place_NS >= 0)).logits[0].float().log_softmax(-1)
-                theirs = float(logits[batch.rows.source_Q, batch.rows.target_Q].sum())
-                why = f"a conversation has the log-likelihood {here:.4g} here and {theirs:.4g} there"
-                is_same = math.isclose(here, theirs, rel_tol=max(1e-3, 4 * torch.finfo(self.model.dtype).eps))
-            except Exception as error:  # A type that nobody tried may raise anything.
-                why, is_same = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__, False
-            finally:
-                self.train(is_training)
-                self._pictures = RecentlyUsed()
-        if not is_same:
-            raise ConfigError(
-                f"The type {self.model.config.model_type} does not compute here what it does in transformers.",
-                why=why,
-                next_command="choose one of the types in docs/students.md",
-            )
-        return True
-
     def collate(self, examples: Sequence[Example]) -> ChatBatch:
         self.require_inputs()
-        return self._collate(examples)
+        return self.laid_out(examples)
 
-    def _collate(self, examples: Sequence[Example]) -> ChatBatch:
+    def laid_out(self, examples: Sequence[Example]) -> ChatBatch:
+        """Collate with a processor that was held against the model already."""
         pictures = [
             self._pictures.get(example.image.unit_id, partial(self.read_picture, example.image))
             for example in examples

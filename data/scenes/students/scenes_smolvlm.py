@@ -30,8 +30,9 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Exa
 from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.students.chat import ChatRow
 from advl_pipeline.students.chat_batch import ChatBatch
+from advl_pipeline.students.chat_config import GenerativeConfig
 from advl_pipeline.students.chat_pictures import Picture
-from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Answered
 from advl_pipeline.students.picture_source import CropRegions, box_positions
 from advl_pipeline.students.saved import builder

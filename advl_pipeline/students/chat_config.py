@@ -1,0 +1,48 @@
+"""The settings of a chat model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from advl_pipeline.base.configuration import Configuration, option
+
+PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
+"""Settings of a student that its processor of pictures heeds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerativeConfig(Configuration):
+    """Settings of every chat model."""
+
+    architecture: Mapping[str, Any] | None = option(
+        None, help="The model's config.json, as transformers has it [default: the one with --init]."
+    )
+    tokenizer: str = option("", help="Folder or hub name of the processor: tokenizer, pictures and chat template.")
+    align_layer: int = option(
+        0, help="Layer whose word and picture states are distilled, from 1; 0 for the middle one.", minimum=0
+    )
+    length_normalised: Literal["choices", "all", "none"] = option(
+        "choices", help="Whose likelihoods are divided by the answer's number of tokens: candidates', all, or none."
+    )
+    instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
+    options: Literal["hidden", "letters"] = option(
+        "hidden", help="Whether choices are listed behind letters, so that a candidate's answer is its letter."
+    )
+    max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
+    dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
+    image_splitting: bool | None = option(
+        None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."
+    )
+    longest_edge: int | None = option(
+        None,
+        help="Pixels to which a picture's longer edge is scaled before it is cut [default: as the processor is set].",
+        minimum=1,
+    )
+    min_pixels: int | None = option(
+        None, help="Pixels to which a smaller picture is scaled up [default: as the processor is set].", minimum=1
+    )
+    max_pixels: int | None = option(
+        None, help="Pixels to which a larger picture is scaled down [default: as the processor is set].", minimum=1
+    )
