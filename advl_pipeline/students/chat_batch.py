@@ -302,12 +302,7 @@ def chat_batch(
     starts = np.array([row.prompt_length for row in rows])
     picture_NS = padded([row.is_picture_S for row in rows], 0).bool()
     shows_NS = (picture_NS & (ids_NS == image_token_id)).numpy()
-    block_NS = np.full(shows_NS.shape, -1)
-    if both_ways == "picture":
-        begins_NS = shows_NS & ~np.pad(shows_NS, ((0, 0), (1, 0)))[:, :-1]
-        block_NS = np.where(shows_NS, begins_NS.cumsum(1), -1)
-    elif both_ways == "question":
-        block_NS = np.where(np.arange(shows_NS.shape[1]) < starts[:, None], 0, -1)
+    block_NS = _blocks(shows_NS, starts, both_ways)
     packed, own_BW, block_BW = packing(
         num_candidates, lengths, shows_NS, ids_NS.numpy(), tag_NS.numpy(), block_NS=block_NS, apart=apart
     )
@@ -325,11 +320,7 @@ def chat_batch(
     )
     read = read.widened(read.width)
     if answers_inside:
-        foretold = [np.arange(start, length) for start, length in zip(starts, lengths, strict=True)]
-        read.answer_Q = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths - starts))
-        place_Q = torch.from_numpy(np.concatenate(foretold))
-        read.target_Q = ids_NS[read.answer_Q, place_Q]
-        read.source_Q = packed.place_NS[read.answer_Q, place_Q - 1] + packed.row_N[read.answer_Q] * read.width
+        _foretell(read, packed, ids_NS, starts, lengths)
     names = [name for name in pictures[0].inputs if name != GRID]
     places = [torch.from_numpy(picture.places_R4) for picture in pictures]
     return ChatBatch(
@@ -354,6 +345,30 @@ def chat_batch(
         inputs={name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
         grids=grids,
     )
+
+
+def _blocks(shows_NS: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64], both_ways: str) -> npt.NDArray[np.int64]:
+    """Return (N, S) int64: which tokens see one another in both directions, -1 for those that do not."""
+    if both_ways == "picture":
+        begins_NS = shows_NS & ~np.pad(shows_NS, ((0, 0), (1, 0)))[:, :-1]
+        return np.where(shows_NS, begins_NS.cumsum(1), -1)
+    is_block_NS = (np.arange(shows_NS.shape[1]) < starts[:, None]) & (both_ways == "question")
+    return np.where(is_block_NS, 0, -1)
+
+
+def _foretell(
+    rows: Rows,
+    packed: Packing,
+    ids_NS: torch.Tensor,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> None:
+    """Have rows foretell the answers that their sequences end in, each from its start on."""
+    places = [np.arange(start, length) for start, length in zip(starts, lengths, strict=True)]
+    place_Q = torch.from_numpy(np.concatenate(places))
+    answer_Q = torch.from_numpy(np.repeat(np.arange(len(places)), lengths - starts))
+    rows.answer_Q, rows.target_Q = answer_Q, ids_NS[answer_Q, place_Q]
+    rows.source_Q = packed.place_NS[answer_Q, place_Q - 1] + packed.row_N[answer_Q] * rows.width
 
 
 def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
 from advl_pipeline.students.chat_pictures import GRID
-from advl_pipeline.students.checkpoints import LoadReport, unreadable
+from advl_pipeline.students.checkpoints import LoadReport, unreadable_weights
 from advl_pipeline.students.weight_files import required_weights
 
 MASKED_LAYERS = ("full_attention", "sliding_attention")
@@ -118,7 +118,7 @@ def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(path, error) from None
+        raise unreadable_weights(path, error) from None
     report = LoadReport(
         source=path.name,
         num_loaded=len(model.state_dict()) - len(loaded["missing_keys"]),

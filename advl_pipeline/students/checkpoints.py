@@ -266,7 +266,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if asked is None:
-            raise unreadable(path=file, error=error) from None
+            raise unreadable_weights(path=file, error=error) from None
         raise ConfigError(
             "The checkpoint holds more than tensors, and ADVL does not run code from checkpoints.",
             where=str(file),
@@ -279,7 +279,7 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def unreadable(path: Path, error: Exception) -> WeightsUnavailable:
+def unreadable_weights(path: Path, error: Exception) -> WeightsUnavailable:
     """Return the refusal of weights that a library cannot read."""
     why = str(error).strip().split("\n", maxsplit=1)[0]
     return WeightsUnavailable(
