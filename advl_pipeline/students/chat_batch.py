@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -306,10 +306,8 @@ def chat_batch(
     packed, own_BW, block_BW = packing(
         num_candidates, lengths, shows_NS, ids_NS.numpy(), tag_NS.numpy(), block_NS=block_NS, apart=apart
     )
-    grids = tuple(
-        tuple(int(size) for size in picture.inputs[GRID][0]) for picture in pictures if GRID in picture.inputs
-    )
-    asked = [grid for grid, count in zip(grids, num_candidates, strict=False) for _ in range(count)]
+    shown = _of_pictures(pictures)
+    asked = [grid for grid, count in zip(shown["grids"], num_candidates, strict=False) for _ in range(count)]
     read = Rows(
         ids_BW=packed.packed(ids_NS),
         positions_BW=packed.packed(positions(ids_NS, lengths, asked)),
@@ -321,8 +319,6 @@ def chat_batch(
     read = read.widened(read.width)
     if answers_inside:
         _foretell(read, packed, ids_NS, starts, lengths)
-    names = [name for name in pictures[0].inputs if name != GRID]
-    places = [torch.from_numpy(picture.places_R4) for picture in pictures]
     return ChatBatch(
         num_candidates=num_candidates,
         token_ids_NL=torch.where(text_mask, ids_NS.gather(1, text_place), pad_id),
@@ -330,7 +326,6 @@ def chat_batch(
         char_spans_NL2=padded([row.spans_S2[place] for row, place in zip(rows, text, strict=True)], 0),
         visual_mask_NR=visual_mask,
         box_index_NR=torch.full(visual_mask.shape, -1),
-        places_BR4=pad_sequence(places, batch_first=True, padding_value=torch.nan),
         sequence_ids_NS=ids_NS,
         length_N=torch.from_numpy(lengths),
         text_place_NL=text_place,
@@ -340,11 +335,22 @@ def chat_batch(
         rows=read,
         passes=(read,) if answers_inside else (),
         length_normalised=length_normalised,
-        pixels=stacked([picture.pixels for picture in pictures]),
-        num_pixels=tuple(len(picture.pixels) for picture in pictures),
-        inputs={name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
-        grids=grids,
+        **shown,
     )
+
+
+def _of_pictures(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Return the fields of a batch that its pictures fill."""
+    names = [name for name in pictures[0].inputs if name != GRID]
+    grids = (picture.inputs[GRID][0].tolist() for picture in pictures if GRID in picture.inputs)
+    places = [torch.from_numpy(picture.places_R4) for picture in pictures]
+    return {
+        "places_BR4": pad_sequence(places, batch_first=True, padding_value=torch.nan),
+        "pixels": stacked([picture.pixels for picture in pictures]),
+        "num_pixels": tuple(len(picture.pixels) for picture in pictures),
+        "inputs": {name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
+        "grids": tuple(map(tuple, grids)),
+    }
 
 
 def _blocks(shows_NS: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64], both_ways: str) -> npt.NDArray[np.int64]:
