@@ -8,7 +8,7 @@ tokens first among them, A heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -266,14 +266,21 @@ def one_row_attention(
     """
     if not blocks:
         return attend(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
-    lengths = [len(grid.slot_T) for grid, _ in blocks]
-    parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
-    attended = []
-    for (grid, bias), *block_parts in zip(blocks, *parts, strict=True):
-        spread = [grid.spread(part) for part in block_parts]
-        attended_NGAD = attend(spread[0], spread[1], spread[2], bias, dropout=dropout, scaling=scaling)
-        attended.append(grid.gather(attended_NGAD))
+    attended = [
+        grid.gather(attend(queries, keys, values, bias, dropout=dropout, scaling=scaling))
+        for grid, bias, (queries, keys, values) in in_blocks(blocks, query, key, value)
+    ]
     return torch.cat(attended, dim=1), None
+
+
+def in_blocks(
+    blocks: Sequence[Block], *rows_1ATD: torch.Tensor
+) -> Iterator[tuple[TokenGrid, torch.Tensor, list[torch.Tensor]]]:
+    """Give of each block its grid, its mask, and what it has of each row, laid out in the grid: (N, A, G, D)."""
+    lengths = [len(grid.slot_T) for grid, _ in blocks]
+    parts = (torch.split(row_1ATD, lengths, dim=2) for row_1ATD in rows_1ATD)
+    for (grid, bias), *of_block in zip(blocks, *parts, strict=True):
+        yield grid, bias, [grid.spread(part) for part in of_block]
 
 
 def attend(
@@ -353,25 +360,12 @@ def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Se
         part.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         for part in (attention.query(first_1NH), attention.key(row_1TH), attention.value(row_1TH))
     )
-    lengths = [len(grid.slot_T) for grid, _ in blocks]
-    by_block = zip(
-        blocks,
-        torch.split(query.transpose(0, 2), [grid.num_sequences for grid, _ in blocks]),
-        torch.split(key, lengths, dim=2),
-        torch.split(value, lengths, dim=2),
-        strict=True,
-    )
+    queries = torch.split(query.transpose(0, 2), [grid.num_sequences for grid, _ in blocks])
+    dropout = attention.dropout.p if attention.training else 0.0
     found_N1AD = torch.cat(
         [
-            attend(
-                query_NA1D,
-                grid.spread(keys),
-                grid.spread(values),
-                bias[:, :, :1],
-                dropout=attention.dropout.p if attention.training else 0.0,
-                scaling=attention.scaling,
-            )
-            for (grid, bias), query_NA1D, keys, values in by_block
+            attend(query_NA1D, keys, values, bias[:, :, :1], dropout=dropout, scaling=attention.scaling)
+            for query_NA1D, (_, bias, (keys, values)) in zip(queries, in_blocks(blocks, key, value), strict=True)
         ]
     )
     first_N1H: torch.Tensor = layer.attention.output(found_N1AD.flatten(2), first_1NH.transpose(0, 1))
