@@ -12,13 +12,11 @@ import torch
 from closeness import assert_near
 from made_examples import inverted, picture, question
 from PIL import Image
-from small_corpus import SmallCorpus
 from tiny_chat_models import BUILDERS, write_tiny
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.sharing.student_export import family_for, transformers_model
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_batch import ChatBatch
@@ -273,29 +271,6 @@ def test_no_state_of_the_text_alone_depends_on_the_picture(family: Family, choic
     assert torch.equal(one.text_states_NLH, two.text_states_NLH)
     assert not torch.allclose(one.visual_states_NRH, two.visual_states_NRH)
     assert_near(one.visual_states_NRH, less.visual_states_NRH)
-
-
-@pytest.mark.parametrize("family", ["gemma3", "lfm2_vl"], indirect=True)
-def test_a_run_is_saved_as_updates_and_opened_again(
-    family: Family, small_corpus: SmallCorpus, tmp_path: Path
-) -> None:
-    """One family that heeds a mask, and one that reads on."""
-    run = tmp_path / "run"
-    small_corpus.run(
-        run,
-        student="chat",
-        init=family.folder,
-        method="plain",
-        cache=(),
-        batch_size=2,
-        num_steps=4,
-        learning_rate=1e-2,
-    )
-    assert (run / "adapter_model.safetensors").is_file()
-    loaded = load_finished(run).student
-    assert isinstance(loaded, GenerativeStudent)
-    assert loaded.name == "chat"
-    assert loaded.model.config.model_type == family.name
 
 
 def test_a_type_that_nobody_proved_is_tried_and_refused_where_it_differs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,26 +110,3 @@ def test_from_an_empty_cache_and_without_a_network(
         (folder,) = (tmp_path / "hub").glob("models--*/snapshots/*")
         names = read_checkpoint(folder)
         assert without_numbers(names) == without_numbers(PUBLISHED_NAMES[listed]["names"])
-
-
-@pytest.mark.parametrize("repository", ["HuggingFaceTB/SmolVLM-256M-Instruct", "Qwen/Qwen3-VL-4B-Instruct"])
-def test_a_low_rank_run_is_evaluated_without_a_network(
-    repository: str, small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its base is the commit that it was trained from, though `main` has moved since."""
-    files, run = student_files(repository), tmp_path / "run"
-    with served_models(tmp_path / "hub", monkeypatch) as hub:
-        hub.repositories[f"models/{repository}"] = files
-        trained = finetune(small_corpus, repository, files, run, "--lora-rank", 2)
-        assert (run / "adapter_model.safetensors").is_file()
-        hub.move(f"models/{repository}", **{name: b"moved" for name in files if name.endswith(".safetensors")})
-        words = ("evaluate", run, "--data-root", small_corpus.data_root, "--json")
-        near = completed(*words)
-        assert near.returncode == 0, near.stderr
-    go_offline(monkeypatch)
-    far = completed(*words)
-    assert far.returncode == 0, far.stderr
-    metrics = [json.loads(done.stdout)["sets"]["test"]["metrics"] for done in (near, far)]
-    assert metrics[0] == metrics[1]
-    same = load_finished(run).student.state_dict()
-    assert all(torch.equal(value, same[name]) for name, value in trained.state_dict().items())
