@@ -100,16 +100,17 @@ def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
     """Read a model as transformers does, which knows the names that older files of a type have.
 
     Args:
-        path: of a folder.
+        path: of its folder, or of a file of weights in it.
         config: transformers' configuration of the model.
 
     Raises:
         WeightsUnavailable: the weights are not there, or damaged.
     """
     required_weights(path)
+    folder = path if path.is_dir() else path.parent
     try:
         model, loaded = AutoModelForImageTextToText.from_pretrained(
-            path,
+            folder,
             config=config,
             dtype=torch.float32,
             local_files_only=True,

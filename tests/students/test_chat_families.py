@@ -229,8 +229,9 @@ def test_an_export_is_opened_by_transformers(family: Family, hypotheses: list[Ex
     inputs = family.inputs(hypotheses[0])
     with torch.no_grad():
         assert torch.equal(opened(**inputs).logits, family.expected(inputs).logits)
-    again = build_student("chat", weights=tmp_path).eval()
+    again = build_student("chat", weights=tmp_path / "model.safetensors").eval()
     assert again.chat.end_id == student.chat.end_id
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in student.state_dict().items())
 
 
 def test_picture_tokens_lie_where_they_show(family: Family, choices: list[Example], tmp_path: Path) -> None:
