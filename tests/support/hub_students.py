@@ -28,7 +28,7 @@ from hub_repositories import (
     weights,
     wordpiece_tokenizer,
 )
-from tiny_chat_models import CHATML, IDEFICS, WIDTHS
+from tiny_chat_models import CHATML, EYES, IDEFICS, WIDTHS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from advl_pipeline.students.registry import build_student
@@ -142,12 +142,7 @@ def smol_vlm(model_type: str, *, is_tied: bool = False, template: str = "json", 
         "add_prefix_space": False,
     }
     settings |= {"added_tokens_decoder": added(core, SMOL_MARKS), "clean_up_tokenization_spaces": False}
-    settings |= {
-        "extra_special_tokens": {},
-        "legacy": False,
-        "model_max_length": 8192,
-        "vocab_size": size - len(SMOL_MARKS),
-    }
+    settings |= {"extra_special_tokens": {}, "legacy": False, "model_max_length": 8192}
     settings |= {"processor_class": f"{kind}Processor", "tokenizer_class": "GPT2Tokenizer"}
     settings["vocab_size"] = size - len(SMOL_MARKS)
     if template == "json":
@@ -160,12 +155,11 @@ def smol_vlm(model_type: str, *, is_tied: bool = False, template: str = "json", 
     text |= {"is_llama_config": True, "architectures": ["VLlama3ForCausalLM"], "use_resampler": False}
     text["perceiver_config"] = {"model_type": "vllama3", "resampler_depth": 6, "torch_dtype": None}
     eyes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
+        **EYES,
+        "image_size": 32,
+        "max_image_size": {"longest_edge": 32},
+        "use_base_siglip": False,
     }
-    eyes |= {"image_size": 32, "patch_size": 8, "max_image_size": {"longest_edge": 32}, "use_base_siglip": False}
     eyes["model_type"] = "idefics3" if model_type == "idefics3" else "smolvlm_vision"
     config: dict[str, Any] = {
         "architectures": [f"{kind}ForConditionalGeneration"],
@@ -180,13 +174,9 @@ def smol_vlm(model_type: str, *, is_tied: bool = False, template: str = "json", 
         "vision_config": eyes,
         "vocab_size": size,
     }
-    pictures: dict[str, Any] = {
-        "do_convert_rgb": True,
-        "do_image_splitting": True,
-        "do_normalize": True,
-        "do_pad": True,
-    }
-    pictures |= {"do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    does = ("convert_rgb", "image_splitting", "normalize", "pad", "rescale", "resize")
+    pictures: dict[str, Any] = {f"do_{name}": True for name in does}
+    pictures |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     pictures |= {"image_processor_type": f"{kind}ImageProcessor", "max_image_size": {"longest_edge": 32}}
     pictures |= {"processor_class": f"{kind}Processor", "resample": 1, "rescale_factor": 1 / 255}
     pictures |= {"size": {"longest_edge": 64}}
@@ -216,24 +206,15 @@ def qwen3_vl(form: Callable[[State], Files] = weights) -> Files:
     core.post_processor = processors.ByteLevel(trim_offsets=False)
     files |= fast(core)
     template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    settings: dict[str, Any] = {
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "bos_token": None,
-        "chat_template": template,
-    }
+    settings: dict[str, Any] = {"add_bos_token": False, "add_prefix_space": False, "bos_token": None}
+    settings["chat_template"] = template
     settings |= {"added_tokens_decoder": added(core, QWEN_MARKS), "clean_up_tokenization_spaces": False}
     settings |= {"additional_special_tokens": list(QWEN_MARKS[1:]), "eos_token": "<|im_end|>", "errors": "replace"}
     settings |= {"model_max_length": 262144, "pad_token": "<|endoftext|>", "split_special_tokens": False}
     settings |= {"tokenizer_class": "Qwen2Tokenizer", "unk_token": None}
     rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
-    text: dict[str, Any] = {
-        **WIDTHS,
-        "head_dim": 16,
-        "dtype": "bfloat16",
-        "model_type": "qwen3_vl_text",
-        "rope_scaling": rope,
-    }
+    text: dict[str, Any] = {**WIDTHS, "head_dim": 16, "dtype": "bfloat16", "model_type": "qwen3_vl_text"}
+    text["rope_scaling"] = rope
     text |= {"rope_theta": 5000000, "tie_word_embeddings": True, "vocab_size": vocabulary_size(files) + 7}
     text |= {"bos_token_id": core.token_to_id("<|endoftext|>"), "eos_token_id": core.token_to_id("<|im_end|>")}
     eyes: dict[str, Any] = {"depth": 2, "deepstack_visual_indexes": [0], "hidden_size": 32, "intermediate_size": 64}
