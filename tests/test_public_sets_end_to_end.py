@@ -16,7 +16,7 @@ pytest.importorskip("datasets")
 from commands import printed
 from hub_server import serve_hub
 from hub_twins import TWINS, colour_samples, write_twin
-from published_sets import PUBLISHED
+from published_sets import published
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.cards import load_card
@@ -137,12 +137,13 @@ def test_the_sets_of_the_readme_come_from_a_hub_and_serve_again_without_a_networ
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
+    sets = published(tmp_path / "published")
     with serve_hub() as hub:
-        hub.repositories |= PUBLISHED
+        hub.repositories |= sets
         for name in ("aokvqa", "cv-bench", "pope"):
             files = str(load_card(name).facts["files"])
             for repository, revision in re.findall(r"hf:([\w./-]+)[\w:.-]*@(\w+)", files):
-                hub.commits[revision] = PUBLISHED[f"datasets/{repository}"]
+                hub.commits[revision] = sets[f"datasets/{repository}"]
         out = give("runs/near", HF_ENDPOINT=hub.endpoint)
         asked = {match[1] for path in hub.sent if (match := re.match(r"/datasets/[^/]+/[^/]+/resolve/(\w+)/", path))}
         pinned = {re.search(r"@(\w+)", str(load_card(name).facts["files"]))[1] for name in ("aokvqa", "cv-bench")}

@@ -78,7 +78,7 @@ def rows_of(samples: Samples, features: Mapping[str, Any], row: Callable[[int, S
 
 def stored(picture: bytes | None) -> dict[str, Any] | None:
     """Return a picture as the library stores it."""
-    return None if picture is None else {"bytes": picture, "path": None}
+    return None if picture is None else {"bytes": picture, "path": "picture.jpg"}
 
 
 def thirds(samples: Samples, *splits: str) -> Iterator[tuple[str, Samples]]:
