@@ -106,9 +106,8 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
     replaces = isinstance(config, EvaluateConfig) and not set(config.probes) <= {"none"}
     beside = sorted(set(probed) - set(sets))
     facts = (
-        ("likelihoods", not by_letters, "--as letters reads answers by the set's card"),
-        ("VQA", "vqa" in tasks, f"answers to VQA are generated, and {of_task}"),
-        ("open answers", bool(tasks & {"vqa", "answers"}), of_task),
+        ("likelihoods", not by_letters, "--as letters scores by the set's own evaluator"),
+        ("VQA", "vqa" in tasks, of_task),
         ("questions for letters", bool(tasks & LETTERED_TASKS), f"it asks choices and answers, and {of_task}"),
         ("pictures to replace", not by_letters, "--as letters asks whole questions, and replaces no picture"),
         ("an evaluated set", not beside, f"{', '.join(beside[:1])} is not evaluated (--on)"),

@@ -38,14 +38,9 @@ class EvaluateConfig(AnswerOptions):
         "likelihood",
         also="--as",
         help="How questions are asked: `likelihood` takes the likeliest candidate; `letters` lists options by letter,"
-        " reads what the student writes by the rule of the set's card, and compares answers as texts. Scores then "
-        "lie in SET@letters, and no picture is replaced.",
+        " reads what the student writes by the rule of the set's card, and compares answers as texts, to VQA by "
+        "its evaluator. Scores then lie in SET@letters, and no picture is replaced.",
         needs=("questions for letters",),
-    )
-    generate: bool = option(
-        False,
-        help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
-        needs=("likelihoods", "VQA"),
     )
     num_questions: int | None = option(
         None,
@@ -56,7 +51,7 @@ class EvaluateConfig(AnswerOptions):
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
         None,
         help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most].",
-        needs=("likelihoods", "open answers"),
+        needs=("likelihoods", "VQA"),
     )
     probe: tuple[Probe, ...] = option(
         (),
@@ -161,5 +156,5 @@ class PredictConfig(AnswerOptions, ReplaceOptions):
     generate: bool = option(
         False,
         help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list.",
-        needs=("likelihoods", "VQA"),
+        needs=("VQA",),
     )

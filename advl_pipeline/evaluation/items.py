@@ -34,8 +34,6 @@ METRIC_OF_TASK: Mapping[str, str] = {
     "classes": "classes",
     "answers": "answers",
 }
-GENERATED = "vqa_generated"
-"""Metric of answers that a student words itself."""
 JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
 """Metrics of two tasks of a question -> that of both being right."""
 METRIC_NAMES = {
@@ -43,7 +41,6 @@ METRIC_NAMES = {
     "qa2r": "QA→R accuracy",
     "q2ar": "Q→AR accuracy",
     "vqa": "VQA accuracy",
-    "vqa_generated": "VQA accuracy of generated answers",
     "snli_ve": "SNLI-VE accuracy",
     "choice": "choice accuracy",
     "rationale": "rationale accuracy",

@@ -13,7 +13,7 @@ from advl_pipeline.datasets.measures import Rule
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, TextUnit
 from advl_pipeline.evaluation.answer_reading import read_ranked
 
-LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers"}
+LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers", "vqa"}
 """Tasks whose questions can be asked so."""
 
 

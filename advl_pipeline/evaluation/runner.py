@@ -25,7 +25,6 @@ from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
-    GENERATED,
     JOINT_METRICS,
     METRIC_OF_TASK,
     ItemScores,
@@ -204,7 +203,6 @@ def _use_of_vision(
             view: {"accuracy": other[metric], "drop": accuracy - other[metric]} for view, other in percents.items()
         }
         for metric, accuracy in metrics.items()
-        if metric != GENERATED
     }
 
 

@@ -17,7 +17,6 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Image
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
-    GENERATED,
     METRIC_OF_TASK,
     AnswerTally,
     ItemScores,
@@ -87,7 +86,7 @@ def score_parts(
         kept.example_ids += [example.example_id for example in examples]
         began = time.perf_counter()
         if is_lettered:
-            values = _score_written(finished, examples, dataset, config.batch_size, kept)
+            values = _score_written(finished, examples, dataset, config.batch_size, kept, mode)
             kept.seconds += time.perf_counter() - began
             kept.items[TRUE_PICTURE, METRIC_OF_TASK[task]].append(item_scores(examples, values))
             kept.facets += [_facets(example, dataset, measures) for example in examples]
@@ -113,21 +112,24 @@ def score_parts(
             if view == TRUE_PICTURE and measures:
                 kept.facets += [_facets(example, dataset, measures) for example in examples]
                 _keep_answers(kept, examples, chosen)
-        if config.generate and task == "vqa":
-            texts = list(finished.generated(examples, batch_size=config.batch_size))
-            values = score_texts(examples, texts, dataset=dataset, mode=mode)
-            kept.items[TRUE_PICTURE, GENERATED].append(item_scores(examples, values))
     return scored
 
 
 def _score_written(
-    finished: FinishedRun, examples: Sequence[Example], dataset: IndexedDataset, batch_size: int, kept: ScoredTask
+    finished: FinishedRun,
+    examples: Sequence[Example],
+    dataset: IndexedDataset,
+    batch_size: int,
+    kept: ScoredTask,
+    mode: VqaMode,
 ) -> list[float]:
     """Ask examples as harnesses do, and return what the answers are worth that the student writes."""
     card = dataset.card
     asked = [as_asked(example, card.asks) for example in examples]
     written = list(finished.generated(asked, batch_size=batch_size))
     kept.written += written
+    if examples[0].task == "vqa":
+        return score_texts(examples, written, dataset=dataset, mode=mode)
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
         return [
             answer_worth(text, dataset.answers_of(example.example_id), card.reads)

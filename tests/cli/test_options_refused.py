@@ -31,7 +31,7 @@ OBEYED = {
 """Options that act on any data, or are refused by the student that has no use of them."""
 REFUSED = {
     ExtractConfig: "text_style select_texts image_tokens grid_side folds ray_tasks revision",
-    EvaluateConfig: "generate vqa_mode probe_on",
+    EvaluateConfig: "vqa_mode probe_on",
     PredictConfig: "generate",
 }
 
@@ -68,7 +68,6 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         (f"{FINETUNE} --adapt-steps 7", "--adapt-steps"),
         (f"{FINETUNE} --weight-shuffle", "--weight-shuffle"),
         ("predict runs/old --generate", "--generate"),
-        ("evaluate runs/old --generate", "--generate"),
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),
         ("evaluate runs/old --probe-on train", "--probe-on"),
         ("evaluate runs/old --probe none --probe-on test", "--probe-on"),
