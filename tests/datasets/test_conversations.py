@@ -25,19 +25,11 @@ FORMS: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
         ],
     },
-    # Of ms-swift: a sign in the text.
+    # Of ms-swift and LLaMA-Factory: a sign in the text.
     "swift": {
         "messages": [
             {"role": "user", "content": "<image>What colour is it?"},
             {"role": "assistant", "content": "red"},
-        ],
-        "images": [RED],
-    },
-    # Of LLaMA-Factory's mllm_demo.json: content before role.
-    "factory": {
-        "messages": [
-            {"content": "<image>What colour is it?", "role": "user"},
-            {"content": "red", "role": "assistant"},
         ],
         "images": [RED],
     },

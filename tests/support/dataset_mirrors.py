@@ -20,6 +20,12 @@ def write_picture(path: Path, *, size: tuple[int, int] = (64, 48), shade: int = 
     Image.new("RGB", size, colour).save(path, quality=90)
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +81,7 @@ def write_vcr(
         picture = root / "vcr" / "vcr1images" / record["img_fn"]
         if not picture.exists():
             write_picture(picture, shade=number)
-            metadata = root / "vcr" / "vcr1images" / record["metadata_fn"]
-            metadata.write_text(json.dumps(vcr_metadata(record)), encoding="utf-8")
+            write_json(root / "vcr" / "vcr1images" / record["metadata_fn"], vcr_metadata(record))
     return annotations
 
 
@@ -91,20 +96,18 @@ def vqa_items(
         questions.append({"image_id": image_id, "question": f"Is it number {number}?", "question_id": question_id})
         main = answers[number % len(answers)]
         given_answers = [main] * (10 - number % 4) + ["something else"] * (number % 4)
-        of_persons = [
-            {"answer": answer, "answer_confidence": "yes", "answer_id": person}
-            for person, answer in enumerate(given_answers, start=1)
-        ]
-        annotations.append(
-            {
-                "question_id": question_id,
-                "image_id": image_id,
-                "question_type": ("is it", "how many", "none of the above")[number % 3],
-                "answer_type": ("yes/no", "number", "other")[number % 3],
-                "multiple_choice_answer": main,
-                "answers": of_persons,
-            }
-        )
+        annotation = {
+            "question_id": question_id,
+            "image_id": image_id,
+            "question_type": ("is it", "how many", "none of the above")[number % 3],
+            "answer_type": ("yes/no", "number", "other")[number % 3],
+            "multiple_choice_answer": main,
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": person}
+                for person, answer in enumerate(given_answers, start=1)
+            ],
+        }
+        annotations.append(annotation)
     return questions, annotations
 
 
@@ -124,33 +127,28 @@ def write_coco(root: Path, subtype: str, image_id: int) -> None:
 
 def write_vqa(root: Path, *, split: str = "train", count: int = 30, answers: Sequence[str] = ANSWERS) -> None:
     """Write a split of VQA v2 with its pictures; test has no annotations."""
-    subtype = VQA_SUBTYPES[split]
-    folder = root / "vqa-v2"
-    folder.mkdir(parents=True, exist_ok=True)
-    questions, annotations = vqa_items(
-        count, first_image={"train": 1000, "val": 2000, "test": 3000}[split], answers=answers
-    )
-    file = folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
-    file.write_text(json.dumps(wrap_vqa("questions", questions, subtype)), encoding="utf-8")
+    subtype, folder = VQA_SUBTYPES[split], root / "vqa-v2"
+    first_image = {"train": 1000, "val": 2000, "test": 3000}[split]
+    questions, annotations = vqa_items(count, first_image=first_image, answers=answers)
+    asked = wrap_vqa("questions", questions, subtype)
+    write_json(folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json", asked)
     if split != "test":
-        file = folder / f"v2_mscoco_{subtype}_annotations.json"
-        file.write_text(json.dumps(wrap_vqa("annotations", annotations, subtype)), encoding="utf-8")
+        answered = wrap_vqa("annotations", annotations, subtype)
+        write_json(folder / f"v2_mscoco_{subtype}_annotations.json", answered)
     for question in questions:
         write_coco(root, subtype, question["image_id"])
 
 
 def write_vqa_cp(root: Path, *, count: int = 120) -> None:
     """Write VQA-CP v2: bare lists whose items name their picture folder; pictures lie with VQA v2."""
-    folder = root / "vqa-cp-v2"
-    folder.mkdir(parents=True, exist_ok=True)
     for part, first_image in (("train", 5000), ("test", 6000)):
         questions, annotations = vqa_items(count, first_image=first_image)
         for number, (question, annotation) in enumerate(zip(questions, annotations, strict=True)):
             split = ("train2014", "val2014")[number // 3 % 2]
             question["coco_split"] = annotation["coco_split"] = split
             write_coco(root, split, question["image_id"])
-        (folder / f"vqacp_v2_{part}_questions.json").write_text(json.dumps(questions), encoding="utf-8")
-        (folder / f"vqacp_v2_{part}_annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
+        for name, items in (("questions", questions), ("annotations", annotations)):
+            write_json(root / "vqa-cp-v2" / f"vqacp_v2_{part}_{name}.json", items)
 
 
 def write_vqa_vs(root: Path, *, count: int = 60) -> None:
@@ -161,11 +159,9 @@ def write_vqa_vs(root: Path, *, count: int = 60) -> None:
         ("IID-Test", "IID-Test", 7200, 12),
         ("OOD-Test/QT+KW", "OOD-Test-QT+KW", 7200, 6),
     ):
-        folder = root / "vqa-vs" / part
-        folder.mkdir(parents=True)
         questions, annotations = vqa_items(number, first_image=first)
-        (folder / f"{stem}-Ques.json").write_text(json.dumps(questions), encoding="utf-8")
-        (folder / f"{stem}-Ans.json").write_text(json.dumps(annotations), encoding="utf-8")
+        write_json(root / "vqa-vs" / part / f"{stem}-Ques.json", questions)
+        write_json(root / "vqa-vs" / part / f"{stem}-Ans.json", annotations)
         for question in questions:
             write_coco(root, ("train2014", "val2014")[question["image_id"] % 2], question["image_id"])
 

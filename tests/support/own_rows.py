@@ -26,6 +26,11 @@ def write_pictures(folder: Path) -> None:
         Image.new("RGB", (64, 48), colour).save(folder / f"{colour}.png")
 
 
+def changed(row: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with other values in some columns, and without those that are `...`."""
+    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+
+
 def choice_row(number: int, **changes: Any) -> dict[str, Any]:
     """Row with four choices; every second label is the text of its choice, the others are positions."""
     colour = COLOURS[number % 5]
@@ -40,7 +45,7 @@ def choice_row(number: int, **changes: Any) -> dict[str, Any]:
         "label": right if number % 2 else colour,
         "split": SPLITS[number // 5 % 4],
     }
-    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+    return changed(row, changes)
 
 
 def class_row(number: int, **changes: Any) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def class_row(number: int, **changes: Any) -> dict[str, Any]:
         "label": "yes" if number % 5 == number % 3 else "no",
         "split": SPLITS[number // 5 % 4],
     }
-    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+    return changed(row, changes)
 
 
 def answer_row(number: int, **changes: Any) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def answer_row(number: int, **changes: Any) -> dict[str, Any]:
         "split": SPLITS[number // 5 % 4],
         "answers": {colour: 2, "dark": 1} if number % 2 else colour,
     }
-    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+    return changed(row, changes)
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
