@@ -6,15 +6,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from dataset_mirrors import vcr_record, write_picture, write_vcr
+from dataset_mirrors import vcr_record, write_picture, write_snli_ve, write_vcr
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vcr import annotation_of
 
 
 def open_vcr(root: Path, *, on_error: OnError = "fail", split: str = "val", **options: Any) -> IndexedDataset:
@@ -25,49 +23,18 @@ def records(count: int = 12) -> list[dict[str, Any]]:
     return [vcr_record(number) for number in range(count)]
 
 
-def test_both_tasks_with_labels_boxes_and_context(tmp_path: Path) -> None:
-    write_vcr(tmp_path, records())
-    dataset = open_vcr(tmp_path)
-    assert dataset.tasks == ("vcr-q2a", "vcr-qa2r")
-    assert len(dataset) == 24
-    assert dataset.example_ids[:3] == ("val-0:vcr-q2a", "val-0:vcr-qa2r", "val-1:vcr-q2a")
-    answer, rationale = dataset[10], dataset[11]
-    assert (answer.label, rationale.label) == (1, 1)
-    assert answer.stratum == "yes/no"
-    assert annotation_of(rationale.example_id) == "val-5"
-    assert rationale.candidates[0].text == (
-        "Is is Riley Jessie near wineglass ? Jessie likes thing5 1 . Everyone sees dog 5 0 ."
-    )
-    assert rationale.candidates[0].text[rationale.candidates[0].question_length :].startswith(" Jessie likes")
-    assert rationale.image.boxes_R4.dtype == np.float32
-    assert rationale.image.boxes_R4[1].tolist() == [4.5, 2.25, 24.5, 12.75]
-    assert rationale.image.box_labels == ("person", "person", "wineglass", "dog")
-    assert rationale.image.path.is_file()
-
-
-def test_unlabelled_test_conditions_rationales_on_every_answer(tmp_path: Path) -> None:
-    write_vcr(tmp_path, [vcr_record(number, split="test", labelled=False) for number in range(3)], split="test")
-    dataset = open_vcr(tmp_path, split="test")
-    assert len(dataset) == 3 * 5
-    assert sum(len(dataset[index].candidates) for index in range(5)) == 20
-    assert dataset.example_ids[1:5] == tuple(f"test-0:vcr-qa2r-a{answer}" for answer in range(4))
-    assert "likes thing0 3 ." in dataset[4].candidates[0].text
-    assert all(dataset[index].label is None for index in range(5))
-
-
-def test_rationales_given_every_answer_keep_the_label_where_it_means_something(tmp_path: Path) -> None:
-    write_vcr(tmp_path, records())
-    dataset = open_vcr(tmp_path, every_answer=True, tasks=["vcr-qa2r"])
-    labels = [dataset[index].label for index in range(20, 24)]
-    assert labels == [None, 1, None, None]
-
-
 def test_tasks_can_be_restricted_and_digest_does_not_depend_on_them(tmp_path: Path) -> None:
     write_vcr(tmp_path, records())
     restricted = open_vcr(tmp_path, tasks=["vcr-q2a"])
     assert restricted.tasks == ("vcr-q2a",)
     assert restricted.content_digest() == open_vcr(tmp_path).content_digest()
     assert restricted.content_digest() != open_vcr(tmp_path, text_style="uniter").content_digest()
+    write_snli_ve(tmp_path)
+    uniter, meter = (
+        open_dataset("snli-ve", split="test", data_root=tmp_path, label_order=order) for order in ("uniter", "meter")
+    )
+    assert uniter.content_digest() == meter.content_digest()
+    assert all("premise" not in unit.text for unit in uniter.text_units())
 
 
 def test_digest_follows_content_not_place_or_time(tmp_path: Path) -> None:
@@ -91,18 +58,6 @@ def test_an_opened_dataset_can_be_sent_to_another_process(tmp_path: Path) -> Non
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy[7].candidates == expected.candidates
     assert copy[7].image.unit_id == expected.image.unit_id
-
-
-def test_reopening_parses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_vcr(tmp_path, records())
-    open_vcr(tmp_path)
-
-    def fail(*_: Any) -> None:
-        raise AssertionError("the annotation file was scanned again")
-
-    monkeypatch.setattr("advl_pipeline.datasets.vcr._item", fail)
-    dataset = open_vcr(tmp_path)
-    assert len(dataset.example_ids) == 24
 
 
 def test_a_shortcut_set_uses_the_same_pictures(tmp_path: Path) -> None:

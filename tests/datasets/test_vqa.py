@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_mirrors import ANSWERS, write_vqa, write_vqa_cp
+from dataset_mirrors import write_vqa, write_vqa_cp
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
@@ -43,31 +43,6 @@ def rewrite(file: Path, key: str, change: Any) -> None:
     file.write_text(json.dumps(document))
 
 
-def test_questions_answers_and_pictures(root: Path) -> None:
-    dataset = open_vqa(root, "val")
-    assert len(dataset) == 30
-    assert dataset.example_ids[:4] == ("2000000", "2000001", "2000002", "2001000")
-    example = dataset[3]
-    assert example.candidates[0].text == "Is it number 3?"
-    assert example.image.path.name == "COCO_val2014_000000002001.jpg"
-    assert (example.image.width, example.image.height) == (64, 48)
-    assert example.image.boxes_R4.shape == (0, 4)
-    assert example.stratum == "is it"
-    assert len(dataset.image_units()) == 10
-    truth = dataset.ground_truth("2001000")
-    assert Counter(truth.answers) == {"red": 7, "something else": 3}
-    assert truth.answer_type == "yes/no"
-    assert truth.entries == tuple(range(10))
-
-
-def test_vocabulary_is_built_from_train_by_the_rules(root: Path) -> None:
-    names = open_vqa(root, "val").label_names("vqa")
-    # 60 questions, 12 per main answer; "t-shirt" enters in its normal form.
-    assert set(names) == {"yes", "no", "2", "red", "t shirt"}
-    assert names == tuple(sorted(names))
-    assert open_vqa(root, "train").label_names("vqa") == names
-
-
 def test_the_published_list_counts_the_splits_that_the_published_models_count(tmp_path: Path) -> None:
     write_vqa(tmp_path, split="train", count=40)
     write_vqa(tmp_path, split="val", count=30)
@@ -84,16 +59,6 @@ def test_only_datasets_with_a_published_list_take_it_and_one_list_at_a_time(root
         open_dataset("snli-ve", split="train", data_root=root, answer_list="published")
     with pytest.raises(ConfigError, match="--answers gives the list"):
         open_dataset("vqa-v2", split="train", data_root=root, answers=("yes",), answer_list="published")
-
-
-def test_soft_targets_look_raw_answers_up(root: Path) -> None:
-    dataset = open_vqa(root, "val")
-    names = dataset.label_names("vqa")
-    assert dataset[3].soft_label == ((names.index("red"), 1.0),)
-    assert dataset[3].label == names.index("red")
-    shirt = dataset[4]
-    assert ANSWERS[4] == "t-shirt"
-    assert (shirt.label, shirt.soft_label) == (None, ())
 
 
 def test_test_has_no_answers(root: Path) -> None:
@@ -116,21 +81,6 @@ def test_parts_of_val_by_published_lists(root: Path) -> None:
     (folder / "hard.json").write_text('{"a": 1}')
     with pytest.raises(DatasetError, match="malformed"):
         open_vqa(root, "ce-hard")
-
-
-def test_vqa_cp_reads_bare_lists_and_holds_out_pictures(tmp_path: Path) -> None:
-    write_vqa_cp(tmp_path, count=300)
-    everything = open_vqa(tmp_path, "train-all", name="vqa-cp-v2")
-    train = open_vqa(tmp_path, "train", name="vqa-cp-v2")
-    held = open_vqa(tmp_path, "val", name="vqa-cp-v2")
-    assert len(everything) == 300
-    assert set(train.example_ids) | set(held.example_ids) == set(everything.example_ids)
-    assert not set(train.example_ids) & set(held.example_ids)
-    assert 0 < len(held) < 60
-    assert not {unit.path for unit in train.image_units()} & {unit.path for unit in held.image_units()}
-    folders = {unit.path.parent.name for unit in open_vqa(tmp_path, "test", name="vqa-cp-v2").image_units()}
-    assert folders == {"train2014", "val2014"}
-    assert held.label_names("vqa") == train.label_names("vqa")
 
 
 BAD_QUESTIONS: list[tuple[dict[str, Any], str]] = [

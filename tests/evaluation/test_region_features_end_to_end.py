@@ -113,18 +113,6 @@ def test_what_cannot_be_imported_is_named_and_leaves_no_cache(
         assert not (tmp_path / "cache").exists()
 
 
-def test_features_of_another_width_than_the_students_are_named(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
-    for file in regions.glob("*.npz"):
-        change(file, lambda kept: {"features": np.concatenate([kept["features"]] * 2, axis=1)})
-    printed(capsys, *importing(root, regions, tmp_path / "cache"))
-    _, err = printed(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"), code=2)
-    assert "another width than the student expects" in err
-    assert not (tmp_path / "run").exists()
-
-
 def test_raw_files_are_refused_with_the_command_that_imports_them(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
