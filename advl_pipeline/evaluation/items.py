@@ -164,26 +164,6 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 
-def item_scores(examples: Sequence[Example], values: Sequence[float]) -> ItemScores:
-    """Return what the questions of some examples are worth."""
-    return ItemScores(
-        question_ids=[question_id(example) for example in examples],
-        score_n=np.array(values, dtype=np.float32),
-        pictures=[example.cluster for example in examples],
-        types=[example.stratum for example in examples],
-    )
-
-
-def concatenated(parts: Sequence[ItemScores]) -> ItemScores:
-    """Return the items of all parts in order."""
-    return ItemScores(
-        question_ids=[name for part in parts for name in part.question_ids],
-        score_n=np.concatenate([part.score_n for part in parts]),
-        pictures=[name for part in parts for name in part.pictures],
-        types=[kind for part in parts for kind in part.types],
-    )
-
-
 def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
     """Return Q->AR: what both tasks are worth together, of the questions that both ask."""
     rationale_of = dict(zip(rationales.question_ids, rationales.score_n, strict=True))

@@ -30,7 +30,6 @@ from advl_pipeline.evaluation.items import (
     ItemScores,
     accuracy_by,
     accuracy_by_answer_type,
-    concatenated,
     group_accuracy,
     joint_items,
 )
@@ -209,9 +208,9 @@ def _use_of_vision(
 def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, ItemScores]]:
     """Return the items of each view of the pictures and metric, those of two tasks together included."""
     items_by_view: dict[str, dict[str, ItemScores]] = defaultdict(dict)
-    for kept in scored.values():
-        for (view, metric), of_parts in kept.items.items():
-            items_by_view[view][metric] = concatenated(of_parts)
+    for task, kept in scored.items():
+        for view in kept.worth:
+            items_by_view[view][METRIC_OF_TASK[task]] = kept.items(view)
     for by_metric in items_by_view.values():
         for (first, second), joint in JOINT_METRICS.items():
             if {first, second} <= by_metric.keys():

@@ -17,11 +17,10 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Image
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
-    METRIC_OF_TASK,
     AnswerTally,
     ItemScores,
     first_maximum,
-    item_scores,
+    question_id,
     score_labels,
     score_soft_labels,
     score_texts,
@@ -41,13 +40,16 @@ TRUE_PICTURE = ""
 class ScoredTask:
     """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
 
-    `items` maps a view of the pictures and a metric to the items of each part.
+    `worth` maps a view of the pictures to what each example is worth.
     """
 
     tally: AnswerTally
     shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    items: dict[tuple[str, str], list[ItemScores]] = field(default_factory=lambda: defaultdict(list))
+    worth: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     example_ids: list[str] = field(default_factory=list)
+    question_ids: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
@@ -58,6 +60,18 @@ class ScoredTask:
     num_cut: int = 0
     num_unread: int = 0
     num_beyond: int = 0
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Add the examples of a part, whatever they are worth."""
+        self.example_ids += [example.example_id for example in examples]
+        self.question_ids += [question_id(example) for example in examples]
+        self.pictures += [example.cluster for example in examples]
+        self.types += [example.stratum for example in examples]
+
+    def items(self, view: str) -> ItemScores:
+        """Return what the questions are worth with a view of the pictures."""
+        worth_n = np.array(self.worth[view], dtype=np.float32)
+        return ItemScores(question_ids=self.question_ids, score_n=worth_n, pictures=self.pictures, types=self.types)
 
 
 def score_parts(
@@ -83,12 +97,12 @@ def score_parts(
         examples = [example for example in part if example.task == task]
         if not examples:
             continue
-        kept.example_ids += [example.example_id for example in examples]
+        kept.add(examples)
         began = time.perf_counter()
         if is_lettered:
             values = _score_written(finished, examples, dataset, config.batch_size, kept, mode)
             kept.seconds += time.perf_counter() - began
-            kept.items[TRUE_PICTURE, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            kept.worth[TRUE_PICTURE] += values
             kept.facets += [_facets(example, dataset, measures) for example in examples]
             continue
         matrices = score_matrices(finished, examples, config.batch_size, views, others)
@@ -108,7 +122,7 @@ def score_parts(
                 values = score_ties(examples, chosen, matrix, dataset.card.ties)
             else:
                 values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
-            kept.items[view, METRIC_OF_TASK[task]].append(item_scores(examples, values))
+            kept.worth[view] += values
             if view == TRUE_PICTURE and measures:
                 kept.facets += [_facets(example, dataset, measures) for example in examples]
                 _keep_answers(kept, examples, chosen)
