@@ -17,7 +17,7 @@ from advl_pipeline.base.errors import ConfigError, suggest_names
 OF_EVERY_ITEM = ("group", "picture", "question", "type")
 """Facets that items have without a card: their group, picture, question in words and stratum."""
 
-Quantity = Literal["accuracy", "groups", "precision", "recall", "f1", "positives"]
+Quantity = Literal["accuracy", "groups", "precision", "recall", "f1", "positives", "distribution"]
 
 Ties = Literal["first", "right", "wrong"]
 """What an item is worth whose right choice shares the highest score: by the order of the choices, 1, or 0."""
@@ -56,7 +56,10 @@ class Facet(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measure(Configuration):
-    """A number in percent: `accuracy`, the share of `groups` that are all right, or one of a task of yes and no."""
+    """A number in percent: `accuracy`, the share of `groups` that are all right, or one of a task of yes and no.
+
+    `distribution` is how far answers are distributed from the right ones within groups, 0 at best (GQA).
+    """
 
     name: str
     """What it is called."""
@@ -69,7 +72,7 @@ class Measure(Configuration):
     mean_of: tuple[Any, ...] = ()
     """Values of the facet `by` whose mean is the number; a list in it is a mean of its own; "each" for all."""
     keys: tuple[str, ...] = ()
-    """Facets that the items of a group share."""
+    """Facets that the items of a group share; items without one are in no group of a `distribution`."""
     size: int | None = option(
         None,
         help="Items of a whole group: others are wrong, and there are as many groups as whole ones fit.",
@@ -103,13 +106,15 @@ def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *
         known = (*facets, *OF_EVERY_ITEM)
         unknown = next((facet for facet in measure.facets if facet not in known), None)
         needs_answer = measure.of in ("precision", "recall", "f1", "positives")
+        is_grouped = measure.of in ("groups", "distribution")
         near = suggest_names(unknown or "", known)
         reasons = {
             f"it needs the facet {unknown!r}, which [facets] does not give; {near}": unknown,
             f"{measure.of} needs `positive`, the answer that it means": needs_answer and measure.positive is None,
-            "groups need `keys`, the facets that their items share": measure.of == "groups" and not measure.keys,
+            f"{measure.of} need `keys`, the facets that items share": is_grouped and not measure.keys,
             "`mean_of` needs `by`, the facet whose values it names": measure.mean_of and measure.by is None,
-            "`size` and `keys` are of groups": measure.of != "groups" and (measure.size or measure.keys),
+            "`size` and `keys` are of groups": (measure.keys and not is_grouped)
+            or (measure.size and measure.of != "groups"),
             "`denominator` is of an accuracy": measure.of != "accuracy" and measure.denominator,
             f"`positive` is of no {measure.of}": not needs_answer and measure.positive,
         }

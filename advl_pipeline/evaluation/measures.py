@@ -5,7 +5,7 @@ They are tested against what the authors' own scorers give (`tests/assets/metric
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +101,26 @@ def group_share(score_n: npt.NDArray[np.floating], keys: Iterable[Any], size: in
     return _share(right, len(groups) if size is None else len(score_n) / size)
 
 
+def answer_distance(right: Sequence[str], given: Sequence[str], keys: Iterable[Sequence[str]]) -> float | None:
+    """Return a hundredth of the chi-square of given answers against right ones, averaged over groups by their sizes.
+
+    It is GQA's `distribution`. An answer that is nowhere right is not counted itself; it is missing elsewhere.
+
+    Args:
+        keys: of each item, what tells its group; one with an empty part is in none.
+    """
+    expected, observed = defaultdict[Any, Counter[str]](Counter), defaultdict[Any, Counter[str]](Counter)
+    for key, right_answer, given_answer in zip(keys, right, given, strict=True):
+        if all(key):
+            expected[key][right_answer] += 1
+            observed[key][given_answer] += 1
+    total = sum(
+        of_group.total() * sum((observed[key][answer] - count) ** 2 / count for answer, count in of_group.items())
+        for key, of_group in expected.items()
+    )
+    return _share(total / 100, sum(of_group.total() for of_group in expected.values()))
+
+
 def measured(measure: Measure, items: Judged) -> dict[str, float | None]:
     """Return the numbers of a measure by their names, in percent; None for one without a denominator.
 
@@ -119,9 +139,11 @@ def measured(measure: Measure, items: Judged) -> dict[str, float | None]:
 def _quantity(measure: Measure, items: Judged) -> float | None:
     if measure.of == "accuracy":
         return _share(float(items.score_n.sum(dtype=np.float64)), measure.denominator or len(items.score_n))
+    keys = zip(*(items.facets[name] for name in measure.keys), strict=True)
     if measure.of == "groups":
-        keys = zip(*(items.facets[name] for name in measure.keys), strict=True)
         return group_share(items.score_n, keys, measure.size)
+    if measure.of == "distribution":
+        return answer_distance(items.right, items.given, keys)
     share: float | None = getattr(Confusion.of(items, measure.positive or ""), measure.of)
     return share
 

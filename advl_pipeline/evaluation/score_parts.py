@@ -125,7 +125,7 @@ def score_parts(
             kept.worth[view] += values
             if view == TRUE_PICTURE and measures:
                 kept.facets += [_facets(example, dataset, measures) for example in examples]
-                _keep_answers(kept, examples, chosen)
+                _keep_answers(kept, dataset, examples, _texts_of(examples, chosen, kept.tally.label_names))
     return scored
 
 
@@ -145,6 +145,7 @@ def _score_written(
     if examples[0].task == "vqa":
         return score_texts(examples, written, dataset=dataset, mode=mode)
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        _keep_answers(kept, dataset, examples, written)
         return [
             answer_worth(text, dataset.answers_of(example.example_id), card.reads)
             for example, text in zip(examples, written, strict=True)
@@ -156,7 +157,7 @@ def _score_written(
     kept.num_beyond += read.count(BEYOND)
     chosen = [BEYOND if place is None else place for place in read]
     kept.tally.add(examples, _finite_places(examples), chosen)
-    _keep_answers(kept, examples, chosen)
+    _keep_answers(kept, dataset, examples, _texts_of(examples, chosen))
     return score_labels(examples, chosen)
 
 
@@ -166,14 +167,24 @@ def _finite_places(examples: Sequence[Example]) -> npt.NDArray[np.float32]:
     return np.where(np.arange(count_n.max()) < count_n[:, None], 0.0, -np.inf).astype(np.float32)
 
 
-def _keep_answers(kept: ScoredTask, examples: Sequence[Example], chosen: Sequence[int]) -> None:
-    """Keep the right and the given answers of choices as texts."""
-    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+def _texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:
+    """Return the chosen answers as texts: of the classes, else of the choices of each; "" for none."""
+    places = zip(examples, chosen, strict=True)
+    return ["" if place < 0 else (classes or options_of(example))[place] for example, place in places]
+
+
+def _keep_answers(
+    kept: ScoredTask, dataset: IndexedDataset, examples: Sequence[Example], given: Sequence[str]
+) -> None:
+    """Keep the right and the given answers of choices and of open questions, which measures are taken over."""
+    if examples[0].task in MULTIPLE_CHOICE_TASKS:
+        kept.right += _texts_of(examples, [example.label or 0 for example in examples])
+    elif examples[0].task == "answers":
+        worth = (dataset.answers_of(example.example_id) for example in examples)
+        kept.right += [max(of_each, key=of_each.__getitem__, default="") for of_each in worth]
+    else:
         return
-    for example, place in zip(examples, chosen, strict=True):
-        options = options_of(example)
-        kept.right.append(options[example.label or 0])
-        kept.given.append("" if place < 0 else options[place])
+    kept.given += given
 
 
 def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measure]) -> dict[str, str]:
@@ -190,7 +201,9 @@ def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measur
         "type": example.stratum,
     }
     for measure in measures:
-        if lacking := [name for name in measure.facets if not facets[name]]:
+        # What is said of no group is in none of a distribution.
+        needed = measure.facets if measure.of != "distribution" else ()
+        if lacking := [name for name in needed if not facets[name]]:
             what = f"The measure {measure.name!r} needs the facet {lacking[0]!r}, and an item has none."
             where = f"{dataset.name}/{dataset.split}, {example.example_id}"
             advice = advise(["advl", "datasets", "card", dataset.name], note="says where facets are from")

@@ -342,8 +342,10 @@ def test_gqa_is_as_its_script_has_it() -> None:
         scores = [
             answer_worth(text, {item["answer"]: 1.0}, of.reads) for text, item in zip(texts, items, strict=True)
         ]
-        ours = numbers(of, judged(scores, facets_of(of, items)))
+        right = [item["answer"] for item in items]
+        ours = numbers(of, judged(scores, facets_of(of, items), right=right, given=texts))
         assert 100 * np.mean(scores) == rate(expected["accuracy_percent"])
+        assert ours["distribution"] == rate(100 * expected["distribution"])
         assert ours["accuracy, binary"] == rate(expected["binary_percent"])
         assert ours["accuracy, open"] == rate(expected["open_percent"])
         for facet, table in (("structural", "accuracyPerStructuralType"), ("semantic", "accuracyPerSemanticType")):

@@ -119,6 +119,7 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
     assert all(0 < shares[name] < 1 for name in ("cv-bench", "pope", "naturalbench", "realworldqa-all")), shares
     assert shares["gqa"] + shares["aokvqa-direct"] > 0, shares
     assert documents["pope/test@letters"]["measures"]["choice"]["mean F1 of the three splits"] > 0
+    assert documents["gqa/testdev@letters"]["measures"]["answers"]["distribution"] >= 0
     assert documents["naturalbench/test@letters"]["measures"]["choice"].keys() == {"Acc", "Q-Acc", "I-Acc", "G-Acc"}
     assert "B. " in prompts[0]
     assert f"\n{CLOSINGS['letters']}" in prompts[0]

@@ -178,7 +178,7 @@ def gqa(samples: Samples) -> Iterable[Part]:
     def row(number: int, sample: Sample) -> dict[str, Any]:
         asked = {"id": f"{number:07}", "imageId": f"n{number // 2}", "question": f"{sample.question} ({number})"}
         types = {"structural": ("query", "verify", "choose")[number % 3], "semantic": "attr", "detailed": "directOf"}
-        groups = {"global": "", "local": ""}
+        groups = {"global": ("colour", None)[number % 2], "local": ""}
         return asked | {"answer": sample.choices[sample.right], "groups": groups, "types": types}
 
     pictured = columns("id", image=PICTURE)
