@@ -167,8 +167,9 @@ def read_card(path: Path) -> Card:
 
 def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
     keys = {key: value for key, value in facts.items() if key not in ABOUT} if facts.get("format") == ROWS else facts
-    if taken := next((key for key in ("name", "facts") if key in keys), ""):
-        raise unknown_name(f"Unknown key {taken!r}.", taken, declared(Card).keys() - {taken}, where=str(path))
+    known = declared(Card).keys() - {"name", "facts"}
+    if unknown := next((key for key in keys if key.replace("-", "_") not in known), ""):
+        raise unknown_name(f"Unknown key {unknown!r}.", unknown, known, where=str(path))
     card = build_config(Card, keys, {"name": path.stem, "facts": facts}, where=str(path))
     for name in chain(card.columns, card.constants, *card.items, card.needs):
         if name not in COLUMNS:

@@ -70,6 +70,8 @@ def test_cards_that_cannot_be_used(tmp_path: Path) -> None:
     for text, why in (
         ("task = 5", "cannot be 5"),
         ("tasks = 'choice'\nfiles = 'a.jsonl'", "Unknown key 'tasks'"),
+        ("files = 'a.jsonl'\nname = 'mine'", "Unknown key 'name'"),
+        ("files = 'a.jsonl'\nformat = 'vcr'", "Unknown key 'format'"),
         ("files = 'a.jsonl'\n[columns]\nimages = 'x'", "Unknown column 'images'"),
         ("files = 'a.jsonl'\nlabels = ['a', 'a']", "named twice"),
         ("files = {}", "does not say which files"),
