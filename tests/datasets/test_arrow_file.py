@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from advl_pipeline.datasets.arrow_file import open_index_file, record_batch
 
@@ -46,17 +45,3 @@ def test_built_once_per_key_mapped_and_sent_as_its_path(tmp_path: Path) -> None:
     open_index_file(tmp_path, {"file": "abd"}, builder(calls))
     assert len(calls) == 2
     assert not list(tmp_path.glob("*.draft"))
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "empty", "another file"])
-def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
-    calls: list[int] = []
-    open_index_file(tmp_path, {"file": "abc"}, builder(calls))
-    (path,) = tmp_path.iterdir()
-    if damage == "missing":
-        path.unlink()
-    else:
-        content = path.read_bytes()
-        path.write_bytes({"short": content[:-3], "empty": b"", "another file": b"{" * 4096}[damage])
-    assert open_index_file(tmp_path, {"file": "abc"}, builder(calls)).numbers("n").tolist() == [0, 1, 2]
-    assert len(calls) == 2

@@ -147,11 +147,6 @@ def checks_itself(root: Path, *, question: str = "Which?") -> RowSource:
     return RowSource(rows=lambda: rows, pictures=root / "pictures", kind="choice", version=question)
 
 
-def test_a_numpy_label_out_of_range_is_refused() -> None:
-    with pytest.raises(Malformed, match="the label is 2, and there are 2 texts to choose from"):
-        Item(item_id="0", image="red.png", texts=("Which?", "a", "b"), num_choices=2, label=np.int64(2))
-
-
 def asks_otherwise(root: Path) -> RowSource:
     return checks_itself(root, question="Which is it?")
 

@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from dataset_mirrors import write_picture
 
@@ -64,19 +63,6 @@ def test_a_file_written_just_now_is_not_recorded(tmp_path: Path) -> None:
     digests.facts("a")
     digests.flush()
     assert not (tmp_path / "index").exists()
-
-
-def test_a_damaged_table_costs_time_only(tmp_path: Path, reads: list[str]) -> None:
-    (tmp_path / "a").write_bytes(b"content")
-    digests = FileDigests(tmp_path, tmp_path / "index")
-    digests.facts("a")
-    digests.flush()
-    table = tmp_path / "index" / "files.npy"
-    table.write_bytes(table.read_bytes()[:-5])
-    assert FileDigests(tmp_path, tmp_path / "index").facts("a").digest == hashlib.sha256(b"content").digest()
-    np.save(table, np.zeros(3))
-    assert FileDigests(tmp_path, tmp_path / "index").facts("a").digest == hashlib.sha256(b"content").digest()
-    assert reads == ["a", "a", "a"]
 
 
 def test_many_files_and_two_writers_agree(tmp_path: Path, reads: list[str]) -> None:
