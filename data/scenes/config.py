@@ -104,10 +104,6 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
     )
     batch_size: int = option(96, help="Pairs per step.", minimum=1)
     learning_rate: float | None = option(None, help="Peak learning rate [default: what suits the student].", above=0)
-    weight_decay: float = option(0.01, help="AdamW weight decay.", minimum=0)
-    mask_probability: float = option(
-        0.25, help="Share of the words of a caption that is masked.", minimum=0, maximum=1
-    )
     move_pictures: float | None = option(
         None,
         help="How far pictures are zoomed and shifted at random, for a student over patches. 0.25: by a quarter, a "

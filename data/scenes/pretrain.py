@@ -63,6 +63,10 @@ from advl_pipeline.training.optimiser import linear_warmup_decay
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints; a signal that stops the pretraining has one written too."""
 
+WEIGHT_DECAY = 0.01
+MASK_PROBABILITY = 0.25
+"""Share of the words of a caption that is masked."""
+
 SCHEMA = 5
 """Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
@@ -175,6 +179,7 @@ def pretrain_identity(
         towers: what identifies the teachers that the student starts from, by name.
     """
     settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none") | asdict(options)
+    settings |= {"weight_decay": WEIGHT_DECAY, "mask_probability": MASK_PROBABILITY}
     if not options.move_pictures:
         # Students of release 0.2.0 were made without the option, as one is that does without it.
         del settings["move_pictures"]
@@ -194,7 +199,7 @@ def _train(
     keep: Callable[[int, nn.Module, torch.optim.Optimizer], None],
 ) -> dict[str, float]:
     parameters = [value for module in (student, heads) for value in module.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     num_steps = options.warmup_steps + options.joint_steps
     losses: dict[str, float] = {}
     trained = nn.ModuleList([student, heads])
@@ -247,7 +252,7 @@ def _train(
                     if batch.joint is not None:
                         # Of states in which text and picture have met.
                         joint = batch.joint
-                        terms["words"] = heads.foretold(student, joint.few, generator, config.mask_probability)
+                        terms["words"] = heads.foretold(student, joint.few, generator, MASK_PROBABILITY)
                         mixed = student.encode(joint.mixed)
                         terms["matching"] = heads.match(mixed, joint.mixed, joint.phrases, joint.is_pair)
                         questions = student.encode(joint.questions)
