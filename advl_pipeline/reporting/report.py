@@ -78,12 +78,8 @@ def run_report(config: ReportConfig) -> ReportResult:
     require_outputs(config)
     studies = [folder for folder in config.run if (folder / MARKERS["study"].file).exists()]
     if studies and len(config.run) > 1:
-        raise ConfigError(
-            "A study is reported by itself.",
-            where=str(studies[0]),
-            why=f"{len(config.run)} folders were given",
-            next_command=advise(["advl", "report", str(studies[0])]),
-        )
+        what, remedy = "A study is reported by itself.", advise(["advl", "report", str(studies[0])])
+        raise ConfigError(what, where=str(studies[0]), next_command=remedy)
     if not studies:
         folders_of_runs(config.run)
     # All that can be refused without them is refused by now.

@@ -82,11 +82,8 @@ def _open(
 ) -> IndexedDataset:
     corpus = resolve_data_root(data_root) / paths.FOLDER
     if not corpus.is_dir():
-        raise DatasetMissing(
-            "The built-in corpus has not been built.",
-            where=str(corpus),
-            next_command=advise(["advl", "scenes", "build"]),
-        )
+        what, remedy = "The built-in corpus has not been built.", advise(["advl", "scenes", "build"])
+        raise DatasetMissing(what, where=str(corpus), next_command=remedy)
     return opener(card, split, data_root, options)
 
 
