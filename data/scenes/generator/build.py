@@ -309,21 +309,15 @@ def _write_corpus(
         for split in (*splits, *captions):
             alike.setdefault((split.plan, split.styles, split.is_grey), []).append(split)
         jobs = [
-            DrawingJob(
-                folder=draft,
-                seed=seed,
-                splits=tuple(same),
-                scenes=tuple(batch),
-                photographs=photographs.pools[same[0].pool] if photographs else None,
-            )
+            (same, scenes[plan][start : start + _SCENES_PER_JOB], photographs and photographs.pools[same[0].pool])
             for (plan, *_), same in alike.items()
             for start in range(0, len(scenes[plan]), _SCENES_PER_JOB)
-            if (batch := scenes[plan][start : start + _SCENES_PER_JOB])
         ]
-        num_pictures = sum(len(job.scenes) for job in jobs)
+        num_pictures = sum(len(batch) for _, batch, _ in jobs)
         with tqdm(total=num_pictures, unit="picture", desc="scenes", leave=False, disable=None) as bar:
-            for job, drawn in zip(jobs, pool.map(run_job, jobs), strict=True):
-                for split in job.splits:
+            done = pool.map(functools.partial(draw_scenes, draft, seed), *zip(*jobs, strict=True))
+            for (same, *_), drawn in zip(jobs, done, strict=True):
+                for split in same:
                     boxes.setdefault((split.captions, split.name), {}).update(drawn)
                 bar.update(len(drawn))
     counts: dict[str, Mapping[str, int]] = {}
@@ -341,25 +335,20 @@ def _write_corpus(
     return counts
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawingJob:
-    """Scenes to draw, in a worker process, for the splits that show them alike."""
-
-    folder: Path
-    seed: int
-    splits: tuple[Split, ...]
-    scenes: tuple[Scene, ...]
-    photographs: Mapping[str, tuple[Path, ...]] | None = None
-
-
-def run_job(job: DrawingJob) -> dict[int, tuple[Box, ...]]:
-    """Draw the scenes of a job and write their pictures; return scene number -> boxes."""
-    first = job.splits[0]
+def draw_scenes(
+    folder: Path,
+    seed: int,
+    splits: Sequence[Split],
+    scenes: Sequence[Scene],
+    photographs: Mapping[str, tuple[Path, ...]] | None,
+) -> dict[int, tuple[Box, ...]]:
+    """Draw scenes, in a worker process, for the splits that show them alike; return scene number -> boxes."""
+    first = splits[0]
     boxes = {}
-    for scene in job.scenes:
-        draws = Draws(job.seed, first.plan, "drawing", scene.number)
-        jpeg, shown = draw_scene(scene.things, first.styles, draws, job.photographs, is_grey=first.is_grey)
-        path, *others = (job.folder / name for split in job.splits for name in split.picture_paths(scene.number))
+    for scene in scenes:
+        draws = Draws(seed, first.plan, "drawing", scene.number)
+        jpeg, shown = draw_scene(scene.things, first.styles, draws, photographs, is_grey=first.is_grey)
+        path, *others = (folder / name for split in splits for name in split.picture_paths(scene.number))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg)
         for other in others:

@@ -18,11 +18,10 @@ from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator import build, paths
 from advl_data.scenes.generator.build import (
     RECORD_FILE,
-    DrawingJob,
+    draw_scenes,
     folder_digest,
     made_with,
     run_build_scenes,
-    run_job,
     task_splits,
 )
 from advl_data.scenes.generator.vocabulary import DESCRIPTIONS_FILE, load_vocabulary
@@ -216,7 +215,7 @@ def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(build.os, "link", refuse)
     train = task_splits(TINY)[0]
     scenes = [task.scene for group in train.planned(load_vocabulary(), 0) for task in group.task_scenes]
-    run_job(DrawingJob(folder=tmp_path, seed=0, splits=(train,), scenes=tuple(scenes)))
+    draw_scenes(tmp_path, 0, [train], scenes, None)
     paths = [tmp_path / path for path in train.picture_paths(0)]
     assert len({path.read_bytes() for path in paths}) == 1
     assert len({path.stat().st_ino for path in paths}) == 3
