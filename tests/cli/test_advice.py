@@ -281,14 +281,6 @@ def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "secret" not in message
 
 
-def test_a_missing_cache_is_extracted_from_where_the_data_lie(capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["--dataset", "scenes-vcr", "--output", "runs/a", "--data-root", "/da ta"]
-    code, message = complaint(capsys, "finetune", *typed)
-    assert code == 2
-    assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in message
-    assert advised(message) == ["advl", "finetune", *typed, "--cache", "caches/NAME/scenes-vcr/train"]
-
-
 @pytest.mark.parametrize("name", ["my däta, (v1)", "it's; && (mine), there"])
 def test_a_folder_of_any_name_is_advised_as_it_is_typed(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

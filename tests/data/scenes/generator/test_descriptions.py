@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from advl_data.scenes.generator.vocabulary import (
-    ASPECTS,
-    DESCRIPTIONS_FILE,
     HELD_OUT,
     Description,
-    load_vocabulary,
     read_descriptions,
     read_tables,
 )
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.base.packages import read_data
-
-VOCABULARY = load_vocabulary()
-DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)
-
-
-def test_all_kinds_are_described_richly_in_the_order_of_the_vocabulary() -> None:
-    text = read_data(DESCRIPTIONS_FILE)
-    headings = re.findall(r"^\[(.+)\]  # (.+)$", text, flags=re.MULTILINE)
-    assert headings == [(kind.code, kind.name) for kind in DESCRIBED]
-    assert list(tomllib.loads(text)) == [kind.code for kind in DESCRIBED]
-    assert {key for table in tomllib.loads(text).values() for key in table} == {*ASPECTS, HELD_OUT}
-    for kind in DESCRIBED:
-        assert len(kind.descriptions) >= 6, kind.name
-        assert len({description.aspect for description in kind.descriptions}) >= 4, kind.name
-        assert len(kind.held_out) >= 2, kind.name
-        assert {description.aspect for description in kind.held_out} == {HELD_OUT}
-
 
 CAT = """
 [1F408]

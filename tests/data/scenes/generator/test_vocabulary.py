@@ -22,22 +22,6 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.packages import read_data
 
 VOCABULARY = load_vocabulary()
-UNNAMED = [kind for kind in VOCABULARY.labelled if not kind.named]
-
-
-def test_a_quarter_of_the_labelled_kinds_is_unnamed_and_every_family_keeps_named_ones() -> None:
-    assert len(UNNAMED) == 33
-    assert all(kind.named for kind in (*VOCABULARY.unseen, *VOCABULARY.containers))
-    for family in {kind.family for kind in VOCABULARY.labelled}:
-        members = [kind for kind in VOCABULARY.labelled if kind.family == family]
-        assert sum(kind.named for kind in members) >= 2
-
-
-def test_no_other_name_and_no_hypernym_says_a_word_of_an_unnamed_kind() -> None:
-    hypernym_words = {word for kind in VOCABULARY.kinds for word in kind.family.hypernym.split()}
-    for kind in UNNAMED:
-        others = {word for other in VOCABULARY.kinds if other != kind for word in other.name.split()}
-        assert not set(kind.name.split()) & (hypernym_words | others)
 
 
 def test_every_kind_has_one_container_that_may_hide_it_and_is_not_taken_for_its_like() -> None:
