@@ -1,11 +1,11 @@
-"""Shuffled padded batches of 64 from a cache, warm and cold, beside np.memmap doing the same.
+"""Shuffled batches of 64 from a cache, warm and cold, beside np.memmap doing the same.
 
 Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
 kernel was told to drop the pages of the files before, and one epoch is read, by the clock. "Warm" means that all were
 read once; where a reader has one thread, its rate is per second of processor time, which other jobs leave alone.
 Opening is apart.
 
-Shapes: N units, B units of a batch, M tokens of the longest of them, D feature width.
+Shapes: N units, B units of a batch, M token rows, D feature width.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.arrays import ids_to_bytes
-from advl_pipeline.cache.commit_records import ModalityRecord
+from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
+from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
-from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache, plan_cache
+from advl_pipeline.cache.writer import CacheWriter, begin_cache, plan_cache
 from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.rows import Row, ratio_row, thousands
 
@@ -106,47 +108,46 @@ def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Call
 
 
 def read_cache(path: Path) -> Reader:
-    """Padded batches as training reads them: those further on are announced to the kernel."""
+    """Rows of each batch as training reads them: by unit id, and those further on are announced to the kernel."""
 
     def opened() -> Epoch:
         store = open_cache(path).stores()["text"]
+        ids = list(store.ids)
 
         def read(seed: int) -> Iterator[int]:
-            order = epoch_order(len(store), seed=seed, epoch=0)
-            batches = [order[first : first + BATCH_SIZE] for first in range(0, len(order), BATCH_SIZE)]
+            batches = _batches(ids, seed)
             store.begin_epoch()
-            for number, position_B in enumerate(batches):
+            for number, batch in enumerate(batches):
                 if number % _BATCHES_ANNOUNCED == 0:
-                    store.announce_positions(np.concatenate(batches[number : number + 2 * _BATCHES_ANNOUNCED]))
-                stored_BMD, length_B = store.padded_tokens(position_B)
-                store.padded_scales(position_B)
-                mask_BM = np.arange(stored_BMD.shape[1]) < length_B[:, None]
-                batch = (store.global_rows(position_B), stored_BMD, mask_BM)
-                yield len(batch[0])
+                    announced = batches[number : number + 2 * _BATCHES_ANNOUNCED]
+                    store.announce([unit_id for ids_B in announced for unit_id in ids_B])
+                store.stored_tokens(batch)
+                yield len(store.global_features(batch))
 
         return read
 
     return opened
 
 
+def _batches(units: Sequence[Any], seed: int) -> list[list[Any]]:
+    order = [units[place] for place in epoch_order(len(units), seed=seed, epoch=0).tolist()]
+    return [order[first : first + BATCH_SIZE] for first in range(0, len(order), BATCH_SIZE)]
+
+
 def _memmap(folder: Path, corpus: Corpus) -> Reader:
-    """The usual code: a flat `.npy` of rows, mapped; global features, padded rows and their mask, batch by batch."""
-    ends_N = np.cumsum(corpus.lengths_N, dtype=np.int64)
+    """The usual code: a flat `.npy` of rows, mapped, found by unit id; the rows and global features of each batch."""
+    ends_N = np.cumsum(corpus.lengths_N, dtype=np.int64).tolist()
+    place_of = {corpus.unit_id(number): number for number in range(len(corpus))}
 
     def opened() -> Epoch:
         rows_RD = np.load(folder / "values.npy", mmap_mode="r")
         global_ND = np.load(folder / "global.npy", mmap_mode="r")
 
         def read(seed: int) -> Iterator[int]:
-            order = epoch_order(len(corpus), seed=seed, epoch=0)
-            for first in range(0, len(order), BATCH_SIZE):
-                units = order[first : first + BATCH_SIZE]
-                length_B = corpus.lengths_N[units]
-                padded_BMD = np.zeros((len(units), int(length_B.max()), DIM), np.float16)
-                for target_MD, end, length in zip(padded_BMD, ends_N[units].tolist(), length_B.tolist(), strict=True):
-                    target_MD[:length] = rows_RD[end - length : end]
-                batch = (global_ND[units], padded_BMD, np.arange(padded_BMD.shape[1]) < length_B[:, None])
-                yield len(batch[0])
+            for batch in _batches(list(place_of), seed):
+                units = [place_of[unit_id] for unit_id in batch]
+                np.concatenate([rows_RD[ends_N[unit] - corpus.lengths_N[unit] : ends_N[unit]] for unit in units])
+                yield len(global_ND[units])
 
         return read
 
@@ -200,16 +201,18 @@ def pictures(num_units: int) -> Corpus:
 
 def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16") -> None:
     """Write the corpus as a cache of texts."""
-    plan = ModalityPlan(
-        unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
-        lengths_N=corpus.lengths_N,
-        shape=ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False),
+    store, identity = FolderStore(folder), {"corpus": corpus.name}
+    shape = ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False)
+    record = PlanRecord(
+        identity_sha256=digest(identity),
+        stored_dtype=stored_dtype,
+        shard_rows=65536,
+        modalities={"text": shape},
+        files={},
+        provenance={},
     )
-    store = FolderStore(folder)
-    identity = {"corpus": corpus.name}
-    planned = plan_cache(
-        identity=identity, provenance={}, stored_dtype=stored_dtype, shard_rows=65536, modalities={"text": plan}
-    )
+    unit_ids_N16 = ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))])
+    planned = plan_cache(record, {"text": unit_ids_N16}, {"text": corpus.lengths_N})
     begin_cache(store, planned, identity)
     writer = CacheWriter(store)
     units = corpus.units()

@@ -38,21 +38,22 @@ def info(config: InfoConfig) -> Iterator[Any]:
 
     result = run_info(config)
     yield result
-    state = "complete" if result.is_complete else "not finished: the command that began it resumes"
-    teacher, dataset = result.identity["teacher"], result.identity["dataset"]
-    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
-    called = name_in_records(result.identity, result.provenance)
+    state = "complete" if result["is_complete"] else "not finished: the command that began it resumes"
+    teacher, dataset = result["identity"]["teacher"], result["identity"]["dataset"]
+    click.echo(f"{result['path']}: {state}, {result['num_bytes'] / 1e6:.1f} MB, {result['stored_dtype']}")
+    called = name_in_records(result["identity"], result["provenance"])
     click.echo(f"teacher {teacher['name']}, dataset {called}, split {dataset['split']}")
-    for name, item in result.modalities.items():
-        tokens = f"{item.num_token_rows} token rows of {item.token_dim}" if item.token_dim else "no token features"
+    for name, item in result["modalities"].items():
+        width = item["token_dim"]
+        tokens = f"{item['num_token_rows']} token rows of {width}" if width else "no token features"
         click.echo(
-            f"{name}: {item.num_units} units of {item.global_dim}, {tokens}, "
-            f"{item.committed_shards} of {item.num_shards} shards, {item.clipped} values clipped"
+            f"{name}: {item['num_units']} units of {item['global_dim']}, {tokens}, "
+            f"{item['committed_shards']} of {item['num_shards']} shards, {item['clipped']} values clipped"
         )
-        for unit, reason in item.quarantined.items():
+        for unit, reason in item["quarantined"].items():
             click.echo(f"  not readable: {unit} ({reason})")
-    say_grid(result.provenance.get("averaged_grid", {}))
-    for item_set in result.confidences:
+    say_grid(result["provenance"].get("averaged_grid", {}))
+    for item_set in result["confidences"]:
         identity = item_set["identity"]
         click.echo(
             f"confidence {item_set['key']}: {item_set['num_examples']} examples of {identity['dataset']}, "
@@ -123,17 +124,17 @@ def repair_cache(config: RepairConfig) -> Iterator[Any]:
 
 @config_command(ExportConfig, "export", group=cache, arguments=("cache",))
 def export_cache(config: ExportConfig) -> Iterator[Any]:
-    """Write a cache's features as HDF5 or safetensors.
+    """Write a cache's features as safetensors.
 
     \b
-    advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
+    advl cache export caches/minilm-l6/vcr/train --output features
     """
     from advl_pipeline.cache.commands import run_cache_export
 
     result = run_cache_export(config)
     yield result
-    units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
-    click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
+    units = ", ".join(f"{count} {name} units" for name, count in result["num_units"].items())
+    click.echo(f"wrote {units}, {result['num_bytes'] / 1e6:.1f} MB, to {result['output']}")
 
 
 @config_command(PushConfig, "push", group=cache, arguments=("cache", "repository"))
@@ -168,7 +169,7 @@ def pull(config: PullConfig) -> Iterator[Any]:
 def import_(config: ImportConfig) -> Iterator[Any]:
     """Make a cache from features that exist: a detector's regions, or arrays that are filed under pictures.
 
-    Region students read their caches of regions with --regions. What is to be written is said first.
+    Region students read their caches of regions with --regions. --dry-run says how large it will be.
 
     \b
     advl cache import train36.tsv --name butd --dataset vqa-v2 --split train
@@ -183,7 +184,11 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     result = run_import(config)
     yield result
     if result.dry_run:
-        click.echo(f"would write {result.path}")
+        (image,) = result.estimates
+        click.echo(
+            f"would write {result.path}: {image.num_units:,} pictures, {image.num_token_rows:,} rows, "
+            f"{image.num_bytes / 1e9:.3f} GB, where {(result.free_bytes or 0) / 1e9:.1f} GB are free"
+        )
         return
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 
@@ -201,5 +206,5 @@ def prune(config: PruneConfig) -> Iterator[Any]:
     result = run_prune(config)
     yield result
     verb = "would remove" if config.dry_run else "removed"
-    removed = [str(config.cache) if name == "." else name for name in result.removed]
-    click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
+    removed = [str(config.cache) if name == "." else name for name in result["removed"]]
+    click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result['num_bytes'] / 1e6:.1f} MB)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,14 +95,14 @@ def check_command(config: CheckTeacherConfig) -> Iterator[Any]:
     from advl_pipeline.teachers.teacher_check import run_check_teacher
 
     result = run_check_teacher(config)
-    exit_with(0 if result.is_good else 1)
-    yield {**dataclasses.asdict(result), "is_good": result.is_good}
-    for tower in result.towers:
-        click.echo(f"{result.name}, {tower.modality} tower: parameters {tower.parameters[:16]}")
-        click.echo(f"  widths             {tower.global_dim} global, {tower.token_dim} tokens")
-        click.echo(f"  largest value      {tower.largest_value:.4g} (float16 holds 65504)")
-        click.echo(f"  batch invariance   {tower.batch_difference:.1e} of the largest value")
-        click.echo(f"  speed here         {tower.units_per_second:.1f} units/s")
-        for problem in tower.problems:
+    exit_with(0 if result["is_good"] else 1)
+    yield result
+    for tower in result["towers"]:
+        click.echo(f"{result['name']}, {tower['modality']} tower: parameters {tower['parameters'][:16]}")
+        click.echo(f"  widths             {tower['global_dim']} global, {tower['token_dim']} tokens")
+        click.echo(f"  largest value      {tower['largest_value']:.4g} (float16 holds 65504)")
+        click.echo(f"  batch invariance   {tower['batch_difference']:.1e} of the largest value")
+        click.echo(f"  speed here         {tower['units_per_second']:.1f} units/s")
+        for problem in tower["problems"]:
             click.echo(f"  problem: {problem}")
-    click.echo("good" if result.is_good else "not good")
+    click.echo("good" if result["is_good"] else "not good")

@@ -17,8 +17,6 @@ import advl_pipeline as advl
 SETTINGS = advl.PixelSettings(
     height=64,
     width=64,
-    fit="squash",
-    short_edge=0,
     interpolation="bilinear",
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-_DAMAGE = (
+DAMAGE = (
     AttributeError,  # a member that is no array
     EOFError,
     OSError,
@@ -45,5 +45,5 @@ def read_array_archive(
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if wanted(name)}
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DamagedArchive(f"not an archive of arrays: {error}") from None

@@ -40,12 +40,12 @@ class Output:
     """What a command makes of the path that an option names; `outputs.require_outputs` refuses the rest.
 
     `makes`: a folder of ours of that kind; `folders`, such folders below the path; `new`, a file or a folder where
-    nothing is; `file`, one file; `lines`, lines that are appended to one file. `begins` is a regular expression that
-    the beginning of each file matches which the command writes, in whichever of its forms. `home` is the option that
-    names a folder of ours in which such files lie, and the pattern of their names in it.
+    nothing is; `file`, one file. `begins` is a regular expression that the beginning of each file matches which the
+    command writes, in whichever of its forms. `home` is the option that names a folder of ours in which such files
+    lie, and the pattern of their names in it.
     """
 
-    makes: FolderKind | Literal["folders", "new", "file", "lines"]
+    makes: FolderKind | Literal["folders", "new", "file"]
     begins: bytes = rb"\Z."
     home: tuple[str, str] | None = None
 

@@ -39,7 +39,7 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
     """Refuse a command whose outputs would take the place of something else. Nothing is written.
 
     An output lies in no folder of ours of another kind and over no input of the same command. A file that is there is
-    replaced, or appended to, only where it begins as this command's own do, or is replaced with `--replace`.
+    replaced only where it begins as this command's own do, or with `--replace`.
 
     Args:
         config: the command's configuration.
@@ -64,9 +64,8 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
                 case "folders":
                     require_outside(path / "any", option=flag_of(name))
                     _require_writable(path.absolute(), option=flag_of(name))
-                case "new" | "file" | "lines":
-                    others = [other for other_name, (other, _) in outputs.items() if other_name != name]
-                    _require_file(config, name, path, output, inputs=inputs, others=others)
+                case "new" | "file":
+                    _require_file(config, name, path, output, inputs=inputs)
                 case kind:
                     require_folder(path, kind, option=flag_of(name))
                     if folder_kind(path) != kind:
@@ -87,9 +86,7 @@ def _require_notes(cache: Path, *, option: str) -> None:
             )
 
 
-def _require_file(
-    config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path], others: Sequence[Path]
-) -> None:
+def _require_file(config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path]) -> None:
     another, resolved = f"give another {flag_of(name)}", path.resolve()
 
     def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
@@ -108,22 +105,15 @@ def _require_file(
         raise refusal("The output is a link to nothing.", "it would be written where the link points")
     if path.exists() and any(map(path.samefile, inputs)):
         raise refusal("The output would take the place of an input.", "the command reads it")
-    if any(resolved.is_relative_to(other.resolve()) for other in others):
-        raise refusal("One output would lie in another one.", "the command writes both")
     require_no_folder(path)
     _require_writable(path.absolute().parent, option=flag_of(name))
     if not path.exists():
         return
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-        # It is the command's own; an empty file may be appended to.
-        if re.match(output.begins, head) is not None or (output.makes == "lines" and not head):
-            return
-    else:
+    if not path.is_file():
         raise refusal("The output is no plain file.", "a device or a pipe lies there")
-    if output.makes == "lines":
-        raise refusal("A file lies there that this command did not write.", "lines are appended to its own files")
+    with path.open("rb") as file:
+        if re.match(output.begins, file.read(_HEAD_BYTES)) is not None:
+            return
     if not is_at_home and any(resolved.is_relative_to(folder.resolve()) for folder in inputs if folder.is_dir()):
         raise refusal("The output would take the place of an input.", "it lies in a folder that the command reads")
     if not getattr(config, "replace", False):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -41,8 +40,7 @@ class MappedArray:
             raise store.damaged("An array of the cache has impossible sizes.", spec.path)
         self.spec = spec
         self._store = store
-        self._maps: dict[int, mmap.mmap] = {}
-        self._views: dict[int, Rows] = {}
+        self._shards: dict[int, tuple[mmap.mmap, Rows]] = {}
         self._announced: set[tuple[int, int]] = set()
         self.was_read = False
         """Whether rows were asked for."""
@@ -53,31 +51,21 @@ class MappedArray:
     def shard(self, shard: int) -> Rows:
         """Return the rows that a shard file holds, as a view."""
         self.was_read = True
-        while (view := self._views.get(shard)) is None:
-            self._map(shard)
-        return view
+        return self._open(shard)[1]
 
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """Return rows [first, first + length) for each pair, each within a shard; copies where files come and go."""
-        if self._store.reads_whole:
-            return self._copies(first_Q, length_Q)
+        """Return rows [first, first + length) for each pair, each within a shard: views, of a disk cache copies."""
         shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
-        views = {shard: self.shard(shard) for shard in set(shard_Q.tolist())}
-        return [
-            views[shard][first:after]
-            for shard, first, after in zip(
-                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
-            )
-        ]
-
-    def _copies(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        # Shard by shard, and no view kept, so that no more than one file has to be here at once.
-        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
-        copies: dict[int, Rows] = {}
+        shards, firsts, afters = shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist()
+        stretches: dict[int, Rows] = {}
+        current, rows = -1, None
+        # Shard by shard, so that no more than one file of a disk cache is open at once.
         for place in np.argsort(shard_Q, kind="stable").tolist():
-            first = int(offset_Q[place])
-            copies[place] = self.shard(int(shard_Q[place]))[first : first + int(length_Q[place])].copy()
-        return [copies[place] for place in range(len(copies))]
+            if rows is None or shards[place] != current:
+                current, rows = shards[place], self.shard(shards[place])
+            stretch = rows[firsts[place] : afters[place]]
+            stretches[place] = stretch.copy() if self._store.is_disk_cache else stretch
+        return [stretches[place] for place in range(len(stretches))]
 
     def gather(self, positions_Q: Positions) -> Rows:
         """Return a copy of the rows at the given positions."""
@@ -91,8 +79,8 @@ class MappedArray:
         return gathered
 
     def whole(self) -> Rows:
-        """Return all rows: a view when the array lies in one shard, else a copy."""
-        if self.spec.num_shards == 1:
+        """Return all rows: a view when the array lies in one shard and no disk cache holds it, else a copy."""
+        if self.spec.num_shards == 1 and not self._store.is_disk_cache:
             return self.shard(0)[: len(self)]
         return np.concatenate(
             [self.shard(shard)[: self.spec.valid_rows(shard)] for shard in range(self.spec.num_shards)]
@@ -118,7 +106,7 @@ class MappedArray:
 
     def is_resident(self, row: int) -> bool:
         """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
-        if self._store.reads_whole:
+        if self._store.is_disk_cache:
             return True  # Looking would fetch it.
         shard = row // self.spec.shard_rows
         begin_Q, _ = self._stretch_bytes(shard, np.array([row]), np.array([1]))
@@ -129,26 +117,27 @@ class MappedArray:
                 return False
 
     def _stretch_bytes(self, shard: int, first_Q: Positions, length_Q: Positions) -> tuple[list[int], list[int]]:
-        self._map(shard)
         begin_Q = (first_Q - shard * self.spec.shard_rows) * self.spec.row_bytes
         return begin_Q.tolist(), (begin_Q + length_Q * self.spec.row_bytes).tolist()
 
     def _advise(self, shard: int, begin: int, end: int) -> None:
-        mapped = self._maps[shard]
+        mapped, _ = self._open(shard)
         begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
         end = min(end, len(mapped))
         if begin < end:
             mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if (mapped := self._maps.get(shard)) is not None:
-            return mapped
-        name = self.spec.shard_path(shard)
-        with self._store.opened(name, release=partial(self.forget, shard)) as descriptor:
-            return self.map_shard(shard, descriptor)
+    def _open(self, shard: int) -> tuple[mmap.mmap, Rows]:
+        if (opened := self._shards.get(shard)) is None:
+            with self._store.opened(self.spec.shard_path(shard)) as descriptor:
+                opened = self.mapped(shard, descriptor)
+            # A map would keep the room that a disk cache gives to other files.
+            if not self._store.is_disk_cache:
+                self._shards[shard] = opened
+        return opened
 
-    def map_shard(self, shard: int, descriptor: int) -> mmap.mmap:
-        """Take a shard from a file that is open already; raises `CorruptCache`."""
+    def mapped(self, shard: int, descriptor: int) -> tuple[mmap.mmap, Rows]:
+        """Return the map of a shard file that is open, and its rows; raises `CorruptCache`."""
         spec, size = self.spec, os.fstat(descriptor).st_size
         if size != spec.file_bytes(shard):
             raise self._store.damaged(
@@ -161,14 +150,7 @@ class MappedArray:
             raise self._store.damaged("The index of a shard is damaged.", spec.shard_path(shard))
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
-        self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
-        self._maps[shard] = mapped
-        return mapped
-
-    def forget(self, shard: int) -> None:
-        """Let go of a mapped file; what was handed out of it stays valid."""
-        self._views.pop(shard, None)
-        self._maps.pop(shard, None)
+        return mapped, view.reshape(spec.stored_rows(shard), *spec.shape[1:])
 
 
 def are_spans(rows_M2: Rows) -> bool:

@@ -1,33 +1,31 @@
 """The commands that need a cache alone: what it holds at a glance, its export, removing what is no longer wanted.
 
-Exports are HDF5 or safetensors, written a few thousand units at a time.
+An export is safetensors, written a few thousand units at a time.
 
 Shapes: M token rows, D feature width.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from advl_pipeline.base.atomic import give_usual_mode, make_folder, replacing
-from advl_pipeline.base.errors import StorageError, again, unknown_name
+from advl_pipeline.base.errors import StorageError, again
 from advl_pipeline.base.folders import may_note
-from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.confidence import committed_keys, list_confidence, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.identity import PROVENANCE_FILE, canonical_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
+from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
     WORK_FOLDER,
@@ -44,18 +42,8 @@ _UNITS_AT_ONCE = 4096
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportResult:
-    """What was written."""
-
-    output: Path
-    files: tuple[str, ...]
-    num_units: dict[str, int]
-    num_bytes: int
-
-
-def run_cache_export(config: ExportConfig) -> ExportResult:
-    """Write a cache's features in another format.
+def run_cache_export(config: ExportConfig) -> dict[str, Any]:
+    """Write a cache's features as safetensors, and say what was written.
 
     Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
 
@@ -65,17 +53,26 @@ def run_cache_export(config: ExportConfig) -> ExportResult:
     """
     require_outputs(config)
     cache = open_cache(config.cache)
-    writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors}
     make_folder(config.output.parent)
     with replacing(config.output, SafetensorError) as partial:
-        writers[config.to](cache, partial)
-    files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
-    return ExportResult(
-        output=config.output,
-        files=tuple(path.name for path in files),
-        num_units={name: len(store) for name, store in cache.stores().items()},
-        num_bytes=sum(path.stat().st_size for path in files),
-    )
+        partial.mkdir()
+        for modality, store in cache.stores().items():
+            for number, (ids, arrays) in enumerate(_parts(store)):
+                path = partial / f"{modality}-{number:05d}.safetensors"
+                content = {"unit_id": ids_to_bytes(ids), **arrays}
+                save_file(
+                    {name: np.ascontiguousarray(rows) for name, rows in content.items()},
+                    path,
+                    metadata={"identity": canonical_json(cache.identity).decode()},
+                )
+                give_usual_mode(path)
+    files = sorted(config.output.iterdir())
+    return {
+        "output": config.output,
+        "files": [path.name for path in files],
+        "num_units": {name: len(store) for name, store in cache.stores().items()},
+        "num_bytes": sum(path.stat().st_size for path in files),
+    }
 
 
 def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
@@ -86,119 +83,13 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
         arrays: Arrays = {"global": store.global_features(chosen)}
         if store.has_tokens:
             arrays["token_values"], arrays["token_lengths"] = store.token_features(chosen)
-            if store.has_spans:
-                arrays["char_spans"] = store.char_spans(chosen)
-            if store.has_kept:
-                arrays["token_kept"] = store.kept_tokens(chosen)
-            if store.has_regions:
-                arrays |= {f"token_{name}": rows for name, rows in store.regions(chosen).items()}
+            for name, rows in store.token_columns(chosen).items():
+                arrays[name if name == "char_spans" else f"token_{name}"] = rows
         yield chosen, arrays
 
 
-class _HeldFile(io.FileIO):
-    """A file for HDF5, which crashes when it must close a file after a failed write: failures are held back.
-
-    From the first failure on, writes seem to succeed; `raise_failure` tells of it.
-    """
-
-    _failure: OSError | None = None
-
-    def write(self, data: Any, /) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
-        try:
-            while left and self._failure is None:
-                left = left[super().write(left) :]
-        except OSError as error:
-            self._failure = error
-        return size
-
-    def truncate(self, size: int | None = None, /) -> int:
-        if self._failure is None:
-            try:
-                return super().truncate(size)
-            except OSError as error:
-                self._failure = error
-        return size or 0
-
-    def raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-
-def _to_hdf5(cache: TeacherCache, output: Path) -> None:
-    import h5py
-
-    with _HeldFile(output, "w+b") as held:
-        with h5py.File(held, "w") as file:
-            file.attrs["identity"] = canonical_json(cache.identity).decode()
-            for modality, store in cache.stores().items():
-                group = file.create_group(modality)
-                for chosen, arrays in _parts(store):
-                    held.raise_failure()
-                    for name, rows in {"unit_id": np.array(chosen, "S32"), **arrays}.items():
-                        if name not in group:
-                            group.create_dataset(
-                                name,
-                                data=rows,
-                                maxshape=(None, *rows.shape[1:]),
-                                chunks=(min(512, max(1, len(rows))), *rows.shape[1:]),
-                            )
-                        else:
-                            before = group[name].shape[0]
-                            group[name].resize(before + len(rows), axis=0)
-                            group[name][before:] = rows
-        held.raise_failure()
-
-
-def _to_safetensors(cache: TeacherCache, output: Path) -> None:
-    from safetensors.numpy import save_file
-
-    output.mkdir()
-    for modality, store in cache.stores().items():
-        for number, (chosen, arrays) in enumerate(_parts(store)):
-            path = output / f"{modality}-{number:05d}.safetensors"
-            identifiers = np.frombuffer(bytes.fromhex("".join(chosen)), np.uint8).reshape(len(chosen), -1)
-            content = {"unit_id": identifiers, **arrays}
-            save_file(
-                {name: np.ascontiguousarray(rows) for name, rows in content.items()},
-                path,
-                metadata={"identity": canonical_json(cache.identity).decode()},
-            )
-            give_usual_mode(path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModalityInfo:
-    """Counts of one modality; `token_dim` is None where there are no token features."""
-
-    num_units: int
-    num_token_rows: int
-    global_dim: int
-    token_dim: int | None
-    num_shards: int
-    committed_shards: int
-    quarantined: Mapping[str, str]
-    clipped: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheInfo:
-    """Summary of a cache. `num_bytes` counts what is on disk or in the store."""
-
-    path: Location
-    is_complete: bool
-    num_bytes: int
-    stored_dtype: str
-    shard_rows: int
-    modalities: Mapping[str, ModalityInfo]
-    confidences: tuple[Mapping[str, Any], ...]
-    identity: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-
-
-def run_info(config: InfoConfig) -> CacheInfo:
-    """Summarise a cache.
+def run_info(config: InfoConfig) -> dict[str, Any]:
+    """Summarise a cache; `num_bytes` counts what is on disk or in the store.
 
     Raises:
         ConfigError: there is no cache.
@@ -210,46 +101,39 @@ def run_info(config: InfoConfig) -> CacheInfo:
     writer = CacheWriter(store)
     complete = load_complete(store) if COMPLETE_RECORD in sizes else None
     committed = committed_shards(sizes)
-    modalities = {}
+    modalities: dict[str, Any] = {}
     for name, shape in writer.plan.modalities.items():
         placement = writer.placement(name)
-        modalities[name] = ModalityInfo(
-            num_units=shape.num_units,
-            num_token_rows=int(placement.lengths_N.sum()),
-            global_dim=shape.global_dim,
-            token_dim=shape.token_dim,
-            num_shards=placement.num_shards,
-            committed_shards=sum(modality == name for modality, _ in committed),
-            quarantined=complete.quarantined.get(name, {}) if complete else {},
-            clipped=complete.clipped.get(name, 0) if complete else 0,
-        )
-    return CacheInfo(
-        path=config.cache,
-        is_complete=complete is not None,
-        num_bytes=sum(max(0, size) for size in sizes.values()),
-        stored_dtype=writer.stored,
-        shard_rows=writer.plan.shard_rows,
-        modalities=modalities,
-        confidences=tuple(list_confidence(config.cache)),
-        identity=read_metadata(store, IDENTITY_FILE),
-        provenance=read_metadata(store, PROVENANCE_FILE),
-    )
+        modalities[name] = {
+            "num_units": shape.num_units,
+            "num_token_rows": int(placement.lengths_N.sum()),
+            "global_dim": shape.global_dim,
+            "token_dim": shape.token_dim,
+            "num_shards": placement.num_shards,
+            "committed_shards": sum(modality == name for modality, _ in committed),
+            "quarantined": complete.quarantined.get(name, {}) if complete else {},
+            "clipped": complete.clipped.get(name, 0) if complete else 0,
+        }
+    return {
+        "path": config.cache,
+        "is_complete": complete is not None,
+        "num_bytes": _size(sizes),
+        "stored_dtype": writer.stored,
+        "shard_rows": writer.plan.shard_rows,
+        "modalities": modalities,
+        "confidences": list_confidence(config.cache),
+        "identity": read_metadata(store, IDENTITY_FILE),
+        "provenance": read_metadata(store, PROVENANCE_FILE),
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PruneResult:
-    """What was removed, or would be."""
-
-    path: Location
-    removed: tuple[str, ...]
-    num_bytes: int
-
-
-def run_prune(config: PruneConfig) -> PruneResult:
+def run_prune(config: PruneConfig) -> dict[str, Any]:
     """Remove sets of confidences, leftovers of stopped runs in a complete cache, or the cache itself.
 
+    It says what was removed, or would be.
+
     Raises:
-        ConfigError: there is no cache, or no set of that key.
+        ConfigError: there is no cache.
         InUse: an extraction writes the cache at this moment.
     """
     store = open_store(config.cache)
@@ -275,13 +159,8 @@ def run_prune(config: PruneConfig) -> PruneResult:
                         where=store.where(min(left)),
                         next_command=again("see who may write there, then give the same command again"),
                     )
-        return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
-    known = committed_keys(sizes)
-    chosen = known if config.all_confidences else list(config.confidence)
-    for key in chosen:
-        if key not in known:
-            raise unknown_name(f"There is no set of confidences {key!r}.", key, known, where=str(config.cache))
-    keys = [*chosen, *unfinished_keys(sizes)]
+        return {"path": config.cache, "removed": ["."], "num_bytes": _size(sizes)}
+    keys = [*(committed_keys(sizes) if config.all_confidences else []), *unfinished_keys(sizes)]
     has_leftovers = COMPLETE_RECORD in sizes and any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
     folders = [f"confidence/{key}" for key in keys] + ([WORK_FOLDER] if has_leftovers else [])
     if not config.dry_run:
@@ -290,10 +169,9 @@ def run_prune(config: PruneConfig) -> PruneResult:
         if has_leftovers:
             with holding(store):
                 clear_work(store)
-    size = _size(
-        {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
-    )
-    return PruneResult(path=config.cache, removed=tuple(folders), num_bytes=size)
+    below = tuple(f"{folder}/" for folder in folders)
+    num_bytes = _size({name: size for name, size in sizes.items() if name.startswith(below)})
+    return {"path": config.cache, "removed": folders, "num_bytes": num_bytes}
 
 
 def _size(sizes: Mapping[str, int]) -> int:

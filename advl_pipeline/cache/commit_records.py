@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from advl_pipeline.base.errors import CorruptCache, IdentityMismatch
-from advl_pipeline.cache.identity import SCHEMA_VERSION, digest, renew_command
+from advl_pipeline.cache.identity import SCHEMA_VERSION, digest, extract_command
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.store import FileEntry, Files, Readable, render_json
 
@@ -187,7 +187,7 @@ def load_plan(store: Readable) -> PlanRecord:
                 "Compressed caches are not read any more.",
                 where=str(store.location),
                 why="its token features are compressed by zstd, which saved 8 % of the bytes for most of the speed",
-                next_command=renew_command(config, store.location) if config else "extract it again",
+                next_command=extract_command(config, store.location, renew=True),
             )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})

@@ -1,28 +1,29 @@
 """A bounded folder of this machine that holds files of remote caches: what finetuning reads them through.
 
-Several processes may use one folder. A file is fetched under a kernel lock on its partial copy, checked against the
-digest in the cache's commit record while it comes in, and again when another process first maps it. A mapped file
-carries a shared lock, which lives as long as the map; only a file whose lock can be had alone is evicted, least
-recently opened first. The bound holds for everything under the folder, fetches in flight included. Files that will be
-read soon are fetched ahead, a few at once, in the order of need, into free room only.
+Several processes may use one folder. A file is fetched under a lock by one of them, checked against the digest in the
+cache's commit record while it comes in, and again when another process first opens it. The files that were opened
+longest ago go first; who is reading one goes on, as it has it open. The bound holds for everything under the folder,
+fetches in flight included. Files that will be read soon are fetched ahead, a few at once, in the order of need, into
+free room only.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
+import stat
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.base.atomic import writing
-from advl_pipeline.base.errors import AdvlError, StorageError
+from advl_pipeline.base.atomic import partial_beside, writing
+from advl_pipeline.base.errors import AdvlError, InUse, StorageError
 from advl_pipeline.base.locations import Location
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.store import (
     Buffer,
@@ -36,11 +37,9 @@ from advl_pipeline.cache.store import (
 )
 
 _DAMAGED = "A file of the cache is damaged."
-_LOCK_FILE = ".lock"
-_PARTIAL = ".partial"
+_LOCK = ".lock"
 _SECONDS_TO_WAIT_FOR_ROOM = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_BETWEEN_TRIES = 0.01
 _CONNECTIONS = 4
 """An object store gives one connection a part of what the line gives."""
 
@@ -56,7 +55,7 @@ class DiskCache(Readable):
         key: names the content of the cache, such as the digest of its complete record.
     """
 
-    reads_whole = True
+    is_disk_cache = True
 
     def __init__(
         self, location: Location, stream: Stream, config: DiskCacheConfig, files: Files, *, key: str
@@ -67,10 +66,11 @@ class DiskCache(Readable):
         self._stream = stream
         self._config = config
         self._verified: set[tuple[int, int, int]] = set()
-        self._releases: OrderedDict[str, Callable[[], None]] = OrderedDict()
-        self._lock = threading.Lock()
         self._opened_ns = time.time_ns()
-        self._ahead = FetchAhead(self._fetch_into_free_room)
+        self._requested: set[str] = set()
+        self._ahead: deque[str] = deque()
+        self._num_threads = 0
+        self._lock = threading.Lock()
 
     def get(self, name: str) -> bytes:
         """As `Readable.get`, as the commit record says it must be; it stays here."""
@@ -78,12 +78,8 @@ class DiskCache(Readable):
             return os.pread(descriptor, self._files[name].num_bytes, 0)
 
     @contextmanager
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """As `Readable.opened`.
-
-        The descriptor carries a shared lock that keeps the file here: for as long as a map lives that was made in the
-        block.
-        """
+    def opened(self, name: str) -> Iterator[int]:
+        """As `Readable.opened`."""
         if name not in self._files:
             raise self.damaged(_DAMAGED, name, "its commit record does not list it")
         descriptor = self._open_sound(name)
@@ -92,10 +88,6 @@ class DiskCache(Readable):
             with suppress(OSError):
                 os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
             yield descriptor
-            # Not before: asked too early, a reader would have nothing to let go of, and keep the file for good.
-            with self._lock:
-                self._releases[name] = release
-                self._releases.move_to_end(name)
         finally:
             os.close(descriptor)
 
@@ -109,55 +101,73 @@ class DiskCache(Readable):
                     self._fetch(name)
                     continue
                 stack.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                # Evicted between the two calls, or damaged on this disk, it is fetched again.
-                if not os.fstat(descriptor).st_nlink:
-                    continue
-                if (key := _content_key(descriptor)) in self._verified or hash_file(descriptor) == self._files[name]:
+                status = os.fstat(descriptor)
+                key = status.st_ino, status.st_size, status.st_mtime_ns
+                if key in self._verified or hash_file(descriptor) == self._files[name]:
                     self._verified.add(key)
                     stack.pop_all()
                     return descriptor
+                # Damaged on this disk, it is fetched again.
                 path.unlink(missing_ok=True)
 
-    def fetch_ahead(self, names: Iterable[str]) -> None:
-        """Fetch files in the background, in this order, while nothing that was read lately has to go for them."""
-        self._ahead.request(name for name in names if name in self._files)
-
-    def _fetch_into_free_room(self, name: str) -> bool:
-        return safe_path(self.root, name).exists() or self._fetch(name, free_room_only=True)
-
     def _fetch(self, name: str, *, free_room_only: bool = False) -> bool:
+        """Bring a file here, or wait for who brings it; returns False where there is no free room for it."""
         path, entry = safe_path(self.root, name), self._files[name]
-        partial = path.with_name(path.name + _PARTIAL)
-        with writing(path), _opened_file(partial) as descriptor:
-            # Whoever holds the lock fetches; the others look until the file is there, and who fetches ahead has
-            # nothing to do. They must not wait for the lock: once the copy has its name, readers keep that lock for
-            # as long as they live.
-            while not _try_lock(descriptor):
-                if free_room_only or path.exists() or os.fstat(descriptor).st_nlink == 0:
-                    return True
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-            if os.fstat(descriptor).st_nlink == 0:
+        partial = partial_beside(path)
+        with process_lock(_lock_of(path), "this file", wait=None if free_room_only else _look_on), writing(path):
+            if path.exists():
                 return True
             try:
-                if path.exists():
-                    return True
-                if "/c/" not in name:
-                    # Of a few kilobytes of metadata it is not asked whether there is room.
-                    os.ftruncate(descriptor, entry.num_bytes)
-                elif not self._reserve(descriptor, entry.num_bytes, free_room_only=free_room_only):
+                # Of a few kilobytes of metadata it is not asked whether there is room.
+                if "/c/" in name and not self._reserve(partial, entry.num_bytes, free_room_only=free_room_only):
                     return False
-                self._download(name, descriptor, entry)
-                self._verified.add(_content_key(descriptor))
+                self._download(name, partial, entry)
                 partial.replace(path)
-                return True
             finally:
-                # The lock is still held: nobody else fetches while the file is here.
                 partial.unlink(missing_ok=True)
+        return True
 
-    def _download(self, name: str, descriptor: int, entry: FileEntry) -> None:
+    def _reserve(self, partial: Path, num_bytes: int, *, free_room_only: bool) -> bool:
+        """Make room for a file and take it, so that other processes count it while it comes in."""
+        deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
+        while True:
+            with process_lock(self._config.folder / _LOCK, "the disk cache", wait=_look_on):
+                if self._make_room(num_bytes, used_before=self._opened_ns if free_room_only else math.inf):
+                    partial.touch()
+                    os.truncate(partial, num_bytes)
+                    return True
+            if free_room_only:
+                return False
+            # What is in the way comes in at this moment.
+            if num_bytes > self._config.max_bytes or time.monotonic() > deadline:
+                raise StorageError(
+                    "The disk cache of remote caches is too small.",
+                    where=str(self._config.folder),
+                    why=f"it may hold {self._config.max_bytes / 1e9:.2f} GB, one file has {num_bytes / 1e9:.2f}",
+                    next_command="give a larger --disk-cache-gb",
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _make_room(self, num_bytes: int, *, used_before: float) -> bool:
+        files = []
+        for path in (self._config.folder / "reading").rglob("*"):
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and path.suffix != _LOCK:
+                    files.append((status.st_atime_ns, status.st_size, path))
+        used = sum(size for _, size, _ in files)
+        for opened_ns, size, path in sorted(files):
+            if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
+                break
+            # Shards, and parts of them that a killed process left; not the few kilobytes of metadata.
+            if "/c/" in path.as_posix() and not _is_coming_in(path):
+                path.unlink(missing_ok=True)
+                used -= size
+        return used + num_bytes <= self._config.max_bytes
+
+    def _download(self, name: str, target: Path, entry: FileEntry) -> None:
         state = hashlib.sha256()
-        with open(descriptor, "wb", closefd=False) as file:
+        with target.open("r+b" if target.exists() else "wb") as file:
             try:
                 for block in self._stream(name):
                     state.update(block)
@@ -170,122 +180,52 @@ class DiskCache(Readable):
         if problem := content_problem(received, entry):
             raise self.damaged(_DAMAGED, name, problem)
 
-    def _reserve(self, descriptor: int, num_bytes: int, *, free_room_only: bool) -> bool:
-        """Make room for a file and take it, so that other processes count it while it comes in."""
-        if num_bytes > self._config.max_bytes:
-            raise self._no_room(f"one file of the cache has {num_bytes / 1e9:.2f} GB")
-        deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
-        while True:
-            with _opened_file(self._config.folder / _LOCK_FILE) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                os.ftruncate(descriptor, 0)
-                if self._make_room(num_bytes, used_before=self._opened_ns if free_room_only else math.inf):
-                    os.ftruncate(descriptor, num_bytes)
-                    return True
-            if free_room_only:
-                return False
-            with self._lock:
-                release = self._releases.popitem(last=False)[1] if self._releases else None
-            if release is not None:
-                release()
-            elif time.monotonic() > deadline:
-                raise self._no_room("everything in it is in use")
-            else:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    def _make_room(self, num_bytes: int, *, used_before: float) -> bool:
-        files: list[tuple[int, int, Path]] = []
-        for path in (self._config.folder / "reading").rglob("*"):
-            with suppress(FileNotFoundError):
-                status = path.lstat()
-                if path.is_file():
-                    files.append((status.st_atime_ns, status.st_size, path))
-        used = sum(size for _, size, _ in files)
-        for opened_ns, size, path in sorted(files):
-            if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
-                break
-            # Shards, and partial copies of them that a killed process left; not the few kilobytes of metadata.
-            if "/c/" in path.as_posix():
-                # Whoever reads a file holds a lock on it.
-                with suppress(OSError), path.open("rb") as file:
-                    if _try_lock(file.fileno()):
-                        path.unlink(missing_ok=True)
-                        used -= size
-        return used + num_bytes <= self._config.max_bytes
-
-    def _no_room(self, why: str) -> StorageError:
-        return StorageError(
-            "The disk cache of remote caches is too small.",
-            where=str(self._config.folder),
-            why=f"{why}; it may hold {self._config.max_bytes / 1e9:.2f} GB",
-            next_command="give a larger --disk-cache-gb",
-        )
-
-
-@contextmanager
-def _opened_file(path: Path) -> Iterator[int]:
-    """Open a file, which is made where there is none, until the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _content_key(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class FetchAhead:
-    """The files that one process will read soon, each fetched ahead once at most.
-
-    Once there is no free room, or a file could not be fetched, nothing more is: whoever reads that file meets the
-    error, and until then it is none.
-
-    Args:
-        fetch: brings a file here; returns False where there is no free room for it.
-    """
-
-    def __init__(self, fetch: Callable[[str], bool]) -> None:
-        self._fetch = fetch
-        self._requested: set[str] = set()
-        self._waiting: deque[str] = deque()
-        self._is_over = False
-        self._num_threads = 0
-        self._lock = threading.Lock()
-
-    def request(self, names: Iterable[str]) -> None:
-        """Fetch files in this order."""
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """Fetch files in the background, in this order, each once at most; into free room only."""
         with self._lock:
-            if self._is_over:
-                return
-            new = [name for name in names if name not in self._requested]
+            new = [name for name in names if name in self._files and name not in self._requested]
             self._requested.update(new)
-            self._waiting.extend(new)
-            for _ in range(min(_CONNECTIONS - self._num_threads, len(self._waiting))):
+            self._ahead.extend(new)
+            for _ in range(min(_CONNECTIONS - self._num_threads, len(self._ahead))):
                 self._num_threads += 1
                 # No daemons: one that is inside a library when the interpreter ends could crash it.
-                threading.Thread(target=self._work, name="advl-fetch-ahead").start()
+                threading.Thread(target=self._work_ahead, name="advl-fetch-ahead").start()
 
-    def _work(self) -> None:
+    def _work_ahead(self) -> None:
         while True:
             with self._lock:
-                if self._is_over or not self._waiting or not threading.main_thread().is_alive():
+                if not self._ahead or not threading.main_thread().is_alive():
                     self._num_threads -= 1
                     return
-                name = self._waiting.popleft()
+                name = self._ahead.popleft()
             try:
-                has_room = self._fetch(name)
+                has_room = safe_path(self.root, name).exists() or self._fetch(name, free_room_only=True)
+            except InUse:
+                continue  # Another one fetches it.
             except AdvlError:
-                has_room = False
-            self._is_over = self._is_over or not has_room
+                has_room = False  # Whoever reads the file meets the error, and until then it is none.
+            if not has_room:
+                with self._lock:
+                    # Nothing more is fetched ahead.
+                    self._requested.update(self._files)
+                    self._ahead.clear()
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_LOCK}")
+
+
+def _look_on(holder: str) -> None:
+    """Wait for a lock without a word: whoever holds it fetches a file."""
+    del holder
+
+
+def _is_coming_in(path: Path) -> bool:
+    """Whether this is a part of a file that a process fetches at this moment."""
+    if path.suffix != ".partial":
+        return False
+    try:
+        with process_lock(_lock_of(path.with_suffix("").with_suffix("")), "this file"):
+            return False
+    except InUse:
+        return True

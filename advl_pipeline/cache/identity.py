@@ -30,7 +30,7 @@ PROVENANCE_FILE = "records/provenance.json"
 IMPORTED = "import:"
 """Begins the name of a teacher whose features were imported."""
 
-_IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming region_split dtype data_root".split()
+_IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming dtype data_root".split()
 
 _EXTRACT_OPTIONS = (
     "teacher dataset split modality image_tokens grid_side dtype select_texts mixed_precision "
@@ -163,44 +163,35 @@ def describe_extraction(config: Mapping[str, Any], *, device: str) -> dict[str, 
     }
 
 
-def extract_command(store: Readable, *, renew: bool = False) -> Advice:
-    """Return the command that makes, resumes or (`renew`: after removing what is there) replaces a cache."""
-    name = str(store.location)
-    try:
-        words = _command_words(read_metadata(store, PROVENANCE_FILE)["config"])
-    except (KeyError, TypeError, AttributeError):
-        words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
-    command = [*words, "--output", name]
-    return advise(_removal(name), command) if renew else advise(command)
-
-
-def renew_command(config: Mapping[str, Any], location: Location, *, note: str = "") -> Advice:
-    """Return the command that replaces a cache by one made with these options."""
-    return advise(_removal(str(location)), [*_command_words(config), "--output", str(location)], note=note)
-
-
-def fresh_command(config: Mapping[str, Any], *, output: str = "", note: str = "") -> Advice:
-    """Return the command that makes a cache with these options; no other one is touched.
+def extract_command(
+    config: Mapping[str, Any], output: Location | str = "", *, renew: bool = False, note: str = ""
+) -> Advice:
+    """Return the command that makes or resumes a cache, or (`renew`) removes what is there and makes it again.
 
     Args:
+        config: options of the extraction, or what is left of them.
         output: where, if not where such a cache lies by default.
     """
-    return advise([*_command_words(config), *(["--output", output] if output else [])], note=note)
-
-
-def _removal(name: str) -> list[str]:
-    return ["advl", "cache", "prune", name, "--all"]
-
-
-def _command_words(config: Mapping[str, Any]) -> list[str]:
-    is_import = str(config["teacher"]).startswith(IMPORTED)
-    words = ["advl", "extract"]
+    teacher = str(config.get("teacher", ""))
+    is_import = teacher.startswith(IMPORTED)
     if is_import:
-        name = str(config["teacher"]).removeprefix(IMPORTED)
+        name = teacher.removeprefix(IMPORTED)
         words = ["advl", "cache", "import", str(config.get("source", "SOURCE")), "--name", name]
+    elif teacher:
+        words = ["advl", "extract"]
+    else:
+        words = "advl extract --teacher NAME --dataset NAME --split SPLIT".split()
     for key in _IMPORT_OPTIONS if is_import else _EXTRACT_OPTIONS:
         value = config.get(key)
         if value is not None and value != _UNSAID.get(key):
             for item in value if isinstance(value, (list, tuple)) else [value]:
                 words += ["--" + key.replace("_", "-"), str(item)]
-    return words
+    words += ["--output", str(output)] if output else []
+    return advise(*([["advl", "cache", "prune", str(output), "--all"]] if renew else []), words, note=note)
+
+
+def recorded_command(store: Readable, *, renew: bool = False) -> Advice:
+    """Return the `extract_command` of a cache, as its record says that it was made."""
+    recorded = read_metadata(store, PROVENANCE_FILE)
+    config = recorded.get("config") if isinstance(recorded, dict) else None
+    return extract_command(config if isinstance(config, dict) else {}, store.location, renew=renew)

@@ -15,7 +15,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -35,7 +35,6 @@ from advl_pipeline.cache.store import (
     Files,
     MissingFile,
     Readable,
-    Stamp,
     Store,
     entry_of,
     is_inside,
@@ -100,7 +99,6 @@ class ObjectStore(Store):
         StorageError: any call, when the store refuses it or cannot be reached; known within seconds.
     """
 
-    reads_whole = True
     max_file_bytes = _LARGEST_PUT
 
     def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
@@ -126,7 +124,7 @@ class ObjectStore(Store):
             yield from obstore.get(self._store, self._key(name)).stream(min_chunk_size=_STREAM_BYTES)
 
     @contextmanager
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
+    def opened(self, name: str) -> Iterator[int]:
         scratch = self._disk_cache.folder / "writing"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
@@ -204,12 +202,6 @@ class ObjectStore(Store):
                 why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
                 next_command="give another --output",
             )
-
-    def changed(self, files: Files) -> dict[str, Stamp]:
-        return {}
-
-    def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
-        return
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)

@@ -29,7 +29,7 @@ from advl_pipeline.cache.commit_records import (
     load_plan,
 )
 from advl_pipeline.cache.config import DiskCacheConfig
-from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, extract_command, require_identity
+from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, recorded_command, require_identity
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, get_recorded, read_metadata, require_cache
@@ -39,14 +39,6 @@ _HASHED_AT_OPENING = 1 << 20
 """Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""
 
 _SAMPLED_UNITS = 32
-
-_LACKING = {
-    "values": "This cache holds no {} tokens.",
-    "char_spans": "The {} tokens of this cache have no spans.",
-    "kept": "This cache holds all {} tokens.",
-    "boxes": "The {} tokens of this cache are no regions of a detector.",
-}
-"""What it means that an array is not there."""
 
 Features = npt.NDArray[Any]
 
@@ -133,7 +125,7 @@ def open_cache(
         raise CorruptCache(
             "The extraction of this cache was not finished.",
             where=str(store.location),
-            next_command=extract_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
+            next_command=recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
         ) from None
     complete = load_complete(store)
     files = store.reading(record, complete.files)
@@ -148,7 +140,7 @@ def open_cache(
             expect,
             identity,
             where=str(files.location),
-            next_command=extract_command(files, renew=True),
+            next_command=recorded_command(files, renew=True),
             partial=True,
         )
     stores = {name: FeatureStore(files, name, plan, complete) for name in plan.modalities}
@@ -196,8 +188,6 @@ class FeatureStore:
             name: self._table(spec) for name, spec in layout.token_specs(modality, plan, num_rows).items()
         }
         self.has_tokens = bool(self._tokens)
-        self.has_spans = "char_spans" in self._tokens
-        self.has_kept = "kept" in self._tokens
         self.has_regions = "boxes" in self._tokens
         self._memory: Literal["holds", "fits", "exceeds"] | None = None
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
@@ -211,7 +201,7 @@ class FeatureStore:
     def _require_small_tables(self, specs: Sequence[ArraySpec]) -> None:
         """Hash tables that are cheap to hash: a wrong bit would scale a target, or give another unit's rows."""
         for name in (name for spec in specs for name in spec.shard_paths()):
-            if not self._files.reads_whole and self._entries[name].num_bytes <= _HASHED_AT_OPENING:
+            if not self._files.is_disk_cache and self._entries[name].num_bytes <= _HASHED_AT_OPENING:
                 get_recorded(self._files, name, self._entries)
 
     def __len__(self) -> int:
@@ -235,57 +225,27 @@ class FeatureStore:
 
     def global_features(self, ids: Sequence[str]) -> Features:
         """Return a copy of the global features, (Q, D) in the stored dtype."""
-        return self._global.gather(self.positions(ids))
+        return self._global.gather(self._positions(ids))
 
     def token_features(self, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
         """Return the token rows of the units one after another, (M, D), and how many rows each has, (Q,) int32.
 
         One unit alone is a view into the cache; several are copied together. Features stored as int8 come as float16.
         """
-        positions_Q = self.positions(ids)
-        return self._values(positions_Q), self._lengths_N[positions_Q]
+        values_MD, scale_M, length_Q = self.stored_tokens(ids)
+        return values_MD if scale_M is None else from_int8(values_MD, scale_M), length_Q
 
     def stored_tokens(
         self, ids: Sequence[str]
     ) -> tuple[Features, npt.NDArray[np.float32] | None, npt.NDArray[np.int32]]:
         """As `token_features`, but of features stored as int8 the codes, with their scales, (M,), in the middle."""
-        positions_Q = self.positions(ids)
+        positions_Q = self._positions(ids)
         scale_M = self._joined("scales", positions_Q) if "scales" in self._tokens else None
         return self._joined("values", positions_Q), scale_M, self._lengths_N[positions_Q]
 
-    def global_rows(self, positions_Q: Positions) -> Features:
-        """As `global_features`, by position."""
-        return self._global.gather(positions_Q)
-
-    def padded_tokens(self, positions_Q: Positions) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return stored token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
-
-        Rows stored as int8 are codes, to be multiplied by their `padded_scales`.
-        """
-        array = self._token_array("values")
-        start_Q, length_Q = self._bounds(positions_Q)
-        longest = int(length_Q.max(initial=0))
-        padded_QMD = np.empty((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
-        rows = array.stretches(start_Q, length_Q)
-        for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
-            target_MD[:length] = rows_MD
-            if length < longest:
-                target_MD[length:] = 0
-        return padded_QMD, self._lengths_N[positions_Q]
-
-    def padded_scales(self, positions_Q: Positions) -> npt.NDArray[np.float32] | None:
-        """Return the scales of the rows of `padded_tokens`, (Q, M) float32; None where they are not codes."""
-        if "scales" not in self._tokens:
-            return None
-        _, length_Q = self._bounds(positions_Q)
-        is_row_QM = np.arange(length_Q.max(initial=0)) < length_Q[:, None]
-        scale_QM = np.zeros(is_row_QM.shape, np.float32)
-        scale_QM[is_row_QM] = self._joined("scales", positions_Q)
-        return scale_QM
-
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
-        rows_M2 = self._joined("char_spans", self.positions(ids))
+        rows_M2 = self._joined("char_spans", self._positions(ids))
         if not are_spans(rows_M2):
             raise CorruptCache(
                 "The character spans of a cache are no spans.",
@@ -294,45 +254,18 @@ class FeatureStore:
             )
         return rows_M2
 
-    def kept_tokens(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return, for the rows of `token_features(ids)`, which of the teacher's tokens each is, (M,), from 0.
+    def token_columns(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Return what the cache holds next to the rows of `token_features(ids)`, by name; of one unit views.
 
-        Raises:
-            ConfigError: the cache holds all tokens.
+        "char_spans" (M, 2) int32 of texts; "kept" (M,) int32 where only some of the teacher's tokens were stored:
+        which of them each row is, from 0; of regions the arrays of `layout.REGION_COLUMNS`.
         """
-        return self._joined("kept", self.positions(ids))
-
-    def regions(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """Return the rows of `token_features(ids)`, "values", and what goes with them where they are regions.
-
-        `boxes` (M, 6) float32, `box_index` (M,) int32 and `confidence` (M,) float32 are as `layout.REGION_COLUMNS`
-        says. Of one unit all are views.
-
-        Raises:
-            ConfigError: the cache holds no regions.
-        """
-        positions_Q = self.positions(ids)
-        beside = {name: self._joined(name, positions_Q) for name in layout.REGION_COLUMNS}
-        return {**beside, "values": self._values(positions_Q)}
+        positions_Q = self._positions(ids)
+        return {name: self._joined(name, positions_Q) for name in self._tokens if name not in ("values", "scales")}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return how many token rows each unit has, (Q,), without touching the features."""
-        return self._lengths_N[self.positions(ids)]
-
-    def stat_names(self) -> list[str]:
-        """Return the names of the per-unit statistics."""
-        prefix = f"{self.modality}/stats/"
-        return sorted(
-            name.removeprefix(prefix).removesuffix("/zarr.json")
-            for name in self._entries
-            if name.startswith(prefix) and name.count("/") == 3
-        )
-
-    def stat(self, name: str, ids: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return a per-unit statistic, (Q,) float32, such as "norm", "entropy" or "margin"."""
-        if name not in self.stat_names():
-            raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
-        return self._table(layout.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
+        return self._lengths_N[self._positions(ids)]
 
     def begin_epoch(self) -> None:
         """Look again at how the store relates to memory, and forget what was announced."""
@@ -348,19 +281,16 @@ class FeatureStore:
             item.forget_announcements()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
-        self.announce_positions(self.positions(ids))
-
-    def announce_positions(self, positions_Q: Positions) -> None:
-        """As `announce`, by position.
+        """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on.
 
         Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
         at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
         where a sample of the store was in memory when the epoch began. Of a remote store, the files that hold the
         units are fetched, array by array, in the order in which the units need them: of arrays that were read before.
         """
+        positions_Q = self._positions(ids)
         start_Q, length_Q = self._bounds(positions_Q)
-        if self._files.reads_whole:
+        if self._files.is_disk_cache:
             for array, row_Q in [(self._global, positions_Q), *((item, start_Q) for item in self._tokens.values())]:
                 if array.was_read:  # Nobody may want the others.
                     shards = dict.fromkeys((row_Q // array.spec.shard_rows).tolist())
@@ -375,7 +305,7 @@ class FeatureStore:
         for name in self._tokens.keys() & {"values", "scales"}:
             self._tokens[name].announce(start_Q[is_used], length_Q[is_used], in_blocks=in_blocks)
 
-    def positions(self, ids: Sequence[str]) -> Positions:
+    def _positions(self, ids: Sequence[str]) -> Positions:
         """Return where units lie, (Q,); raises `UnknownUnit` for an id that is not there."""
         if len(ids) == 0:
             return np.zeros(0, np.int64)
@@ -399,7 +329,7 @@ class FeatureStore:
             why=f"it could not be read: {reason}" if reason else "the cache is of another dataset, split or wording",
             next_command="mend the picture and extract again, or leave its examples out"
             if reason
-            else extract_command(self._files),
+            else recorded_command(self._files),
         )
 
     def _bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
@@ -414,19 +344,12 @@ class FeatureStore:
                 raise CorruptCache("A unit's rows lie outside its shard.", where=where)
         return start_Q, length_Q
 
-    def _token_array(self, name: str) -> MappedArray:
-        if name not in self._tokens:
-            where = self._files.where(f"{self.modality}/tokens")
-            raise ConfigError(_LACKING[name].format(self.modality), where=where)
-        return self._tokens[name]
-
-    def _values(self, positions_Q: Positions) -> Features:
-        values_MD = self._joined("values", positions_Q)
-        return from_int8(values_MD, self._joined("scales", positions_Q)) if "scales" in self._tokens else values_MD
-
     def _joined(self, name: str, positions_Q: Positions) -> Features:
         """Return the rows of units one after another; of one unit a view."""
-        array = self._token_array(name)
+        if name not in self._tokens:
+            where = self._files.where(f"{self.modality}/tokens")
+            raise ConfigError(f"The {self.modality} tokens of this cache have no {name}.", where=where)
+        array = self._tokens[name]
         parts = array.stretches(*self._bounds(positions_Q))
         if len(parts) == 1:
             return parts[0]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,18 +63,16 @@ class Readable(ABC):
 
     location: Location
     """What the user calls the cache."""
-    reads_whole: bool
-    """Whether a file comes here whole, and is hashed, when it is opened."""
+    is_disk_cache = False
+    """Whether files are copies of remote ones: hashed when they are opened, and evicted for others."""
 
     @abstractmethod
     def get(self, name: str) -> bytes:
         """Return the content of a metadata file; raises `CorruptCache`, of it `MissingFile`."""
 
     @abstractmethod
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[int]:
+    def opened(self, name: str) -> AbstractContextManager[int]:
         """Give a descriptor of a file within the block; a map that is made of it may live on.
-
-        `release` is called when room is needed, not before the block ends; must let go of the map.
 
         Raises:
             CorruptCache: the file is missing or no plain file; of files that are hashed, it is damaged.
@@ -156,14 +154,14 @@ class Store(Readable):
     def require_place(self) -> None:
         """Raise `ConfigError` where something else than a cache lies here."""
 
-    @abstractmethod
     def changed(self, files: Files) -> dict[str, Stamp]:
         """Return the files that are not as they were when they were last vouched for, and how they are now.
 
         Files that are hashed whenever they are read need nobody's word.
         """
+        del files
+        return {}
 
-    @abstractmethod
     def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
         """Note that files have their recorded content for as long as they are as `changed` found them."""
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,8 +62,6 @@ def open_store(location: Location, disk_cache: DiskCacheConfig | None = None) ->
 class FolderStore(Store):
     """A folder that all processes see."""
 
-    reads_whole = False
-
     def __init__(self, root: Path) -> None:
         self.location = self.folder = self._root = root
         self.locks = root / LOCKS
@@ -76,7 +74,7 @@ class FolderStore(Store):
                 return file.read()
 
     @contextmanager
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
+    def opened(self, name: str) -> Iterator[int]:
         path = safe_path(self._root, name)
         try:
             # Without waiting for the other end of a pipe.

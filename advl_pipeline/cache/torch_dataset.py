@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 
 TEACHERS = "teachers"
@@ -60,7 +59,10 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             if modality not in cache.stores():
                 raise ConfigError(f"The cache holds no {modality} features.", where=str(cache.path))
         self._ids = list(self._store(opened[0].teacher_name).ids if unit_ids is None else unit_ids)
-        self._positions = {name: self._store(name).positions(self._ids) for name in self._caches}
+        for name in self._caches:
+            self._store(name).token_lengths(
+                self._ids
+            )  # Each id is looked up once, so that a missing one is told now.
         if rows is not None and len(rows) != len(self._ids):
             raise ConfigError(f"There are {len(rows)} rows for {len(self._ids)} units.")
         self._rows = rows
@@ -77,20 +79,17 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             {**({"unit_id": self._ids[index]} if self._rows is None else self._rows[index]), TEACHERS: {}}
             for index in indices
         ]
+        ids = [self._ids[index] for index in indices]
         for name in self._caches:
             store = self._store(name)
-            positions_B = self._positions[name][np.asarray(indices, np.int64)]
-            globals_BD = torch.from_numpy(store.global_rows(positions_B))
-            for item, values_D in zip(items, globals_BD, strict=True):
+            for item, values_D in zip(items, torch.from_numpy(store.global_features(ids)), strict=True):
                 item[TEACHERS][name] = {"global": values_D}
             if self._tokens and store.has_tokens:
-                stored_BMD, lengths_B = store.padded_tokens(positions_B)
-                scale_BM = store.padded_scales(positions_B)
-                padded_BMD = torch.from_numpy(stored_BMD)
-                if scale_BM is not None:
-                    padded_BMD = dequantise(padded_BMD, torch.from_numpy(scale_BM))
-                for item, values_MD, length in zip(items, padded_BMD, lengths_B, strict=True):
-                    item[TEACHERS][name]["tokens"] = values_MD[: int(length)]
+                values_MD, lengths_B = store.token_features(ids)
+                # One unit alone is a view of a map, which torch must not write to.
+                rows_MD = torch.from_numpy(np.require(values_MD, requirements="W"))
+                for item, tokens_MD in zip(items, torch.split(rows_MD, lengths_B.tolist()), strict=True):
+                    item[TEACHERS][name]["tokens"] = tokens_MD
         return items
 
     def _store(self, name: str) -> FeatureStore:

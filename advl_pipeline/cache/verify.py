@@ -249,9 +249,7 @@ class StoredNumbers:
         if name not in self._shards:
             return None
         array, shard = self._shards[name]
-        array.map_shard(shard, descriptor)
-        rows = array.shard(shard)
-        array.forget(shard)
+        _, rows = array.mapped(shard, descriptor)
         if array.spec.dtype.startswith("float") and not is_finite(rows):
             return "it holds values that are not finite"
         modality, _, kind = array.spec.path.partition("/")

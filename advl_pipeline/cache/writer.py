@@ -28,7 +28,6 @@ from advl_pipeline.cache.commit_records import (
     PLAN_RECORD,
     ROOT_METADATA,
     CompleteRecord,
-    ModalityRecord,
     PlanRecord,
     ShardRecord,
     committed_shards,
@@ -40,7 +39,7 @@ from advl_pipeline.cache.commit_records import (
     shard_record_path,
     tables_record_path,
 )
-from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION, digest
+from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION
 from advl_pipeline.cache.layout import ArraySpec, ShardPlan, group_metadata, place
 from advl_pipeline.cache.moments import mean_and_variance
 from advl_pipeline.cache.parts import remove_dead_locks
@@ -69,26 +68,17 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModalityPlan:
-    """What one modality will hold: its shape, ids of N units as (N, 16) uint8, their token counts (N,)."""
-
-    shape: ModalityRecord
-    unit_ids_N16: npt.NDArray[np.uint8]
-    lengths_N: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """A cache that is to be begun: its record, but for the files that are written before it, and what each modality
-    will hold, and where."""
+    """A cache that is to be begun: its record, but for the files that are written before it, and of each modality the
+    ids of its N units, (N, 16) uint8, and where their rows lie."""
 
     record: PlanRecord
-    modalities: Mapping[str, ModalityPlan]
+    unit_ids: Mapping[str, npt.NDArray[np.uint8]]
     placements: Mapping[str, ShardPlan]
 
     def num_bytes(self, modality: str) -> int:
         """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
-        num_units = self.modalities[modality].shape.num_units
+        num_units = self.placements[modality].num_units
         arrays = [
             layout.global_spec(modality, self.record),
             layout.stat_spec(modality, "norm", num_units),
@@ -101,33 +91,24 @@ class CachePlan:
 
 
 def plan_cache(
+    record: PlanRecord,
+    unit_ids: Mapping[str, npt.NDArray[np.uint8]],
+    lengths: Mapping[str, npt.NDArray[np.int32]],
     *,
-    identity: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    stored_dtype: StoredDtype,
-    shard_rows: int,
-    modalities: Mapping[str, ModalityPlan],
     max_file_bytes: int | None = None,
 ) -> CachePlan:
     """Return the plan of a cache; nothing is written.
 
     Args:
-        identity: what the numbers depend on.
-        modalities: what each will hold.
+        record: without files.
+        unit_ids, lengths: of each modality the (N, 16) ids of its units, and their token rows, (N,).
         max_file_bytes: the largest file that its store takes; None for any.
 
     Raises:
         ConfigError: shards that no reader opens, or the store does not take.
     """
-    record = PlanRecord(
-        identity_sha256=digest(identity),
-        stored_dtype=stored_dtype,
-        shard_rows=shard_rows,
-        modalities={name: modality.shape for name, modality in modalities.items()},
-        files={},
-        provenance=provenance,
-    )
-    placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
+    shard_rows = record.shard_rows
+    placements = {name: place(lengths_N, shard_rows=shard_rows) for name, lengths_N in lengths.items()}
     for name, placement in placements.items():
         for spec in (
             layout.global_spec(name, record),
@@ -141,7 +122,7 @@ def plan_cache(
                     why=f"{shard_rows} rows of {spec.row_bytes} bytes",
                     next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
                 )
-    return CachePlan(record=record, modalities=modalities, placements=placements)
+    return CachePlan(record=record, unit_ids=unit_ids, placements=placements)
 
 
 def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, anew: bool = False) -> None:
@@ -177,7 +158,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
         arrays: dict[str, Array] = {
             "starts": placement.starts_N,
             "lengths": placement.lengths_N,
-            "unit_id": plan.modalities[name].unit_ids_N16,
+            "unit_id": plan.unit_ids[name],
         }
         for array, spec in layout.plan_specs(name, placement.num_units).items():
             files |= publish_array(store, spec, arrays[array])

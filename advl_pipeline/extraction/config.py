@@ -119,12 +119,6 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         identity="beside",
         needs=("a repository of the hub",),
     )
-    progress_file: Path | None = rare_option(
-        None,
-        help="Append progress here as JSON lines.",
-        identity="none",
-        output=Output(makes="lines", begins=rb'\{"event": "progress", '),
-    )
     dry_run: bool = option(
         False,
         help="Only say what would be done: units, bytes, time, free disk, and from which epoch on a cache is "
@@ -240,7 +234,6 @@ class VerifyConfig(RecomputeOptions):
     recompute: int = option(
         0, help="Also encode this many sampled units of each modality again and compare.", minimum=0
     )
-    seed: int = option(0, help="Chooses the sampled units.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,12 +253,6 @@ class ImportedFiles(Configuration):
     region_naming: Literal["stem", "number", "uniter"] | None = option(
         None,
         help="How files of regions name pictures [default: the first way by which the first picture is found].",
-        needs=("files of a detector",),
-    )
-    region_split: str | None = option(
-        None,
-        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
-        "what the pictures of the split are filed under].",
         needs=("files of a detector",),
     )
 

@@ -1,6 +1,6 @@
 """The encode loop: batches made ready ahead, the forward pass, features written behind.
 
-Three kinds of thread: some prepare, the caller's encodes, one writes. Between them at most a few batches wait.
+Three kinds of thread: some prepare, one encodes, the caller's writes. Between them at most a few batches wait.
 Batches are made ready beyond the end of a shard, which may hold fewer of them than there are threads.
 
 Which units share a forward pass is a pure function of the shard, so that a resumed run computes the same numbers.
@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, groupby, islice
@@ -45,43 +42,8 @@ from advl_pipeline.teachers.interface import EncodedBatch
 BATCHES_READY = 2
 """Batches that lie ready besides those that are being made ready."""
 
-_TASKS_BEHIND = 4
-
-
-class WriteBehind:
-    """Runs tasks in order in one thread, with a bounded backlog; an error surfaces at the next call.
-
-    After a task has failed none runs: what follows it, such as a shard's commit, builds on it.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="advl-write")
-        self._backlog: deque[Future[None]] = deque()
-        self._has_failed = False
-
-    def submit(self, task: Callable[[], None]) -> None:
-        """Queue a task, waiting while too many are queued."""
-        while len(self._backlog) >= _TASKS_BEHIND:
-            self._backlog.popleft().result()
-        self._backlog.append(self._pool.submit(self._run, task))
-
-    def _run(self, task: Callable[[], None]) -> None:
-        if self._has_failed:
-            return
-        try:
-            task()
-        except BaseException:
-            self._has_failed = True
-            raise
-
-    def drain(self) -> None:
-        """Wait for everything queued."""
-        while self._backlog:
-            self._backlog.popleft().result()
-
-    def close(self) -> None:
-        """Drop what has not begun and end the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+_BATCHES_BEHIND = 4
+"""Batches of features that wait to be written."""
 
 
 def encode_shards(
@@ -109,12 +71,11 @@ def encode_shards(
     def prepare(plan: tuple[int, list[int]]) -> tuple[int, PreparedBatch]:
         return plan[0], source.prepare(plan[1], skip_unreadable=skip_unreadable)
 
-    ready = partial(in_order, prepare, plans, num_workers=num_workers, name="advl-read")
-    before: HostCopy | None = None
-    with closing(WriteBehind()) as behind, Prefetcher(ready, limit=BATCHES_READY) as stream:
-        for shard, batches in groupby(stream, key=itemgetter(0)):
-            buffer = writer.new_buffer(source.modality, shard)
-            for _, prepared in batches:
+    def encoded() -> Iterator[tuple[int, PreparedBatch, HostCopy | None]]:
+        ready = partial(in_order, prepare, plans, num_workers=num_workers, name="advl-read")
+        before: HostCopy | None = None
+        with Prefetcher(ready, limit=BATCHES_READY) as stream:
+            for shard, prepared in stream:
                 progress.seconds["read"] = stream.seconds_waited
                 copy = None
                 if prepared.units:
@@ -124,13 +85,17 @@ def encode_shards(
                         if before is not None:
                             before.wait()
                         before = copy
+                # It goes on once there is room for the next one.
                 with progress.stage("write"):
-                    behind.submit(partial(_put, buffer, prepared, copy))
+                    yield shard, prepared, copy
+
+    with Prefetcher(encoded, limit=_BATCHES_BEHIND, name="advl-encode") as features:
+        for shard, batches in groupby(features, key=itemgetter(0)):
+            buffer = writer.new_buffer(source.modality, shard)
+            for _, prepared, copy in batches:
+                _put(buffer, prepared, copy)
                 progress.advance(len(prepared.units) + len(prepared.unreadable))
-            with progress.stage("write"):
-                behind.submit(partial(writer.commit_shard, source.modality, buffer))
-        with progress.stage("write"):
-            behind.drain()
+            writer.commit_shard(source.modality, buffer)
 
 
 def _put(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -> None:

@@ -11,18 +11,19 @@ from tqdm import tqdm
 
 from advl_pipeline.base.compute import AUTO
 from advl_pipeline.base.configuration import config_to_dict, options_without
-from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord, PlanRecord
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
     describe_extraction,
-    renew_command,
+    digest,
+    extract_command,
     require_identity,
 )
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Store, read_metadata
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import CachePlan, ModalityPlan, begin_cache, plan_cache
+from advl_pipeline.cache.writer import CachePlan, begin_cache, plan_cache
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.views import Selected
 from advl_pipeline.extraction.config import ExtractConfig, location_of
@@ -129,7 +130,9 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
         identity,
         begun,
         where=str(store.location),
-        next_command=renew_command(recorded_options(config), store.location, note="or give another --output"),
+        next_command=extract_command(
+            recorded_options(config), store.location, renew=True, note="or give another --output"
+        ),
     )
     return PLAN_RECORD in records
 
@@ -171,31 +174,30 @@ def plan_sources(
     Raises:
         ConfigError: shards that are too large.
     """
-    counts, modalities, is_selected = {}, {}, config.select_texts is not None
+    counts, shapes, unit_ids = {}, {}, {}
     for source in sources:
-        unit_ids_N16, is_text = source.unit_ids(), source.modality == "text"
-        with tqdm(total=len(unit_ids_N16), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
-            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
-        shape = ModalityRecord(
-            num_units=len(unit_ids_N16),
+        name, is_text = source.modality, source.modality == "text"
+        unit_ids[name] = source.unit_ids()
+        with tqdm(total=len(unit_ids[name]), desc=f"{name}: counting tokens", unit="unit") as bar:
+            counts[name] = source.count_tokens(progress=bar.update, at_most=at_most)
+        shapes[name] = ModalityRecord(
+            num_units=len(unit_ids[name]),
             global_dim=source.global_dim,
             token_dim=source.token_dim,
             spans=is_text,
-            kept=is_text and is_selected,
+            kept=is_text and config.select_texts is not None,
             regions=source.has_regions,
         )
-        modalities[source.modality] = ModalityPlan(
-            shape=shape, unit_ids_N16=unit_ids_N16, lengths_N=counts[source.modality].lengths_N
-        )
-    plan = plan_cache(
-        identity=identity or {},
-        provenance=provenance or {},
+    record = PlanRecord(
+        identity_sha256=digest(identity or {}),
         stored_dtype=config.stored_dtype,
         shard_rows=config.shard_rows,
-        modalities=modalities,
-        max_file_bytes=max_file_bytes,
+        modalities=shapes,
+        files={},
+        provenance=provenance or {},
     )
-    return counts, plan
+    lengths = {name: count.lengths_N for name, count in counts.items()}
+    return counts, plan_cache(record, unit_ids, lengths, max_file_bytes=max_file_bytes)
 
 
 def make_plan(

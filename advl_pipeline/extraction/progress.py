@@ -1,7 +1,7 @@
-"""Progress of an extraction: a bar on stderr, the same numbers as JSON lines, and where the time goes.
+"""Progress of an extraction: a bar on stderr, where the time goes, and how long a cache took.
 
-How long a cache took stands in a file next to it, a line per command that encoded something. Not inside:
-equal caches stay equal byte for byte, however long they took and however often they were interrupted.
+How long it took stands in a file next to the cache, a line per command that encoded something. Not inside: equal
+caches stay equal byte for byte, however long they took and however often they were interrupted.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TextIO
+from typing import Literal, Self
 
 from tqdm import tqdm
 
-from advl_pipeline.base.atomic import make_folder, writing
 from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.base.folders import may_note
 from advl_pipeline.cache.store import journal_path
 
 Stage = Literal["read", "encode", "write"]
 
-_SECONDS_BETWEEN_LINES = 1.0
+_SECONDS_BETWEEN_SHARES = 1.0
 _SECONDS_BETWEEN_BARS = 0.5
 _SECONDS_BETWEEN_BARS_IN_A_FILE = 30.0
 """The log of a batch job keeps every state of the bar."""
@@ -34,17 +33,9 @@ _SECONDS_BETWEEN_BARS_IN_A_FILE = 30.0
 class Progress:
     """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing."""
 
-    def __init__(self, *, label: str, total: int, done: int = 0, file: Path | None = None) -> None:
+    def __init__(self, *, label: str, total: int, done: int) -> None:
         self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
-        self._label = label
-        self._total, self._done = total, done
-        self._started = self._last_line = time.perf_counter()
-        self._already = done
-        self._handle: TextIO | None = None
-        if file is not None:
-            make_folder(file.parent)
-            with writing(file):
-                self._handle = file.open("a", encoding="utf-8")
+        self._shown = time.perf_counter()
         between = _SECONDS_BETWEEN_BARS if sys.stderr.isatty() else _SECONDS_BETWEEN_BARS_IN_A_FILE
         self._bar = tqdm(
             total=total,
@@ -62,10 +53,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write_line()
         self._bar.close()
-        if self._handle is not None:
-            self._handle.close()
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -78,38 +66,13 @@ class Progress:
 
     def advance(self, units: int) -> None:
         """Count finished units."""
-        self._done += units
         self._bar.update(units)
         now = time.perf_counter()
-        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            self._bar.set_postfix_str(
-                " ".join(f"{name} {share:.0%}" for name, share in self.shares().items()), refresh=False
-            )
-            self._write_line()
-
-    def shares(self) -> dict[str, float]:
-        """Return the share of the loop's time that each stage took."""
-        total = sum(self.seconds.values()) or 1.0
-        return {name: seconds / total for name, seconds in self.seconds.items()}
-
-    def _write_line(self) -> None:
-        if self._handle is None:
-            return
-        elapsed = time.perf_counter() - self._started
-        rate = (self._done - self._already) / elapsed if elapsed > 0 else 0.0
-        line = {
-            "event": "progress",
-            "stage": self._label,
-            "done": self._done,
-            "total": self._total,
-            "units_per_second": round(rate, 2),
-            "eta_seconds": round((self._total - self._done) / rate, 1) if rate else None,
-            "shares": {name: round(share, 3) for name, share in self.shares().items()},
-        }
-        with writing(Path(self._handle.name)):
-            self._handle.write(json.dumps(line) + "\n")
-            self._handle.flush()
+        if now - self._shown >= _SECONDS_BETWEEN_SHARES:
+            self._shown = now
+            total = sum(self.seconds.values()) or 1.0
+            shares = " ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
+            self._bar.set_postfix_str(shares, refresh=False)
 
 
 def record_extraction(cache: Path, *, seconds: float, num_units: int, device: str) -> None:

@@ -69,7 +69,7 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     with ExitStack() as stack:
         teacher, dataset = open_recorded(extraction, stack)
-        return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
+        return recompute(report, extraction, teacher, dataset, count=config.recompute)
 
 
 def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *, command: str) -> ExtractConfig:
@@ -87,7 +87,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     options = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
     # Of earlier versions; caches that were compressed are refused before.
-    for gone in ("compression", "disk_cache"):
+    for gone in ("compression", "disk_cache", "progress_file", "region_split"):
         recorded.pop(gone, None)
     if (read := recorded.pop("text_units", "question")) != "question":
         why = f"its teacher read choices under --text-units {read}, which has gone"
@@ -100,7 +100,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     if missing:
         words = command_words(type(config), {**options, **missing, "cache": None})
         raise refused_paths(config.cache, missing, ["advl", *command.split(), str(config.cache), *words])
-    known = {field.name for field in dataclasses.fields(made_as)} - {"seed"}
+    known = {field.name for field in dataclasses.fields(made_as)}
     where = f"{config.cache}/records/provenance.json"
     return build_config(made_as, recorded, {name: options[name] for name in known & options.keys()}, where=where)
 
@@ -124,7 +124,7 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
 
 
 def recompute(
-    report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int, seed: int
+    report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int
 ) -> VerifyReport:
     """Encode `count` sampled units of each modality again and compare them with what is stored."""
     from advl_pipeline.extraction.sources import open_sources
@@ -136,7 +136,7 @@ def recompute(
     for source in open_sources(config, teacher, dataset):
         store = cache.stores()[source.modality]
         tolerance = _INT8_COSINE_TOLERANCE if config.stored_dtype == "int8" else COSINE_TOLERANCE
-        chosen = np.random.default_rng(seed).permutation(len(source.unit_ids()))[:count]
+        chosen = np.random.default_rng(0).permutation(len(source.unit_ids()))[:count]
         for unit in np.sort(chosen).tolist():
             unit_id = source.unit_ids()[unit].tobytes().hex()
             if unit_id in store.quarantined:

@@ -27,7 +27,7 @@ from advl_pipeline.cache.commit_records import (
     shard_record_path,
 )
 from advl_pipeline.cache.confidence import clear_away
-from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, renew_command, require_identity
+from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, extract_command, require_identity
 from advl_pipeline.cache.parts import holding
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
@@ -182,7 +182,7 @@ def require_own_records(store: Readable) -> None:
             advice, command = "copy back the folder records/ that belongs here", ""
             with suppress(CorruptCache, KeyError, TypeError):
                 config = read_metadata(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
-                command = renew_command(config, store.location, note=f"or {advice}")
+                command = extract_command(config, store.location, renew=True, note=f"or {advice}")
             raise IdentityMismatch(
                 "The records of this cache are those of another one.",
                 where=store.where(PLAN_RECORD),

@@ -8,7 +8,6 @@ an extraction whose features exist already.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -131,8 +130,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         teacher: one that is open already; None to open the configuration's by its name.
 
     Raises:
-        ConfigError: unknown names, a tower that the teacher lacks, an output or a --progress-file that holds
-            something else.
+        ConfigError: unknown names, a tower that the teacher lacks, an output that holds something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
         WeightsUnavailable: the teacher's weights are not at hand, nor, for a dry run, its sizes.
         IdentityMismatch: the folder holds a cache of other settings.
@@ -299,9 +297,7 @@ def extract_held(
             if part := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
                 wanted = sum(len(placement.units_of(shard)) for shard in part)
                 total = placement.num_units
-                with Progress(
-                    label=source.modality, total=total, done=total - wanted, file=config.progress_file
-                ) as progress:
+                with Progress(label=source.modality, total=total, done=total - wanted) as progress:
                     encode_shards(
                         source,
                         writer,
@@ -404,7 +400,7 @@ def run_import(config: ImportConfig) -> ExtractResult:
 
 
 def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
-    """As `run_import`, with the dataset open; what is to be written is said before."""
+    """As `run_import`, with the dataset open."""
     extraction = ImportedExtraction(
         **{item.name: getattr(config, item.name) for item in fields(ImportedFiles)},
         **{name: getattr(config, name) for name in ("dataset", "split", "data_root", "output")},
@@ -412,6 +408,7 @@ def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
         modality="image",
         confidence=False,
         num_workers=1,
+        dry_run=config.dry_run,
     )
     with ExitStack() as stack:
         tower = open_tower(extraction, dataset.image_units(), stack)
@@ -420,16 +417,4 @@ def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
             image_tokens=tower.tokens,
             dtype=config.dtype or ("float16" if tower.fits_float16 or not tower.has_regions else "float32"),
         )
-        teacher = Teacher(name=extraction.teacher, image=tower)
-        if config.dry_run or not store_of(extraction).list("records"):
-            planned = extract(replace(extraction, dry_run=True), teacher, dataset)
-            ((image,), free) = planned.estimates, planned.free_bytes or 0
-            tqdm.write(
-                f"{image.num_units:,} pictures, {image.num_token_rows:,} rows of {tower.global_dim} in "
-                f"{extraction.dtype}: {image.num_bytes / 1e9:.3f} GB for {location_of(extraction)}, where "
-                f"{free / 1e9:.1f} GB are free",
-                file=sys.stderr,
-            )
-            if config.dry_run:
-                return planned
-        return extract(extraction, teacher, dataset)
+        return extract(extraction, Teacher(name=extraction.teacher, image=tower), dataset)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from advl_pipeline.cache.quantise import FLOAT16_MAX
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower, unknown_texts
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
-
-FLOAT16_MAX = 65504.0
 
 BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Difference between a unit alone and in a batch, relative to the largest value, that is put down to rounding."""
@@ -31,39 +29,11 @@ TEXTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TowerCheck:
-    """What one tower did.
+def run_check_teacher(config: CheckTeacherConfig) -> dict[str, Any]:
+    """Open a teacher, encode a few made-up pictures and texts with it, and return what each of its `towers` did.
 
     `batch_difference` is relative to the largest value; `units_per_second` counts pictures with two boxes, or texts,
     on this machine, the first batch left out. `problems` is empty when all is well.
-    """
-
-    modality: str
-    global_dim: int
-    token_dim: int
-    parameters: str
-    largest_value: float
-    batch_difference: float
-    units_per_second: float
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherCheck:
-    """The outcome of `advl teachers check`."""
-
-    name: str
-    aligned: bool
-    towers: tuple[TowerCheck, ...]
-
-    @property
-    def is_good(self) -> bool:
-        return not any(tower.problems for tower in self.towers)
-
-
-def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
-    """Open a teacher and encode a few made-up pictures and texts with it.
 
     Raises:
         ConfigError: as `open_teacher`.
@@ -78,7 +48,7 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
     )
     card = card_of(config.name)
     tolerance = BATCH_TOLERANCE[config.compute_dtype]
-    towers: list[TowerCheck] = []
+    towers: list[dict[str, Any]] = []
     if teacher.image is not None:
         from_grid = config.image_tokens == "grid"
         expected = (card.image_dim, card.grid_dim if from_grid else card.image_dim) if card else None
@@ -87,7 +57,8 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
         expected = (card.text_dim, card.token_dim) if card else None
         texts = teacher.text.prepare([text_unit(text) for text in TEXTS])
         towers.append(_try("text", teacher.text, texts, expected, tolerance))
-    return TeacherCheck(name=config.name, aligned=teacher.aligned, towers=tuple(towers))
+    is_good = not any(tower["problems"] for tower in towers)
+    return {"name": config.name, "aligned": teacher.aligned, "towers": towers, "is_good": is_good}
 
 
 def _try(
@@ -96,7 +67,7 @@ def _try(
     prepared: Sequence[PreparedUnit],
     expected: tuple[int, int] | None,
     tolerance: float,
-) -> TowerCheck:
+) -> dict[str, Any]:
     tower.encode(prepared)
     began = time.perf_counter()
     together = tower.encode(prepared).on_cpu()
@@ -125,16 +96,16 @@ def _try(
         problems.append(
             f"widths are {tower.global_dim} and {tower.token_dim}, known are {expected[0]} and {expected[1]}"
         )
-    return TowerCheck(
-        modality=modality,
-        global_dim=tower.global_dim,
-        token_dim=tower.token_dim,
-        parameters=str(tower.describe().get("parameters", "")),
-        largest_value=largest,
-        batch_difference=difference,
-        units_per_second=len(prepared) / seconds,
-        problems=tuple(problems),
-    )
+    return {
+        "modality": modality,
+        "global_dim": tower.global_dim,
+        "token_dim": tower.token_dim,
+        "parameters": str(tower.describe().get("parameters", "")),
+        "largest_value": largest,
+        "batch_difference": difference,
+        "units_per_second": len(prepared) / seconds,
+        "problems": problems,
+    }
 
 
 def _pictures(tower: ImageTower) -> list[PreparedUnit]:

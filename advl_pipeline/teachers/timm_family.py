@@ -200,7 +200,6 @@ def timm_pixel_settings(model: nn.Module) -> PixelSettings:
     return PixelSettings(
         height=height,
         width=width,
-        fit="squash" if squash else "crop",
         short_edge=0 if squash else math.floor(min(height, width) / config["crop_pct"]),
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),

@@ -321,7 +321,6 @@ def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
     return PixelSettings(
         height=height,
         width=width,
-        fit="crop" if short_edge else "squash",
         short_edge=short_edge,
         interpolation=interpolation,
         crop_rounding="down",

@@ -19,7 +19,7 @@ from torch import nn
 
 from advl_pipeline.base.batch_norms import fold_batch_norms
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.base.geometry import CropRounding, Framing
+from advl_pipeline.base.geometry import Framing
 from advl_pipeline.base.tensors import parameter_digest
 from advl_pipeline.datasets.pictures import read_rgb
 
@@ -100,47 +100,35 @@ def cells_from_tokens(tokens_NMD: torch.Tensor) -> torch.Tensor:
 
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Fit = Literal["crop", "squash"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PixelSettings:
-    """How a network wants its pictures.
+class PixelSettings(Framing):
+    """How a network wants its pictures: which part of them is scaled to how many pixels, and how.
 
-    `fit` "crop" scales the short edge to `short_edge` pixels and cuts the centre; "squash" scales both edges.
-    `crop_rounding` says where an odd margin goes: torchvision (timm) rounds half to even, transformers rounds down.
-    `mean` and `std` are per channel for intensities in [0, 1].
+    timm rounds an odd margin half to even, transformers rounds it down. `mean` and `std` are per channel for
+    intensities in [0, 1].
     """
 
-    height: int
-    width: int
-    fit: Fit
-    short_edge: int = 0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    crop_rounding: CropRounding = "half-even"
 
     @property
     def resample(self) -> Image.Resampling:
         """Pillow's filter of that name."""
         return Image.Resampling[self.interpolation.upper()]
 
-    @property
-    def framing(self) -> Framing:
-        """Which part of a picture the network is shown."""
-        return Framing.of_description(self.describe())
-
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, for an identity."""
         described: dict[str, Any] = {
             "size": [self.height, self.width],
-            "fit": self.fit,
+            "fit": "crop" if self.short_edge else "squash",
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        if self.fit == "crop":
+        if self.short_edge:
             described |= {"short_edge": self.short_edge, "crop_rounding": self.crop_rounding}
         return described
 
@@ -172,10 +160,9 @@ def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
 
 def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
     """Scale a whole RGB picture as the network's own preprocessing does; uint8 (3, H, W)."""
-    framing = settings.framing
-    size = framing.scaled_size(*picture.size)
+    size = settings.scaled_size(*picture.size)
     scaled = picture if picture.size == size else picture.resize(size, settings.resample)
-    left, top = framing.corner(size)
+    left, top = settings.corner(size)
     return _to_chw(scaled.crop((left, top, left + settings.width, top + settings.height)))
 
 

@@ -20,7 +20,7 @@ from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.cache.config import DiskCacheConfig
-from advl_pipeline.cache.identity import difference_table, differences, fresh_command, renew_command
+from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
 from advl_pipeline.datasets.cards import picture_splits
@@ -173,12 +173,12 @@ def check_caches(
         style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
         of_run = {"dataset": dataset.name, "split": dataset.split, "text_style": style, "data_root": data_root}
         if same >= {"name", "split", "text_style"}:
-            instead = renew_command(made_by | of_run, cache.path)
+            instead = extract_command(made_by | of_run, cache.path, renew=True)
         else:
             # A cache of other data is as good as ever and stays.
             output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
             whole = made_by | of_run | {"shots": None, "ids": []}
-            instead = fresh_command(whole, output=output, note="then give that cache as --cache")
+            instead = extract_command(whole, output, note="then give that cache as --cache")
         # Data of one's own are identified by their content, and users know them by their file.
         named = {"dataset": dataset.name, **expected}, {"dataset": str(made_by.get("dataset")), **actual}
         raise IdentityMismatch(
@@ -219,7 +219,7 @@ def _check_part(
             "The cache holds a part of the split, and the run sees more.",
             where=str(cache.path),
             why=f"{num_missing:,} of the {len(positions):,} examples that the run sees are not in it",
-            next_command=fresh_command(cache.provenance["config"] | needed, output=output, note=note),
+            next_command=extract_command(cache.provenance["config"] | needed, output, note=note),
         )
 
 
@@ -248,7 +248,7 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
             what = "Caches of the rarest words of each text are not trained on any more."
         else:
             continue
-        again = renew_command(cache.provenance["config"] | {"select_texts": None}, cache.path)
+        again = extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)
         raise ConfigError(what, where=str(cache.path), next_command=f"{instead}{again}")
 
 

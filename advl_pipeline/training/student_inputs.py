@@ -183,10 +183,10 @@ class CachedRegions(_OfCaches, RegionSource):
         for cache, store in self._stores:
             if not store.contains(ids)[0]:
                 continue
-            stored = store.regions(ids)
+            stored = store.token_columns(ids)
             boxes_R6 = stored["boxes"]
             # A copy: torch warns about arrays that cannot be written to, which a map is.
-            features_RF = np.array(stored["values"])
+            features_RF = np.array(store.token_features(ids)[0])
             positions_R7 = np.concatenate([boxes_R6, boxes_R6[:, 4:5] * boxes_R6[:, 5:]], axis=1)
             box_index_R = stored["box_index"].astype(np.int64)
             has_whole = cache.identity["teacher"]["image"]["global"] == "as given"
@@ -253,10 +253,11 @@ class StoredPictures(_OfCaches, DecodedPictures):
             held_B = wanted_B & store.contains(ids)
             if not held_B.any():
                 continue
-            positions = store.positions([name for name, held in zip(ids, held_B, strict=True) if held])
-            rows = store.padded_tokens(positions)[0].reshape(-1, 3, size, size)
+            rows, _ = store.token_features([name for name, held in zip(ids, held_B, strict=True) if held])
+            rows = rows.reshape(-1, 3, size, size)
             if held_B.all():
-                return torch.from_numpy(rows)
+                # One unit alone is a view of a map, which torch must not write to.
+                return torch.from_numpy(np.require(rows, requirements="W"))
             pixels = pixels if len(pixels) else np.empty((len(units), 3, size, size), np.uint8)
             pixels[held_B] = rows
             wanted_B &= ~held_B

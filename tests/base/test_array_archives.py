@@ -32,14 +32,11 @@ def test_reads_the_wanted_arrays(tmp_path: Path) -> None:
     assert np.array_equal(arrays["one"], ARRAYS["one"])
 
 
-def test_a_member_that_says_it_is_encrypted() -> None:
+def test_a_member_that_says_it_is_encrypted_and_a_damaged_stream() -> None:
     content = bytearray(archive_bytes(compressed=False))
     content[content.index(b"PK\x01\x02") + 8] |= ENCRYPTED
     with pytest.raises(DamagedArchive, match="encrypted"):
         read_array_archive(io.BytesIO(bytes(content)))
-
-
-def test_a_damaged_compressed_stream() -> None:
     content = bytearray(archive_bytes(compressed=True))
     member = zipfile.ZipFile(io.BytesIO(bytes(content))).getinfo("one.npy")
     start = member.header_offset + 30 + len(member.filename)

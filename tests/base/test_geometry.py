@@ -105,7 +105,6 @@ def test_the_window_is_what_the_network_is_shown(size: tuple[int, int], short_ed
     pixel_settings = PixelSettings(
         height=32,
         width=32,
-        fit="crop" if short_edge else "squash",
         short_edge=short_edge,
         interpolation="bilinear",
         crop_rounding=rounding,  # type: ignore[arg-type]

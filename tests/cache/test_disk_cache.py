@@ -1,150 +1,110 @@
-"""Files of a remote cache that several readers fetch at once."""
+"""Files of a remote cache that several readers fetch at once, within a bound, and those that are fetched ahead."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from advl_pipeline.base.errors import StorageError
+from advl_pipeline.base.errors import CorruptCache, StorageError
 from advl_pipeline.base.locations import parse_location
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import FileEntry
 
-NAME, OTHER = "text/tokens/values/c/0/0", "image/tokens/values/c/0/0"
+NAMES = [f"text/tokens/values/c/{number}/0" for number in range(40)]
 CONTENT = os.urandom(5000)
 
 
-class OneObject:
-    """The part of an object store that reading a shard needs."""
+class Objects:
+    """The part of an object store that reading shards needs: it keeps count, and `gate` holds every request up."""
 
     def __init__(self) -> None:
-        self.num_requests = 0
+        self.asked: list[str] = []
+        self.bad: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def stream(self, name: str) -> Iterator[bytes]:
-        """Yield the object in two blocks."""
-        assert name in (NAME, OTHER)
-        self.num_requests += 1
+        """Yield an object in two blocks."""
+        self.asked.append(name)
         yield CONTENT[:100]
-        yield CONTENT[100:]
+        assert self.gate.wait(30)
+        yield b"damaged" if name in self.bad else CONTENT[100:]
 
 
-def reader(folder: Path, store: OneObject, *, num_files: int = 3) -> DiskCache:
+def reader(folder: Path, objects: Objects, *, num_files: int = 40) -> DiskCache:
     config = DiskCacheConfig(folder=folder, max_bytes=num_files * len(CONTENT))
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-    return DiskCache(
-        parse_location("s3://bucket/cache"), store.stream, config, {NAME: entry, OTHER: entry}, key="a-cache"
-    )
+    location = parse_location("s3://bucket/cache")
+    return DiskCache(location, objects.stream, config, dict.fromkeys(NAMES, entry), key="a-cache")
 
 
-def content_of(descriptor: int) -> bytes:
-    return os.pread(descriptor, len(CONTENT) + 1, 0)
+def read(files: DiskCache, name: str = NAMES[0]) -> bytes:
+    with files.opened(name) as descriptor:
+        return os.pread(descriptor, len(CONTENT) + 1, 0)
 
 
-def test_a_fetch_that_comes_late_does_not_wait_until_readers_let_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that opened the partial copy before it got its name must not wait for the lock that readers hold on it."""
-    open_file = os.open
-    opened, is_read = threading.Event(), threading.Event()
-    found: list[bytes] = []
+def kept(folder: Path) -> list[str]:
+    root = folder / "reading/a-cache"
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
-    def read() -> None:
-        with reader(tmp_path, store).opened(NAME, release=lambda: None) as descriptor:
-            found.append(content_of(descriptor))
 
-    def open_late(path: Any, *options: Any) -> int:
-        descriptor = open_file(path, *options)
-        if str(path).endswith(".partial") and threading.current_thread() is late and not opened.is_set():
-            opened.set()
-            assert is_read.wait(30)
-        return descriptor
-
-    store = OneObject()
-    late = threading.Thread(target=read, daemon=True)
-    monkeypatch.setattr(os, "open", open_late)
-    late.start()
-    assert opened.wait(30)
-    with reader(tmp_path, store).opened(NAME, release=lambda: None) as held:
-        is_read.set()
-        late.join(30)
-        assert not late.is_alive()
-        assert found == [CONTENT]
-        assert content_of(held) == CONTENT
-    assert store.num_requests == 1
-    assert [path.name for path in (tmp_path / "reading").rglob("*") if path.is_file()] == ["0"]
+def wait_for_fetches() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "advl-fetch-ahead":
+            thread.join(30)
 
 
 def test_many_readers_fetch_a_file_once(tmp_path: Path) -> None:
     for number in range(8):
-        store, folder = OneObject(), tmp_path / str(number)
-        found: list[bytes] = []
-
-        def read(store: OneObject = store, folder: Path = folder, found: list[bytes] = found) -> None:
-            with reader(folder, store).opened(NAME, release=lambda: None) as descriptor:
-                found.append(content_of(descriptor))
-
-        threads = [threading.Thread(target=read, daemon=True) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert found == [CONTENT] * len(threads)
-        assert store.num_requests == 1
+        objects, folder = Objects(), tmp_path / str(number)
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(read, [reader(folder, objects) for _ in range(6)]))
+        assert found == [CONTENT] * 6
+        assert objects.asked == NAMES[:1]
+        assert kept(folder) == NAMES[:1]
 
 
-def test_who_fetches_ahead_does_not_wait_for_others(tmp_path: Path) -> None:
-    """A process whose training has ended must not live on for as long as another one's download takes."""
-    store, partial = OneObject(), tmp_path / "reading/a-cache" / f"{NAME}.partial"
-    partial.parent.mkdir(parents=True)
-    with partial.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        before = set(threading.enumerate())
-        reader(tmp_path, store).fetch_ahead([NAME])
-        for thread in {*threading.enumerate()} - before:
-            thread.join(30)
-            assert not thread.is_alive()
-    assert store.num_requests == 0
+def test_the_oldest_goes_and_whoever_reads_it_goes_on(tmp_path: Path) -> None:
+    objects = Objects()
+    first, second = (reader(tmp_path, objects, num_files=2) for _ in range(2))
+    with first.opened(NAMES[0]) as descriptor:
+        assert [read(second, name) for name in NAMES[1:3]] == [CONTENT] * 2
+        assert kept(tmp_path) == NAMES[1:3]
+        assert os.pread(descriptor, len(CONTENT) + 1, 0) == CONTENT
+    read(second, NAMES[1])
+    assert read(first) == CONTENT
+    assert kept(tmp_path) == NAMES[:2]
+    with pytest.raises(StorageError, match="too small"):
+        read(reader(tmp_path / "none", objects, num_files=0))
 
 
-def test_nothing_is_let_go_of_before_it_is_mapped(tmp_path: Path) -> None:
-    """Asked too early, a reader would have nothing to let go of, and its map would then keep the file for good."""
-    files, released = reader(tmp_path, OneObject(), num_files=1), threading.Event()
-    found: list[bytes] = []
-    maps: list[mmap.mmap] = []
-
-    def release() -> None:
-        maps.pop().close()
-        released.set()
-
-    def read() -> None:
-        with files.opened(OTHER, release=lambda: None) as descriptor:
-            found.append(content_of(descriptor))
-
-    second = threading.Thread(target=read, daemon=True)
-    with files.opened(NAME, release=release) as held:
-        second.start()
-        assert not released.wait(0.3)
-        maps.append(mmap.mmap(held, 0, access=mmap.ACCESS_READ))
-    second.join(30)
-    assert released.is_set()
-    assert found == [CONTENT]
+def test_what_a_killed_process_left_goes_and_what_comes_in_stays(tmp_path: Path) -> None:
+    objects, folder = Objects(), tmp_path / "reading/a-cache"
+    parts = [folder / f"{name}.77.partial" for name in NAMES[:2]]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.write_bytes(CONTENT)
+    with process_lock(folder / f"{NAMES[0]}.lock", "this file"):
+        assert read(reader(tmp_path, objects, num_files=2), NAMES[2]) == CONTENT
+        assert [part.exists() for part in parts] == [True, False]
 
 
 @pytest.mark.parametrize("damage", ["unreadable", "folder", "cannot go"])
 def test_a_copy_that_can_be_neither_used_nor_removed_is_an_error(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, copy = OneObject(), tmp_path / "reading/a-cache" / NAME
+    objects, copy = Objects(), tmp_path / "reading/a-cache" / NAMES[0]
     copy.parent.mkdir(parents=True)
     if damage == "folder":
         copy.mkdir()
@@ -158,10 +118,43 @@ def test_a_copy_that_can_be_neither_used_nor_removed_is_an_error(
         monkeypatch.setattr("advl_pipeline.cache.disk_cache.hash_file", fail)
     elif damage == "cannot go":
         monkeypatch.setattr(Path, "unlink", fail)
-    with pytest.raises(StorageError, match=copy.name), reader(tmp_path, store).opened(NAME, release=lambda: None):
-        pass
-    assert store.num_requests == 0
+    with pytest.raises(StorageError, match=copy.name):
+        read(reader(tmp_path, objects))
+    assert objects.asked == []
     monkeypatch.undo()
     if damage != "folder":
-        with reader(tmp_path, store).opened(NAME, release=lambda: None) as descriptor:
-            assert content_of(descriptor) == CONTENT
+        assert read(reader(tmp_path, objects)) == CONTENT
+
+
+def test_a_few_are_fetched_ahead_at_once_in_the_order_of_need(tmp_path: Path) -> None:
+    objects = Objects()
+    objects.gate.clear()
+    files = reader(tmp_path, objects)
+    # A process whose training has ended must not live on for as long as another one's download takes.
+    with process_lock(files.root / f"{NAMES[0]}.lock", "this file"):
+        files.fetch_ahead(NAMES)
+        deadline = time.monotonic() + 10
+        while len(objects.asked) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sorted(objects.asked) == sorted(NAMES[1:5])
+        objects.gate.set()
+        wait_for_fetches()
+    files.fetch_ahead(NAMES)
+    assert sorted(objects.asked) == sorted(NAMES[1:])
+    assert read(files) == CONTENT
+
+
+@pytest.mark.parametrize("cause", ["damage", "no room"])
+def test_what_goes_wrong_ahead_ends_it_and_is_left_to_whoever_reads(tmp_path: Path, cause: str) -> None:
+    objects = Objects()
+    objects.bad |= set(NAMES) if cause == "damage" else set()
+    files = reader(tmp_path, objects, num_files=40 if cause == "damage" else 1)
+    for names in (NAMES[:1], NAMES[1:2], NAMES[2:]):
+        files.fetch_ahead(names)
+        wait_for_fetches()
+    assert objects.asked == NAMES[:1]
+    if cause == "damage":
+        with pytest.raises(CorruptCache, match="instead of 5000"):
+            read(files)
+    else:
+        assert read(files, NAMES[3]) == CONTENT

@@ -44,6 +44,7 @@ def read_cache(root: Path, modality: str) -> dict[str, dict[str, Any]]:
         name: read_array(root, f"{modality}/{name}")
         for name in ("unit_id", "global", "tokens/starts", "tokens/lengths", "tokens/values")
     }
+    beside = [name for name in ("char_spans", "kept") if (root / modality / "tokens" / name).exists()]
     units: dict[str, dict[str, Any]] = {}
     for number, raw_id in enumerate(arrays["unit_id"]):
         unit_id = bytes(raw_id).hex()
@@ -55,9 +56,8 @@ def read_cache(root: Path, modality: str) -> dict[str, dict[str, Any]]:
         if values.dtype == np.int8:
             scales = read_array(root, f"{modality}/tokens/scales")[rows]
             values = (values.astype(np.float32) * scales[:, None]).astype(np.float16)
-        units[unit_id] = {"global": arrays["global"][number], "tokens": values}
-        if (root / modality / "tokens/kept").exists():
-            units[unit_id]["kept"] = read_array(root, f"{modality}/tokens/kept")[rows]
+        columns = {name: read_array(root, f"{modality}/tokens/{name}")[rows] for name in beside}
+        units[unit_id] = {"global": arrays["global"][number], "tokens": values, "columns": columns}
     return units
 
 
@@ -78,5 +78,5 @@ def test_independent_reader_agrees(tmp_path: Path, changes: dict[str, Any]) -> N
         for unit_id, features in units.items():
             np.testing.assert_array_equal(store.global_features([unit_id])[0], features["global"])
             np.testing.assert_array_equal(store.token_features([unit_id])[0], features["tokens"])
-            if store.has_kept:
-                np.testing.assert_array_equal(store.kept_tokens([unit_id]), features["kept"])
+            for name, rows in features["columns"].items():
+                np.testing.assert_array_equal(store.token_columns([unit_id])[name], rows)

@@ -19,18 +19,6 @@ def store(pristine: Path) -> FeatureStore:
     return found
 
 
-def test_padded_rows_are_those_of_the_units(store: FeatureStore) -> None:
-    ids = list(store.ids)[3:10]
-    values, lengths = store.token_features(ids)
-    padded_QMD, length_Q = store.padded_tokens(store.positions(ids))
-    assert length_Q.tolist() == lengths.tolist()
-    assert padded_QMD.shape == (7, lengths.max(), store.token_dim)
-    is_row_QM = np.arange(padded_QMD.shape[1]) < lengths[:, None]
-    np.testing.assert_array_equal(padded_QMD[is_row_QM], values)
-    assert not padded_QMD[~is_row_QM].any()
-    np.testing.assert_array_equal(store.global_rows(store.positions(ids)), store.global_features(ids))
-
-
 def test_unknown_ids_raise(store: FeatureStore) -> None:
     known = store.ids[0]
     for ids in (["0" * 32], [known, "f" * 32], ["not an id"], ["z" * 32]):

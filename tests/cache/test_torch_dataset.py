@@ -63,20 +63,29 @@ def test_int8_codes_come_as_the_values_that_they_stand_for(tmp_path: Path) -> No
         np.testing.assert_array_equal(found["tokens"][found["mask"]].numpy(), values_MD)
 
 
-def test_a_loop_as_the_page_says(small_corpus: Any) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
-    (block,) = re.findall(r"```python\n(from torch.utils.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    changes = {
-        '"caches/minilm-l6/mine/train"': repr(str(small_corpus.caches[0])),
-        '"Which colour is it? red"': repr(dataset[0].candidates[0].text),
-    }
+def executed(block: str, **changes: str) -> dict[str, Any]:
+    """Run a block of the page with other places and texts; returns its names."""
     for here, there in changes.items():
         assert block.count(here) == 1
-        block = block.replace(here, there)
+        block = block.replace(here, repr(there))
     names: dict[str, Any] = {}
     exec(block, names)
-    assert names["batch"]["label"].tolist() == [1]
-    assert names["batch"]["teachers"]["minilm-l6"]["mask"].all()
+    return names
+
+
+def test_blocks_of_the_page_run_as_they_stand_there(small_corpus: Any) -> None:
+    plain, ours, loop = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    cache = str(small_corpus.caches[0])
+    executed(plain, **{'"caches/minilm-l6/scenes-vcr/train"': cache})
+    names = executed(ours, **{'"caches/minilm-l6/scenes-vcr/train"': cache})
+    store, values, lengths = names["cache"].text, names["values"], names["lengths"]
+    assert values.shape == (lengths.sum(), store.token_dim)
+    assert names["vectors"].shape == (3, store.global_dim)
+    text = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)[0].candidates[0].text
+    changes = {'"caches/minilm-l6/mine/train"': cache, '"Which colour is it? red"': text}
+    batch = executed(loop, **changes)["batch"]
+    assert batch["label"].tolist() == [1]
+    assert batch["teachers"]["minilm-l6"]["mask"].all()
 
 
 def test_all_units_of_several_teachers(small_corpus: Any, tmp_path: Any) -> None:
@@ -88,12 +97,8 @@ def test_all_units_of_several_teachers(small_corpus: Any, tmp_path: Any) -> None
         CachedFeatures([small_corpus.caches[1]], "text")
     with pytest.raises(ConfigError, match="one of each teacher"):
         CachedFeatures([small_corpus.caches[0]] * 2, "text")
+    ids = list(open_cache(small_corpus.caches[0]).text.ids)[:1]
     with pytest.raises(ConfigError, match="2 rows for 1 units"):
-        CachedFeatures([small_corpus.caches[0]], "text", unit_ids=_text_ids(small_corpus)[:1],
-                       rows=[{}, {}])  # fmt: skip
+        CachedFeatures([small_corpus.caches[0]], "text", unit_ids=ids, rows=[{}, {}])
     with pytest.raises(UnknownUnit, match="not in the cache"):
         CachedFeatures([small_corpus.caches[0]], "text", unit_ids=[text_unit_id("of another corpus")])
-
-
-def _text_ids(corpus: Any) -> list[str]:
-    return list(open_cache(corpus.caches[0]).stores()["text"].ids)

@@ -20,7 +20,7 @@ FINETUNE = "finetune --data mine.jsonl --method plain --output runs/new"
 EXTRACT = "extract --data mine.jsonl --teacher minilm-l6"
 
 
-NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cache_gb", "num_workers"}
+NO_EFFECT = {"data_root", "run", "output", "replace", "disk_cache_gb", "num_workers"}
 """Where things lie and how fast they are read."""
 OBEYED = {
     ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
@@ -71,7 +71,7 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),
         ("evaluate runs/old --probe-on train", "--probe-on"),
         ("evaluate runs/old --probe none --probe-on test", "--probe-on"),
-        ("cache import features --data mine.jsonl --name mine --region-split val", "--region-split"),
+        ("cache import features --data mine.jsonl --name mine --region-naming stem", "--region-naming"),
         (f"{EXTRACT} --text-style r2c", "--text-style"),
         (f"{EXTRACT} --ray-tasks 2", "--ray-tasks"),
         (f"{EXTRACT} --revision main", "--revision"),

@@ -14,7 +14,7 @@ import click
 import pytest
 from aimed_outputs import FILES, OUTPUTS, OutputOption, configurations, make_things, words_of
 from commands import complaint
-from tiny_extraction import tiny_extract, tree_bytes
+from tiny_extraction import tree_bytes
 
 from advl_cli.reference import commands
 from advl_pipeline.base.configuration import declared, flag_of
@@ -47,7 +47,7 @@ def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> N
         for item in command.params:
             if isinstance(item.type, click.Path) and (name.removeprefix("advl "), item.name) not in fields:
                 assert item.name in INPUTS | {"config_file", "checkpoint"}, f"{name} {item.name}"
-    assert len(OUTPUTS) >= 15
+    assert len(OUTPUTS) >= 14
 
 
 @pytest.fixture
@@ -76,8 +76,6 @@ def test_no_file_of_others_is_written_over(
     before = tree_bytes(things)
     is_replaced = any(field.name == "replace" for field in dataclasses.fields(option.config))
     for name in (*OF_OURS, *OF_OTHERS, "pipe", "dangling.json"):
-        if name == "empty.json" and option.output.makes == "lines":
-            continue
         code, message = complaint(capsys, *words_of(option, things / name))
         assert code == 2, f"{name}: {message}"
         assert f"give another {flag_of(option.name)}" in message, message
@@ -153,12 +151,10 @@ def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixtur
     for words in (
         (*draw, "--output", "data.jsonl", "--replace"),
         (*draw, "--data-root", "pictures", "--output", "pictures/red.png", "--replace"),
-        ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--progress-file", "data.jsonl"),
-        ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--output", "c", "--progress-file", "c/lines"),
     ):
         code, message = complaint(capsys, *words)
         assert code == 2, message
-        assert "take the place of an input" in message or "lie in another one" in message
+        assert "take the place of an input" in message
     assert tree_bytes(things) == before
 
 
@@ -185,24 +181,15 @@ def test_predictions_take_the_place_of_predictions(form: str, things: Path) -> N
     require_outputs(PredictConfig(run=things / "run", output=path, replace=True))
 
 
-def test_progress_is_appended_to_its_own_lines(tmp_path: Path) -> None:
-    lines = tmp_path / "new" / "lines.jsonl"
-    for number in range(2):
-        tiny_extract(tmp_path / "data", tmp_path / f"cache-{number}", progress_file=lines)
-    events = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    assert {line["event"] for line in events} == {"progress"}
-    assert sum(line["done"] == line["total"] for line in events) >= 4
-
-
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -> None:
     """On a file system that is mounted to be read, as root or not."""
     command_lines = [
         ["datasets", "subset", "data.jsonl", "--shots", "4", "--output", "locked/list.json"],
         ["report", "run", "--output", "locked/page.html"],
-        ["cache", "export", "cache", "--output", "locked/features.h5"],
+        ["cache", "export", "cache", "--output", "locked/features"],
         ["cache", "prune", "locked/cache", "--all"],
         ["predict", "run", "--output", "locked/predictions.csv"],
-        ["extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--progress-file", "locked/lines.jsonl"],
+        ["extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--output", "locked/new"],
     ]
     shutil.copytree(things / "cache", things / "locked" / "cache")
     program = (

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,41 +163,62 @@ def test_the_repair_command_restores_the_bytes_and_touches_nothing_else(
         assert {item for item in touched if not item.startswith(("records/", *sets))} <= set(group), group
 
 
-def test_any_two_copies_of_the_provenance_may_be_lost(pristine: Path, tmp_path: Path) -> None:
-    copies = ["records/provenance.json", "records/plan.json", "zarr.json"]
-    for spared in copies:
-        cache = tmp_path / Path(spared).stem
-        shutil.copytree(pristine / "cache", cache)
-        for name in copies:
-            if name != spared:
-                flip(cache / name)
-        assert mend(pristine, cache).is_identical
-        assert tree_bytes(cache) == tree_bytes(pristine / "cache"), spared
+def flip_each(*names: str) -> Callable[[Path], None]:
+    return lambda cache: [flip(cache / name) for name in names]
 
 
-def test_a_folder_in_the_place_of_the_last_record_is_removed(pristine: Path, cache: Path) -> None:
-    expected = tree_bytes(pristine / "cache")
-    record = cache / "records" / "complete.json"
-    record.unlink()
-    (record / "inside").mkdir(parents=True)
-    # A second damage makes the repair take the record away before it writes.
-    flip(cache / "text" / "global" / "c" / "0" / "0")
-    assert mend(pristine, cache).is_identical
-    assert tree_bytes(cache) == expected
-
-
-def test_swapped_shards_are_named_and_encoded_alone(pristine: Path, cache: Path) -> None:
-    for array in ("values", "char_spans"):
-        names = [f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2)]
-        one, two = (cache / name for name in names)
+def swap_shards(array: str) -> Callable[[Path], None]:
+    def swap(cache: Path) -> None:
+        one, two = (cache / f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2))
         content = one.read_bytes()
         one.write_bytes(two.read_bytes())
         two.write_bytes(content)
-        result = mend(pristine, cache)
-        assert result.findings == tuple((name, "its content changed") for name in names)
-        assert result.is_identical
-        assert result.encoded_units == sum(tiny_units_of_shard(cache, "text", shard) for shard in (1, 2))
-        assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+    return swap
+
+
+def put_a_folder_for_the_last_record(cache: Path) -> None:
+    (cache / COMPLETE_RECORD).unlink()
+    (cache / COMPLETE_RECORD / "inside").mkdir(parents=True)
+    # A second damage makes the repair take the record away before it writes.
+    flip(cache / "text/index/unit/c/0")
+
+
+def leave_a_file(cache: Path) -> None:
+    (cache / "text/tokens/values/c/99").mkdir()
+    (cache / "text/tokens/values/c/99/0").write_bytes(b"left over")
+
+
+PROVENANCE = ("records/provenance.json", "records/plan.json", "zarr.json")
+SWAPPED = [f"text/tokens/values/c/{shard}/0" for shard in (1, 2)]
+WOUNDS: dict[str, tuple[Callable[[Path], None], set[str], tuple[int, ...]]] = {
+    **{
+        f"copies of the provenance but {spared}": (flip_each(*lost), set(lost), ())
+        for spared, lost in ((spared, [name for name in PROVENANCE if name != spared]) for spared in PROVENANCE)
+    },
+    "shards of values swapped": (swap_shards("values"), set(SWAPPED), (1, 2)),
+    "shards of spans swapped": (
+        swap_shards("char_spans"),
+        {name.replace("values", "char_spans") for name in SWAPPED},
+        (1, 2),
+    ),
+    "a folder for the last record": (put_a_folder_for_the_last_record, {COMPLETE_RECORD, "text/index/unit/c/0"}, ()),
+    "a file of nobody's": (leave_a_file, {"text/tokens/values/c/99/0"}, ()),
+}
+"""What is done to a cache, the files that are named for it, and the shards of texts that are encoded again."""
+
+
+@pytest.mark.parametrize("wound", WOUNDS)
+def test_a_wound_is_named_and_what_it_hit_alone_is_encoded_again(pristine: Path, cache: Path, wound: str) -> None:
+    hurt, named, shards = WOUNDS[wound]
+    hurt(cache)
+    result = mend(pristine, cache)
+    assert {path for path, _ in result.findings} == named
+    assert result.is_identical
+    encoded = sum(tiny_units_of_shard(pristine / "cache", "text", shard) for shard in shards)
+    total = sum(shape.num_units for shape in CacheWriter(FolderStore(cache)).plan.modalities.values())
+    assert (result.encoded_units, result.trusted_units) == (encoded, total - encoded)
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
 
 
 def tamper(cache: Path) -> None:
@@ -226,22 +248,6 @@ def test_tampered_values_with_digests_of_their_own_are_encoded_again(pristine: P
 
 def committed_text_shards(cache: Path) -> list[Path]:
     return sorted((cache / "records").glob("text-0*.json"))
-
-
-def test_what_a_repair_takes_on_trust_is_said(
-    pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flip(cache / "text" / "tokens" / "values" / "c" / "1" / "0")
-    monkeypatch.setattr(
-        repair_module, "open_recorded", lambda *_: (tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
-    )
-    code, out, message = advl(capsys, "cache", "repair", cache, "--data-root", pristine / "data")
-    assert code == 0, message
-    encoded = tiny_units_of_shard(cache, "text", 1)
-    total = sum(store.num_units for store in CacheWriter(FolderStore(cache)).plan.modalities.values())
-    assert f"{encoded} units encoded again, every byte as it was" in out
-    assert f"{total - encoded} units were kept on their records' word" in out
-    assert f"advl cache verify {cache} --recompute" in out
 
 
 def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
@@ -314,14 +320,6 @@ def test_damaged_work_in_progress_never_gets_into_a_table(pristine: Path, tmp_pa
         assert tree_bytes(cache) == expected, place
         shutil.rmtree(cache)
         shutil.copytree(tmp_path / "stopped", cache)
-
-
-def test_unrecorded_files_are_named_and_removed(pristine: Path, cache: Path) -> None:
-    (cache / "text/tokens/values/c/99").mkdir()
-    (cache / "text/tokens/values/c/99/0").write_bytes(b"left over")
-    assert verify_cache(cache).bad_paths() == {"text/tokens/values/c/99/0"}
-    assert mend(pristine, cache).encoded_units == 0
-    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
 
 
 def test_folder_that_is_a_link_is_refused(pristine: Path, cache: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract, tree_bytes
 
-from advl_pipeline.base.configuration import build_config
 from advl_pipeline.cache.identity import PROVENANCE_FILE
 from advl_pipeline.cache.quantise import to_float16
 from advl_pipeline.cache.store import read_metadata
@@ -128,18 +127,8 @@ def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
 
     monkeypatch.setattr(extraction_run, "run_on_ray", start)
     monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
-    config = build_config(
-        ExtractConfig,
-        {
-            "teacher": "minilm-l6",
-            "dataset": "snli-ve",
-            "output": tmp_path / "cache",
-            "engine": "ray",
-            "device": device,
-        },
-    )
     with pytest.raises(Started):
-        run_extract(config)
+        run_extract(tiny_config(tmp_path / "cache", engine="ray", device=device))
     ((of_tasks, asked),) = given
     assert asked == resource
     assert of_tasks.device == device

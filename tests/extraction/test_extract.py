@@ -24,10 +24,7 @@ from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 
 def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
-    log = tmp_path / "progress.jsonl"
-    result = tiny_extract(tmp_path / "data", tmp_path / "cache", progress_file=log)
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    assert {line["stage"]: line["done"] == line["total"] for line in lines} == {"image": True, "text": True}
+    result = tiny_extract(tmp_path / "data", tmp_path / "cache")
     dataset, teacher = TinyDataset(tmp_path / "data"), tiny_teacher()
     cache = open_cache(tmp_path / "cache")
     assert result.encoded_units == len(dataset.image_units()) + len(dataset.text_units())
@@ -36,19 +33,20 @@ def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
     prepared = teacher.text.prepare(units)
     encoded = teacher.text.encode(prepared)
     ids = [unit.unit_id for unit in units]
+    stats = zarr.open_group(tmp_path / "cache/text/stats", mode="r")
     values, lengths = cache.text.token_features(ids)
     np.testing.assert_array_equal(lengths, [item.num_tokens for item in prepared])
     np.testing.assert_array_equal(values, np.concatenate([v.numpy() for v in encoded.token_values]).astype("f2"))
     np.testing.assert_array_equal(cache.text.char_spans(ids), np.concatenate([p.char_spans_M2 for p in prepared]))
     # A matrix product over another batch may round differently.
     np.testing.assert_allclose(cache.text.global_features(ids), encoded.global_ND.numpy(), atol=2e-3)
-    np.testing.assert_allclose(cache.text.stat("entropy", ids), encoded.stats["entropy"].numpy())
+    np.testing.assert_allclose(stats["entropy"][:], encoded.stats["entropy"].numpy())
     stored = values.astype(np.float64)
     np.testing.assert_allclose(cache.text.token_mean, stored.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(cache.text.token_variance, stored.var(axis=0), atol=1e-6)
     globals_ND = cache.text.global_features(ids).astype(np.float64)
     np.testing.assert_allclose(cache.text.global_mean, globals_ND.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(cache.text.stat("norm", ids), encoded.stats["norm"].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(stats["norm"][:], encoded.stats["norm"].numpy(), rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(globals_ND, axis=1), 1.0, atol=1e-3)
     for unit in dataset.image_units():
         rows, (length,) = cache.image.token_features([unit.unit_id])
@@ -57,24 +55,10 @@ def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
         np.testing.assert_allclose(rows, expected.token_values[0].numpy(), atol=2e-3)
 
 
-def test_plain_zarr_reads_every_array(pristine: Path) -> None:
-    cache = open_cache(pristine / "cache")
+def test_plain_zarr_opens_the_groups(pristine: Path) -> None:
+    """`tests/test_examples.py` reads the arrays so."""
     group = zarr.open_group(pristine / "cache", mode="r")
-    for modality in ("image", "text"):
-        store = cache.stores()[modality]
-        starts, lengths = group[f"{modality}/tokens/starts"][:], group[f"{modality}/tokens/lengths"][:]
-        values, unit_id = group[f"{modality}/tokens/values"][:], group[f"{modality}/unit_id"][:]
-        global_ND = group[f"{modality}/global"][:]
-        assert values.dtype == np.float16
-        for unit in range(len(starts)):
-            name = unit_id[unit].tobytes().hex()
-            np.testing.assert_array_equal(
-                values[starts[unit] : starts[unit] + lengths[unit]], store.token_features([name])[0]
-            )
-            np.testing.assert_array_equal(global_ND[unit], store.global_features([name])[0])
-        np.testing.assert_array_equal(group[f"{modality}/token_mean"][:], store.token_mean)
-    assert group["text/tokens/char_spans"].shape == (group["text/tokens/values"].shape[0], 2)
-    assert group.attrs["advl"]["identity"] == cache.identity
+    assert group.attrs["advl"]["identity"] == open_cache(pristine / "cache").identity
     with warnings.catch_warnings():
         # Listing members warns about the files that lie beside the arrays.
         warnings.simplefilter("ignore")
@@ -98,7 +82,7 @@ def test_batches_and_stored_dtypes_change_nothing_beyond_rounding(
         expected, found = half.token_features(ids)[0].astype("f4"), other.token_features(ids)[0].astype("f4")
         cosine = (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
         assert cosine.min() > 0.999
-        assert other.padded_tokens(other.positions(ids))[0].dtype == np.dtype(change.get("dtype", "float16"))
+        assert other.stored_tokens(ids)[0].dtype == np.dtype(change.get("dtype", "float16"))
 
 
 def test_other_settings_are_refused(pristine: Path, cache_path: Path) -> None:
@@ -162,25 +146,21 @@ def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
     bad.path.write_bytes(content)
 
 
-def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    result = tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True)
-    assert not (tmp_path / "cache").exists()
-    assert [item.modality for item in result.estimates] == ["image", "text"]
-    assert all(item.num_bytes > 0 and item.num_shards > 1 for item in result.estimates)
-    written = tiny_extract(tmp_path / "data", tmp_path / "cache")
-    size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("c/**/*") if path.is_file())
-    assert written.estimates[0].num_units == result.estimates[0].num_units
-    # Trial batches tell the time of a plan; whoever encodes anyway does not pay for them.
-    assert all(item.seconds is not None for item in result.estimates)
-    assert all(item.seconds is None for item in written.estimates)
-    assert size == pytest.approx(sum(item.num_bytes for item in result.estimates), rel=0.6)
-
-
-def test_nothing_to_extract_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="nothing to extract"):
-        tiny_extract(tmp_path / "data", tmp_path / "cache", dataset={"num_images": 0})
-    with pytest.raises(ConfigError, match="no image tower"):
-        tiny_extract(tmp_path / "data", tmp_path / "cache", teacher={"towers": "text"}, modality="image")
+@pytest.mark.parametrize(
+    ("changes", "refusal", "says"),
+    [
+        ({"dataset": {"num_images": 0}}, DatasetError, "nothing to extract"),
+        ({"teacher": {"towers": "text"}, "modality": "image"}, ConfigError, "no image tower"),
+        ({"folds": 1}, ConfigError, "--folds must be at least 2"),
+        ({"shard_rows": 1 << 40}, ConfigError, "shard would be too large"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_extracted_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], refusal: type[AdvlError], says: str
+) -> None:
+    with pytest.raises(refusal, match=says):
+        tiny_extract(tmp_path / "data", tmp_path / "cache", **changes)
     assert not (tmp_path / "cache").exists()
 
 
@@ -247,10 +227,3 @@ def test_features_that_are_no_numbers_are_never_committed(tmp_path: Path) -> Non
         with pytest.raises(AdvlError, match="not finite"):
             extract(config, teacher, dataset)
     assert not (tmp_path / "cache" / "records" / "complete.json").exists()
-
-
-@pytest.mark.parametrize("change", [{"folds": 1}, {"shard_rows": 1 << 40}])
-def test_impossible_numbers_are_refused_before_anything_is_encoded(tmp_path: Path, change: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        tiny_extract(tmp_path / "data", tmp_path / "cache", **change)
-    assert not (tmp_path / "cache" / "records").exists()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from commands import complaint, printed
 from own_rows import choice_row, write_json_lines
-
-from advl_pipeline.runs.run_folder import RunFolder
-from advl_pipeline.training.run import _write_readout
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +79,3 @@ def test_a_picture_that_cannot_be_decoded_names_its_row_and_leaves_nothing(
     assert "bad/pictures/blue.png" in message
     assert "(used by bad/mine.jsonl:3)" in message
     assert not (here / "from-bad").exists()
-
-
-class _Placed:
-    def __init__(self, names: torch.Tensor) -> None:
-        self._names = names
-
-    def names(self) -> torch.Tensor:
-        return self._names
-
-    def agreements(self) -> dict[str, object]:
-        return {}
-
-    def effective_ranks(self) -> dict[str, object]:
-        return {}
-
-
-def test_where_there_are_no_regions_nothing_is_said_of_their_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nothing, some = _Placed(torch.empty(0, dtype=torch.int64)), _Placed(torch.tensor([1, 2]))
-    _write_readout(RunFolder(tmp_path), "adapt", nothing, nothing)  # type: ignore[arg-type]  # Three of its methods.
-    assert "regions keep their name" not in capsys.readouterr().err
-    assert json.loads((tmp_path / "readout.json").read_text())["names_kept"] == {"after": None}
-    _write_readout(RunFolder(tmp_path), "adapt", some, some)  # type: ignore[arg-type]  # Three of its methods.
-    assert "100 % of the regions keep their name" in capsys.readouterr().err

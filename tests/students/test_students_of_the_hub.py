@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from commands import completed
-from hub_repositories import Files, vocabulary_size
 from hub_server import served_models
 from hub_students import student_files
+from hub_tokenizers import Files, vocabulary_size
 from references import ASSETS
 from small_corpus import SmallCorpus
 from tokenizers import Tokenizer

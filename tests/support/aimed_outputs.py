@@ -22,7 +22,7 @@ from tiny_extraction import tree_bytes
 from advl_cli.reference import commands
 from advl_pipeline.base.configuration import Output, declared, flag_of
 
-FILES = ("file", "lines", "new")
+FILES = ("file", "new")
 """What outputs are made of that are no folders of ours."""
 
 
@@ -107,9 +107,6 @@ def aim(things: Path, *, seed: int) -> str:
         path = path.parent / f"new-{seed}"
     is_of_others = path.parent in (things, things / "pictures") and path.is_file() and not path.is_symlink()
     is_replacing = any(field.name == "replace" for field in dataclasses.fields(option.config)) and not is_of_others
-    # What lies there already may have been begun for the progress of another command.
-    if option.output.makes == "lines" and path.is_file() and not path.stat().st_size:
-        path = things / "notes.txt"
     words = words_of(option, path, *(["--replace"] if is_replacing else []))
     before, printed = tree_bytes(things), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -1,4 +1,4 @@
-"""Repositories of the hub as they are published: files, configuration keys, names of parameters, kinds of tokenizers.
+"""Repositories of the hub as they are published: files, configuration keys, names of parameters.
 
 Only their widths are tiny and their weights random. `PUBLISHED` makes the files of each repository by its name.
 Names of parameters are those that the libraries write; what older ones wrote is put back where they did.
@@ -10,7 +10,6 @@ import functools
 import io
 import json
 import re
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,22 +17,23 @@ from typing import Any
 
 import torch
 import transformers as hf
+from hub_tokenizers import (
+    Files,
+    as_json,
+    clip_tokenizer,
+    deberta_tokenizer,
+    gemma_tokenizer,
+    modernbert_tokenizer,
+    roberta_tokenizer,
+    t5_tokenizer,
+    vocabulary_size,
+    wordpiece_tokenizer,
+    xlm_roberta_tokenizer,
+)
 from safetensors.torch import load, save
 from timm import create_model
 from tiny_extraction import tree_bytes
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 
-Files = dict[str, bytes]
 State = dict[str, torch.Tensor]
 
 SMALL: dict[str, Any] = {
@@ -42,16 +42,6 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 48,
 }
-
-CORPUS = [
-    "Which colour has picture 3? red green blue yellow white dark.",
-    "The picture is red, isn't it? A dog runs over the green field near the left tree, holding an umbrella!",
-    "Why is person_1 pointing at the wine glass? Because it's half empty, and nobody is watching the café's door.",
-] * 4
-
-
-def as_json(content: object) -> bytes:
-    return json.dumps(content, indent=2).encode()
 
 
 def page(name: str, *others: str) -> Files:
@@ -103,270 +93,6 @@ def described(files: Files, config: Mapping[str, Any], *, without: Iterable[str]
     """Return config.json with the keys of its time in place of those of the installed library."""
     now = {key: value for key, value in json.loads(files["config.json"]).items() if key not in without}
     return {"config.json": as_json({**now, "torch_dtype": "float32", **config})}
-
-
-# Tokenizers. Training is not the same twice, so that each is made once.
-
-
-def byte_level(vocabulary: int = 420) -> tuple[dict[str, int], list[str]]:
-    """Return vocabulary and merges of byte-level BPE, special tokens of RoBERTa first."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-        ),
-    )
-    learned = json.loads(core.to_str())["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
-    return learned["vocab"], merges
-
-
-def merges_file(merges: list[str]) -> bytes:
-    return ("#version: 0.2\n" + "\n".join(merges) + "\n").encode()
-
-
-def fast(core: Tokenizer) -> Files:
-    return {"tokenizer.json": core.to_str(pretty=True).encode()}
-
-
-@functools.cache
-def roberta_tokenizer() -> Files:
-    vocabulary, merges = byte_level()
-    vocabulary["<mask>"] = len(vocabulary)
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    core.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
-    return fast(core) | {
-        "vocab.json": as_json(vocabulary),
-        "merges.txt": merges_file(merges),
-        "tokenizer_config.json": as_json({"model_max_length": 512}),
-    }
-
-
-@functools.cache
-def modernbert_tokenizer() -> Files:
-    vocabulary, merges = byte_level()
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
-    core.normalizer = normalizers.NFC()
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
-    core.add_special_tokens([AddedToken(name, special=True) for name in names])
-    frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
-    roles = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), names, strict=True))
-    settings = {"clean_up_tokenization_spaces": True, "model_input_names": ["input_ids", "attention_mask"]}
-    settings |= {"model_max_length": 8192, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return fast(core) | {
-        "tokenizer_config.json": as_json(roles | settings),
-        "special_tokens_map.json": as_json(roles),
-    }
-
-
-@functools.cache
-def wordpiece_tokenizer(*, has_json: bool = True) -> Files:
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.decoder = decoders.WordPiece()
-    core.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=names, show_progress=False)
-    )
-    frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
-    vocabulary = sorted(core.get_vocab().items(), key=lambda entry: entry[1])
-    files = {
-        "vocab.txt": "".join(f"{token}\n" for token, _ in vocabulary).encode(),
-        "tokenizer_config.json": as_json({"do_lower_case": True, "model_max_length": 512}),
-    }
-    return files | (fast(core) if has_json else {})
-
-
-@functools.cache
-def clip_tokenizer() -> Files:
-    pattern = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-    core = Tokenizer(
-        models.BPE(unk_token="<|endoftext|>", continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False)
-    )
-    core.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        [text.lower() for text in CORPUS],
-        trainers.BpeTrainer(
-            vocab_size=600, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-        ),
-    )
-    learned = json.loads(core.to_str())["model"]
-    vocabulary = dict(learned["vocab"])
-    for letter in alphabet:
-        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in learned["merges"]]
-    start, end = len(vocabulary), len(vocabulary) + 1
-    vocabulary |= {"<|startoftext|>": start, "<|endoftext|>": end}
-    core.model = models.BPE(
-        vocab=vocabulary,
-        merges=merges,
-        unk_token="<|endoftext|>",
-        continuing_subword_prefix="",
-        end_of_word_suffix="</w>",
-        fuse_unk=False,
-    )
-    core.post_processor = processors.RobertaProcessing(
-        ("<|endoftext|>", end), ("<|startoftext|>", start), trim_offsets=False, add_prefix_space=False
-    )
-    core.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
-    roles = {
-        "unk_token": {"content": "<|endoftext|>", **flags},
-        "bos_token": {"content": "<|startoftext|>", **flags},
-        "eos_token": {"content": "<|endoftext|>", **flags},
-        "pad_token": "<|endoftext|>",
-    }
-    typed = {
-        role: {**token, "__type": "AddedToken"} if isinstance(token, dict) else token for role, token in roles.items()
-    }
-    settings = {"add_prefix_space": False, "errors": "replace", "do_lower_case": True, "model_max_length": 77}
-    settings |= {"special_tokens_map_file": "./special_tokens_map.json", "tokenizer_class": "CLIPTokenizer"}
-    return fast(core) | {
-        "vocab.json": as_json(vocabulary),
-        "merges.txt": merges_file([" ".join(pair) for pair in merges]),
-        "tokenizer_config.json": as_json({**typed, "name_or_path": "openai/clip-vit-base-patch32", **settings}),
-        "special_tokens_map.json": as_json(roles),
-    }
-
-
-@functools.cache
-def gemma_tokenizer(*, frame: str, max_length: int) -> Files:
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    words = [*names, *(f"<0x{number:02X}>" for number in range(256)), "\u2581"]
-    words += sorted({letter for text in CORPUS for letter in text if letter != " "})
-    words += ["th", "the", "\u2581the", "re", "red"]
-    merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("r", "e"), ("re", "d")]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    core = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
-    )
-    core.normalizer = normalizers.Replace(" ", "\u2581")
-    core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = [(name, vocabulary[name]) for name in ("<bos>", "<eos>") if name in frame]
-    core.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
-    core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    roles = {f"{name[1:-1]}_token": name for name in names}
-    settings = {
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
-        "tokenizer_class": "GemmaTokenizer",
-    }
-    settings |= {"add_bos_token": "<bos>" in frame, "add_eos_token": "<eos>" in frame, "sp_model_kwargs": {}}
-    return fast(core) | {
-        "tokenizer_config.json": as_json(roles | settings | {"padding_side": "right"}),
-        "special_tokens_map.json": as_json(roles),
-    }
-
-
-def unigram(special: list[str], unknown: str) -> list[tuple[str, float]]:
-    """Return pieces and scores, special tokens first."""
-    core = Tokenizer(models.Unigram())
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
-    core.train_from_iterator(
-        CORPUS,
-        trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token=unknown, show_progress=False),
-    )
-    return [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
-
-
-def sentencepiece_model(pieces: list[tuple[str, float]], *, unknown: str, control: Iterable[str]) -> bytes:
-    """Return a file as SentencePiece writes it: a protocol buffer, of its sentencepiece_model.proto."""
-
-    def number(field: int, value: int) -> bytes:
-        return _varint(field << 3) + _varint(value)
-
-    def text(field: int, value: bytes) -> bytes:
-        return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-    content = b""
-    for piece, score in pieces:
-        kind = 2 if piece == unknown else 3 if piece in control else 1
-        content += text(1, text(1, piece.encode()) + _varint(2 << 3 | 5) + struct.pack("<f", score) + number(3, kind))
-    unknown_id = [piece for piece, _ in pieces].index(unknown)
-    content += text(2, number(3, 1) + number(40, unknown_id) + text(45, unknown.encode()))
-    return content + text(3, text(1, b"nmt_nfkc") + number(3, 1))
-
-
-def _varint(value: int) -> bytes:
-    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
-
-
-@functools.cache
-def t5_tokenizer() -> Files:
-    pieces = unigram(["<pad>", "</s>", "<unk>"], "<unk>")
-    core = Tokenizer(models.Unigram(pieces, unk_id=2))
-    core.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    core.decoder = decoders.Metaspace()
-    extra = [f"<extra_id_{number}>" for number in range(100)]
-    core.add_special_tokens(["</s>", "<unk>", "<pad>", *extra])
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    roles: dict[str, Any] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    roles["additional_special_tokens"] = extra
-    settings = {**roles, "extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
-    return fast(core) | {
-        "spiece.model": sentencepiece_model(pieces, unknown="<unk>", control=("<pad>", "</s>")),
-        "tokenizer_config.json": as_json(settings),
-        "special_tokens_map.json": as_json(roles),
-    }
-
-
-@functools.cache
-def xlm_roberta_tokenizer() -> Files:
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    pieces = unigram(special, "<unk>")
-    core = Tokenizer(models.Unigram([*pieces, ("<mask>", 0.0)], unk_id=3))
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    core.decoder = decoders.Metaspace()
-    core.add_special_tokens([*special, AddedToken("<mask>", lstrip=True, special=True)])
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    roles = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}
-    roles |= {"unk_token": "<unk>", "mask_token": "<mask>"}
-    settings = {**roles, "model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"}
-    return fast(core) | {
-        "sentencepiece.bpe.model": sentencepiece_model(pieces[1:], unknown="<unk>", control=("<pad>", "</s>")),
-        "tokenizer_config.json": as_json(settings),
-        "special_tokens_map.json": as_json(roles),
-    }
-
-
-@functools.cache
-def deberta_tokenizer() -> Files:
-    pieces = unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[UNK]")
-    return {
-        "spm.model": sentencepiece_model(pieces, unknown="[UNK]", control=("[PAD]", "[CLS]", "[SEP]")),
-        "tokenizer_config.json": as_json({"do_lower_case": False, "vocab_type": "spm"}),
-    }
-
-
-def vocabulary_size(tokenizer: Files) -> int:
-    return int(Tokenizer.from_str(tokenizer["tokenizer.json"].decode()).get_vocab_size())
 
 
 # Models of transformers

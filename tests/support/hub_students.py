@@ -11,21 +11,16 @@ from typing import Any
 
 import torch
 import transformers as hf
-from hub_repositories import (
+from hub_repositories import State, page, pickled, saved, shards, weights
+from hub_tokenizers import (
     Files,
-    State,
     as_json,
     byte_level,
     fast,
     merges_file,
     modernbert_tokenizer,
-    page,
-    pickled,
     roberta_tokenizer,
-    saved,
-    shards,
     vocabulary_size,
-    weights,
     wordpiece_tokenizer,
 )
 from tiny_chat_models import CHATML, EYES, IDEFICS, WIDTHS

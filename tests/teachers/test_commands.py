@@ -55,12 +55,12 @@ def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any,
     )
     folder, _, _ = text_folder(hf.BertModel, config, "wordpiece")
     result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
-    assert result.is_good
-    assert [(tower.modality, tower.global_dim) for tower in result.towers] == [("text", 32)]
+    assert result["is_good"]
+    assert [(tower["modality"], tower["global_dim"]) for tower in result["towers"]] == [("text", 32)]
     # Weights of another width than the catalogue states are reported.
     other = run_check_teacher(CheckTeacherConfig(name="bert-l", weights=folder))
-    assert not other.is_good
-    assert "1024" in other.towers[0].problems[0]
+    assert not other["is_good"]
+    assert "1024" in other["towers"][0]["problems"][0]
 
 
 def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
@@ -74,7 +74,7 @@ def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., t
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
     # One of them has [SEP] in it.
-    assert "3 of 4 texts have no piece that the tokenizer knows" in result.towers[0].problems
+    assert "3 of 4 texts have no piece that the tokenizer knows" in result["towers"][0]["problems"]
 
 
 class Flawed(TinyTextTower):
@@ -101,8 +101,8 @@ def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytes
     teacher = Teacher(name="flawed", text=Flawed(flaw))
     monkeypatch.setattr(teacher_check, "open_teacher", lambda name, **settings: teacher)
     result = run_check_teacher(CheckTeacherConfig(name="flawed"))
-    assert not result.is_good
-    assert any(complaint in problem for problem in result.towers[0].problems)
+    assert not result["is_good"]
+    assert any(complaint in problem for problem in result["towers"][0]["problems"])
 
 
 def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

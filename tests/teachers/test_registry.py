@@ -156,11 +156,19 @@ def test_a_plug_in_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
-    save_small_clip(tmp_path / "clip-folder")
+    pair, _ = save_small_clip(tmp_path / "clip-folder")
     with pytest.raises(WeightsUnavailable, match=r"type 'clip'.* of type 'roberta'") as caught:
         open_teacher("roberta-l", weights=tmp_path / "clip-folder")
     words = caught.value.next_command.split()
-    assert open_teacher(words[words.index("--teacher") + 1], weights=Path(words[-1])).aligned
+    before = open_teacher(words[words.index("--teacher") + 1], weights=Path(words[-1]))
+    assert before.logit_scale == pytest.approx(float(pair.logit_scale.detach().exp()))
+    # Each tower of a pair is identified by its own parameters.
+    with torch.no_grad():
+        pair.text_projection.weight[0, 0] += 1.0
+    pair.save_pretrained(tmp_path / "clip-folder")
+    after = open_teacher("hf:local/pair", weights=tmp_path / "clip-folder")
+    assert before.image.describe() == after.image.describe()
+    assert before.text.describe() != after.text.describe()
     for name in known_names():
         teacher = card_of(name)
         assert bool(teacher.model_type) == (not teacher.architecture)

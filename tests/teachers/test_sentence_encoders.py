@@ -12,21 +12,9 @@ import torch
 import transformers as hf
 from closeness import assert_near
 from commands import printed
-from hub_repositories import (
-    PUBLISHED,
-    SMALL,
-    Files,
-    as_json,
-    bert,
-    gemma_tokenizer,
-    modernbert,
-    modernbert_tokenizer,
-    multilingual_e5,
-    saved,
-    vocabulary_size,
-    weights,
-)
+from hub_repositories import PUBLISHED, SMALL, bert, modernbert, multilingual_e5, saved, weights
 from hub_server import Hub, served_models
+from hub_tokenizers import Files, as_json, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
 from own_rows import choice_row, rows_of, write_json_lines
 from tiny_extraction import tree_bytes
 

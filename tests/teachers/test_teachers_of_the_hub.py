@@ -18,20 +18,9 @@ import torch
 import transformers as hf
 from closeness import assert_near
 from commands import printed
-from hub_repositories import (
-    PUBLISHED,
-    Files,
-    State,
-    bert,
-    clip,
-    files_of,
-    narrow_models,
-    pickled,
-    roberta,
-    shards,
-    weights,
-)
+from hub_repositories import PUBLISHED, State, bert, clip, files_of, narrow_models, pickled, roberta, shards, weights
 from hub_server import Hub, served_models
+from hub_tokenizers import Files
 from own_rows import choice_row, rows_of, write_json_lines
 from PIL import Image
 from safetensors.torch import load, load_file
@@ -85,8 +74,8 @@ def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, 
     return computed
 
 
-def plain_picture(card: TeacherCard, folder: Path, path: Path) -> torch.Tensor:
-    """Return the global feature of a picture."""
+def plain_picture(card: TeacherCard, folder: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the global feature of a picture, and the cells of its last map one after another."""
     picture = Image.open(path).convert("RGB")
     with torch.no_grad():
         if card.source == "timm":
@@ -94,14 +83,25 @@ def plain_picture(card: TeacherCard, folder: Path, path: Path) -> torch.Tensor:
             model.load_state_dict(load_file(folder / "model.safetensors"))
             pixels = create_transform(**resolve_data_config({}, model=model), is_training=False)(picture)[None]
             states = model.forward_features(pixels)
+            if states.ndim == 3:
+                grid_MD = states[0, getattr(model, "num_prefix_tokens", 0) :]
+            else:
+                grid_MD = (states if getattr(model, "output_fmt", "") == "NHWC" else states.movedim(1, 3))[0].flatten(
+                    0, 1
+                )
             of_class = "class token" in card.global_feature
-            return states[0, 0] if of_class else model.forward_head(states, pre_logits=True)[0]
+            return states[0, 0] if of_class else model.forward_head(states, pre_logits=True)[0], grid_MD
         processor = hf.AutoImageProcessor.from_pretrained(folder, backend="pil")
         pixels = processor(picture, return_tensors="pt")["pixel_values"]
         model = hf.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        if "text" in card.modalities:
-            return model.get_image_features(pixel_values=pixels).pooler_output[0]
-        return model(pixel_values=pixels).last_hidden_state[0, 0]
+        if "text" not in card.modalities:
+            states = model(pixel_values=pixels).last_hidden_state[0]
+            return states[0], states[1:]
+        seen = model.get_image_features(pixel_values=pixels)
+        grid = seen.last_hidden_state
+        if model.config.model_type != "siglip":
+            grid = model.vision_model.post_layernorm(grid[:, 1:])
+        return seen.pooler_output[0], grid[0]
 
 
 def require_texts(
@@ -131,17 +131,24 @@ def require_texts(
             text = unit.text.lower() if name.startswith("siglip2") else unit.text
             assert tokenizer.encode(text, add_special_tokens=False).ids == pieces
         assert_near(store.token_features([unit.unit_id])[0].copy(), states_MD.numpy(), roundings=64)
+        # Spans name the characters of each piece.
+        spans = store.char_spans([unit.unit_id]).tolist()
+        covered = {place for start, end in spans for place in range(start, end)}
+        assert {place for place, letter in enumerate(unit.text) if not letter.isspace()} <= covered
+        assert not any(unit.text[start:end] != unit.text[start:end].strip() for start, end in spans)
 
 
 def require_pictures(card: TeacherCard, cache: TeacherCache, folder: Path, dataset: Dataset) -> None:
-    units = dataset.image_units()
-    stored = cache.stores()["image"].global_features([unit.unit_id for unit in units])
-    computed = np.stack([plain_picture(card, folder, unit.path).numpy() for unit in units])
-    assert_near(stored.copy(), computed, roundings=256)
+    store = cache.stores()["image"]
+    for unit in dataset.image_units():
+        global_D, grid_MD = plain_picture(card, folder, unit.path)
+        assert_near(store.global_features([unit.unit_id])[0].copy(), global_D.numpy(), roundings=256)
+        assert_near(store.token_features([unit.unit_id])[0].copy(), grid_MD.numpy(), roundings=256)
 
 
 def command(name: str, data: Path) -> tuple[object, ...]:
-    return ("extract", "--teacher", name, "--data", data, "--dtype", "float32", "--no-confidence", "--output")
+    stored = ("--dtype", "float32", "--grid-side", 64, "--no-confidence")
+    return ("extract", "--teacher", name, "--data", data, *stored, "--output")
 
 
 def snapshot(hub: Hub, cache: Path, repository: str) -> Path:
@@ -252,15 +259,6 @@ def test_a_cache_keeps_to_the_commit_that_it_began_with(hub: Hub, data: Path, tm
     now, then = (open_cache(tmp_path / name) for name in ("now", "then"))
     assert now.provenance["config"]["revision"] == hub.sha("models/lab/net")
     assert then.identity == open_cache(tmp_path / "cache").identity != now.identity
-
-
-def test_a_gated_repository_says_where_access_is_granted(hub: Hub, data: Path, tmp_path: Path, capsys: Any) -> None:
-    hub.repositories["models/lab/net"] = bert("lab/net")
-    hub.gated.add("models/lab/net")
-    _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=6)
-    assert f"once {hub.endpoint}/lab/net has granted it" in said
-    assert "hf auth login" in said
-    assert f"advl extract --teacher hf:lab/net --data {data}" in said
 
 
 def test_dinov3_is_one_feature_by_either_library() -> None:

@@ -1,4 +1,7 @@
-"""Every family of text encoders: our features are those of a direct call, whatever else is in the batch."""
+"""Text encoders: our features are those of a direct call, whatever else is in the batch.
+
+`test_teachers_of_the_hub.py` has the families that have a name.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,6 @@ FAMILIES: dict[str, tuple[Any, Any, str, str]] = {
         "unigram",
         "first",
     ),
-    "t5": (
-        hf.T5EncoderModel,
-        hf.T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2),
-        "unigram",
-        "mean",
-    ),
-    "modernbert": (
-        hf.ModernBertModel,
-        hf.ModernBertConfig(vocab_size=500, pad_token_id=1, global_attn_every_n_layers=2, local_attention=8, **SMALL),
-        "bytes",
-        "first",
-    ),
     "mpnet": (
         hf.MPNetModel,
         hf.MPNetConfig(vocab_size=300, max_position_embeddings=66, **SMALL),
@@ -69,7 +60,7 @@ def opened(folder: Path) -> TextTower:
     return teacher.text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
 def test_features_equal_a_direct_call(family: str, text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
     model_class, config, kind, pooling = FAMILIES[family]
     folder, model, tokenizer = text_folder(model_class, config, kind)
@@ -88,12 +79,6 @@ def test_features_equal_a_direct_call(family: str, text_folder: Callable[..., tu
     torch.testing.assert_close(alone.token_values[0], together.token_values[0], atol=2e-5, rtol=1e-4)
     assert tower.global_dim == together.global_ND.shape[1] == tower.token_dim
     assert max(float(values.abs().max()) for values in together.token_values) < 65504
-    # Spans name the characters of each piece.
-    spans = prepared[0].char_spans_M2.tolist()
-    assert len(spans) == prepared[0].num_tokens == int(content.sum())
-    covered = {position for start, end in spans for position in range(start, end)}
-    assert {position for position, character in enumerate(TEXT) if not character.isspace()} <= covered
-    assert not any(TEXT[start:end] != TEXT[start:end].strip() for start, end in spans)
 
 
 def test_a_tokenizer_without_offsets_finds_the_same_characters(

@@ -27,9 +27,9 @@ from advl_pipeline.training.signals.teacher_features import TeacherFeatures
 
 CELL = 8
 FRAMINGS = {
-    "squash": {"fit": "squash"},
-    "crop": {"fit": "crop", "short_edge": 64},
-    "tight crop": {"fit": "crop", "short_edge": 80, "crop_rounding": "down"},
+    "squash": {},
+    "crop": {"short_edge": 64},
+    "tight crop": {"short_edge": 80, "crop_rounding": "down"},
 }
 NO_BOXES = np.zeros((0, 4), np.float32)
 
@@ -104,7 +104,7 @@ def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str,
     for example, places_R4, found_RD, mask_R in zip(
         examples, batch.places_BR4, signal.regions_BSD, signal.region_mask_BS, strict=True
     ):
-        window = torch.tensor(settings.framing.window(example.image.width, example.image.height))
+        window = torch.tensor(settings.window(example.image.width, example.image.height))
         shown_R4 = torch.cat(
             [torch.maximum(places_R4[:, :2], window[:2]), torch.minimum(places_R4[:, 2:], window[2:])], 1
         )
@@ -112,7 +112,7 @@ def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str,
         half_cell = (window[2:] - window[:2]) * CELL / 64 / 2
         error_R2 = (found_RD[:, :2] - centre_R2).abs()[mask_R]
         assert (error_R2 <= half_cell + 0.02).all()
-        if framing["fit"] == "squash" or (
+        if "short_edge" not in framing or (
             example.image.width == example.image.height and framing["short_edge"] == 64
         ):
             # Four by four or two by two patches over eight by eight cells.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from region_mirrors import FEATURE_SIZE, write_npz, write_uniter_layout, write_vl_bert_json
 from run_logs import load_json
 from tiny_extraction import TinyDataset
@@ -103,9 +104,10 @@ def test_the_datasets_own_boxes_come_first(tmp_path: Path) -> None:
     sides = shares_R4[:, 2:] - shares_R4[:, :2]
     expected = np.concatenate([shares_R4 * size / size, sides, sides[:, :1] * sides[:, 1:]], axis=1)
     np.testing.assert_array_equal(regions.positions_R7, expected)
-    beside = cache.image.regions([unit.unit_id])
+    beside = cache.image.token_columns([unit.unit_id])
     np.testing.assert_array_equal(beside["confidence"][4:], np.linspace(0.9, 0.5, 12, dtype=np.float32))
-    assert [cache.image.stat(side, [unit.unit_id])[0] for side in ("width", "height")] == list(SIZE)
+    stored = zarr.open_group(cache.path / "image/stats", mode="r")
+    assert [stored[side][0] for side in ("width", "height")] == list(SIZE)
     # The picture has another number of boxes than the file has rows.
     with pytest.raises(DatasetError, match="do not fit the dataset's boxes"):
         imported(tmp_path / "3", tmp_path / "img_db" / "vcr_{split}", ["lsmdc/a@3.jpg"], num_boxes=3, **paths)

@@ -8,8 +8,6 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,11 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.base.array_archives import DAMAGE
 from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.imports.region_formats import Entry, FoundFeatures, by_name
 
 _HOW_TO_FILE = "file features as the pictures are: cats/0.npy for cats/0.png"
+
+_DAMAGED = (*DAMAGE, KeyError, MemoryError, TypeError)
+"""What NumPy and h5py raise for what they cannot read, forged sizes and kinds of numbers among it."""
 
 
 class FiledArrays:
@@ -149,17 +151,3 @@ def arrays_of_hdf5(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
             yield place.removesuffix("/features"), Entry(f"{path}:/{place}", partial(read, place))
     except _DAMAGED as error:
         raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
-
-
-_DAMAGED = (
-    EOFError,
-    KeyError,
-    MemoryError,  # of a forged size
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-)
-"""What NumPy and h5py raise for what they cannot read, kinds of numbers among it."""

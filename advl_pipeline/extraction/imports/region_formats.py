@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from advl_pipeline.base.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.base.errors import Advice, DatasetError, advise
-from advl_pipeline.base.packages import install_extra
+from advl_pipeline.base.packages import needs_extra
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
 
@@ -313,8 +313,9 @@ def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     for array in ("image_features", "image_bb"):
         if array not in file:
             raise DatasetError(_MALFORMED, where=str(path), why=f"no array {array!r}")
-    for picture, row in read_numbers(matching[0]).items():
-        yield str(picture), Entry(f"{path}: {picture}", partial(_read_row, file, row))
+    rows = _read_numbers(matching[0], what="The index of region features cannot be used.")
+    for picture, row in rows.items():
+        yield picture, Entry(f"{path}: {picture}", partial(_read_row, file, row))
 
 
 def _read_row(file: Any, row: int) -> Arrays:
@@ -333,19 +334,12 @@ def _make_json(pickles: Sequence[Path]) -> Advice | str:
     return advise(["python", "-c", code], note="where you trust the file")
 
 
-def read_numbers(path: Path) -> dict[int, int]:
-    """Read a dictionary of whole numbers from JSON.
-
-    Raises:
-        DatasetError: missing, or it holds anything else.
-    """
+def _read_numbers(path: Path, *, what: str) -> dict[str, int]:
+    """Read a dictionary of whole numbers from JSON; raises `DatasetError` that says `what` is wrong."""
     try:
-        return {int(picture): int(row) for picture, row in json.loads(path.read_bytes()).items()}
-    except OSError as error:
-        why = error.strerror or "it cannot be read"
-    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
-        why = str(error)
-    raise DatasetError("The index of region features cannot be used.", where=str(path), why=why)
+        return {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(what, where=str(path), why=getattr(error, "strerror", None) or str(error)) from None
 
 
 def per_picture_entries(folder: Path, suffix: str) -> Iterator[tuple[str, Entry]]:
@@ -377,16 +371,9 @@ def _archived(file: Path | IO[bytes]) -> Arrays:
 
 def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     """Yield the entries of one LMDB folder, such as `img_db/coco_val2014/feat_th0.2_max100_min10`."""
-    try:
+    with needs_extra("uniter", where=str(folder)):
         import lmdb
         import msgpack  # noqa: F401
-    except ImportError as error:
-        raise DatasetError(
-            "Reading UNITER's LMDB needs packages that are not installed.",
-            where=str(folder),
-            why=str(error),
-            next_command=install_extra("uniter"),
-        ) from None
     try:
         opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:
@@ -394,11 +381,7 @@ def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]
     environment = stack.enter_context(opened)
     rule, counts = _THRESHOLD.fullmatch(folder.name), {}
     if rule and (sidecar := folder.parent / f"nbb_{rule['rule']}.json").exists():
-        try:
-            value = json.loads(sidecar.read_text(encoding="utf-8"))
-            counts = {str(name): int(count) for name, count in value.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DatasetError("The counts of regions are malformed.", where=str(sidecar), why=str(error)) from None
+        counts = _read_numbers(sidecar, what="The counts of regions are malformed.")
 
     def read(key: bytes) -> Arrays:
         with environment.begin() as transaction:

@@ -66,8 +66,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     where = str(config.source)
     if not units:
         raise DatasetError("The split has no pictures.", where=f"{config.dataset}, split {config.split}")
-    split = config.region_split or JOIN.join(picture_splits(config.dataset, config.split))
-    splits = split.split(JOIN)
+    splits = JOIN.join(picture_splits(config.dataset, config.split)).split(JOIN)
     if are_regions(config.source, splits[0]):
         files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
         folder = config.ground_truth_regions
