@@ -209,7 +209,6 @@ def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "fl
         shard_rows=65536,
         modalities={"text": shape},
         files={},
-        provenance={},
     )
     unit_ids_N16 = ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))])
     planned = plan_cache(record, {"text": unit_ids_N16}, {"text": corpus.lengths_N})

@@ -23,11 +23,8 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
     try:
         yield
     except known as error:
-        raise StorageError(
-            "A file could not be written.",
-            where=str(path),
-            why=f"{reason_of(error)}; what was finished before is intact",
-        ) from error
+        why = f"{reason_of(error)}; what was finished before is intact"
+        raise StorageError("A file could not be written.", where=str(path), why=why) from error
 
 
 def reason_of(error: Exception) -> str:
@@ -63,12 +60,8 @@ def require_no_folder(path: Path) -> None:
         ConfigError: `path` is a folder.
     """
     if path.is_dir():
-        raise ConfigError(
-            "A file cannot be written in place of a folder.",
-            where=str(path),
-            why="it is a folder",
-            next_command=again("name a file in it, then give the same command again"),
-        )
+        advice = again("name a file in it, then give the same command again")
+        raise ConfigError("A file cannot be written in place of a folder.", where=str(path), next_command=advice)
 
 
 @contextmanager

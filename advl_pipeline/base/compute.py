@@ -95,6 +95,12 @@ def _unusable(name: str, why: str) -> ConfigError:
     )
 
 
+def no_fp16(what: str, why: str = "") -> ConfigError:
+    """Return the refusal of a precision that has too small a range."""
+    following = "use --mixed-precision bf16, or no"
+    return ConfigError(what, where="--mixed-precision fp16", why=why, next_command=following)
+
+
 ComputeT = TypeVar("ComputeT", bound=ComputeConfig)
 
 
@@ -108,11 +114,7 @@ def resolved(config: ComputeT) -> ComputeT:
 
     device, wanted = open_device(config.device), config.mixed_precision
     if wanted == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "A CPU does not compute in fp16.",
-            where="--mixed-precision fp16",
-            next_command="use --mixed-precision bf16, or no",
-        )
+        raise no_fp16("A CPU does not compute in fp16.")
     if wanted == AUTO:
         computes_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = "bf16" if computes_bf16 else "no"

@@ -451,8 +451,7 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     if Url in kinds:
         if isinstance(value, (str, Path)):
             return parse_location(value)
-        kind = type(value).__name__
-        raise ConfigError(f"{key} must be a path or a URL, not {kind}.", where=where, why=f"got {value!r}")
+        raise _of_another_type("a path or a URL", value, key=key, where=where)
     others = [kind for kind in kinds if kind is not type(None)]
     if not others:
         shown = flag_of(key) if where == COMMAND_LINE else key
@@ -465,9 +464,7 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
         return tuple(_coerce(item, arguments[0], key=key, where=where) for item in value)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{key} must be a table, not {type(value).__name__}.", where=where, why=f"got {value!r}"
-            )
+            raise _of_another_type("a table", value, key=key, where=where)
         return types.MappingProxyType(
             {str(name): _coerce(item, arguments[1], key=f"{key}.{name}", where=where) for name, item in value.items()}
         )
@@ -479,8 +476,8 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
         return float(value) if value.bit_length() <= _MOST_BITS else value
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
-    raise ConfigError(
-        f"{key} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__}.",
-        where=where,
-        why=f"got {value!r}",
-    )
+    raise _of_another_type(getattr(hint, "__name__", hint), value, key=key, where=where)
+
+
+def _of_another_type(wanted: Any, value: Any, *, key: str, where: str) -> ConfigError:
+    return ConfigError(f"{key} must be {wanted}, not {type(value).__name__}.", where=where, why=f"got {value!r}")

@@ -76,9 +76,8 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
         )
     parts = rest.rstrip("/").split("/")
     if scheme not in SCHEMES:
-        raise ConfigError(
-            f"Caches cannot lie in a {scheme}:// store.", where=f"{scheme}://{rest}", why="known: s3, gs, file"
-        )
+        what = f"Caches cannot lie in a {scheme}:// store."
+        raise ConfigError(what, where=f"{scheme}://{rest}", why="known: s3, gs, file")
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise ConfigError("The URL of a cache names a bucket and a prefix in it.", where=f"{scheme}://{rest}")
     return Url(f"{scheme}://{'/'.join(parts)}")
@@ -87,11 +86,8 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
 def local_folder(location: Location, *, what: str) -> Path:
     """Return the path, or say that the option `what` takes no URL; raises `ConfigError`."""
     if isinstance(location, Url):
-        raise ConfigError(
-            f"{what} must be a path of this machine.",
-            where=str(location),
-            next_command="copy it here first; a cache under a URL is the same files as in a folder",
-        )
+        advice = "copy it here first; a cache under a URL is the same files as in a folder"
+        raise ConfigError(f"{what} must be a path of this machine.", where=str(location), next_command=advice)
     return location
 
 

@@ -45,15 +45,11 @@ def process_lock(
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked_file(path, wait)
     if descriptor is None:
-        raise InUse(
-            f"Another process is writing {what}.",
-            where=str(path.parent),
-            why=_describe_holder(path),
-            next_command=next_command,
-        )
+        told, holder = f"Another process is writing {what}.", _describe_holder(path)
+        raise InUse(told, where=str(path.parent), why=holder, next_command=next_command)
     owner = os.getpid()
     try:
-        holder = {
+        note = {
             "process": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -61,7 +57,7 @@ def process_lock(
         }
         with writing(path):
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(holder).encode())
+            os.write(descriptor, json.dumps(note).encode())
         yield
     finally:
         # A fork that leaves the block has let go of the lock already.

@@ -140,11 +140,8 @@ class MappedArray:
         """Return the map of a shard file that is open, and its rows; raises `CorruptCache`."""
         spec, size = self.spec, os.fstat(descriptor).st_size
         if size != spec.file_bytes(shard):
-            raise self._store.damaged(
-                "A shard has the wrong length.",
-                spec.shard_path(shard),
-                f"{size} bytes instead of {spec.file_bytes(shard)}",
-            )
+            why = f"{size} bytes instead of {spec.file_bytes(shard)}"
+            raise self._store.damaged("A shard has the wrong length.", spec.shard_path(shard), why)
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
             raise self._store.damaged("The index of a shard is damaged.", spec.shard_path(shard))

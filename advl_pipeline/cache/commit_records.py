@@ -176,19 +176,13 @@ def load_plan(store: Readable) -> PlanRecord:
     with _reading(store, PLAN_RECORD):
         version = content.pop("schema_version")
         if version != SCHEMA_VERSION:
-            raise CorruptCache(
-                "The cache has another format version.",
-                where=str(store.location),
-                why=f"it is {version}, this program reads {SCHEMA_VERSION}",
-            )
+            why = f"it is {version}, this program reads {SCHEMA_VERSION}"
+            raise CorruptCache("The cache has another format version.", where=str(store.location), why=why)
         if content.pop("compression", "none") != "none":
             config = (content.get("provenance") or {}).get("config", {})
-            raise IdentityMismatch(
-                "Compressed caches are not read any more.",
-                where=str(store.location),
-                why="its token features are compressed by zstd, which saved 8 % of the bytes for most of the speed",
-                next_command=extract_command(config, store.location, renew=True),
-            )
+            advice = extract_command(config, store.location, renew=True)
+            what = "Compressed caches are not read any more."
+            raise IdentityMismatch(what, where=str(store.location), next_command=advice)
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
         if not plan.is_plausible():

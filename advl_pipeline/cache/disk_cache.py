@@ -101,8 +101,7 @@ class DiskCache(Readable):
                     self._fetch(name)
                     continue
                 stack.callback(os.close, descriptor)
-                status = os.fstat(descriptor)
-                key = status.st_ino, status.st_size, status.st_mtime_ns
+                key = _key_of(os.fstat(descriptor))
                 if key in self._verified or hash_file(descriptor) == self._files[name]:
                     self._verified.add(key)
                     stack.pop_all()
@@ -122,6 +121,7 @@ class DiskCache(Readable):
                 if "/c/" in name and not self._reserve(partial, entry.num_bytes, free_room_only=free_room_only):
                     return False
                 self._download(name, partial, entry)
+                self._verified.add(_key_of(partial.stat()))
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -209,6 +209,10 @@ class DiskCache(Readable):
                     # Nothing more is fetched ahead.
                     self._requested.update(self._files)
                     self._ahead.clear()
+
+
+def _key_of(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _lock_of(path: Path) -> Path:

@@ -30,7 +30,7 @@ PROVENANCE_FILE = "records/provenance.json"
 IMPORTED = "import:"
 """Begins the name of a teacher whose features were imported."""
 
-_IMPORT_OPTIONS = "dataset split ground_truth_regions region_naming dtype data_root".split()
+_IMPORT_OPTIONS = "dataset split ground_truth_regions dtype data_root".split()
 
 _EXTRACT_OPTIONS = (
     "teacher dataset split modality image_tokens grid_side dtype select_texts mixed_precision "

@@ -304,11 +304,8 @@ def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> ShardPlan:
         raise ConfigError("A unit cannot have a negative number of tokens.")
     longest = int(lengths_N.argmax())
     if shard_rows < max(1, int(lengths_N[longest])):
-        raise ConfigError(
-            f"A unit has {int(lengths_N[longest])} token rows, more than a shard of {shard_rows} rows holds.",
-            where=f"unit {longest}",
-            next_command="give a larger --shard-rows",
-        )
+        what = f"A unit has {int(lengths_N[longest])} token rows, more than a shard of {shard_rows} rows holds."
+        raise ConfigError(what, where=f"unit {longest}", next_command="give a larger --shard-rows")
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths_N, 1), dtype=np.int64)])
     starts_N = np.empty(len(lengths_N), np.int64)
     first_unit: list[int] = [0]

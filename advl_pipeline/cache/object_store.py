@@ -186,22 +186,17 @@ class ObjectStore(Store):
         is_refused = not self.create(name, b"second")
         self.delete(name)
         if not is_refused:
-            raise ConfigError(
+            raise self.refused(
                 "The object store does not go by conditions on writes, so processes cannot share the work safely.",
-                where=str(self.location),
-                why="it accepted a second write of an object that had to be new (If-None-Match)",
-                next_command="extract into a folder, then copy it there",
+                "it accepted a second write of an object that had to be new (If-None-Match)",
+                "extract into a folder, then copy it there",
             )
 
     def require_place(self) -> None:
         names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
         if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
-            raise ConfigError(
-                "This place cannot take a teacher cache.",
-                where=str(self.location),
-                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
-                next_command="give another --output",
-            )
+            why = f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}"
+            raise self.refused("This place cannot take a teacher cache.", why, "give another --output")
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)
@@ -257,12 +252,9 @@ class ObjectStore(Store):
 
         where = f"{self._url}/{name}".rstrip("/")
         if os.getpid() != self._process:
-            raise ConfigError(
-                "A cache in an object store cannot be used in a forked process.",
-                where=where,
-                why="the threads that speak to the store stayed in the process that forked, so it would wait forever",
-                next_command="start worker processes with the method `spawn`",
-            )
+            why = "the threads that speak to the store stayed in the process that forked, so it would wait forever"
+            advice = "start worker processes with the method `spawn`"
+            raise self.refused("A cache in an object store cannot be used in a forked process.", why, advice)
         try:
             yield
         except (AlreadyExistsError, PreconditionError):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, advise
+from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, again
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.cache import layout
 from advl_pipeline.cache.arrays import MappedArray, Positions, UnitIds, are_spans, ids_to_bytes, look_up
@@ -122,11 +122,9 @@ def open_cache(
         record = store.get(COMPLETE_RECORD)
     except MissingFile:
         sizes = require_cache(store)
-        raise CorruptCache(
-            "The extraction of this cache was not finished.",
-            where=str(store.location),
-            next_command=recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
-        ) from None
+        advice = recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command
+        what = "The extraction of this cache was not finished."
+        raise CorruptCache(what, where=str(store.location), next_command=advice) from None
     complete = load_complete(store)
     files = store.reading(record, complete.files)
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
@@ -247,11 +245,8 @@ class FeatureStore:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
         rows_M2 = self._joined("char_spans", self._positions(ids))
         if not are_spans(rows_M2):
-            raise CorruptCache(
-                "The character spans of a cache are no spans.",
-                where=self._files.where(f"{self.modality}/tokens/char_spans"),
-                next_command=advise(["advl", "cache", "verify", str(self._files.location)]),
-            )
+            name = f"{self.modality}/tokens/char_spans"
+            raise self._files.damaged("The character spans of a cache are no spans.", name)
         return rows_M2
 
     def token_columns(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -322,15 +317,12 @@ class FeatureStore:
         return look_up(wanted_Q16, self._unit_ids_N16, self._prefix_U, self._unit_U)
 
     def _raise_unknown(self, unit_id: str) -> None:
-        reason = self._quarantined.get(unit_id)
-        raise UnknownUnit(
-            f"The {self.modality} features of a unit are not in the cache.",
-            where=f"unit {unit_id} in {self._files.location}",
-            why=f"it could not be read: {reason}" if reason else "the cache is of another dataset, split or wording",
-            next_command="mend the picture and extract again, or leave its examples out"
-            if reason
-            else recorded_command(self._files),
-        )
+        why, advice = "the cache is of another dataset, split or wording", recorded_command(self._files)
+        if unit_id in self._quarantined:
+            why = f"it could not be read: {self._quarantined[unit_id]}"
+            advice = again("mend the picture and extract again, or leave its examples out")
+        what, where = f"The {self.modality} features of a unit are not in the cache.", f"unit {unit_id}"
+        raise UnknownUnit(what, where=f"{where} in {self._files.location}", why=why, next_command=advice)
 
     def _bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
         """Return first token row and number of token rows of units; raises `CorruptCache` for rows elsewhere."""

@@ -92,6 +92,10 @@ class Readable(ABC):
         """The command that mends the cache."""
         return repair_command(self.location)
 
+    def refused(self, what: str, why: str = "", next_command: str = "") -> ConfigError:
+        """Return the error of a command that the cache, or its place, is not made for."""
+        return ConfigError(what, where=str(self.location), why=why, next_command=next_command)
+
     def damaged(self, what: str, name: str, why: str = "") -> CorruptCache:
         """Return the error of a file that is not what it must be, with the command that mends the cache."""
         return CorruptCache(what, where=self.where(name), why=why, next_command=self.repair_command)
@@ -250,17 +254,12 @@ def require_cache(store: Store) -> dict[str, int]:
             here = str(store.location)
             hint = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
             hint.wanted, hint.nearest = here, f"{here.rstrip('/')}/{below[0]}"
-            raise ConfigError("There is no cache here.", where=here, why=hint)
+            raise store.refused("There is no cache here.", hint)
         near = near_folder(store.location, "cache") if isinstance(store.location, Path) else ""
         is_begun = any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
-        raise ConfigError(
-            "There is no cache here.",
-            where=str(store.location),
-            why="a stopped extraction had not begun to write" if is_begun else near,
-            next_command=advise(
-                [*"advl extract --teacher NAME --dataset NAME --split SPLIT --output".split(), str(store.location)]
-            ),
-        )
+        why = "a stopped extraction had not begun to write" if is_begun else near
+        words = "advl extract --teacher NAME --dataset NAME --split SPLIT --output".split()
+        raise store.refused("There is no cache here.", why, advise([*words, str(store.location)]))
     return sizes
 
 

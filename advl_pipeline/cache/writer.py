@@ -11,7 +11,7 @@ Shapes: N units, M token rows, D feature width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,7 @@ from advl_pipeline.cache.store import (
     IDENTITY_FILE,
     WORK_FOLDER,
     FileEntry,
+    Files,
     Overtaken,
     Readable,
     Store,
@@ -116,12 +117,9 @@ def plan_cache(
         ):
             largest = max(map(spec.file_bytes, range(spec.num_shards)))
             if not spec.is_plausible() or (max_file_bytes or largest) < largest:
-                raise ConfigError(
-                    "A shard would be too large.",
-                    where="--shard-rows",
-                    why=f"{shard_rows} rows of {spec.row_bytes} bytes",
-                    next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
-                )
+                why = f"{shard_rows} rows of {spec.row_bytes} bytes"
+                advice = "leave --shard-rows out; shards of 64 to 256 MB serve best"
+                raise ConfigError("A shard would be too large.", where="--shard-rows", why=why, next_command=advice)
     return CachePlan(record=record, unit_ids=unit_ids, placements=placements)
 
 
@@ -147,12 +145,8 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
     store.put_if_absent(PROVENANCE_FILE, [render_json(provenance)])
     provenance = read_metadata(store, PROVENANCE_FILE)
     if (begun := provenance.get("config", {}).get("shard_rows", shard_rows)) != shard_rows:
-        raise ConfigError(
-            "This cache was begun with shards of another size.",
-            where=str(store.location),
-            why=f"--shard-rows {begun}",
-            next_command=again(f"give the same command with --shard-rows {begun}"),
-        )
+        advice = again(f"give the same command with --shard-rows {begun}")
+        raise store.refused("This cache was begun with shards of another size.", f"--shard-rows {begun}", advice)
     files = {name: entry_of(store.get(name)) for name in (IDENTITY_FILE, PROVENANCE_FILE)}
     for name, placement in plan.placements.items():
         arrays: dict[str, Array] = {
@@ -267,34 +261,44 @@ class CacheWriter:
             CorruptCache: what a shard adds to the tables is missing or damaged.
             Overtaken: another process has completed another cache here.
         """
-        files = {**self.plan.files, PLAN_RECORD: entry_of(self.store.get(PLAN_RECORD))}
-        quarantined: dict[str, dict[str, str]] = {}
-        clipped: dict[str, int] = {}
+        tables = {}
         for modality in self.plan.modalities:
-            records = [
-                load_shard(self.store, modality, shard) for shard in range(self.placement(modality).num_shards)
-            ]
+            tables[modality] = self._publish_tables(modality)
+            self._put({tables_record_path(modality): render_tables(modality, tables[modality])})
+        self._put(self._groups())
+        self.store.commit(COMPLETE_RECORD, render_record(self.complete_record(tables)))
+
+    def complete_record(self, tables: Mapping[str, Files]) -> CompleteRecord:
+        """Return the record of the complete cache, which follows from those of the plan and the shards.
+
+        Args:
+            tables: of each modality the files that the record of its tables lists.
+        """
+        contents = {PLAN_RECORD: self.store.get(PLAN_RECORD), **self._groups()}
+        files, quarantined, clipped = dict(self.plan.files), {}, {}
+        for modality in self.plan.modalities:
+            records, unit_ids_N16 = self._shard_records(modality), self.unit_ids(modality)
+            contents |= {shard_record_path(modality, record.shard): render_record(record) for record in records}
+            contents[tables_record_path(modality)] = render_tables(modality, tables[modality])
             for record in records:
                 files |= record.files
-                files[shard_record_path(modality, record.shard)] = entry_of(render_record(record))
-            tables = self._publish_tables(modality, records)
-            files |= tables
-            files |= self._put({tables_record_path(modality): render_tables(modality, tables)})
-            unit_ids_N16 = self.unit_ids(modality)
+            files |= tables[modality]
             quarantined[modality] = {
                 unit_ids_N16[int(unit)].tobytes().hex(): reason
                 for record in records
                 for unit, reason in record.quarantined.items()
             }
             clipped[modality] = sum(record.clipped for record in records)
-        files |= self._put(self._groups())
-        complete = CompleteRecord(files=files, quarantined=quarantined, clipped=clipped)
-        self.store.commit(COMPLETE_RECORD, render_record(complete))
+        files |= {name: entry_of(content) for name, content in contents.items()}
+        return CompleteRecord(files=files, quarantined=quarantined, clipped=clipped)
 
-    def _publish_tables(self, modality: str, records: Sequence[ShardRecord]) -> dict[str, FileEntry]:
+    def _shard_records(self, modality: str) -> list[ShardRecord]:
+        return [load_shard(self.store, modality, shard) for shard in range(self.placement(modality).num_shards)]
+
+    def _publish_tables(self, modality: str) -> dict[str, FileEntry]:
         shape, placement = self.plan.modalities[modality], self.placement(modality)
         readable_N = np.ones(shape.num_units, np.bool_)
-        readable_N[[int(unit) for record in records for unit in record.quarantined]] = False
+        readable_N[[int(unit) for record in self._shard_records(modality) for unit in record.quarantined]] = False
         rows = layout.global_spec(modality, self.plan)
         files = self._put({spec.metadata_path: spec.metadata() for spec in self.row_specs(modality)})
         content: dict[str, Array] = {}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advl_pipeline.base.compute import MOST_WORKERS, ComputeConfig
+from advl_pipeline.base.compute import MOST_WORKERS, ComputeConfig, no_fp16
 from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
-from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.config import DiskCacheOptions
@@ -168,12 +167,8 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
             ConfigError: fp16 is asked for.
         """
         if self.mixed_precision == "fp16":
-            raise ConfigError(
-                "Teachers compute in fp32 or bf16.",
-                where="--mixed-precision fp16",
-                why="features beyond the range of fp16 would be lost on the way",
-                next_command="use --mixed-precision bf16, or no",
-            )
+            why = "features beyond the range of fp16 would be lost on the way"
+            raise no_fp16("Teachers compute in fp32 or bf16.", why)
         return "bf16" if self.mixed_precision == "bf16" else "fp32"
 
 
@@ -242,17 +237,12 @@ class ImportedFiles(Configuration):
 
     source: Path = option(
         help="Region features of a detector: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; or "
-        "arrays named after the pictures: an HDF5 file, or a folder of .npy files. {split} in the path stands for "
-        "the split that the pictures are filed under, such as val, or val2014 for pictures of COCO."
+        "a folder of .npy files named after the pictures. {split} in the path stands for the split that the pictures "
+        "are filed under, such as val, or val2014 for pictures of COCO."
     )
     ground_truth_regions: Path | None = option(
         None,
         help="Region features of the dataset's own boxes, put first, likewise.",
-        needs=("files of a detector",),
-    )
-    region_naming: Literal["stem", "number", "uniter"] | None = option(
-        None,
-        help="How files of regions name pictures [default: the first way by which the first picture is found].",
         needs=("files of a detector",),
     )
 

@@ -87,7 +87,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     options = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
     # Of earlier versions; caches that were compressed are refused before.
-    for gone in ("compression", "disk_cache", "progress_file", "region_split"):
+    for gone in ("compression", "disk_cache", "progress_file", "region_naming", "region_split"):
         recorded.pop(gone, None)
     if (read := recorded.pop("text_units", "question")) != "question":
         why = f"its teacher read choices under --text-units {read}, which has gone"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advl_pipeline.base.compute import resolved
-from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch
+from advl_pipeline.base.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.locations import Location
 from advl_pipeline.cache import layout
@@ -183,12 +183,9 @@ def require_own_records(store: Readable) -> None:
             with suppress(CorruptCache, KeyError, TypeError):
                 config = read_metadata(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
                 command = extract_command(config, store.location, renew=True, note=f"or {advice}")
-            raise IdentityMismatch(
-                "The records of this cache are those of another one.",
-                where=store.where(PLAN_RECORD),
-                why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
-                next_command=command or advice,
-            )
+            what = "The records of this cache are those of another one."
+            why = f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have"
+            raise IdentityMismatch(what, where=store.where(PLAN_RECORD), why=why, next_command=command or advice)
 
 
 def recover_provenance(store: Readable) -> dict[str, Any]:
@@ -207,11 +204,8 @@ def recover_provenance(store: Readable) -> dict[str, Any]:
     usable = [copy for copy in copies if isinstance(copy.get("config"), dict)]
     sound = [copy for copy in copies if entry_of(render_json(copy)) == recorded]
     if not sound + usable:
-        raise ConfigError(
-            "Nothing is left that says how this cache was made.",
-            where=str(store.location),
-            next_command="give the command that made it again",
-        )
+        advice = "give the command that made it again"
+        raise store.refused("Nothing is left that says how this cache was made.", next_command=advice)
     return (sound + usable)[0]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable, advise
+from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavailable, advise, again
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.layout import ID_BYTES
 from advl_pipeline.datasets.indexed import IndexedDataset
@@ -235,11 +235,8 @@ def units_to_encode(
     if not texts and config.select_texts is not None:
         raise ConfigError("There are no text tokens to select from.", where="--select-texts")
     if not pictures and not texts:
-        raise DatasetError(
-            "There is nothing to extract.",
-            where=f"{dataset.name}, split {dataset.split}",
-            why="the split has no units for this teacher's towers",
-        )
+        where, why = f"{dataset.name}, split {dataset.split}", "the split has no units for this teacher's towers"
+        raise DatasetError("There is nothing to extract.", where=where, why=why)
     return pictures, texts
 
 
@@ -367,9 +364,7 @@ def require_class_names(dataset: Dataset) -> None:
             if task not in MULTIPLE_CHOICE_TASKS:
                 dataset.label_names(task)
     except DatasetError as error:
-        raise DatasetError(
-            "Confidences need the classes of the task, and what names them is missing.",
-            where=error.where,
-            why=error.why or error.what,
-            next_command="leave confidences to a run: add --no-confidence",
-        ) from None
+        what = "Confidences need the classes of the task, and what names them is missing."
+        why = error.why or error.what
+        advice = again("leave confidences to a run", "--no-confidence")
+        raise DatasetError(what, where=error.where, why=why, next_command=advice) from None

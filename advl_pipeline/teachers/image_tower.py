@@ -221,9 +221,6 @@ def open_squares(size: str) -> Teacher:
         ConfigError: it is no number of pixels.
     """
     if not size.isdecimal() or not 0 < int(size) <= MAX_SIZE:
-        raise ConfigError(
-            f"The side of stored pictures is not a number from 1 to {MAX_SIZE}.",
-            where="--teacher",
-            why=f"got {size!r}",
-        )
+        what = f"The side of stored pictures is not a number from 1 to {MAX_SIZE}."
+        raise ConfigError(what, where="--teacher", why=f"got {size!r}")
     return Teacher(name=f"{PICTURES}{int(size)}", image=SquarePictures(int(size)))

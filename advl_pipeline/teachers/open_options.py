@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.base.compute import DeviceConfig, open_device
 from advl_pipeline.base.configuration import option
+from advl_pipeline.base.errors import WeightsUnavailable
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,15 @@ class OpenOptions:
             ConfigError: no such device on this machine.
         """
         return open_device(self.device)
+
+    def bad_weights(self, what: str, where: Path | str, why: str, *, next_command: str = "") -> WeightsUnavailable:
+        """Return the error of weights that cannot be used.
+
+        Args:
+            what: is wrong with them, a predicate such as "are incomplete".
+        """
+        told = f"The weights of teacher {self.name!r} {what}."
+        return WeightsUnavailable(told, where=str(where), why=why, next_command=next_command)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

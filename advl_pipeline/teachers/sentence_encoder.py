@@ -127,11 +127,8 @@ def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
         state = load_file(safe) if safe.is_file() else torch.load(older, map_location="cpu", weights_only=True)
         linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in state.items()})
     except Exception as error:  # Both libraries raise whatever their parts do.
-        raise WeightsUnavailable(
-            "The weights of a sentence encoder's layer are missing or damaged.",
-            where=str(folder),
-            why=str(error).strip().partition("\n")[0],
-        ) from None
+        what, why = "The weights of a sentence encoder's layer are missing or damaged.", str(error).strip()
+        raise WeightsUnavailable(what, where=str(folder), why=why.partition("\n")[0]) from None
     return layer
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.base.compute import drawing
-from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise, unknown_name
+from advl_pipeline.base.errors import ConfigError, advise, unknown_name
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -90,12 +90,8 @@ def _from_hub(architecture: str, options: OpenOptions) -> tuple[Any, str]:
 
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
     if known is not None and known.url and not known.hf_hub_id:
-        raise WeightsUnavailable(
-            f"The weights of teacher {options.name!r} are not on the hub.",
-            where=known.url,
-            why="timm knows them by this address alone",
-            next_command="download that file; then --weights FILE",
-        )
+        why, following = "timm knows them by this address alone", "download that file; then --weights FILE"
+        raise options.bad_weights("are not on the hub", known.url, why, next_command=following)
     repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
     folder = fetch_teacher(repository, options, weights=_WEIGHTS)
     path = next(path for (name,) in _WEIGHTS for path in folder.glob(name))
@@ -113,11 +109,8 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
         [weights] if weights.is_file() else [path for path in weights.glob("*") if path.suffix in TENSOR_FILES]
     )
     if len(candidates) != 1:
-        raise WeightsUnavailable(
-            f"The weights of teacher {options.name!r} are not where --weights says.",
-            where=str(weights),
-            why=f"a timm network needs one file of tensors, found {len(candidates)}",
-        )
+        why = f"a timm network needs one file of tensors, found {len(candidates)}"
+        raise options.bad_weights("are not where --weights says", weights, why)
     (path,) = candidates
     with _named(path, options):
         state = _read_tensors(path)
@@ -138,11 +131,8 @@ def _named(path: Path, options: OpenOptions) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
-        raise WeightsUnavailable(
-            f"The weights of teacher {options.name!r} are damaged or belong to another network.",
-            where=str(path),
-            why=" ".join(line.strip() for line in str(error).strip().splitlines()[:2]),
-        ) from None
+        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        raise options.bad_weights("are damaged or belong to another network", path, why) from None
 
 
 class TimmBackbone(VisionBackbone):

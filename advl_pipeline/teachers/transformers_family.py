@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from torch import nn
 
-from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -89,13 +89,10 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     folder = transformers_folder(repository, options)
     config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
-        raise WeightsUnavailable(
-            f"These are not the weights of teacher {options.name!r}.",
-            where=str(folder),
-            why=f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}",
-            next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
-            f"--teacher hf:local/{folder.name} --weights {folder}",
-        )
+        why = f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}"
+        opens = f"--teacher hf:local/{folder.name} --weights {folder}"
+        following = f"give a folder of {repository} by --weights; what this folder holds is opened by {opens}"
+        raise options.bad_weights("are those of another family", folder, why, next_command=following)
     commit = folder.name if options.weights is None else ""
     place = {"device": options.torch_device, "dtype": options.torch_dtype}
     if config.model_type in PAIR_TYPES:
@@ -121,11 +118,8 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         image = PixelImageTower(backbone, options.image_tokens, options.grid_side)
         return Teacher(name=options.name, image=image, commit=commit)
     if getattr(config, "vocab_size", None) is None:
-        raise ConfigError(
-            f"Models of type {config.model_type!r} cannot be teachers.",
-            where=str(folder),
-            why="supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES])),
-        )
+        why = "supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES]))
+        raise ConfigError(f"Models of type {config.model_type!r} cannot be teachers.", where=str(folder), why=why)
     tokenizer = load_tokenizer(folder, options, num_states=config.vocab_size)
     model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
     max_length = longest_input(config, tokenizer_limit=tokenizer.model_max_length)

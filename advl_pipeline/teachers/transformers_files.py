@@ -35,11 +35,8 @@ def transformers_folder(repository: str, options: OpenOptions) -> Path:
         is_random = options.random_seed is not None
         return fetch_teacher(repository, options, weights=() if is_random else WEIGHTS)
     if not (options.weights / "config.json").is_file():
-        raise WeightsUnavailable(
-            f"The weights of teacher {options.name!r} are not where --weights says.",
-            where=str(options.weights),
-            why="a transformers model is a folder with config.json, weights, and tokenizer or processor files",
-        )
+        why = "a transformers model is a folder with config.json, weights, and tokenizer or processor files"
+        raise options.bad_weights("are not where --weights says", options.weights, why)
     return options.weights
 
 
@@ -64,21 +61,19 @@ def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **se
         with _quiet():
             return load(str(folder), local_files_only=True, **settings)
     except OSError as error:
-        what, why = f"The files of teacher {options.name!r} are incomplete.", first_line(error)
-        raise WeightsUnavailable(what, where=str(folder), why=why) from None
+        raise options.bad_weights("are incomplete", folder, first_line(error)) from None
     except ImportError as error:
         raise _needs_package(folder, options, first_line(error)) from None
     except (ValueError, KeyError) as error:
         what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
         raise ConfigError(what, where=str(folder), why=first_line(error)) from None
     except (RuntimeError, UnpicklingError) as error:
-        what = f"The files of teacher {options.name!r} are damaged or belong to another model."
-        raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
+        raise options.bad_weights("are damaged or belong to another network", folder, first_line(error)) from None
 
 
 def _needs_package(folder: Path, options: OpenOptions, why: str) -> WeightsUnavailable:
-    what = f"Teacher {options.name!r} needs a package that is not installed."
-    return WeightsUnavailable(what, where=str(folder), why=why, next_command=install_extra("sentencepiece"))
+    following = install_extra("sentencepiece")
+    return options.bad_weights("need a package that is not installed", folder, why, next_command=following)
 
 
 def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> Any:
@@ -101,9 +96,7 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
     if not why and num_states / 10 < num_pieces <= num_states:
         return tokenizer
     why = why or f"its tokenizer has {num_pieces} pieces, and the network has states for {num_states}"
-    raise WeightsUnavailable(
-        f"The files of teacher {options.name!r} hold no tokenizer of this network.", where=str(folder), why=why
-    )
+    raise options.bad_weights("hold no tokenizer of this network", folder, why)
 
 
 def load_model(
@@ -132,11 +125,8 @@ def load_model(
         )
         missing = sorted(name for name in loaded["missing_keys"] if keep_pooler or not name.startswith(_POOLER))
         if missing:
-            raise WeightsUnavailable(
-                f"The files of teacher {options.name!r} lack weights of the network.",
-                where=str(folder),
-                why=f"{len(missing)} tensors, such as {', '.join(missing[:3])}",
-            )
+            why = f"{len(missing)} tensors, such as {', '.join(missing[:3])}"
+            raise options.bad_weights("lack weights of the network", folder, why)
     if not keep_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model

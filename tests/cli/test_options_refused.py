@@ -71,7 +71,10 @@ def test_every_option_is_obeyed_refused_or_listed(cls: type[ExtractConfig | Eval
         ("evaluate runs/old --vqa-mode 2017", "--vqa-mode"),
         ("evaluate runs/old --probe-on train", "--probe-on"),
         ("evaluate runs/old --probe none --probe-on test", "--probe-on"),
-        ("cache import features --data mine.jsonl --name mine --region-naming stem", "--region-naming"),
+        (
+            "cache import features --data mine.jsonl --name mine --ground-truth-regions mine.jsonl",
+            "--ground-truth-regions",
+        ),
         (f"{EXTRACT} --text-style r2c", "--text-style"),
         (f"{EXTRACT} --ray-tasks 2", "--ray-tasks"),
         (f"{EXTRACT} --revision main", "--revision"),

@@ -6,11 +6,10 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from commands import advl
@@ -205,21 +204,15 @@ def imported(source: Path, dataset: TinyDataset, output: Path) -> FeatureStore:
     return open_cache(output).image
 
 
-def write_arrays(source: Path, form: str, arrays: Mapping[str, Any]) -> None:
-    """File arrays under names, as a folder of files or in an HDF5 file, there each alone or in a group of its own."""
-    if form.startswith("hdf5"):
-        with h5py.File(source, "w") as file:
-            for name, rows in arrays.items():
-                file[f"{name}/features" if form == "hdf5-groups" else name] = rows
-        return
+def write_arrays(source: Path, arrays: Mapping[str, Any]) -> None:
+    """File arrays under names."""
     for name, rows in arrays.items():
-        path = source / f"{name}.{form}"
+        path = source / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rows)
 
 
-@pytest.mark.parametrize("form", ["npy", "hdf5-groups"])
-def test_import(tmp_path: Path, form: str) -> None:
+def test_import(tmp_path: Path) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=6)
     generator = np.random.default_rng(0)
     # Pictures without boxes have no rows to take a mean of.
@@ -227,7 +220,7 @@ def test_import(tmp_path: Path, form: str) -> None:
         unit.path.stem: generator.standard_normal((max(1, len(unit.boxes_R4)), 5)).astype(np.float32) + 1
         for unit in dataset.image_units()
     }
-    write_arrays(tmp_path / "features", form, features)
+    write_arrays(tmp_path / "features", features)
     store = imported(tmp_path / "features", dataset, tmp_path / "cache")
     for unit in dataset.image_units():
         rows = features[unit.path.stem]
@@ -235,8 +228,7 @@ def test_import(tmp_path: Path, form: str) -> None:
         np.testing.assert_allclose(store.global_features([unit.unit_id])[0], rows.mean(axis=0), atol=2e-3)
 
 
-@pytest.mark.parametrize("form", ["npy", "hdf5"])
-def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_takes_each_pictures_own_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of one name in several folders do not share what is filed under it."""
     dataset = TinyDataset(tmp_path / "data", num_images=2)
     units = [
@@ -247,44 +239,19 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
 
     def found(*names: str) -> list[float]:
         source = tmp_path / "-".join(names).replace("/", "_")
-        write_arrays(source, form, {name: np.full(3, value, np.float32) for value, name in enumerate(names)})
+        write_arrays(source, {name: np.full(3, value, np.float32) for value, name in enumerate(names)})
         store = imported(source, dataset, source.with_suffix(".cache"))
         return [float(store.global_features([unit.unit_id])[0, 0]) for unit in units]
 
     assert found("dogs/0", "cats/0") == [1.0, 0.0]
     assert found("dogs/0", "data/cats/0.png") == [1.0, 0.0]
     for names, said in {
-        ("0",): "same features",
+        ("0",): "Two pictures go by one name",
         ("a/0", "b/0"): "Several features",
-        ("dogs/0", "dogs/1"): "same features",
+        ("dogs/0", "dogs/1"): "Two pictures go by one name",
     }.items():
         with pytest.raises(DatasetError, match=said):
             found(*names)
-
-
-def test_import_follows_no_link_of_an_hdf5_file(tmp_path: Path) -> None:
-    dataset = TinyDataset(tmp_path / "data", num_images=1)
-    name = dataset.image_units()[0].path.stem
-    source, other = tmp_path / "features", tmp_path / "other"
-    write_arrays(other, "hdf5", {name: np.full(3, 9, np.float32)})
-    for link in (h5py.ExternalLink(str(other), f"/{name}"), h5py.SoftLink("/kept/one"), h5py.SoftLink("/")):
-        with h5py.File(source, "w") as file:
-            file["kept/one"] = np.full(3, 1, np.float32)
-            file[name] = link
-        with pytest.raises(DatasetError, match="no features for a picture"):
-            imported(source, dataset, tmp_path / "cache")
-
-
-def test_import_of_a_damaged_hdf5_file(tmp_path: Path) -> None:
-    dataset = TinyDataset(tmp_path / "data", num_images=2)
-    source = tmp_path / "features"
-    with h5py.File(source, "w", libver="latest") as file:
-        for unit in dataset.image_units():
-            file[unit.path.stem] = np.ones(3, np.float32)
-    before, mark, after = source.read_bytes().rpartition(b"OHDR")
-    source.write_bytes(before + bytes(len(mark)) + after)
-    with pytest.raises(DatasetError, match="not readable HDF5"):
-        imported(source, dataset, tmp_path / "cache")
 
 
 class Evil:
@@ -292,37 +259,40 @@ class Evil:
         return (Path.touch, (Path("was-run"),))
 
 
-@pytest.mark.parametrize(
-    ("suffix", "save"),
-    [
-        (".npy", lambda file: np.save(file, np.array([Evil()]))),
-        (".npy", lambda file: np.savez(file, features=np.ones((2, 3), np.float32))),
-        (".npy", lambda file: file.write(b"\x93NUMPY\x01\x00\x06\x00{'a':(\n")),
-    ],
-    ids=["objects", "an archive", "a torn header"],
-)
-def test_import_reads_plain_arrays_alone_and_never_unpickles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, save: Any
+def filed(save: Callable[[Any], object], *, number: int = 2) -> Callable[[Path, list[str]], None]:
+    def write(source: Path, names: list[str]) -> None:
+        source.mkdir()
+        for name in names[:number]:
+            with (source / f"{name}.npy").open("wb") as file:
+                save(file)
+
+    return write
+
+
+BAD_SOURCES: dict[str, tuple[Callable[[Path, list[str]], None], str]] = {
+    "objects": (filed(lambda file: np.save(file, np.array([Evil()]))), "cannot be read"),
+    "an archive": (filed(lambda file: np.savez(file, features=np.ones((2, 3), np.float32))), "cannot be read"),
+    "a torn header": (filed(lambda file: file.write(b"\x93NUMPY\x01\x00\x06\x00{'a':(\n")), "cannot be read"),
+    "numbers that are none": (filed(lambda file: np.save(file, np.full(3, np.nan, np.float32))), "must be finite"),
+    # It is told before any array is read, and so before the one that cannot be used.
+    "the second picture lacks its own": (
+        filed(lambda file: np.save(file, np.full(3, np.nan, np.float32)), number=1),
+        "no features for a picture(?s:.*)0-1.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SOURCES)
+def test_arrays_that_cannot_be_taken_are_refused_and_never_unpickled(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    dataset = TinyDataset(tmp_path / "data", num_images=1)
-    source = tmp_path / "features"
-    source.mkdir()
-    with (source / f"{dataset.image_units()[0].path.stem}{suffix}").open("wb") as file:
-        save(file)
-    with pytest.raises(DatasetError, match="cannot be read"):
-        imported(source, dataset, tmp_path / "cache")
-    assert not (tmp_path / "was-run").exists()
-
-
-def test_import_names_what_is_missing(tmp_path: Path) -> None:
     dataset = TinyDataset(tmp_path / "data", num_images=2)
-    first, second = dataset.image_units()
-    # It is told before any array is read, and so before the one that cannot be used.
-    write_arrays(tmp_path / "features", "npy", {first.path.stem: np.full(3, np.nan, np.float32)})
-    with pytest.raises(DatasetError) as caught:
-        imported(tmp_path / "features", dataset, tmp_path / "cache")
-    assert second.path.name in caught.value.why
+    write, says = BAD_SOURCES[what]
+    write(Path("features"), [unit.path.stem for unit in dataset.image_units()])
+    with pytest.raises(DatasetError, match=says):
+        imported(Path("features"), dataset, tmp_path / "cache")
+    assert not Path("was-run").exists()
 
 
 def test_a_command_that_makes_a_cache_again_says_all_that_decides_it() -> None:

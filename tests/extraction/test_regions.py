@@ -33,7 +33,7 @@ from region_mirrors import (
     write_vl_bert_json,
 )
 
-from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.imports.tower import RegionFiles, join_regions, name_of, open_regions
@@ -202,8 +202,7 @@ def test_names_of_pictures() -> None:
     assert name_of(coco, "uniter") == "coco_val2014_000000000009"
     assert name_of(Path("36979.jpg"), "uniter") == "flickr30k_000000036979"
     assert name_of(Path("lsmdc/a@3.jpg"), "uniter", vcr_prefix="vcr_gt_val_") == "vcr_gt_val_a@3"
-    with pytest.raises(ConfigError):
-        name_of(Path("picture.jpg"), "number")
+    assert name_of(Path("picture.jpg"), "number") == ""
 
 
 def test_two_pictures_that_go_by_one_name_are_told(tmp_path: Path, stack: ExitStack) -> None:
@@ -212,7 +211,7 @@ def test_two_pictures_that_go_by_one_name_are_told(tmp_path: Path, stack: ExitSt
         for folder in ("a", "b")
     ]
     source = write_npz(tmp_path / "npz", [PICTURE])
-    files = RegionFiles(source, prefix="vcr_", splits=["val"], naming=None, first=units[0], stack=stack)
+    files = RegionFiles(source, prefix="vcr_", splits=["val"], first=units[0], stack=stack)
     assert len(files.regions(units[0]).values) == NUM_REGIONS
     with pytest.raises(DatasetError, match="Two pictures go by one name"):
         files.regions(units[1])

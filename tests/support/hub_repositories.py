@@ -265,19 +265,16 @@ def modernbert(name: str) -> Files:
 # Models of timm
 
 NARROW: dict[str, dict[str, Any]] = {
-    "vit_base_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_small_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_large_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_huge_plus_patch16_dinov3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_base_patch16_dinov3_qkvb": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_large_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    **{
+        f"vit_{name}": {"embed_dim": 32, "depth": 2, "num_heads": 2}
+        for name in (
+            "base_patch16_dinov3 small_patch16_dinov3 large_patch16_dinov3 huge_plus_patch16_dinov3 "
+            "base_patch16_dinov3_qkvb large_patch16_224 large_patch16_radio_v3 so400m_patch16_radio_v4 "
+            "pe_core_large_patch14_336 pe_spatial_large_patch14_448 large_patch14_reg1_tipsv2"
+        ).split()
+    },
     "swin_large_patch4_window7_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "convnext_base": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
-    "vit_large_patch16_radio_v3": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_so400m_patch16_radio_v4": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_pe_core_large_patch14_336": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_pe_spatial_large_patch14_448": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "vit_large_patch14_reg1_tipsv2": {"embed_dim": 32, "depth": 2, "num_heads": 2},
 }
 """Settings that make an architecture of timm narrow; everything else is as its name says."""
 

@@ -68,7 +68,7 @@ def test_regions_are_those_of_uniters_own_loader(tmp_path: Path, variant: str) -
     counts = load_json(source.parent / "nbb_th0.2_max100_min10.json")
     # Pictures of one pixel: their pixels are shares.
     names = [name.removesuffix(".npz") for name in counts]
-    cache, units = imported(tmp_path, source, names, size=(1, 1), region_naming="stem")
+    cache, units = imported(tmp_path, source, names, size=(1, 1))
     assert cache.identity["storage"]["dtype"] == "float16"
     for row, unit in enumerate(units):
         regions = regions_of(cache, unit)

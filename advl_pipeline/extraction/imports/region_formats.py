@@ -206,13 +206,12 @@ class Entry(NamedTuple):
     read: Callable[[], Arrays]
 
 
-def by_name(entries: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
-    """Return entries by the names of their pictures; raises `DatasetError` where two have one name."""
-    by_picture: dict[str, Entry] = {}
-    for name, entry in entries:
-        if (other := by_picture.setdefault(name, entry)) is not entry:
-            raise DatasetError("Features are there twice.", where=entry.where, why=f"{name} is at {other.where} too")
-    return by_picture
+def claim(pictures: dict[Any, Path], name: Any, picture: Path) -> None:
+    """Note which picture goes by a name; raises `DatasetError` where another one does."""
+    if (other := pictures.setdefault(name, picture)) != picture:
+        advice = "give the pictures, and their features, names of their own: cats/0.npy for cats/0.png"
+        what, why = "Two pictures go by one name in features.", f"{other} and {picture}"
+        raise DatasetError(what, where=str(name), why=why, next_command=advice)
 
 
 class RegionFeatures:
@@ -228,8 +227,12 @@ class RegionFeatures:
 
     def __init__(self, path: Path, entries: Iterable[tuple[str, Entry]]) -> None:
         self._path = path
+        self._entries: dict[str, Entry] = {}
         try:
-            self._entries = by_name(entries)
+            for name, entry in entries:
+                if (other := self._entries.setdefault(name, entry)) is not entry:
+                    why = f"{name} is at {other.where} too"
+                    raise DatasetError("Features are there twice.", where=entry.where, why=why)
         except OSError as error:
             raise _unreadable(path, error) from None
 

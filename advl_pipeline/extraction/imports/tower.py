@@ -22,15 +22,15 @@ import torch
 from tqdm import tqdm
 
 from advl_pipeline.base.configuration import require_effect
-from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.extraction.checks import require_source
 from advl_pipeline.extraction.config import ImportedExtraction
-from advl_pipeline.extraction.imports.filed_arrays import FiledArrays, arrays_of_folder, arrays_of_hdf5
+from advl_pipeline.extraction.imports.filed_arrays import FiledArrays
 from advl_pipeline.extraction.imports.region_formats import (
     FoundFeatures,
     RegionFeatures,
+    claim,
     hdf5_entries,
     per_picture_entries,
     tsv_entries,
@@ -60,24 +60,22 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
         stack: closes the files.
 
     Raises:
-        ConfigError: there is nothing to import, or an option that the files do not need.
+        ConfigError: an option that the files do not need.
         DatasetError: a picture has no features, or they cannot be read safely.
     """
     where = str(config.source)
     if not units:
         raise DatasetError("The split has no pictures.", where=f"{config.dataset}, split {config.split}")
     splits = JOIN.join(picture_splits(config.dataset, config.split)).split(JOIN)
-    if are_regions(config.source, splits[0]):
-        files = partial(RegionFiles, splits=splits, naming=config.region_naming, first=units[0], stack=stack)
-        folder = config.ground_truth_regions
-        detected = files(config.source, prefix="vcr_")
-        ground_truth = None if folder is None else files(folder, prefix="vcr_gt_", ground_truth=True)
-        return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
-    why = "the source holds arrays that are filed under pictures, and no regions of a detector"
-    require_effect(config, {"files of a detector": why})
-    require_source(config)
-    places = arrays_of_folder(config.source) if config.source.is_dir() else arrays_of_hdf5(config.source, stack)
-    return ImportedTower(FiledArrays(config.source, places, units).features, units, where=where)
+    if config.source.is_dir() and any(config.source.rglob("*.npy")):
+        why = "the source holds arrays that are filed under pictures, and no regions of a detector"
+        require_effect(config, {"files of a detector": why})
+        return ImportedTower(FiledArrays(config.source, units).features, units, where=where)
+    files = partial(RegionFiles, splits=splits, first=units[0], stack=stack)
+    folder = config.ground_truth_regions
+    detected = files(config.source, prefix="vcr_")
+    ground_truth = None if folder is None else files(folder, prefix="vcr_gt_", ground_truth=True)
+    return ImportedTower(partial(found_features, detected, ground_truth), units, where=where)
 
 
 class ImportedTower:
@@ -172,8 +170,7 @@ class RegionFiles:
         path: `{split}` in it stands for each split.
         prefix: of UNITER's names of VCR's pictures, before the split.
         splits: that the pictures are filed under, such as ["train2014", "val2014"].
-        naming: how the files name pictures; None for the first way by which `first` is found.
-        first: a picture.
+        first: a picture; the files name pictures in the first way by which it is found.
         stack: closes the files.
         ground_truth: they hold features of the dataset's own boxes, row by row.
 
@@ -187,7 +184,6 @@ class RegionFiles:
         *,
         prefix: str,
         splits: Sequence[str],
-        naming: Naming | None,
         first: ImageUnit,
         stack: ExitStack,
         ground_truth: bool = False,
@@ -196,22 +192,18 @@ class RegionFiles:
         readers = {place: open_regions(place, stack) for place in dict.fromkeys(places.values())}
         self._files = [(f"{prefix}{split}_", readers[place]) for split, place in places.items()]
         self._is_ground_truth = ground_truth
-        self._pictures: dict[tuple[str, str], Path] = {}
+        self._pictures: dict[str, Path] = {}
 
-        def is_found(by: Naming) -> bool:
-            try:
-                return any(name_of(first.path, by, vcr_prefix=before) in reader for before, reader in self._files)
-            except ConfigError:
-                return False  # The picture's name does not fit this way of naming.
-
-        named = naming or next((by for by in NAMINGS if is_found(by)), None)
-        if named is None:
-            raise DatasetError(
-                "A picture has no region features.",
-                where=str(path),
-                why=f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}",
-            )
-        self._naming: Naming = named
+        ways = (
+            by
+            for by in NAMINGS
+            for before, reader in self._files
+            if name_of(first.path, by, vcr_prefix=before) in reader
+        )
+        if (found := next(ways, None)) is None:
+            why = f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}"
+            raise DatasetError("A picture has no region features.", where=str(path), why=why)
+        self._naming = found
 
     def regions(self, unit: ImageUnit) -> FoundFeatures:
         """Read a picture from the file that holds it; where none does, the first one says what it misses.
@@ -225,22 +217,13 @@ class RegionFiles:
         ]
         holding = (entry for entry in named if len(named) == 1 or entry[1] in entry[2])
         before, name, reader = next(holding, named[0])
-        if (other := self._pictures.setdefault((before, name), unit.path)) != unit.path:
-            raise DatasetError(
-                "Two pictures go by one name in region features.",
-                where=name,
-                why=f"{other} and {unit.path}",
-                next_command="give the pictures names of their own, in the region features too",
-            )
+        claim(self._pictures, f"{before}{name}", unit.path)
         entry = reader.read(name, width=unit.width, height=unit.height)
         if not self._is_ground_truth:
             return entry
         if len(entry.values) != len(unit.boxes_R4):
-            raise DatasetError(
-                "Features of ground-truth boxes do not fit the dataset's boxes.",
-                where=name,
-                why=f"{len(entry.values)} regions, the picture has {len(unit.boxes_R4)} boxes",
-            )
+            why = f"{len(entry.values)} regions, the picture has {len(unit.boxes_R4)} boxes"
+            raise DatasetError("Features of ground-truth boxes do not fit the dataset's boxes.", where=name, why=why)
         return replace(entry, regions={**entry.regions, "box_index": np.arange(len(entry.values), dtype=np.int32)})
 
 
@@ -269,14 +252,11 @@ def join_regions(first: FoundFeatures, second: FoundFeatures) -> FoundFeatures:
 
 
 def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
-    """Return a picture's name in a format.
+    """Return a picture's name in a format, "" where the file's name does not fit the naming.
 
     Args:
         naming: see `Naming`.
         vcr_prefix: for UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
-
-    Raises:
-        ConfigError: the file's name does not fit the naming.
     """
     stem = picture.stem
     if naming == "stem":
@@ -291,23 +271,7 @@ def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
             return f"flickr30k_{int(stem):012d}"
         if vcr_prefix:
             return vcr_prefix + stem
-    raise ConfigError(f"The naming {naming!r} does not fit a picture.", where=str(picture))
-
-
-def are_regions(source: Path, split: str) -> bool:
-    """Tell whether a source of an import is a detector's region features, and not arrays without boxes."""
-    path = Path(str(source).replace(SPLIT, split))
-    if path.is_dir():
-        return not any(path.rglob("*.npy"))
-    if path.suffix not in (".h5", ".hdf5"):
-        return path.suffix == ".tsv"
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return "image_features" in file
-    except OSError:
-        return False
+    return ""
 
 
 def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
@@ -327,20 +291,14 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
         return RegionFeatures(path, hdf5_entries(path, stack))
     folders = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
     if len(folders) > 1:
-        raise DatasetError(
-            "Several LMDBs of region features lie in one folder.",
-            where=str(path),
-            why=", ".join(folder.name for folder in folders),
-            next_command=f"name one of them, such as {folders[0]}",
-        )
+        why, advice = ", ".join(folder.name for folder in folders), f"name one of them, such as {folders[0]}"
+        what = "Several LMDBs of region features lie in one folder."
+        raise DatasetError(what, where=str(path), why=why, next_command=advice)
     if folders:
         return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
     for suffix in (".npz", ".json"):
         # Counts next to UNITER's LMDB are no features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
             return RegionFeatures(path, per_picture_entries(path, suffix))
-    raise DatasetError(
-        "There are no region features in a known format.",
-        where=str(path),
-        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files",
-    )
+    why = "expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files"
+    raise DatasetError("There are no region features in a known format.", where=str(path), why=why)
