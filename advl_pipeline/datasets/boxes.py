@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,8 @@ Boxes = tuple[tuple[float, ...], ...]
 """Of each x1, y1, x2, y2 in pixels."""
 
 
-@dataclass(frozen=True, slots=True)
-class PictureBoxes:
-    """Boxes of a picture of the given size."""
-
-    width: int
-    height: int
-    boxes: Boxes
+SizedBoxes = tuple[tuple[int, int], Boxes]
+"""Width and height of a picture in pixels, and its boxes."""
 
 
 def checked_boxes(boxes: Any) -> Boxes:
@@ -51,7 +46,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def parse_boxes(record: Mapping[str, Any]) -> PictureBoxes:
+def parse_boxes(record: Mapping[str, Any]) -> SizedBoxes:
     """Check the boxes of a picture of a known size; that they lie inside is seen when the picture is opened.
 
     Args:
@@ -67,10 +62,10 @@ def parse_boxes(record: Mapping[str, Any]) -> PictureBoxes:
     boxes: Any = record.get("boxes")
     if isinstance(boxes, list):
         boxes = [box[:4] if isinstance(box, list) and len(box) == 5 else box for box in boxes]
-    return PictureBoxes(sizes[0], sizes[1], checked_boxes(boxes))
+    return (sizes[0], sizes[1]), checked_boxes(boxes)
 
 
-def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes]:
+def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], SizedBoxes]:
     """Read names and boxes, by tag, from a metadata file of VCR.
 
     Raises:
@@ -81,14 +76,14 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
         names = record.get("names")
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
             raise Malformed("names are not a list of texts")
-        picture_boxes = parse_boxes(record)
-        if len(names) != len(picture_boxes.boxes):
-            raise Malformed(f"{len(names)} names and {len(picture_boxes.boxes)} boxes")
+        size, boxes = parse_boxes(record)
+        if len(names) != len(boxes):
+            raise Malformed(f"{len(names)} names and {len(boxes)} boxes")
     except OSError:
         raise Malformed(f"{name} is missing") from None
     except (ValueError, RecursionError, AttributeError, Malformed) as error:
         raise Malformed(f"{name}: {error}") from None
-    return tuple(names), picture_boxes
+    return tuple(names), (size, boxes)
 
 
 def with_boxes(source: RowSource, file: Path) -> RowSource:
@@ -100,7 +95,7 @@ def with_boxes(source: RowSource, file: Path) -> RowSource:
     """
 
     def rows() -> Iterator[Row]:
-        by_image: dict[str, PictureBoxes] = {}
+        by_image: dict[str, SizedBoxes] = {}
 
         def take(record: Mapping[str, Any]) -> None:
             image = text_field(record, "image")
@@ -115,12 +110,11 @@ def with_boxes(source: RowSource, file: Path) -> RowSource:
                 yield Row(problem, name=str(line), file=str(file), line=line)
         for row in source.rows():
             if isinstance(item := row.record, Item) and isinstance(item.image, str):
-                boxes = by_image.get(item.image)
-                row = row._replace(
-                    record=replace(item, boxes=boxes.boxes, size=(boxes.width, boxes.height))
-                    if boxes
-                    else Malformed(f"{item.image} has no line in the file of boxes")
-                )
+                if item.image in by_image:
+                    size, boxes = by_image[item.image]
+                    row = row._replace(record=replace(item, boxes=boxes, size=size))
+                else:
+                    row = row._replace(record=Malformed(f"{item.image} has no line in the file of boxes"))
             yield row
 
     return replace(source, rows=rows, files=(*source.files, file))

@@ -150,10 +150,9 @@ class IndexedPictures:
         size = facts.width, facts.height
         stated = size if picture.size is None else tuple(picture.size)
         if picture.boxes_file:
-            names, read = read_vcr_boxes(self._home / picture.boxes_file, picture.boxes_file)
+            names, (stated, boxes) = read_vcr_boxes(self._home / picture.boxes_file, picture.boxes_file)
             if list(names) != list(picture.box_labels):
                 raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
-            boxes, stated = read.boxes, (read.width, read.height)
         if stated != size:
             sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
             raise Malformed(f"{name}: its boxes are for a picture of {sizes}")

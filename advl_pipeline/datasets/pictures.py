@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from collections.abc import Iterator
@@ -68,6 +69,15 @@ def decode_picture(path: Path, name: str) -> bool:
         image.load()
         # A phone's JPEG often holds a preview behind the picture (MPO).
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
+    """Return the bytes of a file of a picture in memory; an image of Pillow becomes PNG."""
+    if not isinstance(picture, Image.Image):
+        return bytes(picture)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:

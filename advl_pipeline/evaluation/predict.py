@@ -7,7 +7,6 @@ Shapes: B examples, C candidates, K classes.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from advl_pipeline.base.compute import (
 )
 from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
-from advl_pipeline.datasets.pictures import read_size
+from advl_pipeline.datasets.pictures import as_file, read_size
 from advl_pipeline.datasets.problems import Malformed, unreadable
 from advl_pipeline.datasets.records import (
     MULTIPLE_CHOICE_TASKS,
@@ -338,13 +337,9 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
 
 def _unit(picture: Picture, folder: Path) -> ImageUnit:
     """Return a picture without boxes; one in memory is written into the folder first."""
-    if isinstance(picture, Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        picture = file.getvalue()
-    if isinstance(picture, bytes):
-        path = folder / "picture"
-        write_bytes(path, picture)
+    path = folder / "picture"
+    if isinstance(picture, bytes | Image.Image):
+        write_bytes(path, as_file(picture))
     else:
         path = Path(picture)
     try:

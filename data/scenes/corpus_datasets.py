@@ -14,7 +14,7 @@ from typing import Any
 
 from advl_data.scenes.generator import paths
 from advl_pipeline.base.errors import advise
-from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
+from advl_pipeline.datasets.boxes import SizedBoxes, parse_boxes
 from advl_pipeline.datasets.cards import Card, load_card
 from advl_pipeline.datasets.formats import FORMATS, Format
 from advl_pipeline.datasets.index import open_index
@@ -34,30 +34,30 @@ from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 
 
-def _item(record: Mapping[str, Any], known: dict[str, PictureBoxes]) -> Item:
+def _item(record: Mapping[str, Any], known: dict[str, SizedBoxes]) -> Item:
     caption_id, image = text_field(record, "caption_id"), text_field(record, "image")
     if not is_safe_name(image):
         raise Malformed(f"picture name {image!r} leaves the dataset's folder")
-    boxes = parse_boxes(record)
+    size, boxes = parse_boxes(record)
     caption, phrases = text_field(record, "caption"), record.get("phrases", [])
     if not isinstance(phrases, list):
         raise Malformed("field 'phrases' is not a list")
-    tags = tuple(_phrase(item, caption, len(boxes.boxes)) for item in phrases)
+    tags = tuple(_phrase(item, caption, len(boxes)) for item in phrases)
     # Phrases name their boxes as texts of one's own data do.
     parts, end = [], 0
     for tag in tags:
         parts += [caption[end : tag.start], f"[{caption[tag.start : tag.end]}|{tag.box}]"]
         end = tag.end
     tagged = "".join([*parts, caption[end:]])
-    if parse_tagged(tagged, len(boxes.boxes)) != (caption, tags):
+    if parse_tagged(tagged, len(boxes)) != (caption, tags):
         raise Malformed("the caption is not in normal form, or its phrases overlap or hold brackets")
-    if known.setdefault(image, boxes) != boxes:
+    if known.setdefault(image, (size, boxes)) != (size, boxes):
         raise Malformed(f"boxes differ from those of another caption of {image}")
     return Item(
         item_id=caption_id,
         image=image,
-        boxes=boxes.boxes,
-        size=(boxes.width, boxes.height),
+        boxes=boxes,
+        size=size,
         texts=(tagged,),
         # All are of one class-balance cell.
         cell=0,

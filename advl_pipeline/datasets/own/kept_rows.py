@@ -7,7 +7,6 @@ memory. The digest is of what the rows say, so that the same rows are the same f
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub import library_source
+from advl_pipeline.datasets.pictures import as_file
 from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.rows import Row, RowSource
@@ -117,13 +117,9 @@ def _bytes_of(picture: Any) -> bytes | None:
     """Return the bytes of a picture that came in memory or as a path; None for a name."""
     if isinstance(picture, Mapping):
         picture = picture.get("bytes")
-    if isinstance(picture, Image.Image):
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        return content.getvalue()
     if isinstance(picture, os.PathLike):
         try:
             return read_regular(Path(picture))
         except OSError as error:
             raise unreadable(os.fspath(picture), error, what="A picture") from None
-    return bytes(picture) if isinstance(picture, (bytes, bytearray)) else None
+    return as_file(picture) if isinstance(picture, _PICTURES) else None
