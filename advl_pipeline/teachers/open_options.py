@@ -63,8 +63,8 @@ class OpenOptions:
         Args:
             what: is wrong with them, a predicate such as "are incomplete".
         """
-        told = f"The weights of teacher {self.name!r} {what}."
-        return WeightsUnavailable(told, where=str(where), why=why, next_command=next_command)
+        message = f"The weights of teacher {self.name!r} {what}."
+        return WeightsUnavailable(message, where=str(where), why=why, next_command=next_command)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

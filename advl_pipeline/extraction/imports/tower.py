@@ -200,10 +200,10 @@ class RegionFiles:
             for before, reader in self._files
             if name_of(first.path, by, vcr_prefix=before) in reader
         )
-        if (found := next(ways, None)) is None:
+        if (naming := next(ways, None)) is None:
             why = f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}"
             raise DatasetError("A picture has no region features.", where=str(path), why=why)
-        self._naming = found
+        self._naming = naming
 
     def regions(self, unit: ImageUnit) -> FoundFeatures:
         """Read a picture from the file that holds it; where none does, the first one says what it misses.
