@@ -129,8 +129,9 @@ def export(config: ExportRunConfig) -> Iterator[Any]:
     require_finished(config.run)
     from advl_pipeline.sharing.student_export import run_export
 
-    result = run_export(config)
-    yield result
-    click.echo(f"{result.model}: {len(result.files)} files in {result.output}")
-    if result.url:
-        click.echo(f"uploaded: {result.url}")
+    model, url = run_export(config)
+    files = sorted(path.name for path in config.output.iterdir())
+    yield {"output": config.output, "model": model, "files": files, "url": url}
+    click.echo(f"{model}: {len(files)} files in {config.output}")
+    if url:
+        click.echo(f"uploaded: {url}")

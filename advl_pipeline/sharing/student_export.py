@@ -212,24 +212,15 @@ FAMILIES: Mapping[str, Family] = {
 Write = Callable[[Path], object]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportRunResult:
-    """Where it lies, what loads it, and its address on the hub where it was uploaded."""
-
-    output: Path
-    model: str
-    files: tuple[str, ...]
-    url: str | None
-
-
 Prepared = tuple[str, str, Sequence[Write]]
 """What loads an export, the code of its card, and what is to be written."""
 
 
-def run_export(config: ExportRunConfig) -> ExportRunResult:
+def run_export(config: ExportRunConfig) -> tuple[str, str | None]:
     """Write a run as a folder that transformers loads, or that this package loads; both with a model card.
 
-    Everything is built in memory, and the repository is asked for, before a file is written.
+    Returns what loads it, and its address on the hub where it was uploaded. Everything is built in memory, and the
+    repository is asked for, before a file is written.
 
     Raises:
         ConfigError: no run, an output that exists, or a student without such a form.
@@ -266,12 +257,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
             give_usual_mode(file)
         if repository is not None and info is not None:
             url = upload(repository, info, partial, message="A student of ADVL")
-    return ExportRunResult(
-        output=config.output,
-        model=model,
-        files=tuple(sorted(path.name for path in config.output.iterdir())),
-        url=url,
-    )
+    return model, url
 
 
 def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | None:
