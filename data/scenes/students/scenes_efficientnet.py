@@ -38,7 +38,7 @@ class ScenesEfficientNet(TowerStudent, ScenesSmall):
     """Runs the small student over a frozen tower's features of the crops."""
 
     towers, tower_parts = ("efficientnet-lite0",), ("vision",)
-    config_class: ClassVar[type[ScenesEfficientNetConfig]] = ScenesEfficientNetConfig
+    config_class: ClassVar[type[ScenesSmallConfig]] = ScenesEfficientNetConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"scenes-efficientnet": {}}
     vision: Any
 

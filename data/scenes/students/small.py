@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from advl_data.scenes.students.bert_layer import BertLayer
 from advl_data.scenes.students.lookup import LOOKUP_TASKS, LookupHead, LookupOutput
-from advl_pipeline.base.configuration import build_config, option
+from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.bert_parts import (
     attention_bias,
@@ -43,7 +43,7 @@ from advl_pipeline.students.bert_parts import (
 from advl_pipeline.students.interface import Perturbation, StudentOutput
 from advl_pipeline.students.picture_source import CropRegions
 from advl_pipeline.students.region_student import RegionBatch, collate_regions, tagged_regions
-from advl_pipeline.students.saved import load_weights, saved_settings
+from advl_pipeline.students.saved import builder
 from advl_pipeline.students.text_student import RowLength, SingleStream, TextRow, pair_row
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, TokenPart, embedded_tokenizer_file
 
@@ -211,6 +211,8 @@ class ScenesSmall(AgreementStream):
     """Runs the demo's student, a small transformer over words and crops."""
 
     config: Any
+    config_class: ClassVar[type[ScenesSmallConfig]] = ScenesSmallConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"scenes-small": {}, "scenes-small-lm": {}}
     places = "regions"
 
     def __init__(self, name: str, config: ScenesSmallConfig) -> None:
@@ -363,12 +365,9 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Scen
 
     The word vectors of `scenes-small-lm` are not random: they start from a language model's.
     """
-    saved = saved_settings(weights, name) if weights else {}
-    config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
-    student = ScenesSmall(name, config)
-    if weights:
-        load_weights(student, weights)
-    elif name == "scenes-small-lm":
+    student = builder(ScenesSmall)(name, weights, overrides)
+    assert isinstance(student, ScenesSmall)
+    if weights is None and name == "scenes-small-lm":
         with torch.no_grad():
-            student.word_embedding.weight.copy_(language_model_words(config.word_size))
+            student.word_embedding.weight.copy_(language_model_words(student.config.word_size))
     return student
