@@ -68,9 +68,6 @@ SMALL_WEIGHTS: Mapping[str, str] = {
 }
 """Teachers whose published weights are too large; the folder holds small ones of the same kind."""
 
-FORMER = ("advl pretrain", "advl datasets build")
-"""Former names of commands, which do what the commands do whose examples are tried."""
-
 NEEDS: Mapping[str, str] = {
     "ORG/NAME": "the hub; tests/sharing/test_hub.py runs these against a stand-in",
     "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
@@ -90,7 +87,7 @@ NEEDS: Mapping[str, str] = {
 
 def blocks() -> list[tuple[str, tuple[str, ...]]]:
     """Return every block of examples: where it stands, and its command lines."""
-    helps = ((name, help_blocks(command)) for name, command in commands() if not name.startswith(FORMER))
+    helps = ((name, help_blocks(command)) for name, command in commands())
     examples = [(name, text) for name, parts in helps for is_example, text in parts if is_example]
     for page in PAGES:
         if page != "docs/cli.md":
@@ -229,7 +226,7 @@ def _write_predictions() -> None:
 
 def test_examples_are_found_everywhere() -> None:
     places = {place for place, _ in BLOCKS}
-    assert {name for name, _ in commands() if not name.startswith(FORMER)} <= places
+    assert {name for name, _ in commands()} <= places
     assert {"README.md", "docs/adding-a-teacher.md"} <= places
     lines = [line for _, block in BLOCKS for line in block]
     assert len(lines) > 60

@@ -69,23 +69,3 @@ def test_what_cannot_be_imported_says_so(plug_in: str, capsys: pytest.CaptureFix
 def test_a_command_of_ours_is_not_replaced(plug_in: str) -> None:
     subcommand = group.get_command(click.Context(group), "cache")
     assert isinstance(subcommand, click.Group)
-
-
-@pytest.mark.parametrize(
-    ("former", "now"),
-    [
-        (("pretrain",), "pretrain"),
-        (("datasets", "build", "scenes"), "build"),
-    ],
-)
-def test_former_names_of_the_corpus_commands_take_the_same_options(former: tuple[str, ...], now: str) -> None:
-    command: click.Command = group
-    for word in former:
-        assert isinstance(command, click.Group)
-        subcommand = command.get_command(click.Context(command), word)
-        assert subcommand is not None
-        command = subcommand
-    scenes = group.get_command(click.Context(group), "scenes")
-    assert isinstance(scenes, click.Group)
-    assert command.params == scenes.commands[now].params
-    assert f"advl scenes {now}" in str(command.deprecated)
