@@ -59,21 +59,25 @@ class RunFolder:
 
     def resumed_config(self, config: ComputeT) -> ComputeT:
         """Return a configuration with the precision of the run that lies here, where it leaves that open."""
-        if config.mixed_precision != AUTO or not self.identity.is_file():
+        if config.mixed_precision != AUTO:
             return config
-        try:
-            begun = json.loads(self.identity.read_bytes())["options"]["mixed_precision"]
-        except (ValueError, TypeError, KeyError):
-            return config  # `require_same_run` says what is wrong with it.
-        return replace(config, mixed_precision=begun)
+        begun = self._recorded(names.IDENTITY, "options", "mixed_precision")
+        return config if begun is None else replace(config, mixed_precision=begun)
 
     def commit_begun(self, init: Path) -> Path:
         """Return the name of a repository with the commit that the run here began with, where it leaves that open."""
-        try:
-            begun = str(json.loads((self.path / names.CONFIG).read_bytes())["init"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return init
+        begun = str(self._recorded(names.CONFIG, "init"))
         return Path(begun) if begun.startswith(HUB) and begun.partition("@")[0] == str(init) else init
+
+    def _recorded(self, name: str, *keys: str) -> Any:
+        """Return what a document of the run says; None where it is damaged, which `require_same_run` tells."""
+        try:
+            value = json.loads((self.path / name).read_bytes())
+            for key in keys:
+                value = value[key]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return value
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
         """Refuse to go on with a run that another one was begun for; nothing is written.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.relational import KNOWN, Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
@@ -41,10 +40,6 @@ class FoundLandmarks:
     words: Mapping[str, Landmarks] = field(default_factory=dict)
     regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
     of_student: Landmarks | None = None
-
-    def to(self, device: torch.device) -> FoundLandmarks:
-        """Return them with every tensor on a device."""
-        return moved(self, device)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.tensors import moved
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.confidence.separation import Separation
@@ -132,9 +133,9 @@ def open_teaching(
     start = replace(start, source=source)
 
     def find() -> FoundLandmarks:
-        return find_landmarks(start, inputs.adapt_dataset, inputs.adapt).to(torch.device("cpu"))
+        return moved(find_landmarks(start, inputs.adapt_dataset, inputs.adapt), torch.device("cpu"))
 
-    landmarks = computed_by_first(find, accelerator).to(accelerator.device)
+    landmarks = moved(computed_by_first(find, accelerator), accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         measured, followed = find_confidences(run, caches, inputs, start, landmarks.words)
