@@ -131,7 +131,7 @@ oldest: $(STAMP) ## Read models with the least transformers, tokenizers, hugging
 	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest httpx httpcore h11 anyio sniffio typer-slim shellingham \
 		$$(grep -oE '(huggingface-hub|timm|tokenizers|transformers)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
 	PYTHONPATH=build/oldest $(BIN)/python -m pytest --quiet -W ignore tests/base/test_repositories.py tests/teachers/test_teachers_of_the_hub.py \
-		tests/teachers/test_text_families.py tests/students/test_qwen_vl.py
+		tests/teachers/test_text_families.py tests/students/test_generative.py
 
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster
