@@ -13,7 +13,7 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.lowshot import require_shots
 from advl_pipeline.datasets.registry import find_dataset, open_splits, require_names
-from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, ImportedFiles, location_of
+from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, location_of
 from advl_pipeline.teachers.registry import is_of_hub, require_teacher
 
 
@@ -74,15 +74,5 @@ def require_import(config: ImportConfig) -> None:
         ConfigError, DatasetError: the source or the dataset is not there.
     """
     require_names(config.dataset, split=config.split, data_root=config.data_root)
-    if "{split}" not in str(config.source):
-        require_source(config)
-
-
-def require_source(config: ImportedFiles) -> None:
-    """Refuse features that are not where they are said to be; a path that holds {split} names several.
-
-    Raises:
-        ConfigError: there is nothing at the path.
-    """
-    if not config.source.exists():
+    if "{split}" not in str(config.source) and not config.source.exists():
         raise ConfigError("There is nothing to import.", where=str(config.source))

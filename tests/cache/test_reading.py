@@ -38,13 +38,6 @@ def test_one_unit_is_a_view(store: FeatureStore) -> None:
     assert many.flags.writeable
 
 
-def test_announcing_changes_nothing(store: FeatureStore) -> None:
-    ids = list(store.ids)
-    before = store.token_features(ids)[0].copy()
-    store.announce(ids)
-    np.testing.assert_array_equal(store.token_features(ids)[0], before)
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")
