@@ -11,9 +11,9 @@ row, M picture tokens of all rows, Q foretold tokens, K answers, H width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -221,8 +221,8 @@ class ChatBatch(StudentBatch):
     `sequence_ids_NS` are all tokens and `length_N` their number. `text_place_NL` and `visual_place_NR` say where the
     text's and the picture's states lie among them, and `tag_NS` (int64) which of the picture's tokens a token refers
     to besides its word, -1 for none. `packing` says how an example's conversations lie in one row, and `rows` what
-    the language model reads of them. `passes` are the rows with the answers that are asked about, in turn;
-    `num_answers` is K, 1 where each sequence ends in its own.
+    the language model reads of them. `behind` are the rows with answers behind them, asked about in turn, and
+    `num_answers` is K; 1 where each sequence ends in its own, which is asked about (`answers_inside`).
     `pixels` holds the pictures one after the other, `num_pixels` the rows of each, and `inputs` what else the vision
     encoder takes; `grids` are frames, rows and columns of each picture's patches, numbers and no tensor.
     """
@@ -236,7 +236,8 @@ class ChatBatch(StudentBatch):
     tag_NS: torch.Tensor
     packing: Packing
     rows: Rows
-    passes: tuple[Rows, ...] = ()
+    behind: tuple[Rows, ...] = ()
+    answers_inside: bool = False
     num_answers: int = 1
     length_normalised: bool = False
     pixels: torch.Tensor
@@ -247,6 +248,15 @@ class ChatBatch(StudentBatch):
     @property
     def blank_value(self) -> int:  # type: ignore[override]  # A field of the class there; scaled values are 0 at grey.
         return 127 if self.pixels.dtype == torch.uint8 else 0
+
+    @property
+    def passes(self) -> tuple[Rows, ...]:
+        """The rows that foretell the answers that are asked about, none where none are."""
+        return (self.rows,) if self.answers_inside else self.behind
+
+    def without_answers(self) -> Self:
+        """Return the batch with nothing asked about."""
+        return replace(self, behind=(), answers_inside=False)
 
     def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
         """Return (N, L, H), float32: of each sequence the states at its places, from those of the rows.
@@ -333,7 +343,7 @@ def chat_batch(
         tag_NS=tag_NS,
         packing=packed,
         rows=read,
-        passes=(read,) if answers_inside else (),
+        answers_inside=answers_inside,
         length_normalised=length_normalised,
         **shown,
     )

@@ -273,8 +273,8 @@ class GenerativeStudent(Student):
                 for part in parts
                 for place in range(max(1, *map(len, part)))
             ]
-        passes = [batch.rows.followed(lengths, part, num=len(known), end_id=self.chat.end_id) for part in parts]
-        return replace(batch, passes=tuple(passes), num_answers=len(known))
+        behind = [batch.rows.followed(lengths, part, num=len(known), end_id=self.chat.end_id) for part in parts]
+        return replace(batch, behind=tuple(behind), num_answers=len(known))
 
     def encode(
         self,
@@ -298,7 +298,7 @@ class GenerativeStudent(Student):
         )
         if mask_visual and self.is_recurrent:
             # The text was read without the picture, which is then read by itself.
-            seeing = self.encode(replace(batch, passes=()))
+            seeing = self.encode(batch.without_answers())
             output.visual_states_NRH, output.visual_layers = seeing.visual_states_NRH, seeing.visual_layers
         return output
 
@@ -313,7 +313,7 @@ class GenerativeStudent(Student):
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
-        asked = replace(batch, passes=())
+        asked = batch.without_answers()
         # The score of a candidate reads the same pass.
         inputs = [batch.sequence_ids_NS, batch.pixels]
         return self.once("unimodal", inputs, lambda: self.encode(asked, mask_visual=True))
