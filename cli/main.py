@@ -35,7 +35,7 @@ COMMANDS = {
     "score": ("evaluate", "Score prediction files by the official rules, without any model."),
     "students": ("students", "List students, show one, check a checkpoint."),
     "study": ("study", "Run a grid of methods, shots, seeds and test sets from one TOML file."),
-    "teachers": ("teachers", "List teachers, show one, check that its weights are at hand."),
+    "teachers": ("teachers", "List teachers, show one, install its weights, check that they are at hand."),
 }
 """Command name -> the module of this package that holds it under its name, and one-line help."""
 

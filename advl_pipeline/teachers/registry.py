@@ -170,8 +170,8 @@ def _unknown(name: str) -> ConfigError:
 
 
 def teacher_plugins() -> dict[str, EntryPoint]:
-    """Return the installed plug-ins by name; a name of the catalogue stays ours."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in CATALOGUE}
+    """Return the installed plug-ins by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def known_names() -> list[str]:

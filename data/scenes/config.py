@@ -1,4 +1,4 @@
-"""Configuration of `advl scenes build` and `pretrain`; light to import."""
+"""Configuration of `advl scenes build` and `pretrain`, and of `advl teachers install`; light to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from advl_data.scenes.generator.paths import CODE_STRIDE
 from advl_data.scenes.generator.scene_plan import SCENES_PER_GROUP
 from advl_pipeline.base.compute import ComputeConfig
-from advl_pipeline.base.configuration import Output, option
+from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 
 CAPTION_VAL_SHARE = 10
@@ -111,3 +111,11 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
         minimum=0,
         maximum=1,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstallTeacherConfig(Configuration):
+    """Sets what `advl teachers install` fetches."""
+
+    name: str = option(help="Teacher whose weights to install.")
+    dry_run: bool = option(False, help="Say what would be fetched and where it would go, and stop.")

@@ -148,5 +148,5 @@ def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
     (line,) = (line for line in out.splitlines() if line.startswith("caution:"))
     assert "minilm-l6: the student starts from the same weights" in line
     assert "efficientnet-lite2" in line
-    assert "advl teachers list" in line
+    assert "mpnet-base" in line
     assert "efficientnet-lite0" not in line

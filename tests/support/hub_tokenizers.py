@@ -98,21 +98,17 @@ def modernbert_tokenizer() -> Files:
 
 
 @functools.cache
-def wordpiece_tokenizer(
-    *,
-    has_json: bool = True,
-    names: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-    ends: tuple[str, str] = ("[CLS]", "[SEP]"),
-) -> Files:
+def wordpiece_tokenizer(*, has_json: bool = True) -> Files:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
     core.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(names), show_progress=False)
+        CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=names, show_progress=False)
     )
-    frame = [(name, core.token_to_id(name)) for name in ends]
-    core.post_processor = processors.TemplateProcessing(single=f"{ends[0]} $A {ends[1]}", special_tokens=frame)
+    frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     vocabulary = sorted(core.get_vocab().items(), key=lambda entry: entry[1])
     files = {
         "vocab.txt": "".join(f"{token}\n" for token, _ in vocabulary).encode(),

@@ -32,15 +32,6 @@ def test_the_catalogue_is_complete() -> None:
     assert sorted(known_names()) == sorted(DESIGNED)
 
 
-def test_a_plug_in_takes_no_name_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint(name="roberta-b", value="no_such_module:teacher", group=registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
-    assert known_names().count("roberta-b") == 1
-    card = card_of("roberta-b")
-    assert card is not None
-    assert card.model_type == "roberta"
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "kind", "says"),
     [

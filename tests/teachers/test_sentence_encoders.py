@@ -14,7 +14,7 @@ from closeness import assert_near
 from commands import printed
 from hub_repositories import PUBLISHED, SMALL, bert, modernbert, multilingual_e5, saved, weights
 from hub_server import Hub, served_models
-from hub_tokenizers import Files, as_json, gemma_tokenizer, modernbert_tokenizer, vocabulary_size, wordpiece_tokenizer
+from hub_tokenizers import Files, as_json, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
 from own_rows import choice_row, rows_of, write_json_lines
 from tiny_extraction import tree_bytes
 
@@ -58,18 +58,6 @@ def gemma3() -> Files:
     )
     files, state = saved(hf.Gemma3TextModel, config)
     return files | tokenizer | weights(state)
-
-
-def mpnet() -> Files:
-    """RoBERTa's frame around BERT's word pieces."""
-    names = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
-    tokenizer = wordpiece_tokenizer(names=names, ends=("<s>", "</s>"))
-    tokens = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), names, strict=True))
-    tokens |= {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "MPNetTokenizer"}
-    settings = {"do_lower_case": True, "model_max_length": 512, **tokens}
-    size = tokenizer["vocab.txt"].count(b"\n")
-    files, state = saved(hf.MPNetModel, hf.MPNetConfig(vocab_size=size, max_position_embeddings=514, **SMALL))
-    return files | tokenizer | {"tokenizer_config.json": as_json(settings)} | weights(state)
 
 
 def encoder(folder: Path, base: Files, stages: str, **settings: Any) -> tuple[Any, Files]:
@@ -130,7 +118,6 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
     ),
     "layers and prompts of EmbeddingGemma": (gemma3, "mean dense dense normalize", {"prompts": PROMPTS}, dict),
     "mean of XLM-R": (multilingual_e5, "mean normalize", {}, as_before_5_4),
-    "mean of MPNet": (mpnet, "mean normalize", {}, as_before_5_4),
     "first token of ModernBERT": (lambda: modernbert("x"), "cls", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
     "a prompt of all": (
@@ -181,7 +168,6 @@ NAMED = {
     "bge-l": "first token, older",
     "gte-modernbert": "first token of ModernBERT",
     "multilingual-e5-l": "mean of XLM-R",
-    "mpnet-base": "mean of MPNet",
 }
 """Sentence encoders by name -> the kind that they are published as."""
 
