@@ -202,10 +202,11 @@ def test_evaluating_and_predicting_stay_on_one_device(name: str, small_corpus: A
     is_vqa = name != "uniter-tiny"
     task = {"dataset": "scenes-vqa" if is_vqa else "scenes-snli-ve", "task": ()}
     run_finetune(small(small_corpus, run, student=name, method="plain", cache=(), num_steps=1, **task))
-    asked = {"run": run, "data_root": small_corpus.data_root, "device": "cuda:0", "generate": is_vqa}
+    asked = {"run": run, "data_root": small_corpus.data_root, "device": "cuda:0"}
     with posing() as watch:
         run_evaluate(EvaluateConfig(on=("val",), probe=("blanked", "removed"), **asked))
-        run_predict(PredictConfig(on="val", output=tmp_path / ("p.json" if is_vqa else "p.csv"), **asked))
+        output = tmp_path / ("p.json" if is_vqa else "p.csv")
+        run_predict(PredictConfig(on="val", output=output, generate=is_vqa, **asked))
     assert not set(watch.doubles) - DOUBLES
 
 
