@@ -127,7 +127,7 @@ def export_cache(config: ExportConfig) -> Iterator[Any]:
     """Write a cache's features as safetensors.
 
     \b
-    advl cache export caches/minilm-l6/vcr/train --output features
+    advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
     """
     from advl_pipeline.cache.commands import run_cache_export
 

@@ -63,8 +63,8 @@ def modules_of(extra: str) -> set[str]:
 WORKS = {
     "cache info cache": "complete",
     "cache verify cache": "sound",
-    "cache export cache --output out": "wrote",
-    "cache export codes --output coded": "wrote",
+    "cache export cache --to safetensors --output out": "wrote",
+    "cache export codes --to safetensors --output coded": "wrote",
     "cache prune cache --all-confidences --dry-run": "would remove",
     "--help": "extract",
 }

@@ -1,13 +1,15 @@
 """The commands that need a cache alone: what it holds at a glance, its export, removing what is no longer wanted.
 
-An export is safetensors, written a few thousand units at a time.
+An export is HDF5 or safetensors, written a few thousand units at a time.
 
 Shapes: M token rows, D feature width.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from advl_pipeline.cache.confidence import committed_keys, list_confidence, remo
 from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.identity import PROVENANCE_FILE, canonical_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
     WORK_FOLDER,
@@ -43,7 +45,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def run_cache_export(config: ExportConfig) -> dict[str, Any]:
-    """Write a cache's features as safetensors, and say what was written.
+    """Write a cache's features in another format, and say what was written.
 
     Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
 
@@ -54,19 +56,10 @@ def run_cache_export(config: ExportConfig) -> dict[str, Any]:
     require_outputs(config)
     cache = open_cache(config.cache)
     make_folder(config.output.parent)
+    writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors}
     with replacing(config.output, SafetensorError) as partial:
-        partial.mkdir()
-        for modality, store in cache.stores().items():
-            for number, (ids, arrays) in enumerate(_parts(store)):
-                path = partial / f"{modality}-{number:05d}.safetensors"
-                content = {"unit_id": ids_to_bytes(ids), **arrays}
-                save_file(
-                    {name: np.ascontiguousarray(rows) for name, rows in content.items()},
-                    path,
-                    metadata={"identity": canonical_json(cache.identity).decode()},
-                )
-                give_usual_mode(path)
-    files = sorted(config.output.iterdir())
+        writers[config.to](cache, partial)
+    files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
     return {
         "output": config.output,
         "files": [path.name for path in files],
@@ -86,6 +79,76 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
             for name, rows in store.token_columns(chosen).items():
                 arrays[name if name == "char_spans" else f"token_{name}"] = rows
         yield chosen, arrays
+
+
+class _HeldFile(io.FileIO):
+    """A file for HDF5, which crashes when it must close a file after a failed write: failures are held back.
+
+    From the first failure on, writes seem to succeed; `raise_failure` tells of it.
+    """
+
+    _failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self._failure is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._failure = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        if self._failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self._failure = error
+        return size or 0
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _to_hdf5(cache: TeacherCache, output: Path) -> None:
+    import h5py
+
+    with _HeldFile(output, "w+b") as held:
+        with h5py.File(held, "w") as file:
+            file.attrs["identity"] = canonical_json(cache.identity).decode()
+            for modality, store in cache.stores().items():
+                group = file.create_group(modality)
+                for chosen, arrays in _parts(store):
+                    held.raise_failure()
+                    for name, rows in {"unit_id": np.array(chosen, "S32"), **arrays}.items():
+                        if name not in group:
+                            group.create_dataset(
+                                name,
+                                data=rows,
+                                maxshape=(None, *rows.shape[1:]),
+                                chunks=(min(512, max(1, len(rows))), *rows.shape[1:]),
+                            )
+                        else:
+                            before = group[name].shape[0]
+                            group[name].resize(before + len(rows), axis=0)
+                            group[name][before:] = rows
+        held.raise_failure()
+
+
+def _to_safetensors(cache: TeacherCache, output: Path) -> None:
+    output.mkdir()
+    for modality, store in cache.stores().items():
+        for number, (ids, arrays) in enumerate(_parts(store)):
+            path = output / f"{modality}-{number:05d}.safetensors"
+            content = {"unit_id": ids_to_bytes(ids), **arrays}
+            save_file(
+                {name: np.ascontiguousarray(rows) for name, rows in content.items()},
+                path,
+                metadata={"identity": canonical_json(cache.identity).decode()},
+            )
+            give_usual_mode(path)
 
 
 def run_info(config: InfoConfig) -> dict[str, Any]:

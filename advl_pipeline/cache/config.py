@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.base.locations import Location, user_cache
@@ -61,8 +61,11 @@ class ExportConfig(Configuration):
     """Configuration of `advl cache export`."""
 
     cache: Path = option(help="Folder of the cache.")
+    to: Literal["hdf5", "safetensors"] = option("hdf5", help="Format to write.")
     output: Path = option(
-        help="Folder of safetensors files to write; must not exist.", such_as="features", output=Output(makes="new")
+        help="File (hdf5) or folder (safetensors) to write; must not exist.",
+        such_as="features.h5",
+        output=Output(makes="new"),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from commands import advl
@@ -177,22 +178,30 @@ def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(prist
     assert "ulimit -n" in done.stdout
 
 
-def test_export(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["hdf5", "safetensors"])
+def test_export(form: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "features"
     (tmp_path / "features.partial").write_text("somebody's")
-    assert advl(capsys, "cache", "export", cache, "--output", output)[0] == 0
+    assert advl(capsys, "cache", "export", cache, "--to", form, "--output", output)[0] == 0
     assert (tmp_path / "features.partial").read_text() == "somebody's"
     (tmp_path / "usual").touch()
-    assert (output / "image-00000.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    written = output if form == "hdf5" else output / "image-00000.safetensors"
+    assert written.stat().st_mode == (tmp_path / "usual").stat().st_mode
     for modality, store in open_cache(cache).stores().items():
-        content, ids = load_file(output / f"{modality}-00000.safetensors"), list(store.ids)
-        assert [row.tobytes().hex() for row in content["unit_id"]] == ids
+        ids = list(store.ids)
+        if form == "hdf5":
+            with h5py.File(output) as file:
+                content = {name: rows[:] for name, rows in file[modality].items()}
+            assert [name.decode() for name in content["unit_id"]] == ids
+        else:
+            content = load_file(output / f"{modality}-00000.safetensors")
+            assert [row.tobytes().hex() for row in content["unit_id"]] == ids
         values, lengths = store.token_features(ids)
         np.testing.assert_array_equal(content["global"], store.global_features(ids))
         np.testing.assert_array_equal(content["token_values"], values)
         np.testing.assert_array_equal(content["token_lengths"], lengths)
     np.testing.assert_array_equal(content["char_spans"], store.char_spans(ids))
-    code, _, err = advl(capsys, "cache", "export", cache, "--output", output)
+    code, _, err = advl(capsys, "cache", "export", cache, "--to", form, "--output", output)
     assert code == 2
     assert "exists already" in err
 
