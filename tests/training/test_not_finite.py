@@ -95,7 +95,7 @@ def test_pretraining_stops_before_anything_is_written(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
-        *("pretrain", "--data-root", small_corpus.data_root, "--output", tmp_path / "student"),
+        *("scenes", "pretrain", "--data-root", small_corpus.data_root, "--output", tmp_path / "student"),
         *("--warmup-steps", 30, "--joint-steps", 5, "--batch-size", 4, "--learning-rate", "1e30"),
     ]
     code, stderr = advl(capsys, *command)

@@ -69,7 +69,7 @@ def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(
 ) -> None:
     def words(output: Path) -> list[object]:
         steps = ("--warmup-steps", 120, "--joint-steps", 10, "--batch-size", 4)
-        return ["pretrain", "--data-root", small_corpus.data_root, "--output", output, *steps]
+        return ["scenes", "pretrain", "--data-root", small_corpus.data_root, "--output", output, *steps]
 
     stopped = start_advl(*words(tmp_path / "stopped"))
     # Its first checkpoint, of step 100: before it there is no folder.

@@ -99,7 +99,7 @@ def test_a_student_over_patches_learns_from_moved_pictures(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("--warmup-steps", "1", "--joint-steps", "0", "--batch-size", "8", "--data-root", small_corpus.data_root)
-    pretrain = ("pretrain", *steps, "--move-pictures", "0.5")
+    pretrain = ("scenes", "pretrain", *steps, "--move-pictures", "0.5")
     assert advl(*pretrain, "--student", "scenes-vilt", "--output", tmp_path / "vilt") == 0
     still = (*pretrain[:-1], "0", "--student", "scenes-vilt", "--output", tmp_path / "still")
     assert advl(*still) == 0
