@@ -59,7 +59,8 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         kinds.setdefault(picture is None, place)
         kept: dict[str, Any] = {} if row.split is None else {"split": row.split}
         for column, value in row.record.items():
-            if not isinstance(value, _PICTURES):  # Other pictures in a row are left alone.
+            is_picture = isinstance(value, _PICTURES) or (column == "image" and picture is not None)
+            if not is_picture:  # Other pictures than the row's own are left alone.
                 kept[column] = value.tolist() if hasattr(value, "tolist") else value
                 if why := _obstacle(kept[column]):
                     raise _refused("A value of a row cannot be kept.", f"{place}, column {column!r}", why)
