@@ -180,7 +180,7 @@ def check_caches(
             whole = made_by | of_run | {"shots": None, "ids": []}
             instead = extract_command(whole, output, note="then give that cache as --cache")
         # Data of one's own are identified by their content, and users know them by their file.
-        named = {"dataset": dataset.name, **expected}, {"dataset": str(made_by.get("dataset")), **actual}
+        named = expected | {"name": dataset.name}, actual | {"name": str(made_by.get("dataset") or actual["name"])}
         raise IdentityMismatch(
             "The cache was made from another dataset than the one to train on.",
             where=str(cache.path),

@@ -60,10 +60,11 @@ import os, sys, time
 from pathlib import Path
 from advl_pipeline.base.process_lock import process_lock
 with process_lock(Path(sys.argv[1]), "this run"):
-    if (child := os.fork()) == 0:
+    if os.fork() == 0:
+        # The child says so itself: by then it has let go of what its parent holds.
+        print(os.getpid(), flush=True)
         sys.stdin.readline()
         os._exit(0)
-    print(child, flush=True)
     time.sleep(60)
 """
 

@@ -63,7 +63,7 @@ def test_a_cache_of_other_own_data_is_called_by_its_file(here: Path, capsys: pyt
         capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", "--num-steps", 1
     )
     assert code == 3
-    assert re.search(r'dataset +"mine.jsonl" +"yours.jsonl"', message), message
+    assert re.search(r'name +"mine.jsonl" +"yours.jsonl"', message), message
     assert "own-" not in message
 
 
