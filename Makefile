@@ -32,8 +32,7 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	@# Modules are compiled when they are first imported: compiling all of torch, transformers and Ray takes a minute.
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@# What building left in the checkout would be taken for an installed package, with entry points that grow stale.
 	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
