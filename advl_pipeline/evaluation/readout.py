@@ -77,10 +77,13 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     )
     naming = None
     if config.oracle and (naming := _naming_gate(student, dataset, positions, source)) is None:
-        what = "No gate: too few labelled questions ask for a name that the student's pretraining taught."
-        such = "such questions are of multiple choice, and each candidate points at boxes of its picture"
-        why = f"of the {len(positions)} examples of {name}/{split} that were read; {such}"
-        raise ConfigError(what, where="--oracle", why=why, next_command=leave_out("--oracle"))
+        raise ConfigError(
+            "Too few labelled questions ask for a name that the student's pretraining taught.",
+            where="--oracle",
+            why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of multiple "
+            "choice, and each candidate points at boxes of its picture",
+            next_command=leave_out("--oracle"),
+        )
     return ReadoutResult(placement=take_readout(student, dataset, positions, source).shares(), naming=naming)
 
 

@@ -55,7 +55,7 @@ def test_the_oracle_asks_for_names_that_pretraining_taught(
     given = ("--cache", small_corpus.caches[0], "--data-root", small_corpus.data_root, "--oracle", "--json")
     refused = completed("readout", student_folder, *given)
     assert refused.returncode == 2
-    assert "too few labelled questions ask for a name" in refused.stderr
+    assert "Too few labelled questions ask for a name" in refused.stderr
     knowing = tmp_path / "knowing"
     shutil.copytree(student_folder, knowing)
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)

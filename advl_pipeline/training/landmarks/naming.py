@@ -2,8 +2,9 @@
 
 A name question is one whose candidates each point at boxes and say, in words of their own, only what the student's
 pretraining taught. It is answered by cosine between the state of the boxes and that of the words, without a head.
-What a step that moves regions could gain is bounded with one linear map of the regions (ridge regression, fitted on
+What a step that moves regions could gain is estimated with one linear map of the regions (ridge regression, fitted on
 other pictures): onto the words of the true candidates, and, as its control, onto those that the student picks itself.
+It is no bound: trained layers may fit more than a linear map.
 The control reads the same regions and fits as many numbers, and learns nothing that the student does not know.
 Shapes: N candidates, W words, R visual tokens, H student width, Q name questions, C candidates of one.
 """
