@@ -15,7 +15,6 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
-from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.evaluation.checks import cache_data, require_readable
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.runs.names import is_finished
@@ -90,8 +89,6 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
 def _naming_gate(
     student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource
 ) -> NamingGate | None:
-    start = StudentAtStart(
-        student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
-    )
+    start = StudentAtStart.without_heads(student, source)
     choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
     return naming_gate(name_questions(start, dataset, choosing))

@@ -38,6 +38,11 @@ class StudentAtStart:
     source: SignalSource | None = None
     """Of the signals of teachers that it is looked at with."""
 
+    @classmethod
+    def without_heads(cls, student: Student, source: SignalSource) -> StudentAtStart:
+        """Return a student as it is, looked at where its states have seen one modality alone."""
+        return cls(student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source)
+
     @property
     def device(self) -> torch.device:
         """Where the student is."""

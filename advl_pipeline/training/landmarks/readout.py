@@ -20,7 +20,6 @@ from torch.nn import functional
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
 from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
-from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, sampled, take_census
 from advl_pipeline.training.signals.stored_signals import SignalSource
@@ -177,9 +176,7 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
         positions: that may be looked at; the first ones in a fixed random order are.
     """
     chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
-    start = StudentAtStart(
-        student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source
-    )
+    start = StudentAtStart.without_heads(student, source)
     collected = _Collected()
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
     num_before = 0
