@@ -47,16 +47,11 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
 
     for item in result.estimates:
         seconds = "" if item.seconds is None else f", about {item.seconds:.0f} s"
-        if item.modality == "confidence":
-            click.echo(f"confidence: {item.num_units} examples{seconds} (--no-confidence leaves it to the runs)")
-            continue
         rows = f"{item.num_token_rows} token rows"
-        if item.num_counted < item.num_units:
-            rows = (
-                f"about {rows} (by the number of words)"
-                if item.margin is None
-                else f"about {rows} (± {item.margin:.1%}; {item.num_counted} units were counted)"
-            )
+        if result.untimed is not None and item.modality == "text":
+            rows = f"about {rows} (by the number of words)"
+        elif item.num_counted < item.num_units:
+            rows = f"about {rows} ({item.num_counted} units were counted)"
         click.echo(
             f"{item.modality}: {item.num_units} units, {rows}, {item.num_shards} shards, "
             f"{item.num_bytes / 1e6:.1f} MB{seconds}"

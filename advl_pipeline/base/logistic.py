@@ -59,11 +59,7 @@ def of_candidates(label_N: npt.NDArray[np.int64], valid_NC: npt.NDArray[np.bool_
 
 def of_soft_labels(target_NK: FloatArray) -> Likelihood:
     """Return the likelihood of K yes-or-no questions per example, each with a target in [0, 1]."""
-
-    def evaluate(scores_NK: FloatArray) -> tuple[float, FloatArray]:
-        return binary_loss(scores_NK, target_NK)
-
-    return evaluate
+    return lambda scores_NK: binary_loss(scores_NK, target_NK)
 
 
 def binary_loss(scores_NK: FloatArray, target_NK: npt.NDArray[np.floating]) -> tuple[float, FloatArray]:
@@ -75,30 +71,6 @@ def binary_loss(scores_NK: FloatArray, target_NK: npt.NDArray[np.floating]) -> t
     sigmoid_NK = np.where(scores_NK >= 0, np.float32(1), decay_NK) / (1 + decay_NK)
     loss_NK = np.maximum(scores_NK, 0.0) + np.log1p(decay_NK) - target_NK * scores_NK
     return float(loss_NK.sum()), sigmoid_NK - target_NK
-
-
-def penalised_loss(
-    features_MF: FloatArray | csr_array,
-    likelihood: Likelihood,
-    *,
-    num_examples: int,
-    penalty: float,
-    num_outputs: int,
-) -> Callable[[FloatArray], tuple[float, FloatArray]]:
-    """Return what `fit_logistic` minimises: flattened (F + 1, O) parameters -> the loss and its gradient."""
-
-    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
-        table_XO = parameters.reshape(-1, num_outputs)
-        weight_FO = table_XO[:-1]
-        loss, residual_MO = likelihood(np.asarray(features_MF @ weight_FO) + table_XO[-1])
-        gradient_XO = np.zeros_like(table_XO)
-        gradient_XO[:-1] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
-        # Shared by all candidates of an example it changes nothing, so it stays as it begins.
-        if num_outputs > 1:
-            gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
-        return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
-
-    return objective
 
 
 def fit_logistic(
@@ -121,13 +93,17 @@ def fit_logistic(
     # It takes half a second, which only what is fitted should cost.
     from scipy.optimize import minimize
 
-    objective = penalised_loss(
-        features_MF,
-        likelihood,
-        num_examples=num_examples,
-        penalty=penalty,
-        num_outputs=start_XO.shape[1],
-    )
+    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
+        table_XO = parameters.reshape(start_XO.shape)
+        weight_FO = table_XO[:-1]
+        loss, residual_MO = likelihood(np.asarray(features_MF @ weight_FO) + table_XO[-1])
+        gradient_XO = np.zeros_like(table_XO)
+        gradient_XO[:-1] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
+        # Shared by all candidates of an example it changes nothing, so it stays as it begins.
+        if start_XO.shape[1] > 1:
+            gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
+        return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
+
     optimum = minimize(
         objective,
         start_XO.ravel(),

@@ -16,18 +16,10 @@ DEFAULT_GB = 50.0
 """How much the disk cache may hold by default."""
 
 
-def default_disk_cache() -> Path:
-    """Return the folder that remote caches are read through by default."""
+def disk_cache_folder() -> Path:
+    """Return the folder that remote caches are read through."""
     folder = os.environ.get(ENVIRONMENT_VARIABLE)
     return Path(folder) if folder else user_cache()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiskCacheConfig:
-    """Where files of remote caches are kept, and how many bytes of them at most."""
-
-    folder: Path
-    max_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +34,6 @@ class DiskCacheOptions(Configuration):
         above=0,
         identity="none",
     )
-
-    @property
-    def disk_cache_config(self) -> DiskCacheConfig:
-        """Where this machine keeps them, and how much of them."""
-        return DiskCacheConfig(folder=default_disk_cache(), max_bytes=int(self.disk_cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,6 @@ from advl_pipeline.base.atomic import partial_beside, writing
 from advl_pipeline.base.errors import AdvlError, InUse, StorageError
 from advl_pipeline.base.locations import Location
 from advl_pipeline.base.process_lock import process_lock
-from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.store import (
     Buffer,
     FileEntry,
@@ -53,18 +52,20 @@ class DiskCache(Readable):
         stream: yields the content of a file in blocks; raises `MissingFile`.
         files: what the cache's commit record says of each file; no other file is given out.
         key: names the content of the cache, such as the digest of its complete record.
+        max_bytes: of the files of all remote caches in the folder.
     """
 
     is_disk_cache = True
 
     def __init__(
-        self, location: Location, stream: Stream, config: DiskCacheConfig, files: Files, *, key: str
+        self, location: Location, stream: Stream, folder: Path, files: Files, *, key: str, max_bytes: int
     ) -> None:
         self.location = location
-        self.root = config.folder / "reading" / key
+        self._folder = folder
+        self.root = self._folder / "reading" / key
         self._files = files
         self._stream = stream
-        self._config = config
+        self._max_bytes = max_bytes
         self._verified: set[tuple[int, int, int]] = set()
         self._opened_ns = time.time_ns()
         self._requested: set[str] = set()
@@ -131,7 +132,7 @@ class DiskCache(Readable):
         """Make room for a file and take it, so that other processes count it while it comes in."""
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
         while True:
-            with process_lock(self._config.folder / _LOCK, "the disk cache", wait=_look_on):
+            with process_lock(self._folder / _LOCK, "the disk cache", wait=_look_on):
                 if self._make_room(num_bytes, used_before=self._opened_ns if free_room_only else math.inf):
                     partial.touch()
                     os.truncate(partial, num_bytes)
@@ -139,31 +140,31 @@ class DiskCache(Readable):
             if free_room_only:
                 return False
             # What is in the way comes in at this moment.
-            if num_bytes > self._config.max_bytes or time.monotonic() > deadline:
+            if num_bytes > self._max_bytes or time.monotonic() > deadline:
                 raise StorageError(
                     "The disk cache of remote caches is too small.",
-                    where=str(self._config.folder),
-                    why=f"it may hold {self._config.max_bytes / 1e9:.2f} GB, one file has {num_bytes / 1e9:.2f}",
+                    where=str(self._folder),
+                    why=f"it may hold {self._max_bytes / 1e9:.2f} GB, one file has {num_bytes / 1e9:.2f}",
                     next_command="give a larger --disk-cache-gb",
                 )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _make_room(self, num_bytes: int, *, used_before: float) -> bool:
         files = []
-        for path in (self._config.folder / "reading").rglob("*"):
+        for path in (self._folder / "reading").rglob("*"):
             with suppress(FileNotFoundError):
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode) and path.suffix != _LOCK:
                     files.append((status.st_atime_ns, status.st_size, path))
         used = sum(size for _, size, _ in files)
         for opened_ns, size, path in sorted(files):
-            if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
+            if used + num_bytes <= self._max_bytes or opened_ns >= used_before:
                 break
             # Shards, and parts of them that a killed process left; not the few kilobytes of metadata.
             if "/c/" in path.as_posix() and not _is_coming_in(path):
                 path.unlink(missing_ok=True)
                 used -= size
-        return used + num_bytes <= self._config.max_bytes
+        return used + num_bytes <= self._max_bytes
 
     def _download(self, name: str, target: Path, entry: FileEntry) -> None:
         state = hashlib.sha256()

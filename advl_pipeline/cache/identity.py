@@ -12,7 +12,6 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
@@ -40,16 +39,10 @@ _EXTRACT_OPTIONS = (
 _UNSAID = {"grid_side": 12, "seed": [0], "ids": [], "shard_rows": 32768, "on_error": "fail"}
 """Defaults that a command need not say."""
 
+Difference = tuple[str, str, str]
+"""One setting that differs: its dotted path, and what was expected and found, as canonical JSON or `ABSENT`."""
+
 _LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """One setting that differs: its dotted path and both values as canonical JSON, or `ABSENT`."""
-
-    path: str
-    expected: str
-    found: str
 
 
 def canonical_json(value: Any) -> bytes:
@@ -80,11 +73,11 @@ def differences(
     if partial:
         right = {keys: value for keys, value in right.items() if keys in left}
     return tuple(
-        Difference(
+        (
             # A key that could be taken for a path is quoted.
-            path=".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys),
-            expected=left.get(keys, ABSENT),
-            found=right.get(keys, ABSENT),
+            ".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys),
+            left.get(keys, ABSENT),
+            right.get(keys, ABSENT),
         )
         for keys in sorted(left.keys() | right.keys())
         if left.get(keys) != right.get(keys)
@@ -94,7 +87,7 @@ def differences(
 def difference_table(rows: tuple[Difference, ...], *, width: int = 44) -> str:
     """Render differences as two columns, long values cut in the middle."""
     header = ("setting", "asked for", "found")
-    cells = [header, *((row.path, _short(row.expected, width), _short(row.found, width)) for row in rows)]
+    cells = [header, *((path, _short(expected, width), _short(found, width)) for path, expected, found in rows)]
     widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
     return "\n".join(
         "    " + "  ".join(text.ljust(size) for text, size in zip(cell, widths, strict=True)) for cell in cells

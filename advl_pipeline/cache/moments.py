@@ -15,11 +15,13 @@ from advl_pipeline.cache.quantise import from_int8
 _BLOCK_ROWS = 4096
 
 
-def sums(values_MD: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """Return (2, D): the sum and the sum of squares of each column, in float64."""
+def sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float64]:
+    """Return (2, D): the sum and the sum of squares of each column; `scale_M` is given where rows are int8 codes."""
     total_2D = np.zeros((2, values_MD.shape[1]))
     for first in range(0, len(values_MD), _BLOCK_ROWS):
-        block_MD = values_MD[first : first + _BLOCK_ROWS].astype(np.float64)
+        block = slice(first, first + _BLOCK_ROWS)
+        rows_MD = values_MD[block] if scale_M is None else from_int8(values_MD[block], scale_M[block])
+        block_MD = rows_MD.astype(np.float64)
         total_2D[0] += block_MD.sum(axis=0)
         np.square(block_MD, out=block_MD)
         total_2D[1] += block_MD.sum(axis=0)
@@ -39,14 +41,3 @@ def mean_and_variance(
     mean_D = total_2D[0] / count
     variance_D = np.maximum(total_2D[1] / count - mean_D**2, 0.0)
     return mean_D.astype(np.float32), variance_D.astype(np.float32)
-
-
-def token_sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64]:
-    """Return (2, D): sum and sum of squares of stored token rows; `scale_M` is given where they are int8 codes."""
-    if scale_M is None:
-        return sums(values_MD)
-    total_2D = np.zeros((2, values_MD.shape[1]))
-    for first in range(0, len(values_MD), _BLOCK_ROWS):
-        block = slice(first, first + _BLOCK_ROWS)
-        total_2D += sums(from_int8(values_MD[block], scale_M[block]))
-    return total_2D

@@ -25,7 +25,7 @@ from advl_pipeline.base.atomic import writing
 from advl_pipeline.base.errors import AdvlError, ConfigError, StorageError, again
 from advl_pipeline.base.locations import Url
 from advl_pipeline.base.packages import needs_extra
-from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
+from advl_pipeline.cache.config import DEFAULT_GB, disk_cache_folder
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
@@ -92,7 +92,7 @@ class ObjectStore(Store):
     are never part of a URL, a record or a message.
 
     Args:
-        disk_cache: where files are kept that are read, or mapped of an unfinished cache.
+        disk_cache_gb: how much this machine keeps of files that are read, or mapped of an unfinished cache.
 
     Raises:
         ConfigError: the extra `s3` is not installed, or the environment's settings make no sense.
@@ -101,15 +101,15 @@ class ObjectStore(Store):
 
     max_file_bytes = _LARGEST_PUT
 
-    def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
+    def __init__(self, url: Url, disk_cache_gb: float = DEFAULT_GB) -> None:
         self.location = self._url = url
-        self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
-        self.locks = self._disk_cache.folder / "locks" / _key_of(str(url).encode())
+        self._disk_cache_gb = disk_cache_gb
+        self.locks = disk_cache_folder() / "locks" / _key_of(str(url).encode())
         self._store = _open(url)
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStore, (self._url, self._disk_cache)
+        return ObjectStore, (self._url, self._disk_cache_gb)
 
     def get(self, name: str) -> bytes:
         import obstore
@@ -125,7 +125,7 @@ class ObjectStore(Store):
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
-        scratch = self._disk_cache.folder / "writing"
+        scratch = disk_cache_folder() / "writing"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             # Without a name: it is gone with its last map, however the process ends.
@@ -200,16 +200,18 @@ class ObjectStore(Store):
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)
-        config = self._disk_cache
+        max_bytes = int(self._disk_cache_gb * 1e9)
         num_bytes = sum(entry.num_bytes for entry in files.values())
-        if num_bytes > config.max_bytes:
+        if num_bytes > max_bytes:
             _log.warning(
                 "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
                 self.location,
                 num_bytes / 1e9,
-                config.max_bytes / 1e9,
+                self._disk_cache_gb,
             )
-        cached = DiskCache(self.location, self.stream, config, files, key=_key_of(record))
+        cached = DiskCache(
+            self.location, self.stream, disk_cache_folder(), files, key=_key_of(record), max_bytes=max_bytes
+        )
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
         return cached

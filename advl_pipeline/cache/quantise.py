@@ -31,7 +31,7 @@ def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float
     """Round to float16, clipping what lies beyond its range; returns also how many values were clipped."""
     in_range_MD, clipped = clip_to_float16(values_MD)
     # Numpy rounds in software, ten times as slowly.
-    return _tensor(in_range_MD).half().numpy(), clipped
+    return as_tensor(in_range_MD).half().numpy(), clipped
 
 
 def clip_to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
@@ -64,7 +64,7 @@ def from_int8(codes_MD: npt.NDArray[np.int8], scale_M: npt.NDArray[np.float32]) 
     block_rows = max(1, _BLOCK_VALUES // codes_MD.shape[1])
     for first in range(0, len(codes_MD), block_rows):
         block = slice(first, first + block_rows)
-        torch.from_numpy(values_MD[block]).copy_(dequantise(_tensor(codes_MD[block]), _tensor(scale_M[block])))
+        torch.from_numpy(values_MD[block]).copy_(dequantise(as_tensor(codes_MD[block]), as_tensor(scale_M[block])))
     return values_MD
 
 
@@ -73,7 +73,7 @@ def dequantise(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return codes.float().mul_(scale[..., None]).half()
 
 
-def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+def as_tensor(values: npt.NDArray[Any]) -> torch.Tensor:
     """Return a tensor over the same memory, or over a copy of what must not be written to, such as a mapped file."""
     import torch  # Here, as looking at a cache needs none.
 

@@ -28,7 +28,7 @@ from advl_pipeline.cache.commit_records import (
     load_complete,
     load_plan,
 )
-from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, recorded_command, require_identity
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.quantise import from_int8
@@ -58,7 +58,7 @@ class TeacherCache:
     provenance: dict[str, Any]
     image: FeatureStore | None
     text: FeatureStore | None
-    disk_cache: DiskCacheConfig | None = None
+    disk_cache_gb: float = DEFAULT_GB
 
     @property
     def teacher_name(self) -> str:
@@ -86,7 +86,7 @@ class TeacherCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps do not travel between processes; a spawned worker opens the cache itself.
-        return partial(open_cache, disk_cache=self.disk_cache), (self.path,)
+        return partial(open_cache, disk_cache_gb=self.disk_cache_gb), (self.path,)
 
 
 MOST_OPEN_FILES = 1 << 16
@@ -96,15 +96,14 @@ def open_cache(
     path: str | os.PathLike[str],
     expect: Mapping[str, Any] | None = None,
     *,
-    disk_cache: DiskCacheConfig | None = None,
+    disk_cache_gb: float = DEFAULT_GB,
 ) -> TeacherCache:
     """Open a complete cache. Shards are mapped when first read.
 
     Args:
         path: the cache's folder, or its URL (s3://, gs://, file://).
         expect: settings that the cache's identity must have; those not mentioned may be anything.
-        disk_cache: where and within which bound a remote cache's files are kept on this machine
-            [default: `config.default_disk_cache`, `config.DEFAULT_GB`].
+        disk_cache_gb: how much of remote caches' files is kept on this machine.
 
     Raises:
         ConfigError: there is no cache.
@@ -117,7 +116,7 @@ def open_cache(
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    store = open_store(parse_location(path), disk_cache)
+    store = open_store(parse_location(path), disk_cache_gb)
     try:
         record = store.get(COMPLETE_RECORD)
     except MissingFile:
@@ -144,7 +143,7 @@ def open_cache(
     stores = {name: FeatureStore(files, name, plan, complete) for name in plan.modalities}
     return TeacherCache(
         path=files.location,
-        disk_cache=disk_cache,
+        disk_cache_gb=disk_cache_gb,
         identity=identity,
         provenance=read_metadata(files, PROVENANCE_FILE),
         image=stores.get("image"),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.layout import ArraySpec, ShardPlan
-from advl_pipeline.cache.moments import sums, token_sums
+from advl_pipeline.cache.moments import sums
 from advl_pipeline.cache.quantise import StoredDtype, clip_to_float16, is_finite, to_float16, to_int8, wide_dtype
 
 
@@ -133,5 +133,5 @@ def staged_content(
     }
     content |= {f"stat-{name}": values_N for name, values_N in stats.items()}
     if values_MD is not None:
-        content["token_sums"] = token_sums(values_MD, scale_M)
+        content["token_sums"] = sums(values_MD, scale_M)
     return content

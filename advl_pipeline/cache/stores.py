@@ -20,7 +20,7 @@ from advl_pipeline.base.errors import CorruptCache, StorageError, again
 from advl_pipeline.base.folders import may_note, require_folder
 from advl_pipeline.base.locations import Location, Url
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
-from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import (
     LOCKS,
@@ -48,15 +48,14 @@ _SMALL_FILE_BYTES = 1 << 28
 _TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
-def open_store(location: Location, disk_cache: DiskCacheConfig | None = None) -> Store:
+def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
     """Return the store at a location; nothing is asked of it yet.
 
     Args:
         location: folder or URL.
-        disk_cache: where, and within which bound, this machine keeps files that lie elsewhere
-            [default: `config.default_disk_cache`, `config.DEFAULT_GB`].
+        disk_cache_gb: how much this machine keeps of files that lie elsewhere.
     """
-    return ObjectStore(location, disk_cache) if isinstance(location, Url) else FolderStore(location)
+    return ObjectStore(location, disk_cache_gb) if isinstance(location, Url) else FolderStore(location)
 
 
 class FolderStore(Store):

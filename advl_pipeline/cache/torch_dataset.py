@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 
 TEACHERS = "teachers"
@@ -87,8 +87,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             if self._tokens and store.has_tokens:
                 values_MD, lengths_B = store.token_features(ids)
                 # One unit alone is a view of a map, which torch must not write to.
-                rows_MD = torch.from_numpy(np.require(values_MD, requirements="W"))
-                for item, tokens_MD in zip(items, torch.split(rows_MD, lengths_B.tolist()), strict=True):
+                tokens = torch.split(as_tensor(values_MD), lengths_B.tolist())
+                for item, tokens_MD in zip(items, tokens, strict=True):
                     item[TEACHERS][name]["tokens"] = tokens_MD
         return items
 

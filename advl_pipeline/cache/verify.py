@@ -43,7 +43,7 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.moments import mean_and_variance, sums, token_sums
+from advl_pipeline.cache.moments import mean_and_variance, sums
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.store import (
@@ -94,9 +94,6 @@ class VerifyReport:
     @property
     def is_sound(self) -> bool:
         return not self.findings
-
-    def bad_paths(self) -> frozenset[str]:
-        return frozenset(self.findings)
 
 
 def verify_cache(location: Location, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
@@ -264,7 +261,7 @@ class StoredNumbers:
         elif kind == "tokens/values":
             scales = self._writer.token_specs(modality).get("scales")
             scale_M = None if scales is None else MappedArray(self._store, scales).shard(shard)[: len(rows)]
-            self._add(modality, "token", token_sums(rows, scale_M))
+            self._add(modality, "token", sums(rows, scale_M))
         return None
 
     def _add(self, modality: str, kind: str, added_2D: npt.NDArray[np.float64]) -> None:

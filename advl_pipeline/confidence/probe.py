@@ -9,7 +9,6 @@ Shapes: N examples, C candidates (1 outside multiple choice), F features, K clas
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +19,6 @@ from scipy.sparse import csr_array
 from scipy.special import expit, log_softmax, logit, softmax
 
 from advl_pipeline.base.logistic import (
-    MAX_ITERATIONS,
     FloatArray,
     Likelihood,
     binary_loss,
@@ -28,7 +26,6 @@ from advl_pipeline.base.logistic import (
     of_candidates,
     of_classes,
     of_soft_labels,
-    penalised_loss,
 )
 from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
 
@@ -137,35 +134,6 @@ def cross_fitted_confidence(
             probability_N[block], outranked_N[block] = head.confidence(data, centred, block)
         progress(len(held_out))
     return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
-
-
-def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_features: int, folds: int) -> float:
-    """Return about how long `cross_fitted_confidence` takes, from one evaluation of a loss of its size.
-
-    Args:
-        num_examples: N.
-        num_outputs: candidates of a choice, else classes.
-        num_features: F.
-    """
-    num_classes = min(num_outputs, MAX_FIT_CLASSES) if kind == "soft-labels" else num_outputs
-    most = min(num_examples, MAX_FIT_EXAMPLES)
-    count = max(1, min(most, MAX_FIT_TARGETS // num_classes) if kind == "soft-labels" else most)
-    generator = np.random.default_rng(0)
-    choice = kind == "choice"
-    features = generator.standard_normal((count * (num_classes if choice else 1), num_features))
-    label_N = generator.integers(0, num_classes, count)
-    likelihood = of_soft_labels(np.zeros((count, num_classes))) if kind == "soft-labels" else of_classes(label_N)
-    objective = penalised_loss(
-        features,
-        of_candidates(label_N) if choice else likelihood,
-        num_examples=count,
-        penalty=DEFAULT_PENALTY,
-        num_outputs=1 if choice else num_classes,
-    )
-    began = time.perf_counter()
-    objective(np.zeros((num_features + 1) * (1 if choice else num_classes)))
-    # Per fold one head to predict with, and about three penalties are tried before the loss rises.
-    return (time.perf_counter() - began) * MAX_ITERATIONS * folds * 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, groupby, islice
@@ -37,7 +37,7 @@ from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
-from advl_pipeline.teachers.interface import EncodedBatch
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 BATCHES_READY = 2
 """Batches that lie ready besides those that are being made ready."""
@@ -75,39 +75,38 @@ def encode_shards(
         ready = partial(in_order, prepare, plans, num_workers=num_workers, name="advl-read")
         before: HostCopy | None = None
         with Prefetcher(ready, limit=BATCHES_READY) as stream:
-            for shard, prepared in stream:
+            for shard, batch in stream:
                 progress.seconds["read"] = stream.seconds_waited
                 copy = None
-                if prepared.units:
+                if units := list(batch[0].values()):
                     with progress.stage("encode"):
-                        copy = HostCopy(source.tower.encode(prepared.prepared), writer.plan.stored_dtype)
+                        copy = HostCopy(source.tower.encode(units), writer.plan.stored_dtype)
                         # A device is given the next batch while it computes this one, and no more.
                         if before is not None:
                             before.wait()
                         before = copy
                 # It goes on once there is room for the next one.
                 with progress.stage("write"):
-                    yield shard, prepared, copy
+                    yield shard, batch, copy
 
     with Prefetcher(encoded, limit=_BATCHES_BEHIND, name="advl-encode") as features:
         for shard, batches in groupby(features, key=itemgetter(0)):
             buffer = writer.new_buffer(source.modality, shard)
-            for _, prepared, copy in batches:
-                _put(buffer, prepared, copy)
-                progress.advance(len(prepared.units) + len(prepared.unreadable))
+            for _, (prepared, unreadable), copy in batches:
+                for position, reason in unreadable.items():
+                    buffer.quarantine(position, reason)
+                if copy is not None:
+                    _put(buffer, prepared, copy)
+                progress.advance(len(prepared) + len(unreadable))
             writer.commit_shard(source.modality, buffer)
 
 
-def _put(buffer: ShardBuffer, batch: PreparedBatch, copy: HostCopy | None) -> None:
-    for position, reason in batch.unreadable.items():
-        buffer.quarantine(position, reason)
-    if copy is None:
-        return
+def _put(buffer: ShardBuffer, units: Mapping[int, PreparedUnit], copy: HostCopy) -> None:
     encoded = copy.wait()
     buffer.clipped += copy.clipped
     global_ND = encoded.global_ND.numpy()
     stats = {name: values.tolist() for name, values in encoded.stats.items()}
-    for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):
+    for row, (position, prepared) in enumerate(units.items()):
         beside = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
         buffer.put(
             position,
@@ -210,10 +209,10 @@ def _fastest(source: Source) -> int:
     looked_at = np.unique(np.linspace(0, num_units - 1, _LOOKED_AT).astype(np.int64)).tolist()
     if source.modality == "image":
         looked_at = looked_at[:: max(1, len(looked_at) // _TRIED)]
-    prepared = source.prepare(looked_at, skip_unreadable=True).prepared
+    prepared, _ = source.prepare(looked_at, skip_unreadable=True)
     if not prepared:
         return SMALLEST
-    longest = sorted(prepared, key=lambda unit: unit.num_tokens)[-_TRIED:]
+    longest = sorted(prepared.values(), key=lambda unit: unit.num_tokens)[-_TRIED:]
     best, best_rate, size = SMALLEST, 0.0, SMALLEST
     while size <= LARGEST:
         units = list(islice(cycle(longest), size))

@@ -16,15 +16,10 @@ import numpy as np
 
 from advl_pipeline.base.errors import StorageError
 from advl_pipeline.cache.writer import CachePlan
-from advl_pipeline.confidence.estimators import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
-from advl_pipeline.confidence.probe import Kind, forecast_seconds
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import plan_batches
-from advl_pipeline.extraction.sources import Source, TokenCounts
-
-_CONFIDENCE_BYTES = 32
-"""Of an example in a set: its id and two numbers."""
+from advl_pipeline.extraction.sources import Source
 
 _SPARE_BYTES = 64_000_000
 """Left free besides a cache: its metadata, and work of the system that a full disk would stop."""
@@ -38,17 +33,15 @@ _TRIED_BYTES = 32_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Cost of one modality, or of confidences, whose units are examples; `seconds` is None without a measurement.
+    """Cost of one modality; `seconds` is None without a measurement.
 
-    Token rows were counted in `num_counted` of the units. With fewer than all of them, rows and bytes are estimates:
-    `margin` is half the width of their 95 % interval, as a share. Where none were counted, for want of the teacher's
-    tokenizer, the words of the texts tell them, and `margin` is None.
+    Token rows were counted in `num_counted` of the units, or told by their words for want of the teacher's tokenizer.
+    With fewer than all units, rows and bytes are estimates.
     """
 
     modality: str
     num_units: int
     num_counted: int
-    margin: float | None
     num_token_rows: int
     num_shards: int
     num_bytes: int
@@ -72,15 +65,14 @@ class Payback:
 
 
 def estimates_of(
-    counts: Mapping[str, TokenCounts], plan: CachePlan, seconds: Mapping[str, float]
+    num_counted: Mapping[str, int], plan: CachePlan, seconds: Mapping[str, float]
 ) -> tuple[Estimate, ...]:
     """Return the cost of each modality of a plan, with the time where it is known."""
     return tuple(
         Estimate(
             modality=modality,
             num_units=placement.num_units,
-            num_counted=counts[modality].num_counted,
-            margin=counts[modality].margin,
+            num_counted=num_counted[modality],
             num_token_rows=int(placement.lengths_N.sum()),
             num_shards=placement.num_shards,
             num_bytes=plan.num_bytes(modality),
@@ -103,50 +95,13 @@ def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: Cac
             )
         ]
         for batch in (batches[len(batches) // 3], batches[2 * len(batches) // 3]):
-            if prepared := source.prepare(batch, skip_unreadable=True).prepared:
+            if units := list(source.prepare(batch, skip_unreadable=True)[0].values()):
                 begin = time.perf_counter()
-                source.tower.encode(prepared).on_cpu()
-                rates.append((time.perf_counter() - begin) / len(prepared))
+                source.tower.encode(units).on_cpu()
+                rates.append((time.perf_counter() - begin) / len(units))
         # The first forward pass also pays for warming up; the second tells more.
         seconds[source.modality] = rates[-1] * placement.num_units
     return seconds
-
-
-def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], dataset: Dataset) -> tuple[Estimate, ...]:
-    """Return the cost of the confidences that follow on encoding; nothing where none are asked for or possible.
-
-    Args:
-        modalities: those to extract, each of which gets heads of its own.
-    """
-    if not config.confidence or not len(dataset):
-        return ()
-    first = dataset[0]
-    if first.label is None and not first.soft_label:
-        return ()
-    choice = first.task in MULTIPLE_CHOICE_TASKS
-    kind: Kind = "choice" if choice else "soft-labels" if head_name(first.task) == "vqa" else "classes"
-    seconds = sum(
-        forecast_seconds(
-            kind,
-            num_examples=len(dataset),
-            num_outputs=len(first.candidates) if choice else len(dataset.label_names(first.task)),
-            num_features=TEXT_DIM if modality == "text" else 3 * (IMAGE_DIM + SKETCH_DIM),
-            folds=config.folds,
-        )
-        for modality in modalities
-    )
-    return (
-        Estimate(
-            modality="confidence",
-            num_units=len(dataset),
-            num_counted=len(dataset),
-            margin=0.0,
-            num_token_rows=0,
-            num_shards=0,
-            num_bytes=len(config.seed) * len(modalities) * len(dataset) * _CONFIDENCE_BYTES,
-            seconds=len(config.seed) * seconds,
-        ),
-    )
 
 
 def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], bytes_per_second: tuple[float, float]) -> Payback:

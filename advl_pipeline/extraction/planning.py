@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from advl_pipeline.base.compute import AUTO
@@ -31,7 +32,6 @@ from advl_pipeline.extraction.forecast import Estimate, estimates_of, require_ro
 from advl_pipeline.extraction.sources import (
     SizedUnits,
     Source,
-    TokenCounts,
     averaged_grid,
     image_tokens_of,
     open_part,
@@ -83,7 +83,7 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
         left_open.append("revision")
     if not left_open:
         return config
-    store = open_store(location_of(config), config.disk_cache_config)
+    store = open_store(location_of(config), config.disk_cache_gb)
     if PROVENANCE_FILE not in store.list("records"):
         return config
     begun = read_metadata(store, PROVENANCE_FILE).get("config", {})
@@ -164,8 +164,10 @@ def plan_sources(
     provenance: Mapping[str, Any] | None = None,
     max_file_bytes: int | None = None,
     at_most: int | None = None,
-) -> tuple[dict[str, TokenCounts], CachePlan]:
+) -> tuple[dict[str, int], CachePlan]:
     """Count the tokens of all units, or of a sample of `at_most` texts, and place the units.
+
+    Returns of how many units of each modality they were counted, and the plan, in which the others repeat the sample.
 
     Args:
         identity, provenance: of a plan that is to be written.
@@ -174,12 +176,13 @@ def plan_sources(
     Raises:
         ConfigError: shards that are too large.
     """
-    counts, shapes, unit_ids = {}, {}, {}
+    num_counted, lengths, shapes, unit_ids = {}, {}, {}, {}
     for source in sources:
         name, is_text = source.modality, source.modality == "text"
         unit_ids[name] = source.unit_ids()
         with tqdm(total=len(unit_ids[name]), desc=f"{name}: counting tokens", unit="unit") as bar:
-            counts[name] = source.count_tokens(progress=bar.update, at_most=at_most)
+            counted_n = source.count_tokens(progress=bar.update, at_most=at_most)
+        num_counted[name], lengths[name] = len(counted_n), np.resize(counted_n, len(unit_ids[name]))
         shapes[name] = ModalityRecord(
             num_units=len(unit_ids[name]),
             global_dim=source.global_dim,
@@ -196,8 +199,7 @@ def plan_sources(
         files={},
         provenance=provenance or {},
     )
-    lengths = {name: count.lengths_N for name, count in counts.items()}
-    return counts, plan_cache(record, unit_ids, lengths, max_file_bytes=max_file_bytes)
+    return num_counted, plan_cache(record, unit_ids, lengths, max_file_bytes=max_file_bytes)
 
 
 def make_plan(
@@ -218,7 +220,7 @@ def make_plan(
         Overtaken: another process made another plan at the same time.
         StorageError: the cache would not fit on the disk.
     """
-    counts, plan = plan_sources(
+    num_counted, plan = plan_sources(
         config,
         sources,
         identity=identity,
@@ -226,7 +228,7 @@ def make_plan(
         max_file_bytes=store.max_file_bytes,
     )
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = estimates_of(counts, plan, {})
+    estimates = estimates_of(num_counted, plan, {})
     if store.folder is not None and repaired is None:
         require_room(store.folder, sum(item.num_bytes for item in estimates))
     begin_cache(store, plan, identity, anew=repaired is not None)

@@ -141,7 +141,7 @@ def recompute(
             unit_id = source.unit_ids()[unit].tobytes().hex()
             if unit_id in store.quarantined:
                 continue
-            encoded = source.tower.encode(source.prepare([unit], skip_unreadable=False).prepared).on_cpu()
+            encoded = source.tower.encode(list(source.prepare([unit], skip_unreadable=False)[0].values())).on_cpu()
             pairs = [(store.global_features([unit_id]), encoded.global_ND.numpy())]
             if store.has_tokens:
                 pairs.append((store.token_features([unit_id])[0], encoded.token_values[0].numpy()))

@@ -104,7 +104,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
             # What makes the cache complete goes first. Records are dealt with shard by shard; the work folder may
             # hold what an interrupted run needs.
             store.delete(COMPLETE_RECORD)
-            bad, kept = report.bad_paths(), ("records/", f"{WORK_FOLDER}/")
+            bad, kept = report.findings.keys(), ("records/", f"{WORK_FOLDER}/")
             store.delete(*(name for name in bad - report.files.keys() if not name.startswith(kept)))
             clear_away(store, bad, report.files)
             planned = {PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE}
@@ -133,7 +133,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
 
 def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
     """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
-    store, placement, damaged = writer.store, writer.placement(modality), report.bad_paths()
+    store, placement, damaged = writer.store, writer.placement(modality), report.findings
 
     def is_sound(path: str) -> bool:
         return path in report.files and path not in damaged

@@ -54,7 +54,6 @@ from advl_pipeline.extraction.forecast import (
     Estimate,
     Payback,
     disk_speed,
-    estimate_confidences,
     estimates_of,
     measured_seconds,
     payback,
@@ -244,8 +243,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             return extract_held(config, store, sources, identity, dataset)
     # Another cache in its place is refused, as it would be by the extraction.
     is_planned(config, store, identity)
-    counts, plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
-    estimates = estimates_of(counts, plan, measured_seconds(config, sources, plan))
+    num_counted, plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
+    estimates = estimates_of(num_counted, plan, measured_seconds(config, sources, plan))
     result = forecast_result(config, estimates, dataset)
     return replace(result, averaged_grid=averaged_grid(sources))
 
@@ -257,7 +256,7 @@ def forecast_result(
     *,
     untimed: WeightsUnavailable | None = None,
 ) -> ExtractResult:
-    """Return the result of a dry run: what the cache and its confidences take, the room there is, when it pays.
+    """Return the result of a dry run: what the cache takes, the room there is, when it pays.
 
     Args:
         estimates: of the modalities.
@@ -274,7 +273,7 @@ def forecast_result(
     return ExtractResult(
         path=location,
         dry_run=True,
-        estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
+        estimates=tuple(estimates),
         free_bytes=free_bytes,
         payback=None if speed is None else payback(estimates, uses_per_epoch(dataset), speed),
         untimed=untimed,
@@ -359,12 +358,12 @@ def _complete_cache(
         # The process of another part has completed the cache at the same time, and removed the work in progress.
         if not writer.is_complete():
             raise
-    return open_cache(store.location, identity, disk_cache=config.disk_cache_config)
+    return open_cache(store.location, identity, disk_cache_gb=config.disk_cache_gb)
 
 
 def store_of(config: ExtractConfig) -> Store:
     """Return the place that a cache is written to."""
-    return open_store(location_of(config), config.disk_cache_config)
+    return open_store(location_of(config), config.disk_cache_gb)
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:

@@ -5,7 +5,6 @@ Of a modality, how many tokens each unit has, and batches made ready for the tea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,7 @@ from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.registry import TeacherCard, card_of
-from advl_pipeline.teachers.text_units import (
-    CoveringTexts,
-    SelectingTextTower,
-)
+from advl_pipeline.teachers.text_units import SelectingTextTower, covering_texts
 
 _TOKENISE_UNITS = 1024
 
@@ -44,26 +40,8 @@ _WORDED_TEXTS = 2_000
 Selection = IndexedDataset | Concatenated | Selected
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenCounts:
-    """Token rows of every unit, (N,); beyond those that were counted they repeat the ones of a sample.
-
-    `margin` is half the width of the 95 % interval of all rows, as a share of them: 0 where all were counted, None
-    where none were.
-    """
-
-    lengths_N: npt.NDArray[np.int32]
-    num_counted: int
-    margin: float | None = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedBatch:
-    """Units made ready for a forward pass, and those that could not be, with the reasons."""
-
-    units: list[int]
-    prepared: list[PreparedUnit]
-    unreadable: dict[int, str]
+PreparedBatch = tuple[dict[int, PreparedUnit], dict[int, str]]
+"""Units made ready for a forward pass, by their positions; and why those could not be that are missing."""
 
 
 class ImageSource:
@@ -87,26 +65,26 @@ class ImageSource:
         """Return the (N, 16) ids of the units, in their order."""
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
-    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
-        """Count the token rows of each unit."""
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> npt.NDArray[np.int32]:
+        """Return the token rows of each unit, (N,)."""
         del at_most  # Of a picture it is known without opening it.
         progress(len(self._units))
         lengths = [0 if self.token_dim is None else self.tower.num_tokens(unit) for unit in self._units]
-        return TokenCounts(lengths_N=np.array(lengths, np.int32), num_counted=len(lengths))
+        return np.array(lengths, np.int32)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         """Make units ready; raises `DatasetError` for one that cannot be read unless those are skipped."""
-        batch = PreparedBatch(units=[], prepared=[], unreadable={})
+        prepared: dict[int, PreparedUnit] = {}
+        unreadable: dict[int, str] = {}
         for position in units:
             unit = self._units[position]
             try:
-                batch.prepared.append(self.tower.prepare(unit))
-                batch.units.append(position)
+                prepared[position] = self.tower.prepare(unit)
             except DatasetError as error:
                 if not skip_unreadable:
                     raise
-                batch.unreadable[position] = f"{unit.path.name}: {error.why or error.what}"
-        return batch
+                unreadable[position] = f"{unit.path.name}: {error.why or error.what}"
+        return prepared, unreadable
 
 
 class TextSource:
@@ -124,8 +102,8 @@ class TextSource:
     def unit_ids(self) -> npt.NDArray[np.uint8]:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
-    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
-        """Count the token rows of each unit, or of a random sample where there are more than `at_most`.
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> npt.NDArray[np.int32]:
+        """Return the token rows of each unit, or of a random sample where there are more than `at_most`.
 
         Raises:
             WeightsUnavailable: the teacher's tokenizer knows hardly any of the texts.
@@ -150,12 +128,11 @@ class TextSource:
                 why=why,
                 next_command=advise(["advl", "teachers", "list"], note="take a teacher of the texts' language"),
             )
-        return repeated(np.array(lengths, np.int32), total)
+        return np.array(lengths, np.int32)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         del skip_unreadable  # A text that was read is readable.
-        prepared = self.tower.prepare([self._units[position] for position in units])
-        return PreparedBatch(units=list(units), prepared=prepared, unreadable={})
+        return dict(zip(units, self.tower.prepare([self._units[position] for position in units]), strict=True)), {}
 
 
 Source = ImageSource | TextSource
@@ -168,16 +145,17 @@ class SizedUnits:
     modality: str
     global_dim: int
     token_dim: int | None
-    counts: TokenCounts
+    num_units: int
+    lengths_n: npt.NDArray[np.int32]
     has_regions: bool = False
 
     def unit_ids(self) -> npt.NDArray[np.uint8]:
-        return np.zeros((len(self.counts.lengths_N), ID_BYTES), np.uint8)
+        return np.zeros((self.num_units, ID_BYTES), np.uint8)
 
-    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> npt.NDArray[np.int32]:
         del at_most
-        progress(len(self.counts.lengths_N))
-        return self.counts
+        progress(self.num_units)
+        return self.lengths_n
 
 
 def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
@@ -206,10 +184,9 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     if teacher.image is not None and pictures:
         sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
     if teacher.text is not None and texts:
-        tower = teacher.text
-        if config.select_texts is not None:
-            covering = CoveringTexts.of_dataset(dataset, config.select_texts)
-            tower = SelectingTextTower(tower, covering)
+        tower, share = teacher.text, config.select_texts
+        if share is not None:
+            tower = SelectingTextTower(tower, covering_texts(dataset, share), share)
         sources.append(TextSource(tower, texts))
     return sources
 
@@ -240,18 +217,6 @@ def units_to_encode(
     return pictures, texts
 
 
-def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:
-    """Return the counts of `total` units of which `counted_n` are a simple random sample, or all.
-
-    The interval is the normal one, with the correction for drawing without replacement from few.
-    """
-    size = len(counted_n)
-    margin = 0.0
-    if 1 < size < total and counted_n.any():
-        margin = 1.96 * float(counted_n.std(ddof=1) / counted_n.mean()) * math.sqrt((1 - size / total) / size)
-    return TokenCounts(lengths_N=np.resize(counted_n, total), num_counted=size, margin=margin)
-
-
 def card_with_sizes(teacher: str) -> TeacherCard | None:
     """Return the card that states the sizes of a teacher's features; None where there is none.
 
@@ -279,16 +244,28 @@ def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) ->
         cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
         rows = {"grid": cells, "none": 0}
         lengths_N = np.array([rows.get(kind, len(unit.boxes_R4)) for unit in pictures], np.int32)
-        counts = TokenCounts(lengths_N=lengths_N, num_counted=len(pictures))
-        token_dim = None if kind == "none" else card.grid_dim
-        sources.append(SizedUnits(modality="image", global_dim=card.image_dim, token_dim=token_dim, counts=counts))
+        sources.append(
+            SizedUnits(
+                modality="image",
+                global_dim=card.image_dim,
+                token_dim=None if kind == "none" else card.grid_dim,
+                num_units=len(pictures),
+                lengths_n=lengths_N,
+            )
+        )
     if texts:
         drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
-        words_N = np.array([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
-        pieces_N = np.minimum(words_N * _PIECES_PER_WORD, card.max_length or np.inf) * (config.select_texts or 1.0)
-        lengths_N = repeated(np.maximum(1, np.rint(pieces_N)).astype(np.int32), len(texts)).lengths_N
-        counts = TokenCounts(lengths_N=lengths_N, num_counted=0, margin=None)
-        sources.append(SizedUnits(modality="text", global_dim=card.text_dim, token_dim=card.token_dim, counts=counts))
+        words_n = np.array([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
+        pieces_n = np.minimum(words_n * _PIECES_PER_WORD, card.max_length or np.inf) * (config.select_texts or 1.0)
+        sources.append(
+            SizedUnits(
+                modality="text",
+                global_dim=card.text_dim,
+                token_dim=card.token_dim,
+                num_units=len(texts),
+                lengths_n=np.maximum(1, np.rint(pieces_n)).astype(np.int32),
+            )
+        )
     return sources
 
 

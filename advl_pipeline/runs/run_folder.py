@@ -103,7 +103,7 @@ class RunFolder:
             raise IdentityMismatch(what, where=str(self.path), why=why, next_command=instead)
         if rows := differences(identity, recorded):
             # What is named first is what people know: a teacher's name before the settings of its layers.
-            rows = tuple(sorted(rows, key=lambda row: (row.path.count("."), row.path)))
+            rows = tuple(sorted(rows, key=lambda row: (row[0].count("."), row[0])))
             raise IdentityMismatch(
                 f"The run folder holds a run with other settings or data ({len(rows)} differ).",
                 where=str(self.path),
@@ -113,7 +113,7 @@ class RunFolder:
 
     def _start_from(self, rows: Sequence[Difference]) -> Advice | None:
         """Return the advice to start from a finished run that is to take more steps; None where more differs."""
-        if not self.result.is_file() or not {row.path for row in rows} <= _LENGTHS:
+        if not self.result.is_file() or not {path for path, _, _ in rows} <= _LENGTHS:
             return None
         free = next(path for number in itertools.count(2) if not (path := Path(f"{self.path}-{number}")).exists())
         note = "it is finished: start from it, in a new folder"

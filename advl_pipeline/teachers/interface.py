@@ -22,15 +22,16 @@ class PreparedUnit:
 
     `num_tokens` is how many token rows the unit will have: known before the forward, so that shards can be planned.
     `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers. Where only
-    some of the tower's tokens become rows, `kept_M` (int32, ascending) says which. Of rows that are regions,
-    `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`. A text of which no piece is in
-    the tokenizer's vocabulary is not `is_known`.
+    some of the tower's tokens become rows, `kept_M` (int32, ascending) says which, of the unit `full`. Of rows that
+    are regions, `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`. A text of which
+    no piece is in the tokenizer's vocabulary is not `is_known`.
     """
 
     inputs: Mapping[str, torch.Tensor]
     num_tokens: int
     char_spans_M2: npt.NDArray[np.int32] | None = None
     kept_M: npt.NDArray[np.int32] | None = None
+    full: PreparedUnit | None = None
     regions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     is_known: bool = True
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,15 +23,8 @@ from advl_pipeline.datasets.records import TextUnit
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.word_pieces import WordPieces
 
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Tokens [start, stop) are read together; of these, [keep_start, keep_stop) are owned by this window."""
-
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
+Window = tuple[int, int, int, int]
+"""Tokens [start, stop) are read together; of these, [first, after), the other two, are owned by this window."""
 
 
 def plan_windows(num_tokens: int, *, capacity: int, overlap: int) -> tuple[Window, ...]:
@@ -49,25 +41,21 @@ def plan_windows(num_tokens: int, *, capacity: int, overlap: int) -> tuple[Windo
     if not 0 <= overlap < capacity:
         raise ValueError(f"overlap {overlap} must be smaller than capacity {capacity}")
     if num_tokens <= capacity:
-        return (Window(0, num_tokens, 0, num_tokens),)
+        return ((0, num_tokens, 0, num_tokens),)
     stride = capacity - overlap
     starts = [*range(0, num_tokens - capacity, stride), num_tokens - capacity]
     cuts = [0]
     cuts += [(later + earlier + capacity) // 2 for earlier, later in itertools.pairwise(starts)]
     cuts.append(num_tokens)
-    return tuple(Window(start, start + capacity, cuts[index], cuts[index + 1]) for index, start in enumerate(starts))
+    return tuple((start, start + capacity, *cut) for start, cut in zip(starts, itertools.pairwise(cuts), strict=True))
 
 
 FORWARD_CHUNK = 256
 """Most windows in one forward pass: a few very long texts must not exhaust the memory."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextFeatures:
-    """What one forward pass gives: global (B, D) and a state per token, special tokens included, (B, L, D')."""
-
-    global_BD: torch.Tensor
-    tokens_BLD: torch.Tensor
+TextFeatures = tuple[torch.Tensor, torch.Tensor]
+"""What one forward pass gives: global (B, D) and a state per token, special tokens included, (B, L, D')."""
 
 
 class TextBackbone(ABC):
@@ -166,15 +154,15 @@ class WordPieceTextTower:
             DatasetError: a text without tokens for a model that adds none of its own.
         """
         prepared: list[PreparedUnit] = []
-        for unit, pieces in zip(units, self.pieces([unit.text for unit in units]), strict=True):
-            if not len(pieces.ids_M) and not self.pieces.prefix and not self.pieces.suffix:
+        for unit, (ids_M, spans_M2, prompt_P) in zip(units, self.pieces([unit.text for unit in units]), strict=True):
+            if not len(ids_M) and not self.pieces.prefix and not self.pieces.suffix:
                 raise DatasetError("A text has no tokens to encode.", where=f"text unit {unit.unit_id}")
             prepared.append(
                 PreparedUnit(
-                    inputs={"ids": torch.from_numpy(pieces.ids_M), "prompt": torch.from_numpy(pieces.prompt_P)},
-                    num_tokens=len(pieces.ids_M),
-                    char_spans_M2=pieces.spans_M2,
-                    is_known=bool((pieces.ids_M != self.pieces.unknown_id).any()),
+                    inputs={"ids": torch.from_numpy(ids_M), "prompt": torch.from_numpy(prompt_P)},
+                    num_tokens=len(ids_M),
+                    char_spans_M2=spans_M2,
+                    is_known=bool((ids_M != self.pieces.unknown_id).any()),
                 )
             )
         return prepared
@@ -183,11 +171,9 @@ class WordPieceTextTower:
         """Encode N texts. Statistic: norm of the global feature before it is scaled to unit length."""
         plans = [plan_windows(unit.num_tokens, capacity=self._capacity, overlap=self._overlap) for unit in units]
         rows = [
-            torch.cat(
-                [self._prefix, unit.inputs["prompt"], unit.inputs["ids"][window.start : window.stop], self._suffix]
-            )
+            torch.cat([self._prefix, unit.inputs["prompt"], unit.inputs["ids"][start:stop], self._suffix])
             for unit, plan in zip(units, plans, strict=True)
-            for window in plan
+            for start, stop, _, _ in plan
         ]
         global_rows: list[torch.Tensor] = []
         token_rows: list[torch.Tensor] = []
@@ -195,26 +181,23 @@ class WordPieceTextTower:
         with torch.inference_mode():
             for start in range(0, len(rows), FORWARD_CHUNK):
                 ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
-                states = self.backbone(ids_BL.to(device), mask_BL.to(device))
-                global_rows.extend(states.global_BD.float())
-                token_rows.extend(states.tokens_BLD.float())
-        first = 0
+                global_BD, tokens_BLD = self.backbone(ids_BL.to(device), mask_BL.to(device))
+                global_rows.extend(global_BD.float())
+                token_rows.extend(tokens_BLD.float())
+        num_before = 0
         global_values: list[torch.Tensor] = []
         token_values: list[torch.Tensor] = []
         for unit, plan in zip(units, plans, strict=True):
             skip = len(self.pieces.prefix) + len(unit.inputs["prompt"])
-            windows = slice(first, first + len(plan))
-            first += len(plan)
+            windows = slice(num_before, num_before := num_before + len(plan))
             global_D = global_rows[windows][0]
             if len(plan) > 1:
-                owned_W = torch.tensor(
-                    [float(window.keep_stop - window.keep_start) for window in plan], device=device
-                )
+                owned_W = torch.tensor([float(after - first) for _, _, first, after in plan], device=device)
                 global_D = (torch.stack(global_rows[windows]) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)
             global_values.append(global_D)
             kept = [
-                states_LD[skip + window.keep_start - window.start : skip + window.keep_stop - window.start]
-                for states_LD, window in zip(token_rows[windows], plan, strict=True)
+                states_LD[skip + first - start : skip + after - start]
+                for states_LD, (start, _, first, after) in zip(token_rows[windows], plan, strict=True)
             ]
             token_values.append(torch.cat(kept))
         global_ND = torch.stack(global_values)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from advl_pipeline.cache.identity import digest
@@ -29,27 +28,25 @@ from advl_pipeline.datasets.words import (
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SelectedUnit(PreparedUnit):
-    """A unit of which some tokens are kept; `full` is what the tower itself prepared."""
-
-    full: PreparedUnit
-
-
 class SelectingTextTower:
-    """A text tower whose token rows are those of some words. Its global features are untouched.
+    """A text tower whose token rows are those of the words with a meaning of some texts; it keeps none of the others.
 
-    Tokens that belong to no word, such as special ones, are not kept.
+    Its global features are untouched. Tokens that belong to no word, such as special ones, are not kept.
+
+    Args:
+        chosen: ids of the texts, as `covering_texts` gives them for the share.
     """
 
-    def __init__(self, tower: TextTower, keeps: CoveringTexts) -> None:
+    def __init__(self, tower: TextTower, chosen: Collection[str], share: float) -> None:
         self._tower = tower
         self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
-        self._keeps = keeps
+        self._chosen, self._share = chosen, share
 
     def describe(self) -> dict[str, Any]:
         """As the tower, and which tokens are kept."""
-        return {**self._tower.describe(), **self._keeps.describe()}
+        kept = "greedy cover of the words with a meaning, of each task"
+        how = {"share": self._share, "texts": kept, "stop_words": digest(sorted(STOP_WORDS))}
+        return {**self._tower.describe(), "kept_texts": how}
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
         """As the tower, with the rows and spans of the kept tokens."""
@@ -57,35 +54,19 @@ class SelectingTextTower:
         for unit, full in zip(units, self._tower.prepare(units), strict=True):
             if full.char_spans_M2 is None:
                 raise ValueError("a text tower gives the characters of each token")
+            words = [not is_function_word(word) and unit.unit_id in self._chosen for word in _lower_words(unit)]
             word_of_token = assign_tokens_to_words(full.char_spans_M2, word_spans(unit.text))
-            kept_M = np.flatnonzero(np.isin(word_of_token, self._keeps.words(unit))).astype(np.int32)
+            kept_M = np.flatnonzero(np.isin(word_of_token, np.flatnonzero(words))).astype(np.int32)
             spans_M2 = full.char_spans_M2[kept_M]
-            selected.append(
-                SelectedUnit(
-                    inputs=full.inputs,
-                    num_tokens=len(kept_M),
-                    char_spans_M2=spans_M2,
-                    kept_M=kept_M,
-                    is_known=full.is_known,
-                    full=full,
-                )
-            )
+            selected.append(replace(full, num_tokens=len(kept_M), char_spans_M2=spans_M2, kept_M=kept_M, full=full))
         return selected
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
         """Encode whole texts; return the rows that are kept."""
-        selected = [unit for unit in units if isinstance(unit, SelectedUnit)]
-        if len(selected) != len(units):
-            raise TypeError("units must come from `prepare` of this tower")
-        encoded = self._tower.encode([unit.full for unit in selected])
-        return EncodedBatch(
-            global_ND=encoded.global_ND,
-            token_values=[
-                rows[torch.from_numpy(unit.kept_M).to(rows.device)]
-                for rows, unit in zip(encoded.token_values, selected, strict=True)
-            ],
-            stats=encoded.stats,
-        )
+        encoded = self._tower.encode([unit.full or unit for unit in units])
+        kept = [torch.from_numpy(unit.kept_M).to(encoded.global_ND.device) for unit in units]
+        values = [rows[kept_M] for rows, kept_M in zip(encoded.token_values, kept, strict=True)]
+        return replace(encoded, token_values=values)
 
 
 def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[int]:
@@ -123,38 +104,19 @@ def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[in
     return chosen
 
 
-@dataclass(frozen=True, kw_only=True)
-class CoveringTexts:
-    """Keeps the words with a meaning of the texts that were chosen, and nothing of the others."""
-
-    share: float
-    chosen: frozenset[str]
-
-    @classmethod
-    def of_dataset(cls, dataset: Dataset, share: float) -> CoveringTexts:
-        """Choose among the texts of each task of a split, since a run of one task reads no others."""
-        of_tasks: dict[Task, dict[str, list[str]]] = {}
-        for task, candidates in map(dataset.candidates_of, range(len(dataset))):
-            words_of = of_tasks.setdefault(task, {})
-            for unit in (candidate.text_unit for candidate in candidates):
-                if unit.unit_id not in words_of:
-                    words_of[unit.unit_id] = [word for word in _lower_words(unit) if not is_function_word(word)]
-        chosen: set[str] = set()
-        for words_of in of_tasks.values():
-            ids = list(words_of)
-            chosen.update(ids[text] for text in cover(list(words_of.values()), share))
-        return cls(share=share, chosen=frozenset(chosen))
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is kept, for the identity of a cache."""
-        kept = "greedy cover of the words with a meaning, of each task"
-        return {"kept_texts": {"share": self.share, "texts": kept, "stop_words": digest(sorted(STOP_WORDS))}}
-
-    def words(self, unit: TextUnit) -> npt.NDArray[np.int64]:
-        """Return the words of a text whose tokens are kept, ascending."""
-        if unit.unit_id not in self.chosen:
-            return np.zeros(0, np.int64)
-        return np.flatnonzero([not is_function_word(word) for word in _lower_words(unit)])
+def covering_texts(dataset: Dataset, share: float) -> frozenset[str]:
+    """Choose among the texts of each task of a split, since a run of one task reads no others; returns their ids."""
+    of_tasks: dict[Task, dict[str, list[str]]] = {}
+    for task, candidates in map(dataset.candidates_of, range(len(dataset))):
+        words_of = of_tasks.setdefault(task, {})
+        for unit in (candidate.text_unit for candidate in candidates):
+            if unit.unit_id not in words_of:
+                words_of[unit.unit_id] = [word for word in _lower_words(unit) if not is_function_word(word)]
+    chosen: set[str] = set()
+    for words_of in of_tasks.values():
+        ids = list(words_of)
+        chosen.update(ids[text] for text in cover(list(words_of.values()), share))
+    return frozenset(chosen)
 
 
 def _lower_words(unit: TextUnit) -> list[str]:

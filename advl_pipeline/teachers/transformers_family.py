@@ -189,10 +189,7 @@ class PairTextBackbone(TextBackbone):
         tower, projection = self.network["tower"], self.network["projection"]
         output = tower(input_ids=ids_BL, attention_mask=mask_BL if self._is_clip else None)
         pooled_BD = output.pooler_output
-        return TextFeatures(
-            global_BD=projection(pooled_BD) if self._is_clip else pooled_BD,
-            tokens_BLD=projection(output.last_hidden_state),
-        )
+        return projection(pooled_BD) if self._is_clip else pooled_BD, projection(output.last_hidden_state)
 
 
 class TransformersVisionBackbone(VisionBackbone):
@@ -241,7 +238,7 @@ class TransformersTextBackbone(TextBackbone):
         pooled_BD = self._pool(states_BLD, mask_BL)
         if self._has_dense:
             pooled_BD = self.network["dense"](pooled_BD.to(states_BLD.dtype))
-        return TextFeatures(global_BD=pooled_BD, tokens_BLD=states_BLD)
+        return pooled_BD, states_BLD
 
     def _pool(self, states_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         if self._pooling == "first token":

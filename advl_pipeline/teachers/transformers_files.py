@@ -20,6 +20,7 @@ from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.base.packages import install_extra
 from advl_pipeline.base.repositories import WEIGHTS, fetch, lacks_vocabulary
+from advl_pipeline.datasets.problems import first_line
 from advl_pipeline.teachers.open_options import OpenOptions
 
 _POOLER = "pooler."
@@ -147,9 +148,3 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,7 +11,6 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,16 +103,11 @@ PROBE_TEXTS = (
 """Texts whose tokens are part of a tokenizer's digest: what it does, whichever library version does it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pieces:
-    """Content tokens of one text: ids (M,) int64 and spans (M, 2) int32 of its characters; ids of a prompt before it.
+Pieces = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""Content tokens of one text: ids (M,) and spans (M, 2) of its characters; and ids of a prompt before it (P,).
 
-    A token over the end of the prompt and the beginning of the text is one of the text.
-    """
-
-    ids_M: npt.NDArray[np.int64]
-    spans_M2: npt.NDArray[np.int32]
-    prompt_P: npt.NDArray[np.int64]
+A token over the end of the prompt and the beginning of the text is one of the text.
+"""
 
 
 class WordPieces:
@@ -133,7 +127,7 @@ class WordPieces:
         self.unknown_id: int | None = tokenizer.unk_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else int(pad)
-        self.prompt_length = len(self([""])[0].prompt_P) + 1 if prompt else 0
+        self.prompt_length = len(self([""])[0][2]) + 1 if prompt else 0
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokenise texts whole, without special tokens."""
@@ -158,7 +152,7 @@ class WordPieces:
     def describe(self) -> dict[str, Any]:
         """Digest of vocabulary and behaviour, special tokens around a text, and where spans come from."""
         vocabulary = sorted(self._tokenizer.get_vocab().items())
-        behaviour = [[pieces.ids_M.tolist(), pieces.spans_M2.tolist()] for pieces in self(PROBE_TEXTS)]
+        behaviour = [[ids_M.tolist(), spans_M2.tolist()] for ids_M, spans_M2, _ in self(PROBE_TEXTS)]
         return {
             "digest": hashlib.sha256(json.dumps([vocabulary, behaviour]).encode()).hexdigest(),
             "prefix": list(self.prefix),
@@ -180,7 +174,7 @@ class WordPieces:
             first += 1
         ids_M = np.asarray(ids, dtype=np.int64)
         of_text_M2 = np.maximum(spans_M2[first:] - np.int32(end), 0)
-        return Pieces(ids_M=ids_M[first:], spans_M2=trim_spans(text, of_text_M2), prompt_P=ids_M[:first])
+        return ids_M[first:], trim_spans(text, of_text_M2), ids_M[:first]
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids that the tokenizer puts before and after a text, read off a text of one letter."""

@@ -19,7 +19,7 @@ from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
-from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
@@ -118,7 +118,7 @@ def open_parts(
     opened = _at_hand(config) if is_early else config
     caches = open_caches(opened)
     region_caches = open_region_caches(
-        opened.regions, splits_read(config), data_root=config.data_root, disk_cache=config.disk_cache_config
+        opened.regions, splits_read(config), data_root=config.data_root, disk_cache_gb=config.disk_cache_gb
     )
     # A cache of a part of the split limits what is seen for every method, so that one compares with another.
     inputs = open_run_inputs(config, caches)
@@ -300,7 +300,7 @@ def open_region_caches(
     splits: Sequence[tuple[str, str]],
     *,
     data_root: Path | None = None,
-    disk_cache: DiskCacheConfig | None = None,
+    disk_cache_gb: float = DEFAULT_GB,
 ) -> list[TeacherCache]:
     """Open the caches that options of regions name; none for crops.
 
@@ -329,7 +329,7 @@ def open_region_caches(
                 why="these are no files of a cache" if are_there else "there is nothing here",
                 next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
             )
-        cache = open_cache(place, disk_cache=disk_cache)
+        cache = open_cache(place, disk_cache_gb=disk_cache_gb)
         if cache.image is None or not cache.image.has_regions:
             raise _other_option("no regions of a detector", cache, "--cache")
         caches.append(cache)
@@ -342,7 +342,7 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     Raises:
         ConfigError: one holds pictures or regions, and not what a teacher says of them.
     """
-    caches = [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
+    caches = [open_cache(path, disk_cache_gb=config.disk_cache_gb) for path in config.cache]
     for cache in caches:
         if cache.teacher_name.startswith(PICTURES):
             raise _other_option("pictures, and no teacher's features", cache, "--pictures")
@@ -365,7 +365,7 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
     """
     method = resolve_method(config)
     distill, adapt, settings = config.distill, config.adapt, method.settings
-    two_steps = method.steps == "two"
+    two_steps = method.num_adapt_steps > 0
     is_relational = distill.distance == "relational"
     holds_words = two_steps and (adapt.anchors or adapt.asks_itself)
     facts = (

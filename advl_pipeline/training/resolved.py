@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from advl_pipeline.base.configuration import option_values
 from advl_pipeline.base.errors import ConfigError, advise, ineffective
@@ -92,7 +92,6 @@ class ResolvedMethod:
     """The method holds every option of it, decided."""
 
     uses_teachers: bool
-    steps: Literal["one", "two"]
     settings: DistillationSettings
     num_adapt_steps: int
 
@@ -104,19 +103,19 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
         ConfigError: options that contradict each other.
     """
     defaults = _DEFAULTS[config.method]
-    steps: Literal["one", "two"] = "two" if takes_two_steps(config) else "one"
+    two_steps = takes_two_steps(config)
     if defaults["teachers"] and not config.cache:
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split]
         cache = ["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"]
         instead = advise(words, note="then the same command with its cache", again=cache)
         raise ConfigError(f"Method {config.method} needs a teacher cache.", next_command=instead)
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
-    learns_answers = steps == "two" and (defaults["teachers"] or config.adapt.asks_itself)
-    if steps == "two" and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
+    learns_answers = two_steps and (defaults["teachers"] or config.adapt.asks_itself)
+    if two_steps and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
         why = f"adapt-objective is {objective}, which learns from teachers alone"
         raise ConfigError(f"The adapt step of {config.method} has nothing to learn.", why=why)
     if config.adapt.answer_weight and not learns_answers:
-        why = "there is no adapt step" if steps == "one" else f"{config.method} has no teacher"
+        why = f"{config.method} has no teacher" if two_steps else "there is no adapt step"
         raise ineffective("--answer-weight", why=why)
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {name: value for name, value in option_values(config).items() if name in names}
@@ -126,9 +125,8 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
         decided["answer_weight"] = float(learns_answers and has_words and not config.hide_picture)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
-        steps=steps,
         settings=DistillationSettings(**{**options, **decided}),
-        num_adapt_steps=config.adapt.adapt_steps if steps == "two" else 0,
+        num_adapt_steps=config.adapt.adapt_steps if two_steps else 0,
     )
     if config.hide_picture:
         _check_hidden_picture(method, confidence=config.confidence)

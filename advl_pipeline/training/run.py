@@ -211,7 +211,7 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
     student = build_finetune_student(run)
     teachers = [cache.teacher_name for cache in asked.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
-    stored = use_stored_pictures(student, config.pictures, splits_read(config), disk_cache=config.disk_cache_config)
+    stored = use_stored_pictures(student, config.pictures, splits_read(config), disk_cache_gb=config.disk_cache_gb)
     stored += use_region_caches(student, asked.region_caches)
     # Without a teacher, but with the regions that the tokens of a batch count among theirs.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)

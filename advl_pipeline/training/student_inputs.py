@@ -20,8 +20,9 @@ from advl_pipeline.base.errors import ConfigError, DatasetError, advise, ineffec
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
-from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import require_identity
+from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Dataset, ImageUnit, head_name
@@ -257,7 +258,7 @@ class StoredPictures(_OfCaches, DecodedPictures):
             rows = rows.reshape(-1, 3, size, size)
             if held_B.all():
                 # One unit alone is a view of a map, which torch must not write to.
-                return torch.from_numpy(np.require(rows, requirements="W"))
+                return as_tensor(rows)
             pixels = pixels if len(pixels) else np.empty((len(units), 3, size, size), np.uint8)
             pixels[held_B] = rows
             wanted_B &= ~held_B
@@ -274,7 +275,7 @@ def use_stored_pictures(
     given: Sequence[Location],
     splits: Sequence[tuple[str, str]],
     *,
-    disk_cache: DiskCacheConfig | None = None,
+    disk_cache_gb: float = DEFAULT_GB,
 ) -> list[str]:
     """Let a student read pictures that are stored, and return a line about each place that they come from.
 
@@ -282,7 +283,7 @@ def use_stored_pictures(
         student: whose source of pictures is replaced, where there are any.
         given: caches of pictures; without, those that lie where `advl prepare` puts them are taken.
         splits: dataset and split of what is read.
-        disk_cache: where files of remote caches are kept.
+        disk_cache_gb: how much of remote caches is kept here.
 
     Raises:
         ConfigError: pictures are given to a student that reads none. IdentityMismatch: they are of another size.
@@ -297,7 +298,7 @@ def use_stored_pictures(
         default_cache(f"{PICTURES}{size}", dataset_label(dataset), split) for dataset, split in dict.fromkeys(splits)
     ]
     places = given or [place for place in usual if (place / COMPLETE_RECORD).is_file()]
-    caches = [open_cache(place, disk_cache=disk_cache) for place in places]
+    caches = [open_cache(place, disk_cache_gb=disk_cache_gb) for place in places]
     for cache in caches:
         expected = {"teacher": {"image": SquarePictures(size).describe()}}
         words = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]

@@ -17,7 +17,6 @@ import pytest
 from advl_pipeline.base.errors import CorruptCache, StorageError
 from advl_pipeline.base.locations import parse_location
 from advl_pipeline.base.process_lock import process_lock
-from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import FileEntry
 
@@ -43,10 +42,16 @@ class Objects:
 
 
 def reader(folder: Path, objects: Objects, *, num_files: int = 40) -> DiskCache:
-    config = DiskCacheConfig(folder=folder, max_bytes=num_files * len(CONTENT))
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
     location = parse_location("s3://bucket/cache")
-    return DiskCache(location, objects.stream, config, dict.fromkeys(NAMES, entry), key="a-cache")
+    return DiskCache(
+        location,
+        objects.stream,
+        folder,
+        dict.fromkeys(NAMES, entry),
+        key="a-cache",
+        max_bytes=num_files * len(CONTENT),
+    )
 
 
 def read(files: DiskCache, name: str = NAMES[0]) -> bytes:

@@ -90,7 +90,7 @@ def test_positions_that_overrun_are_refused(cache_path: Path, name: str, value: 
 
 def test_units_that_overlap_are_named(cache_path: Path) -> None:
     forge_array(cache_path, "text/tokens/starts", lambda rows: rows.__setitem__(1, rows[0]))
-    assert "text/tokens/starts" in verify_cache(cache_path).bad_paths()
+    assert "text/tokens/starts" in verify_cache(cache_path).findings
 
 
 @pytest.mark.parametrize("span", [(-1, 3), (5, 2), (0, -(2**31))])
@@ -102,7 +102,7 @@ def test_senseless_spans_are_refused(cache_path: Path, span: tuple[int, int]) ->
     store = open_cache(cache_path).text
     with pytest.raises(CorruptCache, match="span"):
         store.char_spans(list(store.ids))
-    assert name in verify_cache(cache_path).bad_paths()
+    assert name in verify_cache(cache_path).findings
 
 
 @pytest.mark.parametrize("num_units", [2**60, 2**31, -1, 0, "many", 10**400])
@@ -166,7 +166,7 @@ def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -
         reseal(cache_path, {name: render_json(json.loads(raw) | change)}, lambda record: None)
         with pytest.raises(CorruptCache, match="not what the plan"):
             open_cache(cache_path)
-        assert name in verify_cache(cache_path).bad_paths()
+        assert name in verify_cache(cache_path).findings
         reseal(cache_path, {name: raw}, lambda record: None)
 
 

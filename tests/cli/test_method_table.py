@@ -34,7 +34,7 @@ def default_of(name: str) -> object:
     if value is not None:
         return value
     method = resolve_method(config)
-    return method.steps if name == "steps" else getattr(method.settings, name)
+    return "two" if name == "steps" and method.num_adapt_steps else getattr(method.settings, name)
 
 
 def choices_of(name: str) -> set[str]:

@@ -29,7 +29,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import remote_pictures
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import Selected
-from advl_pipeline.teachers.text_units import CoveringTexts
+from advl_pipeline.teachers.text_units import covering_texts
 
 PICTURE_BYTES = 100_000
 GROUP_ROWS = 4
@@ -74,7 +74,7 @@ def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.M
     assert counted.num_bytes < 0.1 * PICTURE_BYTES * len(samples), "rows are read without their pictures"
     before = counted.num_bytes
     for dataset in (train, drawn):
-        CoveringTexts.of_dataset(dataset, 0.5)
+        covering_texts(dataset, 0.5)
     assert counted.num_bytes == before, "texts are chosen without a picture"
     pictures = drawn.image_units()
     assert {picture.path.read_bytes() for picture in pictures} <= {sample.picture for sample in samples}

@@ -80,7 +80,7 @@ def test_every_file_is_vouched_for_and_opening_misses_none(pristine: Path, cache
     for number, (name, content) in enumerate(tree_bytes(pristine / "cache").items(), start=first):
         damage = DAMAGES[number % len(DAMAGES)]
         spoil(cache / name, damage, original=pristine / "cache" / name, place=0.5 if damage == "flip" else 1.0)
-        assert name in verify_cache(cache).bad_paths(), name
+        assert name in verify_cache(cache).findings, name
         # Sets of confidences are checked when they are read, and changes of shards before a training.
         if damage != "flip" and "confidence" not in name:
             with pytest.raises(CorruptCache) as caught:
@@ -333,7 +333,7 @@ def test_any_flipped_bit_is_found(pristine: Path, tmp_path: Path, data: st.DataO
     damaged = bytearray(content)
     damaged[position] ^= 1 << data.draw(st.integers(0, 7))
     (cache / name).write_bytes(damaged)
-    assert name in verify_cache(cache).bad_paths()
+    assert name in verify_cache(cache).findings
     (cache / name).write_bytes(content)
 
 

@@ -19,7 +19,7 @@ from tiny_extraction import tiny_extract, tree_bytes
 from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
 from advl_pipeline.base.locations import Url, parse_location
 from advl_pipeline.cache.commands import run_info, run_prune
-from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
+from advl_pipeline.cache.config import InfoConfig, PruneConfig
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
@@ -69,13 +69,13 @@ def test_same_bytes_as_in_a_folder(url: Url, tmp_path: Path) -> None:
         open_cache(url)
 
 
-def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path) -> None:
+def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_extract(tmp_path / "data", tmp_path / "folder", dtype="int8")
     upload(url, tree_bytes(tmp_path / "folder"))
     # Less than the cache.
     total = sum(len(content) for content in objects(url).values())
-    bound = DiskCacheConfig(folder=tmp_path / "small", max_bytes=total * 9 // 10)
-    remote, local = open_cache(url, disk_cache=bound), open_cache(tmp_path / "folder")
+    bound = total * 9 // 10
+    remote, local = open_cache(url, disk_cache_gb=bound / 1e9), open_cache(tmp_path / "folder")
     for name, store in local.stores().items():
         ids = list(store.ids)
         np.testing.assert_array_equal(remote.stores()[name].global_features(ids), store.global_features(ids))
@@ -88,11 +88,12 @@ def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path) -> None:
                 found = remote.stores()[name].stored_tokens(batch)
                 for here, there in zip(store.stored_tokens(batch), found, strict=True):
                     np.testing.assert_array_equal(there, here)
-            kept = [path for path in (tmp_path / "small/reading").rglob("*") if path.suffix != ".lock"]
+            kept = [path for path in (tmp_path / "disk-cache/reading").rglob("*") if path.suffix != ".lock"]
             used = sum(path.stat().st_size for path in kept if path.is_file())
-            assert used <= bound.max_bytes
+            assert used <= bound
+    monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "none"))
     with pytest.raises(StorageError, match="too small"):
-        open_cache(url, disk_cache=DiskCacheConfig(folder=tmp_path / "none", max_bytes=10))
+        open_cache(url, disk_cache_gb=1e-8)
 
 
 def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) -> None:

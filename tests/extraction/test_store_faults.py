@@ -19,7 +19,6 @@ from tiny_extraction import tiny_extract, tree_bytes
 from advl_pipeline.base.errors import StorageError
 from advl_pipeline.base.locations import Url
 from advl_pipeline.cache import object_store
-from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 
@@ -58,10 +57,9 @@ def test_work_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Pat
     assert objects(url) == tree_bytes(folder / "cache")
     local = open_cache(folder / "cache").stores()["text"]
     ids = list(local.ids)
-    with serve_faults(s3_server, *PASSING) as store, environment_of(store.environment):
-        text = open_cache(url, disk_cache=DiskCacheConfig(folder=tmp_path / "empty", max_bytes=1 << 30)).stores()[
-            "text"
-        ]
+    empty = {"ADVL_DISK_CACHE": str(tmp_path / "empty")}
+    with serve_faults(s3_server, *PASSING) as store, environment_of({**store.environment, **empty}):
+        text = open_cache(url).stores()["text"]
         for first in range(0, len(ids), 8):
             some = ids[first : first + 8]
             np.testing.assert_array_equal(text.token_features(some)[0], local.token_features(some)[0])

@@ -157,9 +157,9 @@ def test_a_teachers_tokens_meet_the_students_at_the_same_words(
     read, tokenizer = pieces(kind)
     candidate = made(context, answer)
     text = candidate.text
-    (word_pieces,) = read([text])
-    spans = [(start, end) for start, end in word_pieces.spans_M2.tolist() if end > start]
-    for token, (start, end) in zip(word_pieces.ids_M.tolist(), word_pieces.spans_M2.tolist(), strict=True):
+    ((ids_M, spans_M2, _),) = read([text])
+    spans = [(start, end) for start, end in spans_M2.tolist() if end > start]
+    for token, (start, end) in zip(ids_M.tolist(), spans_M2.tolist(), strict=True):
         decoded = tokenizer.decode([token], clean_up_tokenization_spaces=False)
         piece = tokenizer.convert_ids_to_tokens(token)
         if piece not in SPECIALS[kind] and "\ufffd" not in decoded:

@@ -17,7 +17,6 @@ class HeldFeatures:
         tokens: Mapping[str, Any],
         *,
         moments: tuple[float, float] | None = None,
-        spans: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Hold global features and token features.
 
@@ -25,11 +24,10 @@ class HeldFeatures:
             rows: unit -> (D,).
             tokens: unit -> (M, D).
             moments: mean and variance of every dimension; by default those of what is held.
-            spans: of the characters of each unit's tokens.
         """
         self._rows = {unit: np.asarray(row, np.float16) for unit, row in rows.items()}
         self._tokens = {unit: np.asarray(rows, np.float16) for unit, rows in tokens.items()}
-        self._spans, self.has_tokens = spans, bool(tokens)
+        self.has_tokens = bool(tokens)
         for name, held in (("global", np.stack(list(rows.values()))), ("token", [*tokens.values()])):
             if not len(held):
                 continue
@@ -52,9 +50,6 @@ class HeldFeatures:
     def stored_tokens(self, ids: Sequence[str]) -> Any:
         rows, lengths = self.token_features(ids)
         return rows, None, lengths
-
-    def char_spans(self, ids: Sequence[str]) -> Any:
-        return np.array([span for _ in ids for span in self._spans], np.int32)
 
     def begin_epoch(self) -> None: ...
 

@@ -11,14 +11,18 @@ from typing import Any
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_pipeline.base.configuration import build_config
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import Dataset, Example, Task
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import FinetuneResult, run_finetune
+from advl_pipeline.training.signals.stored_signals import SignalSource
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class SmallCorpus:
     def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
         """Evaluate a run, by default on test; return what was found of each set."""
         return run_evaluate(EvaluateConfig(run=run, data_root=self.data_root, **changes)).sets
+
+
+def signals_of(*caches: Path) -> SignalSource:
+    """Return the signals of teachers, a cache of each."""
+    return SignalSource([cached_teacher(open_cache(cache)) for cache in caches], prior=fit_word_prior(["a dog"]))
 
 
 def _toml_line(entry: tuple[str, Any]) -> str:

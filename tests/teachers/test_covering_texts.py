@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from dataset_mirrors import snli_ve_record, write_lines
+from tiny_extraction import TinyTextTower
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import Selected
-from advl_pipeline.teachers.text_units import CoveringTexts, cover
+from advl_pipeline.teachers.text_units import SelectingTextTower, cover, covering_texts
 
 
 def cover_by_looking_at_all(words_of_texts: list[list[str]], share: float) -> list[int]:
@@ -65,18 +66,20 @@ def dataset_of(texts_of_tasks: dict[str, list[str]]) -> Any:
 def test_kept_are_the_words_with_a_meaning_of_the_chosen_texts() -> None:
     texts = ["the small heron", "the small heron.", "a red kite", "is the otter"]
     units = [TextUnit(unit_id=f"vcr-q2a: {text}", text=text) for text in texts]
-    keeps = CoveringTexts.of_dataset(dataset_of({"vcr-q2a": texts}), 0.6)
-    assert keeps.chosen == {units[0].unit_id, units[2].unit_id, units[3].unit_id}
-    assert keeps.words(units[0]).tolist() == [1, 2]
-    assert keeps.words(units[1]).tolist() == []
-    assert keeps.words(units[3]).tolist() == [2]
+    chosen = covering_texts(dataset_of({"vcr-q2a": texts}), 0.6)
+    assert chosen == {units[0].unit_id, units[2].unit_id, units[3].unit_id}
+    prepared = SelectingTextTower(TinyTextTower(), chosen, 0.6).prepare(units)
+    kept = [
+        [unit.text[start:end] for start, end in one.char_spans_M2] for unit, one in zip(units, prepared, strict=True)
+    ]
+    assert kept == [["small", "heron"], [], ["red", "kite"], ["otter"]]
 
 
 def test_each_task_has_texts_of_its_own() -> None:
     """One that reads the answers alone would otherwise find no words that the rationales had covered before."""
     answers, rationales = ["a heron", "an otter"], ["the heron is above the otter", "the otter is small"]
-    keeps = CoveringTexts.of_dataset(dataset_of({"vcr-qa2r": rationales, "vcr-q2a": answers}), 0.5)
-    assert keeps.chosen == {"vcr-qa2r: the heron is above the otter", "vcr-q2a: a heron"}
+    chosen = covering_texts(dataset_of({"vcr-qa2r": rationales, "vcr-q2a": answers}), 0.5)
+    assert chosen == {"vcr-qa2r: the heron is above the otter", "vcr-q2a: a heron"}
 
 
 def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None:
@@ -88,6 +91,6 @@ def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None
     assert [len(dataset.text_units()) for dataset in (whole, union, part)] == [8, 12, 3]
     for dataset in (whole, union, part):
         texts = {unit.unit_id for unit in dataset.text_units()}
-        assert CoveringTexts.of_dataset(dataset, 1.0).chosen == texts
+        assert covering_texts(dataset, 1.0) == texts
     with pytest.raises(DatasetError, match="malformed"):
         whole.image_units()

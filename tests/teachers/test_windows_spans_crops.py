@@ -22,16 +22,15 @@ edges = st.floats(-50, 250, width=32)
 def test_windows_own_every_token_once_and_overlap(num_tokens: int, capacity: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, capacity - 1))
     windows = plan_windows(num_tokens, capacity=capacity, overlap=overlap)
-    owned = [token for window in windows for token in range(window.keep_start, window.keep_stop)]
-    assert owned == list(range(num_tokens))
-    for window in windows:
-        assert window.start <= window.keep_start <= window.keep_stop <= window.stop <= num_tokens
-        assert window.stop - window.start <= capacity
-    for earlier, later in itertools.pairwise(windows):
-        assert earlier.stop - later.start >= overlap
+    assert [token for _, _, first, after in windows for token in range(first, after)] == list(range(num_tokens))
+    for start, stop, first, after in windows:
+        assert start <= first <= after <= stop <= num_tokens
+        assert stop - start <= capacity
+    for (_, stop, _, after), (start, _, first, _) in itertools.pairwise(windows):
+        assert stop - start >= overlap
         # Every owned token has at least half of the overlap as context on the side where its window ends.
-        assert earlier.stop - earlier.keep_stop >= overlap // 2
-        assert later.keep_start - later.start >= overlap // 2
+        assert stop - after >= overlap // 2
+        assert first - start >= overlap // 2
 
 
 @given(st.tuples(edges, edges, edges, edges), st.integers(1, 200), st.integers(1, 200))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from advl_pipeline.training.landmarks.naming import NameQuestion, NamingGate, naming_gate
+from advl_pipeline.training.landmarks.naming import NamingGate, naming_gate
 
 NUM_NAMES, WIDTH, NUM_CANDIDATES = 12, 16, 4
 
@@ -22,14 +22,7 @@ def gate_of(
         chosen_C = torch.randperm(NUM_NAMES, generator=generator)[:NUM_CANDIDATES]
         label = int(torch.randint(NUM_CANDIDATES, (), generator=generator))
         region_H = region_of(names_KH[chosen_C[label]], generator)
-        questions.append(
-            NameQuestion(
-                regions_CH=region_H.expand(NUM_CANDIDATES, -1),
-                words_CH=names_KH[chosen_C],
-                label=label,
-                cluster=f"picture {number}",
-            )
-        )
+        questions.append((region_H.expand(NUM_CANDIDATES, -1), names_KH[chosen_C], label, f"picture {number}"))
     gate = naming_gate(questions)
     assert gate is not None
     return gate
@@ -55,5 +48,4 @@ def test_regions_without_names_gain_nothing_and_neither_do_those_that_are_named_
 
 
 def test_pictures_of_one_fold_are_no_gate() -> None:
-    question = NameQuestion(regions_CH=torch.ones(4, 3), words_CH=torch.ones(4, 3), label=0, cluster="one")
-    assert naming_gate([question] * 40) is None
+    assert naming_gate([(torch.ones(4, 3), torch.ones(4, 3), 0, "one")] * 40) is None

@@ -8,16 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_corpus import SmallCorpus
+from small_corpus import SmallCorpus, signals_of
 
-from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.landmarks import readout
 from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
-from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
 def nodes(count: int = 300, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,8 +85,7 @@ def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
     monkeypatch.setattr(readout, "some_of", watched)
     monkeypatch.setattr(readout, "MAX_REGIONS", 32)
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=tasks)
-    source = SignalSource([cached_teacher(open_cache(small_corpus.caches[1]))], prior=fit_word_prior(["a dog"]))
-    take_readout(build_student("scenes-small"), dataset, range(len(dataset)), source)
+    take_readout(build_student("scenes-small"), dataset, range(len(dataset)), signals_of(small_corpus.caches[1]))
     assert 24 <= sum(bounds) <= 32
 
 

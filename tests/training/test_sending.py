@@ -9,16 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_corpus import SmallCorpus
+from small_corpus import SmallCorpus, signals_of
 
 from advl_pipeline.base.tensors import with_tensors
-from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batches import TrainingBatch, collate_batch, in_pinned_memory, received, send_ahead
-from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "relevance_NW")
 
@@ -28,9 +24,7 @@ def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory
     """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
     codes = small_corpus.extract(tmp_path_factory.mktemp("codes") / "minilm-l6", dtype="int8", confidence=False)
     dataset, examples = small_corpus.dataset(), small_corpus.examples(number=4)
-    prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
-    places = [next(path for path in small_corpus.caches if "efficientnet" in path.name), codes]
-    source = SignalSource([cached_teacher(open_cache(place)) for place in places], prior=prior)
+    source = signals_of(small_corpus.caches[1], codes)
     return collate_batch(examples, dataset, build_student("scenes-small"), source, labelled=False)
 
 

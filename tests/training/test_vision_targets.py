@@ -15,13 +15,12 @@ from live_teacher import teachers_run
 from own_rows import choice_row, write_json_lines
 from PIL import Image
 from run_logs import load_json
-from small_corpus import SmallCorpus
+from small_corpus import SmallCorpus, signals_of
 from tiny_chat_models import write_tiny
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
@@ -30,7 +29,6 @@ from advl_pipeline.students.chat_pictures import family_facts
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.signals.teaching import choose_vision_targets
 
 
@@ -43,9 +41,8 @@ def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFacto
 
 def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
     dataset = small_corpus.dataset()
-    source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]))
     (choice,), read = choose_vision_targets(
-        DistillationSettings(**settings), student, dataset, range(len(dataset)), source
+        DistillationSettings(**settings), student, dataset, range(len(dataset)), signals_of(cache)
     )
     return choice, read
 
@@ -174,7 +171,7 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
     write_tiny("internvl", tmp_path)
     student = build_student("chat", weights=tmp_path)
     dataset = open_dataset(str(strips[0]), split="train")
-    source = SignalSource([cached_teacher(open_cache(strips[1]))], prior=fit_word_prior(["a picture"]))
+    source = signals_of(strips[1])
     (choice,), read = choose_vision_targets(DistillationSettings(), student, dataset, range(len(dataset)), source)
     assert read.teachers[0].image_places is None
     assert "the whole picture; 0 of 0 patches" in choice.line()
@@ -185,9 +182,9 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
     dataset = small_corpus.dataset()
-    source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]))
     settings = DistillationSettings(pathway="text")
-    choices, read = choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source)
+    student, source = build_student("vilt-tiny"), signals_of(grid_cache)
+    choices, read = choose_vision_targets(settings, student, dataset, [0], source)
     assert choices == []
     assert read.teachers[0].image_places is None
 

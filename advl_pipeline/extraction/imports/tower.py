@@ -115,25 +115,18 @@ class ImportedTower:
                 for (ndim, width, has_whole), unit in kinds.items()
             ]
             raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(examples[:2]))
-        (((self._ndim, self.global_dim, self._has_whole), _),) = kinds.items()
+        (((ndim, self.global_dim, self._has_whole), _),) = kinds.items()
         self.token_dim = self.global_dim
         self.has_regions = bool(features.regions)
-        self.are_boxes = self._ndim == 2 and all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
+        self.tokens: Literal["boxes", "grid", "none"] = "none"
+        """What token features there are: one row per box, a grid, or none."""
+        if ndim == 2:
+            are_boxes = all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
+            self.tokens = "boxes" if are_boxes or self.has_regions else "grid"
         self._digest = state.hexdigest()
 
-    @property
-    def has_tokens(self) -> bool:
-        return self._ndim == 2
-
-    @property
-    def tokens(self) -> Literal["boxes", "grid", "none"]:
-        """What token features there are: one row per box, a grid, or none."""
-        if not self.has_tokens:
-            return "none"
-        return "boxes" if self.are_boxes or self.has_regions else "grid"
-
     def describe(self) -> dict[str, Any]:
-        is_mean = self.has_tokens and not self._has_whole
+        is_mean = self.tokens != "none" and not self._has_whole
         return {
             "kind": "imported regions" if self.has_regions else "imported features",
             "content_digest": self._digest,

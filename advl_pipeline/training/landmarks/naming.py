@@ -95,14 +95,9 @@ def said_of_boxes(
     return said_NW, region_NH, said_NW.any(1) & (place_NR.sum(1) > 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NameQuestion:
-    """A labelled question for a name: what each candidate points at, and the words that it says of it."""
-
-    regions_CH: torch.Tensor
-    words_CH: torch.Tensor
-    label: int
-    cluster: str
+NameQuestion = tuple[torch.Tensor, torch.Tensor, int, str]
+"""A labelled question for a name: what each candidate points at, and the words that it says of it, (C, H); the label,
+and the picture."""
 
 
 @torch.no_grad()
@@ -124,27 +119,20 @@ def name_questions(start: StudentAtStart, dataset: Dataset, positions: Sequence[
         for example in census.examples:
             rows = slice(first, first := first + len(example.candidates))
             if example.label is not None and bool(is_name_N[rows].all()):
-                questions.append(
-                    NameQuestion(
-                        regions_CH=regions_NH[rows].cpu(),
-                        words_CH=words_NH[rows].cpu(),
-                        label=example.label,
-                        cluster=example.cluster,
-                    )
-                )
+                questions.append((regions_NH[rows].cpu(), words_NH[rows].cpu(), example.label, example.cluster))
     return questions
 
 
 def naming_gate(questions: Sequence[NameQuestion]) -> NamingGate | None:
     """Return how the questions are answered; None where they are of too few pictures for the folds."""
-    clusters = sorted({question.cluster for question in questions})
+    clusters = sorted({cluster for *_, cluster in questions})
     if len(clusters) < NUM_FOLDS:
         return None
     fold_of = {cluster: number % NUM_FOLDS for number, cluster in enumerate(clusters)}
-    folds = [[question for question in questions if fold_of[question.cluster] == fold] for fold in range(NUM_FOLDS)]
+    folds = [[question for question in questions if fold_of[question[3]] == fold] for fold in range(NUM_FOLDS)]
     in_order = [question for fold in folds for question in fold]
-    true_Q = [question.label for question in in_order]
-    own_Q = [_answer(question, question.regions_CH) for question in in_order]
+    true_Q = [label for _, _, label, _ in in_order]
+    own_Q = [_answer(regions_CH, words_CH) for regions_CH, words_CH, *_ in in_order]
 
     def right(answer_Q: Sequence[int]) -> float:
         return 100 * fmean(answer == label for answer, label in zip(answer_Q, true_Q, strict=True))
@@ -154,22 +142,22 @@ def naming_gate(questions: Sequence[NameQuestion]) -> NamingGate | None:
 
     return NamingGate(
         num_asked=len(in_order),
-        chance=100 * fmean(1 / len(question.words_CH) for question in in_order),
+        chance=100 * fmean(1 / len(words_CH) for _, words_CH, *_ in in_order),
         as_it_is=right(own_Q),
         own_names=after_map(own_Q),
         true_names=after_map(true_Q),
     )
 
 
-def _answer(question: NameQuestion, regions_CH: torch.Tensor) -> int:
-    return int(functional.cosine_similarity(regions_CH, question.words_CH, dim=-1).argmax())
+def _answer(regions_CH: torch.Tensor, words_CH: torch.Tensor) -> int:
+    return int(functional.cosine_similarity(regions_CH, words_CH, dim=-1).argmax())
 
 
 def _answers_after_map(folds: Sequence[Sequence[NameQuestion]], name_Q: Sequence[int], penalty: float) -> list[int]:
     """Return the answers of all folds, each after the map from regions to names that was fitted on the others."""
     questions = [question for fold in folds for question in fold]
-    region_QH = torch.stack([q.regions_CH[name] for q, name in zip(questions, name_Q, strict=True)])
-    name_QH = torch.stack([q.words_CH[name] for q, name in zip(questions, name_Q, strict=True)])
+    region_QH = torch.stack([question[0][name] for question, name in zip(questions, name_Q, strict=True)])
+    name_QH = torch.stack([question[1][name] for question, name in zip(questions, name_Q, strict=True)])
     fold_Q = torch.tensor([number for number, fold in enumerate(folds) for _ in fold])
     answers = []
     for number, fold in enumerate(folds):
@@ -181,5 +169,5 @@ def _answers_after_map(folds: Sequence[Sequence[NameQuestion]], name_Q: Sequence
         map_HH = torch.linalg.solve(
             gram_HH + ridge * torch.eye(len(gram_HH)), centred_QH.T @ (name_QH[is_seen_Q] - name_H)
         )
-        answers += [_answer(question, (question.regions_CH - region_H) @ map_HH + name_H) for question in fold]
+        answers += [_answer((regions_CH - region_H) @ map_HH + name_H, words_CH) for regions_CH, words_CH, *_ in fold]
     return answers

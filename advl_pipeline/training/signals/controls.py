@@ -115,7 +115,6 @@ class Shuffled(Control):
 class MovedCells(Control):
     """The cells of a picture's grid in an order of each picture's own; without a seed all by half the grid."""
 
-    name: str
     seed: int | None
 
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
@@ -201,5 +200,5 @@ def control_of(config: FinetuneConfig) -> Control:
     """Return the control that `--teacher-control` asks for."""
     name, seed = config.teacher_control, config.seed
     if name in ("shuffle-cells", "shift-grid"):
-        return MovedCells(name, seed if name == "shuffle-cells" else None)
+        return MovedCells(seed if name == "shuffle-cells" else None)
     return {"none": NO_CONTROL, "shuffle": Shuffled(seed), "own-tokens": OwnTokens()}[name]

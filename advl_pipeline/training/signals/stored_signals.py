@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
 from advl_pipeline.distillation.relational import compared_words, seen_regions
@@ -209,13 +210,8 @@ class SignalSource:
         variance_D: npt.NDArray[np.float32],
     ) -> Features:
         return Features(
-            values_MD=_tensor(values),
-            scale_M=None if scales is None else _tensor(scales),
+            values_MD=as_tensor(values),
+            scale_M=None if scales is None else as_tensor(scales),
             mean_D=torch.from_numpy(np.array(mean_D)),
             variance_D=torch.from_numpy(np.array(variance_D)),
         )
-
-
-def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
-    # What maps a file cannot be handed to torch as it is.
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
