@@ -1,4 +1,4 @@
-"""Confidence from caches: what a probe can see, identities, storing, zero-shot, refusals."""
+"""Confidence from caches: what a probe can see, identities, storing, refusals."""
 
 from __future__ import annotations
 
@@ -194,30 +194,16 @@ def test_features_hold_no_labels() -> None:
         np.testing.assert_array_equal(with_labels, without)
 
 
-def test_zero_shot_is_the_softmax_of_scaled_cosines() -> None:
-    dataset = FakeDataset(30)
-    caches = caches_of(dataset, scale=20.0)
-    (found,) = confidences(dataset, caches, estimator="zero-shot").values()
-    example = dataset[3]
-    image = caches[0].image.global_features([example.image.unit_id])[0].astype(np.float64)
-    texts = caches[0].text.global_features([choice.text_unit.unit_id for choice in example.candidates])
-    logits = [20 * text @ image / np.linalg.norm(text) / np.linalg.norm(image) for text in texts.astype(np.float64)]
-    expected = np.exp(logits) / np.exp(logits).sum()
-    assert example.label is not None
-    assert found[3] == pytest.approx(expected[example.label], abs=2e-3)
-    with pytest.raises(ConfigError, match="aligned pair"):
-        confidences(dataset, caches_of(dataset), estimator="zero-shot")
-    vqa = FakeDataset(10, task="vqa")
-    with pytest.raises(ConfigError, match="multiple choice"):
-        confidences(vqa, caches_of(vqa, scale=20.0), estimator="zero-shot")
-
-
 def test_what_cannot_be_estimated_is_refused() -> None:
     dataset = FakeDataset(10)
     caches = caches_of(dataset, text=False)
     assert set(confidences(dataset, caches)) == {"vision"}
-    with pytest.raises(ConfigError, match="aligned pair"):
-        confidences(dataset, caches, estimator="zero-shot")
+    for apart in (caches, caches_of(dataset)):
+        with pytest.raises(ConfigError, match="aligned pair"):
+            confidences(dataset, apart, estimator="zero-shot")
+    vqa = FakeDataset(10, task="vqa")
+    with pytest.raises(ConfigError, match="multiple choice"):
+        confidences(vqa, caches_of(vqa, scale=20.0), estimator="zero-shot")
     with pytest.raises(DatasetError, match="not in this split"):
         confidences(dataset, caches, example_ids=["e1", "e99"])
     with pytest.raises(DatasetError, match="no label"):

@@ -140,14 +140,6 @@ def test_scores_and_labels_of_other_folds_do_matter() -> None:
     assert (after[fold_N == 0] < 0.2).mean() > 0.9
 
 
-def test_informative_features_give_high_confidence_and_noise_gives_chance() -> None:
-    fold_N = folds_of(100)
-    assert cross_fitted_probability(choice_data(100, informative=True), fold_N).mean() > 0.85
-    noise = cross_fitted_probability(choice_data(100, informative=False, seed=1), fold_N)
-    assert noise.mean() == pytest.approx(0.25, abs=0.03)
-    assert noise.max() < 0.6
-
-
 def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
     """Against an independent formulation, minimised without our gradient."""
     data = choice_data(40, informative=True, width=3)
@@ -168,18 +160,6 @@ def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
     assert loss(head.weight_FO[:, 0]) == pytest.approx(reference.fun, abs=1e-5)
 
 
-def test_the_order_of_candidates_does_not_matter() -> None:
-    data = choice_data(80, informative=True)
-    assert data.label_N is not None
-    order = np.array([2, 0, 3, 1])
-    turned = ProbeData(
-        kind="choice", features_NCF=data.features_NCF[:, order], label_N=np.argsort(order)[data.label_N]
-    )
-    np.testing.assert_allclose(
-        cross_fitted_probability(data, folds_of(80)), cross_fitted_probability(turned, folds_of(80)), atol=1e-3
-    )
-
-
 def test_absent_candidates_take_no_part() -> None:
     """Padding an example with candidates that it lacks changes nothing, whatever the padding holds."""
     data = choice_data(60, informative=True)
@@ -191,22 +171,6 @@ def test_absent_candidates_take_no_part() -> None:
     np.testing.assert_allclose(
         cross_fitted_probability(wide, folds_of(60)), cross_fitted_probability(data, folds_of(60)), atol=1e-4
     )
-
-
-def test_soft_labels_weigh_the_classes_by_their_scores() -> None:
-    generator = np.random.default_rng(0)
-    kind_N = generator.integers(0, 3, 150)
-    features = generator.standard_normal((150, 1, 24)).astype(np.float32)
-    features[np.arange(150), 0, kind_N] += 6.0
-    scores = np.zeros((150, 4), np.float32)
-    scores[np.arange(150), kind_N] = 1.0
-    scores[:, 3] = 0.3
-    scores[7] = 0.0
-    data = ProbeData(kind="soft-labels", features_NCF=features, score_NK=csr_array(scores), num_classes=4)
-    found = cross_fitted_probability(data, folds_of(150))
-    assert found[7] == 0.0
-    # The right class is nearly certain, the fourth has probability 0.3 at weight 0.3: (1 * p + .3 * .3) / 1.3.
-    assert np.delete(found, 7).mean() == pytest.approx((0.9 + 0.09) / 1.3, abs=0.08)
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""Distances against loops in numpy, and their invariances."""
+"""Distances against loops in numpy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from advl_pipeline.distillation.projected import distance
 from advl_pipeline.distillation.signal import standardise
@@ -44,14 +42,6 @@ def test_equals_the_loop(kind: str) -> None:
     a, b = rng.normal(size=(5, 12)), rng.normal(size=(5, 12)) * 3 + 1
     found = distance(torch.tensor(a), torch.tensor(b), kind)
     np.testing.assert_allclose(found.numpy(), distance_by_loop(a, b, kind), rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(scale=st.floats(0.5, 20.0), shift=st.floats(-5.0, 5.0))
-@settings(max_examples=15, deadline=None)
-def test_ignores_scale_and_shift_of_the_teacher(kind: str, scale: float, shift: float) -> None:
-    a, b = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), torch.randn(4, 16)
-    torch.testing.assert_close(distance(a, b, kind), distance(a, b * scale + shift, kind), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

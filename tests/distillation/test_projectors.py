@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.base.configuration import unused_options
-from advl_pipeline.distillation.projected import Projections, TokenNorm, projected_vision
+from advl_pipeline.distillation.projected import Projections, projected_vision
 from advl_pipeline.distillation.settings import Projector
 from advl_pipeline.distillation.signal import Features, VisionSignal
 from advl_pipeline.students.interface import StudentOutput
@@ -102,13 +102,6 @@ def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> No
     assert float(states_NRH.grad.abs().sum()) > 0
     learned = [parameter.grad is not None for parameter in projections.parameters()]
     assert not any(learned) if kind == "frozen" else all(learned)
-
-
-def test_token_norm_takes_no_part_of_what_does_not_count() -> None:
-    norm, states_NRH = TokenNorm(H), draw(N, R, H, seed=3)
-    mask_NR = targets().region_mask_BS
-    changed_NRH = torch.where(mask_NR[..., None], states_NRH, 1e3)
-    torch.testing.assert_close(norm(states_NRH, mask_NR)[mask_NR], norm(changed_NRH, mask_NR)[mask_NR])
 
 
 FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}
