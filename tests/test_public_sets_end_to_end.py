@@ -57,7 +57,6 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     cache = Path("caches/minilm-l6", TRAINED_ON, "train-shots8-seed0")
     revision = load_card(TRAINED_ON).facts["files"].rpartition("@")[2][:12]
     assert open_cache(cache).identity["dataset"]["name"] == f"{TRAINED_ON}@{revision}"
-    # The usual student is trained by the commands from a hub below.
     small = ("--student", "scenes-small", "--batch-size", 4)
     short = (*small, "--num-steps", 2, "--adapt-steps", 2, "--confidence-folds", 2)
     words = ("--data", TRAINED_ON, "--cache", cache, "--shots", 8, "--output", "runs/mine", *short)
@@ -97,7 +96,7 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
 _COMMANDS = """
 extract --teacher minilm-l6 --data aokvqa --shots 6 --no-confidence
 finetune --data aokvqa --cache caches/minilm-l6/aokvqa/train-shots6-seed0 --shots 6 --output {output} --num-steps 2
- --adapt-steps 2 --batch-size 4 --confidence-folds 2
+ --student scenes-small --adapt-steps 2 --batch-size 4 --confidence-folds 2
 evaluate {output} --on val --on cv-bench/test --on pope/test --probe none
 """
 
