@@ -15,14 +15,19 @@ from run_logs import losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
+ADAPT_STEPS, FINETUNE_STEPS = 6, 14
+NUM_STEPS = ADAPT_STEPS + FINETUNE_STEPS
+
 
 def finetune_command(corpus: SmallCorpus, output: Path, *, checkpoint_every: int = 2) -> list[str]:
     """Return a finetune of both steps by `advl`, by default with a checkpoint every other step."""
     caches = [part for cache in corpus.caches for part in ("--cache", str(cache))]
     return [
         *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
-        *("--data-root", str(corpus.data_root), "--output", str(output), "--num-steps", "28"),
-        *("--adapt-steps", "12", "--batch-size", "4", "--confidence-folds", "2"),
+        *("--data-root", str(corpus.data_root), "--output", str(output), "--num-steps", str(FINETUNE_STEPS)),
+        *("--adapt-steps", str(ADAPT_STEPS), "--batch-size", "4", "--confidence-folds", "2"),
+        # Words of full width would be most of a checkpoint, and checkpoints most of the run.
+        *("--student-option", "word_size=16"),
         *("--checkpoint-every", str(checkpoint_every)),
         *caches,
     ]
@@ -105,14 +110,14 @@ def stop_and_resume_finetune(
     code, messages = process.wait(), process.messages()
     what = f"stopped after {moment:.3f} s"
     if code == 0 and (output / "result.json").exists():
-        num_logged = 40
+        num_logged = NUM_STEPS
     elif code != 130 or "the same command again" not in messages or "Traceback" in messages:
         raise AssertionError(f"{what}: exit code {code}: {messages[-2000:]}")
     else:
         log = output / "metrics.jsonl"
         num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
     resumed_messages = _finished(start_advl(*command))
-    if 0 < num_logged < 40 and f"resumes at step {num_logged + 1} " not in resumed_messages:
+    if 0 < num_logged < NUM_STEPS and f"resumes at step {num_logged + 1} " not in resumed_messages:
         raise AssertionError(
             f"{what} with {num_logged} steps logged, and resumed elsewhere: {resumed_messages[-2000:]}"
         )

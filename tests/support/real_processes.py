@@ -13,10 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -94,6 +95,13 @@ def start(target: Callable[..., None], *arguments: Any, **environment: str) -> R
 def start_advl(*words: object, **environment: str) -> Running:
     """Run `advl` with these words in a process of its own."""
     return start(main, [str(word) for word in words], **environment)
+
+
+def main_with(attributes: Mapping[str, object], words: Sequence[str]) -> None:
+    """Run `advl` with attributes of modules changed, such as how often a checkpoint is written; for `start`."""
+    for name, value in attributes.items():
+        mock.patch(name, value).start()
+    main(list(words))
 
 
 def run_script(path: Path, arguments: Sequence[str], folder: Path) -> None:

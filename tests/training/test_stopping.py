@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from chaos_finetune import (
+    NUM_STEPS,
     finetune_command,
     reference_finetune,
     require_equal,
@@ -18,7 +19,7 @@ from chaos_finetune import (
     train_in_threads,
 )
 from commands import complaint, printed
-from real_processes import Running, start_advl
+from real_processes import Running, main_with, start, start_advl
 from run_logs import load_json, metrics
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,9 +36,9 @@ def test_a_signal_ends_a_finetuning_after_its_step_and_the_same_command_goes_on(
     small_corpus: Any, tmp_path: Path, reference: Reference
 ) -> None:
     computed, span = reference
-    steps = stop_and_resume_finetune(small_corpus, computed, 0.4 * span, tmp_path / "run", number=signal.SIGINT)
+    steps = stop_and_resume_finetune(small_corpus, computed, 0.5 * span, tmp_path / "run", number=signal.SIGINT)
     # It had no checkpoint of its own: without the one that the signal left it would have begun anew.
-    assert 0 < steps < 40
+    assert 0 < steps < NUM_STEPS
 
 
 def require_there(process: Running, file: Path) -> None:
@@ -68,11 +69,12 @@ def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def words(output: Path) -> list[object]:
-        steps = ("--warmup-steps", 120, "--joint-steps", 10, "--batch-size", 4)
+        steps = ("--warmup-steps", 40, "--joint-steps", 4, "--batch-size", 4)
         return ["scenes", "pretrain", "--data-root", small_corpus.data_root, "--output", output, *steps]
 
-    stopped = start_advl(*words(tmp_path / "stopped"))
-    # Its first checkpoint, of step 100: before it there is no folder.
+    often = {"advl_data.scenes.pretrain.CHECKPOINT_EVERY": 8}
+    stopped = start(main_with, often, list(map(str, words(tmp_path / "stopped"))))
+    # Before its first checkpoint there is no folder.
     require_there(stopped, tmp_path / "stopped" / "checkpoint.safetensors")
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 130, stopped.messages()
@@ -109,7 +111,7 @@ shots = [8]
 seeds = [0, 1]
 
 [training]
-num_steps = 60
+num_steps = 30
 batch_size = 4
 checkpoint_every = 1000
 
@@ -147,8 +149,8 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
     for steps in finished.values():
         assert f"resumes at step {steps + 1} " in messages
     for cell in (file.parent for file in cells.glob("*/run.json")):
-        assert load_json(cell / "result.json")["num_steps"] == 60
-        assert [record["step"] for record in metrics(cell)] == list(range(60))
+        assert load_json(cell / "result.json")["num_steps"] == 30
+        assert [record["step"] for record in metrics(cell)] == list(range(30))
         assert (cell / "evaluation" / "val.json").exists()
 
 
