@@ -11,8 +11,8 @@ SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --num-compositional 40 --num-shift-inputs 200
 DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
-# Each takes a core and up to two gigabytes.
-TEST_WORKERS ?= 3
+# Each takes a core and up to two gigabytes, and half a minute to import and collect before it runs a test.
+TEST_WORKERS ?= 2
 
 # What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
 STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full \
@@ -97,7 +97,7 @@ study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU
 	@for name in $(STUDIES); do $(ADVL) study "$$name" --workers $(STUDY_WORKERS) && $(ADVL) report "runs/studies/$$name" || exit 1; done
 
 test: $(STAMP) lint ## Lint, types, tests, and the wheel from outside the tree
-	@# Types and the wheel take one core each, so they run beside the tests.
+	@# Types and the wheel take what the tests leave of two cores while they wait.
 	$(MAKE) --no-print-directory -j3 unit types wheel
 
 lint: $(STAMP) ## Check style
@@ -109,7 +109,7 @@ format: $(STAMP) ## Apply the style
 	$(BIN)/ruff format .
 
 types: $(STAMP) ## Check types (mypy strict)
-	$(BIN)/mypy
+	nice $(BIN)/mypy
 
 # Files are shared out, so that what the tests of one file share is made once.
 unit: $(STAMP)
@@ -136,7 +136,7 @@ test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster
 
 wheel: $(STAMP) ## Use the wheel outside the tree: README's example of one's own data, in a bare environment
-	OMP_NUM_THREADS=1 $(BIN)/python tests/check_wheel.py
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/check_wheel.py
 
 walk: $(STAMP) ## The same in a fresh clone and a fresh environment, which pip fills (minutes)
 	$(BIN)/python tests/check_wheel.py --fresh
