@@ -18,9 +18,9 @@ from synthetic_runs import TRIVIAL, made_up_result
 from advl_pipeline.reporting.page import page_of
 
 WATCHER = """<!doctype html><meta charset="utf-8"><title>watcher</title>
-<iframe src="report.html" style="width:WIDTHpx;height:800px;border:0"></iframe><pre></pre>
+FRAMES<pre></pre>
 <script>
-const frame = document.querySelector("iframe");
+const seen = [];
 function luminance([r, g, b]) {
   const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   return 0.2126 * x + 0.7152 * y + 0.0722 * z;
@@ -38,12 +38,12 @@ function contrast(view, element) {
   const [low, high] = [ink, luminance(paper)].sort((a, b) => a - b);
   return (high + 0.05) / (low + 0.05);
 }
-frame.addEventListener("load", () => {
+document.querySelectorAll("iframe").forEach((frame, place) => frame.addEventListener("load", () => {
   for (const details of frame.contentDocument.querySelectorAll("details")) details.open = true;
   // What the page does when they open comes first.
-  setTimeout(look, 100);
-});
-function look() {
+  setTimeout(() => look(frame, place), 100);
+}));
+function look(frame, place) {
   const page = frame.contentDocument, view = frame.contentWindow;
   const name = e => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.textContent.trim().slice(0, 30)}`;
   const told = [...page.body.querySelectorAll("*")].filter(e =>
@@ -84,13 +84,14 @@ function look() {
   chip.click();
   const dimmed = page.querySelectorAll("g.series.dim").length, pressed = chip.getAttribute("aria-pressed");
   chip.click();
-  document.querySelector("pre").textContent = JSON.stringify({
+  seen[place] = {
     width: page.documentElement.scrollWidth, texts: told.length, faint, acting: acting.length, unreached, dimmed,
     tables: page.querySelectorAll("table").length, cut: cut.map(name), silent, overlapping,
     gaps,
     pressed, left: page.querySelectorAll("g.series.dim").length,
     paper: view.getComputedStyle(page.body).backgroundColor,
-  });
+  };
+  document.querySelector("pre").textContent = JSON.stringify(seen);
 }
 </script>
 """
@@ -109,17 +110,20 @@ def browse(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=True)
 
 
-def watch(page_text: str, folder: Path, *, width: int, dark: bool) -> dict[str, Any]:
-    """Lay the page out at a width and say what was seen in it."""
+def watch(page_text: str, folder: Path, *widths: int, dark: bool) -> list[dict[str, Any]]:
+    """Lay the page out at each of the widths and say what was seen in it."""
     (folder / "report.html").write_text(page_text, encoding="utf-8")
     watcher = folder / "watcher.html"
-    watcher.write_text(WATCHER.replace("WIDTH", str(width)), encoding="utf-8")
+    frame = '<iframe src="report.html" style="width:{}px;height:800px;border:0"></iframe>'
+    watcher.write_text(WATCHER.replace("FRAMES", "".join(map(frame.format, widths))), encoding="utf-8")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     seen = browse(watcher, "--allow-file-access-from-files", "--window-size=1400,1000", scheme)
     assert "CONSOLE" not in seen.stderr
     found = re.search(r"<pre>(.*?)</pre>", seen.stdout, flags=re.DOTALL)
     assert found, seen.stderr
-    result: dict[str, Any] = json.loads(unescape(found[1]))
+    result: list[dict[str, Any]] = json.loads(unescape(found[1]))
+    assert len(result) == len(widths)
+    assert all(result)
     return result
 
 
@@ -131,7 +135,7 @@ def test_the_browser_tells_of_a_script_that_the_pages_policy_does_not_know(page_
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)], ids=["phone-light", "desk-dark"])
 def test_the_page_is_readable_and_in_reach(width: int, dark: bool, page_text: str, tmp_path: Path) -> None:
-    seen = watch(page_text, tmp_path, width=width, dark=dark)
+    (seen,) = watch(page_text, tmp_path, width, dark=dark)
     assert seen["width"] <= width
     assert (seen["paper"] == "rgb(20, 23, 26)") == dark
     assert seen["texts"] > 200
@@ -159,14 +163,14 @@ def demo_like() -> str:
     return page_of(result, data_root=None, num_examples=0)
 
 
-@pytest.mark.parametrize("width", [400, 800, 1200])
-def test_no_table_is_cut_unless_it_says_so_and_no_cells_overlap(width: int, demo_like: str, tmp_path: Path) -> None:
-    seen = watch(demo_like, tmp_path, width=width, dark=False)
-    assert seen["tables"] > 5
-    assert (seen["silent"], seen["overlapping"]) == ([], [])
-    if width > 400:
-        assert seen["cut"] == []
-        assert set(seen["gaps"]) == {0}
+def test_no_table_is_cut_unless_it_says_so_and_no_cells_overlap(demo_like: str, tmp_path: Path) -> None:
+    widths = (400, 800, 1200)
+    for width, seen in zip(widths, watch(demo_like, tmp_path, *widths, dark=False), strict=True):
+        assert seen["tables"] > 5, width
+        assert (seen["silent"], seen["overlapping"]) == ([], []), width
+        if width > 400:
+            assert seen["cut"] == [], width
+            assert set(seen["gaps"]) == {0}, width
 
 
 def test_the_watcher_notices(page_text: str, tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_the_watcher_notices(page_text: str, tmp_path: Path) -> None:
     spoilt = spoilt.replace("</style>", ".spoilt { width: 900px; color: #bbb !important; }</style>")
     spoilt = spoilt.replace("</style>", "table.main td:nth-child(2) { position: relative; left: 100px; }</style>")
     spoilt = spoilt.replace("</style>", ".scroll.cut::before { content: none; }</style>")
-    seen = watch(spoilt, tmp_path, width=390, dark=False)
+    (seen,) = watch(spoilt, tmp_path, 390, dark=False)
     assert seen["width"] > 390
     assert seen["silent"] != []
     assert seen["overlapping"] != []
